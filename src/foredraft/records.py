@@ -1,0 +1,241 @@
+"""The nouns on the arrows between the rooms, as typed documents on disk.
+
+Promises: every record is frozen, an unknown key is an error, a value that was not measured is None (never 0), and a file is
+written whole or not at all. Refuses to know: how anything in a record is computed.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all records: frozen, keyword-only, strict about keys, silent about what is missing."""
+
+
+def _require(record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()) -> None:
+    """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN never."""
+    for name in (*positive, *non_negative, *unit):
+        value = getattr(record, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is None:
+                continue
+            if not math.isfinite(item):
+                raise ValueError(f"{name} must be a finite number, got {item}")
+            if name in positive and item <= 0:
+                raise ValueError(f"{name} must be positive, got {item}")
+            if item < 0:
+                raise ValueError(f"{name} must not be negative, got {item}")
+            if name in unit and item > 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {item}")
+
+
+class Provenance(Record):
+    """Where a number comes from. `trust` is one of raw_logs, repository, paper, derived, read_off_plot, secondary, own, assumed."""
+
+    source: str
+    trust: str = "own"
+    note: str | None = None
+    command: str | None = None
+    versions: dict[str, str] = {}
+    created: str | None = None
+
+
+class Machine(Record):
+    """One accelerator (or CPU) as the cost law sees it; rates are the maker's dense peaks, effective ones are fitted by `laws.cost`.
+
+    Units: bytes, bytes/s, FLOP/s per dtype, seconds. `link_bytes_per_s` is one device's one-way bandwidth to its peers.
+    """
+
+    name: str
+    memory_bytes: float
+    bandwidth_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    source: str
+    link_bytes_per_s: float | None = None
+    link_latency_s: float | None = None
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self, positive=("memory_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s"), non_negative=("link_latency_s",))
+        for dtype, rate in self.flops_per_s.items():
+            if not rate > 0:
+                raise ValueError(f"flops_per_s[{dtype}] must be positive, got {rate}")
+
+
+class Workload(Record):
+    """What the server is asked to do: mean prompt and answer lengths in tokens, and the concurrencies of interest with their weights."""
+
+    input_len: float
+    output_len: float
+    concurrency: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
+    temperature: float = 0.0
+    dataset: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self, positive=("input_len", "output_len", "concurrency"), non_negative=("weights", "temperature"))
+        if not self.concurrency:
+            raise ValueError("concurrency must name at least one value")
+        if self.weights is not None and (len(self.weights) != len(self.concurrency) or sum(self.weights) <= 0):
+            raise ValueError(f"weights must give one non-negative weight per concurrency ({len(self.concurrency)}), not all 0")
+
+
+class Estimate(Record):
+    """A number with its interval. `extrapolates` names the inputs that left the range of the data behind it."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    source: str
+    level: float = 0.9
+    extrapolates: tuple[str, ...] = ()
+
+
+class Observation(Record):
+    """One measurement: what was run, the dials, and what came out. What was not measured is None.
+
+    `run` is the cluster that a bootstrap resamples. `tokens_per_step` (τ) includes the bonus token. `survival[i-1]` is P(at least i
+    draft tokens accepted), joint, not conditional. `accept_prob` (α) is per token and `accept_kind` says which: greedy
+    P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q). `pooling` says whether τ is pooled over steps or a mean over requests.
+    `concurrency` counts clients of a server, `batch_size` sequences in a fixed batch. Perplexities are in their own tokenizer, named.
+    """
+
+    run: str
+    target: str
+    method: str
+    provenance: Provenance
+    draft: str | None = None
+    dataset: str | None = None
+    temperature: float | None = None
+    engine: str | None = None
+    machine: str | None = None
+    tensor_parallel: int | None = None
+    dtype: str | None = None
+    # dials
+    target_params: float | None = None
+    target_tokens: float | None = None
+    draft_params: float | None = None
+    draft_tokens: float | None = None
+    draft_layers: int | None = None
+    lookahead: int | None = None
+    topk: int | None = None
+    tree_nodes: int | None = None
+    concurrency: int | None = None
+    batch_size: int | None = None
+    input_len: float | None = None
+    output_len: float | None = None
+    num_requests: int | None = None
+    # outcomes
+    steps: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    tokens_per_step: float | None = None
+    pooling: str | None = None
+    survival: tuple[float, ...] | None = None
+    accept_prob: float | None = None
+    accept_kind: str | None = None
+    cost_ratio: float | None = None
+    output_tok_s: float | None = None
+    speedup: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    itl_s: float | None = None
+    kv_cache_tokens: int | None = None
+    model_bytes: float | None = None
+    loss: float | None = None
+    target_perplexity: float | None = None
+    draft_perplexity: float | None = None
+    target_tokenizer: str | None = None
+    draft_tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self,
+            positive=(
+                "target_params", "target_tokens", "draft_params", "draft_tokens", "draft_layers", "topk", "concurrency", "batch_size",
+                "tensor_parallel", "output_tok_s", "speedup", "input_len", "output_len", "num_requests", "tokens_per_step", "loss",
+                "target_perplexity", "draft_perplexity", "tpot_s", "itl_s",
+            ),
+            non_negative=(
+                "lookahead", "tree_nodes", "temperature", "steps", "drafted", "accepted", "ttft_s", "kv_cache_tokens", "model_bytes", "cost_ratio",
+            ),
+            unit=("survival", "accept_prob"),
+        )  # fmt: skip
+        if self.accepted is not None and self.drafted is not None and self.accepted > self.drafted:
+            raise ValueError(f"accepted ({self.accepted}) must not exceed drafted ({self.drafted})")
+        if self.tokens_per_step is not None and self.tokens_per_step < 1:
+            raise ValueError(f"tokens_per_step counts the bonus token and so is at least 1, got {self.tokens_per_step}")
+
+
+class Fit(Record):
+    """A fitted law as a value: parameters, bootstrap draws, the range of the data, and what to distrust.
+
+    `draws` has one row per bootstrap draw in the order of `parameters`. `held_out_error` is the mean absolute error on the largest run,
+    left out of a fit of its own, in the units of `output`; `rivals` gives the same for the other forms tried on the same data.
+    """
+
+    law: str
+    formula: str
+    output: str
+    parameters: dict[str, float]
+    draws: tuple[tuple[float, ...], ...]
+    domain: dict[str, tuple[float, float]]
+    num_observations: int
+    num_clusters: int
+    residual_sd: float
+    held_out_error: float | None = None
+    rivals: dict[str, float] = {}
+    at_bound: tuple[str, ...] = ()
+    provenance: tuple[Provenance, ...] = ()
+
+
+def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
+    """Decode JSON into `kind`; raise ValueError with one line that names the file and the field."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def read(kind: type[T], path: str | Path) -> T:
+    """Read one JSON document."""
+    return decode(kind, Path(path).read_bytes(), name=str(path))
+
+
+def read_lines(kind: type[T], path: str | Path) -> list[T]:
+    """Read JSON lines; raise ValueError naming the line; an empty file is an error."""
+    lines = Path(path).read_text().splitlines()
+    records = [decode(kind, line, name=f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise ValueError(f"{path}: no records in the file")
+    return records
+
+
+def write(path: str | Path, record: Any) -> None:
+    """Write one JSON document, indented, atomically."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(record, order="deterministic" if isinstance(record, dict) else None), indent=1) + b"\n")
+
+
+def write_lines(path: str | Path, records: Iterable[Any]) -> None:
+    """Write JSON lines, atomically."""
+    write_bytes(path, msgspec.json.Encoder().encode_lines(list(records)))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace the file at `path` in one step, so that a crash leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
