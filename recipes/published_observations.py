@@ -2,7 +2,7 @@
 
     python recipes/published_observations.py FOLDER
 
-Writes src/foredraft/published/observations.jsonl and position_law.json. The folder's README says what each table is and how far to trust it.
+Writes src/foredraft/published/observations.jsonl and position_laws.json. The folder's README says what each table is and how far to trust it.
 """
 
 import re
@@ -57,10 +57,9 @@ def main(folder: str) -> None:
     rows = [enrich(row) for name in sorted(TRUST) for row in read_table(Path(folder) / f"{name}.csv", trust=TRUST[name])[0]]
     rows = [msgspec.structs.replace(row, machine=re.sub(r"LRZ partition \S+ \((.*)\)", r"\1", row.machine or "") or None) for row in rows]
     records.write_lines(HERE / "observations.jsonl", rows)
-    evidence.published.observations.cache_clear()
-    law = evidence.fit_position_law(tuple(rows))
-    records.write(HERE / "position_law.json", law)
-    print(f"{len(rows)} observations, position law from {law.num_curves} curves")
+    laws = evidence.fit_position_laws(rows)
+    records.write(HERE / "position_laws.json", laws)
+    print(f"{len(rows)} observations; position laws from {', '.join(f'{law.num_curves} curves' for law in laws.values())}")
 
 
 if __name__ == "__main__":

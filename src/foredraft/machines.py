@@ -1,12 +1,12 @@
 """Accelerators as their makers describe them: memory, bandwidth, dense peaks, links.
 
-Promises: dense rates (never the doubled "with sparsity" ones), a source beside every machine, and an error where a name
-does not settle which machine is meant. Refuses to know: what fraction of a peak anything reaches; `laws.cost` fits that.
+Promises: dense rates (never the doubled "with sparsity" ones), a source beside every machine, and an error where a
+name does not settle which machine is meant. Refuses to know what fraction of a peak anything reaches; `laws.cost` does.
 
-Conventions. `memory_bytes` is the total that the driver reports (nvidia-smi's MiB, rocm-smi's bytes); engines see about
-half a GiB less. `float16` and `fp8` are tensor rates with float32 accumulation, `float32` is the plain rate, `tf32` the
-tensor one. `link_bytes_per_s` is one way, summed over a device's links to its peers. `link_latency_s` is in no datasheet:
-it is an assumed order of magnitude for one small message, and every `source` says so.
+Conventions. `memory_bytes` is the total that the driver reports (nvidia-smi's MiB, rocm-smi's bytes); engines see half
+a GiB less. `float16` and `fp8` are tensor rates with float32 accumulation, `float32` is the plain rate, `tf32` the
+tensor one. `link_bytes_per_s` is one way, summed over a device's links to its peers. No datasheet gives
+`link_latency_s`: it is an assumed order of magnitude for one small message, and every `source` says so.
 """
 
 import re

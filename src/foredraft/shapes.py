@@ -34,11 +34,11 @@ def bytes_per_value(dtype: str) -> float:
     return BYTES_PER_VALUE[dtype]
 
 
-class Shape(Record):
+class Shape(Record, frozen=True):
     """What a transformer is made of. Sizes as in a Hugging Face `config.json`; `family` is its model_type.
 
-    `embed_dim` is the width of the embedding where it differs from `hidden_size` (OPT-350m), which adds two projections.
-    `position_rows` is the length of a learned position table (OPT: 2050). `layer_norm`: LayerNorm with bias, else RMSNorm.
+    `embed_dim` is the embedding's width where it is not `hidden_size` (OPT-350m), which adds two projections.
+    `position_rows` is the length of a learned position table (OPT: 2050). `layer_norm`: LayerNorm with bias or RMSNorm.
     `draft_head` is None for a language model, else "eagle" or "eagle3": a head that borrows its target's embedding (and
     "eagle" its LM head) and reads features of width `target_hidden_size`; `draft_vocab_size`: rows of its own LM head.
     """
@@ -193,7 +193,7 @@ class Shape(Record):
         return 2.0 * (self._layer_weights(self.experts_per_token) + ends) + attention * context
 
     def _fc(self, recurrent: bool) -> int:
-        """The fc as one forward uses it: EAGLE-3's serves the target's features only, so later draft forwards skip it."""
+        """The fc as one forward uses it: EAGLE-3's serves the target's features, so later draft forwards skip it."""
         return 0 if recurrent and self.draft_head == "eagle3" else self.fc_params
 
     def weight_bytes(self, dtype: str = "bfloat16") -> float:
@@ -205,7 +205,7 @@ class Shape(Record):
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value(dtype)
 
     def experts_touched(self, tokens: Count) -> Count:
-        """Expected distinct experts that `tokens` tokens use in a sparse layer, routed uniformly: E·(1 − (1 − k/E)^tokens)."""
+        """Expected distinct experts that `tokens` uniformly routed tokens use in a layer: E·(1 − (1 − k/E)^tokens)."""
         idle: Any = 1.0 - self.experts_per_token / (self.num_experts or 1)
         return self.num_experts * (1.0 - idle**tokens)
 
@@ -287,7 +287,7 @@ def _text_part(config: dict[str, Any]) -> dict[str, Any]:
 
 def _shape_of(config: dict[str, Any], name: str | None) -> Shape:
     family = config.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         lacks = [key for key in _SIZES.values() if config.get(key) is None]
         reason = f"it lacks {', '.join(lacks)}" if lacks else "its biases, norms and experts are unknown"
         raise ValueError(f"model_type {family!r} is not supported (have {', '.join(_FAMILIES)}); {reason}")
@@ -311,7 +311,7 @@ def _divide(hidden_size: Any, num_heads: Any) -> Any:
     if not (isinstance(hidden_size, int) and isinstance(num_heads, int) and num_heads > 0 and hidden_size > 0):
         return 1
     if hidden_size % num_heads:
-        raise ValueError(f"head_dim is missing and hidden_size / num_attention_heads = {hidden_size}/{num_heads} is no integer")
+        raise ValueError(f"head_dim is missing, and hidden_size/num_attention_heads = {hidden_size}/{num_heads}")
     return hidden_size // num_heads
 
 
@@ -331,7 +331,7 @@ def _switches(family: str, config: dict[str, Any]) -> dict[str, Any]:
         return _opt_switches(config)
     if family == "mixtral":
         return {"moe_intermediate_size": config["intermediate_size"]}
-    moe = {"sparse_step": get("decoder_sparse_step", 1), "dense_layers": tuple(get("mlp_only_layers") or ())}
+    moe = {"sparse_step": get("decoder_sparse_step", 1), "dense_layers": get("mlp_only_layers") or ()}
     if family in ("qwen2", "qwen2_moe"):
         return {"qkv_bias": get("qkv_bias", True)} | (moe if family == "qwen2_moe" else {})
     if family in ("qwen3", "qwen3_moe"):
@@ -341,13 +341,13 @@ def _switches(family: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _opt_switches(config: dict[str, Any]) -> dict[str, Any]:
-    """OPT: biases everywhere, LayerNorm, learned positions and two rows to spare; OPT-350m is post-norm and narrower."""
-    bias, positions = config.get("enable_bias", True), config.get("max_position_embeddings", 2048)
+    """OPT: biases everywhere, LayerNorm, learned positions plus two rows; OPT-350m is post-norm and narrower."""
+    bias, positions = config.get("enable_bias", True), config.get("max_position_embeddings") or 2048
     width = config.get("word_embed_proj_dim")
     pre_norm = config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm", False)
     return {
         "gated_mlp": False, "layer_norm": True, "qkv_bias": bias, "o_bias": bias, "mlp_bias": bias,
-        "max_position_embeddings": positions, "position_rows": positions + 2,
+        "max_position_embeddings": positions, "position_rows": positions + 2 if isinstance(positions, int) else 0,
         "embed_dim": None if width == config["hidden_size"] else width, "final_norm": pre_norm,
     }  # fmt: skip
 
@@ -370,13 +370,13 @@ def _draft_fields(config: dict[str, Any]) -> dict[str, Any]:
 # The table of public families, kept as their own configs in published/shapes.json.
 
 
-class _Row(Record):
+class _Row(Record, frozen=True):
     config: dict[str, Any]
     training_tokens: float | None = None
     training_source: str | None = None
 
 
-class _Table(Record):
+class _Table(Record, frozen=True):
     shapes: dict[str, _Row]
     aliases: dict[str, str]
 
@@ -441,7 +441,7 @@ def eagle3_head(target: Shape, num_layers: int = 1, draft_vocab: int = 32000) ->
 
 
 def eagle_head(target: Shape, num_layers: int = 1) -> Shape:
-    """EAGLE-1/2 head (arXiv:2401.15077): fc 2H → H, layer 0 without input norm, no final norm; both tables the target's."""
+    """EAGLE-1/2 head (arXiv:2401.15077): fc 2H → H, no input norm in layer 0, no final norm, both tables borrowed."""
     return _head(target, "eagle", num_layers, None)
 
 

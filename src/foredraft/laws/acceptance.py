@@ -3,8 +3,8 @@
 Promises: a prediction is a posterior over per-position acceptance, with an interval; constant α is its special case (slope 0).
 Refuses to know: which draft or table a curve belongs to; files.
 
-The law: logit α_i = level + slope·(1 − decay^(i−1)), i = 1, 2, … The slope is where drafts differ: heads trained for one step lose acceptance
-quickly, n-gram matches gain it. (level, slope) of a draft is drawn from a bivariate Student t, heavy-tailed because a few drafts (one-step MTP
+The law: logit α_i = level + slope·(1 − decay^(i−1)), i = 1, 2, … A head drafts from its own features and drifts; an independent model or a look-up
+reads the accepted text afresh, so its prior slope is 0, which is constant α. (level, slope) of a draft is drawn from a bivariate Student t, heavy-tailed because a few drafts (one-step MTP
 layers) fall far outside the rest; a τ measured at lookahead k scatters by `noise`·(k/2)^`noise_growth` in log τ, growing with k because a later
 position is reached more rarely and the two-parameter curve is only approximate. The hyperparameters are fitted across curves by maximum evidence.
 With two parameters the posterior is summed on a grid: no sampler, no seed, the same number every time.
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,7 +40,7 @@ TAILS = (1.0, 2.0, 4.0)
 
 
 class PositionLaw(Record):
-    """Hyperparameters of the law: prior mean and scale of (level, slope), tail, decay, noise; and how many curves taught them."""
+    """Hyperparameters of the law: prior mean and scale of a head's (level, slope), tail, decay, noise; and how many curves taught them."""
 
     mean: tuple[float, float]
     scale: tuple[tuple[float, float], tuple[float, float]]
@@ -78,14 +79,14 @@ class CurvePosterior:
         return np.array([_quantiles(column, self.weights, (0.5,))[0] for column in self.survival.T])
 
 
-def posterior(law: PositionLaw, curve: Curve, *, extra_noise: float = 0.0) -> CurvePosterior:
+def posterior(law: PositionLaw, curve: Curve, *, drifts: bool = True, extra_noise: float = 0.0) -> CurvePosterior:
     """What `curve` (τ at some lookaheads; may be empty) says of acceptance at every position, under the prior `law`.
 
-    `extra_noise` widens the likelihood in log τ, for curves measured elsewhere than where they will be used. Raises ValueError on τ < 1,
+    `drifts` False is for drafts that are not heads: the prior slope is then 0. `extra_noise` widens the likelihood in log τ, for curves measured elsewhere than where they will be used. Raises ValueError on τ < 1,
     τ > lookahead + 1 or a lookahead outside 1 … 16.
     """
     check_curve(curve)
-    log_weights = _log_prior(law) + _log_likelihood(law, curve, extra_noise)
+    log_weights = _log_prior(law if drifts else steady(law)) + _log_likelihood(law, curve, extra_noise)
     weights = np.exp(log_weights - log_weights.max())
     weights /= weights.sum()
     keep = weights > 1e-9
@@ -93,9 +94,9 @@ def posterior(law: PositionLaw, curve: Curve, *, extra_noise: float = 0.0) -> Cu
     return CurvePosterior(weights[keep] / weights[keep].sum(), accept)
 
 
-def predict(law: PositionLaw, curve: Curve, lookaheads: Sequence[int], level: float = 0.9) -> dict[int, tuple[float, float, float]]:
+def predict(law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, drifts: bool = True, level: float = 0.9) -> dict[int, tuple[float, float, float]]:
     """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own scatter included."""
-    known = posterior(law, curve)
+    known = posterior(law, curve, drifts=drifts)
     z = np.sqrt(2) * erfinv(level)
     out = {}
     for k in lookaheads:
@@ -103,6 +104,11 @@ def predict(law: PositionLaw, curve: Curve, lookaheads: Sequence[int], level: fl
         scatter = z * law.noise * (k / 2) ** law.noise_growth
         out[k] = (mid, mid * np.exp(-np.hypot(np.log(mid / low), scatter)), mid * np.exp(np.hypot(np.log(high / mid), scatter)))
     return out
+
+
+def steady(law: PositionLaw) -> PositionLaw:
+    """The same law around constant α."""
+    return msgspec.structs.replace(law, mean=(law.mean[0], 0.0))
 
 
 def check_curve(curve: Curve) -> None:
@@ -114,43 +120,60 @@ def check_curve(curve: Curve) -> None:
             raise ValueError(f"tokens_per_step {tau} at lookahead {k} must lie in [1, {k + 1}] (bonus token included)")
 
 
-def fit_position_law(curves: Sequence[Curve], weights: Sequence[float] | None = None) -> PositionLaw:
-    """Hyperparameters of greatest evidence over `curves`, each weighted (say by 1/√n of its table, so that no table drowns the rest).
+class Lesson(NamedTuple):
+    """One curve to learn the law from: its weight (say 1/√n of its document, so that no document drowns the rest), and whether it drifts."""
+
+    curve: Curve
+    weight: float = 1.0
+    drifts: bool = True
+
+
+def fit_position_law(lessons: Sequence[Lesson]) -> PositionLaw:
+    """Hyperparameters of greatest evidence over `lessons`.
 
     Every combination of decay, noise, its growth and the tail is tried; mean and scale are fitted by EM within each. Raises ValueError with
     fewer than 4 curves of at least 3 lookaheads: two parameters leave nothing to learn from shorter ones.
     """
-    usable = [i for i, curve in enumerate(curves) if len(_within(curve)) >= 3]
+    usable = [lesson._replace(curve=_within(lesson.curve)) for lesson in lessons]
+    usable = [lesson for lesson in usable if len(lesson.curve) >= 3]
     if len(usable) < 4:
         raise ValueError(f"the position law needs 4 curves τ(k) with 3 or more lookaheads, got {len(usable)}")
-    kept = [_within(curves[i]) for i in usable]
-    for curve in kept:
-        check_curve(curve)
-    share = np.ones(len(kept)) if weights is None else np.array([weights[i] for i in usable], dtype=float)
-    share /= share.sum()
-    settings = product(DECAYS, NOISES, NOISE_GROWTHS, TAILS)
-    return max((_fit_prior(kept, share, *setting) for setting in settings), key=lambda law: law.evidence)
+    for lesson in usable:
+        check_curve(lesson.curve)
+    return max((_fit_prior(usable, *setting) for setting in product(DECAYS, NOISES, NOISE_GROWTHS, TAILS)), key=lambda law: law.evidence)
 
 
-def _fit_prior(curves: Sequence[Curve], share: Array, decay: float, noise: float, noise_growth: float, tail: float, rounds: int = 12) -> PositionLaw:
-    """EM for the prior's mean and scale at fixed other hyperparameters; the t tail enters as the usual scale-mixture weights."""
+def _fit_prior(lessons: Sequence[Lesson], decay: float, noise: float, noise_growth: float, tail: float, rounds: int = 12) -> PositionLaw:
+    """EM for the prior's mean and scale at fixed other hyperparameters; the t tail enters as the usual scale-mixture weights.
+
+    Level and scale are learned from every curve, the mean slope from the heads alone: the others' is 0 by theory.
+    """
     law = PositionLaw(mean=(1.0, -0.3), scale=((1.0, 0.0), (0.0, 0.25)), tail=tail, decay=decay, noise=noise, noise_growth=noise_growth,
-                      num_curves=len(curves), evidence=-np.inf)  # fmt: skip
-    logs = np.stack([_log_likelihood(law, curve).ravel() for curve in curves])
+                      num_curves=len(lessons), evidence=-np.inf)  # fmt: skip
+    logs = np.stack([_log_likelihood(law, lesson.curve) for lesson in lessons])
     peaks = logs.max(axis=1)
     likelihoods = np.exp(logs - peaks[:, None])
+    share = np.array([lesson.weight for lesson in lessons]) / sum(lesson.weight for lesson in lessons)
+    drifts = np.array([lesson.drifts for lesson in lessons])
     points = GRID.reshape(-1, 2)
     for _ in range(rounds):
-        offset = points - law.mean
-        distance = np.einsum("pi,ij,pj->p", offset, np.linalg.inv(law.scale), offset)
-        prior = np.exp(_log_prior(law)).ravel()
-        total = likelihoods @ prior
-        mass = prior * ((share / total) @ likelihoods)
-        pull = mass * (tail + 2) / (tail + distance)
-        mean = pull @ points / pull.sum()
-        scale = np.einsum("p,pi,pj->ij", pull, offset, offset) + 1e-3 * np.eye(2)
-        law = msgspec.structs.replace(law, mean=tuple(mean.tolist()), scale=tuple(map(tuple, scale.tolist())),
-                                      evidence=float(share @ (np.log(total) + peaks)))  # fmt: skip
+        level = weight = evidence = 0.0
+        slope, scale = law.mean[1], np.zeros((2, 2))
+        for group, prior_law in ((drifts, law), (~drifts, steady(law))):
+            if not group.any():
+                continue
+            offset = points - prior_law.mean
+            prior = np.exp(_log_prior(prior_law))
+            total = likelihoods[group] @ prior
+            mass = prior * ((share[group] / total) @ likelihoods[group])
+            pull = mass * (tail + 2) / (tail + np.einsum("pi,ij,pj->p", offset, np.linalg.inv(law.scale), offset))
+            evidence += share[group] @ (np.log(total) + peaks[group])
+            level, weight = level + pull @ points[:, 0], weight + pull.sum()
+            scale += np.einsum("p,pi,pj->ij", pull, offset, offset)
+            if prior_law is law:
+                slope = pull @ points[:, 1] / pull.sum()
+        law = msgspec.structs.replace(law, mean=(float(level / weight), float(slope)), evidence=float(evidence),
+                                      scale=tuple(map(tuple, (scale + 1e-3 * np.eye(2)).tolist())))  # fmt: skip
     return law
 
 

@@ -33,7 +33,8 @@ class Efficiency(Record):
     """What serving software reaches of a machine's peaks, and its fixed costs in seconds.
 
     Defaults: published rows of vLLM on H100 (Qwen3-32B with three drafts, Llama-3.1-8B), see docs/log.md. `reserve` and `speculation_reserve`
-    are the shares of memory that activations, graphs and the drafter's buffers keep from the KV cache (four measured capacities).
+    are the shares of memory that activations, graphs and the drafter's buffers keep from the KV cache (four measured capacities);
+    `occupancy` is the share of the cache that sequences fill when they compete for it, the rest lost to admission and preemption.
     """
 
     bandwidth: float = 0.8
@@ -47,6 +48,7 @@ class Efficiency(Record):
     memory_use: float = 0.9
     reserve: float = 0.067
     speculation_reserve: float = 0.024
+    occupancy: float = 0.75
 
 
 class Load(NamedTuple):
@@ -105,7 +107,7 @@ class PassCost:
 class Server:
     """A target with at most one draft under a workload of fixed mean lengths.
 
-    `capacity_tokens` is what the KV cache holds beside both models; inf where it is unknown. `draft` None with speculation means a drafter
+    `capacity_tokens` is what running sequences can hold in the KV cache beside both models; inf where it is unknown. `draft` None with speculation means a drafter
     that costs nothing but `speculation_s` (n-gram look-up).
     """
 
@@ -170,7 +172,7 @@ def serve(target: Shape, machine: Machine, *, input_len: float, output_len: floa
     draft_pass = PassCost.of(draft, machine, eff, fixed_s=eff.draft_fixed_s, layer_s=eff.draft_layer_s, **common) if draft else None
     rate = machine.flops_per_s[dtype] * eff.compute * tensor_parallel
     prefill_flops = sum(shape.flops_per_token(input_len / 2) for shape in (target, draft) if shape) * input_len
-    return Server(target_pass, draft_pass, input_len, output_len, capacity, eff.speculation_s, prefill_flops / rate, eff.blend)
+    return Server(target_pass, draft_pass, input_len, output_len, capacity * eff.occupancy, eff.speculation_s, prefill_flops / rate, eff.blend)
 
 
 def capacity_tokens(target: Shape, machine: Machine, *, draft: Shape | None = None, tensor_parallel: int = 1, dtype: str = "bfloat16",
@@ -181,6 +183,14 @@ def capacity_tokens(target: Shape, machine: Machine, *, draft: Shape | None = No
     shapes = [shape for shape in (target, draft) if shape]
     room = tensor_parallel * machine.memory_bytes * (eff.memory_use - reserve) - sum(shape.weight_bytes(dtype) for shape in shapes)
     return room / sum(shape.kv_bytes_per_token(kv_dtype or dtype) for shape in shapes)
+
+
+class Calibration(NamedTuple):
+    """Multipliers (see KNOBS), the covariance of their logarithms, and the misfit (half the sum of robust squares, prior included)."""
+
+    knobs: dict[str, float]
+    covariance: Array
+    misfit: float
 
 
 class Row(NamedTuple):
@@ -197,8 +207,8 @@ KNOBS = {"memory": 0.35, "compute": 0.5, "target_fixed": 0.7, "draft_weight": 0.
          "prefill": 0.5, "blend": 0.5}  # fmt: skip
 
 
-def calibrate(plain: Server, speculative: Server, rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0) -> tuple[dict[str, float], Array]:
-    """The multipliers of greatest posterior given `rows`, and the covariance of their logarithms [9, 9].
+def calibrate(plain: Server, speculative: Server, rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0) -> Calibration:
+    """The multipliers of greatest posterior given `rows`.
 
     Rows of depth 0 are judged by `plain`, the others by `speculative`. `noise` is the sd of log throughput; `looseness` multiplies the prior
     sds, for servers whose shapes are guessed. Raises ValueError without rows.
@@ -214,7 +224,7 @@ def calibrate(plain: Server, speculative: Server, rows: Sequence[Row], *, noise:
 
     solution = least_squares(misfit, np.zeros(len(KNOBS)), loss="soft_l1", x_scale=prior)
     covariance = np.linalg.inv(solution.jac.T @ solution.jac)
-    return dict(zip(KNOBS, np.exp(solution.x).tolist(), strict=True)), covariance
+    return Calibration(dict(zip(KNOBS, np.exp(solution.x).tolist(), strict=True)), covariance, float(solution.cost))
 
 
 def predict_rows(plain: Server, speculative: Server, table: Array, knobs: dict[str, float]) -> Array:

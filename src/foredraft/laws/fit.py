@@ -1,16 +1,17 @@
-"""Fitting a law is a value: parameters, bootstrap draws, the range of the data, and the error on a run the fit never saw.
+"""A fitted law as a value: parameters, bootstrap draws, the range of the data, the error on a run it never saw.
 
-Promises: one variable-projection fitter for all laws; intervals that cover with few runs; forms are chosen by held-out error, never
-by R²; nothing is dropped in silence. Refuses to know: files, and what a prediction will be used for.
+Promises: one variable-projection fitter for all laws; intervals that cover with few runs; forms are chosen by held-out
+error, never by R²; nothing is dropped in silence. Refuses to know: files, and what a prediction will be used for.
 
-Intervals. Least squares: a wild cluster bootstrap over `run` (Webb's six-point weights) of residuals corrected for leverage per
-cluster (CV3, the cluster form of HC3), each draw rescaled as a t with (clusters - 1) degrees of freedom (MacKinnon, Nielsen, Webb
-2023, J. Econometrics 232). Counts: a binomial model by Fisher scoring, then the same bootstrap of its working residuals (the score
-bootstrap of Kline and Santos 2012), so that scatter between runs widens the interval although the counts are large.
+Intervals. Least squares: a wild cluster bootstrap over `run` (Webb's six-point weights) of residuals corrected for
+leverage per cluster (CV3, the cluster form of HC3), each draw rescaled as a t with (clusters - 1) degrees of freedom
+(MacKinnon, Nielsen, Webb 2023, J. Econometrics 232). Counts: a binomial model by Fisher scoring, then the same
+bootstrap of its working residuals (the score bootstrap of Kline and Santos 2012), so that scatter between runs widens
+the interval although the counts are large.
 
-Losses: Huber on relative residuals, which to first order are Hoffmann's log residuals (arXiv:2203.15556, approach 3), because a few
-diverged or mis-logged runs are usual there. The threshold is 1.345 robust sd (95 % efficiency) rather than Hoffmann's fixed 1e-3,
-which fits one noise level only. τ: ordinary least squares.
+Losses: Huber on relative residuals, which to first order are Hoffmann's log residuals (arXiv:2203.15556, approach 3),
+because a few diverged or mis-logged runs are usual there. The threshold is 1.345 robust sd (95 % efficiency) rather
+than Hoffmann's fixed 1e-3, which fits one noise level only. τ: ordinary least squares.
 
 Shapes: M fits at once (draws or starts), R rows, J terms, Q shape parameters, P = J + Q.
 """
@@ -30,11 +31,12 @@ from foredraft.records import Estimate, Fit, Observation, Provenance
 
 HUBER = 1.345
 STEPS = 40
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class _Table:
-    """What the fitter sees of the observations: features [R, J], output [R], trials behind it [R] or None, cluster ids [R]."""
+    """What the fitter sees of the observations: features [R, J], output, the trials behind it or None, cluster ids [R]."""
 
     rows: tuple[Observation, ...]
     inputs: dict[str, Array]
@@ -56,7 +58,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Solved:
-    """A point fit: parameters [P], the response on the link's scale [R], row weights [R], and Huber's threshold (inf: none)."""
+    """A point fit: parameters [P], response on the link's scale and row weights [R], Huber's threshold (inf: none)."""
 
     theta: Array
     response: Array
@@ -64,7 +66,7 @@ class _Solved:
     threshold: float = math.inf
 
 
-# --- From observations to a table ----------------------------------------------------------------------------------------------
+# --- From observations to a table ---
 
 
 def _counts(row: Observation) -> tuple[float, float] | None:
@@ -106,7 +108,10 @@ def _table(law: Law, observations: Sequence[Observation], missing: str) -> _Tabl
     lacking = missing_fields(law, observations)
     if lacking and missing == "error":
         name, count = max(lacking.items(), key=lambda item: item[1])
-        raise ValueError(f'{law.name} needs {name}, {count} of {len(observations)} observations lack it: add it or pass missing="skip"')
+        raise ValueError(
+            f"{law.name} needs {name}, {count} of {len(observations)} observations lack it: "
+            'add it or pass missing="skip"'
+        )
     rows = tuple(row for row in observations if _complete(law, row))
     if not rows:
         raise ValueError(f"{law.name} needs {', '.join(lacking)}, no observation has all of them: add a run that does")
@@ -116,7 +121,9 @@ def _table(law: Law, observations: Sequence[Observation], missing: str) -> _Tabl
     features = law.features(inputs)
     if not np.isfinite(features).all():
         bad = rows[int(np.argmin(np.isfinite(features).all(axis=1)))]
-        raise ValueError(f"{law.name} has no finite value at run {bad.run}: leave it out (is its draft the target itself?)")
+        raise ValueError(
+            f"{law.name} has no finite value at run {bad.run}: leave it out (is its draft the target itself?)"
+        )
     return _Table(rows, inputs, features, output, trials, np.unique([row.run for row in rows], return_inverse=True)[1])
 
 
@@ -140,25 +147,36 @@ def _check_support(law: Law, table: _Table, what: str = "the data have") -> None
     settings, num = len(np.unique(np.stack(list(table.inputs.values())), axis=1).T), len(law.parameters)
     if settings < num:
         names = ", ".join(law.inputs)
-        raise ValueError(f"{law.name} needs {num} distinct settings of {names} for {num} parameters, {what} {settings}: add runs")
+        raise ValueError(
+            f"{law.name} needs {num} distinct settings of {names} for {num} parameters, {what} {settings}: add runs"
+        )
     start = _grid(law, 1)[:1]
     phi = law.basis(table.features, start)[0]
     if np.linalg.matrix_rank(phi / np.linalg.norm(phi, axis=0), tol=1e-9) < phi.shape[1]:
-        raise ValueError(f"{law.name} cannot tell its terms apart, {' and '.join(law.inputs)} move together: add a run that moves one alone")
+        raise ValueError(
+            f"{law.name} cannot tell its terms apart, {' and '.join(law.inputs)} move together: "
+            "add a run that moves one alone"
+        )
 
 
 def _check_spare(law: Law, table: _Table) -> None:
-    """An interval needs more runs than parameters: a residual that a cluster determines alone says nothing of its noise."""
+    """An interval needs more runs than parameters: a run that the fit must pass through says nothing of its noise."""
     runs, num = int(table.runs.max()) + 1, len(law.parameters)
     if runs <= num:
-        raise ValueError(f"{law.name} needs {num + 1} runs for an interval on {num} parameters, the data have {runs}: add runs")
+        raise ValueError(
+            f"{law.name} needs {num + 1} runs for an interval on {num} parameters, the data have {runs}: add runs"
+        )
     if table.trials is None and not np.isfinite(law.link.forward(table.output)).all():
-        raise ValueError(f"{law.output} of exactly 0 or 1 has no {law.link.name}: give the counts behind it or leave it out")
+        raise ValueError(
+            f"{law.output} of exactly 0 or 1 has no {law.link.name}: give the counts behind it or leave it out"
+        )
     if table.trials is not None and np.ptp(table.output) == 0 and table.output[0] in (0, 1):
-        raise ValueError(f"{law.output} is {table.output[0]:.0f} in every row, which leaves no slope to fit: add a run where it is not")
+        raise ValueError(
+            f"{law.output} is {table.output[0]:.0f} in every row, which leaves no slope: add a run where it is not"
+        )
 
 
-# --- The fitter ----------------------------------------------------------------------------------------------------------------
+# --- The fitter ---
 
 
 def _free(law: Law) -> Array:
@@ -167,7 +185,7 @@ def _free(law: Law) -> Array:
 
 
 def _coefficients(law: Law, phi: Array, response: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Weighted least squares for c at given φ [M, R, J]: c [M, J], residuals [M, R], and the inverse Gram matrix [M, J, J].
+    """Weighted least squares at given φ [M, R, J]: c [M, J], residuals [M, R] and inverse Gram matrices [M, J, J].
 
     A coefficient bounded at zero that comes out negative is set to zero and the rest are solved again.
     """
@@ -197,27 +215,31 @@ def _huber_weight(weight: Array, residual: Array, threshold: float) -> Array:
     return weight * np.minimum(1.0, threshold / np.maximum(size, 1e-300))
 
 
-def _solve(law: Law, features: Array, response: Array, weight: Array, shapes: Array, threshold: float = math.inf) -> Array:
+def _solve(
+    law: Law, features: Array, response: Array, weight: Array, shapes: Array, threshold: float = math.inf
+) -> Array:
     """Parameters [M, P] for responses [M, R] from starting shapes [M, Q]: variable projection by Levenberg-Marquardt.
 
-    Kaufman's approximation of the projected Jacobian (Golub and Pereyra 2003, Inverse Problems 19), all M fits at once, shapes kept
-    within bounds; Huber's weights are renewed at every step.
+    Kaufman's approximation of the projected Jacobian (Golub and Pereyra 2003, Inverse Problems 19), all M fits at once,
+    shapes kept within bounds; Huber's weights are renewed at every step.
     """
-    state = _coefficients(law, law.basis(features, shapes), response, np.broadcast_to(weight, response.shape))
+    weights = np.broadcast_to(weight, response.shape)
+    state = _coefficients(law, law.basis(features, shapes), response, weights)
     if threshold == math.inf and not law.shapes:
         return state[0]
     damping = np.full(len(response), 1e-3)
     for _ in range(STEPS):
-        weights = _huber_weight(weight, state[1], threshold)
-        state = _coefficients(law, law.basis(features, shapes), response, weights)
+        if threshold < math.inf:
+            weights = _huber_weight(weight, state[1], threshold)
+            state = _coefficients(law, law.basis(features, shapes), response, weights)
         trial = _step(law, features, shapes, state, weights, damping)
         new = _coefficients(law, law.basis(features, trial), response, weights)
         better = (weights * new[1] ** 2).sum(axis=-1) <= (weights * state[1] ** 2).sum(axis=-1)
         damping = np.where(better, damping / 5, damping * 8).clip(1e-12, 1e8)
-        moved = np.abs(trial - shapes)[better]
+        done = (np.abs(trial - shapes) < TOLERANCE * np.abs(shapes)).all()
         shapes = np.where(better[:, None], trial, shapes)
         state = tuple(np.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(new, state, strict=True))
-        if better.all() and (moved < 1e-7 * np.abs(shapes)).all() and threshold == math.inf:
+        if done:
             break
     return np.concatenate([state[0], shapes], axis=-1)
 
@@ -230,10 +252,11 @@ def _step(law: Law, features: Array, shapes: Array, state: tuple, weights: Array
     weighted = phi * weights[..., None]
     slope = slope - phi @ (inverse @ (weighted.swapaxes(-1, -2) @ slope))
     normal = slope.swapaxes(-1, -2) @ (slope * weights[..., None])
-    size = np.maximum(np.diagonal(normal, axis1=-2, axis2=-1), 1e-300)
-    damped = normal / np.sqrt(size[:, :, None] * size[:, None, :]) + np.eye(size.shape[-1]) * damping[:, None, None]
-    push = (slope.swapaxes(-1, -2) @ (weights * residual)[..., None])[..., 0] / np.sqrt(size)
-    step = np.linalg.solve(damped, push[..., None])[..., 0] / np.sqrt(size)
+    square = np.maximum(np.diagonal(normal, axis1=-2, axis2=-1), 1e-300)
+    size = np.sqrt(square)
+    damped = normal / size[:, :, None] / size[:, None, :] + np.eye(size.shape[-1]) * damping[:, None, None]
+    push = (slope.swapaxes(-1, -2) @ (weights * residual)[..., None])[..., 0] / size
+    step = np.linalg.solve(damped, push[..., None])[..., 0] / size
     low, high = np.array([law.bounds[name] for name in law.shapes]).T
     return np.clip(shapes + np.clip(step, -0.5, 0.5), low, high)
 
@@ -242,18 +265,21 @@ def _grid(law: Law, num: int) -> Array:
     """Grid of shape parameters [num^Q, Q], even in the logarithm and inside the bounds."""
     if not law.shapes:
         return np.zeros((1, 0))
-    axes = [np.geomspace(low * 1.5, high / 1.5, num) if num > 1 else [0.3] for low, high in (law.bounds[s] for s in law.shapes)]
+    axes = [
+        np.geomspace(low * 1.5, high / 1.5, num) if num > 1 else [0.3]
+        for low, high in (law.bounds[s] for s in law.shapes)
+    ]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
 def _least_squares(law: Law, table: _Table) -> _Solved:
-    """Multi-start fit: the best few of a grid over the shapes, each refined; then Huber's reweighting where the law is relative."""
+    """Multi-start fit: the best few of a grid over the shapes, each refined; then Huber's weights for a relative law."""
     response = law.link.forward(table.output)
     weight = table.output**-2.0 if law.relative else np.ones_like(response)
     starts = _grid(law, 10)
-    many = np.broadcast_to(response, (len(starts), len(response)))
-    error = (weight * _coefficients(law, law.basis(table.features, starts), many, np.broadcast_to(weight, many.shape))[1] ** 2).sum(-1)
-    starts = starts[np.argsort(error)[:6]]
+    many, weights = (np.broadcast_to(one, (len(starts), len(response))) for one in (response, weight))
+    residual = _coefficients(law, law.basis(table.features, starts), many, weights)[1]
+    starts = starts[np.argsort((weight * residual**2).sum(axis=-1))[:6]]
     found = _solve(law, table.features, many[: len(starts)], weight, starts)
     error = (weight * (response - law.linear_gradient(table.features, found)[0]) ** 2).sum(axis=-1)
     solved = _Solved(found[np.argmin(error)], response, weight)
@@ -264,7 +290,7 @@ def _robust(law: Law, table: _Table, solved: _Solved) -> _Solved:
     """Huber's fit from a least-squares start; the threshold follows the robust sd of its own residuals."""
     spare = len(solved.response) / max(len(solved.response) - len(law.parameters), 1)
     for _ in range(3):
-        residual = np.sqrt(solved.weight) * (solved.response - law.linear_gradient(table.features, solved.theta[None])[0][0])
+        residual = np.sqrt(solved.weight) * _residual(law, table, solved)
         threshold = HUBER * 1.4826 * float(np.median(np.abs(residual))) * math.sqrt(spare)
         if threshold < 1e-10:
             return solved
@@ -275,12 +301,12 @@ def _robust(law: Law, table: _Table, solved: _Solved) -> _Solved:
 
 
 def _binomial(law: Law, table: _Table) -> _Solved:
-    """Binomial maximum likelihood by Fisher scoring under the law's link; returns the working response and weights at the end."""
+    """Binomial maximum likelihood by Fisher scoring under the law's link, ending in a working response and weights."""
     assert table.trials is not None
     assert not law.shapes
-    share = (table.output * table.trials + 0.5) / (table.trials + 1)
-    response, weight = law.link.forward(share), np.ones_like(share)
-    mean, slope = share, law.link.slope(response)
+    mean = (table.output * table.trials + 0.5) / (table.trials + 1)
+    response, weight, theta = law.link.forward(mean), np.ones_like(mean), np.zeros(len(law.terms))
+    slope = law.link.slope(response)
     for _ in range(STEPS):
         weight = table.trials * slope**2 / (mean * (1 - mean))
         theta = _coefficients(law, table.features[None], response[None], weight[None])[0][0]
@@ -291,11 +317,16 @@ def _binomial(law: Law, table: _Table) -> _Solved:
     return _Solved(theta, response, weight)
 
 
+def _residual(law: Law, table: _Table, solved: _Solved) -> Array:
+    """Residuals [R] on the link's scale."""
+    return solved.response - law.linear_gradient(table.features, solved.theta[None])[0][0]
+
+
 def _point(law: Law, table: _Table) -> _Solved:
     return _least_squares(law, table) if table.trials is None else _binomial(law, table)
 
 
-# --- Intervals -----------------------------------------------------------------------------------------------------------------
+# --- Intervals ---
 
 
 def _leverage_corrected(jacobian: Array, weight: Array, residual: Array, runs: Array) -> Array:
@@ -313,7 +344,7 @@ def _leverage_corrected(jacobian: Array, weight: Array, residual: Array, runs: A
 
 
 def _wild(runs: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Webb's weights per cluster, times a factor per draw that makes their sum a t with (clusters - 1) degrees: [draws, R]."""
+    """Webb's weights per cluster, times a factor per draw for a t with (clusters - 1) degrees of freedom: [draws, R]."""
     num = runs.max() + 1
     points = np.sqrt([0.5, 1.0, 1.5])
     weights = rng.choice(np.concatenate([-points, points]), size=(draws, num))
@@ -331,10 +362,13 @@ def _bootstrap(law: Law, table: _Table, solved: _Solved, draws: int, rng: np.ran
     return _solve(law, table.features, response, solved.weight, shapes, solved.threshold)
 
 
-def fit(law: Law, observations: Iterable[Observation], *, draws: int = 200, seed: int = 0, missing: str = "error") -> Fit:
+def fit(
+    law: Law, observations: Iterable[Observation], *, draws: int = 200, seed: int = 0, missing: str = "error"
+) -> Fit:
     """Fit `law` to observations of one pool; raises a one-line ValueError that says what the data lack.
 
-    missing="skip" leaves out rows without a needed field (`missing_fields` counts them). `residual_sd` is on the link's scale.
+    missing="skip" leaves out rows without a needed field (`missing_fields` counts them); `residual_sd` is on the link's
+    scale; the first entry of `provenance` names the pool.
     """
     table = _table(law, list(observations), missing)
     _check_support(law, table)
@@ -345,8 +379,8 @@ def fit(law: Law, observations: Iterable[Observation], *, draws: int = 200, seed
 def _fit(law: Law, table: _Table, draws: int, seed: int) -> Fit:
     solved = _point(law, table)
     samples = _bootstrap(law, table, solved, draws, np.random.default_rng(seed))
-    residual = solved.response - law.linear_gradient(table.features, solved.theta[None])[0][0]
-    spread = np.average(residual**2, weights=solved.weight) * len(residual) / max(len(residual) - len(law.parameters), 1)
+    num = len(table.rows)
+    spread = np.average(_residual(law, table, solved) ** 2, weights=solved.weight) * num / (num - len(law.parameters))
     sources = {(p.source, p.trust): p for p in (row.provenance for row in table.rows)}
     return Fit(
         law=law.name,
@@ -355,7 +389,7 @@ def _fit(law: Law, table: _Table, draws: int, seed: int) -> Fit:
         parameters=dict(zip(law.parameters, solved.theta.tolist(), strict=True)),
         draws=tuple(map(tuple, samples.tolist())),
         domain={name: (float(values.min()), float(values.max())) for name, values in table.inputs.items()},
-        num_observations=len(table.rows),
+        num_observations=num,
         num_clusters=int(table.runs.max()) + 1,
         residual_sd=math.sqrt(spread),
         held_out_error=_held_out(law, table),
@@ -366,9 +400,11 @@ def _fit(law: Law, table: _Table, draws: int, seed: int) -> Fit:
 
 def _at_bound(law: Law, theta: Array) -> tuple[str, ...]:
     """Parameters within 1 % of a bound (at it, where the bound is 0)."""
-    named = zip(law.parameters, theta.tolist(), strict=True)
-    limits = ((name, value, law.bounds.get(name, ())) for name, value in named)
-    return tuple(name for name, value, ends in limits if any(abs(value - end) <= 0.01 * abs(end) for end in ends if end < math.inf))
+
+    def near(name: str, value: float) -> bool:
+        return any(abs(value - end) <= 0.01 * abs(end) for end in law.bounds.get(name, ()) if end < math.inf)
+
+    return tuple(name for name, value in zip(law.parameters, theta.tolist(), strict=True) if near(name, value))
 
 
 def _pool_provenance(law: Law, row: Observation) -> Provenance:
@@ -380,7 +416,7 @@ def _pool_label(law: Law, row: Observation) -> str:
     return ", ".join(f"{name}={value}" for name in law.pool if (value := getattr(row, name)) is not None) or "all"
 
 
-# --- Prediction ----------------------------------------------------------------------------------------------------------------
+# --- Prediction ---
 
 
 def predict_draws(fit: Fit, **inputs: float | Array) -> Array:
@@ -390,7 +426,7 @@ def predict_draws(fit: Fit, **inputs: float | Array) -> Array:
 
 
 def predict(fit: Fit, level: float = 0.9, *, new_run: bool = False, seed: int = 0, **inputs: float) -> Estimate:
-    """The law's mean at scalar inputs with its confidence interval; with `new_run`, the interval of one further run's outcome."""
+    """The law's mean at scalar inputs with its interval; with `new_run`, the interval of one further run's outcome."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     law = law_named(fit.law)
@@ -400,18 +436,21 @@ def predict(fit: Fit, level: float = 0.9, *, new_run: bool = False, seed: int = 
         eta = eta + fit.residual_sd * np.random.default_rng(seed).permutation(quantiles)
     ends = np.quantile(law.link.inverse(eta), [(1 - level) / 2, (1 + level) / 2])
     low, value, high = np.clip([ends[0], law.predict(fit.parameters, **inputs), ends[1]], *law.limits).tolist()
-    outside = tuple(n for n, (least, most) in fit.domain.items() if not least * (1 - 1e-9) <= inputs[n] <= most * (1 + 1e-9))
+    outside = tuple(
+        n for n, (least, most) in fit.domain.items() if not least * (1 - 1e-9) <= inputs[n] <= most * (1 + 1e-9)
+    )
     source = f"{law.name} on {fit.num_observations} observations in {fit.num_clusters} runs"
     return Estimate(value=value, low=low, high=high, unit=law.unit, source=source, level=level, extrapolates=outside)
 
 
-# --- Choice of form ------------------------------------------------------------------------------------------------------------
+# --- Choice of form ---
 
 
 def _held_out(law: Law, table: _Table) -> float | None:
-    """Mean absolute error on the runs that reach the largest leading dial, from a fit to the rest; None if the rest is too little.
+    """Mean absolute error on the runs that reach the largest leading dial, from a fit to the rest.
 
-    Where every run reaches it (trajectories of checkpoints), only the rows at that value are held out.
+    Where every run reaches it (trajectories of checkpoints), only the rows at that value are held out. None where the
+    rest is too little to fit.
     """
     dial = table.inputs[law.leading] * (-1 if law.leads_down else 1)
     top = dial == dial.max()
@@ -431,9 +470,10 @@ def _held_out(law: Law, table: _Table) -> float | None:
 def choose(
     laws: Iterable[Law], observations: Iterable[Observation], *, draws: int = 200, seed: int = 0, missing: str = "error"
 ) -> Fit:
-    """The law that best foretells the largest run from the rest; `rivals` holds the errors of the others that could be fitted.
+    """The law that best foretells the largest run from the rest; `rivals` holds the errors of the others.
 
-    The laws must share their output and leading dial, so that all are asked about the same run.
+    The laws must share their output and leading dial, so that all are asked about the same run. A law that the data
+    cannot support is absent from `rivals`; `fit` says why.
     """
     rivals, rows = list(laws), list(observations)
     if len({(law.output, law.leading) for law in rivals}) != 1:
@@ -446,17 +486,20 @@ def choose(
             reasons.append(str(error))
     errors = {one.law: one.held_out_error for one in fits if one.held_out_error is not None}
     if not errors:
-        raise ValueError(reasons[0] if reasons else f"{rivals[0].name} needs data beside the largest run: add a run at another {rivals[0].leading}")
+        reasons.append(f"{rivals[0].name} needs data beside its largest run: add runs at another {rivals[0].leading}")
+        raise ValueError(reasons[0])
     best = min(errors, key=lambda name: errors[name])
     others = {name: error for name, error in errors.items() if name != best}
     return msgspec.structs.replace(next(one for one in fits if one.law == best), rivals=others)
 
 
-def fit_all(observations: Iterable[Observation], *, draws: int = 200, seed: int = 0) -> tuple[list[Fit], dict[str, str]]:
-    """Every law on every pool of observations that supports it, and for the rest one line of what is missing, by law and pool.
+def fit_all(
+    observations: Iterable[Observation], *, draws: int = 200, seed: int = 0
+) -> tuple[list[Fit], dict[str, str]]:
+    """Every law on every pool of observations that supports it; for the rest one line of what is missing.
 
-    A pool is the set of rows that agree on the law's `pool` fields: for τ laws target, method, dataset, temperature, pooling,
-    lookahead and the dials that the law does not vary. `accept_gap` is tried under the two foremost loss laws.
+    A pool is the set of rows that agree on the law's `pool` fields: for τ laws target, method, dataset, temperature,
+    pooling, lookahead and the dials that the law does not vary. `accept_gap` is tried under the two foremost loss laws.
     """
     rows, fits, reasons = list(observations), [], {}
     skip = {forms.accept_gap(name).name for name in forms.loss_laws() if name not in forms.TEXT_LOSS_LAWS[:2]}
@@ -486,19 +529,19 @@ def _fit_pools(law: Law, rows: Sequence[Observation], draws: int, seed: int) -> 
     return fits, {f"{law.name} [{labels[0]}]": text + more[text] for text, labels in failed.items()}
 
 
-# --- A constant α from counts --------------------------------------------------------------------------------------------------
+# --- A constant α from counts ---
 
 
 def accept_prob_from_counts(
     observations: Iterable[Observation], *, draws: int = 2000, seed: int = 0, level: float = 0.9
 ) -> Estimate:
-    """Constant α per token from accepted and drafted counts of requests (run = request) at one lookahead, with its interval.
+    """Constant α per token from accepted and drafted counts of requests (run = request) at one lookahead.
 
-    The interval is a cluster bootstrap of the pooled rate over requests, leverage-corrected and t-scaled as in `fit`. Where all or
-    none were accepted, it is Clopper and Pearson's on the drafted tokens.
+    The interval is a cluster bootstrap of the pooled rate over requests, leverage-corrected and t-scaled as in `fit`.
+    Where all or none were accepted, it is Clopper and Pearson's on the drafted tokens.
     """
     rows = list(observations)
-    lookahead, runs, accepted, drafted = _rate_table(rows)
+    lookahead, accepted, drafted = _rate_table(rows)
     rate = float(accepted.sum() / drafted.sum())
     if rate in (0.0, 1.0):
         bound = ((1 - level) / 2) ** (1 / drafted.sum())
@@ -524,5 +567,7 @@ def _rate_table(rows: Sequence[Observation]) -> tuple[int, Array, Array]:
     accepted = np.bincount(runs, [row.accepted or 0 for row in rows])
     drafted = np.bincount(runs, [row.drafted or 0 for row in rows])
     if (drafted > 0).sum() < 2:
-        raise ValueError("accept_prob_from_counts needs at least 2 requests (runs) with drafted tokens: name a run per request")
+        raise ValueError(
+            "accept_prob_from_counts needs at least 2 requests (runs) with drafted tokens: name a run per request"
+        )
     return lookaheads.pop(), accepted[drafted > 0], drafted[drafted > 0]

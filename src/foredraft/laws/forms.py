@@ -1,8 +1,8 @@
 """The laws: every map from dials to an outcome, as a frozen value.
 
-Promises: each law reads link(y) = Σ_j c_j · φ_j(x; ψ), with linear coefficients c and at most two shape parameters ψ, so that one
-variable-projection fitter serves all; prediction and gradient are vectorised and exact. Every published coefficient has its source.
-Refuses to know: how parameters are found, and where observations come from.
+Promises: each law reads link(y) = Σ_j c_j · φ_j(x; ψ), with linear coefficients c and at most two shape parameters ψ,
+so that one variable-projection fitter serves all; prediction and gradient are vectorised and exact. Every published
+coefficient has its source. Refuses to know: how parameters are found, and where observations come from.
 
 Shapes: R rows, J terms, P parameters, M parameter vectors.
 """
@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from foredraft.records import Estimate, Observation, Record, decode
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 
 
@@ -46,7 +46,7 @@ LOG_MINUS_LOG = Link(
 
 @dataclass(frozen=True)
 class Term:
-    """One term c·φ(x; ψ): φ = feature(x), or φ = sign·exp(-ψ·feature(x)) where `shape` names ψ (then the feature is a log)."""
+    """One term c·φ: φ = feature(x), or where `shape` names a ψ, φ = sign·exp(-ψ·feature(x)) with the log of an input."""
 
     coefficient: str
     feature: Callable[[Inputs], Any]
@@ -56,11 +56,12 @@ class Term:
 
 @dataclass(frozen=True)
 class Law:
-    """A law as a value. `inputs` and `output` are fields of Observation; parameters run in the order (*coefficients, *shapes).
+    """A law as a value. `inputs` and `output` name fields of Observation; parameters are (*coefficients, *shapes).
 
-    `bounds` limits parameters (the rest are free), `distinct` says how many values an input must take, `pool` names the fields whose
-    values must agree among the observations of one fit, `leading` is the dial whose largest run is held out (`leads_down`: whose
-    smallest), `relative` asks for a robust fit of relative residuals, `limits` bounds the output, `unit` is the output's.
+    `bounds` limits parameters (the rest are free), `distinct` says how many values an input must take, `pool` names the
+    fields whose values must agree among the observations of one fit, `leading` is the dial whose largest run is held
+    out (`leads_down`: whose smallest), `relative` asks for a robust fit of relative residuals, `limits` bounds the
+    output, `unit` is the output's.
     """
 
     name: str
@@ -137,12 +138,14 @@ class Law:
         """Parameters as an array [..., P], from a mapping by name or an array already in order."""
         if isinstance(parameters, Mapping):
             if set(parameters) != set(self.parameters):
-                raise ValueError(f"{self.name} has parameters {', '.join(self.parameters)}; got {', '.join(parameters)}")
+                raise ValueError(
+                    f"{self.name} has parameters {', '.join(self.parameters)}; got {', '.join(parameters)}"
+                )
             return np.array([parameters[name] for name in self.parameters], dtype=float)
         return np.asarray(parameters, dtype=float)
 
     def predict(self, parameters: Mapping[str, float] | ArrayLike, **inputs: ArrayLike) -> Array:
-        """Output at inputs (broadcast together), for one parameter vector or several: shape [*vectors, *inputs], in `unit`."""
+        """Output in `unit` at inputs (broadcast together) for one or several parameter vectors: [*vectors, *inputs]."""
         return self.link.inverse(self.linear(parameters, **inputs))
 
     def linear(self, parameters: Mapping[str, float] | ArrayLike, **inputs: ArrayLike) -> Array:
@@ -167,7 +170,8 @@ class Law:
         for name in self.pool:
             values = list(dict.fromkeys(getattr(row, name) for row in rows))
             if len(values) > 1:
-                raise ValueError(f"{self.name} must not pool {len(values)} values of {name} ({values[0]}, {values[1]}): fit each apart")
+                some = f"{values[0]}, {values[1]}"
+                raise ValueError(f"{self.name} must not pool {len(values)} values of {name} ({some}): fit each apart")
 
 
 def _refuse_tokenizers(law: str, rows: list[Observation]) -> None:
@@ -180,13 +184,13 @@ def _refuse_tokenizers(law: str, rows: list[Observation]) -> None:
             )
 
 
-# --- Loss laws -----------------------------------------------------------------------------------------------------------------
+# --- Loss laws ---
 
 
-class LossLaw(Record):
-    """A published L(N, D) = E + A/N^a + B/D^b in nats per token of its own tokenizer, N in `params_unit`, D in `tokens_unit`.
+class LossLaw(Record, frozen=True):
+    """A published L(N, D) = E + A/N^a + B/D^b in nats per token of its own tokenizer.
 
-    `text` is False for laws of audio or several modalities.
+    N is counted in `params_unit` and D in `tokens_unit`; `text` is False for laws of audio or several modalities.
     """
 
     name: str
@@ -218,14 +222,14 @@ class LossLaw(Record):
 
 @cache
 def loss_laws() -> dict[str, LossLaw]:
-    """All published loss laws by name. The spread between fits of the same data is a systematic error: plan under several."""
+    """All published loss laws by name. Fits of the same data spread, which is a systematic error: plan under several."""
     text = (files("foredraft") / "published" / "loss_laws.json").read_text(encoding="utf-8")
     return {law.name: law for law in decode(list[LossLaw], text, name="loss_laws.json")}
 
 
 TEXT_LOSS_LAWS = (
-    "hoffmann_rounded", "besiroglu", "hoffmann", "besiroglu_notebook", "kyo_takano", "harms", "scalefit_mse", "scalefit_huber",
-    "scalefit_basinhopping",
+    "hoffmann_rounded", "besiroglu", "hoffmann", "besiroglu_notebook", "kyo_takano", "harms", "scalefit_mse",
+    "scalefit_huber", "scalefit_basinhopping",
 )  # fmt: skip
 """Names of the text laws, in the order in which to prefer them; the first two are the least to plan under."""
 
@@ -250,7 +254,7 @@ LOSS_LAW = Law(
     limits=(0, np.inf),
 )
 
-# --- Acceptance per token ------------------------------------------------------------------------------------------------------
+# --- Acceptance per token ---
 
 _ACCEPT: dict[str, Any] = {"output": "accept_prob", "unit": "probability per token", "limits": (0.0, 1.0)}
 _ACCEPT_POOL = ("method", "dataset", "temperature", "accept_kind")
@@ -267,33 +271,50 @@ ACCEPT_PLANE = Law(
     terms=(Term("A1", lambda x: x["draft_perplexity"]), Term("B1", lambda x: x["target_perplexity"]), Term("C1", _one)),
     leading="draft_perplexity",
     leads_down=True,
-    source="arXiv:2603.11053, eq. for α and Table of coefficients",
+    source="arXiv:2603.11053, acceptance plane",
     note="x, y perplexities of draft and target in one tokenizer; A1, B1 per unit of perplexity",
     distinct={"draft_perplexity": 2, "target_perplexity": 2},
     pool=_ACCEPT_POOL,
     **_ACCEPT,
 )
 SDSL_PLANE: Mapping[str, float] = {"A1": -0.0067, "B1": 0.01297, "C1": 0.642}
-"""Published coefficients: 13 targets (OPT, LLaMA, Qwen, Seed-OSS) × their drafts, HellaSwag; R² 0.602. arXiv:2603.11053."""
+"""Published coefficients (arXiv:2603.11053): 13 targets (OPT, LLaMA, Qwen, Seed-OSS) × their drafts, HellaSwag, R² 0.602."""
 SDSL_PLANE_RESIDUAL_SD = 0.00128**0.5
 """Square root of the plane's published MSE, probability."""
-SDSL_PLANE_DOMAIN: Mapping[str, tuple[float, float]] = {"draft_perplexity": (4.0, 40.0), "target_perplexity": (4.0, 40.0)}
-"""About the range of its data. With a draft no better than its target the plane cannot exceed 0.70 at target perplexity 10, where
-standalone drafts measure .72-.89."""
+SDSL_PLANE_DOMAIN: Mapping[str, tuple[float, float]] = {
+    "draft_perplexity": (4.0, 40.0),
+    "target_perplexity": (4.0, 40.0),
+}
+"""About the range of its data. With a draft no better than its target the plane cannot exceed 0.70 at target perplexity
+10, where standalone drafts measure .72-.89."""
 
 
 def sdsl_accept_prob(draft_perplexity: float, target_perplexity: float, level: float = 0.9) -> Estimate:
-    """α on the published plane, with an interval for a new pair from its residual sd (its coefficients' errors are not published)."""
+    """α on the published plane; the interval is for a new pair and rests on the residual sd alone."""
     inputs = {"draft_perplexity": draft_perplexity, "target_perplexity": target_perplexity}
     value = float(ACCEPT_PLANE.predict(SDSL_PLANE, **inputs))
     half = float(norm.ppf((1 + level) / 2)) * SDSL_PLANE_RESIDUAL_SD
     low, mid, high = np.clip([value - half, value, value + half], 0, 1).tolist()
     outside = tuple(name for name, (least, most) in SDSL_PLANE_DOMAIN.items() if not least <= inputs[name] <= most)
-    return Estimate(value=mid, low=low, high=high, unit=ACCEPT_PLANE.unit, source=ACCEPT_PLANE.source, level=level, extrapolates=outside)
+    return Estimate(
+        value=mid,
+        low=low,
+        high=high,
+        unit=ACCEPT_PLANE.unit,
+        source=ACCEPT_PLANE.source,
+        level=level,
+        extrapolates=outside,
+    )
 
 
 def _accept(name: str, formula: str, inputs: tuple[str, ...], terms: tuple[Term, ...], note: str, **kwargs: Any) -> Law:
-    base = {"link": LOGIT, "leading": "draft_params", "source": "bounded rival of arXiv:2603.11053", "pool": _ACCEPT_POOL, **_ACCEPT}
+    base = {
+        "link": LOGIT,
+        "leading": "draft_params",
+        "source": "bounded rival of arXiv:2603.11053",
+        "pool": _ACCEPT_POOL,
+        **_ACCEPT,
+    }
     return Law(name=name, formula=formula, inputs=inputs, terms=terms, note=note, **{**base, **kwargs})
 
 
@@ -301,7 +322,8 @@ _RATIO = Term("c1", lambda x: np.log(x["draft_params"] / x["target_params"]))
 ACCEPT_SIZE = _accept(
     "accept_size", "logit α = c0 + c1·ln N", ("draft_params",),
     (Term("c0", _one), Term("c1", lambda x: np.log(x["draft_params"]))),
-    "one target; c1 in logits per e-fold of draft parameters", distinct={"draft_params": 2}, pool=("target", *_ACCEPT_POOL),
+    "one target; c1 in logits per e-fold of draft parameters", distinct={"draft_params": 2},
+    pool=("target", *_ACCEPT_POOL),
 )  # fmt: skip
 ACCEPT_RATIO = _accept(
     "accept_ratio", "logit α = c0 + c1·ln(N/M)", ("draft_params", "target_params"), (Term("c0", _one), _RATIO),
@@ -316,7 +338,7 @@ ACCEPT_RATIO_TOKENS = _accept(
 
 @cache
 def accept_gap(loss_law: str = TEXT_LOSS_LAWS[0]) -> Law:
-    """α = exp(-e^c0 · Δ^c1), Δ = |L(N, D) - L(M, D')| nats under the loss law of that name: 1 when the draft is the target.
+    """α = exp(-e^c0 · Δ^c1), Δ = |L(N, D) - L(M, D')| nats under the named loss law: 1 when the draft is the target.
 
     The gap is taken without its sign because Σ min(p, q) is symmetric in draft and target.
     """
@@ -337,7 +359,7 @@ def accept_gap(loss_law: str = TEXT_LOSS_LAWS[0]) -> Law:
     )
 
 
-# --- Tokens per target step ----------------------------------------------------------------------------------------------------
+# --- Tokens per target step ---
 
 _TAU: dict[str, Any] = {"output": "tokens_per_step", "unit": "tokens/step", "limits": (1.0, np.inf)}
 _TAU_POOL = ("target", "method", "dataset", "temperature", "pooling", "lookahead")
@@ -354,7 +376,9 @@ def _log_layers(x: Inputs) -> Array:
     return np.log(x["draft_layers"])
 
 
-def _tau(name: str, formula: str, inputs: tuple[str, ...], terms: tuple[Term, ...], source: str, note: str, **kwargs: Any) -> Law:
+def _tau(
+    name: str, formula: str, inputs: tuple[str, ...], terms: tuple[Term, ...], source: str, note: str, **kwargs: Any
+) -> Law:
     base = {"leading": inputs[0], "distinct": {inputs[0]: len(terms) + 1 if "bounds" in kwargs else 2}, **_TAU}
     return Law(name=name, formula=formula, inputs=inputs, terms=terms, source=source, note=note, **{**base, **kwargs})
 
@@ -370,7 +394,8 @@ LAW_1_2 = _tau(
 LAW_1_2_PARAMS = _tau(
     "law_1_2_params", "τ = c0 + c1·ln N", ("draft_params",),
     (Term("c0", _one), Term("c1", lambda x: np.log(x["draft_params"]))),
-    "arXiv:2505.07858, law 1.2, capacity counted in parameters", "c1 in tokens/step per e-fold of parameters", pool=_SAME_DATA,
+    "arXiv:2505.07858, law 1.2, capacity counted in parameters", "c1 in tokens/step per e-fold of parameters",
+    pool=_SAME_DATA,
 )  # fmt: skip
 LAW_JOINT = _tau(
     "law_joint", "τ = c0 + c1·log10 D + c2·ln L + c3·log10 D·ln L", ("draft_tokens", "draft_layers"),
@@ -378,7 +403,8 @@ LAW_JOINT = _tau(
         Term("c0", _one), Term("c1", _log10_tokens), Term("c2", _log_layers),
         Term("c3", lambda x: _log10_tokens(x) * _log_layers(x)),
     ),
-    "laws 1.1 and 1.2 of arXiv:2505.07858 with their interaction", "c1 per decade, c2 per e-fold, c3 per decade and e-fold",
+    "arXiv:2505.07858, laws 1.1 and 1.2 with their interaction",
+    "c1 in tokens/step per decade, c2 per e-fold, c3 per decade and e-fold",
     distinct={"draft_tokens": 2, "draft_layers": 2}, pool=(*_TAU_POOL, "tree_nodes"),
 )  # fmt: skip
 LAW_1_3 = _tau(

@@ -4,12 +4,14 @@ Refuses to know: what will be predicted with it.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
 from foredraft import published
 from foredraft.laws import acceptance
-from foredraft.laws.acceptance import PositionLaw
+from foredraft.laws.acceptance import Lesson, PositionLaw
+from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation, decode
 
 NOTHING: frozenset[str] = frozenset()
@@ -21,22 +23,32 @@ def observations(without: frozenset[str] = NOTHING) -> tuple[Observation, ...]:
     return tuple(row for row in published.observations() if published.document(row.provenance.source) not in without)
 
 
-def documents(rows: tuple[Observation, ...] | list[Observation]) -> frozenset[str]:
+def documents(rows: Sequence[Observation]) -> frozenset[str]:
     """The documents that `rows` come from."""
     return frozenset(published.document(row.provenance.source) for row in rows)
 
 
 @cache
 def position_law(without: frozenset[str] = NOTHING) -> PositionLaw:
-    """The position law over published curves; the shipped fit unless a document that taught it has to be left out, then refitted (10 s)."""
-    if not without & documents(published.observations()):
-        return decode(PositionLaw, (files("foredraft.published") / "position_law.json").read_bytes(), name="position_law.json")
-    return fit_position_law(observations(without))
+    """The position law over published curves but those of `without`: shipped fits for one document left out, a fresh one (10 s) for several."""
+    laws = decode(dict[str, PositionLaw], (files("foredraft.published") / "position_laws.json").read_bytes(), name="position_laws.json")
+    left_out = sorted(without & laws.keys())
+    return laws["+".join(left_out)] if len(left_out) < 2 else fit_position_law(observations(without))
 
 
-def fit_position_law(rows: tuple[Observation, ...]) -> PositionLaw:
-    """Each curve weighs 1/√n, n the curves of its document: one document's habits must not drown the others, nor one curve count as much as forty."""
+def fit_position_law(rows: Sequence[Observation]) -> PositionLaw:
+    """The position law from every curve in `rows`.
+
+    Each curve weighs 1/√n, n the curves of its document: one document's habits must not drown the others, nor one curve count as much as forty.
+    """
     home = {acceptance.curve_key(row): published.document(row.provenance.source) for row in rows}
     curves = acceptance.chain_curves(rows)
     sizes = Counter(home[key] for key, curve in curves.items() if len(curve) >= 3)
-    return acceptance.fit_position_law(list(curves.values()), [max(sizes[home[key]], 1) ** -0.5 for key in curves])
+    return acceptance.fit_position_law([Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kind_of(key[1]) == "head") for key, curve in curves.items()])
+
+
+def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
+    """The law from all of `rows` under "", and without each document that has a curve under that document's name."""
+    taught = {published.document(row.provenance.source) for row in rows if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1}
+    kept = {"": rows} | {name: [r for r in rows if published.document(r.provenance.source) != name] for name in sorted(taught)}
+    return {name: fit_position_law(group) for name, group in kept.items()}

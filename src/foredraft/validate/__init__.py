@@ -1,0 +1,30 @@
+"""Predictions against measurements that others published: what the laws get right, by how much they miss, and what they could not judge.
+
+Promises: a prediction looks only at what its rule allows (lookaheads up to 2, the no-draft rows, shapes and machines); hyperparameters fitted
+across tables are fitted without the judged document; rows that lack what a prediction needs are counted and named. Refuses to know: formulas
+(they are laws), and how tables are read.
+"""
+
+from collections.abc import Sequence
+
+from foredraft.plan import evidence
+from foredraft.records import Observation
+from foredraft.validate import curves, ladders, throughput
+from foredraft.validate.findings import Choice, CurvePoint, RatioPoint, Validation, merge
+
+
+def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Validation:
+    """Judge every kind of prediction that `rows` allow. `machine` stands in for rows that do not state one.
+
+    Raises ValueError, one line, when no row allows any.
+    """
+    law = evidence.position_law(evidence.documents(list(rows)))
+    parts = [curves.judge(rows, law), throughput.judge(rows, law), ladders.judge(rows, law, machine)]
+    whole = merge(parts)
+    if not (whole.curves or whole.ratios or whole.ladders):
+        raise ValueError("no prediction can be judged: " + ("; ".join(f"{n} rows lack {what}" for what, n in whole.lacking.items()) or
+                         "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"))  # fmt: skip
+    return whole
+
+
+__all__ = ["Choice", "CurvePoint", "RatioPoint", "Validation", "merge", "validate"]

@@ -1,0 +1,43 @@
+"""AL(k) curves: τ at larger lookaheads from runs at k ≤ 2."""
+
+from collections.abc import Sequence
+from math import log
+
+from scipy.optimize import minimize_scalar
+
+from foredraft.laws import acceptance
+from foredraft.laws.acceptance import Curve, PositionLaw
+from foredraft.laws.speedup import tokens_per_step_constant
+from foredraft.plan.drafts import kind_of
+from foredraft.records import Observation
+from foredraft.validate.findings import KNOWN_LOOKAHEAD, CurvePoint, Validation
+
+
+def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
+    """Predict every chain τ beyond k = 2 from those up to it."""
+    points: list[CurvePoint] = []
+    lacking: dict[str, int] = {}
+    for key, curve in acceptance.chain_curves(rows).items():
+        known, asked = known_part(curve), [k for k in curve if k > KNOWN_LOOKAHEAD]
+        if not asked:
+            continue
+        if not known or max(asked) > acceptance.MAX_POSITIONS:
+            what = "τ at k ≤ 2 (for τ at larger k)" if not known else f"a lookahead within {acceptance.MAX_POSITIONS}"
+            lacking[what] = lacking.get(what, 0) + len(asked)
+            continue
+        alpha = constant_alpha(known)
+        for k, (mid, low, high) in acceptance.predict(law, known, asked, drifts=kind_of(key[1]) == "head").items():
+            points.append(CurvePoint(curve=" · ".join(filter(None, key)), lookahead=k, measured=curve[k], predicted=mid, low=low, high=high,
+                                     constant_alpha=float(tokens_per_step_constant(alpha, k))))  # fmt: skip
+    return Validation(curves=tuple(points), lacking=lacking)
+
+
+def known_part(curve: Curve) -> dict[int, float]:
+    """What a prediction may see of a curve."""
+    return {k: tau for k, tau in curve.items() if k <= KNOWN_LOOKAHEAD}
+
+
+def constant_alpha(known: Curve) -> float:
+    """The one α of least squares in log τ over the known rows: the rule to beat."""
+    fit = minimize_scalar(lambda a: sum(log(float(tokens_per_step_constant(a, k)) / tau) ** 2 for k, tau in known.items()), bounds=(0, 1), method="bounded")
+    return float(fit.x)

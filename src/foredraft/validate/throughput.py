@@ -1,0 +1,165 @@
+"""Throughput tables: the ratio to no speculation, and the best k, at every load, from the no-draft rows and the rows at k ≤ 2.
+
+The cost law is calibrated on what may be seen. What it still misses at a load (an engine's scheduling there, say) is read off that load's own rows
+at k ≤ 2 and carried to larger k.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foredraft.laws import acceptance, cost
+from foredraft.laws.acceptance import PositionLaw
+from foredraft.laws.cost import Row
+from foredraft.plan.drafts import kind_of
+from foredraft.records import Observation
+from foredraft.validate.curves import known_part
+from foredraft.validate.findings import KNOWN_LOOKAHEAD, Choice, RatioPoint, Validation, setting
+from foredraft.validate.servers import Servers, servers
+
+Group = dict[tuple[int, int], float]  # (load, lookahead) -> output tokens/s
+CARRY = 0.5  # how much of the change of the miss from k = 1 to 2 goes on per further k
+CANDIDATE_CURVES = 25  # τ curves tried where a table states none
+
+
+def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
+    """Predict every throughput row beyond k = 2, and pick k at every load."""
+    plain = plain_speeds(rows)
+    groups: dict[tuple, list[Observation]] = defaultdict(list)
+    lacking: dict[str, int] = defaultdict(int)
+    for row in rows:
+        if row.output_tok_s is None or row.method == "none":
+            continue
+        if lack := _lack(row, plain):
+            lacking[lack] += 1
+        else:
+            groups[(*place(row), row.method, row.draft)].append(row)
+    ratios: list[RatioPoint] = []
+    choices: list[Choice] = []
+    assumed: list[str] = []
+    for group in groups.values():
+        asked = [row for row in group if lookahead(row) > KNOWN_LOOKAHEAD]
+        if not any(lookahead(row) <= KNOWN_LOOKAHEAD for row in group):
+            lacking["throughput at k ≤ 2 (for throughput at larger k)"] += len(asked)
+            continue
+        predicted, notes = predict_group(group, plain[place(group[0])], law)
+        assumed += notes
+        found = _ratios(group, plain[place(group[0])], predicted)
+        ratios += [point for point in found if point.lookahead > KNOWN_LOOKAHEAD]
+        choices += _choices(found)
+    return Validation(ratios=tuple(ratios), choices=tuple(choices), fixed_regret=fixed_regret(groups.values(), plain),
+                      lacking=dict(lacking), assumed=tuple(assumed))  # fmt: skip
+
+
+def plain_speeds(rows: Sequence[Observation]) -> dict[tuple, dict[int, float]]:
+    """Mean output tokens/s without speculation, by place and load."""
+    found: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.method == "none" and row.output_tok_s is not None and load(row):
+            found[place(row)][load(row)].append(row.output_tok_s)
+    return {key: {n: float(np.mean(speeds)) for n, speeds in by_load.items()} for key, by_load in found.items()}
+
+
+def place(row: Observation) -> tuple:
+    """What rows to be compared have in common besides the draft."""
+    return (row.target, row.dataset, row.temperature, row.engine, row.machine, row.tensor_parallel)
+
+
+def load(row: Observation) -> int:
+    """Clients, or the batch; 0 where a row states neither."""
+    return row.concurrency or row.batch_size or 0
+
+
+def lookahead(row: Observation) -> int:
+    return row.lookahead or 0
+
+
+def _lack(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> str | None:
+    """What a speculative row with a throughput lacks to be judged here."""
+    if not load(row):
+        return "a concurrency or batch size (for throughput)"
+    if not row.lookahead:
+        return "k (for throughput)"
+    if (row.topk or 1) > 1:
+        return "a chain (throughput of trees is judged with known τ only)"
+    if load(row) not in plain.get(place(row), {}):
+        return "a no-draft row at the same load (for throughput)"
+    return None
+
+
+def predict_group(group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw) -> tuple[Group, tuple[str, ...]]:
+    """Output tokens/s at every (load, k) of the group, from `plain` and the rows at k ≤ 2; and what was assumed."""
+    known = [row for row in group if lookahead(row) <= KNOWN_LOOKAHEAD]
+    shop = servers(group[0], plain)
+    drifts = kind_of(group[0].method) == "head"
+    curves = [curve for curve in acceptance.chain_curves(known).values() if curve]
+    if curves:
+        taus, notes = 1 + np.cumsum(acceptance.posterior(law, known_part(curves[0]), drifts=drifts).median_curve()), shop.assumed
+        knobs = _calibrated(shop, plain, known, taus)
+    else:
+        taus, knobs = _likeliest_curve(shop, plain, known, law)
+        notes = (*shop.assumed, f"{setting(group[0])}: no τ in the rows, read from their throughput")
+    wanted = np.array([(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s) for row in group])
+    model = cost.predict_rows(shop.plain, shop.speculative, wanted, knobs)
+    misses: dict[int, dict[int, float]] = defaultdict(dict)
+    for (n, k, _, measured), value in zip(wanted, model, strict=True):
+        if k <= KNOWN_LOOKAHEAD:
+            misses[int(n)][int(k)] = float(np.log(measured / value))
+    return {(int(n), int(k)): float(value * np.exp(_carried(misses[int(n)], int(k)))) for (n, k, *_), value in zip(wanted, model, strict=True)}, notes
+
+
+def _calibrated(shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray) -> dict[str, float]:
+    return cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), looseness=shop.looseness).knobs
+
+
+def _rows(plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray) -> list[Row]:
+    bare = [Row(n, 0, 1.0, speed) for n, speed in plain.items()]
+    return bare + [Row(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in known]
+
+
+def _likeliest_curve(shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], law: PositionLaw) -> tuple[NDArray, dict[str, float]]:
+    """Where no τ is stated: of curves drawn from the prior, the one that calibration can best reconcile with the measured speeds."""
+    draws = acceptance.posterior(law, {}, drifts=kind_of(known[0].method) == "head").draws(CANDIDATE_CURVES, np.random.default_rng(0))
+    tried = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
+    fits = [cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), looseness=shop.looseness) for taus in tried]
+    best = min(range(len(tried)), key=lambda i: fits[i].misfit)
+    return tried[best], fits[best].knobs
+
+
+def _carried(misses: Mapping[int, float], k: int) -> float:
+    """The log miss at `k` given those at 1 and 2 of the same load; 0 where the load has no known row."""
+    if k in misses or not misses:
+        return misses.get(k, 0.0)
+    last = max(misses)
+    trend = misses[2] - misses[1] if len(misses) == 2 else 0.0
+    return misses[last] + CARRY * (k - last) * trend
+
+
+def _ratios(group: Sequence[Observation], plain: Mapping[int, float], predicted: Group) -> list[RatioPoint]:
+    return [RatioPoint(setting=setting(row), load=load(row), lookahead=lookahead(row), measured=(row.output_tok_s or 0.0) / plain[load(row)],
+                       predicted=predicted[load(row), lookahead(row)] / plain[load(row)]) for row in group]  # fmt: skip
+
+
+def _choices(points: Sequence[RatioPoint]) -> list[Choice]:
+    """At each load the k of the highest predicted ratio (0, no speculation, is 1) against the measured best."""
+    out = []
+    for n in sorted({p.load for p in points}):
+        here = [p for p in points if p.load == n]
+        predicted, measured = {0: 1.0} | {p.lookahead: p.predicted for p in here}, {0: 1.0} | {p.lookahead: p.measured for p in here}
+        chosen, best = max(predicted, key=lambda k: predicted[k]), max(measured, key=lambda k: measured[k])
+        out.append(Choice(setting=here[0].setting, load=n, chosen=chosen, best=best, regret=1 - measured[chosen] / measured[best]))
+    return out
+
+
+def fixed_regret(groups, plain: Mapping[tuple, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
+    """Mean and worst regret of one k for every load and group that measured it: the rule to beat."""
+    lost: dict[int, list[float]] = defaultdict(list)
+    for group in groups:
+        for n in {load(row) for row in group}:
+            speeds = {lookahead(row): row.output_tok_s or 0.0 for row in group if load(row) == n} | {0: plain[place(group[0])][n]}
+            for k, speed in speeds.items():
+                lost[k].append(1 - speed / max(speeds.values()))
+    full = max(map(len, lost.values()), default=0)
+    return {k: (float(np.mean(v)), max(v)) for k, v in sorted(lost.items()) if len(v) == full}
