@@ -197,6 +197,78 @@ class Fit(Record):
     provenance: tuple[Provenance, ...] = ()
 
 
+class DraftChoice(Record):
+    """A draft to train or to use. `kind` is head, lm or lookup; counts are parameters and tokens; training cost is FLOPs and device-hours."""
+
+    kind: str
+    name: str
+    params: float
+    non_embedding_params: float
+    num_layers: int = 0
+    hidden_size: int = 0
+    draft_tokens: float | None = None
+    training_flops: float = 0.0
+    training_gpu_hours: float = 0.0
+
+
+class ScheduleStep(Record):
+    """What to run at one concurrency: `lookahead` draft passes (0: no speculation), `topk` and `tree_nodes` of a tree (1 and lookahead: a chain)."""
+
+    concurrency: int
+    running: float
+    lookahead: int
+    topk: int
+    tree_nodes: int
+    tokens_per_step: Estimate
+    speedup: Estimate
+    output_tok_s: Estimate
+    tpot_s: Estimate
+    ttft_s: Estimate
+
+
+class RunnerUp(Record):
+    """A draft that lost: its mean speedup, and the largest reason."""
+
+    draft: DraftChoice
+    speedup: float
+    reason: str
+
+
+class NextRun(Record):
+    """A run that would narrow the plan: the share of the speedup interval's width it is expected to remove, and its cost in device-hours."""
+
+    run: str
+    settles: str
+    narrows: float
+    gpu_hours: float
+
+
+class Plan(Record):
+    """The answer of `foredraft plan`: which draft, how to run it at each concurrency, what it gains, and how far to trust that."""
+
+    objective: str
+    engine: str
+    target: str
+    machine: str
+    devices: int
+    dtype: str
+    workload: Workload
+    speedup: Estimate
+    schedule: tuple[ScheduleStep, ...]
+    draft: DraftChoice | None = None
+    break_even_tokens: Estimate | None = None
+    continuous_params: Estimate | None = None
+    theory_params: float | None = None
+    runners_up: tuple[RunnerUp, ...] = ()
+    next_runs: tuple[NextRun, ...] = ()
+    not_considered: dict[str, str] = {}
+    extrapolates: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    vllm: dict[str, Any] = {}
+    sglang: dict[str, Any] = {}
+    provenance: tuple[Provenance, ...] = ()
+
+
 def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
     """Decode JSON into `kind`; raise ValueError with one line that names the file and the field."""
     try:

@@ -38,17 +38,26 @@ class Efficiency(Record):
     """
 
     bandwidth: float = 0.8
-    compute: float = 0.6
+    compute: float = 0.7
     blend: float = 3.0
     target_fixed_s: float = 3e-4
     target_layer_s: float = 5e-6
-    draft_fixed_s: float = 4e-4
-    draft_layer_s: float = 3.5e-5
-    speculation_s: float = 1e-3
+    draft_fixed_s: float = 5e-4
+    draft_layer_s: float = 4.5e-5
+    speculation_s: float = 1.5e-3
     memory_use: float = 0.9
     reserve: float = 0.067
     speculation_reserve: float = 0.024
     occupancy: float = 0.75
+
+
+# SGLang captures the draft's passes in graphs. SpecForge's rows (GPU not stated) ask for a third to a half of vLLM's overheads; half is taken.
+ENGINES = {"vllm": Efficiency(), "sglang": Efficiency(draft_fixed_s=2.5e-4, draft_layer_s=2.2e-5, speculation_s=7.5e-4)}
+
+
+def engine_efficiency(engine: str | None) -> Efficiency:
+    """What is known of the engine that a text such as "vLLM, B300" names; vLLM's where it names none that is known."""
+    return next((known for name, known in ENGINES.items() if name in (engine or "").lower()), ENGINES["vllm"])
 
 
 class Load(NamedTuple):
@@ -79,12 +88,13 @@ class PassCost:
         bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth * tensor_parallel
         rate = machine.flops_per_s[dtype] * efficiency.compute * tensor_parallel
         exchanges = 2 * shape.num_layers if tensor_parallel > 1 else 0  # one all-reduce after attention, one after the MLP
+        recurrent = shape.draft_head is not None
         share = 2 * (tensor_parallel - 1) / tensor_parallel
         link = share * shape.hidden_size * 2 / (machine.link_bytes_per_s or np.inf)
         return cls(
             fixed_s=fixed_s + shape.num_layers * layer_s + exchanges * (machine.link_latency_s or 0.0),
-            weights_s=lambda tokens: shape.read_bytes(tokens, dtype) / bandwidth,
-            token_s=shape.flops_per_token(0) / rate,
+            weights_s=lambda tokens: shape.read_bytes(tokens, dtype, recurrent=recurrent) / bandwidth,
+            token_s=shape.flops_per_token(0, recurrent=recurrent) / rate,
             kv_token_s=shape.kv_bytes_per_token(kv_dtype or dtype) / bandwidth,
             link_token_s=exchanges * link,
         )

@@ -36,7 +36,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class _Table:
-    """What the fitter sees of the observations: features [R, J], output, the trials behind it or None, cluster ids [R]."""
+    """What the fitter sees of the observations: features [R, J], output, the trials behind it or None, runs as ids."""
 
     rows: tuple[Observation, ...]
     inputs: dict[str, Array]
@@ -273,7 +273,7 @@ def _grid(law: Law, num: int) -> Array:
 
 
 def _least_squares(law: Law, table: _Table) -> _Solved:
-    """Multi-start fit: the best few of a grid over the shapes, each refined; then Huber's weights for a relative law."""
+    """Multi-start fit: the best few of a grid over the shapes, each refined; then Huber's for a relative law."""
     response = law.link.forward(table.output)
     weight = table.output**-2.0 if law.relative else np.ones_like(response)
     starts = _grid(law, 10)
@@ -344,7 +344,7 @@ def _leverage_corrected(jacobian: Array, weight: Array, residual: Array, runs: A
 
 
 def _wild(runs: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Webb's weights per cluster, times a factor per draw for a t with (clusters - 1) degrees of freedom: [draws, R]."""
+    """Webb's weights per cluster, times a factor per draw for a t with (clusters - 1) degrees: [draws, R]."""
     num = runs.max() + 1
     points = np.sqrt([0.5, 1.0, 1.5])
     weights = rng.choice(np.concatenate([-points, points]), size=(draws, num))

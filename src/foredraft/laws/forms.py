@@ -46,7 +46,7 @@ LOG_MINUS_LOG = Link(
 
 @dataclass(frozen=True)
 class Term:
-    """One term c·φ: φ = feature(x), or where `shape` names a ψ, φ = sign·exp(-ψ·feature(x)) with the log of an input."""
+    """One term c·φ: φ = feature(x), or where `shape` names a ψ, φ = sign·exp(-ψ·feature(x)) with a log for feature."""
 
     coefficient: str
     feature: Callable[[Inputs], Any]
@@ -222,7 +222,7 @@ class LossLaw(Record, frozen=True):
 
 @cache
 def loss_laws() -> dict[str, LossLaw]:
-    """All published loss laws by name. Fits of the same data spread, which is a systematic error: plan under several."""
+    """All published loss laws by name. Fits of the same data differ, a systematic error: plan under several."""
     text = (files("foredraft") / "published" / "loss_laws.json").read_text(encoding="utf-8")
     return {law.name: law for law in decode(list[LossLaw], text, name="loss_laws.json")}
 
@@ -278,7 +278,7 @@ ACCEPT_PLANE = Law(
     **_ACCEPT,
 )
 SDSL_PLANE: Mapping[str, float] = {"A1": -0.0067, "B1": 0.01297, "C1": 0.642}
-"""Published coefficients (arXiv:2603.11053): 13 targets (OPT, LLaMA, Qwen, Seed-OSS) × their drafts, HellaSwag, R² 0.602."""
+"""Published coefficients (arXiv:2603.11053): 13 targets and their drafts on HellaSwag, R² 0.602."""
 SDSL_PLANE_RESIDUAL_SD = 0.00128**0.5
 """Square root of the plane's published MSE, probability."""
 SDSL_PLANE_DOMAIN: Mapping[str, tuple[float, float]] = {

@@ -19,7 +19,7 @@ def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Vali
     Raises ValueError, one line, when no row allows any.
     """
     law = evidence.position_law(evidence.documents(list(rows)))
-    parts = [curves.judge(rows, law), throughput.judge(rows, law), ladders.judge(rows, law, machine)]
+    parts = [curves.judge(rows, law), throughput.judge(rows, law, machine), ladders.judge(rows, law, machine)]
     whole = merge(parts)
     if not (whole.curves or whole.ratios or whole.ladders):
         raise ValueError("no prediction can be judged: " + ("; ".join(f"{n} rows lack {what}" for what, n in whole.lacking.items()) or

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft import shapes
-from foredraft.laws.cost import PassCost, Server, serve
+from foredraft.laws.cost import PassCost, Server, engine_efficiency, serve
 from foredraft.machines import machine
 from foredraft.plan.drafts import draft_shape, kind_of
 from foredraft.records import Observation
@@ -46,7 +46,8 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
     if not name:
         raise ValueError("the machine is not stated")
     target, where = shapes.shape(row.target), machine(name)
-    given = dict(input_len=lengths[0], output_len=lengths[1], tensor_parallel=row.tensor_parallel or fewest(target, where))
+    given = dict(input_len=lengths[0], output_len=lengths[1], tensor_parallel=row.tensor_parallel or fewest(target, where),
+                 efficiency=engine_efficiency(row.engine))
     return serve(target, where, **given), serve(target, where, draft=draft_shape(row, target), **given)
 
 

@@ -24,7 +24,7 @@ CARRY = 0.5  # how much of the change of the miss from k = 1 to 2 goes on per fu
 CANDIDATE_CURVES = 25  # τ curves tried where a table states none
 
 
-def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
+def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None = None) -> Validation:
     """Predict every throughput row beyond k = 2, and pick k at every load."""
     plain = plain_speeds(rows)
     groups: dict[tuple, list[Observation]] = defaultdict(list)
@@ -37,6 +37,7 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
         else:
             groups[(*place(row), row.method, row.draft)].append(row)
     ratios: list[RatioPoint] = []
+    judged: list[list[Observation]] = []
     choices: list[Choice] = []
     assumed: list[str] = []
     for group in groups.values():
@@ -44,12 +45,13 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
         if not any(lookahead(row) <= KNOWN_LOOKAHEAD for row in group):
             lacking["throughput at k ≤ 2 (for throughput at larger k)"] += len(asked)
             continue
-        predicted, notes = predict_group(group, plain[place(group[0])], law)
+        predicted, notes = predict_group(group, plain[place(group[0])], law, machine)
         assumed += notes
+        judged.append(group)
         found = _ratios(group, plain[place(group[0])], predicted)
         ratios += [point for point in found if point.lookahead > KNOWN_LOOKAHEAD]
         choices += _choices(found)
-    return Validation(ratios=tuple(ratios), choices=tuple(choices), fixed_regret=fixed_regret(groups.values(), plain),
+    return Validation(ratios=tuple(ratios), choices=tuple(choices), fixed_regret=fixed_regret(judged, plain),
                       lacking=dict(lacking), assumed=tuple(assumed))  # fmt: skip
 
 
@@ -89,10 +91,10 @@ def _lack(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> str |
     return None
 
 
-def predict_group(group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw) -> tuple[Group, tuple[str, ...]]:
+def predict_group(group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw, machine: str | None = None) -> tuple[Group, tuple[str, ...]]:
     """Output tokens/s at every (load, k) of the group, from `plain` and the rows at k ≤ 2; and what was assumed."""
     known = [row for row in group if lookahead(row) <= KNOWN_LOOKAHEAD]
-    shop = servers(group[0], plain)
+    shop = servers(group[0], plain, machine)
     drifts = kind_of(group[0].method) == "head"
     curves = [curve for curve in acceptance.chain_curves(known).values() if curve]
     if curves:
@@ -153,7 +155,7 @@ def _choices(points: Sequence[RatioPoint]) -> list[Choice]:
     return out
 
 
-def fixed_regret(groups, plain: Mapping[tuple, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
+def fixed_regret(groups: Sequence[Sequence[Observation]], plain: Mapping[tuple, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
     """Mean and worst regret of one k for every load and group that measured it: the rule to beat."""
     lost: dict[int, list[float]] = defaultdict(list)
     for group in groups:
