@@ -88,11 +88,11 @@ class Workload(Record):
 
 
 class Estimate(Record):
-    """A number with its interval. `extrapolates` names the inputs that left the range of the data behind it."""
+    """A number with its interval; an end that is None is unbounded. `extrapolates` names the inputs that left the range of the data behind it."""
 
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
     unit: str
     source: str
     level: float = 0.9

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from foredraft.laws.forms import loss_laws
 from foredraft.plan import sdsl
 from foredraft.report import sdsl as figures
 
@@ -37,7 +38,7 @@ def test_optimum_beats_a_brute_force_grid_over_size_and_whole_lookahead():
 def test_negative_controls_miss_table_5():
     """A plane that hardly sees the draft, and another fit of the same loss data, give other sizes."""
     flat = sdsl.optimal_draft(13e9, plane=sdsl.AcceptPlane(A1=-0.00067))
-    besiroglu = sdsl.optimal_draft(13e9, loss_law=sdsl.LossLaw(A=482.01, B=2085.43, E=1.8172, a=0.3478, b=0.3658))
+    besiroglu = sdsl.optimal_draft(13e9, loss_law=loss_laws()["besiroglu"])
     assert flat.draft_params < 0.5 * 117e6
     assert 1.01 < besiroglu.draft_params / 117e6 < 1.1
 

@@ -74,6 +74,10 @@ class CurvePosterior:
         """`num` curves accept_given_prefix [num, K] drawn from the posterior."""
         return self.accept_given_prefix[rng.choice(len(self.weights), size=num, p=self.weights)]
 
+    def median_accept(self) -> Array:
+        """accept_given_prefix [K] whose every point is the posterior median."""
+        return np.array([_quantiles(column, self.weights, (0.5,))[0] for column in self.accept_given_prefix.T])
+
     def median_curve(self) -> Array:
         """The survival curve [K] whose every point is the posterior median."""
         return np.array([_quantiles(column, self.weights, (0.5,))[0] for column in self.survival.T])

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from foredraft.laws import forms
 from foredraft.laws.forms import Array, Law, law_named
@@ -432,7 +432,7 @@ def predict(fit: Fit, level: float = 0.9, *, new_run: bool = False, seed: int = 
     law = law_named(fit.law)
     eta = law.linear(np.array(fit.draws), **inputs)
     if new_run:
-        quantiles = norm.ppf((np.arange(len(eta)) + 0.5) / len(eta))
+        quantiles = ndtri((np.arange(len(eta)) + 0.5) / len(eta))
         eta = eta + fit.residual_sd * np.random.default_rng(seed).permutation(quantiles)
     ends = np.quantile(law.link.inverse(eta), [(1 - level) / 2, (1 + level) / 2])
     low, value, high = np.clip([ends[0], law.predict(fit.parameters, **inputs), ends[1]], *law.limits).tolist()
@@ -517,7 +517,8 @@ def _fit_pools(law: Law, rows: Sequence[Observation], draws: int, seed: int) -> 
             pools.setdefault(tuple(getattr(row, name) for name in law.pool), []).append(row)
     if not pools:
         lacking = missing_fields(law, rows)
-        needs = ", ".join(name for name in (*law.inputs, law.output) if name in lacking)
+        absent = [name for name, count in lacking.items() if count == len(rows)] or list(lacking)
+        needs = ", ".join(absent)
         return [], {law.name: f"{law.name} needs {needs}: no observation has all it needs, measure or name them"}
     fits, failed = [], {}
     for pool in pools.values():

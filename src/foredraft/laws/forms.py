@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
-from scipy.stats import norm
+from scipy.special import expit, logit, ndtri
 
 from foredraft.records import Estimate, Observation, Record, decode
 
@@ -293,7 +292,7 @@ def sdsl_accept_prob(draft_perplexity: float, target_perplexity: float, level: f
     """α on the published plane; the interval is for a new pair and rests on the residual sd alone."""
     inputs = {"draft_perplexity": draft_perplexity, "target_perplexity": target_perplexity}
     value = float(ACCEPT_PLANE.predict(SDSL_PLANE, **inputs))
-    half = float(norm.ppf((1 + level) / 2)) * SDSL_PLANE_RESIDUAL_SD
+    half = float(ndtri((1 + level) / 2)) * SDSL_PLANE_RESIDUAL_SD
     low, mid, high = np.clip([value - half, value, value + half], 0, 1).tolist()
     outside = tuple(name for name, (least, most) in SDSL_PLANE_DOMAIN.items() if not least <= inputs[name] <= most)
     return Estimate(

@@ -13,6 +13,7 @@ from foredraft.laws import acceptance
 from foredraft.laws.acceptance import Lesson, PositionLaw
 from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation, decode
+from foredraft.shapes import Shape, shape
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -52,3 +53,11 @@ def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
     taught = {published.document(row.provenance.source) for row in rows if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1}
     kept = {"": rows} | {name: [r for r in rows if published.document(r.provenance.source) != name] for name in sorted(taught)}
     return {name: fit_position_law(group) for name, group in kept.items()}
+
+
+def names(name: str, target: Shape) -> bool:
+    """Whether `name` stands for `target`'s shape."""
+    try:
+        return shape(name).params == target.params
+    except ValueError:
+        return False

@@ -8,13 +8,14 @@ The chain: loss L(N, D) → perplexities x of the draft and y of the target → 
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
+from foredraft.laws.forms import SDSL_PLANE, LossLaw, loss_laws
 from foredraft.laws.speedup import optimal_lookahead, tokens_per_flop
 
 SOURCE = "arXiv:2603.11053"
@@ -23,35 +24,13 @@ GRID_POINTS = 400  # of the first look over log N
 ACCEPT_MOST = 1 - 1e-9  # keeps γ* finite where a plane of the user's own reaches 1
 
 
-class PerplexityLaw(Protocol):
-    """What the chain asks of a loss law: perplexity per token of a model of `params` trained on `tokens`."""
-
-    def perplexity(self, params: ArrayLike, tokens: ArrayLike) -> np.ndarray: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossLaw:
-    """L = E + A/N^a + B/D^b, nats per token; Hoffmann's rounded coefficients (arXiv 2203.15556)."""
-
-    E: float = 1.69
-    A: float = 406.4
-    B: float = 410.7
-    a: float = 0.34
-    b: float = 0.28
-
-    def perplexity(self, params: ArrayLike, tokens: ArrayLike) -> np.ndarray:
-        """exp L(N, D), per token."""
-        size, data = np.asarray(params, float), np.asarray(tokens, float)
-        return np.exp(self.E + self.A / size**self.a + self.B / data**self.b)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AcceptPlane:
     """α = A1·x + B1·y + C1 with x, y the perplexities of draft and target in one tokenizer; R² 0.602 on HellaSwag."""
 
-    A1: float = -0.0067
-    B1: float = 0.01297
-    C1: float = 0.642
+    A1: float = SDSL_PLANE["A1"]
+    B1: float = SDSL_PLANE["B1"]
+    C1: float = SDSL_PLANE["C1"]
 
     def accept_prob(self, draft_perplexity: ArrayLike, target_perplexity: ArrayLike) -> np.ndarray:
         """α, `sampled`, per token, kept within [0, 1)."""
@@ -59,7 +38,7 @@ class AcceptPlane:
         return np.clip(plane, 0.0, ACCEPT_MOST)
 
 
-HOFFMANN, PLANE = LossLaw(), AcceptPlane()
+HOFFMANN, PLANE = loss_laws()["hoffmann_rounded"], AcceptPlane()
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,7 @@ def throughput(
     target_params: ArrayLike,
     draft_tokens: ArrayLike = 1e11,
     target_tokens: ArrayLike = 1e11,
-    loss_law: PerplexityLaw = HOFFMANN,
+    loss_law: LossLaw = HOFFMANN,
     plane: AcceptPlane = PLANE,
 ) -> Throughput:
     """max_γ T(N, γ) over real γ, with all that leads to it; arrays broadcast."""
@@ -112,7 +91,7 @@ def optimal_draft(
     target_params: float,
     draft_tokens: float = 1e11,
     target_tokens: float = 1e11,
-    loss_law: PerplexityLaw = HOFFMANN,
+    loss_law: LossLaw = HOFFMANN,
     plane: AcceptPlane = PLANE,
 ) -> DraftOptimum:
     """N* = argmax_N max_γ T(N, γ): a grid over log N, then a search between the neighbours of its best point."""
@@ -171,7 +150,7 @@ TARGETS = (
 )
 
 
-def table_5(loss_law: PerplexityLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> list[dict[str, Any]]:
+def table_5(loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> list[dict[str, Any]]:
     """N* of every target at D = D' = 1e11 beside the published one."""
     return [_table_5_row(target, optimal_draft(target.params, loss_law=loss_law, plane=plane)) for target in TARGETS]
 
@@ -260,7 +239,7 @@ PAPER_LINE: dict[str, Any] = {
 }
 
 
-def table_9(grid: Grid = GRID, loss_law: PerplexityLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> ScalingLine:
+def table_9(grid: Grid = GRID, loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> ScalingLine:
     """The pooled regression of N* over a grid of (M, D, D')."""
     points = np.array(list(itertools.product(grid.target_params, grid.draft_tokens, grid.target_tokens)))
     best = np.array([optimal_draft(*point, loss_law=loss_law, plane=plane).draft_params for point in points.tolist()])
@@ -290,7 +269,7 @@ def _least_squares(regressors: list[np.ndarray], outcome: np.ndarray) -> list[In
     inverse = np.linalg.pinv(design / scale)
     coefficients = inverse @ outcome
     variance = np.sum((outcome - design / scale @ coefficients) ** 2) / freedom
-    half = student.ppf(0.975, freedom) * np.sqrt(variance * np.sum(inverse**2, axis=1))
+    half = stdtrit(freedom, 0.975) * np.sqrt(variance * np.sum(inverse**2, axis=1))
     columns = np.array([coefficients, coefficients - half, coefficients + half]) / scale
     return [(value, low, high) for value, low, high in columns.T.tolist()]
 

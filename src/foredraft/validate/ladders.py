@@ -97,14 +97,8 @@ def _drafting(row: Observation) -> Drafting:
 def usual_tau(row: Observation, depth: int, law: PositionLaw, without: frozenset[str]) -> float:
     """τ of a chain of `depth` from other published curves of this target and method; from the law's median draft where there is none."""
     target = shapes.shape(row.target)
-    kin = [curve for key, curve in acceptance.chain_curves(evidence.observations(without)).items() if key[1] == row.method and _same(key[0], target)]
+    kin = [curve for key, curve in acceptance.chain_curves(evidence.observations(without)).items() if key[1] == row.method and evidence.names(key[0], target)]
     drifts = kind_of(row.method) == "head"
     medians = [acceptance.posterior(law, curve, drifts=drifts).tokens_per_step(depth)[0] for curve in kin or [{}]]
     return float(np.mean(medians))
 
-
-def _same(name: str, target: shapes.Shape) -> bool:
-    try:
-        return shapes.shape(name) == target
-    except ValueError:
-        return False

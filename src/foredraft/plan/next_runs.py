@@ -1,0 +1,59 @@
+"""Which run would narrow the plan most for its cost.
+
+Each uncertain factor of the plan is frozen at its centre in turn; the share of the interval's width that vanishes is what a run that settles the factor
+can be expected to remove. Refuses to know: how the factors enter.
+"""
+
+import numpy as np
+
+from foredraft.laws.cost import KNOBS
+from foredraft.plan.candidates import FACTORS, HEAD_TOKENS, TRAINING_MFU
+from foredraft.plan.search import NOTHING, Problem, Scored, simulate
+from foredraft.records import NextRun
+
+START_HOURS = 0.25  # of each device, to load models and warm up
+REQUESTS = 200  # give τ to about 1 % (metrics of published runs)
+
+
+def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
+    """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a draft."""
+    if best.candidate is None:
+        return ()
+    wide = _width(simulate(problem, best).gain)
+    if wide <= 0:
+        return ()
+    runs = []
+    for factor in (*FACTORS, "costs"):
+        frozen = NOTHING if factor == "costs" else frozenset({factor})
+        narrow = _width(simulate(problem, best, frozen=frozen, costs_frozen=factor == "costs").gain)
+        if (share := 1 - narrow / wide) > 0.01:
+            what, settles, hours = _run(problem, best, factor)
+            runs.append(NextRun(run=what, settles=settles, narrows=float(share), gpu_hours=hours))
+    return tuple(sorted(runs, key=lambda run: -run.narrows / run.gpu_hours))
+
+
+def _width(values: np.ndarray) -> float:
+    low, high = np.quantile(values, (0.05, 0.95))
+    return float(high - low)
+
+
+def _run(problem: Problem, best: Scored, factor: str) -> tuple[str, str, float]:
+    """The run that settles `factor`, what it settles, and its device-hours."""
+    choice, devices = best.candidate.choice, problem.settings.devices  # type: ignore[union-attr]
+    served = problem.server(None, speculate=False).load(8, 0, 1.0).output_tok_s
+    measuring = devices * (START_HOURS + REQUESTS * problem.workload.output_len / float(served) / 3600)
+    if factor == "costs":
+        return (f"serve {problem.target.name} without a draft and with any draft at k = 1, at concurrency 1 and {max(problem.workload.concurrency)}",
+                f"the cost law's {len(KNOBS)} coefficients on this machine", 2 * measuring)  # fmt: skip
+    if factor == "draft" and choice.kind == "head":
+        return f"measure τ at k = 1 and 2 with a public EAGLE-3 head of {problem.target.name} on your prompts", FACTORS[factor], 2 * measuring
+    if factor == "draft":
+        return f"measure τ at k = 1 and 2 with a public draft of about {choice.params:.2g} parameters on your prompts", FACTORS[factor], 2 * measuring
+    if factor == "data" and choice.kind == "head":
+        tokens = HEAD_TOKENS[0]
+        hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)
+        return f"train the head on {tokens:.0e} tokens and measure τ", FACTORS[factor], hours + 2 * measuring
+    small = (choice.draft_tokens or 1e9) / 10
+    rate = max(problem.machine.flops_per_s.get("bfloat16", 0.0), 1.0) * TRAINING_MFU
+    hours = 6 * choice.params * small / rate / 3600
+    return f"train a {choice.params:.2g}-parameter draft on {small:.0e} tokens and measure its loss and τ", FACTORS[factor], hours + 2 * measuring
