@@ -1,7 +1,7 @@
 """The nouns on the arrows between the rooms, as typed documents on disk.
 
-Promises: every record is frozen, an unknown key is an error, a value that was not measured is None (never 0), and a file is
-written whole or not at all. Refuses to know: how anything in a record is computed.
+Promises: every record is frozen, an unknown key is an error, a value that was not measured is None (never 0), and a
+file is written whole or not at all. Refuses to know: how anything in a record is computed.
 """
 
 import math
@@ -19,8 +19,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records: frozen, keyword-only, strict about keys, silent about what is missing."""
 
 
-def _require(record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()) -> None:
-    """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN never."""
+def _require(
+    record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()
+) -> None:
+    """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN
+    never.
+    """
     for name in (*positive, *non_negative, *unit):
         value = getattr(record, name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -36,8 +40,10 @@ def _require(record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple
                 raise ValueError(f"{name} must lie in [0, 1], got {item}")
 
 
-class Provenance(Record):
-    """Where a number comes from. `trust` is one of raw_logs, repository, paper, derived, read_off_plot, secondary, own, assumed."""
+class Provenance(Record, frozen=True):
+    """Where a number comes from. `trust` is one of raw_logs, repository, paper, derived, read_off_plot, secondary,
+    own, assumed.
+    """
 
     source: str
     trust: str = "own"
@@ -46,11 +52,17 @@ class Provenance(Record):
     versions: dict[str, str] = {}
     created: str | None = None
 
+    def __hash__(self) -> int:
+        """Without `versions`, a dict, so that observations can key a cache; equal records still have equal hashes."""
+        return hash((self.source, self.trust, self.note, self.command, self.created))
 
-class Machine(Record):
-    """One accelerator (or CPU) as the cost law sees it; rates are the maker's dense peaks, effective ones are fitted by `laws.cost`.
 
-    Units: bytes, bytes/s, FLOP/s per dtype, seconds. `link_bytes_per_s` is one device's one-way bandwidth to its peers.
+class Machine(Record, frozen=True):
+    """One accelerator (or CPU) as the cost law sees it; rates are the maker's dense peaks, effective ones are fitted
+    by `laws.cost`.
+
+    Units: bytes, bytes/s, FLOP/s per dtype, seconds. `link_bytes_per_s` is one device's one-way bandwidth to its
+    peers.
     """
 
     name: str
@@ -63,14 +75,20 @@ class Machine(Record):
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(self, positive=("memory_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s"), non_negative=("link_latency_s",))
+        _require(
+            self,
+            positive=("memory_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s"),
+            non_negative=("link_latency_s",),
+        )
         for dtype, rate in self.flops_per_s.items():
             if not rate > 0:
                 raise ValueError(f"flops_per_s[{dtype}] must be positive, got {rate}")
 
 
-class Workload(Record):
-    """What the server is asked to do: mean prompt and answer lengths in tokens, and the concurrencies of interest with their weights."""
+class Workload(Record, frozen=True):
+    """What the server is asked to do: mean prompt and answer lengths in tokens, and the concurrencies of interest
+    with their weights.
+    """
 
     input_len: float
     output_len: float
@@ -84,11 +102,15 @@ class Workload(Record):
         if not self.concurrency:
             raise ValueError("concurrency must name at least one value")
         if self.weights is not None and (len(self.weights) != len(self.concurrency) or sum(self.weights) <= 0):
-            raise ValueError(f"weights must give one non-negative weight per concurrency ({len(self.concurrency)}), not all 0")
+            raise ValueError(
+                f"weights must give one non-negative weight per concurrency ({len(self.concurrency)}), not all 0"
+            )
 
 
-class Estimate(Record):
-    """A number with its interval; an end that is None is unbounded. `extrapolates` names the inputs that left the range of the data behind it."""
+class Estimate(Record, frozen=True):
+    """A number with its interval; an end that is None is unbounded. `extrapolates` names the inputs that left the
+    range of the data behind it.
+    """
 
     value: float | None
     low: float | None
@@ -99,13 +121,14 @@ class Estimate(Record):
     extrapolates: tuple[str, ...] = ()
 
 
-class Observation(Record):
+class Observation(Record, frozen=True):
     """One measurement: what was run, the dials, and what came out. What was not measured is None.
 
-    `run` is the cluster that a bootstrap resamples. `tokens_per_step` (τ) includes the bonus token. `survival[i-1]` is P(at least i
-    draft tokens accepted), joint, not conditional. `accept_prob` (α) is per token and `accept_kind` says which: greedy
-    P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q). `pooling` says whether τ is pooled over steps or a mean over requests.
-    `concurrency` counts clients of a server, `batch_size` sequences in a fixed batch. Perplexities are in their own tokenizer, named.
+    `run` is the cluster that a bootstrap resamples. `tokens_per_step` (τ) includes the bonus token. `survival[i-1]`
+    is P(at least i draft tokens accepted), joint, not conditional. `accept_prob` (α) is per token and `accept_kind`
+    says which: greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q). `pooling` says whether τ is pooled
+    over steps or a mean over requests. `concurrency` counts clients of a server, `batch_size` sequences in a fixed
+    batch. Perplexities are in their own tokenizer, named.
     """
 
     run: str
@@ -160,26 +183,53 @@ class Observation(Record):
         _require(
             self,
             positive=(
-                "target_params", "target_tokens", "draft_params", "draft_tokens", "draft_layers", "topk", "concurrency", "batch_size",
-                "tensor_parallel", "output_tok_s", "speedup", "input_len", "output_len", "num_requests", "tokens_per_step", "loss",
-                "target_perplexity", "draft_perplexity", "tpot_s", "itl_s",
+                "target_params",
+                "target_tokens",
+                "draft_params",
+                "draft_tokens",
+                "draft_layers",
+                "topk",
+                "concurrency",
+                "batch_size",
+                "tensor_parallel",
+                "output_tok_s",
+                "speedup",
+                "input_len",
+                "output_len",
+                "num_requests",
+                "tokens_per_step",
+                "loss",
+                "target_perplexity",
+                "draft_perplexity",
+                "tpot_s",
+                "itl_s",
             ),
             non_negative=(
-                "lookahead", "tree_nodes", "temperature", "steps", "drafted", "accepted", "ttft_s", "kv_cache_tokens", "model_bytes", "cost_ratio",
+                "lookahead",
+                "tree_nodes",
+                "temperature",
+                "steps",
+                "drafted",
+                "accepted",
+                "ttft_s",
+                "kv_cache_tokens",
+                "model_bytes",
+                "cost_ratio",
             ),
             unit=("survival", "accept_prob"),
-        )  # fmt: skip
+        )
         if self.accepted is not None and self.drafted is not None and self.accepted > self.drafted:
             raise ValueError(f"accepted ({self.accepted}) must not exceed drafted ({self.drafted})")
         if self.tokens_per_step is not None and self.tokens_per_step < 1:
             raise ValueError(f"tokens_per_step counts the bonus token and so is at least 1, got {self.tokens_per_step}")
 
 
-class Fit(Record):
+class Fit(Record, frozen=True):
     """A fitted law as a value: parameters, bootstrap draws, the range of the data, and what to distrust.
 
-    `draws` has one row per bootstrap draw in the order of `parameters`. `held_out_error` is the mean absolute error on the largest run,
-    left out of a fit of its own, in the units of `output`; `rivals` gives the same for the other forms tried on the same data.
+    `draws` has one row per bootstrap draw in the order of `parameters`. `held_out_error` is the mean absolute error
+    on the largest run, left out of a fit of its own, in the units of `output`; `rivals` gives the same for the other
+    forms tried on the same data.
     """
 
     law: str
@@ -197,8 +247,10 @@ class Fit(Record):
     provenance: tuple[Provenance, ...] = ()
 
 
-class DraftChoice(Record):
-    """A draft to train or to use. `kind` is head, lm or lookup; counts are parameters and tokens; training cost is FLOPs and device-hours."""
+class DraftChoice(Record, frozen=True):
+    """A draft to train or to use. `kind` is head, lm or lookup; counts are parameters and tokens; training cost is
+    FLOPs and device-hours.
+    """
 
     kind: str
     name: str
@@ -211,8 +263,10 @@ class DraftChoice(Record):
     training_gpu_hours: float = 0.0
 
 
-class ScheduleStep(Record):
-    """What to run at one concurrency: `lookahead` draft passes (0: no speculation), `topk` and `tree_nodes` of a tree (1 and lookahead: a chain)."""
+class ScheduleStep(Record, frozen=True):
+    """What to run at one concurrency: `lookahead` draft passes (0: no speculation), `topk` and `tree_nodes` of a tree
+    (1 and lookahead: a chain).
+    """
 
     concurrency: int
     running: float
@@ -226,7 +280,7 @@ class ScheduleStep(Record):
     ttft_s: Estimate
 
 
-class RunnerUp(Record):
+class RunnerUp(Record, frozen=True):
     """A draft that lost: its mean speedup, and the largest reason."""
 
     draft: DraftChoice
@@ -234,8 +288,10 @@ class RunnerUp(Record):
     reason: str
 
 
-class NextRun(Record):
-    """A run that would narrow the plan: the share of the speedup interval's width it is expected to remove, and its cost in device-hours."""
+class NextRun(Record, frozen=True):
+    """A run that would narrow the plan: the share of the speedup interval's width it is expected to remove, and its
+    cost in device-hours.
+    """
 
     run: str
     settles: str
@@ -243,8 +299,10 @@ class NextRun(Record):
     gpu_hours: float
 
 
-class Plan(Record):
-    """The answer of `foredraft plan`: which draft, how to run it at each concurrency, what it gains, and how far to trust that."""
+class Plan(Record, frozen=True):
+    """The answer of `foredraft plan`: which draft, how to run it at each concurrency, what it gains, and how far to
+    trust that.
+    """
 
     objective: str
     engine: str
@@ -258,6 +316,7 @@ class Plan(Record):
     draft: DraftChoice | None = None
     break_even_tokens: Estimate | None = None
     continuous_params: Estimate | None = None
+    buildable: tuple[DraftChoice, ...] = ()
     theory_params: float | None = None
     runners_up: tuple[RunnerUp, ...] = ()
     next_runs: tuple[NextRun, ...] = ()
@@ -284,7 +343,7 @@ def read(kind: type[T], path: str | Path) -> T:
 
 def read_lines(kind: type[T], path: str | Path) -> list[T]:
     """Read JSON lines; raise ValueError naming the line; an empty file is an error."""
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_bytes().splitlines()  # of bytes: U+2028 in a text ends no line
     records = [decode(kind, line, name=f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise ValueError(f"{path}: no records in the file")
@@ -293,7 +352,13 @@ def read_lines(kind: type[T], path: str | Path) -> list[T]:
 
 def write(path: str | Path, record: Any) -> None:
     """Write one JSON document, indented, atomically."""
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(record, order="deterministic" if isinstance(record, dict) else None), indent=1) + b"\n")
+    write_bytes(
+        path,
+        msgspec.json.format(
+            msgspec.json.encode(record, order="deterministic" if isinstance(record, dict) else None), indent=1
+        )
+        + b"\n",
+    )
 
 
 def write_lines(path: str | Path, records: Iterable[Any]) -> None:

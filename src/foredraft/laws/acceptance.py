@@ -1,13 +1,16 @@
-"""How acceptance falls with position: from τ at one or two lookaheads to the whole curve, with what other drafts have shown as the prior.
+"""How acceptance falls with position: from τ at one or two lookaheads to the whole curve, with what other drafts have
+shown as the prior.
 
-Promises: a prediction is a posterior over per-position acceptance, with an interval; constant α is its special case (slope 0).
-Refuses to know: which draft or table a curve belongs to; files.
+Promises: a prediction is a posterior over per-position acceptance, with an interval; constant α is its special case
+(slope 0). Refuses to know: which draft or table a curve belongs to; files.
 
-The law: logit α_i = level + slope·(1 − decay^(i−1)), i = 1, 2, … A head drafts from its own features and drifts; an independent model or a look-up
-reads the accepted text afresh, so its prior slope is 0, which is constant α. (level, slope) of a draft is drawn from a bivariate Student t, heavy-tailed because a few drafts (one-step MTP
-layers) fall far outside the rest; a τ measured at lookahead k scatters by `noise`·(k/2)^`noise_growth` in log τ, growing with k because a later
-position is reached more rarely and the two-parameter curve is only approximate. The hyperparameters are fitted across curves by maximum evidence.
-With two parameters the posterior is summed on a grid: no sampler, no seed, the same number every time.
+The law: logit α_i = level + slope·(1 − decay^(i−1)), i = 1, 2, … A head drafts from its own features and drifts; an
+independent model or a look-up reads the accepted text afresh, so its prior slope is 0, which is constant α. (level,
+slope) of a draft is drawn from a bivariate Student t, heavy-tailed because a few drafts (one-step MTP layers) fall
+far outside the rest; a τ measured at lookahead k scatters by `noise`·(k/2)^`noise_growth` in log τ, growing with k
+because a later position is reached more rarely and the two-parameter curve is only approximate. The hyperparameters
+are fitted across curves by maximum evidence. With two parameters the posterior is summed on a grid: no sampler, no
+seed, the same number every time.
 
 Shapes: A levels × B slopes on the grid, K positions.
 """
@@ -39,8 +42,10 @@ NOISE_GROWTHS = (0.0, 1.0)
 TAILS = (1.0, 2.0, 4.0)
 
 
-class PositionLaw(Record):
-    """Hyperparameters of the law: prior mean and scale of a head's (level, slope), tail, decay, noise; and how many curves taught them."""
+class PositionLaw(Record, frozen=True):
+    """Hyperparameters of the law: prior mean and scale of a head's (level, slope), tail, decay, noise; and how many
+    curves taught them.
+    """
 
     mean: tuple[float, float]
     scale: tuple[tuple[float, float], tuple[float, float]]
@@ -54,7 +59,9 @@ class PositionLaw(Record):
 
 @dataclass(frozen=True)
 class CurvePosterior:
-    """Posterior over one draft's curve: `weights` [P] and `accept_given_prefix` [P, K] at the grid points that carry it."""
+    """Posterior over one draft's curve: `weights` [P] and `accept_given_prefix` [P, K] at the grid points that carry
+    it.
+    """
 
     weights: Array
     accept_given_prefix: Array
@@ -65,7 +72,9 @@ class CurvePosterior:
         return np.cumprod(self.accept_given_prefix, axis=-1)
 
     def tokens_per_step(self, lookahead: int, level: float = 0.9) -> tuple[float, float, float]:
-        """Median and interval of τ at `lookahead` (0 gives 1). The median, because the posterior is skewed towards slow decay."""
+        """Median and interval of τ at `lookahead` (0 gives 1). The median, because the posterior is skewed towards
+        slow decay.
+        """
         tau = 1 + self.survival[:, :lookahead].sum(axis=-1)
         low, mid, high = _quantiles(tau, self.weights, ((1 - level) / 2, 0.5, (1 + level) / 2))
         return mid, low, high
@@ -86,8 +95,9 @@ class CurvePosterior:
 def posterior(law: PositionLaw, curve: Curve, *, drifts: bool = True, extra_noise: float = 0.0) -> CurvePosterior:
     """What `curve` (τ at some lookaheads; may be empty) says of acceptance at every position, under the prior `law`.
 
-    `drifts` False is for drafts that are not heads: the prior slope is then 0. `extra_noise` widens the likelihood in log τ, for curves measured elsewhere than where they will be used. Raises ValueError on τ < 1,
-    τ > lookahead + 1 or a lookahead outside 1 … 16.
+    `drifts` False is for drafts that are not heads: the prior slope is then 0. `extra_noise` widens the likelihood in
+    log τ, for curves measured elsewhere than where they will be used. Raises ValueError on τ < 1, τ > lookahead + 1
+    or a lookahead outside 1 … 16.
     """
     check_curve(curve)
     log_weights = _log_prior(law if drifts else steady(law)) + _log_likelihood(law, curve, extra_noise)
@@ -98,15 +108,23 @@ def posterior(law: PositionLaw, curve: Curve, *, drifts: bool = True, extra_nois
     return CurvePosterior(weights[keep] / weights[keep].sum(), accept)
 
 
-def predict(law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, drifts: bool = True, level: float = 0.9) -> dict[int, tuple[float, float, float]]:
-    """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own scatter included."""
+def predict(
+    law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, drifts: bool = True, level: float = 0.9
+) -> dict[int, tuple[float, float, float]]:
+    """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own
+    scatter included.
+    """
     known = posterior(law, curve, drifts=drifts)
     z = np.sqrt(2) * erfinv(level)
     out = {}
     for k in lookaheads:
         mid, low, high = known.tokens_per_step(k, level)
         scatter = z * law.noise * (k / 2) ** law.noise_growth
-        out[k] = (mid, mid * np.exp(-np.hypot(np.log(mid / low), scatter)), mid * np.exp(np.hypot(np.log(high / mid), scatter)))
+        out[k] = (
+            mid,
+            mid * np.exp(-np.hypot(np.log(mid / low), scatter)),
+            mid * np.exp(np.hypot(np.log(high / mid), scatter)),
+        )
     return out
 
 
@@ -125,7 +143,9 @@ def check_curve(curve: Curve) -> None:
 
 
 class Lesson(NamedTuple):
-    """One curve to learn the law from: its weight (say 1/√n of its document, so that no document drowns the rest), and whether it drifts."""
+    """One curve to learn the law from: its weight (say 1/√n of its document, so that no document drowns the rest),
+    and whether it drifts.
+    """
 
     curve: Curve
     weight: float = 1.0
@@ -135,8 +155,9 @@ class Lesson(NamedTuple):
 def fit_position_law(lessons: Sequence[Lesson]) -> PositionLaw:
     """Hyperparameters of greatest evidence over `lessons`.
 
-    Every combination of decay, noise, its growth and the tail is tried; mean and scale are fitted by EM within each. Raises ValueError with
-    fewer than 4 curves of at least 3 lookaheads: two parameters leave nothing to learn from shorter ones.
+    Every combination of decay, noise, its growth and the tail is tried; mean and scale are fitted by EM within each.
+    Raises ValueError with fewer than 4 curves of at least 3 lookaheads: two parameters leave nothing to learn from
+    shorter ones.
     """
     usable = [lesson._replace(curve=_within(lesson.curve)) for lesson in lessons]
     usable = [lesson for lesson in usable if len(lesson.curve) >= 3]
@@ -144,16 +165,30 @@ def fit_position_law(lessons: Sequence[Lesson]) -> PositionLaw:
         raise ValueError(f"the position law needs 4 curves τ(k) with 3 or more lookaheads, got {len(usable)}")
     for lesson in usable:
         check_curve(lesson.curve)
-    return max((_fit_prior(usable, *setting) for setting in product(DECAYS, NOISES, NOISE_GROWTHS, TAILS)), key=lambda law: law.evidence)
+    return max(
+        (_fit_prior(usable, *setting) for setting in product(DECAYS, NOISES, NOISE_GROWTHS, TAILS)),
+        key=lambda law: law.evidence,
+    )
 
 
-def _fit_prior(lessons: Sequence[Lesson], decay: float, noise: float, noise_growth: float, tail: float, rounds: int = 12) -> PositionLaw:
-    """EM for the prior's mean and scale at fixed other hyperparameters; the t tail enters as the usual scale-mixture weights.
+def _fit_prior(
+    lessons: Sequence[Lesson], decay: float, noise: float, noise_growth: float, tail: float, rounds: int = 12
+) -> PositionLaw:
+    """EM for the prior's mean and scale at fixed other hyperparameters; the t tail enters as the usual scale-mixture
+    weights.
 
     Level and scale are learned from every curve, the mean slope from the heads alone: the others' is 0 by theory.
     """
-    law = PositionLaw(mean=(1.0, -0.3), scale=((1.0, 0.0), (0.0, 0.25)), tail=tail, decay=decay, noise=noise, noise_growth=noise_growth,
-                      num_curves=len(lessons), evidence=-np.inf)  # fmt: skip
+    law = PositionLaw(
+        mean=(1.0, -0.3),
+        scale=((1.0, 0.0), (0.0, 0.25)),
+        tail=tail,
+        decay=decay,
+        noise=noise,
+        noise_growth=noise_growth,
+        num_curves=len(lessons),
+        evidence=-np.inf,
+    )
     logs = np.stack([_log_likelihood(law, lesson.curve) for lesson in lessons])
     peaks = logs.max(axis=1)
     likelihoods = np.exp(logs - peaks[:, None])
@@ -176,8 +211,12 @@ def _fit_prior(lessons: Sequence[Lesson], decay: float, noise: float, noise_grow
             scale += np.einsum("p,pi,pj->ij", pull, offset, offset)
             if prior_law is law:
                 slope = pull @ points[:, 1] / pull.sum()
-        law = msgspec.structs.replace(law, mean=(float(level / weight), float(slope)), evidence=float(evidence),
-                                      scale=tuple(map(tuple, (scale + 1e-3 * np.eye(2)).tolist())))  # fmt: skip
+        law = msgspec.structs.replace(
+            law,
+            mean=(float(level / weight), float(slope)),
+            evidence=float(evidence),
+            scale=tuple(map(tuple, (scale + 1e-3 * np.eye(2)).tolist())),
+        )
     return law
 
 
@@ -225,10 +264,11 @@ def _quantiles(values: Array, weights: Array, levels: Sequence[float]) -> list[f
 
 
 def chain_curves(observations: Iterable[Observation]) -> dict[tuple[str, ...], Curve]:
-    """τ(k) of every chain in `observations`: one curve per target, method, draft, dataset, temperature and document; repeats are averaged.
+    """τ(k) of every chain in `observations`: one curve per target, method, draft, dataset, temperature and document;
+    repeats are averaged.
 
-    A row that carries survival by position gives τ at every lookahead up to its own, unless the curve has rows of its own there. Acceptance
-    does not depend on the batch, so rows at several concurrencies are repeats.
+    A row that carries survival by position gives τ at every lookahead up to its own, unless the curve has rows of its
+    own there. Acceptance does not depend on the batch, so rows at several concurrencies are repeats.
     """
     measured: dict[tuple[str, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     implied: dict[tuple[str, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -240,9 +280,19 @@ def chain_curves(observations: Iterable[Observation]) -> dict[tuple[str, ...], C
             measured[key][row.lookahead].append(row.tokens_per_step)
         for k, tau in enumerate(1 + np.cumsum(row.survival or ()), 1):
             implied[key][k].append(float(tau))
-    return {key: {k: float(np.mean(taus)) for k, taus in sorted({**implied[key], **measured[key]}.items())} for key in {**measured, **implied}}
+    return {
+        key: {k: float(np.mean(taus)) for k, taus in sorted({**implied[key], **measured[key]}.items())}
+        for key in {**measured, **implied}
+    }
 
 
 def curve_key(row: Observation) -> tuple[str, ...]:
     """What two rows of one τ(k) curve have in common."""
-    return (row.target, row.method, row.draft or "", row.dataset or "", str(row.temperature if row.temperature is not None else ""), row.engine or "")
+    return (
+        row.target,
+        row.method,
+        row.draft or "",
+        row.dataset or "",
+        str(row.temperature if row.temperature is not None else ""),
+        row.engine or "",
+    )

@@ -1,18 +1,22 @@
-"""What a step costs: from Shape × Machine to step time, KV capacity, queueing and throughput. Speedup comes out; it is never put in.
+"""What a step costs: from Shape × Machine to step time, KV capacity, queueing and throughput. Speedup comes out; it
+is never put in.
 
-Promises: one law for target and draft; every coefficient has a default with its source and can be calibrated on measured rows; the draft's weights
-and KV cache take memory from the target, and a server whose cache is full makes requests wait. Refuses to know: acceptance, search, files.
+Promises: one law for target and draft; every coefficient has a default with its source and can be calibrated on
+measured rows; the draft's weights and KV cache take memory from the target, and a server whose cache is full makes
+requests wait. Refuses to know: acceptance, search, files.
 
 One forward pass over n tokens of sequences that hold c cached tokens in all:
 
     fixed + (memory^p + compute^p)^(1/p) + link,   memory = (weights touched by n + c · KV bytes) / effective bandwidth,
                                                   compute = n · FLOPs per token / effective rate,
 
-p = 1 is their sum, p → ∞ their maximum; the data decide (`blend`). A speculative step is one target pass over the verified tokens, `depth` draft
-passes and a fixed cost of speculation. A closed loop of C clients runs min(C, capacity / tokens held per sequence) sequences; the rest queue.
+p = 1 is their sum, p → ∞ their maximum; the data decide (`blend`). A speculative step is one target pass over the
+verified tokens, `depth` draft passes and a fixed cost of speculation. A closed loop of C clients runs min(C, capacity
+/ tokens held per sequence) sequences; the rest queue.
 
-Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; memory against batch, MagicDec, arXiv 2408.11049; linear step time fitted on
-an H100, SpecDecode-Bench, arXiv 2601.11580. All times in seconds, sizes in bytes; arguments broadcast as numpy arrays.
+Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; memory against batch, MagicDec, arXiv
+2408.11049; linear step time fitted on an H100, SpecDecode-Bench, arXiv 2601.11580. All times in seconds, sizes in
+bytes; arguments broadcast as numpy arrays.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +33,13 @@ from foredraft.shapes import Shape
 Array = NDArray[np.float64]
 
 
-class Efficiency(Record):
+class Efficiency(Record, frozen=True):
     """What serving software reaches of a machine's peaks, and its fixed costs in seconds.
 
-    Defaults: published rows of vLLM on H100 (Qwen3-32B with three drafts, Llama-3.1-8B), see docs/log.md. `reserve` and `speculation_reserve`
-    are the shares of memory that activations, graphs and the drafter's buffers keep from the KV cache (four measured capacities);
-    `occupancy` is the share of the cache that sequences fill when they compete for it, the rest lost to admission and preemption.
+    Defaults: published rows of vLLM on H100 (Qwen3-32B with three drafts, Llama-3.1-8B), see docs/log.md. `reserve`
+    and `speculation_reserve` are the shares of memory that activations, graphs and the drafter's buffers keep from
+    the KV cache (four measured capacities); `occupancy` is the share of the cache that sequences fill when they
+    compete for it, the rest lost to admission and preemption.
     """
 
     bandwidth: float = 0.8
@@ -61,7 +66,9 @@ def engine_efficiency(engine: str | None) -> Efficiency:
 
 
 class Load(NamedTuple):
-    """What a server does at one concurrency: output tokens/s, seconds to the first token and per output token, sequences running."""
+    """What a server does at one concurrency: output tokens/s, seconds to the first token and per output token,
+    sequences running.
+    """
 
     output_tok_s: Array
     ttft_s: Array
@@ -71,7 +78,9 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class PassCost:
-    """Coefficients of one model's forward pass on its machine; `weights_s(n)` grows with n only for mixtures of experts."""
+    """Coefficients of one model's forward pass on its machine; `weights_s(n)` grows with n only for mixtures of
+    experts.
+    """
 
     fixed_s: float
     weights_s: Callable[[Array], Array]
@@ -80,14 +89,28 @@ class PassCost:
     link_token_s: float = 0.0
 
     @classmethod
-    def of(cls, shape: Shape, machine: Machine, efficiency: Efficiency, *, fixed_s: float, layer_s: float, tensor_parallel: int = 1,
-           dtype: str = "bfloat16", kv_dtype: str | None = None) -> "PassCost":  # fmt: skip
-        """The cost of `shape` split over `tensor_parallel` machines. Raises ValueError when the machine has no rate for `dtype`."""
+    def of(
+        cls,
+        shape: Shape,
+        machine: Machine,
+        efficiency: Efficiency,
+        *,
+        fixed_s: float,
+        layer_s: float,
+        tensor_parallel: int = 1,
+        dtype: str = "bfloat16",
+        kv_dtype: str | None = None,
+    ) -> "PassCost":
+        """The cost of `shape` split over `tensor_parallel` machines. Raises ValueError when the machine has no rate
+        for `dtype`.
+        """
         if dtype not in machine.flops_per_s:
             raise ValueError(f"dtype {dtype}: {machine.name} has rates for {', '.join(machine.flops_per_s)}")
         bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth * tensor_parallel
         rate = machine.flops_per_s[dtype] * efficiency.compute * tensor_parallel
-        exchanges = 2 * shape.num_layers if tensor_parallel > 1 else 0  # one all-reduce after attention, one after the MLP
+        exchanges = (
+            2 * shape.num_layers if tensor_parallel > 1 else 0
+        )  # one all-reduce after attention, one after the MLP
         recurrent = shape.draft_head is not None
         share = 2 * (tensor_parallel - 1) / tensor_parallel
         link = share * shape.hidden_size * 2 / (machine.link_bytes_per_s or np.inf)
@@ -105,20 +128,29 @@ class PassCost:
         memory = self.weights_s(tokens) + self.kv_token_s * np.asarray(kv_tokens, dtype=float)
         compute = self.token_s * tokens
         peak = np.maximum(memory, compute)
-        return self.fixed_s + peak * ((memory / peak) ** blend + (compute / peak) ** blend) ** (1 / blend) + self.link_token_s * tokens
+        return (
+            self.fixed_s
+            + peak * ((memory / peak) ** blend + (compute / peak) ** blend) ** (1 / blend)
+            + self.link_token_s * tokens
+        )
 
     def scaled(self, *, fixed: float = 1.0, memory: float = 1.0, compute: float = 1.0) -> "PassCost":
         weights_s = self.weights_s
-        return replace(self, fixed_s=self.fixed_s * fixed, weights_s=lambda tokens: weights_s(tokens) * memory,
-                       token_s=self.token_s * compute, kv_token_s=self.kv_token_s * memory)  # fmt: skip
+        return replace(
+            self,
+            fixed_s=self.fixed_s * fixed,
+            weights_s=lambda tokens: weights_s(tokens) * memory,
+            token_s=self.token_s * compute,
+            kv_token_s=self.kv_token_s * memory,
+        )
 
 
 @dataclass(frozen=True)
 class Server:
     """A target with at most one draft under a workload of fixed mean lengths.
 
-    `capacity_tokens` is what running sequences can hold in the KV cache beside both models; inf where it is unknown. `draft` None with speculation means a drafter
-    that costs nothing but `speculation_s` (n-gram look-up).
+    `capacity_tokens` is what running sequences can hold in the KV cache beside both models; inf where it is unknown.
+    `draft` None with speculation means a drafter that costs nothing but `speculation_s` (n-gram look-up).
     """
 
     target: PassCost
@@ -130,8 +162,11 @@ class Server:
     prefill_s: float
     blend: float
 
-    def step_s(self, batch: ArrayLike, depth: ArrayLike, *, width: ArrayLike = 1, nodes: ArrayLike | None = None) -> Array:
-        """Seconds of one step of `batch` sequences: `depth` draft passes of `width` tokens each, then `nodes` + 1 verified tokens each.
+    def step_s(
+        self, batch: ArrayLike, depth: ArrayLike, *, width: ArrayLike = 1, nodes: ArrayLike | None = None
+    ) -> Array:
+        """Seconds of one step of `batch` sequences: `depth` draft passes of `width` tokens each, then `nodes` + 1
+        verified tokens each.
 
         depth 0 is plain decoding. `nodes` is `depth` (a chain) unless a tree is given.
         """
@@ -147,10 +182,19 @@ class Server:
         """Cached tokens of one running sequence, averaged over its life."""
         return self.input_len + self.output_len / 2
 
-    def load(self, concurrency: ArrayLike, depth: ArrayLike, tokens_per_step: ArrayLike, *, width: ArrayLike = 1, nodes: ArrayLike | None = None) -> Load:
+    def load(
+        self,
+        concurrency: ArrayLike,
+        depth: ArrayLike,
+        tokens_per_step: ArrayLike,
+        *,
+        width: ArrayLike = 1,
+        nodes: ArrayLike | None = None,
+    ) -> Load:
         """What `concurrency` clients see who each ask again at once: throughput, TTFT (queueing included) and TPOT.
 
-        Decoding of a sequence's `output_len` tokens takes output_len / τ steps, shared by those that run; prefills interrupt everybody.
+        Decoding of a sequence's `output_len` tokens takes output_len / τ steps, shared by those that run; prefills
+        interrupt everybody.
         """
         concurrency, tau = np.asarray(concurrency, dtype=float), np.asarray(tokens_per_step, dtype=float)
         running = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.held_tokens, 1.0))
@@ -161,42 +205,93 @@ class Server:
         return Load(self.output_len / service_s, self.prefill_s + waiting * service_s, tpot_s, running)
 
 
-def serve(target: Shape, machine: Machine, *, input_len: float, output_len: float, draft: Shape | None = None, tensor_parallel: int = 1,
-          dtype: str = "bfloat16", kv_dtype: str | None = None, efficiency: Efficiency | None = None, speculate: bool = True) -> Server:  # fmt: skip
+def serve(
+    target: Shape,
+    machine: Machine,
+    *,
+    input_len: float,
+    output_len: float,
+    draft: Shape | None = None,
+    tensor_parallel: int = 1,
+    dtype: str = "bfloat16",
+    kv_dtype: str | None = None,
+    efficiency: Efficiency | None = None,
+    speculate: bool = True,
+) -> Server:
     """A server of `target`, and of `draft` beside it, on `tensor_parallel` machines.
 
-    `speculate` False leaves out the memory that a drafter's buffers take. Raises ValueError when the models do not fit or the cache cannot hold one
-    sequence, with the numbers.
+    `speculate` False leaves out the memory that a drafter's buffers take. Raises ValueError when the models do not
+    fit or the cache cannot hold one sequence, with the numbers.
     """
     eff = efficiency or Efficiency()
     if draft and draft.params >= target.params:
-        raise ValueError(f"draft {draft.name} ({draft.params / 1e9:.3g} B) must be smaller than target {target.name} ({target.params / 1e9:.3g} B)")
+        raise ValueError(
+            f"draft {draft.name} ({draft.params / 1e9:.3g} B) must be smaller than target {target.name} ({target.params / 1e9:.3g} B)"
+        )
     kv_dtype = kv_dtype or dtype
-    capacity = capacity_tokens(target, machine, draft=draft, tensor_parallel=tensor_parallel, dtype=dtype, kv_dtype=kv_dtype, efficiency=eff,
-                               speculate=speculate)  # fmt: skip
+    capacity = capacity_tokens(
+        target,
+        machine,
+        draft=draft,
+        tensor_parallel=tensor_parallel,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        efficiency=eff,
+        speculate=speculate,
+    )
     if capacity < input_len + output_len:
-        raise ValueError(f"{target.name}{' with ' + draft.name if draft else ''} on {tensor_parallel}×{machine.name}: the KV cache holds "
-                         f"{max(capacity, 0):,.0f} tokens, one sequence needs {input_len + output_len:,.0f}; use more devices or a smaller dtype")  # fmt: skip
-    common = dict(tensor_parallel=tensor_parallel, dtype=dtype, kv_dtype=kv_dtype)
+        raise ValueError(
+            f"{target.name}{' with ' + draft.name if draft else ''} on {tensor_parallel}×{machine.name}: the KV cache holds "
+            f"{max(capacity, 0):,.0f} tokens, one sequence needs {input_len + output_len:,.0f}; use more devices or a smaller dtype"
+        )
+    common = {"tensor_parallel": tensor_parallel, "dtype": dtype, "kv_dtype": kv_dtype}
     target_pass = PassCost.of(target, machine, eff, fixed_s=eff.target_fixed_s, layer_s=eff.target_layer_s, **common)
-    draft_pass = PassCost.of(draft, machine, eff, fixed_s=eff.draft_fixed_s, layer_s=eff.draft_layer_s, **common) if draft else None
+    draft_pass = (
+        PassCost.of(draft, machine, eff, fixed_s=eff.draft_fixed_s, layer_s=eff.draft_layer_s, **common)
+        if draft
+        else None
+    )
     rate = machine.flops_per_s[dtype] * eff.compute * tensor_parallel
     prefill_flops = sum(shape.flops_per_token(input_len / 2) for shape in (target, draft) if shape) * input_len
-    return Server(target_pass, draft_pass, input_len, output_len, capacity * eff.occupancy, eff.speculation_s, prefill_flops / rate, eff.blend)
+    return Server(
+        target_pass,
+        draft_pass,
+        input_len,
+        output_len,
+        capacity * eff.occupancy,
+        eff.speculation_s,
+        prefill_flops / rate,
+        eff.blend,
+    )
 
 
-def capacity_tokens(target: Shape, machine: Machine, *, draft: Shape | None = None, tensor_parallel: int = 1, dtype: str = "bfloat16",
-                    kv_dtype: str | None = None, efficiency: Efficiency | None = None, speculate: bool = True) -> float:  # fmt: skip
-    """Tokens that the KV cache holds beside the weights of target and draft (each cached token is kept by both models)."""
+def capacity_tokens(
+    target: Shape,
+    machine: Machine,
+    *,
+    draft: Shape | None = None,
+    tensor_parallel: int = 1,
+    dtype: str = "bfloat16",
+    kv_dtype: str | None = None,
+    efficiency: Efficiency | None = None,
+    speculate: bool = True,
+) -> float:
+    """Tokens that the KV cache holds beside the weights of target and draft (each cached token is kept by both
+    models).
+    """
     eff = efficiency or Efficiency()
     reserve = eff.reserve + (eff.speculation_reserve if draft and speculate else 0.0)
     shapes = [shape for shape in (target, draft) if shape]
-    room = tensor_parallel * machine.memory_bytes * (eff.memory_use - reserve) - sum(shape.weight_bytes(dtype) for shape in shapes)
+    room = tensor_parallel * machine.memory_bytes * (eff.memory_use - reserve) - sum(
+        shape.weight_bytes(dtype) for shape in shapes
+    )
     return room / sum(shape.kv_bytes_per_token(kv_dtype or dtype) for shape in shapes)
 
 
 class Calibration(NamedTuple):
-    """Multipliers (see KNOBS), the covariance of their logarithms, and the misfit (half the sum of robust squares, prior included)."""
+    """Multipliers (see KNOBS), the covariance of their logarithms, and the misfit (half the sum of robust squares,
+    prior included).
+    """
 
     knobs: dict[str, float]
     covariance: Array
@@ -204,7 +299,9 @@ class Calibration(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A measured load for calibration: `output_tok_s` at `concurrency` clients, chain length `depth` and `tokens_per_step`."""
+    """A measured load for calibration: `output_tok_s` at `concurrency` clients, chain length `depth` and
+    `tokens_per_step`.
+    """
 
     concurrency: float
     depth: float
@@ -212,16 +309,29 @@ class Row(NamedTuple):
     output_tok_s: float
 
 
-# Multipliers on a server's coefficients that calibration may move: name -> prior sd of its logarithm when shapes and machine are known.
-KNOBS = {"memory": 0.35, "compute": 0.5, "target_fixed": 0.7, "draft_weight": 0.2, "draft_fixed": 0.7, "speculation": 0.7, "capacity": 0.15,
-         "prefill": 0.5, "blend": 0.5}  # fmt: skip
+# Multipliers on a server's coefficients: name -> sd of its logarithm where shapes and machine are known. Calibrating
+# Qwen3-32B with three drafts on an H100 moved the defaults by 1 % (memory), up to 10 % (compute), 1 to 8 % (draft
+# weights) and up to 20 % (fixed costs); others' software differs more.
+KNOBS = {
+    "memory": 0.15,
+    "compute": 0.25,
+    "target_fixed": 0.5,
+    "draft_weight": 0.15,
+    "draft_fixed": 0.4,
+    "speculation": 0.5,
+    "capacity": 0.15,
+    "prefill": 0.4,
+    "blend": 0.4,
+}
 
 
-def calibrate(plain: Server, speculative: Server, rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0) -> Calibration:
+def calibrate(
+    plain: Server, speculative: Server, rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0
+) -> Calibration:
     """The multipliers of greatest posterior given `rows`.
 
-    Rows of depth 0 are judged by `plain`, the others by `speculative`. `noise` is the sd of log throughput; `looseness` multiplies the prior
-    sds, for servers whose shapes are guessed. Raises ValueError without rows.
+    Rows of depth 0 are judged by `plain`, the others by `speculative`. `noise` is the sd of log throughput;
+    `looseness` multiplies the prior sds, for servers whose shapes are guessed. Raises ValueError without rows.
     """
     if not rows:
         raise ValueError("calibration needs at least one measured row with a throughput")
@@ -248,8 +358,15 @@ def predict_rows(plain: Server, speculative: Server, table: Array, knobs: dict[s
 def adjusted(server: Server, knobs: dict[str, float]) -> Server:
     """`server` with calibration's multipliers applied."""
     memory, compute = knobs["memory"], knobs["compute"]
-    draft = server.draft and server.draft.scaled(fixed=knobs["draft_fixed"], memory=memory * knobs["draft_weight"],
-                                                 compute=compute * knobs["draft_weight"])  # fmt: skip
-    return replace(server, target=server.target.scaled(fixed=knobs["target_fixed"], memory=memory, compute=compute), draft=draft,
-                   speculation_s=server.speculation_s * knobs["speculation"], capacity_tokens=server.capacity_tokens * knobs["capacity"],
-                   prefill_s=server.prefill_s * knobs["prefill"], blend=1 + (server.blend - 1) * knobs["blend"])  # fmt: skip
+    draft = server.draft and server.draft.scaled(
+        fixed=knobs["draft_fixed"], memory=memory * knobs["draft_weight"], compute=compute * knobs["draft_weight"]
+    )
+    return replace(
+        server,
+        target=server.target.scaled(fixed=knobs["target_fixed"], memory=memory, compute=compute),
+        draft=draft,
+        speculation_s=server.speculation_s * knobs["speculation"],
+        capacity_tokens=server.capacity_tokens * knobs["capacity"],
+        prefill_s=server.prefill_s * knobs["prefill"],
+        blend=1 + (server.blend - 1) * knobs["blend"],
+    )

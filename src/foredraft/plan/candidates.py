@@ -1,12 +1,13 @@
 """The drafts that a plan weighs, each with draws of its acceptance by position and the cost of training it.
 
-Promises: every uncertain ingredient is a named factor that can be frozen at its centre, so that what a further run would settle can be priced; a draft
-that no measurement speaks for is left out and named. Refuses to know: step times and schedules.
+Promises: every uncertain ingredient is a named factor that can be frozen at its centre, so that what a further run
+would settle can be priced; a draft that no measurement speaks for is left out and named. Refuses to know: step times
+and schedules.
 
 Shapes: S draws, K positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
@@ -18,7 +19,7 @@ from scipy.special import expit, logit
 
 from foredraft import shapes
 from foredraft.laws import acceptance, forms
-from foredraft.laws.acceptance import CurvePosterior
+from foredraft.laws.acceptance import MAX_POSITIONS, CurvePosterior
 from foredraft.laws.fit import choose, fit, predict_draws
 from foredraft.plan import evidence
 from foredraft.plan.drafts import kind_of
@@ -27,13 +28,19 @@ from foredraft.shapes import Shape, eagle3_head, scaled
 
 Array = NDArray[np.float64]
 
-HEAD_TOKENS = tuple(1e8 * 2.0**i for i in range(12))  # training tokens tried for a head, as far as the law in tokens has been measured
-REFERENCE_TOKENS = 8e8  # what the heads behind the published curves are taken to have been trained on: EAGLE-3's largest set
+HEAD_TOKENS = tuple(
+    1e8 * 2.0**i for i in range(12)
+)  # training tokens tried for a head, as far as the law in tokens has been measured
+REFERENCE_TOKENS = (
+    8e8  # what the heads behind the published curves are taken to have been trained on: EAGLE-3's largest set
+)
 LM_TOKENS = (1e9, 1e10, 1e11, 1e12)
 LM_SIZES = tuple(np.geomspace(1e7, 6e9, 10))
 TTT_STEPS = 7  # EAGLE-3 unrolls the head this often per training token (arXiv 2503.01840)
 TRAINING_MFU = 0.35  # assumed share of peak while training
-ELSEWHERE_NOISE = 0.05  # sd of log τ between a published draft of the same target and the one to be trained on another mix of prompts
+ELSEWHERE_NOISE = (
+    0.05  # sd of log τ between a published draft of the same target and the one to be trained on another mix of prompts
+)
 FACTORS = {
     "draft": "acceptance of this draft against others like it",
     "data": "the law in draft training tokens",
@@ -49,7 +56,9 @@ class Acceptance(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A draft to weigh: what it is, its shape (None: no model), its acceptance, and which inputs left their data's range."""
+    """A draft to weigh: what it is, its shape (None: no model), its acceptance, and which inputs left their data's
+    range.
+    """
 
     choice: DraftChoice
     shape: Shape | None
@@ -59,7 +68,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Curve:
-    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less training data does."""
+    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less
+    training data does.
+    """
 
     posterior: CurvePosterior
     gain: tuple[float, ...] = (1.0,)  # draws of (τ-1) over (τ-1) at the reference tokens
@@ -74,7 +85,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Sized:
-    """Acceptance of an independent model of a size: α from the laws in the loss gap (one per loss law), then near-constant by position."""
+    """Acceptance of an independent model of a size: α from the laws in the loss gap (one per loss law), then
+    near-constant by position.
+    """
 
     fits: tuple[Fit, ...]
     inputs: dict[str, float]
@@ -92,7 +105,13 @@ class Sized:
             scatter = 0.0 if "draft" in frozen else fitted.residual_sd * rng.standard_normal(num)
             level[here] = logit(np.clip(law.link.inverse(eta + scatter), 1e-4, 1 - 1e-4))[here]
         if "loss law" in frozen:
-            level = level - np.array([level[which == i].mean() if (which == i).any() else 0.0 for i in range(len(self.fits))])[which] + level.mean()
+            level = (
+                level
+                - np.array([level[which == i].mean() if (which == i).any() else 0.0 for i in range(len(self.fits))])[
+                    which
+                ]
+                + level.mean()
+            )
         shape = logit(self.spread.draws(num, rng))
         shape = shape - shape[:, :1] if "draft" not in frozen else np.zeros_like(shape)
         return expit(level[:, None] + shape)
@@ -111,11 +130,18 @@ def _level_shift(accept: Array, gain: Array) -> Array:
     return np.interp(gain, accepted / base, shifts)
 
 
-def candidates(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float) -> tuple[list[Candidate], dict[str, str]]:
+def candidates(
+    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float
+) -> tuple[list[Candidate], dict[str, str]]:
     """Every draft worth weighing for `target`, and those that no measurement speaks for, with what is missing."""
     heads, missing = _heads(target, machine, own)
-    lms, missing_lms = _lms(target, machine, own, temperature)
-    return [*heads, *lms, _lookup()], missing | missing_lms
+    found = [*heads, _lookup()]
+    try:
+        found += independent(target, machine, own, temperature, LM_SIZES)
+        found += [_lm(target, machine, own, temperature, shape, None) for shape in public(target)]
+    except ValueError as error:
+        missing["independent models"] = str(error)
+    return found, missing
 
 
 def _heads(target: Shape, machine: Machine, own: Sequence[Observation]) -> tuple[list[Candidate], dict[str, str]]:
@@ -123,7 +149,9 @@ def _heads(target: Shape, machine: Machine, own: Sequence[Observation]) -> tuple
     tokens_law = _tokens_law(tuple(own))
     layers, missing = _layer_gains(own)
     low, high = tokens_law.domain["draft_tokens"]
-    missing["heads trained on other amounts"] = f"τ has been measured from {low:.0e} to {high:.0e} training tokens only; train one beyond and give its runs"
+    missing["heads trained on other amounts"] = (
+        f"τ has been measured from {low:.0e} to {high:.0e} training tokens only; train one beyond and give its runs"
+    )
     found = []
     for num_layers, layer_gain in layers.items():
         shape = eagle3_head(target, num_layers, min(32000, target.vocab_size))
@@ -131,28 +159,30 @@ def _heads(target: Shape, machine: Machine, own: Sequence[Observation]) -> tuple
             gain = _gain(tokens_law, tokens) * layer_gain
             flops = tokens * (target.flops_per_token(0) + 3 * TTT_STEPS * shape.flops_per_token(0))
             name = "EAGLE-3 head" if num_layers == 1 else f"Scylla head, {num_layers} layers"
-            found.append(Candidate(_choice("head", name, shape, machine, tokens, flops), shape, Curve(posterior, tuple(gain))))
+            found.append(
+                Candidate(_choice("head", name, shape, machine, tokens, flops), shape, Curve(posterior, tuple(gain)))
+            )
     return found, missing
 
 
 def head_posterior(target: Shape, own: Sequence[Observation]) -> CurvePosterior:
-    """Acceptance of an EAGLE-3-like head on `target`: from own runs, else from published heads of the same target, else from all heads."""
-    law = evidence.position_law()
-    for rows, noise in ((own, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
-        curves = [c for key, c in acceptance.chain_curves(rows).items() if kind_of(key[1]) == "head" and evidence.names(key[0], target)]
-        if curves:
-            ks = sorted({k for curve in curves for k in curve})
-            mean = {k: float(np.mean([curve[k] for curve in curves if k in curve])) for k in ks}
-            return acceptance.posterior(law, mean, extra_noise=noise)
-    return acceptance.posterior(law, {})
+    """Acceptance of an EAGLE-3-like head on `target`: measured there if it was, else as heads have it in general."""
+    measured = measured_curve(target, own, lambda row: kind_of(row.method) == "head")
+    return measured or acceptance.posterior(evidence.position_law(), {})
 
 
 @cache
 def _tokens_law(own: tuple[Observation, ...]) -> Fit:
-    """Law 1.1 or its saturating rival, whichever foretells the largest run, on own runs of heads if they allow it, else on EAGLE-3's figure 1."""
+    """Law 1.1 or its saturating rival, whichever foretells the largest run, on own runs of heads if they allow it,
+    else on EAGLE-3's figure 1.
+    """
     rivals = (forms.LAW_1_1, forms.TOKENS_SATURATING)
     for rows in (own, evidence.observations()):
-        usable = [row for row in rows if kind_of(row.method) == "head" and row.method != "eagle2" and row.draft_tokens and row.tokens_per_step]
+        usable = [
+            row
+            for row in rows
+            if kind_of(row.method) == "head" and row.method != "eagle2" and row.draft_tokens and row.tokens_per_step
+        ]
         try:
             return choose(rivals, usable)
         except ValueError:
@@ -173,67 +203,171 @@ def _layer_gains(own: Sequence[Observation]) -> tuple[dict[int, float], dict[str
     try:
         law = fit(forms.LAW_1_2, rows)
     except ValueError:
-        return {1: 1.0}, {"Scylla head, 2 or more layers": "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"}
-    gains = {n: float(predict_draws(law, draft_layers=float(n)).mean() - 1) for n in range(1, int(law.domain["draft_layers"][1]) + 1)}
+        return {1: 1.0}, {
+            "Scylla head, 2 or more layers": "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"
+        }
+    gains = {
+        n: float(predict_draws(law, draft_layers=float(n)).mean() - 1)
+        for n in range(1, int(law.domain["draft_layers"][1]) + 1)
+    }
     return {n: gain / gains[1] for n, gain in gains.items()}, {}
 
 
-def _lms(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float) -> tuple[list[Candidate], dict[str, str]]:
+def independent(
+    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, sizes: Sequence[float]
+) -> list[Candidate]:
+    """Buildable models of about `sizes` non-embedding parameters at each token budget."""
+    smaller = [_scaled(target, float(size)) for size in sizes if size < 0.3 * target.non_embedding_params]
+    return [_lm(target, machine, own, temperature, shape, tokens) for shape in smaller for tokens in LM_TOKENS]
+
+
+_scaled = cache(scaled)
+
+
+def public(target: Shape) -> list[Shape]:
+    """Models that are trained already and share the target's family and vocabulary (rows within 1 %, which an
+    exporter pads).
+    """
+    known = map(shapes.shape, shapes.known_shapes())
+    return [
+        s
+        for s in known
+        if s.family == target.family
+        and abs(s.vocab_size / target.vocab_size - 1) < 0.01
+        and s.training_tokens
+        and s.params < 0.3 * target.params
+    ]
+
+
+def named(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, draft: Shape) -> Candidate:
+    """The one draft that the user names. Raises ValueError where it is no smaller than the target or nothing speaks
+    for its acceptance.
+    """
+    if draft.params >= target.params:
+        raise ValueError(
+            f"draft {draft.name} ({draft.params / 1e9:.3g} B) must be smaller than target {target.name} ({target.params / 1e9:.3g} B)"
+        )
+    return _lm(target, machine, own, temperature, draft, None)
+
+
+def _lm(
+    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, shape: Shape, tokens: float | None
+) -> Candidate:
+    """An independent model to train on `tokens`, or (None) one that exists: measured curves of the pair speak before
+    the laws in size do.
+    """
+    name = "independent model" if tokens else f"{shape.name} (public)"
+    flops = 3 * shape.flops_per_token(0) * tokens if tokens else 0.0
+    trained = tokens or shape.training_tokens
+    choice = _choice("lm", name, shape, machine, trained, flops)
+    if not tokens and (
+        curve := measured_curve(target, own, lambda row: row.draft is not None and evidence.names(row.draft, shape))
+    ):
+        return Candidate(choice, shape, Curve(curve))
+    if not (target.training_tokens and trained):
+        unknown = target.name if not target.training_tokens else shape.name
+        raise ValueError(
+            f"training tokens of {unknown} are not published; give --observations of τ(k) for {shape.name} on {target.name}"
+        )
     fits = size_laws(tuple(own), temperature > 0)
-    if not target.training_tokens:
-        return [], {"independent models": f"the training tokens of {target.name} are not published; the loss gap needs them"}
-    spread = acceptance.posterior(evidence.position_law(), {}, drifts=False)
-    found = []
-    for shape, tokens, trained in _lm_shapes(target):
-        inputs = {"draft_params": float(shape.params), "draft_tokens": tokens, "target_params": float(target.params), "target_tokens": target.training_tokens}
-        flops = 0.0 if trained else 3 * shape.flops_per_token(0) * tokens
-        outside = {name for law in fits for name, (low, high) in law.domain.items() if not low <= inputs[name] <= high}
-        choice = _choice("lm", f"{shape.name} (public)" if trained else "independent model", shape, machine, tokens, flops)
-        found.append(Candidate(choice, shape, Sized(fits, inputs, spread), tuple(sorted(outside))))
-    return found, {}
+    inputs = {
+        "draft_params": float(shape.params),
+        "draft_tokens": trained,
+        "target_params": float(target.params),
+        "target_tokens": target.training_tokens,
+    }
+    outside = {field for law in fits for field, (low, high) in law.domain.items() if not low <= inputs[field] <= high}
+    return Candidate(
+        choice,
+        shape,
+        Sized(fits, inputs, acceptance.posterior(evidence.position_law(), {}, drifts=False)),
+        tuple(sorted(outside)),
+    )
 
 
-@cache
-def _lm_shapes(target: Shape) -> tuple[tuple[Shape, float, bool], ...]:
-    """Buildable sizes at each token budget, and public models with the target's vocabulary, which are trained already."""
-    sizes = [scaled(target, size) for size in LM_SIZES if size < 0.3 * target.non_embedding_params]
-    public = [known for known in map(shapes.shape, shapes.known_shapes()) if _fits_beside(known, target)]
-    return (*((shape, tokens, False) for shape in sizes for tokens in LM_TOKENS), *((s, float(s.training_tokens or 0), True) for s in public))
-
-
-def _fits_beside(known: Shape, target: Shape) -> bool:
-    return bool(known.vocab_size == target.vocab_size and known.family == target.family and known.training_tokens and known.params < 0.3 * target.params)
+def measured_curve(
+    target: Shape, own: Sequence[Observation], wanted: Callable[[Observation], bool]
+) -> CurvePosterior | None:
+    """Acceptance by position of drafts on `target` that `wanted` picks: from own runs, else from published ones with
+    room for other prompts.
+    """
+    for rows, noise in ((own, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
+        picked = [row for row in rows if row.method != "none" and evidence.names(row.target, target) and wanted(row)]
+        if curves := list(acceptance.chain_curves(picked).values()):
+            mean = {
+                k: float(np.mean([c[k] for c in curves if k in c]))
+                for k in sorted({k for c in curves for k in c})
+                if k <= MAX_POSITIONS
+            }
+            return acceptance.posterior(
+                evidence.position_law(), mean, drifts=kind_of(picked[0].method) == "head", extra_noise=noise
+            )
+    return None
 
 
 @cache
 def size_laws(own: tuple[Observation, ...], sampled: bool) -> tuple[Fit, ...]:
-    """α of independent models against the loss gap, under Hoffmann's and Besiroglu's laws, on published pairs and own ones."""
+    """α of independent models against the loss gap, under Hoffmann's and Besiroglu's laws, on published pairs and own
+    ones.
+    """
     rows = [row for row in map(_as_alpha, (*evidence.observations(), *own)) if row is not None]
     rows = [msgspec.structs.replace(row, temperature=None) for row in rows if ((row.temperature or 0.0) > 0) == sampled]
     return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
 
 
 def _as_alpha(row: Observation) -> Observation | None:
-    """An independent draft's α per token: stated, or τ - 1 at lookahead 1. One pool; the run is the target, the unit that other drafts share."""
+    """An independent draft's α per token: stated, or τ - 1 at lookahead 1. One pool; the run is the target, the unit
+    that other drafts share.
+    """
     stated = row.accept_prob if row.cost_ratio is None else None
-    alpha = stated if stated is not None else (row.tokens_per_step - 1 if row.lookahead == 1 and row.tokens_per_step else None)
+    alpha = (
+        stated
+        if stated is not None
+        else (row.tokens_per_step - 1 if row.lookahead == 1 and row.tokens_per_step else None)
+    )
     if kind_of(row.method) != "lm" or alpha is None or not row.draft_tokens:
         return None
-    return msgspec.structs.replace(row, accept_prob=alpha, run=row.target, method="lm", dataset=None, temperature=row.temperature or 0.0,
-                                   accept_kind=None, lookahead=None, survival=None, accepted=None, drafted=None)  # fmt: skip
+    return msgspec.structs.replace(
+        row,
+        accept_prob=alpha,
+        run=row.target,
+        method="lm",
+        dataset=None,
+        temperature=row.temperature or 0.0,
+        accept_kind=None,
+        lookahead=None,
+        survival=None,
+        accepted=None,
+        drafted=None,
+    )
 
 
 def _lookup() -> Candidate:
-    """Prompt look-up: nothing to train, no model; its acceptance hangs on the prompts, so every published curve is a draw."""
+    """Prompt look-up: nothing to train, no model; its acceptance hangs on the prompts, so every published curve is a
+    draw.
+    """
     law = evidence.position_law()
     curves = [c for key, c in acceptance.chain_curves(evidence.observations()).items() if key[1] == "ngram"]
     parts = [acceptance.posterior(law, curve, drifts=False, extra_noise=ELSEWHERE_NOISE) for curve in curves]
-    mixed = CurvePosterior(np.concatenate([part.weights for part in parts]) / len(parts), np.concatenate([part.accept_given_prefix for part in parts]))
-    return Candidate(DraftChoice(kind="lookup", name="n-gram look-up", params=0.0, non_embedding_params=0.0), None, Curve(mixed))
+    mixed = CurvePosterior(
+        np.concatenate([part.weights for part in parts]) / len(parts),
+        np.concatenate([part.accept_given_prefix for part in parts]),
+    )
+    return Candidate(
+        DraftChoice(kind="lookup", name="n-gram look-up", params=0.0, non_embedding_params=0.0), None, Curve(mixed)
+    )
 
 
-def _choice(kind: str, name: str, shape: Shape, machine: Machine, tokens: float, flops: float) -> DraftChoice:
+def _choice(kind: str, name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
     rate = max(rate for dtype, rate in machine.flops_per_s.items() if dtype in ("bfloat16", "float16", "float32"))
-    return DraftChoice(kind=kind, name=name, params=float(shape.params), non_embedding_params=float(shape.non_embedding_params),
-                       num_layers=shape.num_layers, hidden_size=shape.hidden_size, draft_tokens=tokens, training_flops=flops,
-                       training_gpu_hours=flops / (rate * TRAINING_MFU) / 3600)  # fmt: skip
+    return DraftChoice(
+        kind=kind,
+        name=name,
+        params=float(shape.params),
+        non_embedding_params=float(shape.non_embedding_params),
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        draft_tokens=tokens,
+        training_flops=flops,
+        training_gpu_hours=flops / (rate * TRAINING_MFU) / 3600,
+    )

@@ -23,7 +23,8 @@ def kind_of(method: str) -> str:
 
 
 def draft_shape(row: Observation, target: Shape) -> Shape | None:
-    """The draft's shape for a measured row; None for look-ups. Raises ValueError when the row does not say which draft it was.
+    """The draft's shape for a measured row; None for look-ups. Raises ValueError when the row does not say which
+    draft it was.
 
     MTP and similar single-layer heads are costed as an EAGLE-3 head: one decoder layer on the target's features.
     """

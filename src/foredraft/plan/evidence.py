@@ -31,8 +31,14 @@ def documents(rows: Sequence[Observation]) -> frozenset[str]:
 
 @cache
 def position_law(without: frozenset[str] = NOTHING) -> PositionLaw:
-    """The position law over published curves but those of `without`: shipped fits for one document left out, a fresh one (10 s) for several."""
-    laws = decode(dict[str, PositionLaw], (files("foredraft.published") / "position_laws.json").read_bytes(), name="position_laws.json")
+    """The position law over published curves but those of `without`: shipped fits for one document left out, a fresh
+    one (10 s) for several.
+    """
+    laws = decode(
+        dict[str, PositionLaw],
+        (files("foredraft.published") / "position_laws.json").read_bytes(),
+        name="position_laws.json",
+    )
     left_out = sorted(without & laws.keys())
     return laws["+".join(left_out)] if len(left_out) < 2 else fit_position_law(observations(without))
 
@@ -40,18 +46,27 @@ def position_law(without: frozenset[str] = NOTHING) -> PositionLaw:
 def fit_position_law(rows: Sequence[Observation]) -> PositionLaw:
     """The position law from every curve in `rows`.
 
-    Each curve weighs 1/√n, n the curves of its document: one document's habits must not drown the others, nor one curve count as much as forty.
+    Each curve weighs 1/√n, n the curves of its document: one document's habits must not drown the others, nor one
+    curve count as much as forty.
     """
     home = {acceptance.curve_key(row): published.document(row.provenance.source) for row in rows}
     curves = acceptance.chain_curves(rows)
     sizes = Counter(home[key] for key, curve in curves.items() if len(curve) >= 3)
-    return acceptance.fit_position_law([Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kind_of(key[1]) == "head") for key, curve in curves.items()])
+    return acceptance.fit_position_law(
+        [Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kind_of(key[1]) == "head") for key, curve in curves.items()]
+    )
 
 
 def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
     """The law from all of `rows` under "", and without each document that has a curve under that document's name."""
-    taught = {published.document(row.provenance.source) for row in rows if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1}
-    kept = {"": rows} | {name: [r for r in rows if published.document(r.provenance.source) != name] for name in sorted(taught)}
+    taught = {
+        published.document(row.provenance.source)
+        for row in rows
+        if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1
+    }
+    kept = {"": rows} | {
+        name: [r for r in rows if published.document(r.provenance.source) != name] for name in sorted(taught)
+    }
     return {name: fit_position_law(group) for name, group in kept.items()}
 
 

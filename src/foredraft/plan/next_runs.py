@@ -1,7 +1,7 @@
 """Which run would narrow the plan most for its cost.
 
-Each uncertain factor of the plan is frozen at its centre in turn; the share of the interval's width that vanishes is what a run that settles the factor
-can be expected to remove. Refuses to know: how the factors enter.
+Each uncertain factor of the plan is frozen at its centre in turn; the share of the interval's width that vanishes is
+what a run that settles the factor can be expected to remove. Refuses to know: how the factors enter.
 """
 
 import numpy as np
@@ -16,7 +16,9 @@ REQUESTS = 200  # give τ to about 1 % (metrics of published runs)
 
 
 def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
-    """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a draft."""
+    """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a
+    draft.
+    """
     if best.candidate is None:
         return ()
     wide = _width(simulate(problem, best).gain)
@@ -43,12 +45,23 @@ def _run(problem: Problem, best: Scored, factor: str) -> tuple[str, str, float]:
     served = problem.server(None, speculate=False).load(8, 0, 1.0).output_tok_s
     measuring = devices * (START_HOURS + REQUESTS * problem.workload.output_len / float(served) / 3600)
     if factor == "costs":
-        return (f"serve {problem.target.name} without a draft and with any draft at k = 1, at concurrency 1 and {max(problem.workload.concurrency)}",
-                f"the cost law's {len(KNOBS)} coefficients on this machine", 2 * measuring)  # fmt: skip
+        return (
+            f"serve {problem.target.name} without a draft and with any draft at k = 1, at concurrency 1 and {max(problem.workload.concurrency)}",
+            f"the cost law's {len(KNOBS)} coefficients on this machine",
+            2 * measuring,
+        )
     if factor == "draft" and choice.kind == "head":
-        return f"measure τ at k = 1 and 2 with a public EAGLE-3 head of {problem.target.name} on your prompts", FACTORS[factor], 2 * measuring
+        return (
+            f"measure τ at k = 1 and 2 with a public EAGLE-3 head of {problem.target.name} on your prompts",
+            FACTORS[factor],
+            2 * measuring,
+        )
     if factor == "draft":
-        return f"measure τ at k = 1 and 2 with a public draft of about {choice.params:.2g} parameters on your prompts", FACTORS[factor], 2 * measuring
+        return (
+            f"measure τ at k = 1 and 2 with a public draft of about {choice.params:.2g} parameters on your prompts",
+            FACTORS[factor],
+            2 * measuring,
+        )
     if factor == "data" and choice.kind == "head":
         tokens = HEAD_TOKENS[0]
         hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)
@@ -56,4 +69,8 @@ def _run(problem: Problem, best: Scored, factor: str) -> tuple[str, str, float]:
     small = (choice.draft_tokens or 1e9) / 10
     rate = max(problem.machine.flops_per_s.get("bfloat16", 0.0), 1.0) * TRAINING_MFU
     hours = 6 * choice.params * small / rate / 3600
-    return f"train a {choice.params:.2g}-parameter draft on {small:.0e} tokens and measure its loss and τ", FACTORS[factor], hours + 2 * measuring
+    return (
+        f"train a {choice.params:.2g}-parameter draft on {small:.0e} tokens and measure its loss and τ",
+        FACTORS[factor],
+        hours + 2 * measuring,
+    )

@@ -9,50 +9,101 @@ import msgspec
 import numpy as np
 
 from foredraft.plan import sdsl, settings
-from foredraft.plan.candidates import REFERENCE_TOKENS, TRAINING_MFU, candidates
+from foredraft.plan.candidates import REFERENCE_TOKENS, TRAINING_MFU, candidates, independent, named
 from foredraft.plan.next_runs import next_runs
-from foredraft.plan.search import Mode, TREE_TAIL, Mode, Outcome, Problem, Scored, Settings, rank, score, simulate
-from foredraft.records import Estimate, Machine, Observation, Plan, Provenance, RunnerUp, ScheduleStep, Workload
+from foredraft.plan.search import TREE_TAIL, Mode, Outcome, Problem, Scored, Settings, rank, score, simulate
+from foredraft.records import (
+    DraftChoice,
+    Estimate,
+    Machine,
+    Observation,
+    Plan,
+    Provenance,
+    RunnerUp,
+    ScheduleStep,
+    Workload,
+)
 from foredraft.shapes import Shape
 
 RUNNERS_UP = 5
 SOURCE = "foredraft plan: position law × loss laws × cost law over published and own observations"
 
 
-def plan(target: Shape, machine: Machine, workload: Workload, options: Settings | None = None, own: Sequence[Observation] = ()) -> Plan:
+def plan(
+    target: Shape,
+    machine: Machine,
+    workload: Workload,
+    options: Settings | None = None,
+    own: Sequence[Observation] = (),
+    draft: Shape | None = None,
+) -> Plan:
     """Which draft to train for `target` on `options.devices` × `machine`, how to run it, and what it brings.
 
-    Raises ValueError, one line, where the target does not fit the machine, a size is impossible or the output would outrun the context.
+    `draft` narrows the choice to one model that exists. Raises ValueError, one line, where the target does not fit
+    the machine, a size is impossible or the output would outrun the context.
     """
     options = options or Settings()
-    if target.max_position_embeddings and workload.input_len + workload.output_len + options.max_lookahead > target.max_position_embeddings:
-        raise ValueError(f"input_len + output_len + max_lookahead ({workload.input_len + workload.output_len + options.max_lookahead:,.0f}) exceeds "
-                         f"the context of {target.name} ({target.max_position_embeddings:,})")  # fmt: skip
+    if (
+        target.max_position_embeddings
+        and workload.input_len + workload.output_len + options.max_lookahead > target.max_position_embeddings
+    ):
+        raise ValueError(
+            f"input_len + output_len + max_lookahead ({workload.input_len + workload.output_len + options.max_lookahead:,.0f}) exceeds "
+            f"the context of {target.name} ({target.max_position_embeddings:,})"
+        )
     problem = Problem(target, machine, workload, options)
-    weighed, not_considered = candidates(target, machine, own, workload.temperature)
-    ranked = rank(problem, weighed)
+    if draft:
+        ranked, not_considered, size, buildable = (
+            rank(problem, [named(target, machine, own, workload.temperature, draft)]),
+            {},
+            None,
+            (),
+        )
+    else:
+        weighed, not_considered = candidates(target, machine, own, workload.temperature)
+        ranked, size, buildable = _with_best_size(problem, own, rank(problem, weighed))
     best = ranked[0]
     outcome = simulate(problem, best)
     schedule = _schedule(problem, best, outcome)
-    draft = best.candidate.choice if best.candidate else None
+    choice = best.candidate.choice if best.candidate else None
     return Plan(
-        objective=options.objective, engine=options.engine, target=target.name, machine=machine.name, devices=options.devices,
-        dtype=options.dtype, workload=workload, draft=draft, schedule=schedule,
+        objective=options.objective,
+        engine=options.engine,
+        target=target.name,
+        machine=machine.name,
+        devices=options.devices,
+        dtype=options.dtype,
+        workload=workload,
+        draft=choice,
+        schedule=schedule,
         speedup=_headline(problem, outcome, best),
-        break_even_tokens=_break_even(problem, best, outcome), continuous_params=_continuous(problem, ranked),
-        theory_params=_theory(target), runners_up=_runners_up(problem, ranked), next_runs=next_runs(problem, best),
-        not_considered=not_considered, extrapolates=_extrapolates(problem, best), assumptions=_assumptions(problem, best),
-        vllm=settings.vllm(draft, _as_run_by("vllm", problem, best, schedule), options.devices),
-        sglang=settings.sglang(draft, _as_run_by("sglang", problem, best, schedule)),
+        break_even_tokens=_break_even(problem, best, outcome),
+        continuous_params=size,
+        buildable=buildable,
+        theory_params=_theory(target),
+        runners_up=_runners_up(problem, ranked),
+        next_runs=next_runs(problem, best),
+        not_considered=not_considered,
+        extrapolates=_extrapolates(problem, best),
+        assumptions=_assumptions(problem, best),
+        vllm=settings.vllm(choice, _as_run_by("vllm", problem, best, schedule), options.devices),
+        sglang=settings.sglang(choice, _as_run_by("sglang", problem, best, schedule)),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
-    )  # fmt: skip
+    )
 
 
 def _estimate(draws: np.ndarray, unit: str, best: Scored, level: float = 0.9) -> Estimate:
     ends = np.quantile(draws, ((1 - level) / 2, 0.5, (1 + level) / 2), method="inverted_cdf").tolist()
     low, value, high = (end if np.isfinite(end) else None for end in ends)
-    return Estimate(value=value, low=low, high=high, unit=unit, source=SOURCE, level=level,
-                    extrapolates=best.candidate.extrapolates if best.candidate else ())  # fmt: skip
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        unit=unit,
+        source=SOURCE,
+        level=level,
+        extrapolates=best.candidate.extrapolates if best.candidate else (),
+    )
 
 
 def _headline(problem: Problem, outcome: Outcome, best: Scored) -> Estimate:
@@ -65,25 +116,39 @@ def _headline(problem: Problem, outcome: Outcome, best: Scored) -> Estimate:
 
 def _schedule(problem: Problem, best: Scored, outcome: Outcome) -> tuple[ScheduleStep, ...]:
     return tuple(
-        ScheduleStep(concurrency=int(c), running=float(best.running[i]), lookahead=mode.depth, topk=mode.width, tree_nodes=mode.nodes,
-                     tokens_per_step=_estimate(outcome.tau[i], "tokens/step", best), speedup=_estimate(outcome.speedup[i], "× no speculation", best),
-                     output_tok_s=_estimate(outcome.output_tok_s[i], "tokens/s", best), tpot_s=_estimate(outcome.tpot_s[i], "s", best),
-                     ttft_s=_estimate(outcome.ttft_s[i], "s", best))
+        ScheduleStep(
+            concurrency=int(c),
+            running=float(best.running[i]),
+            lookahead=mode.depth,
+            topk=mode.width,
+            tree_nodes=mode.nodes,
+            tokens_per_step=_estimate(outcome.tau[i], "tokens/step", best),
+            speedup=_estimate(outcome.speedup[i], "× no speculation", best),
+            output_tok_s=_estimate(outcome.output_tok_s[i], "tokens/s", best),
+            tpot_s=_estimate(outcome.tpot_s[i], "s", best),
+            ttft_s=_estimate(outcome.ttft_s[i], "s", best),
+        )
         for i, (c, mode) in enumerate(zip(problem.workload.concurrency, best.modes, strict=True))
-    )  # fmt: skip
+    )
 
 
-def _as_run_by(engine: str, problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]) -> tuple[ScheduleStep, ...]:
+def _as_run_by(
+    engine: str, problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]
+) -> tuple[ScheduleStep, ...]:
     """The winner's schedule as `engine` can run it, searched again where the plan is for another."""
     if problem.settings.engine == engine or best.candidate is None:
         return schedule
-    again = Problem(problem.target, problem.machine, problem.workload, msgspec.structs.replace(problem.settings, engine=engine))
+    again = Problem(
+        problem.target, problem.machine, problem.workload, msgspec.structs.replace(problem.settings, engine=engine)
+    )
     scored = score(again, best.candidate, again.server(None, speculate=False))
     return _schedule(again, scored, simulate(again, scored)) if scored else schedule
 
 
 def _break_even(problem: Problem, best: Scored, outcome: Outcome) -> Estimate | None:
-    """Served tokens after which training has paid for itself; None without training, an end unbounded where draws never pay."""
+    """Served tokens after which training has paid for itself; None without training, an end unbounded where draws
+    never pay.
+    """
     hours = best.candidate.choice.training_gpu_hours if best.candidate else 0.0
     if hours <= 0:
         return None
@@ -92,8 +157,31 @@ def _break_even(problem: Problem, best: Scored, outcome: Outcome) -> Estimate | 
         return _estimate(np.where(saved_s > 0, hours * 3600 / saved_s, np.inf), "served tokens", best)
 
 
+def _with_best_size(
+    problem: Problem, own: Sequence[Observation], ranked: list[Scored]
+) -> tuple[list[Scored], Estimate | None, tuple[DraftChoice, ...]]:
+    """The ranking joined by models built at N*, N* itself, and the nearest shapes: built for it, and trained already."""
+    size = _continuous(problem, ranked)
+    if size is None or size.value is None:
+        return ranked, size, ()
+    layers_share = next(
+        s.candidate.choice for s in ranked if s.candidate and s.candidate.choice.name == "independent model"
+    )
+    body = max(size.value - (layers_share.params - layers_share.non_embedding_params), 0.3 * size.value)
+    built = independent(problem.target, problem.machine, own, problem.workload.temperature, (body,))
+    near = [s.candidate.choice for s in ranked if s.candidate and s.candidate.choice.name.endswith("(public)")]
+    nearest = sorted(near, key=lambda choice: abs(np.log(choice.params / size.value)))[:2]
+    return (
+        sorted([*ranked, *rank(problem, built)], key=lambda s: -s.gain),
+        size,
+        (*(c.choice for c in built[:1]), *nearest),
+    )
+
+
 def _continuous(problem: Problem, ranked: Sequence[Scored]) -> Estimate | None:
-    """N*, the best size of an independent model as a real number: the peak of the gain over log size, under each draw."""
+    """N*, the best size of an independent model as a real number: the peak of the gain over log size, under each
+    draw.
+    """
     by_size: dict[float, Scored] = {}
     for scored in ranked:  # best first, so the first of a size is its best token budget
         if scored.candidate and scored.candidate.choice.name == "independent model":
@@ -102,11 +190,20 @@ def _continuous(problem: Problem, ranked: Sequence[Scored]) -> Estimate | None:
         return None
     sizes = np.log(sorted(by_size))
     draws = np.stack([simulate(problem, by_size[size]).gain for size in sorted(by_size)])
-    peaks = [_peak(sizes, draws.mean(axis=1)), *(_peak(sizes, column) for column in draws.T[:: max(1, len(draws.T) // 32)])]
+    peaks = [
+        _peak(sizes, draws.mean(axis=1)),
+        *(_peak(sizes, column) for column in draws.T[:: max(1, len(draws.T) // 32)]),
+    ]
     low, high = np.quantile(peaks[1:], (0.05, 0.95)).tolist()
     edge = () if sizes[0] + 0.01 < peaks[0] < sizes[-1] - 0.01 else ("draft_params",)
-    return Estimate(value=float(np.exp(peaks[0])), low=float(np.exp(min(low, peaks[0]))), high=float(np.exp(max(high, peaks[0]))),
-                    unit="parameters, embedding included", source=SOURCE, extrapolates=edge)  # fmt: skip
+    return Estimate(
+        value=float(np.exp(peaks[0])),
+        low=float(np.exp(min(low, peaks[0]))),
+        high=float(np.exp(max(high, peaks[0]))),
+        unit="parameters, embedding included",
+        source=SOURCE,
+        extrapolates=edge,
+    )
 
 
 def _peak(sizes: np.ndarray, gains: np.ndarray) -> float:
@@ -121,7 +218,9 @@ def _peak(sizes: np.ndarray, gains: np.ndarray) -> float:
 def _theory(target: Shape) -> float | None:
     """SDSL's N* in tokens per FLOP, from counts alone; None where it finds no draft worth its cost."""
     try:
-        return sdsl.optimal_draft(float(target.active_params), target_tokens=target.training_tokens or 1e11).draft_params
+        return sdsl.optimal_draft(
+            float(target.active_params), target_tokens=target.training_tokens or 1e11
+        ).draft_params
     except ValueError:
         return None
 
@@ -132,7 +231,13 @@ def _runners_up(problem: Problem, ranked: Sequence[Scored]) -> tuple[RunnerUp, .
     for scored in ranked[1:]:
         if scored.candidate is not None and _identity(scored) not in seen and len(out) < RUNNERS_UP:
             seen.add(_identity(scored))
-            out.append(RunnerUp(draft=scored.candidate.choice, speedup=float(np.exp(scored.gain)), reason=_reason(problem, best, scored)))
+            out.append(
+                RunnerUp(
+                    draft=scored.candidate.choice,
+                    speedup=float(np.exp(scored.gain)),
+                    reason=_reason(problem, best, scored),
+                )
+            )
     return tuple(out)
 
 
@@ -144,18 +249,25 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
     """The largest of: fewer tokens a step, a longer step, fewer sequences in memory, dearer training."""
     weights = problem.weights
     parts = {
-        f"fewer tokens per step ({weights @ lost.tau:.2f} against {weights @ best.tau:.2f})": weights @ np.log(best.tau / lost.tau),
-        f"a longer step ({1e3 * weights @ lost.step_s:.1f} ms against {1e3 * weights @ best.step_s:.1f} ms)":
-            weights @ (np.log(lost.step_s / lost.running) - np.log(best.step_s / best.running) - np.log(best.running / lost.running)),
-        f"its weights and KV cache leave room for {lost.running.max():.0f} sequences (against {best.running.max():.0f})":
-            weights @ np.log(best.running / lost.running),
+        f"fewer tokens per step ({weights @ lost.tau:.2f} against {weights @ best.tau:.2f})": weights
+        @ np.log(best.tau / lost.tau),
+        f"a longer step ({1e3 * weights @ lost.step_s:.1f} ms against {1e3 * weights @ best.step_s:.1f} ms)": weights
+        @ (
+            np.log(lost.step_s / lost.running)
+            - np.log(best.step_s / best.running)
+            - np.log(best.running / lost.running)
+        ),
+        f"its weights and KV cache leave room for {lost.running.max():.0f} sequences (against {best.running.max():.0f})": weights
+        @ np.log(best.running / lost.running),
         "training that its horizon does not pay back": lost.training_share - best.training_share,
-    }  # fmt: skip
+    }
     return max(parts, key=lambda why: parts[why])
 
 
 def _extrapolates(problem: Problem, best: Scored) -> tuple[str, ...]:
-    """Inputs outside the data behind the plan: the draft's, and the cost law's (calibrated on one H100 at 1–256 clients)."""
+    """Inputs outside the data behind the plan: the draft's, and the cost law's (calibrated on one H100 at 1–256
+    clients).
+    """
     outside = set(best.candidate.extrapolates if best.candidate else ())
     outside |= {"machine"} if not problem.machine.name.startswith("H100") else set()
     outside |= {"devices"} if problem.settings.devices > 1 else set()
@@ -164,11 +276,20 @@ def _extrapolates(problem: Problem, best: Scored) -> tuple[str, ...]:
 
 
 def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
-    notes = [f"training runs at {TRAINING_MFU:.0%} of the machine's peak and is paid back over {problem.settings.horizon_tokens:.0e} served tokens"]
+    trained = best.candidate is not None and best.candidate.choice.training_flops > 0
+    notes = (
+        [
+            f"training runs at {TRAINING_MFU:.0%} of the machine's peak and is paid back over {problem.settings.horizon_tokens:.0e} served tokens"
+        ]
+        if trained
+        else []
+    )
     if best.candidate and best.candidate.choice.kind == "head":
         notes.append(f"published EAGLE-3 curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens")
     if any(mode != Mode(mode.depth, 1, mode.depth) for mode in best.modes):
-        notes.append(f"the draft's further choices cover what the first misses as rank^-{TREE_TAIL}, read off EAGLE-3's trees on Llama-3.1-8B")
+        notes.append(
+            f"the draft's further choices cover what the first misses as rank^-{TREE_TAIL}, read off EAGLE-3's trees on Llama-3.1-8B"
+        )
     if problem.settings.engine == "sglang":
         notes.append("chains only: the published SGLang trees of 5 to 7 nodes measured below chains of the same size")
     return tuple(notes)

@@ -1,7 +1,8 @@
 """The search: which draft, trained on how much, run how at each load.
 
-Promises: every combination of candidate, step mode and concurrency is scored over the same draws of acceptance, in whole-array arithmetic; the winner is
-then judged again with the cost law's own uncertainty drawn too. Refuses to know: formulas (laws), what candidates there are, file formats.
+Promises: every combination of candidate, step mode and concurrency is scored over the same draws of acceptance, in
+whole-array arithmetic; the winner is then judged again with the cost law's own uncertainty drawn too. Refuses to
+know: formulas (laws), what candidates there are, file formats.
 
 Shapes: C concurrencies, M modes (chains and trees), S draws, K positions.
 """
@@ -32,8 +33,10 @@ TREE_NODES = (7, 15, 31, 63)
 TREE_DRAWS = 8
 
 
-class Settings(Record):
-    """What the user fixes; the rest is searched. `horizon_tokens` is the output over which a draft's training is paid back."""
+class Settings(Record, frozen=True):
+    """What the user fixes; the rest is searched. `horizon_tokens` is the output over which a draft's training is paid
+    back.
+    """
 
     objective: str = "throughput"
     engine: str = "vllm"
@@ -54,7 +57,9 @@ class Settings(Record):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.max_lookahead > 16:
-            raise ValueError(f"max_lookahead must not exceed 16, the positions that the acceptance law knows; got {self.max_lookahead}")
+            raise ValueError(
+                f"max_lookahead must not exceed 16, the positions that the acceptance law knows; got {self.max_lookahead}"
+            )
 
 
 class Mode(NamedTuple):
@@ -67,7 +72,9 @@ class Mode(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with its best mode at each concurrency and what that brings: gain is the log of objective over no speculation."""
+    """A candidate with its best mode at each concurrency and what that brings: gain is the log of objective over no
+    speculation.
+    """
 
     candidate: Candidate | None
     gain: float
@@ -98,9 +105,18 @@ class Problem:
 
     def server(self, draft: Shape | None, speculate: bool = True) -> Server:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
-        return serve(self.target, self.machine, draft=draft, input_len=self.workload.input_len, output_len=self.workload.output_len,
-                     tensor_parallel=self.settings.devices, dtype=self.settings.dtype, kv_dtype=self.settings.kv_dtype,
-                     efficiency=self.efficiency, speculate=speculate)  # fmt: skip
+        return serve(
+            self.target,
+            self.machine,
+            draft=draft,
+            input_len=self.workload.input_len,
+            output_len=self.workload.output_len,
+            tensor_parallel=self.settings.devices,
+            dtype=self.settings.dtype,
+            kv_dtype=self.settings.kv_dtype,
+            efficiency=self.efficiency,
+            speculate=speculate,
+        )
 
     @property
     def efficiency(self) -> Efficiency:
@@ -108,11 +124,25 @@ class Problem:
 
 
 def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ...]:
-    """Plain decoding, chains, and trees in our own engine alone: vLLM verifies chains, and SGLang's measured trees fall short of its chains."""
+    """Plain decoding, chains, and trees in our own engine alone: vLLM verifies chains, and SGLang's measured trees
+    fall short of its chains.
+    """
     chains = tuple(Mode(k, 1, k) for k in range(settings.max_lookahead + 1))
-    if settings.engine != "foredraft" or settings.objective == "tokens_per_flop" or candidate is None or candidate.choice.kind == "lookup":
+    if (
+        settings.engine != "foredraft"
+        or settings.objective == "tokens_per_flop"
+        or candidate is None
+        or candidate.choice.kind == "lookup"
+    ):
         return chains
-    return chains + tuple(Mode(d, k, w) for d in TREE_DEPTHS if d <= settings.max_lookahead for k in TREE_TOPKS for w in TREE_NODES if d < w <= k * d)
+    return chains + tuple(
+        Mode(d, k, w)
+        for d in TREE_DEPTHS
+        if d <= settings.max_lookahead
+        for k in TREE_TOPKS
+        for w in TREE_NODES
+        if d < w <= k * d
+    )
 
 
 def tokens_per_step(accept: Array, modes: Sequence[Mode]) -> Array:
@@ -132,16 +162,22 @@ def tokens_per_step(accept: Array, modes: Sequence[Mode]) -> Array:
 
 
 def _tree_taus(accept: Array, topk: int, sizes: Sequence[int]) -> Array:
-    """τ(w) of the best static trees, [S, sizes], interpolated over draws ordered by their mean acceptance: trees are grown for `TREE_DRAWS` of them."""
+    """τ(w) of the best static trees, [S, sizes], interpolated over draws ordered by their mean acceptance: trees are
+    grown for `TREE_DRAWS` of them.
+    """
     order = np.argsort(accept.prod(axis=1))
     picked = order[np.linspace(0, len(order) - 1, min(TREE_DRAWS, len(order))).astype(int)]
     grown = []
     for row in accept[picked]:
-        curve = best_tree(rank_acceptance(row, topk, TREE_TAIL), max(sizes), max_depth=accept.shape[1], topk=topk).tokens_per_step
+        curve = best_tree(
+            rank_acceptance(row, topk, TREE_TAIL), max(sizes), max_depth=accept.shape[1], topk=topk
+        ).tokens_per_step
         grown.append([curve[min(w, len(curve) - 1)] for w in sizes])
     chain = 1 + np.cumprod(accept, axis=1).sum(axis=1)
     by_chain = np.argsort(chain[picked])
-    return np.stack([np.interp(chain, chain[picked][by_chain], column[by_chain]) for column in np.array(grown).T], axis=1)
+    return np.stack(
+        [np.interp(chain, chain[picked][by_chain], column[by_chain]) for column in np.array(grown).T], axis=1
+    )
 
 
 def evaluate(problem: Problem, server: Server, tau: Array, modes: Sequence[Mode]) -> Load:
@@ -150,7 +186,9 @@ def evaluate(problem: Problem, server: Server, tau: Array, modes: Sequence[Mode]
     return server.load(problem.concurrency[:, None, None], depth, tau.T[None], width=width, nodes=nodes)
 
 
-def gains(problem: Problem, candidate: Candidate | None, load: Load, plain: Load, tau: Array, modes: Sequence[Mode]) -> Array:
+def gains(
+    problem: Problem, candidate: Candidate | None, load: Load, plain: Load, tau: Array, modes: Sequence[Mode]
+) -> Array:
     """log of the objective over no speculation, [C, M, S]; `tau` broadcasts against that.
 
     Throughput counts the draft's training as device time spent per token of the horizon.
@@ -159,9 +197,17 @@ def gains(problem: Problem, candidate: Candidate | None, load: Load, plain: Load
     if settings.objective == "latency":
         return np.log(plain.tpot_s / load.tpot_s)
     if settings.objective == "tokens_per_flop":
-        drafting = candidate.shape.flops_per_token(0) / problem.target.flops_per_token(0) if candidate and candidate.shape else 0.0
-        return np.log(tau / (1 + drafting * np.array([mode.depth for mode in modes])[:, None])) + np.zeros_like(load.output_tok_s)
-    return np.log(settings.devices / plain.output_tok_s) - np.log(settings.devices / load.output_tok_s + training_s(problem, candidate))
+        drafting = (
+            candidate.shape.flops_per_token(0) / problem.target.flops_per_token(0)
+            if candidate and candidate.shape
+            else 0.0
+        )
+        return np.log(tau / (1 + drafting * np.array([mode.depth for mode in modes])[:, None])) + np.zeros_like(
+            load.output_tok_s
+        )
+    return np.log(settings.devices / plain.output_tok_s) - np.log(
+        settings.devices / load.output_tok_s + training_s(problem, candidate)
+    )
 
 
 def training_s(problem: Problem, candidate: Candidate | None) -> float:
@@ -170,7 +216,9 @@ def training_s(problem: Problem, candidate: Candidate | None) -> float:
 
 
 def score(problem: Problem, candidate: Candidate | None, plain: Server) -> Scored | None:
-    """The candidate at its best modes, or None where it does not fit beside the target or costs more to train than allowed."""
+    """The candidate at its best modes, or None where it does not fit beside the target or costs more to train than
+    allowed.
+    """
     settings = problem.settings
     if candidate and candidate.choice.training_gpu_hours > settings.max_training_gpu_hours:
         return None
@@ -180,22 +228,36 @@ def score(problem: Problem, candidate: Candidate | None, plain: Server) -> Score
         return None
     modes = modes_for(candidate, settings) if candidate else (Mode(0, 1, 0),)
     rng = np.random.default_rng(settings.seed)
-    tau = tokens_per_step(candidate.acceptance.draws(settings.draws, rng, NOTHING), modes) if candidate else np.ones((settings.draws, 1))
+    tau = (
+        tokens_per_step(candidate.acceptance.draws(settings.draws, rng, NOTHING), modes)
+        if candidate
+        else np.ones((settings.draws, 1))
+    )
     load = evaluate(problem, server, tau, modes)
     bare = plain.load(problem.concurrency[:, None, None], 0.0, 1.0)
     value = gains(problem, candidate, load, bare, tau.T[None], modes).mean(axis=-1)
     best = _best_modes(value, problem)
     rows = np.arange(len(best))
-    depth, width, nodes = (np.array([getattr(modes[m], name) for m in best], dtype=float) for name in ("depth", "width", "nodes"))
+    depth, width, nodes = (
+        np.array([getattr(modes[m], name) for m in best], dtype=float) for name in ("depth", "width", "nodes")
+    )
     running = load.running[:, 0, 0]
     speed = load.output_tok_s.mean(axis=-1)[rows, best]
-    return Scored(candidate, float(problem.weights @ value[rows, best]), tuple(modes[m] for m in best), tau.mean(axis=0)[best],
-                  server.step_s(running, depth, width=width, nodes=nodes), running,
-                  float(problem.weights @ np.log1p(training_s(problem, candidate) * speed / settings.devices)))  # fmt: skip
+    return Scored(
+        candidate,
+        float(problem.weights @ value[rows, best]),
+        tuple(modes[m] for m in best),
+        tau.mean(axis=0)[best],
+        server.step_s(running, depth, width=width, nodes=nodes),
+        running,
+        float(problem.weights @ np.log1p(training_s(problem, candidate) * speed / settings.devices)),
+    )
 
 
 def _best_modes(value: Array, problem: Problem) -> Array:
-    """The best mode at each concurrency [C]; one mode for all where the engine cannot change it while it runs (SGLang's flags)."""
+    """The best mode at each concurrency [C]; one mode for all where the engine cannot change it while it runs
+    (SGLang's flags).
+    """
     if problem.settings.engine == "sglang":
         return np.full(len(value), int(np.argmax(problem.weights @ value)))
     return np.argmax(value, axis=1)
@@ -220,7 +282,9 @@ class Outcome(NamedTuple):
     plain_tok_s: Array
 
 
-def simulate(problem: Problem, scored: Scored, *, frozen: frozenset[str] = NOTHING, costs_frozen: bool = False) -> Outcome:
+def simulate(
+    problem: Problem, scored: Scored, *, frozen: frozenset[str] = NOTHING, costs_frozen: bool = False
+) -> Outcome:
     """The chosen modes under joint draws of acceptance and of the cost law's knobs."""
     settings = problem.settings
     rng = np.random.default_rng(settings.seed + 1)
@@ -229,10 +293,15 @@ def simulate(problem: Problem, scored: Scored, *, frozen: frozenset[str] = NOTHI
     places = [modes.index(mode) for mode in scored.modes]
     accept = candidate.acceptance.draws(settings.draws, rng, frozen) if candidate else np.full((settings.draws, 1), 0.0)
     tau = tokens_per_step(accept, modes)[:, places].T
-    knobs = np.exp(np.random.default_rng(settings.seed + 2).standard_normal((settings.draws, len(KNOBS))) * np.array(list(KNOBS.values())))
+    knobs = np.exp(
+        np.random.default_rng(settings.seed + 2).standard_normal((settings.draws, len(KNOBS)))
+        * np.array(list(KNOBS.values()))
+    )
     server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
     plain = problem.server(None, speculate=False)
-    depth, width, nodes = (np.array([getattr(mode, name) for mode in scored.modes], dtype=float) for name in ("depth", "width", "nodes"))
+    depth, width, nodes = (
+        np.array([getattr(mode, name) for mode in scored.modes], dtype=float) for name in ("depth", "width", "nodes")
+    )
     loads, bare = [], []
     for s in range(settings.draws):
         knob = dict(zip(KNOBS, knobs[s] if not costs_frozen else np.ones(len(KNOBS)), strict=True))

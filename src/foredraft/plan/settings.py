@@ -15,22 +15,28 @@ PLACEHOLDER = "path/to/draft"
 
 
 def vllm(draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: int) -> dict[str, Any]:
-    """vLLM's `--speculative-config`: the longest lookahead, and `num_speculative_tokens_per_batch_size` as [start, end, K] over running batches.
+    """vLLM's `--speculative-config`: the longest lookahead, and `num_speculative_tokens_per_batch_size` as [start,
+    end, K] over running batches.
 
     vLLM verifies chains only, so a tree's depth stands for it. Empty where nothing is to be speculated.
     """
     if draft is None or not any(step.lookahead for step in schedule):
         return {}
     ranges = batch_ranges(schedule)
-    config: dict[str, Any] = {"method": VLLM_METHODS[draft.kind], "num_speculative_tokens": max(k for *_, k in ranges),
-                              "num_speculative_tokens_per_batch_size": ranges}  # fmt: skip
+    config: dict[str, Any] = {
+        "method": VLLM_METHODS[draft.kind],
+        "num_speculative_tokens": max(k for *_, k in ranges),
+        "num_speculative_tokens_per_batch_size": ranges,
+    }
     if draft.kind != "lookup":
         config |= {"model": PLACEHOLDER, "draft_tensor_parallel_size": devices}
     return config
 
 
 def batch_ranges(schedule: Sequence[ScheduleStep]) -> list[list[int]]:
-    """[first batch, last batch, lookahead], without gaps from 1 up to the largest batch planned for; a change lies midway between two plans."""
+    """[first batch, last batch, lookahead], without gaps from 1 up to the largest batch planned for; a change lies
+    midway between two plans.
+    """
     by_batch: dict[int, int] = {}
     for step in sorted(schedule, key=lambda step: step.running):
         by_batch.setdefault(round(step.running), step.lookahead)
@@ -44,10 +50,16 @@ def batch_ranges(schedule: Sequence[ScheduleStep]) -> list[list[int]]:
 
 
 def sglang(draft: DraftChoice | None, schedule: Sequence[ScheduleStep]) -> dict[str, Any]:
-    """SGLang's flags: steps, branching and verified tokens, root included, one setting for every batch. Empty where nothing is to be speculated."""
+    """SGLang's flags: steps, branching and verified tokens, root included, one setting for every batch. Empty where
+    nothing is to be speculated.
+    """
     step = next((step for step in schedule if step.lookahead), None)
     if draft is None or step is None:
         return {}
-    flags: dict[str, Any] = {"--speculative-algorithm": SGLANG_ALGORITHMS[draft.kind], "--speculative-num-steps": step.lookahead,
-                             "--speculative-eagle-topk": step.topk, "--speculative-num-draft-tokens": step.tree_nodes + 1}  # fmt: skip
+    flags: dict[str, Any] = {
+        "--speculative-algorithm": SGLANG_ALGORITHMS[draft.kind],
+        "--speculative-num-steps": step.lookahead,
+        "--speculative-eagle-topk": step.topk,
+        "--speculative-num-draft-tokens": step.tree_nodes + 1,
+    }
     return flags if draft.kind == "lookup" else flags | {"--speculative-draft-model-path": PLACEHOLDER}

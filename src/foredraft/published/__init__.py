@@ -1,4 +1,5 @@
-"""Measurements that others published, as our records: `tables` reads a CSV, `observations()` gives what ships with the package.
+"""Measurements that others published, as our records: `tables` reads a CSV, `observations()` gives what ships with
+the package.
 
 Refuses to know: what the numbers are used for.
 """
@@ -13,12 +14,13 @@ from foredraft.records import Observation, decode
 @cache
 def observations() -> tuple[Observation, ...]:
     """Every published measurement that ships with the package, in the order of its file."""
-    lines = (files(__package__) / "observations.jsonl").read_text().splitlines()
+    lines = (files("foredraft.published") / "observations.jsonl").read_text().splitlines()
     return tuple(decode(Observation, line, name=f"observations.jsonl:{i}") for i, line in enumerate(lines, 1))
 
 
 def document(source: str) -> str:
-    """The document or repository that a source string points into: what counts as one table when tables are held out of a fit.
+    """The document or repository that a source string points into: what counts as one table when tables are held out
+    of a fit.
 
     >>> document("github.com/SemiAnalysisAI/InferenceX@843c6254f golden_al_distribution/dsv4.yaml")
     'github.com/semianalysisai/inferencex'

@@ -1,7 +1,8 @@
 """A CSV of measurements, one row each, read into Observations.
 
-Promises: column names of the field's usual tables are recognised; a blank cell is missing, a NaN or a word where a number belongs is an
-error that names file, row and column; nothing is guessed from a value. Refuses to know: what the rows will be used for.
+Promises: column names of the field's usual tables are recognised; a blank cell is missing, a NaN or a word where a
+number belongs is an error that names file, row and column; nothing is guessed from a value. Refuses to know: what the
+rows will be used for.
 """
 
 import csv
@@ -26,8 +27,22 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "target_params": ("target_params",),
     "draft_params": ("draft_params",),
     "lookahead": (
-        "k", "lookahead", "gamma", "num_speculative_tokens", "num_spec_tokens", "speculative_tokens", "num_steps", "chain_length",
-        "max_chain_length", "draft_length", "speculative_num_steps", "spec_tokens",
+        "k",
+        "lookahead",
+        "gamma",
+        "num_speculative_tokens",
+        "num_spec_tokens",
+        "speculative_tokens",
+        "num_steps",
+        "chain_length",
+        "max_chain_length",
+        "draft_length",
+        "speculative_num_steps",
+        "spec_tokens",
+        "draft_len",
+        "n_draft",
+        "n_spec",
+        "spec_k",
     ),
     "topk": ("topk", "top_k", "eagle_topk", "speculative_eagle_topk"),
     "concurrency": ("concurrency", "max_concurrency", "num_concurrent", "concurrent_requests", "clients"),
@@ -37,30 +52,111 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "drafted": ("drafted", "num_draft_tokens_total"),
     "accepted": ("accepted", "accepted_tokens", "num_accepted_tokens"),
     "tokens_per_step": (
-        "tokens_per_step", "mean_acceptance_length", "acceptance_length", "mean_accept_length", "accept_length", "accept_len", "al", "tau",
-        "mean_tokens_per_step", "mean_accepted_tokens", "average_acceptance_length", "avg_acceptance_length", "acceptance_len",
+        "tokens_per_step",
+        "mean_acceptance_length",
+        "acceptance_length",
+        "mean_accept_length",
+        "accept_length",
+        "accept_len",
+        "al",
+        "tau",
+        "mean_tokens_per_step",
+        "mean_accepted_tokens",
+        "average_acceptance_length",
+        "avg_acceptance_length",
+        "acceptance_len",
+        "mean_accepted_length",
+        "accepted_length",
+        "avg_accept_length",
+        "avg_accept_len",
+        "mean_al",
+        "acc_length",
+        "acc_len",
     ),
     "accept_prob": ("accept_prob", "alpha"),
     "cost_ratio": ("cost_ratio", "c"),
     "output_tok_s": (
-        "output_tok_s", "output_throughput", "output_tokens_per_s", "output_tokens_per_second", "throughput", "throughput_tok_s", "tok_s",
-        "tokens_per_s", "tokens_per_second", "tps", "measured_tok_s", "output_token_throughput", "total_output_tok_s",
+        "output_tok_s",
+        "output_throughput",
+        "output_tokens_per_s",
+        "output_tokens_per_second",
+        "throughput",
+        "throughput_tok_s",
+        "tok_s",
+        "tokens_per_s",
+        "tokens_per_second",
+        "tps",
+        "measured_tok_s",
+        "output_token_throughput",
+        "total_output_tok_s",
+        "tokens_s",
+        "tok_per_s",
+        "toks_per_s",
+        "toks_s",
+        "output_tokens_s",
+        "output_tok_per_s",
+        "output_tps",
+        "throughput_tps",
+        "throughput_tokens_per_s",
+        "throughput_tokens_per_second",
+        "output_throughput_tok_s",
     ),
-    "speedup": ("speedup", "overall_speedup", "speedup_empirical", "speedup_ratio", "throughput_ratio", "ratio", "speed_up"),
+    "speedup": (
+        "speedup",
+        "overall_speedup",
+        "speedup_empirical",
+        "speedup_ratio",
+        "throughput_ratio",
+        "ratio",
+        "speed_up",
+    ),
     "input_len": ("input_len", "isl", "mean_input_len", "prompt_len"),
     "output_len": ("output_len", "osl", "mean_output_len"),
     "kv_cache_tokens": ("kv_cache_tokens",),
-}  # fmt: skip
-MILLISECONDS = {"ttft_s": ("mean_ttft_ms", "ttft_ms"), "tpot_s": ("mean_tpot_ms", "tpot_ms"), "itl_s": ("mean_itl_ms", "itl_ms")}
+}
+MILLISECONDS = {
+    "ttft_s": ("mean_ttft_ms", "ttft_ms"),
+    "tpot_s": ("mean_tpot_ms", "tpot_ms"),
+    "itl_s": ("mean_itl_ms", "itl_ms"),
+}
 WHOLE = {
-    "tensor_parallel", "lookahead", "topk", "concurrency", "batch_size", "num_requests", "steps", "drafted", "accepted", "kv_cache_tokens",
-}  # fmt: skip
+    "tensor_parallel",
+    "lookahead",
+    "topk",
+    "concurrency",
+    "batch_size",
+    "num_requests",
+    "steps",
+    "drafted",
+    "accepted",
+    "kv_cache_tokens",
+}
 TEXT = {"target", "method", "draft", "dataset", "engine", "machine", "dtype"}
 METHODS = {  # spellings of one method, after `_key`
-    "": "none", "vanilla": "none", "baseline": "none", "autoregressive": "none", "nosd": "none", "no_draft": "none", "ar": "none",
-    "no_sd": "none", "eagle_3": "eagle3", "eagle_2": "eagle2", "eagle_1": "eagle", "eagle1": "eagle", "sps": "draft_model",
-    "standalone": "draft_model", "n_gram": "ngram", "pld": "ngram", "prompt_lookup": "ngram",
-}  # fmt: skip
+    "": "none",
+    "vanilla": "none",
+    "baseline": "none",
+    "autoregressive": "none",
+    "nosd": "none",
+    "no_draft": "none",
+    "ar": "none",
+    "no_sd": "none",
+    "no_spec": "none",
+    "nospec": "none",
+    "no_speculation": "none",
+    "off": "none",
+    "target_only": "none",
+    "plain": "none",
+    "eagle_3": "eagle3",
+    "eagle_2": "eagle2",
+    "eagle_1": "eagle",
+    "eagle1": "eagle",
+    "sps": "draft_model",
+    "standalone": "draft_model",
+    "n_gram": "ngram",
+    "pld": "ngram",
+    "prompt_lookup": "ngram",
+}
 OUTCOMES = ("tokens_per_step", "survival", "accept_prob", "output_tok_s", "speedup", "kv_cache_tokens")
 # EAGLE-3's figure 1 counts training data in ShareGPTs: 68 k dialogues of about 1,500 tokens. The product is an assumption and its rows say so.
 SHAREGPT_TOKENS = 1.0e8
@@ -69,27 +165,35 @@ SHAREGPT_TOKENS = 1.0e8
 def read_table(path: str | Path, *, trust: str = "repository") -> tuple[list[Observation], list[str]]:
     """Read a CSV into Observations; also return the columns that were not recognised.
 
-    Raises ValueError, one line naming file, row and column, on: no rows, no outcome column, a row without a value, a NaN, a word where a
-    number belongs, an impossible value.
+    Raises ValueError, one line naming file, row and column, on: no rows, no outcome column, a row without a value, a
+    NaN, a word where a number belongs, an impossible value.
     """
     name = Path(path).name
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         header = {_key(column): column for column in reader.fieldnames or () if column}
-        rows = list(reader)
-    found = {field: header[alias] for field, aliases in COLUMNS.items() for alias in reversed(aliases) if alias in header}
+        rows = [(reader.line_num, row) for row in reader]
+    found = {
+        field: header[alias] for field, aliases in COLUMNS.items() for alias in reversed(aliases) if alias in header
+    }
     cells = _Cells(name, header, found)
     if not rows:
         raise ValueError(f"{name}: no rows below the header")
     if not any(cells.has(field) for field in OUTCOMES):
-        raise ValueError(f"{name}: no outcome column; one of tau / acceptance_length, per_position_acceptance, throughput, speedup or alpha is needed")
+        raise ValueError(
+            f"{name}: no outcome column; one of tau / acceptance_length, per_position_acceptance, throughput, speedup or alpha is needed"
+        )
     observations, source = [], name
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
+        if None in row:
+            raise ValueError(f"{name}:{number}: more cells than columns; quote a cell that holds a comma")
         if not any((value or "").strip() for key, value in row.items() if key):
             raise ValueError(f"{name}:{number}: the row is empty; remove it")
         written = (row.get(header.get("source", ""), "") or "").strip()
         source = source if written in ("", "same") else written
-        observations.append(_observation(cells, number, row, Provenance(source=source, trust=trust, note=cells.text(row, "note"))))
+        observations.append(
+            _observation(cells, number, row, Provenance(source=source, trust=trust, note=cells.text(row, "note")))
+        )
     return observations, [column for key, column in header.items() if key not in cells.used]
 
 
@@ -117,7 +221,9 @@ class _Cells:
         except ValueError:
             raise ValueError(f"{self.name}:{number}: column {key}: {cell!r} is not a number") from None
         if not math.isfinite(value):
-            raise ValueError(f"{self.name}:{number}: column {key}: {cell!r} is not a finite number; leave the cell blank if it was not measured")
+            raise ValueError(
+                f"{self.name}:{number}: column {key}: {cell!r} is not a finite number; leave the cell blank if it was not measured"
+            )
         return value
 
 
@@ -125,7 +231,9 @@ def _observation(cells: _Cells, number: int, row: dict, provenance: Provenance) 
     fields: dict = {}
     for field, column in cells.found.items():
         key = _key(column)
-        fields[field] = cells.text(row, key) if field in TEXT else _whole(field, cells.number(row, key, number))
+        fields[field] = (
+            cells.text(row, key) if field in TEXT else _whole(cells, field, cells.number(row, key, number), number)
+        )
     fields |= _derived(cells, number, row, fields)
     fields |= {"method": _method(fields, "method" in cells.found), "target": fields.get("target") or "unstated"}
     if variant := cells.text(row, "thinking"):
@@ -142,11 +250,20 @@ def _derived(cells: _Cells, number: int, row: dict, fields: dict) -> dict:
     def cell(key: str) -> float | None:
         return cells.number(row, key, number)
 
-    out: dict = {name: value / 1e3 for name, keys in MILLISECONDS.items() for key in keys if (value := cell(key)) is not None}
+    out: dict = {
+        name: value / 1e3 for name, keys in MILLISECONDS.items() for key in keys if (value := cell(key)) is not None
+    }
     if (survival := _survival(cells, number, row)) is not None:
         out["survival"] = survival
-    requests, nodes, counts, gib, scale = (fields.get("num_requests"), cell("num_draft_tokens"), cell("draft_tokens"), cell("model_load_gib"),
-                                           cell("data_scale_x_sharegpt"))  # fmt: skip
+    requests, nodes, counts, gib, scale = (
+        fields.get("num_requests"),
+        cell("num_draft_tokens"),
+        cell("draft_tokens"),
+        cell("model_load_gib"),
+        cell("data_scale_x_sharegpt"),
+    )
+    if nodes is not None and fields.get("lookahead") is None:  # a table without steps counts its chain so
+        out["lookahead"], nodes = int(nodes), None
     for total, mean in (("input_tokens", "input_len"), ("output_tokens", "output_len")):
         if requests and (value := cell(total)) is not None:
             out[mean] = value / requests
@@ -162,19 +279,26 @@ def _derived(cells: _Cells, number: int, row: dict, fields: dict) -> dict:
 
 
 def _survival(cells: _Cells, number: int, row: dict) -> tuple[float, ...] | None:
-    """Joint acceptance by position from a list cell such as '72.8;51.3' (per cent when the column says pct); conditional ones are chained."""
+    """Joint acceptance by position from a list cell such as '72.8;51.3' (per cent when the column says pct);
+    conditional ones are chained.
+    """
     for key in [k for k in cells.header if "per_position" in k or "position_acceptance" in k]:
         cell = cells.text(row, key)
         if cell is None:
             continue
         try:
-            values = [float(v) / (100 if "pct" in key or "percent" in key else 1) for v in re.split(r"[;,|\s]+", cell.strip("[]() "))]
+            values = [
+                float(v) / (100 if "pct" in key or "percent" in key else 1)
+                for v in re.split(r"[;,|\s]+", cell.strip("[]() "))
+            ]
         except ValueError:
             raise ValueError(f"{cells.name}:{number}: column {key}: {cell!r} is not a list of numbers") from None
         if "conditional" in key:
             values = [math.prod(values[: i + 1]) for i in range(len(values))]
         if any(b > a + 0.005 for a, b in pairwise(values)):
-            raise ValueError(f"{cells.name}:{number}: column {key}: joint acceptance cannot rise with position; name a conditional column so")
+            raise ValueError(
+                f"{cells.name}:{number}: column {key}: joint acceptance cannot rise with position; name a conditional column so"
+            )
         return tuple(values)
     return None
 
@@ -187,8 +311,13 @@ def _method(fields: dict, stated: bool) -> str:
     return METHODS.get(key, key) if stated else "unstated"
 
 
-def _whole(field: str, value: float | None) -> float | int | None:
-    return int(value) if field in WHOLE and value is not None and value.is_integer() else value
+def _whole(cells: _Cells, field: str, value: float | None, number: int) -> float | int | None:
+    """The value, as an int where the field counts something."""
+    if field not in WHOLE or value is None:
+        return value
+    if not value.is_integer():
+        raise ValueError(f"{cells.name}:{number}: column {_key(cells.found[field])}: {value} is not a whole number")
+    return int(value)
 
 
 def _key(name: str) -> str:

@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 
 from foredraft.plan import sdsl
+from foredraft.report import style
+from foredraft.report.style import BLACK, BLUE, COLOURS, GREEN, MARKERS, ORANGE, PURPLE, SKY, VERMILION
 
-SIZE_IN, DPI = (7.0, 4.5), 150
-# Okabe and Ito's palette, legible to colour-blind readers and apart in grey.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-COLOURS = (BLUE, SKY, GREEN, ORANGE, VERMILION)
-MARKERS = ("o", "s", "^", "D", "v")
 DRAFTS = {"OPT-125M": 125e6, "OPT-350M": 350e6, "OPT-1.3B": 1.3e9, "OPT-2.7B": 2.7e9, "OPT-6.7B": 6.7e9}
 
 # Public families by nominal size: training tokens, drafts, targets.
@@ -31,28 +26,7 @@ FAMILIES = {
 
 def draw(directory: str | Path) -> list[Path]:
     """Draw all figures into `directory` and return the paths of the files, PNG and SVG of each."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'foredraft[plot]'") from None
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    with rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "foredraft"}):
-        for name, paint in FIGURES.items():
-            figure = Figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
-            paint(figure)
-            paths += _save(figure, directory / name)
-    return paths
-
-
-def _save(figure: Any, stem: Path) -> list[Path]:
-    """Write PNG and SVG, without a date so that the same figure is the same file."""
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    figure.savefig(paths[0], format="png", dpi=DPI)
-    figure.savefig(paths[1], format="svg", metadata={"Date": None})
-    return paths
+    return style.draw(directory, FIGURES)
 
 
 def _plane(figure: Any) -> None:

@@ -1,8 +1,9 @@
-"""Predictions against measurements that others published: what the laws get right, by how much they miss, and what they could not judge.
+"""Predictions against measurements that others published: what the laws get right, by how much they miss, and what
+they could not judge.
 
-Promises: a prediction looks only at what its rule allows (lookaheads up to 2, the no-draft rows, shapes and machines); hyperparameters fitted
-across tables are fitted without the judged document; rows that lack what a prediction needs are counted and named. Refuses to know: formulas
-(they are laws), and how tables are read.
+Promises: a prediction looks only at what its rule allows (lookaheads up to 2, the no-draft rows, shapes and
+machines); hyperparameters fitted across tables are fitted without the judged document; rows that lack what a
+prediction needs are counted and named. Refuses to know: formulas (they are laws), and how tables are read.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,13 @@ def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Vali
     parts = [curves.judge(rows, law), throughput.judge(rows, law, machine), ladders.judge(rows, law, machine)]
     whole = merge(parts)
     if not (whole.curves or whole.ratios or whole.ladders):
-        raise ValueError("no prediction can be judged: " + ("; ".join(f"{n} rows lack {what}" for what, n in whole.lacking.items()) or
-                         "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"))  # fmt: skip
+        raise ValueError(
+            "no prediction can be judged: "
+            + (
+                "; ".join(f"{n} rows lack {what}" for what, n in whole.lacking.items())
+                or "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"
+            )
+        )
     return whole
 
 

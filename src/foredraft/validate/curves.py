@@ -27,8 +27,17 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
             continue
         alpha = constant_alpha(known)
         for k, (mid, low, high) in acceptance.predict(law, known, asked, drifts=kind_of(key[1]) == "head").items():
-            points.append(CurvePoint(curve=" · ".join(filter(None, key)), lookahead=k, measured=curve[k], predicted=mid, low=low, high=high,
-                                     constant_alpha=float(tokens_per_step_constant(alpha, k))))  # fmt: skip
+            points.append(
+                CurvePoint(
+                    curve=" · ".join(filter(None, key)),
+                    lookahead=k,
+                    measured=curve[k],
+                    predicted=mid,
+                    low=low,
+                    high=high,
+                    constant_alpha=float(tokens_per_step_constant(alpha, k)),
+                )
+            )
     return Validation(curves=tuple(points), lacking=lacking)
 
 
@@ -39,5 +48,9 @@ def known_part(curve: Curve) -> dict[int, float]:
 
 def constant_alpha(known: Curve) -> float:
     """The one α of least squares in log τ over the known rows: the rule to beat."""
-    fit = minimize_scalar(lambda a: sum(log(float(tokens_per_step_constant(a, k)) / tau) ** 2 for k, tau in known.items()), bounds=(0, 1), method="bounded")
+    fit = minimize_scalar(
+        lambda a: sum(log(float(tokens_per_step_constant(a, k)) / tau) ** 2 for k, tau in known.items()),
+        bounds=(0, 1),
+        method="bounded",
+    )
     return float(fit.x)

@@ -3,13 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
+from msgspec import field
+
 from foredraft.records import Observation, Record
 
 KNOWN_LOOKAHEAD = 2  # what a prediction may look at: a quick run at one and two draft tokens
 
 
-class CurvePoint(Record):
-    """τ at one lookahead: measured, predicted with its 90 % interval, and what a constant α fitted to the same known rows says."""
+class CurvePoint(Record, frozen=True):
+    """τ at one lookahead: measured, predicted with its 90 % interval, and what a constant α fitted to the same known
+    rows says.
+    """
 
     curve: str
     lookahead: int
@@ -20,7 +24,7 @@ class CurvePoint(Record):
     constant_alpha: float
 
 
-class RatioPoint(Record):
+class RatioPoint(Record, frozen=True):
     """Throughput over no speculation at one load (clients or batch) and chain length."""
 
     setting: str
@@ -30,8 +34,10 @@ class RatioPoint(Record):
     predicted: float
 
 
-class Choice(Record):
-    """The lookahead that the prediction picks at one load, the measured best, and the share of throughput lost between them."""
+class Choice(Record, frozen=True):
+    """The lookahead that the prediction picks at one load, the measured best, and the share of throughput lost
+    between them.
+    """
 
     setting: str
     load: int
@@ -40,19 +46,23 @@ class Choice(Record):
     regret: float
 
 
-class Validation(Record):
-    """What was judged, and what could not be: `lacking` counts rows by what they lack, `assumed` names what was filled in."""
+class Validation(Record, frozen=True):
+    """What was judged, and what could not be: `lacking` counts rows by what they lack, `assumed` names what was
+    filled in.
+    """
 
     curves: tuple[CurvePoint, ...] = ()
     ratios: tuple[RatioPoint, ...] = ()
     choices: tuple[Choice, ...] = ()
-    fixed_regret: dict[int, tuple[float, float]] = {}
+    fixed_regret: dict[int, tuple[float, float]] = field(default_factory=dict)
     ladders: tuple[RatioPoint, ...] = ()
-    lacking: dict[str, int] = {}
+    lacking: dict[str, int] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """Errors as fractions (means over rows), regrets, interval coverage and counts: the figures a reader wants first."""
+        """Errors as fractions (means over rows), regrets, interval coverage and counts: the figures a reader wants
+        first.
+        """
         out: dict[str, Any] = {}
         for k in sorted({point.lookahead for point in self.curves}):
             points = [p for p in self.curves if p.lookahead == k]
@@ -65,14 +75,21 @@ class Validation(Record):
         if self.ratios:
             out["throughput_ratio_error"] = _mean(abs(p.predicted / p.measured - 1) for p in self.ratios)
         if self.choices:
-            out |= {"best_k_regret_mean": _mean(c.regret for c in self.choices), "best_k_regret_worst": max(c.regret for c in self.choices)}
+            out |= {
+                "best_k_regret_mean": _mean(c.regret for c in self.choices),
+                "best_k_regret_worst": max(c.regret for c in self.choices),
+            }
         if self.fixed_regret:
             out["best_fixed_k"], (mean, worst) = min(self.fixed_regret.items(), key=lambda item: item[1])
             out |= {"best_fixed_k_regret_mean": mean, "best_fixed_k_regret_worst": worst}
         if self.ladders:
             out["ladder_ratio_error"] = _mean(abs(p.predicted / p.measured - 1) for p in self.ladders)
-        return out | {"curve_points": len(self.curves), "ratio_rows": len(self.ratios), "choices": len(self.choices),
-                      "ladder_rows": len(self.ladders)}  # fmt: skip
+        return out | {
+            "curve_points": len(self.curves),
+            "ratio_rows": len(self.ratios),
+            "choices": len(self.choices),
+            "ladder_rows": len(self.ladders),
+        }
 
 
 def merge(parts: Iterable[Validation]) -> Validation:
@@ -82,9 +99,14 @@ def merge(parts: Iterable[Validation]) -> Validation:
     for part in parts:
         for what, count in part.lacking.items():
             lacking[what] = lacking.get(what, 0) + count
-    joined = {name: tuple(item for part in parts for item in getattr(part, name)) for name in ("curves", "ratios", "choices", "ladders", "assumed")}
+    joined = {
+        name: tuple(item for part in parts for item in getattr(part, name))
+        for name in ("curves", "ratios", "choices", "ladders", "assumed")
+    }
     fixed = {k: v for part in parts for k, v in part.fixed_regret.items()}
-    return Validation(**joined | {"assumed": tuple(dict.fromkeys(joined["assumed"]))}, lacking=lacking, fixed_regret=fixed)
+    return Validation(
+        **joined | {"assumed": tuple(dict.fromkeys(joined["assumed"]))}, lacking=lacking, fixed_regret=fixed
+    )
 
 
 def setting(row: Observation) -> str:

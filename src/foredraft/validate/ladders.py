@@ -17,7 +17,7 @@ from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation
 from foredraft.validate.findings import KNOWN_LOOKAHEAD, RatioPoint, Validation, setting
 from foredraft.validate.servers import DEFAULT_LENGTHS, known_servers
-from foredraft.validate.throughput import load, place, plain_speeds
+from foredraft.validate.throughput import load, place, plain_beside, plain_speeds
 
 
 class Drafting(NamedTuple):
@@ -29,7 +29,13 @@ class Drafting(NamedTuple):
 
 
 # What the public implementations do where a table does not say (EAGLE repository, see docs/log.md; assisted generation of transformers: 5).
-USUAL = {"eagle": Drafting(5, 4, 25), "eagle2": Drafting(7, 10, 59), "eagle3": Drafting(7, 10, 59), "draft_model": Drafting(5), "ngram": Drafting(10)}
+USUAL = {
+    "eagle": Drafting(5, 4, 25),
+    "eagle2": Drafting(7, 10, 59),
+    "eagle3": Drafting(7, 10, 59),
+    "draft_model": Drafting(5),
+    "ngram": Drafting(10),
+}
 
 
 def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None) -> Validation:
@@ -56,15 +62,21 @@ def _group(row: Observation) -> tuple:
 
 def _calibrated_groups(rows: Sequence[Observation]) -> set[tuple]:
     """Groups that the throughput kind judges: they have a speed at k ≤ 2."""
-    return {_group(row) for row in rows if row.method != "none" and row.output_tok_s and load(row) and 0 < (row.lookahead or 0) <= KNOWN_LOOKAHEAD}
+    return {
+        _group(row)
+        for row in rows
+        if row.method != "none" and row.output_tok_s and load(row) and 0 < (row.lookahead or 0) <= KNOWN_LOOKAHEAD
+    }
 
 
 def _measured(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> float | None:
-    bare = plain.get(place(row), {}).get(load(row))
+    bare = plain_beside(row, plain).get(load(row))
     return row.speedup if row.speedup is not None else (row.output_tok_s / bare if row.output_tok_s and bare else None)
 
 
-def _predict(row: Observation, measured: float, law: PositionLaw, machine: str | None, without: frozenset[str], assumed: dict) -> RatioPoint:
+def _predict(
+    row: Observation, measured: float, law: PositionLaw, machine: str | None, without: frozenset[str], assumed: dict
+) -> RatioPoint:
     """Raises ValueError naming what the row lacks."""
     if not load(row):
         raise ValueError("a batch size or concurrency")
@@ -72,16 +84,26 @@ def _predict(row: Observation, measured: float, law: PositionLaw, machine: str |
     lengths = (row.input_len or DEFAULT_LENGTHS[0], row.output_len or DEFAULT_LENGTHS[1])
     plain, speculative = known_servers(row, lengths, machine)
     tau = row.tokens_per_step if row.tokens_per_step is not None else usual_tau(row, drafting.depth, law, without)
-    given = dict(width=drafting.width, nodes=drafting.nodes)
+    given = {"width": drafting.width, "nodes": drafting.nodes}
     fast = speculative.load(load(row), drafting.depth, tau, **given).output_tok_s
-    for note, missing in ((f"prompts of {lengths[0]:.0f} and answers of {lengths[1]:.0f} tokens", row.input_len is None or row.output_len is None),
-                          (f"{row.method} drafts as usual: {drafting.depth} passes", row.lookahead is None),
-                          (f"τ of {row.method} from other published curves", row.tokens_per_step is None),
-                          (f"machine {machine}", row.machine is None)):  # fmt: skip
+    for note, missing in (
+        (
+            f"prompts of {lengths[0]:.0f} and answers of {lengths[1]:.0f} tokens",
+            row.input_len is None or row.output_len is None,
+        ),
+        (f"{row.method} drafts as usual: {drafting.depth} passes", row.lookahead is None),
+        (f"τ of {row.method} from other published curves", row.tokens_per_step is None),
+        (f"machine {machine}", row.machine is None),
+    ):
         if missing:
             assumed[note] = None
-    return RatioPoint(setting=setting(row), load=load(row), lookahead=drafting.depth, measured=measured,
-                      predicted=float(fast / plain.load(load(row), 0, 1.0).output_tok_s))  # fmt: skip
+    return RatioPoint(
+        setting=setting(row),
+        load=load(row),
+        lookahead=drafting.depth,
+        measured=measured,
+        predicted=float(fast / plain.load(load(row), 0, 1.0).output_tok_s),
+    )
 
 
 def _drafting(row: Observation) -> Drafting:
@@ -95,10 +117,15 @@ def _drafting(row: Observation) -> Drafting:
 
 
 def usual_tau(row: Observation, depth: int, law: PositionLaw, without: frozenset[str]) -> float:
-    """τ of a chain of `depth` from other published curves of this target and method; from the law's median draft where there is none."""
+    """τ of a chain of `depth` from other published curves of this target and method; from the law's median draft
+    where there is none.
+    """
     target = shapes.shape(row.target)
-    kin = [curve for key, curve in acceptance.chain_curves(evidence.observations(without)).items() if key[1] == row.method and evidence.names(key[0], target)]
+    kin = [
+        curve
+        for key, curve in acceptance.chain_curves(evidence.observations(without)).items()
+        if key[1] == row.method and evidence.names(key[0], target)
+    ]
     drifts = kind_of(row.method) == "head"
     medians = [acceptance.posterior(law, curve, drifts=drifts).tokens_per_step(depth)[0] for curve in kin or [{}]]
     return float(np.mean(medians))
-

@@ -1,4 +1,6 @@
-"""The servers behind measured rows: from shapes and a machine where the rows name them, else from the rows' own no-draft speed."""
+"""The servers behind measured rows: from shapes and a machine where the rows name them, else from the rows' own
+no-draft speed.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -25,7 +27,9 @@ class Servers(NamedTuple):
 
 
 def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: str | None = None) -> Servers:
-    """Servers for the group that `row` belongs to; where a shape or machine is not known they are guessed from `plain_tok_s` (by load)."""
+    """Servers for the group that `row` belongs to; where a shape or machine is not known they are guessed from
+    `plain_tok_s` (by load).
+    """
     lengths, assumed = (row.input_len, row.output_len), ()
     if lengths[0] is None or lengths[1] is None:
         lengths = DEFAULT_LENGTHS
@@ -36,7 +40,7 @@ def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: st
     except ValueError as error:
         if not plain_tok_s:
             raise
-        note = f"{row.target} with {row.draft or row.method}: costs from the rows' own speed, since {error}"
+        note = f"{row.target} with {row.draft or row.method}: costs from the rows' own speed, not knowing {error}"
         return Servers(*_guessed(kind_of(row.method), plain_tok_s, lengths), GUESS_LOOSENESS, (*assumed, note))
 
 
@@ -44,20 +48,28 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
     """From shapes and machine. Raises ValueError naming what is not known."""
     name = row.machine or machine_name
     if not name:
-        raise ValueError("the machine is not stated")
+        raise ValueError("the machine, or --machine")
     target, where = shapes.shape(row.target), machine(name)
-    given = dict(input_len=lengths[0], output_len=lengths[1], tensor_parallel=row.tensor_parallel or fewest(target, where),
-                 efficiency=engine_efficiency(row.engine))
+    given = {
+        "input_len": lengths[0],
+        "output_len": lengths[1],
+        "tensor_parallel": row.tensor_parallel or fewest(target, where),
+        "efficiency": engine_efficiency(row.engine),
+    }
     return serve(target, where, **given), serve(target, where, draft=draft_shape(row, target), **given)
 
 
 def fewest(target: shapes.Shape, where) -> int:
-    """The fewest devices (a power of two) whose memory takes the weights and as much again by half: a guess for rows that do not say."""
+    """The fewest devices (a power of two) whose memory takes the weights and as much again by half: a guess for rows
+    that do not say.
+    """
     return next(n for n in (1, 2, 4, 8, 16, 32, 64) if n * where.memory_bytes * 0.75 > target.weight_bytes() or n == 64)
 
 
 def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tuple[Server, Server]:
-    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a twentieth of its cost."""
+    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a
+    twentieth of its cost.
+    """
     load = min(plain_tok_s)
     step = load / plain_tok_s[load]
 
@@ -65,5 +77,14 @@ def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tup
         weights = 0.9 * share * step
         return PassCost(0.1 * share * step, lambda tokens: np.full_like(tokens, weights), weights / 250, 0.0)
 
-    parts = dict(input_len=lengths[0], output_len=lengths[1], capacity_tokens=np.inf, speculation_s=0.03 * step, prefill_s=0.2 * step, blend=3.0)
-    return Server(target=model(1.0), draft=None, **parts), Server(target=model(1.0), draft=None if kind == "lookup" else model(0.05), **parts)
+    parts = {
+        "input_len": lengths[0],
+        "output_len": lengths[1],
+        "capacity_tokens": np.inf,
+        "speculation_s": 0.03 * step,
+        "prefill_s": 0.2 * step,
+        "blend": 3.0,
+    }
+    return Server(target=model(1.0), draft=None, **parts), Server(
+        target=model(1.0), draft=None if kind == "lookup" else model(0.05), **parts
+    )

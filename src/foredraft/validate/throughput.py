@@ -1,7 +1,8 @@
-"""Throughput tables: the ratio to no speculation, and the best k, at every load, from the no-draft rows and the rows at k ≤ 2.
+"""Throughput tables: the ratio to no speculation, and the best k, at every load, from the no-draft rows and the rows
+at k ≤ 2.
 
-The cost law is calibrated on what may be seen. What it still misses at a load (an engine's scheduling there, say) is read off that load's own rows
-at k ≤ 2 and carried to larger k.
+The cost law is calibrated on what may be seen. What it still misses at a load (an engine's scheduling there, say) is
+read off that load's own rows at k ≤ 2 and carried to larger k.
 """
 
 from collections import defaultdict
@@ -45,14 +46,19 @@ def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None = N
         if not any(lookahead(row) <= KNOWN_LOOKAHEAD for row in group):
             lacking["throughput at k ≤ 2 (for throughput at larger k)"] += len(asked)
             continue
-        predicted, notes = predict_group(group, plain[place(group[0])], law, machine)
+        predicted, notes = predict_group(group, plain_beside(group[0], plain), law, machine)
         assumed += notes
         judged.append(group)
-        found = _ratios(group, plain[place(group[0])], predicted)
+        found = _ratios(group, plain_beside(group[0], plain), predicted)
         ratios += [point for point in found if point.lookahead > KNOWN_LOOKAHEAD]
         choices += _choices(found)
-    return Validation(ratios=tuple(ratios), choices=tuple(choices), fixed_regret=fixed_regret(judged, plain),
-                      lacking=dict(lacking), assumed=tuple(assumed))  # fmt: skip
+    return Validation(
+        ratios=tuple(ratios),
+        choices=tuple(choices),
+        fixed_regret=fixed_regret(judged, plain),
+        lacking=dict(lacking),
+        assumed=tuple(assumed),
+    )
 
 
 def plain_speeds(rows: Sequence[Observation]) -> dict[tuple, dict[int, float]]:
@@ -67,6 +73,16 @@ def plain_speeds(rows: Sequence[Observation]) -> dict[tuple, dict[int, float]]:
 def place(row: Observation) -> tuple:
     """What rows to be compared have in common besides the draft."""
     return (row.target, row.dataset, row.temperature, row.engine, row.machine, row.tensor_parallel)
+
+
+def plain_beside(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> Mapping[int, float]:
+    """No-draft speeds by load for `row`: of its own place, or of the only place that differs in nothing but cells
+    left blank.
+    """
+    if place(row) in plain:
+        return plain[place(row)]
+    kin = [key for key in plain if all(a is None or b is None or a == b for a, b in zip(key, place(row), strict=True))]
+    return plain[kin[0]] if len(kin) == 1 else {}
 
 
 def load(row: Observation) -> int:
@@ -86,19 +102,24 @@ def _lack(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> str |
         return "k (for throughput)"
     if (row.topk or 1) > 1:
         return "a chain (throughput of trees is judged with known τ only)"
-    if load(row) not in plain.get(place(row), {}):
+    if load(row) not in plain_beside(row, plain):
         return "a no-draft row at the same load (for throughput)"
     return None
 
 
-def predict_group(group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw, machine: str | None = None) -> tuple[Group, tuple[str, ...]]:
+def predict_group(
+    group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw, machine: str | None = None
+) -> tuple[Group, tuple[str, ...]]:
     """Output tokens/s at every (load, k) of the group, from `plain` and the rows at k ≤ 2; and what was assumed."""
     known = [row for row in group if lookahead(row) <= KNOWN_LOOKAHEAD]
     shop = servers(group[0], plain, machine)
     drifts = kind_of(group[0].method) == "head"
     curves = [curve for curve in acceptance.chain_curves(known).values() if curve]
     if curves:
-        taus, notes = 1 + np.cumsum(acceptance.posterior(law, known_part(curves[0]), drifts=drifts).median_curve()), shop.assumed
+        taus, notes = (
+            1 + np.cumsum(acceptance.posterior(law, known_part(curves[0]), drifts=drifts).median_curve()),
+            shop.assumed,
+        )
         knobs = _calibrated(shop, plain, known, taus)
     else:
         taus, knobs = _likeliest_curve(shop, plain, known, law)
@@ -109,10 +130,15 @@ def predict_group(group: Sequence[Observation], plain: Mapping[int, float], law:
     for (n, k, _, measured), value in zip(wanted, model, strict=True):
         if k <= KNOWN_LOOKAHEAD:
             misses[int(n)][int(k)] = float(np.log(measured / value))
-    return {(int(n), int(k)): float(value * np.exp(_carried(misses[int(n)], int(k)))) for (n, k, *_), value in zip(wanted, model, strict=True)}, notes
+    return {
+        (int(n), int(k)): float(value * np.exp(_carried(misses[int(n)], int(k))))
+        for (n, k, *_), value in zip(wanted, model, strict=True)
+    }, notes
 
 
-def _calibrated(shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray) -> dict[str, float]:
+def _calibrated(
+    shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray
+) -> dict[str, float]:
     return cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), looseness=shop.looseness).knobs
 
 
@@ -121,11 +147,20 @@ def _rows(plain: Mapping[int, float], known: Sequence[Observation], taus: NDArra
     return bare + [Row(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in known]
 
 
-def _likeliest_curve(shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], law: PositionLaw) -> tuple[NDArray, dict[str, float]]:
-    """Where no τ is stated: of curves drawn from the prior, the one that calibration can best reconcile with the measured speeds."""
-    draws = acceptance.posterior(law, {}, drifts=kind_of(known[0].method) == "head").draws(CANDIDATE_CURVES, np.random.default_rng(0))
+def _likeliest_curve(
+    shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], law: PositionLaw
+) -> tuple[NDArray, dict[str, float]]:
+    """Where no τ is stated: of curves drawn from the prior, the one that calibration can best reconcile with the
+    measured speeds.
+    """
+    draws = acceptance.posterior(law, {}, drifts=kind_of(known[0].method) == "head").draws(
+        CANDIDATE_CURVES, np.random.default_rng(0)
+    )
     tried = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
-    fits = [cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), looseness=shop.looseness) for taus in tried]
+    fits = [
+        cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), looseness=shop.looseness)
+        for taus in tried
+    ]
     best = min(range(len(tried)), key=lambda i: fits[i].misfit)
     return tried[best], fits[best].knobs
 
@@ -140,8 +175,16 @@ def _carried(misses: Mapping[int, float], k: int) -> float:
 
 
 def _ratios(group: Sequence[Observation], plain: Mapping[int, float], predicted: Group) -> list[RatioPoint]:
-    return [RatioPoint(setting=setting(row), load=load(row), lookahead=lookahead(row), measured=(row.output_tok_s or 0.0) / plain[load(row)],
-                       predicted=predicted[load(row), lookahead(row)] / plain[load(row)]) for row in group]  # fmt: skip
+    return [
+        RatioPoint(
+            setting=setting(row),
+            load=load(row),
+            lookahead=lookahead(row),
+            measured=(row.output_tok_s or 0.0) / plain[load(row)],
+            predicted=predicted[load(row), lookahead(row)] / plain[load(row)],
+        )
+        for row in group
+    ]
 
 
 def _choices(points: Sequence[RatioPoint]) -> list[Choice]:
@@ -149,18 +192,29 @@ def _choices(points: Sequence[RatioPoint]) -> list[Choice]:
     out = []
     for n in sorted({p.load for p in points}):
         here = [p for p in points if p.load == n]
-        predicted, measured = {0: 1.0} | {p.lookahead: p.predicted for p in here}, {0: 1.0} | {p.lookahead: p.measured for p in here}
+        predicted, measured = (
+            {0: 1.0} | {p.lookahead: p.predicted for p in here},
+            {0: 1.0} | {p.lookahead: p.measured for p in here},
+        )
         chosen, best = max(predicted, key=lambda k: predicted[k]), max(measured, key=lambda k: measured[k])
-        out.append(Choice(setting=here[0].setting, load=n, chosen=chosen, best=best, regret=1 - measured[chosen] / measured[best]))
+        out.append(
+            Choice(
+                setting=here[0].setting, load=n, chosen=chosen, best=best, regret=1 - measured[chosen] / measured[best]
+            )
+        )
     return out
 
 
-def fixed_regret(groups: Sequence[Sequence[Observation]], plain: Mapping[tuple, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
+def fixed_regret(
+    groups: Sequence[Sequence[Observation]], plain: Mapping[tuple, Mapping[int, float]]
+) -> dict[int, tuple[float, float]]:
     """Mean and worst regret of one k for every load and group that measured it: the rule to beat."""
     lost: dict[int, list[float]] = defaultdict(list)
     for group in groups:
         for n in {load(row) for row in group}:
-            speeds = {lookahead(row): row.output_tok_s or 0.0 for row in group if load(row) == n} | {0: plain[place(group[0])][n]}
+            speeds = {lookahead(row): row.output_tok_s or 0.0 for row in group if load(row) == n} | {
+                0: plain_beside(group[0], plain)[n]
+            }
             for k, speed in speeds.items():
                 lost[k].append(1 - speed / max(speeds.values()))
     full = max(map(len, lost.values()), default=0)

@@ -1,0 +1,35 @@
+# Two commands do all the set-up on a machine with Python 3.11: `make tour` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: tour test lint size results clean
+
+tour: .venv/.plot ## plan a draft for Llama-3.1-70B on 4×H100 from published measurements; leaves tour/Plan.json, the schedules and figures
+	$(BIN)/foredraft plan Llama-3.1-70B --machine H100 --devices 4 --concurrency 1-256 --out tour
+
+test: .venv/.dev ## light tests: laws, planner, records, command line
+	$(BIN)/python -m pytest tests/light -n 2
+
+lint: .venv/.dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+size: ## lines per file, longest first
+	@find src -name '*.py' | xargs wc -l | sort -rn
+
+results: .venv/.plot ## measure what README claims, and write the table into README
+	$(BIN)/foredraft validate --out results/validation --json > /dev/null
+	$(BIN)/foredraft reproduce sdsl --out results/sdsl --json > /dev/null
+	$(BIN)/python benchmarks/plan_speed.py results/plan_speed.json
+	$(BIN)/python recipes/readme_table.py README.md
+
+.venv/.plot: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[plot]'
+	@touch $@
+
+.venv/.dev: .venv/.plot
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[plot,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv tour

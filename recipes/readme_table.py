@@ -1,0 +1,85 @@
+"""Write the results table of README from results/, so that no number is typed twice; with --check, only say whether
+it is current.
+
+python recipes/readme_table.py README.md [--check]
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from foredraft.records import write_bytes
+
+RESULTS = Path(__file__).parents[1] / "results"
+START, END = "<!-- results -->\n", "<!-- /results -->"
+
+
+def table() -> str:
+    """The table as Markdown."""
+    tables, sdsl, speed = (
+        _read("validation/validation.json")["tables"],
+        _read("sdsl/sdsl.json"),
+        _read("plan_speed.json"),
+    )
+    curves, chains, load = (
+        tables[name]
+        for name in (
+            "inferencex_golden_acceptance_length",
+            "specdecode_bench_llama31_8b_tau_by_k",
+            "tomasruizt_vllm_scripts_throughput",
+        )
+    )
+    ladder = tables["specbench_leaderboard"]
+    rows = [
+        ("τ at k = 5 from k ≤ 2, InferenceX (7 heads); constant α", _pair(curves, "k5")),
+        ("τ at k = 8 from k ≤ 2, InferenceX; constant α", _pair(curves, "k8")),
+        ("τ at k = 5 from k ≤ 2, SpecDecode-Bench (EAGLE-3 and n-gram); constant α", _pair(chains, "k5")),
+        (
+            "throughput ratio at k = 3…6 from no draft and k ≤ 2 (Qwen3-32B, 3 drafts, 1–256 clients)",
+            f"{load['throughput_ratio_error']:.1%} mean error",
+        ),
+        (
+            "throughput lost by the predicted best k; by the best fixed k",
+            f"{load['best_k_regret_mean']:.1%} mean, {load['best_k_regret_worst']:.1%} worst; "
+            f"{load['best_fixed_k_regret_mean']:.1%}, {load['best_fixed_k_regret_worst']:.0%}",
+        ),
+        (
+            "speedup from shape and machine alone, Spec-Bench (17 rows)",
+            f"{ladder['ladder_ratio_error']:.1%} mean error",
+        ),
+        ("SDSL Table 5, N* of four targets", f"{sdsl['table_5_worst_relative_error']:.2%} worst error"),
+        (
+            "a full plan; a search of " + f"{speed['configurations']:,} configurations; peak memory",
+            f"{speed['plan_again_median_s']:.2f} s; {speed['search_s']:.2f} s; {speed['peak_memory_mb']:.0f} MB",
+        ),
+    ]
+    return "| what | measured |\n|---|---|\n" + "".join(f"| {what} | {figure} |\n" for what, figure in rows)
+
+
+def _pair(summary: dict[str, Any], at: str) -> str:
+    return f"{summary[f'tokens_per_step_error_{at}']:.1%}; {summary[f'constant_alpha_error_{at}']:.1%}"
+
+
+def _read(name: str) -> dict[str, Any]:
+    return msgspec.json.decode((RESULTS / name).read_bytes())
+
+
+def current(readme: str) -> str:
+    """`readme` with the table as results/ has it."""
+    before, rest = readme.split(START)
+    return before + START + table() + END + rest.split(END)[1]
+
+
+def main(path: str, *flags: str) -> None:
+    text = Path(path).read_text()
+    if "--check" in flags:
+        raise SystemExit(
+            0 if current(text) == text else f"{path}: the results table is not that of results/; run make results"
+        )
+    write_bytes(path, current(text).encode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,348 @@
+"""One verb per arrow. Data on stdout, talk on stderr; an error is one line and a hint with what to try next.
+
+Refuses to know: how anything is computed; every verb imports its room when it runs, so that `--help` stays instant.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from foredraft import __version__
+
+if TYPE_CHECKING:
+    from foredraft.records import Observation, Plan
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Say which draft to train for speculative decoding before training it, with an interval on every number.",
+)
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for documents and figures; nothing is written without it.")
+]
+Figures = Annotated[
+    bool, typer.Option("--figures/--no-figures", help="Draw figures into --out (needs matplotlib: foredraft[plot]).")
+]
+
+
+def main() -> None:
+    """Run the command line; a ValueError or a missing file becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, ImportError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str, hint: str | None = None) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    hint = hint or next((text for word, text in HINTS.items() if word in message), None)
+    if hint:
+        print(f"\nhint: {hint}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+HINTS = {  # a word of the message -> the next command
+    "no shape named": "foredraft list models; or pass the folder of a Hugging Face config.json",
+    "machine": "foredraft list machines",
+    "KV cache holds": "raise --devices, or lower --dtype, --input-len or --output-len",
+    "foredraft[plot]": "pip install 'foredraft[plot]', or pass --no-figures",
+    "no prediction can be judged": "foredraft validate --help lists the columns of each kind",
+    "No such file": "check the path",
+    "no outcome column": "foredraft validate --help lists the columns of each kind",
+    "exceeds the context": "lower --input-len, --output-len or --max-lookahead",
+    "no law can be fitted": "each line above says which dial to vary; foredraft list laws",
+}
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def plan(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A public model (Llama-3.1-70B, Qwen3-32B, …) or the folder of a Hugging Face config.json."
+        ),
+    ],
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", "-d", help="Weigh this model alone: a public name or the folder of a config.json."),
+    ] = None,
+    machine: Annotated[
+        str, typer.Option("--machine", "-m", help="Accelerator, e.g. H100, or a Machine record as JSON.")
+    ] = "H100",
+    devices: Annotated[int, typer.Option("--devices", "-n", help="How many, tensor parallel.")] = 1,
+    concurrency: Annotated[
+        str,
+        typer.Option("--concurrency", "-c", help="Concurrent requests: a list 1,8,64 or a range 1-256 (powers of 2)."),
+    ] = "1-64",
+    input_len: Annotated[float, typer.Option(help="Mean prompt tokens.")] = 512,
+    output_len: Annotated[float, typer.Option(help="Mean answer tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature of the load.")] = 0.0,
+    objective: Annotated[str, typer.Option(help="throughput, latency (TPOT) or tokens_per_flop.")] = "throughput",
+    engine: Annotated[str, typer.Option(help="vllm and sglang (chains), or foredraft (chains and trees).")] = "vllm",
+    dtype: Annotated[str, typer.Option(help="Weights: bfloat16, float16, fp8, …")] = "bfloat16",
+    kv_dtype: Annotated[str | None, typer.Option(help="KV cache; as --dtype when left out.")] = None,
+    max_lookahead: Annotated[int, typer.Option(help="Longest chain to consider.")] = 8,
+    served_tokens: Annotated[float, typer.Option(help="Output tokens over which training is paid back.")] = 1e11,
+    max_gpu_hours: Annotated[float, typer.Option(help="Most device-hours that training may cost.")] = 1e5,
+    observations: Annotated[
+        list[Path] | None, typer.Option("--observations", help="Own measurements (JSONL or CSV); repeat for more.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    out: Out = None,
+    figures: Figures = True,
+    json: JSON = False,
+) -> None:
+    """Which draft to train for TARGET, how to run it at each load, what it will gain, and how sure that is."""
+    from foredraft import machines, records, shapes
+    from foredraft.plan.plan import plan as make
+    from foredraft.plan.search import Settings
+
+    shape, given = (
+        name and (shapes.from_config(name) if Path(name).exists() else shapes.shape(name)) for name in (target, draft)
+    )
+    load = records.Workload(
+        input_len=input_len, output_len=output_len, concurrency=_concurrency(concurrency), temperature=temperature
+    )
+    options = Settings(
+        objective=objective,
+        engine=engine,
+        devices=devices,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        max_lookahead=max_lookahead,
+        horizon_tokens=served_tokens,
+        max_training_gpu_hours=max_gpu_hours,
+        draws=draws,
+        seed=seed,
+    )
+    own = [row for path in observations or [] for row in _observations(path)]
+    where = records.read(records.Machine, machine) if machine.endswith(".json") else machines.machine(machine)
+    made = make(shape, where, load, options, own, given)
+    if out:
+        _write_plan(made, out, figures)
+    _print_json(made) if json else _print_plan(made)
+
+
+def _concurrency(text: str) -> tuple[int, ...]:
+    """1,8,64 as it stands; 1-256 as the powers of 2 between."""
+    try:
+        if "-" in text:
+            low, high = map(int, text.split("-"))
+            if not 0 < low <= high:
+                raise ValueError
+            return (low, *(n for n in (2**i for i in range(31)) if low < n < high), *((high,) if high > low else ()))
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"concurrency must be a list such as 1,8,64 or a range such as 1-256, got {text!r}") from None
+
+
+def _observations(path: Path) -> "list[Observation]":
+    from foredraft import records
+    from foredraft.published.tables import read_table
+
+    return read_table(path)[0] if path.suffix == ".csv" else records.read_lines(records.Observation, path)
+
+
+def _write_plan(made: "Plan", out: Path, figures: bool) -> None:
+    from foredraft import records
+
+    written = [out / "Plan.json"]
+    records.write(written[0], made)
+    for name, config in (("vllm_speculative_config.json", made.vllm), ("sglang_flags.json", made.sglang)):
+        if config:
+            records.write(out / name, config)
+            written.append(out / name)
+    if figures:
+        from foredraft.report.plan import draw_plan
+
+        written += draw_plan(made, out)
+    _say_written(written)
+
+
+def _say_written(paths: list[Path]) -> None:
+    print("wrote " + ", ".join(str(path) for path in paths if path.suffix != ".svg"), file=sys.stderr)
+
+
+def _print_json(record: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
+
+
+def _print_plan(made: "Plan") -> None:
+    from foredraft.report.terminal import plan_tables
+
+    _print_blocks(plan_tables(made))
+
+
+def _print_blocks(blocks: Any) -> None:
+    """To the terminal's width, or to 110 columns into a pipe or file."""
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    for block in blocks:
+        console.print(block)
+
+
+@app.command()
+def fit(
+    runs: Annotated[list[Path], typer.Argument(help="Own measurements: observations as JSONL, or a CSV.")],
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    out: Out = None,
+    figures: Figures = True,
+    json: JSON = False,
+) -> None:
+    """Fit every law that RUNS can support, choose among rival forms by held-out error, and say what the others lack."""
+    from foredraft import records
+    from foredraft.laws.fit import fit_all
+
+    rows = [row for path in runs for row in _observations(path)]
+    fits, lacking = fit_all(rows, draws=draws, seed=seed)
+    if json:
+        _print_json({"fits": fits, "lacking": lacking})
+    else:
+        from foredraft.report.terminal import fit_tables
+
+        _print_blocks(fit_tables(fits, lacking))
+    if not fits:
+        _fail("no law can be fitted to these observations")
+    if out:
+        written = [out / f"Fit.{i}.{fitted.law}.json" for i, fitted in enumerate(fits)]
+        for path, fitted in zip(written, fits, strict=True):
+            records.write(path, fitted)
+        if figures:
+            from foredraft.report.fit import draw_fit
+
+            written += [path for fitted in fits for path in draw_fit(fitted, rows, out)]
+        _say_written(written)
+
+
+@app.command()
+def validate(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="CSV tables; the published measurements of the package when left out.")
+    ] = None,
+    machine: Annotated[
+        str | None, typer.Option("--machine", "-m", help="Stands in for rows that state no machine.")
+    ] = None,
+    out: Out = None,
+    figures: Figures = True,
+    json: JSON = False,
+) -> None:
+    """Predict published measurements from what a quick run would show, and report the errors.
+
+    AL(k) curves (k, mean_acceptance_length or per-position acceptance): τ at larger k from k ≤ 2. Throughput tables
+    (concurrency or batch_size, k, throughput): the ratio to no draft and the best k, from the no-draft rows and k ≤
+    2. Batch ladders (batch_size, speedup, τ or chain length): the ratio from shape and machine.
+    """
+    from foredraft import records
+    from foredraft.validate import merge
+    from foredraft.validate import validate as judge
+
+    tables = {path.name: _observations(path) for path in files} if files else _shipped_tables()
+    judged, refused = {}, {}
+    for name, rows in tables.items():
+        try:
+            judged[name] = judge(rows, machine=machine)
+        except ValueError as error:
+            refused[name] = str(error)
+    if not judged:
+        _fail("; ".join(f"{name}: {why}" for name, why in refused.items()))
+    whole = merge(judged.values())
+    report = {
+        "summary": whole.summary(),
+        "tables": {
+            name: found.summary() | {"lacking": found.lacking, "assumed": found.assumed}
+            for name, found in judged.items()
+        },
+        "not_judged": refused,
+    }
+    if out:
+        records.write(out / "validation.json", report)
+        records.write(out / "Validation.json", whole)
+        written = [out / "validation.json", out / "Validation.json"]
+        if figures:
+            from foredraft.report.validation import draw_validation
+
+            written += draw_validation(whole, out)
+        _say_written(written)
+    if json:
+        _print_json(report | {"points": whole})
+        return
+    from foredraft.report.terminal import validation_tables
+
+    _print_blocks(validation_tables(judged, refused))
+
+
+def _shipped_tables() -> "dict[str, list[Observation]]":
+    """The published observations, table by table."""
+    from foredraft.published import observations
+
+    tables: dict[str, list[Observation]] = {}
+    for row in observations():
+        tables.setdefault(row.run.rsplit(":", 1)[0], []).append(row)
+    return tables
+
+
+@app.command()
+def reproduce(
+    what: Annotated[str, typer.Argument(help="sdsl: Table 5, Table 9 and the five figures of arXiv 2603.11053.")],
+    out: Out = None,
+    figures: Figures = True,
+    json: JSON = False,
+) -> None:
+    """Reproduce a paper's numbers from its own theory, beside the published ones."""
+    if what != "sdsl":
+        _fail(f"nothing named {what!r} to reproduce", "foredraft reproduce sdsl")
+    from foredraft import records
+    from foredraft.plan.sdsl import reproduce as run
+
+    report = run()
+    if out:
+        records.write(out / "sdsl.json", report)
+        written = [out / "sdsl.json"]
+        if figures:
+            from foredraft.report.sdsl import draw
+
+            written += draw(out)
+        _say_written(written)
+    if json:
+        _print_json(report)
+        return
+    from foredraft.report.terminal import sdsl_tables
+
+    _print_blocks(sdsl_tables(report))
+
+
+@app.command("list")
+def show(what: Annotated[str, typer.Argument(help="models, machines or laws.")], json: JSON = False) -> None:
+    """What is known by name: model shapes, machines, laws."""
+    from foredraft.report.terminal import named_things
+
+    things = named_things(what)
+    if json:
+        _print_json(things)
+        return
+    from foredraft.report.terminal import listing
+
+    _print_blocks([listing(what, things)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The figure of a fit, as PNG and SVG: the law with its interval over the data behind it, and beyond.
+
+Promises: the curve and its interval are the fit's own draws; the range of the data is shaded and what lies outside is
+dashed; only observations of the fit's own pool are drawn. Refuses to know: how a law is fitted.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foredraft.laws.fit import _outcome, _pool_label, predict_draws
+from foredraft.laws.forms import Law, law_named
+from foredraft.records import Fit, Observation
+from foredraft.report import style
+from foredraft.report.style import BLACK, BLUE, GREEN, GREY, MARKERS, PURPLE, VERMILION
+
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE)
+BEYOND, POINTS, LEVEL, NAME_LENGTH = 2.0, 200, 0.9, 120
+NAMES = {
+    "draft_tokens": "training tokens of the draft, D", "draft_params": "parameters of the draft, N",
+    "target_tokens": "training tokens of the target, D′", "target_params": "parameters of the target, M",
+    "draft_layers": "decoder layers of the draft, L", "tree_nodes": "tree nodes verified per step, w",
+    "draft_perplexity": "perplexity of the draft per token, x", "target_perplexity": "perplexity of the target per token, y",
+    "tokens_per_step": "τ", "accept_prob": "α", "loss": "loss",
+}  # fmt: skip
+Held = Mapping[str, float]
+
+
+def draw_fit(fit: Fit, observations: Iterable[Observation], directory: str | Path) -> list[Path]:
+    """Draw `fit` over those of `observations` that it speaks for; the file is named after the law and the pool."""
+    law = law_named(fit.law)
+    rows = [row for row in observations if _belongs(fit, law, row)]
+    return style.draw(directory, {_file_name(fit): partial(_fit, fit=fit, law=law, rows=rows)})
+
+
+def _belongs(fit: Fit, law: Law, row: Observation) -> bool:
+    """Whether the row is of the fit's pool, has all that the law needs, and lies within the range of its data."""
+    inputs = [(getattr(row, name), ends) for name, ends in fit.domain.items()]
+    if any(value is None or not ends[0] <= value <= ends[1] for value, ends in inputs) or _outcome(law, row) is None:
+        return False
+    return not fit.provenance or _pool_label(law, row) == fit.provenance[0].note
+
+
+def _pool(fit: Fit) -> str:
+    return (fit.provenance[0].note or "") if fit.provenance else ""
+
+
+def _file_name(fit: Fit) -> str:
+    """Law and pool, which together are one fit's own; cut with a checksum where that is long."""
+    name = re.sub(r"[^\w.+-]+", "_", f"fit_{fit.law}_{_pool(fit)}").strip("_.")
+    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}_{zlib.crc32(name.encode()):08x}"
+
+
+def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation]) -> None:
+    """Data, mean and interval over the leading input; the other inputs at what was observed, or at their medians."""
+    axes = figure.subplots()
+    low, high = fit.domain[law.leading]
+    axes.axvspan(low, high, color=GREY, alpha=0.1, lw=0, label="range of the data")
+    groups = _groups(law, rows, fit)
+    for (held, members), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
+        colour = colour if len(groups) > 1 else BLUE
+        _law(axes, fit, law, held, colour, _held_label(held, bool(members)))
+        x, y = (
+            [value(row) for row in members] for value in (lambda row: getattr(row, law.leading), partial(_outcome, law))
+        )
+        axes.plot(x, y, marker, color=colour if len(groups) > 1 else BLACK, mec=BLACK, ms=6, zorder=4)
+    if len(groups) == 1 and not groups[0][1] and rows:
+        axes.plot(
+            [getattr(row, law.leading) for row in rows],
+            [_outcome(law, row) for row in rows],
+            "o",
+            color=BLACK,
+            ms=4,
+            alpha=0.6,
+        )
+    axes.plot([], [], "o", color=BLACK, label=style.plural(len(rows), "observation"))
+    axes.plot([], [], "--", color=GREY, label="beyond the data")
+    axes.fill_between(
+        [], [], [], color=GREY, alpha=0.3, lw=0, label=f"{LEVEL:.0%} interval of the mean".replace("%", " %")
+    )
+    axes.set_xscale("log") if low > 0 else axes.set_xscale("symlog", linthresh=1)
+    if low > 0:
+        axes.set_xlim(low / BEYOND, high * BEYOND)
+        style.log_axis(axes.xaxis, style.count)
+    _frame(axes, fit, law, groups, rows)
+    axes.set(xlabel=NAMES.get(law.leading, law.leading), ylabel=f"{NAMES.get(law.output, law.output)}, {law.unit}")
+    _title(figure, fit)
+    figure.legend(ncols=3, loc="outside lower center")
+
+
+def _groups(law: Law, rows: Sequence[Observation], fit: Fit) -> list[tuple[Held, list[Observation]]]:
+    """Rows by the values of all inputs but the leading one; where there are many, one line at the medians without rows."""
+    others = [name for name in law.inputs if name != law.leading]
+    found: dict[tuple[float, ...], list[Observation]] = {}
+    for row in rows:
+        found.setdefault(tuple(float(getattr(row, name)) for name in others), []).append(row)
+    if 1 <= len(found) <= len(COLOURS):
+        return [(dict(zip(others, key, strict=True)), members) for key, members in sorted(found.items())]
+    if found:
+        return [(dict(zip(others, np.median(list(found), axis=0).tolist(), strict=True)), [])]
+    return [({name: float(np.sqrt(np.prod(fit.domain[name]))) for name in others}, [])]
+
+
+def _held_label(held: Held, observed: bool) -> str:
+    """What the other inputs are held at."""
+    if not held:
+        return "law"
+    at = ", ".join(
+        f"{NAMES.get(name, name).rsplit(', ', 1)[-1]} = {style.count(value)}" for name, value in held.items()
+    )
+    return f"law at {at}" + ("" if observed else " (medians)")
+
+
+def _grid(low: float, high: float) -> np.ndarray:
+    """The leading input from a factor below its range to a factor above."""
+    if low > 0:
+        return np.geomspace(low / BEYOND, high * BEYOND, POINTS)
+    return np.concatenate([[0.0], np.geomspace(1, max(high, 1) * BEYOND, POINTS)])
+
+
+def _band(fit: Fit, law: Law, x: np.ndarray, held: Held) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and ends of the interval over the leading input."""
+    inputs = {law.leading: x, **{name: np.full_like(x, value) for name, value in held.items()}}
+    mean = np.clip(law.predict(fit.parameters, **inputs), *law.limits)
+    low, high = np.quantile(predict_draws(fit, **inputs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return mean, low, high
+
+
+def _law(axes: Any, fit: Fit, law: Law, held: Held, colour: str, label: str) -> None:
+    """Solid over the data, dashed beyond."""
+    start, end = fit.domain[law.leading]
+    x = np.union1d(_grid(start, end), [start, end])
+    mean, low, high = _band(fit, law, x, held)
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    inside = (x >= start) & (x <= end)
+    axes.plot(x[inside], mean[inside], "-", color=colour, label=label)
+    for part in (x <= start, x >= end):
+        axes.plot(x[part], mean[part], "--", color=colour)
+
+
+def _frame(
+    axes: Any, fit: Fit, law: Law, groups: Sequence[tuple[Held, list[Observation]]], rows: Sequence[Observation]
+) -> None:
+    """Limits of the output: all data and means, and the interval as far as it stays within twice their range of them."""
+    x = np.union1d(_grid(*fit.domain[law.leading]), fit.domain[law.leading])
+    bands = [_band(fit, law, x, held) for held, _ in groups]
+    core = np.array(
+        [value for mean, _, _ in bands for value in mean] + [_outcome(law, row) or np.nan for row in rows], dtype=float
+    )
+    bottom, top = np.nanmin(core), np.nanmax(core)
+    room = 2 * max(top - bottom, 0.02 * abs(top))
+    low = max(bottom - room, min(np.nanmin(low) for _, low, _ in bands))
+    high = min(top + room, max(np.nanmax(high) for _, _, high in bands))
+    low, high = min(low, bottom), max(high, top)
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _title(figure: Any, fit: Fit) -> None:
+    """Law, formula, pool, and how far to trust it."""
+    runs = f"{style.plural(fit.num_observations, 'observation')} in {style.plural(fit.num_clusters, 'run')}"
+    error = f", error on the largest run held out {fit.held_out_error:.3g}" if fit.held_out_error is not None else ""
+    bound = f"; at its bound: {', '.join(fit.at_bound)}" if fit.at_bound else ""
+    style.title(figure, f"{fit.law}: {fit.formula}\n{_pool(fit)}\n{runs}{error}{bound}", 94)

@@ -1,0 +1,130 @@
+"""What all figures share: palette, sizes, how files are written, and what numbers look like on an axis.
+
+Promises: legible to colour-blind readers, no text under 9 points, the same figure is the same file. Refuses to know:
+what is drawn.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foredraft.records import Estimate
+
+SIZE_IN, DPI = (7.0, 4.5), 150
+# Okabe and Ito's palette, legible to colour-blind readers and apart in grey.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+COLOURS = (BLUE, SKY, GREEN, ORANGE, VERMILION)
+MARKERS = ("o", "s", "^", "D", "v")
+GREY = "#666666"
+
+
+def draw(directory: str | Path, figures: Mapping[str, Callable[[Any], None]]) -> list[Path]:
+    """Paint each figure, write it into `directory` under its name, and return the paths, PNG and SVG of each."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("figures need matplotlib: pip install 'foredraft[plot]'") from None
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "foredraft"}):
+        for name, paint in figures.items():
+            figure = Figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
+            paint(figure)
+            paths += _save(figure, directory, name)
+    return paths
+
+
+def _save(figure: Any, directory: Path, name: str) -> list[Path]:
+    """Write PNG and SVG, without a date so that the same figure is the same file."""
+    paths = [directory / f"{name}.png", directory / f"{name}.svg"]
+    figure.savefig(paths[0], format="png", dpi=DPI)
+    figure.savefig(paths[1], format="svg", metadata={"Date": None})
+    return paths
+
+
+# --- Numbers ---
+
+
+def values(estimates: Iterable[Estimate], scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, low and high as arrays; what is missing is nan."""
+    table = [(e.value, e.low, e.high) for e in estimates]
+    value, low, high = np.array(table, dtype=float).reshape(-1, 3).T * scale
+    return value, low, high
+
+
+def bars(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Lengths of error bars below and above, [2, R]; a missing end has none."""
+    return np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0, None))
+
+
+def interval(estimate: Estimate, form: str = ".2f") -> str:
+    """An estimate as a reader writes it: 1.61 (90 %: 0.96 to 2.12)."""
+    value, low, high = (
+        "unbounded" if end is None else format(end, form) for end in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({estimate.level:.0%}: {low} to {high})".replace("%", " %")
+
+
+def count(value: float) -> str:
+    """A count as a reader writes it: 800 M, with a space that no line breaks at."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size * 0.9995:
+            return f"{value / size:.3g}\u00a0{letter}"
+    return f"{value:.3g}"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+# --- Axes ---
+
+
+def log_axis(axis: Any, form: Callable[[float], str] = "{:g}".format) -> None:
+    """Ticks of a log axis that a reader can name: 1, 2, 5 of each decade where there are few, else the decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    low, high = axis.get_view_interval()
+    few = np.log10(high / low) < 2.6
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=20))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def load_axis(axes: Any, loads: Sequence[float]) -> None:
+    """Concurrency in octaves, a tick at each value asked for."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    axes.set_xticks([], minor=True)
+
+
+def wrap(text: str, width: int) -> str:
+    """Lines of at most `width` characters where words allow, with words of paths broken where they must be."""
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=True))
+
+
+def wrap_lines(text: str, width: int) -> str:
+    """`wrap` for each line of a text."""
+    return "\n".join(wrap(line, width) for line in text.splitlines())
+
+
+def title(figure: Any, text: str, width: int = 100) -> None:
+    """What is shown and where it comes from, above all panels."""
+    figure.suptitle(wrap_lines(text, width), fontsize=10)
+
+
+def shared_parts(names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """What ` · ` names have in common, and what is left of each: the title says the first once."""
+    names = list(dict.fromkeys(names))
+    split = {name: name.split(" · ") for name in names}
+    common = [part for part in split[names[0]] if all(part in parts for parts in split.values())] if names else []
+    rest = {name: " · ".join(part for part in parts if part not in common) or name for name, parts in split.items()}
+    return " · ".join(common) if len(names) > 1 else "", rest

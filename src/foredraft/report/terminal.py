@@ -1,0 +1,298 @@
+"""Records as tables for a terminal. Refuses to know: how anything in them is computed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from foredraft.records import DraftChoice, Estimate, Fit, Plan
+from foredraft.validate.findings import Validation
+
+WRAPPED = ("lost by", "run", "tokens/step", "gain", "")  # columns of prose
+Blocks = list[RenderableType]
+
+
+class Titled:
+    """A table under its title, which may be wider than the table."""
+
+    def __init__(self, title: str, *columns: str) -> None:
+        self.title = Text(f"\n{title}", style="bold")
+        self.table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in columns:
+            self.table.add_column(column, no_wrap=column not in WRAPPED)
+        self.add_row = self.table.add_row
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
+        yield self.title
+        yield self.table
+
+
+def plan_tables(plan: Plan) -> Blocks:
+    """The plan: a headline, the schedule, who lost and why, what to run next, and the caveats."""
+    blocks: Blocks = [Text(headline(plan), style="bold"), _schedule(plan)]
+    if plan.runners_up:
+        table = Titled("Runners-up", "draft", "trained on", "mean gain", "lost by")
+        for lost in plan.runners_up:
+            table.add_row(
+                describe(lost.draft, short=True), _count(lost.draft.draft_tokens), f"{lost.speedup:.2f}×", lost.reason
+            )
+        blocks.append(table)
+    if plan.next_runs:
+        table = Titled("What would narrow this plan most per device-hour", "run", "removes", "device-hours")
+        for run in plan.next_runs:
+            table.add_row(run.run, f"{run.narrows:.0%} of the width", f"{run.gpu_hours:,.1f}")
+        blocks.append(table)
+    notes = [f"extrapolates in {', '.join(plan.extrapolates)}"] if plan.extrapolates else []
+    notes += [f"not considered: {name}: {why}" for name, why in plan.not_considered.items()]
+    notes += [f"assumes: {note}" for note in plan.assumptions]
+    return [*blocks, Text("\n".join(notes), style="dim")]
+
+
+def headline(plan: Plan) -> str:
+    """The answer in three lines."""
+    where = f"{plan.target} on {plan.devices}×{plan.machine} ({plan.engine}, {plan.objective})"
+    if plan.draft is None:
+        return f"{where}: do not speculate; no draft pays at these loads."
+    lines = [
+        f"{where}: {describe(plan.draft)}"
+        + (f", trained on {_count(plan.draft.draft_tokens)} tokens" if plan.draft.draft_tokens else ""),
+        f"gain {interval(plan.speedup, '.2f')} {plan.speedup.unit}, mean over the concurrencies",
+    ]
+    if plan.break_even_tokens:
+        lines.append(
+            f"training {plan.draft.training_flops:.1e} FLOPs, {plan.draft.training_gpu_hours:,.0f} device-hours: paid back after "
+            f"{interval(plan.break_even_tokens, '.1e')} served tokens"
+        )
+    if plan.continuous_params and plan.theory_params:
+        lines.append(
+            f"best independent model N* {interval(plan.continuous_params, '.2e')} parameters (SDSL's tokens per FLOP: {plan.theory_params:.2e})"
+        )
+    if plan.buildable:
+        lines.append(
+            "nearest shapes: "
+            + "; ".join(
+                describe(draft, short=True) + (f" ({draft.num_layers} layers of {draft.hidden_size})")
+                for draft in plan.buildable
+            )
+        )
+    return "\n".join(lines)
+
+
+def _schedule(plan: Plan) -> Titled:
+    """The schedule; how many run at once is shown only where the cache cannot hold all clients."""
+    crowded = any(round(step.running) < step.concurrency for step in plan.schedule)
+    table = Titled(
+        "Schedule (with 90 % intervals)",
+        "clients",
+        *(["running"] if crowded else []),
+        "k",
+        "tokens/step",
+        "gain",
+        "tokens/s",
+        "TPOT",
+        "TTFT",
+    )
+    for step in plan.schedule:
+        tree = "" if step.topk == 1 else f" (top-{step.topk}, {step.tree_nodes} nodes)"
+        running = [f"{step.running:.0f}"] if crowded else []
+        table.add_row(
+            str(step.concurrency),
+            *running,
+            f"{step.lookahead or 'off'}{tree}",
+            interval(step.tokens_per_step, ".2f"),
+            interval(step.speedup, ".2f"),
+            f"{step.output_tok_s.value or 0:,.0f}",
+            f"{1e3 * (step.tpot_s.value or 0):.1f} ms",
+            f"{1e3 * (step.ttft_s.value or 0):,.0f} ms",
+        )
+    return table
+
+
+def describe(draft: DraftChoice, *, short: bool = False) -> str:
+    """A draft in a few words."""
+    if not draft.params:
+        return draft.name
+    return f"{draft.name}, {_count(draft.params)}" if short else f"{draft.name} of {_count(draft.params)} parameters"
+
+
+def interval(estimate: Estimate, form: str, scale: float = 1.0) -> str:
+    """value [low, high], an unbounded end as ∞."""
+
+    def text(number: float | None) -> str:
+        return "∞" if number is None else format(number * scale, form)
+
+    return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
+
+
+def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
+    """Fitted laws with 90 % intervals, and for each law that was not fitted the reason."""
+    blocks: Blocks = []
+    best = best_by_pool(fits)
+    for fit in fits:
+        pool = _pool(fit)
+        table = Titled(
+            f"{fit.law}: {fit.formula}\n{fit.num_observations} observations in {fit.num_clusters} runs; {pool}",
+            "parameter",
+            "value",
+            "90 % interval",
+        )
+        for i, (name, value) in enumerate(fit.parameters.items()):
+            draws = sorted(draw[i] for draw in fit.draws)
+            low, high = draws[round(0.05 * (len(draws) - 1))], draws[round(0.95 * (len(draws) - 1))]
+            table.add_row(
+                name + (" (at its bound)" if name in fit.at_bound else ""), f"{value:.4g}", f"[{low:.4g}, {high:.4g}]"
+            )
+        blocks.append(table)
+        domain = ", ".join(f"{name} {low:.3g}…{high:.3g}" for name, (low, high) in fit.domain.items())
+        error = "none: too few runs to hold one out" if fit.held_out_error is None else f"{fit.held_out_error:.3g}"
+        rivals = "".join(f", {name} {value:.3g}" for name, value in fit.rivals.items())
+        chosen = "; foretells it best of its rivals" if fit is best.get((pool, fit.output)) and len(fits) > 1 else ""
+        blocks.append(
+            Text(f"domain {domain}; error on the largest run, held out: {error}{rivals}{chosen}", style="dim")
+        )
+    if lacking:
+        blocks.append(Text("not fitted:\n" + "\n".join(f"  {law}: {why}" for law, why in lacking.items()), style="dim"))
+    return blocks
+
+
+def best_by_pool(fits: Sequence[Fit]) -> dict[tuple[str, str], Fit]:
+    """Of the laws fitted to one pool and output, the one with the smallest held-out error, where at least two have
+    one.
+    """
+    rivals: dict[tuple[str, str], list[Fit]] = {}
+    for fit in fits:
+        if fit.held_out_error is not None:
+            rivals.setdefault((_pool(fit), fit.output), []).append(fit)
+    return {
+        key: min(group, key=lambda fit: fit.held_out_error or 0.0) for key, group in rivals.items() if len(group) > 1
+    }
+
+
+def _pool(fit: Fit) -> str:
+    return (fit.provenance[0].note if fit.provenance else None) or "all"
+
+
+def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, str]) -> Blocks:
+    """Errors by table, the points of small tables, and what was not judged."""
+    blocks: Blocks = []
+    for name, found in judged.items():
+        summary = found.summary()
+        if found.curves:
+            blocks.append(
+                _curve_errors(f"{name}: τ at larger k from k ≤ 2", summary, {p.lookahead for p in found.curves})
+            )
+        if found.ratios:
+            table = Titled(f"{name}: throughput from the no-draft rows and k ≤ 2", "what", "value")
+            for label, key in (
+                ("mean error of the ratio", "throughput_ratio_error"),
+                ("best-k regret, mean", "best_k_regret_mean"),
+                ("best-k regret, worst", "best_k_regret_worst"),
+                ("best fixed k loses, mean", "best_fixed_k_regret_mean"),
+                ("best fixed k loses, worst", "best_fixed_k_regret_worst"),
+            ):
+                if key in summary:
+                    table.add_row(label, f"{summary[key]:.2%}")
+            table.add_row("rows predicted / choices of k", f"{len(found.ratios)} / {len(found.choices)}")
+            blocks.append(table)
+        if found.ladders:
+            blocks.append(
+                Text(
+                    f"{name}: ratio by batch from shape and machine: mean error {summary['ladder_ratio_error']:.1%} over {len(found.ladders)} rows\n"
+                )
+            )
+        notes = [f"{count} rows lack {what}" for what, count in found.lacking.items()] + [
+            f"assumed: {note}" for note in found.assumed
+        ]
+        if notes:
+            blocks.append(Text("\n".join(f"  {note}" for note in notes) + "\n", style="dim"))
+    if refused:
+        blocks.append(
+            Text("not judged:\n" + "\n".join(f"  {name}: {why}" for name, why in refused.items()), style="dim")
+        )
+    return blocks
+
+
+def _curve_errors(title: str, summary: Mapping[str, Any], lookaheads: Iterable[int]) -> Titled:
+    table = Titled(title, "k", "mean error", "constant α")
+    for k in sorted(lookaheads):
+        table.add_row(
+            str(k), f"{summary[f'tokens_per_step_error_k{k}']:.1%}", f"{summary[f'constant_alpha_error_k{k}']:.1%}"
+        )
+    table.add_row("all", f"{summary['tokens_per_step_error']:.1%}", f"{summary['constant_alpha_error']:.1%}")
+    return table
+
+
+def sdsl_tables(report: Mapping[str, Any]) -> Blocks:
+    """Table 5 and the line of Table 9 beside the paper's."""
+    table = Titled("SDSL Table 5: N* in parameters", "target", "paper", "ours", "error", "γ*", "α")
+    for row in report["table_5"]:
+        paper, error = row["paper_draft_params"], row["relative_error"]
+        table.add_row(
+            row["target"],
+            f"{paper / 1e6:.0f} M" if paper else "not in Table 5",
+            f"{row['draft_params'] / 1e6:.1f} M",
+            f"{error:+.2%}" if error is not None else "",
+            f"{row['lookahead']:.2f}",
+            f"{row['accept_prob']:.3f}",
+        )
+    ours, paper = report["table_9"], report["table_9_paper"]
+    line = Titled(
+        f"SDSL Table 9: N* = μM + M₀ on the grid {ours['grid']['name']} ({ours['num_points']} points)",
+        "",
+        "ours (95 %)",
+        "paper (95 %)",
+    )
+    for label, key, form in (("μ", "mu", ".3e"), ("M₀", "intercept", ".3e")):
+        line.add_row(
+            label, *(f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]" for value in (ours[key], paper[key]))
+        )
+    line.add_row("slope of N*/M in ln D", f"{ours['draft_tokens_slope'][0]:.1e}", f"{paper['draft_tokens_slope']:.1e}")
+    others = "\n".join(
+        f"  {g['grid']['name']}: μ {g['mu'][0]:.2e}, M₀ {g['intercept'][0]:.2e}" for g in report["table_9_other_grids"]
+    )
+    return [
+        table,
+        line,
+        Text(f"The paper does not state its grid; the line hangs on it. Other grids:\n{others}", style="dim"),
+    ]
+
+
+def named_things(what: str) -> dict[str, str]:
+    """What `foredraft list` shows: names and a line about each. Raises ValueError for a list that there is none of."""
+    from foredraft.laws.forms import laws
+    from foredraft.machines import MACHINES
+    from foredraft.shapes import known_shapes, shape
+
+    if what == "models":
+        return {
+            name: f"{shape(name).params / 1e9:.3g} B parameters, {shape(name).kv_bytes_per_token() / 1024:.0f} KiB of cache per token"
+            for name in known_shapes()
+        }
+    if what == "machines":
+        return {
+            name: f"{m.memory_bytes / 1e9:.0f} GB, {m.bandwidth_bytes_per_s / 1e12:.2f} TB/s; {m.source}"
+            for name, m in MACHINES.items()
+        }
+    if what == "laws":
+        return {name: f"{law.formula} ({law.source})" for name, law in laws().items()}
+    raise ValueError(f"nothing named {what!r} to list; models, machines or laws")
+
+
+def listing(what: str, things: Mapping[str, str]) -> Titled:
+    """Names and what there is to say of them."""
+    table = Titled(what, "name", "")
+    for name, about in things.items():
+        table.add_row(name, about)
+    return table
+
+
+def _count(number: float | None) -> str:
+    """1.4 B, 310 M: a count as people say it."""
+    if number is None:
+        return ""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.3g}"

@@ -1,0 +1,213 @@
+"""Records: strict about keys and values, one-line errors that name file and field, files whole or not at all."""
+
+import json
+import math
+import os
+
+import msgspec
+import pytest
+
+from foredraft import records
+from foredraft.records import (
+    DraftChoice,
+    Estimate,
+    Fit,
+    Machine,
+    NextRun,
+    Observation,
+    Plan,
+    Provenance,
+    RunnerUp,
+    ScheduleStep,
+    Workload,
+)
+
+OWN = Provenance(source="own run", command="serve", versions={"engine": "1.2"}, created="2026-10-01")
+
+
+def row(**fields) -> Observation:
+    return Observation(**{"run": "a", "target": "T", "method": "eagle3", "provenance": OWN} | fields)
+
+
+def estimate(value: float | None = 1.5, low: float | None = 1.0, high: float | None = None) -> Estimate:
+    return Estimate(value=value, low=low, high=high, unit="×", source="s", extrapolates=("devices",))
+
+
+OBSERVATION = row(
+    draft="d", lookahead=3, survival=(0.8, 0.6, 0.3), tokens_per_step=2.7, drafted=300, accepted=170, temperature=0.0,
+    ttft_s=0.0, dataset="Σ τ\u2028\x85 \"quoted\"\n", draft_params=1.2e8,
+)  # fmt: skip
+FIT = Fit(
+    law="l", formula="y = a·x", output="tokens_per_step", parameters={"a": 0.1 + 0.2}, draws=((1.0,), (1 / 3,)),
+    domain={"x": (1.0, 2.0)}, num_observations=3, num_clusters=2, residual_sd=1e-300, rivals={"other": 0.2},
+    at_bound=("a",), provenance=(OWN,),
+)  # fmt: skip
+CHOICE = DraftChoice(kind="head", name="h", params=1e9, non_embedding_params=9e8, num_layers=1, draft_tokens=8e8)
+STEP = ScheduleStep(
+    concurrency=4, running=3.5, lookahead=3, topk=1, tree_nodes=3, tokens_per_step=estimate(), speedup=estimate(),
+    output_tok_s=estimate(), tpot_s=estimate(), ttft_s=estimate(None, None),
+)  # fmt: skip
+PLAN = Plan(
+    objective="throughput", engine="vllm", target="T", machine="M", devices=1, dtype="bfloat16",
+    workload=Workload(input_len=8, output_len=8, concurrency=(1, 4), weights=(0.0, 1.0)), speedup=estimate(),
+    schedule=(STEP,), draft=CHOICE, break_even_tokens=estimate(), theory_params=1e8,
+    runners_up=(RunnerUp(draft=CHOICE, speedup=1.1, reason="r"),),
+    next_runs=(NextRun(run="r", settles="s", narrows=0.3, gpu_hours=1.0),), not_considered={"a": "b"},
+    vllm={"method": "eagle3", "num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 8, 0]]},
+    sglang={"--speculative-num-steps": 3}, provenance=(OWN,),
+)  # fmt: skip
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"tokens_per_stp": 2.0}, "tokens_per_stp"),
+        ({"draft_params": -1.0}, "draft_params"),
+        ({"target_params": 0}, "target_params"),
+        ({"kv_cache_tokens": -5}, "kv_cache_tokens"),
+        ({"lookahead": -1}, "lookahead"),
+        ({"tokens_per_step": 0.9}, "tokens_per_step"),
+        ({"tokens_per_step": "2.1"}, "tokens_per_step"),
+        ({"accept_prob": 1.2}, "accept_prob"),
+        ({"survival": [0.5, -0.1]}, "survival"),
+        ({"accepted": 6, "drafted": 5}, "accepted"),
+        ({"output_tok_s": 0.0}, "output_tok_s"),
+        ({"lookahead": 2.5}, "lookahead"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_line_names_file_line_and_field(tmp_path, fields, named):
+    good = json.loads(msgspec.json.encode(OBSERVATION))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(good) + "\n\n" + json.dumps(good | fields) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:3: ") as error:
+        records.read_lines(Observation, path)
+    assert named in one_line(error)
+
+
+def test_the_same_lines_without_the_fault_are_read(tmp_path):
+    """Negative control of the test above: its base line is not at fault."""
+    path = tmp_path / "rows.jsonl"
+    records.write_lines(path, [OBSERVATION, OBSERVATION])
+    assert records.read_lines(Observation, path) == [OBSERVATION] * 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["tokens_per_step", "draft_params", "ttft_s", "accept_prob", "loss", "output_tok_s"])
+def test_no_number_may_be_nan_or_infinite(field, value):
+    with pytest.raises(ValueError, match=f"^{field} must be a finite number") as error:
+        row(**{field: value})
+    one_line(error)
+
+
+def test_nan_in_a_survival_curve_and_in_a_file(tmp_path):
+    with pytest.raises(ValueError, match="survival must be a finite number"):
+        row(survival=(0.5, math.nan))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(json.loads(msgspec.json.encode(OBSERVATION)) | {"tokens_per_step": math.nan}))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: ") as error:
+        records.read_lines(Observation, path)
+    one_line(error)
+
+
+def test_what_was_not_measured_is_absent_and_zero_stays_zero():
+    stored = json.loads(msgspec.json.encode(row(ttft_s=0.0, accepted=0, drafted=10)))
+    assert stored["ttft_s"] == 0.0
+    assert stored["accepted"] == 0
+    assert "tpot_s" not in stored
+    assert row().tpot_s is None
+
+
+def test_observations_with_versions_are_hashable_and_equal_ones_agree():
+    """Fits are cached by the observations behind them."""
+    again = records.decode(Observation, msgspec.json.encode(OBSERVATION))
+    assert hash(again) == hash(OBSERVATION)
+    assert len({OBSERVATION, again, row()}) == 2
+    other = msgspec.structs.replace(OWN, versions={"engine": "2.0"})
+    assert {OWN: 1}.get(other) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "named"),
+    [
+        (Workload, {"input_len": 0, "output_len": 1, "concurrency": (1,)}, "input_len"),
+        (Workload, {"input_len": 1, "output_len": 1, "concurrency": ()}, "concurrency"),
+        (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1, 0)}, "concurrency"),
+        (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1, 2), "weights": (1.0,)}, "weights"),
+        (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1, 2), "weights": (0.0, 0.0)}, "weights"),
+        (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1,), "temperature": -1.0}, "temperature"),
+        (Machine, {"memory_bytes": 0, "bandwidth_bytes_per_s": 1, "flops_per_s": {}}, "memory_bytes"),
+        (Machine, {"memory_bytes": 1, "bandwidth_bytes_per_s": 1, "flops_per_s": {"bfloat16": math.nan}}, "bfloat16"),
+    ],
+)
+def test_impossible_workloads_and_machines(kind, fields, named):
+    with pytest.raises(ValueError, match=named) as error:
+        kind(**fields | ({"name": "m", "source": "s"} if kind is Machine else {}))
+    one_line(error)
+
+
+@pytest.mark.parametrize("record", [OBSERVATION, FIT, PLAN], ids=lambda record: type(record).__name__)
+def test_round_trip_through_a_file(tmp_path, record):
+    path = tmp_path / "new" / "record.json"
+    records.write(path, record)
+    assert records.read(type(record), path) == record
+    records.write_lines(path, [record, record])
+    assert records.read_lines(type(record), path) == [record, record]
+
+
+def test_unknown_key_in_a_document_names_file_and_key(tmp_path):
+    path = tmp_path / "Plan.json"
+    path.write_text(json.dumps(json.loads(msgspec.json.encode(PLAN)) | {"speed_up": 2}))
+    with pytest.raises(ValueError, match=r"Plan\.json: .*speed_up") as error:
+        records.read(Plan, path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_file_is_an_error(tmp_path, text):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"rows\.jsonl: no records"):
+        records.read_lines(Observation, path)
+    with pytest.raises(ValueError, match=r"rows\.jsonl: "):
+        records.read(Plan, path)
+
+
+def survives(path, write) -> bool:
+    """Whether a write that fails leaves the old content and nothing else."""
+    path.write_text("old")
+    with pytest.raises((TypeError, OSError)):
+        write()
+    return path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "Plan.json"
+    unencodable = msgspec.structs.replace(PLAN, vllm={"method": object()})
+    assert survives(path, lambda: records.write(path, unencodable))
+    assert survives(path, lambda: records.write_lines(path, [PLAN, unencodable]))
+
+    def broken(*_):
+        raise OSError("disk")
+
+    monkeypatch.setattr(os, "replace", broken)
+    assert survives(path, lambda: records.write(path, PLAN))
+
+
+def test_a_writer_that_opens_first_is_caught(tmp_path):
+    """Negative control: the usual way of writing loses the old file."""
+    path = tmp_path / "Plan.json"
+
+    def naive():
+        with path.open("wb") as file:
+            file.write(b"{")
+            file.write(msgspec.json.encode(object()))
+
+    assert not survives(path, naive)
