@@ -13,6 +13,7 @@ from foredraft import __version__
 
 if TYPE_CHECKING:
     from foredraft.records import Observation, Plan
+    from foredraft.shapes import Shape
 
 app = typer.Typer(
     add_completion=False,
@@ -108,13 +109,11 @@ def plan(
     json: JSON = False,
 ) -> None:
     """Which draft to train for TARGET, how to run it at each load, what it will gain, and how sure that is."""
-    from foredraft import machines, records, shapes
+    from foredraft import machines, records
     from foredraft.plan.plan import plan as make
     from foredraft.plan.search import Settings
 
-    shape, given = (
-        name and (shapes.from_config(name) if Path(name).exists() else shapes.shape(name)) for name in (target, draft)
-    )
+    shape, given = _shape(target), _shape(draft) if draft else None
     load = records.Workload(
         input_len=input_len, output_len=output_len, concurrency=_concurrency(concurrency), temperature=temperature
     )
@@ -136,6 +135,13 @@ def plan(
     if out:
         _write_plan(made, out, figures)
     _print_json(made) if json else _print_plan(made)
+
+
+def _shape(name: str) -> "Shape":
+    """A public model's shape, or that of the config.json at a path."""
+    from foredraft import shapes
+
+    return shapes.from_config(name) if Path(name).exists() else shapes.shape(name)
 
 
 def _concurrency(text: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ seed, the same number every time.
 Shapes: A levels × B slopes on the grid, K positions.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class CurvePosterior:
     @property
     def survival(self) -> Array:
         """P(at least i draft tokens accepted) at each grid point, [P, K]."""
-        return np.cumprod(self.accept_given_prefix, axis=-1)
+        return np.cumprod(self.accept_given_prefix, axis=-1, dtype=np.float64)
 
     def tokens_per_step(self, lookahead: int, level: float = 0.9) -> tuple[float, float, float]:
         """Median and interval of τ at `lookahead` (0 gives 1). The median, because the posterior is skewed towards
@@ -120,17 +121,15 @@ def predict(
     for k in lookaheads:
         mid, low, high = known.tokens_per_step(k, level)
         scatter = z * law.noise * (k / 2) ** law.noise_growth
-        out[k] = (
-            mid,
-            mid * np.exp(-np.hypot(np.log(mid / low), scatter)),
-            mid * np.exp(np.hypot(np.log(high / mid), scatter)),
-        )
+        down, up = np.hypot(np.log([mid / low, high / mid]), scatter).tolist()
+        out[k] = (mid, mid * math.exp(-down), mid * math.exp(up))
     return out
 
 
 def steady(law: PositionLaw) -> PositionLaw:
-    """The same law around constant α."""
-    return msgspec.structs.replace(law, mean=(law.mean[0], 0.0))
+    """The same law around constant α: slope 0 at every level, so without the heads' correlation of the two."""
+    (level, _), (_, slope) = law.scale
+    return msgspec.structs.replace(law, mean=(law.mean[0], 0.0), scale=((level, 0.0), (0.0, slope)))
 
 
 def check_curve(curve: Curve) -> None:
@@ -198,7 +197,8 @@ def _fit_prior(
     for _ in range(rounds):
         level = weight = evidence = 0.0
         slope, scale = law.mean[1], np.zeros((2, 2))
-        for group, prior_law in ((drifts, law), (~drifts, steady(law))):
+        recentred = msgspec.structs.replace(law, mean=(law.mean[0], 0.0))
+        for group, prior_law in ((drifts, law), (~drifts, recentred)):
             if not group.any():
                 continue
             offset = points - prior_law.mean

@@ -19,7 +19,7 @@ Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; me
 bytes; arguments broadcast as numpy arrays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -355,7 +355,7 @@ def predict_rows(plain: Server, speculative: Server, table: Array, knobs: dict[s
     return np.where(depth > 0, with_draft, without)
 
 
-def adjusted(server: Server, knobs: dict[str, float]) -> Server:
+def adjusted(server: Server, knobs: Mapping[str, float]) -> Server:
     """`server` with calibration's multipliers applied."""
     memory, compute = knobs["memory"], knobs["compute"]
     draft = server.draft and server.draft.scaled(

@@ -165,10 +165,16 @@ def _heads(target: Shape, machine: Machine, own: Sequence[Observation]) -> tuple
     return found, missing
 
 
+@cache
+def any_draft(*, drifts: bool) -> CurvePosterior:
+    """Acceptance by position where nothing is known of a draft but whether it drifts: the prior."""
+    return acceptance.posterior(evidence.position_law(), {}, drifts=drifts)
+
+
 def head_posterior(target: Shape, own: Sequence[Observation]) -> CurvePosterior:
     """Acceptance of an EAGLE-3-like head on `target`: measured there if it was, else as heads have it in general."""
     measured = measured_curve(target, own, lambda row: kind_of(row.method) == "head")
-    return measured or acceptance.posterior(evidence.position_law(), {})
+    return measured or any_draft(drifts=True)
 
 
 @cache
@@ -217,11 +223,11 @@ def independent(
     target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, sizes: Sequence[float]
 ) -> list[Candidate]:
     """Buildable models of about `sizes` non-embedding parameters at each token budget."""
-    smaller = [_scaled(target, float(size)) for size in sizes if size < 0.3 * target.non_embedding_params]
+    smaller = [buildable(target, float(size)) for size in sizes if size < 0.3 * target.non_embedding_params]
     return [_lm(target, machine, own, temperature, shape, tokens) for shape in smaller for tokens in LM_TOKENS]
 
 
-_scaled = cache(scaled)
+buildable = cache(scaled)
 
 
 def public(target: Shape) -> list[Shape]:
@@ -280,7 +286,7 @@ def _lm(
     return Candidate(
         choice,
         shape,
-        Sized(fits, inputs, acceptance.posterior(evidence.position_law(), {}, drifts=False)),
+        Sized(fits, inputs, any_draft(drifts=False)),
         tuple(sorted(outside)),
     )
 

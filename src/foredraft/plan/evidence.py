@@ -72,7 +72,12 @@ def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
 
 def names(name: str, target: Shape) -> bool:
     """Whether `name` stands for `target`'s shape."""
+    return _params(name) == target.params
+
+
+@cache
+def _params(name: str) -> int | None:
     try:
-        return shape(name).params == target.params
+        return shape(name).params
     except ValueError:
-        return False
+        return None

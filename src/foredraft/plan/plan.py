@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from foredraft.plan import sdsl, settings
-from foredraft.plan.candidates import REFERENCE_TOKENS, TRAINING_MFU, candidates, independent, named
+from foredraft.plan.candidates import REFERENCE_TOKENS, TRAINING_MFU, buildable, candidates, independent, named
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.search import TREE_TAIL, Mode, Outcome, Problem, Scored, Settings, rank, score, simulate
 from foredraft.records import (
@@ -53,7 +53,7 @@ def plan(
         )
     problem = Problem(target, machine, workload, options)
     if draft:
-        ranked, not_considered, size, buildable = (
+        ranked, not_considered, size, nearest = (
             rank(problem, [named(target, machine, own, workload.temperature, draft)]),
             {},
             None,
@@ -61,7 +61,7 @@ def plan(
         )
     else:
         weighed, not_considered = candidates(target, machine, own, workload.temperature)
-        ranked, size, buildable = _with_best_size(problem, own, rank(problem, weighed))
+        ranked, size, nearest = _with_best_size(problem, own, rank(problem, weighed))
     best = ranked[0]
     outcome = simulate(problem, best)
     schedule = _schedule(problem, best, outcome)
@@ -79,7 +79,7 @@ def plan(
         speedup=_headline(problem, outcome, best),
         break_even_tokens=_break_even(problem, best, outcome),
         continuous_params=size,
-        buildable=buildable,
+        buildable=nearest,
         theory_params=_theory(target),
         runners_up=_runners_up(problem, ranked),
         next_runs=next_runs(problem, best),
@@ -164,13 +164,12 @@ def _with_best_size(
     size = _continuous(problem, ranked)
     if size is None or size.value is None:
         return ranked, size, ()
-    layers_share = next(
-        s.candidate.choice for s in ranked if s.candidate and s.candidate.choice.name == "independent model"
-    )
-    body = max(size.value - (layers_share.params - layers_share.non_embedding_params), 0.3 * size.value)
+    wanted = np.log(size.value)
+    bodies = [size.value * share for share in (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)]  # the rest is embedding
+    body = min(bodies, key=lambda body: abs(np.log(buildable(problem.target, body).params) - wanted))
     built = independent(problem.target, problem.machine, own, problem.workload.temperature, (body,))
     near = [s.candidate.choice for s in ranked if s.candidate and s.candidate.choice.name.endswith("(public)")]
-    nearest = sorted(near, key=lambda choice: abs(np.log(choice.params / size.value)))[:2]
+    nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - wanted))[:2]
     return (
         sorted([*ranked, *rank(problem, built)], key=lambda s: -s.gain),
         size,

@@ -61,14 +61,14 @@ def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation]) -> None:
     axes = figure.subplots()
     low, high = fit.domain[law.leading]
     axes.axvspan(low, high, color=GREY, alpha=0.1, lw=0, label="range of the data")
-    groups = _groups(law, rows, fit)
+    groups, size = _groups(law, rows, fit), 6 if len(rows) <= 30 else 4
     for (held, members), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
         colour = colour if len(groups) > 1 else BLUE
         _law(axes, fit, law, held, colour, _held_label(held, bool(members)))
         x, y = (
             [value(row) for row in members] for value in (lambda row: getattr(row, law.leading), partial(_outcome, law))
         )
-        axes.plot(x, y, marker, color=colour if len(groups) > 1 else BLACK, mec=BLACK, ms=6, zorder=4)
+        axes.plot(x, y, marker, color=colour if len(groups) > 1 else BLACK, mec=BLACK, ms=size, alpha=0.9, zorder=4)
     if len(groups) == 1 and not groups[0][1] and rows:
         axes.plot(
             [getattr(row, law.leading) for row in rows],
@@ -90,7 +90,7 @@ def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation]) -> None:
     _frame(axes, fit, law, groups, rows)
     axes.set(xlabel=NAMES.get(law.leading, law.leading), ylabel=f"{NAMES.get(law.output, law.output)}, {law.unit}")
     _title(figure, fit)
-    figure.legend(ncols=3, loc="outside lower center")
+    style.legend(figure, [axes], most=3)
 
 
 def _groups(law: Law, rows: Sequence[Observation], fit: Fit) -> list[tuple[Held, list[Observation]]]:
@@ -165,4 +165,5 @@ def _title(figure: Any, fit: Fit) -> None:
     runs = f"{style.plural(fit.num_observations, 'observation')} in {style.plural(fit.num_clusters, 'run')}"
     error = f", error on the largest run held out {fit.held_out_error:.3g}" if fit.held_out_error is not None else ""
     bound = f"; at its bound: {', '.join(fit.at_bound)}" if fit.at_bound else ""
-    style.title(figure, f"{fit.law}: {fit.formula}\n{_pool(fit)}\n{runs}{error}{bound}", 94)
+    pool = re.sub(r"=(\d{5,}(?:\.\d+)?)", lambda found: f"={style.count(float(found[1]))}", _pool(fit))
+    style.title(figure, f"{fit.law}: {fit.formula}\n{pool}\n{runs}{error}{bound}", 94)

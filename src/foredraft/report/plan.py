@@ -20,7 +20,7 @@ REASON_WIDTH, NAME_WIDTH, RUN_WIDTH = 42, 28, 44  # characters
 
 def draw_plan(plan: Plan, directory: str | Path) -> list[Path]:
     """Draw the figures that `plan` allows into `directory` and return the paths of the files, PNG and SVG of each."""
-    figures: dict[str, Callable[[Any, Plan], None]] = {}
+    figures: dict[str, Callable[..., None]] = {}
     if plan.schedule:
         figures |= {"speedup": _speedup, "tokens_per_step": _tokens_per_step, "throughput_latency": _throughput}
     if plan.runners_up:
@@ -83,7 +83,7 @@ def _speedup(figure: Any, plan: Plan) -> None:
     style.load_axis(axes, loads.tolist())
     axes.set(xlabel="concurrency, requests", ylabel=f"speedup, {_speedup_unit(plan)}")
     _title(figure, plan, f"Gain over the workload: {style.interval(plan.speedup)} {plan.speedup.unit}")
-    figure.legend(ncols=3, loc="outside lower center", title=_modes_key(plan))
+    style.legend(figure, [axes], title=_modes_key(plan))
 
 
 def _level(plan: Plan) -> str:
@@ -118,7 +118,7 @@ def _tokens_per_step(figure: Any, plan: Plan) -> None:
     dial.yaxis.get_major_locator().set_params(integer=True)
     style.load_axis(dial, loads.tolist())
     _title(figure, plan, "Tokens gained per target step, and the schedule behind them")
-    figure.legend(ncols=3, loc="outside lower center")
+    style.legend(figure, [tau, dial])
 
 
 def _throughput(figure: Any, plan: Plan) -> None:
@@ -147,20 +147,18 @@ def _throughput(figure: Any, plan: Plan) -> None:
     style.log_axis(axes.xaxis)
     style.log_axis(axes.yaxis)
     _title(figure, plan, "Throughput against latency; numbers at points are the concurrency")
-    figure.legend(ncols=3, loc="outside lower center")
+    style.legend(figure, [axes])
 
 
 def _note_loads(
     axes: Any, plan: Plan, x: np.ndarray, y: np.ndarray, offset: tuple[float, float], ha: str, va: str
 ) -> None:
     """Concurrencies beside their points; a full server puts several at one."""
-    places: dict[tuple[float, float], list[str]] = {}
-    for step, *place in zip(plan.schedule, x.tolist(), y.tolist(), strict=True):
-        places.setdefault((float(f"{place[0]:.2g}"), float(f"{place[1]:.2g}")), []).append(f"{step.concurrency}")
-    for step, *place in zip(plan.schedule, x.tolist(), y.tolist(), strict=True):
-        here = places[float(f"{place[0]:.2g}"), float(f"{place[1]:.2g}")]
-        if here[0] == f"{step.concurrency}":
-            _note(axes, ", ".join(here), *place, offset, ha, va)
+    places: dict[tuple[str, str], tuple[float, float, list[str]]] = {}
+    for step, right, up in zip(plan.schedule, x.tolist(), y.tolist(), strict=True):
+        places.setdefault((f"{right:.2g}", f"{up:.2g}"), (right, up, []))[2].append(f"{step.concurrency}")
+    for right, up, loads in places.values():
+        _note(axes, ", ".join(loads), right, up, offset, ha, va)
 
 
 def _no_speculation(plan: Plan, tpot_ms: np.ndarray, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -143,9 +143,9 @@ def _scaling(figure: Any) -> None:
 def _against_tokens(axes: Any, label: str, optimum: Callable[[float, float], sdsl.DraftOptimum]) -> None:
     """N*/M against training tokens at three target sizes."""
     tokens = np.geomspace(1e11, 1e13, 13)
-    for params, colour, style in zip((13e9, 30e9, 70e9), (SKY, ORANGE, PURPLE), ("-", "--", "-."), strict=True):
+    for params, colour, line in zip((13e9, 30e9, 70e9), (SKY, ORANGE, PURPLE), ("-", "--", "-."), strict=True):
         share = [optimum(params, float(count)).draft_params / params * 1e3 for count in tokens]
-        axes.plot(tokens, share, style, color=colour, label=f"M = {params / 1e9:g} B")
+        axes.plot(tokens, share, line, color=colour, label=f"M = {params / 1e9:g} B")
     axes.set(xscale="log", xlabel=label, ylabel="N*/M, thousandths")
 
 

@@ -121,6 +121,18 @@ def title(figure: Any, text: str, width: int = 100) -> None:
     figure.suptitle(wrap_lines(text, width), fontsize=10)
 
 
+def legend(figure: Any, panels: Sequence[Any], most: int = 4, title: str | None = None) -> None:
+    """One legend below all panels, each label once, in as many columns as the figure is wide enough for."""
+    found = [axes.get_legend_handles_labels() for axes in panels]
+    handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+    room = 14 * figure.get_size_inches()[0]  # characters of 9 points to the inch
+    lengths = [max(map(len, label.splitlines())) for label in handles]
+    columns = min(most, len(lengths))
+    while columns > 1 and sum(max(part) + 7 for part in np.array_split(lengths, columns)) > room:
+        columns -= 1
+    figure.legend(handles.values(), handles.keys(), ncols=columns, title=title, loc="outside lower center")
+
+
 def shared_parts(names: Iterable[str]) -> tuple[str, dict[str, str]]:
     """What ` · ` names have in common, and what is left of each: the title says the first once."""
     names = list(dict.fromkeys(names))

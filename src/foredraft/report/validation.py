@@ -15,7 +15,8 @@ from foredraft.report import style
 from foredraft.report.style import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, SKY, VERMILION
 from foredraft.validate.findings import Choice, CurvePoint, RatioPoint, Validation
 
-MOST_PANELS, COLUMNS, NAME_WIDTH = 12, 4, 36
+MOST_PANELS, COLUMNS, NAME_WIDTH = 12, 4, 31
+LOAD = "load: clients, or sequences in the batch"
 ALLOWED = 0.1  # the band about equality
 
 
@@ -26,7 +27,7 @@ def draw_validation(validation: Validation, directory: str | Path) -> list[Path]
         few = len({point.curve for point in validation.curves}) <= MOST_PANELS
         figures["validation_tokens_per_step"] = partial(_curves if few else _curve_scatter, points=validation.curves)
     if validation.ratios:
-        title = "Output tokens/s over no speculation, predicted from the runs without a draft and at k ≤ 2"
+        title = "Output tokens/s over no speculation, predicted from no draft and k ≤ 2"
         figures["validation_ratios"] = partial(_ratios, points=validation.ratios, title=title)
     if validation.ladders:
         title = "Speedup over no speculation, predicted from shape and machine alone"
@@ -55,7 +56,7 @@ def _curves(figure: Any, points: Sequence[CurvePoint]) -> None:
     for axes in panels[: len(names)]:
         axes.set(xlabel="lookahead k", ylabel="τ, tokens/step")
     style.title(figure, f"τ at k ≥ {min(p.lookahead for p in points)}, predicted from k ≤ 2\n{common}".strip())
-    figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, loc="outside lower center")
+    style.legend(figure, panels[:1])
 
 
 def _curve(axes: Any, points: Sequence[CurvePoint]) -> None:
@@ -85,11 +86,11 @@ def _curve_scatter(figure: Any, points: Sequence[CurvePoint]) -> None:
         here = np.array([point.lookahead == k for point in points])
         axes.plot(measured[here], predicted[here], MARKERS[i % len(MARKERS)], color=colours[i], mec=BLACK, mew=0.5, ms=6,
                   label=f"k = {k}")  # fmt: skip
-    _equality(axes, np.concatenate([measured, predicted]))
+    _equality(axes, np.concatenate([measured, predicted, ends.ravel()]))
     axes.set(xlabel="measured τ, tokens/step", ylabel="predicted τ, tokens/step")
     curves = len({point.curve for point in points})
     style.title(figure, f"τ at k ≥ {lookaheads[0]}, predicted from k ≤ 2: {curves} curves, {len(points)} points")
-    figure.legend(ncols=5, loc="outside lower center")
+    style.legend(figure, [axes], most=5)
 
 
 def _sequence(number: int) -> list[Any]:
@@ -131,14 +132,18 @@ def _ratios(figure: Any, points: Sequence[RatioPoint], title: str) -> None:
         dots = axes.scatter(here[0], here[1], c=here[2], norm=scale, cmap="cividis", marker=MARKERS[i] if few else "o",
                             edgecolors=BLACK, linewidths=0.6, s=38, label=label, zorder=3)  # fmt: skip
     _equality(axes, np.array([(p.measured, p.predicted) for p in points]).ravel())
-    axes.axhline(1, color=GREY, lw=1, ls=":")
-    axes.axvline(1, color=GREY, lw=1, ls=":", label="no speculation")
+    if axes.get_xlim()[0] < 1:
+        axes.axhline(1, color=GREY, lw=1, ls=":")
+        axes.axvline(1, color=GREY, lw=1, ls=":", label="no speculation")
     axes.set(xlabel="measured ratio, × no speculation", ylabel="predicted ratio, × no speculation")
-    bar = figure.colorbar(dots, ax=axes, label="load: clients, or sequences in the batch")
-    bar.set_ticks(loads, labels=[f"{load}" for load in loads])
-    bar.minorticks_off()
+    if len(loads) > 1:
+        bar = figure.colorbar(dots, ax=axes, label=LOAD)
+        bar.set_ticks(loads, labels=[f"{load}" for load in loads])
+        bar.minorticks_off()
+    else:
+        title += f", at load {loads[0]}"
     style.title(figure, f"{title}\n{common or style.plural(len(settings), 'setting')}, {len(points)} rows", 84)
-    figure.legend(ncols=3 if not few else 2, loc="outside lower center")
+    style.legend(figure, [axes])
 
 
 # --- What the choice of k costs ---
@@ -152,13 +157,12 @@ def _regret(figure: Any, validation: Validation) -> None:
     _regret_by_load(panels[0], validation.choices)
     if fixed:
         best = min(fixed, key=lambda k: fixed[k])
-        panels[0].axhline(100 * fixed[best][0], color=VERMILION, ls="--", label=f"mean of the best fixed k, {best}")
+        panels[0].axhline(100 * fixed[best][0], color=VERMILION, ls="--", label=f"best fixed k, {best}: mean")
+        panels[0].set_ylim(0, 100 * 1.1 * max(fixed[best][0], *(choice.regret for choice in validation.choices)))
         _regret_by_rule(panels[1], validation)
     number = style.plural(len(validation.choices), "choice")
     style.title(figure, f"Share of throughput lost against the measured best k: {number}, settings × loads", 110)
-    found = [axes.get_legend_handles_labels() for axes in panels]
-    handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
-    figure.legend(handles.values(), handles.keys(), ncols=4, loc="outside lower center")
+    style.legend(figure, panels)
 
 
 def _regret_by_load(axes: Any, choices: Sequence[Choice]) -> None:
@@ -170,13 +174,13 @@ def _regret_by_load(axes: Any, choices: Sequence[Choice]) -> None:
         [np.mean(values) for values in lost],
         color=BLUE,
         width=0.6,
-        label="k chosen by prediction, mean",
+        label="predicted k, mean",
     )
     x = [place for place, values in enumerate(lost) for _ in values]
     axes.plot(x, np.concatenate(lost), "o", mfc="white", mec=BLACK, ms=5, clip_on=False, zorder=4, label="each setting")
     axes.set_xticks(range(len(loads)), [f"{load}" for load in loads])
-    axes.set(xlabel="load: clients, or sequences in the batch", ylabel="throughput lost, %")
-    axes.set_ylim(0, None)
+    axes.set(xlabel=LOAD, ylabel="throughput lost, %")
+    axes.set_ylim(bottom=0)
     axes.grid(False, axis="x")
 
 
@@ -189,7 +193,7 @@ def _regret_by_rule(axes: Any, validation: Validation) -> None:
     mean, worst = 100 * np.array(list(rules.values())).T
     axes.barh(rows, mean, color=[BLUE] + [ORANGE] * (len(rules) - 1), height=0.6)
     axes.barh([0], [0], color=ORANGE, label="one fixed k, mean")
-    axes.plot(worst, rows, "D", color=BLACK, ms=5, label="worst load and setting")
+    axes.plot(worst, rows, "D", color=BLACK, ms=5, label="worst case")
     axes.set_yticks(rows, list(rules))
     axes.set(xlabel="throughput lost over all loads, %", ylabel="k at every load", xlim=(0, worst.max() * 1.08))
     axes.invert_yaxis()
