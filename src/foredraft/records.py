@@ -108,17 +108,24 @@ class Workload(Record, frozen=True):
 
 
 class Estimate(Record, frozen=True):
-    """A number with its interval; an end that is None is unbounded. `extrapolates` names the inputs that left the
-    range of the data behind it.
-    """
+    """A number with its interval. `extrapolates` names the inputs that left the range of the data behind it."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float
+    low: float
+    high: float
     unit: str
     source: str
     level: float = 0.9
     extrapolates: tuple[str, ...] = ()
+
+
+class BreakEven(Record, frozen=True):
+    """Served tokens after which a draft's training has paid for itself; `high` is None where some draws never pay it back."""
+
+    tokens: float
+    low: float
+    high: float | None
+    level: float = 0.9
 
 
 class Observation(Record, frozen=True):
@@ -314,7 +321,7 @@ class Plan(Record, frozen=True):
     speedup: Estimate
     schedule: tuple[ScheduleStep, ...]
     draft: DraftChoice | None = None
-    break_even_tokens: Estimate | None = None
+    break_even: BreakEven | None = None
     continuous_params: Estimate | None = None
     buildable: tuple[DraftChoice, ...] = ()
     theory_params: float | None = None

@@ -44,7 +44,8 @@ def simulated(law: PositionLaw, num: int, rng: np.random.Generator, lookaheads=r
         accept = 1 / (1 + np.exp(-(level + slope * (1 - law.decay ** np.arange(MAX_POSITIONS)))))
         tau = 1 + np.cumsum(np.cumprod(accept))
         noisy = {
-            k: tau[k - 1] * math.exp(law.noise * (k / 2) ** law.noise_growth * rng.standard_normal()) for k in lookaheads
+            k: tau[k - 1] * math.exp(law.noise * (k / 2) ** law.noise_growth * rng.standard_normal())
+            for k in lookaheads
         }
         found.append({k: float(min(max(value, 1.0), k + 1.0)) for k, value in noisy.items()})
     return found
@@ -218,7 +219,9 @@ def test_curves_of_rows():
 def test_shipped_laws_are_one_per_left_out_document(shipped):
     rows = observations()
     teaching = {
-        document(row.provenance.source) for row in rows if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1
+        document(row.provenance.source)
+        for row in rows
+        if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1
     }
     assert set(shipped) == {"", *teaching}
     assert len(teaching) >= 4

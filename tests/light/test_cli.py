@@ -20,7 +20,9 @@ def test_plan_writes_its_documents_and_prints_the_answer(tmp_path: Path) -> None
     assert "Schedule" in done.stdout
     assert "Plan.json" in done.stderr
     plan = json.loads((tmp_path / "Plan.json").read_text())
-    ranges = json.loads((tmp_path / "vllm_speculative_config.json").read_text())["num_speculative_tokens_per_batch_size"]
+    ranges = json.loads((tmp_path / "vllm_speculative_config.json").read_text())[
+        "num_speculative_tokens_per_batch_size"
+    ]
     assert ranges[0][0] == 1
     assert [step["concurrency"] for step in plan["schedule"]] == [1, 64]
 
@@ -72,7 +74,9 @@ def test_bad_input_is_one_line_and_a_hint(args: tuple[str, ...], says: str, hint
 
 
 def test_fit_says_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "runs.csv").write_text("target,method,draft_tokens,tau\nT,eagle3,1e8,2.5\nT,eagle3,1e9,3.0\nT,eagle3,1e10,3.5\n")
+    (tmp_path / "runs.csv").write_text(
+        "target,method,draft_tokens,tau\nT,eagle3,1e8,2.5\nT,eagle3,1e9,3.0\nT,eagle3,1e10,3.5\n"
+    )
     done = foredraft("fit", str(tmp_path / "runs.csv"), "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -9,6 +9,7 @@ import pytest
 
 from foredraft import records
 from foredraft.records import (
+    BreakEven,
     DraftChoice,
     Estimate,
     Fit,
@@ -50,7 +51,7 @@ STEP = ScheduleStep(
 PLAN = Plan(
     objective="throughput", engine="vllm", target="T", machine="M", devices=1, dtype="bfloat16",
     workload=Workload(input_len=8, output_len=8, concurrency=(1, 4), weights=(0.0, 1.0)), speedup=estimate(),
-    schedule=(STEP,), draft=CHOICE, break_even_tokens=estimate(), theory_params=1e8,
+    schedule=(STEP,), draft=CHOICE, break_even=BreakEven(tokens=2e8, low=1e8, high=None), theory_params=1e8,
     runners_up=(RunnerUp(draft=CHOICE, speedup=1.1, reason="r"),),
     next_runs=(NextRun(run="r", settles="s", narrows=0.3, gpu_hours=1.0),), not_considered={"a": "b"},
     vllm={"method": "eagle3", "num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 8, 0]]},

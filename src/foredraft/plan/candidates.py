@@ -172,8 +172,10 @@ def any_draft(*, drifts: bool) -> CurvePosterior:
 
 
 def head_posterior(target: Shape, own: Sequence[Observation]) -> CurvePosterior:
-    """Acceptance of an EAGLE-3-like head on `target`: measured there if it was, else as heads have it in general."""
-    measured = measured_curve(target, own, lambda row: kind_of(row.method) == "head")
+    """Acceptance of an EAGLE-3-like head on `target`: measured there if it was, else as heads have it in general. Of one
+    layer: what more of them gain is counted apart.
+    """
+    measured = measured_curve(target, own, lambda row: kind_of(row.method) == "head" and (row.draft_layers or 1) == 1)
     return measured or any_draft(drifts=True)
 
 

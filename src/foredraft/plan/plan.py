@@ -13,6 +13,7 @@ from foredraft.plan.candidates import REFERENCE_TOKENS, TRAINING_MFU, buildable,
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.search import TREE_TAIL, Mode, Outcome, Problem, Scored, Settings, rank, score, simulate
 from foredraft.records import (
+    BreakEven,
     DraftChoice,
     Estimate,
     Machine,
@@ -77,7 +78,7 @@ def plan(
         draft=choice,
         schedule=schedule,
         speedup=_headline(problem, outcome, best),
-        break_even_tokens=_break_even(problem, best, outcome),
+        break_even=_break_even(problem, best, outcome),
         continuous_params=size,
         buildable=nearest,
         theory_params=_theory(target),
@@ -93,8 +94,7 @@ def plan(
 
 
 def _estimate(draws: np.ndarray, unit: str, best: Scored, level: float = 0.9) -> Estimate:
-    ends = np.quantile(draws, ((1 - level) / 2, 0.5, (1 + level) / 2), method="inverted_cdf").tolist()
-    low, value, high = (end if np.isfinite(end) else None for end in ends)
+    low, value, high = np.quantile(draws, ((1 - level) / 2, 0.5, (1 + level) / 2)).tolist()
     return Estimate(
         value=value,
         low=low,
@@ -145,16 +145,17 @@ def _as_run_by(
     return _schedule(again, scored, simulate(again, scored)) if scored else schedule
 
 
-def _break_even(problem: Problem, best: Scored, outcome: Outcome) -> Estimate | None:
-    """Served tokens after which training has paid for itself; None without training, an end unbounded where draws
-    never pay.
-    """
+def _break_even(problem: Problem, best: Scored, outcome: Outcome, level: float = 0.9) -> BreakEven | None:
+    """None without training, and where the middle draw never pays it back."""
     hours = best.candidate.choice.training_gpu_hours if best.candidate else 0.0
-    if hours <= 0:
-        return None
     saved_s = problem.settings.devices * (problem.weights @ (1 / outcome.plain_tok_s - 1 / outcome.output_tok_s))
-    with np.errstate(divide="ignore"):
-        return _estimate(np.where(saved_s > 0, hours * 3600 / saved_s, np.inf), "served tokens", best)
+    if hours <= 0 or np.median(saved_s) <= 0:
+        return None
+    least, middle, most = np.quantile(saved_s, ((1 - level) / 2, 0.5, (1 + level) / 2)).tolist()
+    spent_s = hours * 3600
+    return BreakEven(
+        tokens=spent_s / middle, low=spent_s / most, high=spent_s / least if least > 0 else None, level=level
+    )
 
 
 def _with_best_size(
@@ -162,7 +163,7 @@ def _with_best_size(
 ) -> tuple[list[Scored], Estimate | None, tuple[DraftChoice, ...]]:
     """The ranking joined by models built at N*, N* itself, and the nearest shapes: built for it, and trained already."""
     size = _continuous(problem, ranked)
-    if size is None or size.value is None:
+    if size is None:
         return ranked, size, ()
     wanted = np.log(size.value)
     bodies = [size.value * share for share in (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)]  # the rest is embedding

@@ -134,10 +134,9 @@ def _throughput(figure: Any, plan: Plan) -> None:
         axes.plot(
             *without, "s--", color=VERMILION, mfc="white", zorder=3, label="no speculation, from tokens/s ÷ speedup"
         )
-        for step, x, y in zip(plan.schedule, *without, strict=True):
-            _note(axes, f"{step.concurrency}", x, y, (7, -3), "left", "top")
-    for step, x, y in zip(plan.schedule, tpot[0], speed[0], strict=True):
-        _note(axes, f"{step.concurrency}", x, y, (-7, 4), "right", "bottom")
+        _note_loads(axes, plan, *without, (7, -3), "left", "top")
+    _note_loads(axes, plan, tpot[0], speed[0], (-7, 4), "right", "bottom")
+    axes.margins(0.1)
     axes.set(
         xscale="log",
         yscale="log",

@@ -60,10 +60,10 @@ def headline(plan: Plan) -> str:
         + (f", trained on {_count(plan.draft.draft_tokens)} tokens" if plan.draft.draft_tokens else ""),
         f"gain {interval(plan.speedup, '.2f')} {plan.speedup.unit}, mean over the concurrencies",
     ]
-    if plan.break_even_tokens:
+    if paid := plan.break_even:
         lines.append(
             f"training {plan.draft.training_flops:.1e} FLOPs, {plan.draft.training_gpu_hours:,.0f} device-hours: paid back after "
-            f"{interval(plan.break_even_tokens, '.1e')} served tokens"
+            f"{paid.tokens:.1e} [{paid.low:.1e}, {'∞' if paid.high is None else format(paid.high, '.1e')}] served tokens"
         )
     if plan.continuous_params and plan.theory_params:
         lines.append(
@@ -103,9 +103,9 @@ def _schedule(plan: Plan) -> Titled:
             f"{step.lookahead or 'off'}{tree}",
             interval(step.tokens_per_step, ".2f"),
             interval(step.speedup, ".2f"),
-            f"{step.output_tok_s.value or 0:,.0f}",
-            f"{1e3 * (step.tpot_s.value or 0):.1f} ms",
-            f"{1e3 * (step.ttft_s.value or 0):,.0f} ms",
+            f"{step.output_tok_s.value:,.0f}",
+            f"{1e3 * step.tpot_s.value:.1f} ms",
+            f"{1e3 * step.ttft_s.value:,.0f} ms",
         )
     return table
 
@@ -118,12 +118,9 @@ def describe(draft: DraftChoice, *, short: bool = False) -> str:
 
 
 def interval(estimate: Estimate, form: str, scale: float = 1.0) -> str:
-    """value [low, high], an unbounded end as ∞."""
-
-    def text(number: float | None) -> str:
-        return "∞" if number is None else format(number * scale, form)
-
-    return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
+    """value [low, high]."""
+    value, low, high = (format(number * scale, form) for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:

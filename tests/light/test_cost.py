@@ -1,0 +1,301 @@
+"""The cost law: monotone, made of the stated parts, right on measured capacities, with the signs that MagicDec and queueing give."""
+
+import numpy as np
+import pytest
+
+from foredraft.laws import cost
+from foredraft.laws.cost import (
+    KNOBS,
+    Efficiency,
+    PassCost,
+    Row,
+    Server,
+    adjusted,
+    calibrate,
+    capacity_tokens,
+    predict_rows,
+    serve,
+)
+from foredraft.laws.speedup import tokens_per_step_constant
+from foredraft.machines import machine
+from foredraft.shapes import eagle3_head, shape
+
+H100 = machine("H100 94GB")
+TARGET, DRAFT, LARGE_DRAFT = shape("Qwen3-32B"), shape("Qwen3-1.7B"), shape("Qwen3-4B")
+LENGTHS = {"input_len": 200.0, "output_len": 300.0}
+
+
+def server(draft=None, **changes) -> Server:
+    return serve(TARGET, H100, draft=draft, **LENGTHS | changes)
+
+
+def passes(**changes) -> PassCost:
+    given = {"fixed_s": 0.0, "layer_s": 0.0} | changes
+    return PassCost.of(TARGET, H100, Efficiency(), **given)
+
+
+# The parts of one pass.
+
+
+@pytest.mark.parametrize("draft", [None, DRAFT], ids=["plain", "draft"])
+def test_a_step_takes_longer_with_more_sequences_context_nodes_and_depth(draft):
+    depth = 3 if draft else 0
+    base = server(draft)
+    by_batch = base.step_s(np.arange(1, 300), depth)
+    assert (np.diff(by_batch) > 0).all()
+    by_context = [float(server(draft, input_len=length).step_s(8, depth)) for length in (50.0, 200.0, 800.0, 3200.0)]
+    assert by_context == sorted(set(by_context))
+    by_nodes = [float(base.step_s(64, depth, nodes=nodes)) for nodes in range(3, 60, 7)]
+    assert by_nodes == sorted(set(by_nodes))
+    if draft:
+        assert (np.diff(base.step_s(8, np.arange(1, 9))) > 0).all()
+
+
+def test_a_step_is_a_target_pass_draft_passes_and_the_cost_of_speculation():
+    made = server(DRAFT)
+    assert made.draft is not None
+    held = 8 * made.held_tokens
+    parts = made.target.seconds(8 * 4, held, made.blend) + 3 * made.draft.seconds(8, held, made.blend)
+    assert float(made.step_s(8, 3)) == pytest.approx(float(parts) + made.speculation_s)
+    assert float(made.step_s(8, 0)) == pytest.approx(float(made.target.seconds(8, held, made.blend)))
+
+
+def test_blend_runs_from_the_sum_to_the_maximum():
+    one = passes()
+    for tokens in (1.0, 100.0, 1000.0):
+        kv = tokens * 300
+        memory = float(one.weights_s(np.array(tokens)) + one.kv_token_s * kv)
+        compute = one.token_s * tokens
+        assert float(one.seconds(tokens, kv, 1.0)) == pytest.approx(memory + compute)
+        assert float(one.seconds(tokens, kv, 500.0)) == pytest.approx(max(memory, compute), rel=2e-3)
+        between = float(one.seconds(tokens, kv, 3.0))
+        assert max(memory, compute) < between < memory + compute
+
+
+def test_weights_are_read_once_however_many_tokens_pass():
+    one = passes()
+    once = TARGET.weight_bytes() / (H100.bandwidth_bytes_per_s * 0.8)
+    for tokens in (1.0, 64.0, 256.0):
+        assert float(one.weights_s(np.array(tokens))) == pytest.approx(once, rel=0.05)  # untied input embedding: rows only
+    batched = float(one.seconds(64, 0, 100.0))
+    assert batched < 1.01 * float(one.seconds(1, 0, 100.0))
+    assert batched < 0.02 * 64 * float(one.seconds(1, 0, 100.0))
+
+
+def test_a_mixture_of_experts_reads_more_weights_with_more_tokens():
+    """Negative control of the test above: there the weights do depend on the tokens."""
+    mixture = PassCost.of(shape("Qwen3-30B-A3B"), H100, Efficiency(), fixed_s=0.0, layer_s=0.0)
+    assert float(mixture.weights_s(np.array(64.0))) > 5 * float(mixture.weights_s(np.array(1.0)))
+
+
+def test_tensor_parallel_divides_memory_and_compute_and_adds_the_link():
+    one, two = passes(), passes(tensor_parallel=2)
+    tokens = np.array(16.0)
+    assert float(two.weights_s(tokens)) == pytest.approx(float(one.weights_s(tokens)) / 2)
+    assert two.kv_token_s == pytest.approx(one.kv_token_s / 2)
+    assert two.token_s == pytest.approx(one.token_s / 2)
+    assert one.link_token_s == 0.0
+    assert one.fixed_s == 0.0
+    assert two.link_token_s > 0
+    assert two.fixed_s == pytest.approx(2 * TARGET.num_layers * (H100.link_latency_s or 0.0))
+    assert float(one.seconds(16, 0, 3.0)) / 2 < float(two.seconds(16, 0, 3.0)) < float(one.seconds(16, 0, 3.0))
+    assert passes(tensor_parallel=8).link_token_s > two.link_token_s
+
+
+def test_bytes_per_value_scale_memory_time():
+    sixteen, eight = passes(), passes(dtype="fp8")
+    tokens = np.array(1.0)
+    assert float(eight.weights_s(tokens)) == pytest.approx(float(sixteen.weights_s(tokens)) / 2)
+    assert eight.kv_token_s == pytest.approx(sixteen.kv_token_s / 2)
+    assert passes(dtype="fp8", kv_dtype="bfloat16").kv_token_s == pytest.approx(sixteen.kv_token_s)
+
+
+# Memory: capacities that a server printed, and what taking them from the target does.
+
+
+@pytest.mark.parametrize(("draft", "measured"), [(None, 69_232), (DRAFT, 32_528), (LARGE_DRAFT, 18_560)])
+def test_capacity_of_qwen3_32b_on_h100_94gb_as_measured(draft, measured):
+    assert capacity_tokens(TARGET, H100, draft=draft) == pytest.approx(measured, rel=0.03)
+
+
+def test_capacity_needs_both_the_drafts_weights_and_its_cache():
+    """Negative controls: with either left out, the measured capacity is missed."""
+    eff = Efficiency()
+    room = H100.memory_bytes * (eff.memory_use - eff.reserve - eff.speculation_reserve) - TARGET.weight_bytes()
+    kv, draft_kv = TARGET.kv_bytes_per_token(), LARGE_DRAFT.kv_bytes_per_token()
+    assert room / (kv + draft_kv) > 1.5 * 18_560
+    assert (room - LARGE_DRAFT.weight_bytes()) / kv > 1.3 * 18_560
+    assert capacity_tokens(TARGET, H100, draft=LARGE_DRAFT) == pytest.approx(
+        (room - LARGE_DRAFT.weight_bytes()) / (kv + draft_kv)
+    )
+
+
+def test_a_draft_takes_room_and_a_crowd_waits_for_it():
+    plain, small, large = server(), server(DRAFT), server(LARGE_DRAFT)
+    assert plain.capacity_tokens > small.capacity_tokens > large.capacity_tokens
+    tau = float(tokens_per_step_constant(0.7, 3))
+    crowd = [made.load(256, 3, tau) for made in (small, large)]
+    assert crowd[0].running > crowd[1].running
+    assert crowd[0].output_tok_s > crowd[1].output_tok_s
+    assert crowd[0].ttft_s < crowd[1].ttft_s
+    unlimited = adjusted(large, dict.fromkeys(KNOBS, 1.0) | {"capacity": 1e3}).load(256, 3, tau)
+    assert unlimited.output_tok_s > 1.2 * crowd[1].output_tok_s
+    assert unlimited.ttft_s < 0.1 * crowd[1].ttft_s
+
+
+def test_queueing_adds_to_the_first_token_only_where_the_cache_is_full():
+    made = server(LARGE_DRAFT)
+    fits = int(made.capacity_tokens / made.held_tokens)
+    within, beyond = made.load(np.array([1, fits]), 0, 1.0), made.load(np.array([fits + 1, 4 * fits]), 0, 1.0)
+    assert within.ttft_s == pytest.approx(made.prefill_s)
+    assert (beyond.ttft_s > 1.3 * made.prefill_s).all() or beyond.ttft_s[1] > 10 * made.prefill_s
+    assert beyond.running == pytest.approx(np.full(2, made.capacity_tokens / made.held_tokens))
+    assert beyond.output_tok_s[0] == pytest.approx(beyond.output_tok_s[1])
+
+
+def test_more_clients_bring_more_tokens_and_slower_ones_until_the_cache_is_full():
+    made = server()
+    load = made.load(np.arange(1, 100), 0, 1.0)
+    assert (np.diff(load.output_tok_s) > 0).all()
+    assert (np.diff(load.tpot_s) > 0).all()
+
+
+# MagicDec (arXiv 2408.11049): at long context speculation pays at large batch too, and the more so the larger.
+
+
+def decode_speedup(draft, context: float, batch: int, devices: int = 8) -> float:
+    """The best of k = 1 … 4 at α = 0.8, decoding alone, as the paper times it."""
+    target, where = shape("Llama-3.1-8B"), machine("H100")
+    given = {"input_len": context, "output_len": 64.0, "tensor_parallel": devices}
+    plain, speculative = serve(target, where, **given), serve(target, where, draft=draft, **given)
+    tau = {k: float(tokens_per_step_constant(0.8, k)) for k in range(1, 5)}
+    return max(float(plain.step_s(batch, 0) / speculative.step_s(batch, k) * tau[k]) for k in tau)
+
+
+@pytest.mark.parametrize("batch", [128, 256])
+@pytest.mark.parametrize("devices", [4, 8])
+def test_magicdec_long_context_keeps_speculation_worth_it_at_large_batch(batch, devices):
+    head = eagle3_head(shape("Llama-3.1-8B"))
+    short, long, longest = (decode_speedup(head, context, batch, devices) for context in (256, 8_000, 32_000))
+    assert 1.0 < long < longest
+    assert short < long / 1.5
+    assert short < 1.05
+
+
+def test_magicdec_batch_hurts_at_short_context_and_helps_at_long():
+    head = eagle3_head(shape("Llama-3.1-8B"))
+    short, long = ([decode_speedup(head, context, batch) for batch in (32, 128, 256)] for context in (256, 32_000))
+    assert short == sorted(short, reverse=True)
+    assert long == sorted(long)
+    assert short[-1] < 1 < long[0]
+
+
+def test_magicdec_a_draft_with_a_cache_of_its_own_gains_less():
+    """Negative control: a 1B model, whose cache is a quarter of the target's, gains far less at long context than a head does."""
+    head, model = eagle3_head(shape("Llama-3.1-8B")), shape("Llama-3.2-1B")
+    assert decode_speedup(model, 32_000, 256) < 0.7 * decode_speedup(head, 32_000, 256)
+
+
+def test_speedup_without_speculation_is_one():
+    plain = server()
+    drafting_nothing = server(speculate=False)
+    for n in (1, 32, 256):
+        assert drafting_nothing.load(n, 0, 1.0).output_tok_s == plain.load(n, 0, 1.0).output_tok_s
+        assert server(DRAFT).load(1, 0, 1.0).output_tok_s == pytest.approx(float(plain.load(1, 0, 1.0).output_tok_s))
+    ngram = plain.load(8, np.array([0, 3]), np.array([1.0, 1.0]))
+    assert ngram.output_tok_s[1] < ngram.output_tok_s[0]
+
+
+# Calibration.
+
+PLANTED = {
+    "memory": 1.15, "compute": 0.8, "target_fixed": 1.4, "draft_weight": 1.1, "draft_fixed": 0.7, "speculation": 1.5,
+    "capacity": 0.95, "prefill": 1.3, "blend": 0.8,
+}  # fmt: skip
+
+
+def rows(plain: Server, speculative: Server, knobs: dict[str, float], depths, noise: float, seed: int = 7) -> list[Row]:
+    loads = (1, 4, 16, 64, 128, 256)
+    settings = [(n, k, float(tokens_per_step_constant(0.7, k)) if k else 1.0) for n in loads for k in depths]
+    speeds = predict_rows(plain, speculative, np.array(settings), knobs)
+    scatter = np.exp(noise * np.random.default_rng(seed).standard_normal(len(speeds)))
+    return [Row(n, k, tau, speed) for (n, k, tau), speed in zip(settings, (speeds * scatter).tolist(), strict=True)]
+
+
+def test_calibration_on_k_up_to_2_foretells_larger_k():
+    """Planted multipliers, 1 % noise, seed 7. The noise left in 36 predictions is about 1 %: a miss of 3 % is a 3 sd event for one, so the
+    mean is held to 1.5 % and each to 3 %: false alarms below 2 %. Uncalibrated servers miss by far more."""
+    plain, speculative = server(), server(DRAFT)
+    assert set(PLANTED) == set(KNOBS)
+    found = calibrate(plain, speculative, rows(plain, speculative, PLANTED, (0, 1, 2), 0.01), noise=0.01)
+    truth = np.array(rows(plain, speculative, PLANTED, (3, 4, 5, 6), 0.0))
+    errors = np.abs(predict_rows(plain, speculative, truth, found.knobs) / truth[:, 3] - 1)
+    assert errors.max() < 0.03
+    assert errors.mean() < 0.015
+    untouched = np.abs(predict_rows(plain, speculative, truth, dict.fromkeys(KNOBS, 1.0)) / truth[:, 3] - 1)
+    assert untouched.mean() > 0.05
+    assert found.knobs["memory"] == pytest.approx(1.15, rel=0.05)
+
+
+def test_calibration_leaves_alone_what_already_fits():
+    plain, speculative = server(), server(DRAFT)
+    found = calibrate(plain, speculative, rows(plain, speculative, dict.fromkeys(KNOBS, 1.0), (0, 1, 2), 0.0))
+    assert list(found.knobs.values()) == pytest.approx([1.0] * len(KNOBS), abs=1e-4)
+    assert found.misfit == pytest.approx(0.0, abs=1e-6)
+    assert found.covariance.shape == (len(KNOBS), len(KNOBS))
+
+
+def test_one_wild_row_does_not_carry_the_rest():
+    plain, speculative = server(), server(DRAFT)
+    measured = rows(plain, speculative, PLANTED, (0, 1, 2), 0.01)
+    measured[5] = measured[5]._replace(output_tok_s=measured[5].output_tok_s * 3)
+    found = calibrate(plain, speculative, measured, noise=0.01)
+    truth = np.array(rows(plain, speculative, PLANTED, (3, 4, 5, 6), 0.0))
+    errors = np.abs(predict_rows(plain, speculative, truth, found.knobs) / truth[:, 3] - 1)
+    assert errors.mean() < 0.03
+
+
+# What is refused.
+
+
+def refusal(call) -> str:
+    with pytest.raises(ValueError, match=r".+") as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_calibration_without_rows_is_refused():
+    assert "at least one" in refusal(lambda: calibrate(server(), server(DRAFT), []))
+
+
+def test_a_draft_no_smaller_than_its_target_is_refused():
+    message = refusal(lambda: serve(DRAFT, H100, draft=TARGET, **LENGTHS))
+    assert "Qwen3-32B" in message
+    assert "32.8 B" in message
+    assert "smaller" in message
+    assert "smaller" in refusal(lambda: serve(DRAFT, H100, draft=DRAFT, **LENGTHS))
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers():
+    message = refusal(lambda: serve(shape("Llama-3.1-70B"), machine("H100"), **LENGTHS))
+    assert "holds 0 tokens" in message
+    assert "needs 500" in message
+    assert "more devices" in message
+    long = refusal(lambda: server(LARGE_DRAFT, input_len=20_000.0))
+    assert "18,8" in long
+    assert "20,300" in long
+    assert "Qwen3-4B" in long
+    serve(shape("Llama-3.1-70B"), machine("H100"), tensor_parallel=4, **LENGTHS)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "bfloat17"])
+def test_a_dtype_that_machine_or_package_does_not_know_is_refused(dtype):
+    message = refusal(lambda: serve(DRAFT, machine("A100"), dtype=dtype, **LENGTHS))
+    assert dtype in message
+    assert "bfloat16" in message
+
+
+def test_an_unknown_engine_is_taken_for_vllm_and_sglang_is_not():
+    assert cost.engine_efficiency("vLLM 0.11, B300") == cost.engine_efficiency(None) == cost.ENGINES["vllm"]
+    assert cost.engine_efficiency("SGLang").speculation_s < cost.ENGINES["vllm"].speculation_s
