@@ -288,10 +288,10 @@ class ScheduleStep(Record, frozen=True):
 
 
 class RunnerUp(Record, frozen=True):
-    """A draft that lost: its mean speedup, and the largest reason."""
+    """A draft that lost: its mean gain, in the plan's terms and without its training, and the largest reason."""
 
     draft: DraftChoice
-    speedup: float
+    speedup: Estimate
     reason: str
 
 

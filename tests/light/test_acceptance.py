@@ -2,6 +2,7 @@
 
 import math
 from importlib.resources import files
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -151,7 +152,7 @@ def test_impossible_curves_are_refused_in_one_line(curve, words):
 
 def test_too_few_curves_teach_nothing():
     long, short = {1: 1.7, 2: 2.1, 3: 2.4}, {1: 1.7, 2: 2.1}
-    with pytest.raises(ValueError, match="needs 4 curves .* got 3"):
+    with pytest.raises(ValueError, match=r"needs 4 curves .* got 3"):
         fit_position_law([Lesson(long)] * 3 + [Lesson(short)] * 10)
 
 
@@ -201,7 +202,8 @@ def test_curves_of_rows():
     source = Provenance(source="s")
 
     def row(**fields) -> Observation:
-        return Observation(run="a", target="T", provenance=source, **{"method": "eagle3"} | fields)
+        given: dict[str, Any] = {"method": "eagle3"} | fields
+        return Observation(run="a", target="T", provenance=source, **given)
 
     rows = [
         row(lookahead=1, tokens_per_step=1.6, concurrency=1),
@@ -249,8 +251,9 @@ def test_shipped_law_is_reproduced_at_its_settings(shipped, monkeypatch, name):
     assert np.array(again.scale) == pytest.approx(np.array(law.scale), abs=1e-6)
     assert again.evidence == pytest.approx(law.evidence, abs=1e-6)
     for change in ({"decay": 0.4}, {"noise": 0.01}, {"noise_growth": 1 - law.noise_growth}, {"tail": 4.0}):
-        other = {"decay": law.decay, "noise": law.noise, "noise_growth": law.noise_growth, "tail": law.tail} | change
-        assert acceptance._fit_prior(usable, **other).evidence < law.evidence
+        other = msgspec.structs.replace(law, **change)
+        again = acceptance._fit_prior(usable, other.decay, other.noise, other.noise_growth, other.tail)
+        assert again.evidence < law.evidence
 
 
 def test_no_document_drowns_the_rest(monkeypatch):
@@ -258,7 +261,7 @@ def test_no_document_drowns_the_rest(monkeypatch):
     seen: list[Lesson] = []
     monkeypatch.setattr(acceptance, "fit_position_law", lambda lessons: seen.extend(lessons))
     evidence.fit_position_law(observations())
-    by_draft = {key: lesson for key, lesson in zip(chain_curves(observations()), seen, strict=True)}
+    by_draft = dict(zip(chain_curves(observations()), seen, strict=True))
     home = {acceptance.curve_key(row): document(row.provenance.source) for row in observations()}
     weights: dict[str, set[float]] = {}
     for key, lesson in by_draft.items():

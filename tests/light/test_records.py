@@ -30,8 +30,8 @@ def row(**fields) -> Observation:
     return Observation(**{"run": "a", "target": "T", "method": "eagle3", "provenance": OWN} | fields)
 
 
-def estimate(value: float | None = 1.5, low: float | None = 1.0, high: float | None = None) -> Estimate:
-    return Estimate(value=value, low=low, high=high, unit="×", source="s", extrapolates=("devices",))
+def estimate() -> Estimate:
+    return Estimate(value=1.5, low=1.0, high=2.0 + 1e-15, unit="×", source="s", extrapolates=("devices",))
 
 
 OBSERVATION = row(
@@ -46,13 +46,13 @@ FIT = Fit(
 CHOICE = DraftChoice(kind="head", name="h", params=1e9, non_embedding_params=9e8, num_layers=1, draft_tokens=8e8)
 STEP = ScheduleStep(
     concurrency=4, running=3.5, lookahead=3, topk=1, tree_nodes=3, tokens_per_step=estimate(), speedup=estimate(),
-    output_tok_s=estimate(), tpot_s=estimate(), ttft_s=estimate(None, None),
+    output_tok_s=estimate(), tpot_s=estimate(), ttft_s=estimate(),
 )  # fmt: skip
 PLAN = Plan(
     objective="throughput", engine="vllm", target="T", machine="M", devices=1, dtype="bfloat16",
     workload=Workload(input_len=8, output_len=8, concurrency=(1, 4), weights=(0.0, 1.0)), speedup=estimate(),
     schedule=(STEP,), draft=CHOICE, break_even=BreakEven(tokens=2e8, low=1e8, high=None), theory_params=1e8,
-    runners_up=(RunnerUp(draft=CHOICE, speedup=1.1, reason="r"),),
+    runners_up=(RunnerUp(draft=CHOICE, speedup=estimate(), reason="r"),),
     next_runs=(NextRun(run="r", settles="s", narrows=0.3, gpu_hours=1.0),), not_considered={"a": "b"},
     vllm={"method": "eagle3", "num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 8, 0]]},
     sglang={"--speculative-num-steps": 3}, provenance=(OWN,),

@@ -1,24 +1,11 @@
 """A fitted law as a value: parameters, bootstrap draws, the range of the data, the error on a run it never saw.
 
-Promises: one variable-projection fitter for all laws; intervals that cover with few runs; forms are chosen by held-out
-error, never by R²; nothing is dropped in silence. Refuses to know: files, and what a prediction will be used for.
-
-Intervals. Least squares: a wild cluster bootstrap over `run` (Webb's six-point weights) of residuals corrected for
-leverage per cluster (CV3, the cluster form of HC3), each draw rescaled as a t with (clusters - 1) degrees of freedom
-(MacKinnon, Nielsen, Webb 2023, J. Econometrics 232). Counts: a binomial model by Fisher scoring, then the same
-bootstrap of its working residuals (the score bootstrap of Kline and Santos 2012), so that scatter between runs widens
-the interval although the counts are large.
-
-Losses: Huber on relative residuals, which to first order are Hoffmann's log residuals (arXiv:2203.15556, approach 3),
-because a few diverged or mis-logged runs are usual there. The threshold is 1.345 robust sd (95 % efficiency) rather
-than Hoffmann's fixed 1e-3, which fits one noise level only. τ: ordinary least squares.
-
-Shapes: M fits at once (draws or starts), R rows, J terms, Q shape parameters, P = J + Q.
+Promises: intervals that cover with few runs (see `laws.varpro` for how); forms are chosen by held-out error, never by
+R²; nothing is dropped in silence. Refuses to know: files, and what a prediction will be used for.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -27,44 +14,8 @@ from scipy.special import ndtri
 from foredraft.laws import forms
 from foredraft.laws.forms import Array, Law, law_named
 from foredraft.laws.speedup import accept_prob_from_rate
+from foredraft.laws.varpro import Table, bootstrap, point, residuals, shape_grid, wild_weights
 from foredraft.records import Estimate, Fit, Observation, Provenance
-
-HUBER = 1.345
-STEPS = 40
-TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class _Table:
-    """What the fitter sees of the observations: features [R, J], output, the trials behind it or None, runs as ids."""
-
-    rows: tuple[Observation, ...]
-    inputs: dict[str, Array]
-    features: Array
-    output: Array
-    trials: Array | None
-    runs: Array
-
-    def keep(self, mask: Array) -> "_Table":
-        return _Table(
-            rows=tuple(row for row, kept in zip(self.rows, mask, strict=True) if kept),
-            inputs={name: values[mask] for name, values in self.inputs.items()},
-            features=self.features[mask],
-            output=self.output[mask],
-            trials=None if self.trials is None else self.trials[mask],
-            runs=np.unique(self.runs[mask], return_inverse=True)[1],
-        )
-
-
-@dataclass(frozen=True)
-class _Solved:
-    """A point fit: parameters [P], response on the link's scale and row weights [R], Huber's threshold (inf: none)."""
-
-    theta: Array
-    response: Array
-    weight: Array
-    threshold: float = math.inf
-
 
 # --- From observations to a table ---
 
@@ -79,7 +30,7 @@ def _counts(row: Observation) -> tuple[float, float] | None:
     return None
 
 
-def _outcome(law: Law, row: Observation) -> float | None:
+def outcome(law: Law, row: Observation) -> float | None:
     value = getattr(row, law.output)
     if value is None and law.output == "accept_prob" and (counts := _counts(row)):
         return counts[0] / counts[1]
@@ -91,7 +42,7 @@ def missing_fields(law: Law, observations: Iterable[Observation]) -> dict[str, i
     count: dict[str, int] = {}
     for row in observations:
         lacking = [name for name in law.inputs if getattr(row, name) is None]
-        for name in lacking + [law.output] * (_outcome(law, row) is None):
+        for name in lacking + [law.output] * (outcome(law, row) is None):
             count[name] = count.get(name, 0) + 1
     return count
 
@@ -100,7 +51,7 @@ def _complete(law: Law, row: Observation) -> bool:
     return not missing_fields(law, (row,))
 
 
-def _table(law: Law, observations: Sequence[Observation], missing: str) -> _Table:
+def _table(law: Law, observations: Sequence[Observation], missing: str) -> Table:
     if missing not in ("error", "skip"):
         raise ValueError(f"missing must be error or skip, got {missing}")
     if not observations:
@@ -124,7 +75,7 @@ def _table(law: Law, observations: Sequence[Observation], missing: str) -> _Tabl
         raise ValueError(
             f"{law.name} has no finite value at run {bad.run}: leave it out (is its draft the target itself?)"
         )
-    return _Table(rows, inputs, features, output, trials, np.unique([row.run for row in rows], return_inverse=True)[1])
+    return Table(rows, inputs, features, output, trials, np.unique([row.run for row in rows], return_inverse=True)[1])
 
 
 def _responses(law: Law, rows: Sequence[Observation]) -> tuple[Array, Array | None]:
@@ -133,13 +84,13 @@ def _responses(law: Law, rows: Sequence[Observation]) -> tuple[Array, Array | No
     if all(counts):
         accepted, tried = np.array(counts, dtype=float).T
         return accepted / tried, tried
-    output = np.array([_outcome(law, row) for row in rows], dtype=float)
+    output = np.array([outcome(law, row) for row in rows], dtype=float)
     if not np.isfinite(output).all():
         raise ValueError(f"{law.output} must be finite: leave out a row where it was not measured")
     return output, None
 
 
-def _check_support(law: Law, table: _Table, what: str = "the data have") -> None:
+def _check_support(law: Law, table: Table, what: str = "the data have") -> None:
     """Raise ValueError, saying what to add, unless the inputs vary enough to tell the parameters apart."""
     for name, least in law.distinct.items():
         if (num := len(np.unique(table.inputs[name]))) < least:
@@ -150,7 +101,7 @@ def _check_support(law: Law, table: _Table, what: str = "the data have") -> None
         raise ValueError(
             f"{law.name} needs {num} distinct settings of {names} for {num} parameters, {what} {settings}: add runs"
         )
-    start = _grid(law, 1)[:1]
+    start = shape_grid(law, 1)[:1]
     phi = law.basis(table.features, start)[0]
     if np.linalg.matrix_rank(phi / np.linalg.norm(phi, axis=0), tol=1e-9) < phi.shape[1]:
         raise ValueError(
@@ -159,7 +110,7 @@ def _check_support(law: Law, table: _Table, what: str = "the data have") -> None
         )
 
 
-def _check_spare(law: Law, table: _Table) -> None:
+def _check_spare(law: Law, table: Table) -> None:
     """An interval needs more runs than parameters: a run that the fit must pass through says nothing of its noise."""
     runs, num = int(table.runs.max()) + 1, len(law.parameters)
     if runs <= num:
@@ -176,192 +127,6 @@ def _check_spare(law: Law, table: _Table) -> None:
         )
 
 
-# --- The fitter ---
-
-
-def _free(law: Law) -> Array:
-    """Mask over coefficients: True where no bound at zero applies."""
-    return np.array([law.bounds.get(name, (-np.inf,))[0] == -np.inf for name in law.coefficients])
-
-
-def _coefficients(law: Law, phi: Array, response: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Weighted least squares at given φ [M, R, J]: c [M, J], residuals [M, R] and inverse Gram matrices [M, J, J].
-
-    A coefficient bounded at zero that comes out negative is set to zero and the rest are solved again.
-    """
-    root = np.sqrt(weight)
-    scale = np.maximum(np.sqrt(((phi * root[..., None]) ** 2).sum(axis=-2)), 1e-300)
-    design = phi * root[..., None] / scale[:, None, :]
-    active, free, eye = np.ones(scale.shape), _free(law), np.eye(scale.shape[-1])
-    while True:
-        masked = design * active[:, None, :]
-        gram = masked.swapaxes(-1, -2) @ masked + eye * (1 - active + 1e-13)[:, None, :]
-        inverse = np.linalg.inv(gram)
-        c = (inverse @ (masked.swapaxes(-1, -2) @ (root * response)[..., None]))[..., 0]
-        drop = (c < 0) & ~free & (active > 0)
-        if not drop.any():
-            break
-        active[drop] = 0.0
-    c = c * active / scale
-    both = active / scale
-    return c, response - (phi @ c[..., None])[..., 0], inverse * both[:, :, None] * both[:, None, :]
-
-
-def _huber_weight(weight: Array, residual: Array, threshold: float) -> Array:
-    """IRLS weights of Huber's loss on √weight·residual."""
-    if threshold == math.inf:
-        return np.broadcast_to(weight, residual.shape)
-    size = np.sqrt(weight) * np.abs(residual)
-    return weight * np.minimum(1.0, threshold / np.maximum(size, 1e-300))
-
-
-def _solve(
-    law: Law, features: Array, response: Array, weight: Array, shapes: Array, threshold: float = math.inf
-) -> Array:
-    """Parameters [M, P] for responses [M, R] from starting shapes [M, Q]: variable projection by Levenberg-Marquardt.
-
-    Kaufman's approximation of the projected Jacobian (Golub and Pereyra 2003, Inverse Problems 19), all M fits at once,
-    shapes kept within bounds; Huber's weights are renewed at every step.
-    """
-    weights = np.broadcast_to(weight, response.shape)
-    state = _coefficients(law, law.basis(features, shapes), response, weights)
-    if threshold == math.inf and not law.shapes:
-        return state[0]
-    damping = np.full(len(response), 1e-3)
-    for _ in range(STEPS):
-        if threshold < math.inf:
-            weights = _huber_weight(weight, state[1], threshold)
-            state = _coefficients(law, law.basis(features, shapes), response, weights)
-        trial = _step(law, features, shapes, state, weights, damping)
-        new = _coefficients(law, law.basis(features, trial), response, weights)
-        better = (weights * new[1] ** 2).sum(axis=-1) <= (weights * state[1] ** 2).sum(axis=-1)
-        damping = np.where(better, damping / 5, damping * 8).clip(1e-12, 1e8)
-        done = (np.abs(trial - shapes) < TOLERANCE * np.abs(shapes)).all()
-        shapes = np.where(better[:, None], trial, shapes)
-        state = tuple(np.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(new, state, strict=True))
-        if done:
-            break
-    return np.concatenate([state[0], shapes], axis=-1)
-
-
-def _step(law: Law, features: Array, shapes: Array, state: tuple, weights: Array, damping: Array) -> Array:
-    """New shapes [M, Q] after one damped Gauss-Newton step on the projected residual."""
-    c, residual, inverse = state
-    phi = law.basis(features, shapes)
-    slope = (-features * phi * c[:, None, :]) @ law.shape_index
-    weighted = phi * weights[..., None]
-    slope = slope - phi @ (inverse @ (weighted.swapaxes(-1, -2) @ slope))
-    normal = slope.swapaxes(-1, -2) @ (slope * weights[..., None])
-    square = np.maximum(np.diagonal(normal, axis1=-2, axis2=-1), 1e-300)
-    size = np.sqrt(square)
-    damped = normal / size[:, :, None] / size[:, None, :] + np.eye(size.shape[-1]) * damping[:, None, None]
-    push = (slope.swapaxes(-1, -2) @ (weights * residual)[..., None])[..., 0] / size
-    step = np.linalg.solve(damped, push[..., None])[..., 0] / size
-    low, high = np.array([law.bounds[name] for name in law.shapes]).T
-    return np.clip(shapes + np.clip(step, -0.5, 0.5), low, high)
-
-
-def _grid(law: Law, num: int) -> Array:
-    """Grid of shape parameters [num^Q, Q], even in the logarithm and inside the bounds."""
-    if not law.shapes:
-        return np.zeros((1, 0))
-    axes = [
-        np.geomspace(low * 1.5, high / 1.5, num) if num > 1 else [0.3]
-        for low, high in (law.bounds[s] for s in law.shapes)
-    ]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
-
-
-def _least_squares(law: Law, table: _Table) -> _Solved:
-    """Multi-start fit: the best few of a grid over the shapes, each refined; then Huber's for a relative law."""
-    response = law.link.forward(table.output)
-    weight = table.output**-2.0 if law.relative else np.ones_like(response)
-    starts = _grid(law, 10)
-    many, weights = (np.broadcast_to(one, (len(starts), len(response))) for one in (response, weight))
-    residual = _coefficients(law, law.basis(table.features, starts), many, weights)[1]
-    starts = starts[np.argsort((weight * residual**2).sum(axis=-1))[:6]]
-    found = _solve(law, table.features, many[: len(starts)], weight, starts)
-    error = (weight * (response - law.linear_gradient(table.features, found)[0]) ** 2).sum(axis=-1)
-    solved = _Solved(found[np.argmin(error)], response, weight)
-    return _robust(law, table, solved) if law.relative else solved
-
-
-def _robust(law: Law, table: _Table, solved: _Solved) -> _Solved:
-    """Huber's fit from a least-squares start; the threshold follows the robust sd of its own residuals."""
-    spare = len(solved.response) / max(len(solved.response) - len(law.parameters), 1)
-    for _ in range(3):
-        residual = np.sqrt(solved.weight) * _residual(law, table, solved)
-        threshold = HUBER * 1.4826 * float(np.median(np.abs(residual))) * math.sqrt(spare)
-        if threshold < 1e-10:
-            return solved
-        shapes = solved.theta[None, len(law.terms) :]
-        theta = _solve(law, table.features, solved.response[None], solved.weight, shapes, threshold)[0]
-        solved = replace(solved, theta=theta, threshold=threshold)
-    return solved
-
-
-def _binomial(law: Law, table: _Table) -> _Solved:
-    """Binomial maximum likelihood by Fisher scoring under the law's link, ending in a working response and weights."""
-    assert table.trials is not None
-    assert not law.shapes
-    mean = (table.output * table.trials + 0.5) / (table.trials + 1)
-    response, weight, theta = law.link.forward(mean), np.ones_like(mean), np.zeros(len(law.terms))
-    slope = law.link.slope(response)
-    for _ in range(STEPS):
-        weight = table.trials * slope**2 / (mean * (1 - mean))
-        theta = _coefficients(law, table.features[None], response[None], weight[None])[0][0]
-        eta = table.features @ theta
-        mean = np.clip(law.link.inverse(eta), 1e-9, 1 - 1e-9)
-        slope = np.copysign(np.maximum(np.abs(law.link.slope(eta)), 1e-9), law.link.slope(eta))
-        response = eta + (table.output - mean) / slope
-    return _Solved(theta, response, weight)
-
-
-def _residual(law: Law, table: _Table, solved: _Solved) -> Array:
-    """Residuals [R] on the link's scale."""
-    return solved.response - law.linear_gradient(table.features, solved.theta[None])[0][0]
-
-
-def _point(law: Law, table: _Table) -> _Solved:
-    return _least_squares(law, table) if table.trials is None else _binomial(law, table)
-
-
-# --- Intervals ---
-
-
-def _leverage_corrected(jacobian: Array, weight: Array, residual: Array, runs: Array) -> Array:
-    """Residuals (I - H_cc)^-1 u_c per cluster c, the jackknife's: HC3 where a cluster is a single row."""
-    root = np.sqrt(weight)
-    scaled = jacobian * root[:, None]
-    scaled = scaled / np.maximum(np.linalg.norm(scaled, axis=0), 1e-300)
-    basis = np.linalg.svd(scaled, full_matrices=False)[0]
-    corrected = np.empty_like(residual)
-    for run in range(runs.max() + 1):
-        rows = runs == run
-        values, vectors = np.linalg.eigh(np.eye(rows.sum()) - basis[rows] @ basis[rows].T)
-        corrected[rows] = vectors @ ((vectors.T @ (root * residual)[rows]) / np.maximum(values, 0.05))
-    return corrected / root
-
-
-def _wild(runs: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Webb's weights per cluster, times a factor per draw for a t with (clusters - 1) degrees: [draws, R]."""
-    num = runs.max() + 1
-    points = np.sqrt([0.5, 1.0, 1.5])
-    weights = rng.choice(np.concatenate([-points, points]), size=(draws, num))
-    factor = np.sqrt((num - 1) / rng.chisquare(num - 1, size=(draws, 1)))
-    return (weights * factor)[:, runs]
-
-
-def _bootstrap(law: Law, table: _Table, solved: _Solved, draws: int, rng: np.random.Generator) -> Array:
-    """Parameters [draws, P] refitted to the fit plus its corrected residuals times wild weights."""
-    fitted, jacobian = (out[0] for out in law.linear_gradient(table.features, solved.theta[None]))
-    weight = _huber_weight(solved.weight, solved.response - fitted, solved.threshold)
-    residual = _leverage_corrected(jacobian, weight, solved.response - fitted, table.runs)
-    response = fitted + residual * _wild(table.runs, draws, rng)
-    shapes = np.repeat(solved.theta[None, len(law.terms) :], draws, axis=0)
-    return _solve(law, table.features, response, solved.weight, shapes, solved.threshold)
-
-
 def fit(
     law: Law, observations: Iterable[Observation], *, draws: int = 200, seed: int = 0, missing: str = "error"
 ) -> Fit:
@@ -376,11 +141,11 @@ def fit(
     return _fit(law, table, draws, seed)
 
 
-def _fit(law: Law, table: _Table, draws: int, seed: int) -> Fit:
-    solved = _point(law, table)
-    samples = _bootstrap(law, table, solved, draws, np.random.default_rng(seed))
+def _fit(law: Law, table: Table, draws: int, seed: int) -> Fit:
+    solved = point(law, table)
+    samples = bootstrap(law, table, solved, draws, np.random.default_rng(seed))
     num = len(table.rows)
-    spread = np.average(_residual(law, table, solved) ** 2, weights=solved.weight) * num / (num - len(law.parameters))
+    spread = np.average(residuals(law, table, solved) ** 2, weights=solved.weight) * num / (num - len(law.parameters))
     sources = {(p.source, p.trust): p for p in (row.provenance for row in table.rows)}
     return Fit(
         law=law.name,
@@ -409,10 +174,10 @@ def _at_bound(law: Law, theta: Array) -> tuple[str, ...]:
 
 def _pool_provenance(law: Law, row: Observation) -> Provenance:
     """Which pool a fit speaks for, since a Fit has no field of its own for it."""
-    return Provenance(source="foredraft.laws.fit", trust="derived", note=_pool_label(law, row))
+    return Provenance(source="foredraft.laws.fit", trust="derived", note=pool_label(law, row))
 
 
-def _pool_label(law: Law, row: Observation) -> str:
+def pool_label(law: Law, row: Observation) -> str:
     return ", ".join(f"{name}={value}" for name in law.pool if (value := getattr(row, name)) is not None) or "all"
 
 
@@ -446,7 +211,7 @@ def predict(fit: Fit, level: float = 0.9, *, new_run: bool = False, seed: int = 
 # --- Choice of form ---
 
 
-def _held_out(law: Law, table: _Table) -> float | None:
+def _held_out(law: Law, table: Table) -> float | None:
     """Mean absolute error on the runs that reach the largest leading dial, from a fit to the rest.
 
     Where every run reaches it (trajectories of checkpoints), only the rows at that value are held out. None where the
@@ -462,7 +227,7 @@ def _held_out(law: Law, table: _Table) -> float | None:
             _check_support(law, rest, "without the largest run they have")
         except ValueError:
             continue
-        guess = law.link.inverse(law.linear_gradient(table.features[mask], _point(law, rest).theta[None])[0][0])
+        guess = law.link.inverse(law.linear_gradient(table.features[mask], point(law, rest).theta[None])[0][0])
         return float(np.mean(np.abs(guess - table.output[mask])))
     return None
 
@@ -525,7 +290,7 @@ def _fit_pools(law: Law, rows: Sequence[Observation], draws: int, seed: int) -> 
         try:
             fits.append(fit(law, pool, draws=draws, seed=seed))
         except ValueError as error:
-            failed.setdefault(str(error), []).append(_pool_label(law, pool[0]))
+            failed.setdefault(str(error), []).append(pool_label(law, pool[0]))
     more = {text: f" (and {len(labels) - 1} more pools)" if len(labels) > 1 else "" for text, labels in failed.items()}
     return fits, {f"{law.name} [{labels[0]}]": text + more[text] for text, labels in failed.items()}
 
@@ -550,7 +315,7 @@ def accept_prob_from_counts(
     else:
         share = drafted / drafted.sum()
         pull = (accepted - rate * drafted) / drafted.sum() / (1 - share)
-        wild = _wild(np.arange(len(drafted)), draws, np.random.default_rng(seed))
+        wild = wild_weights(np.arange(len(drafted)), draws, np.random.default_rng(seed))
         rates = np.clip(np.quantile(rate + wild @ pull, [(1 - level) / 2, (1 + level) / 2]), 0, 1)
     low, value, high = (float(accept_prob_from_rate(one, lookahead)) for one in (rates[0], rate, rates[1]))
     source = f"accepted/drafted of {len(drafted)} requests at lookahead {lookahead}"

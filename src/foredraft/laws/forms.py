@@ -355,6 +355,7 @@ def accept_gap(loss_law: str = TEXT_LOSS_LAWS[0]) -> Law:
         (Term("c0", _one), Term("c1", lambda x: np.log(gap(x)))),
         f"Δ in nats/token under {loss_law} ({law.source}); c1 is dimensionless",
         link=LOG_MINUS_LOG,
+        bounds={"c1": (0, np.inf)},  # a draft nearer to its target is accepted no less
     )
 
 

@@ -45,6 +45,7 @@ FACTORS = {
     "draft": "acceptance of this draft against others like it",
     "data": "the law in draft training tokens",
     "loss law": "which published loss law holds",
+    "trees": "how far the draft's further choices cover what its first misses",
 }
 
 

@@ -62,6 +62,8 @@ def _run(problem: Problem, best: Scored, factor: str) -> tuple[str, str, float]:
             FACTORS[factor],
             2 * measuring,
         )
+    if factor == "trees":
+        return "measure τ of one chain and one tree of the same depth on your prompts", FACTORS[factor], 2 * measuring
     if factor == "data" and choice.kind == "head":
         tokens = HEAD_TOKENS[0]
         hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)

@@ -27,6 +27,7 @@ ENGINES = ("vllm", "sglang", "foredraft")
 # P(the target's token is beyond the draft's r-th choice) falls as r^-tail. EAGLE-3 on Llama-3.1-8B, trees of 59 nodes (paper) against chains of 7
 # (SpecForge), asks for 1.8 on MT-bench and 2.7 on HumanEval; its trees adapt to the context, which a static one does not.
 TREE_TAIL = 1.8
+TREE_TAIL_SD = 0.3  # of its logarithm: the two data sets differ by this and more
 TREE_DEPTHS = (3, 5, 7)
 TREE_TOPKS = (2, 4, 8)
 TREE_NODES = (7, 15, 31, 63)
@@ -145,8 +146,12 @@ def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ..
     )
 
 
-def tokens_per_step(accept: Array, modes: Sequence[Mode]) -> Array:
-    """τ of every draw in every mode, [S, M]; chains exactly, trees as the best static tree of that many nodes."""
+def tokens_per_step(accept: Array, modes: Sequence[Mode], tails: Array | None = None) -> Array:
+    """τ of every draw in every mode, [S, M]; chains exactly, trees as the best static tree of that many nodes.
+
+    `tails` [S] grows the trees of every draw under its own tail; without it they are grown at TREE_TAIL for a few draws
+    and interpolated, which is enough to rank by.
+    """
     reach = np.cumsum(np.cumprod(accept, axis=1), axis=1)
     tau = np.empty((len(accept), len(modes)))
     trees: dict[tuple[int, int], list[int]] = {}
@@ -157,27 +162,28 @@ def tokens_per_step(accept: Array, modes: Sequence[Mode]) -> Array:
             trees.setdefault((mode.depth, mode.width), []).append(i)
     for (depth, width), places in trees.items():
         sizes = [modes[i].nodes for i in places]
-        tau[:, places] = _tree_taus(accept[:, :depth], width, sizes)
+        if tails is not None:
+            tau[:, places] = [
+                _grown(row, width, tail, sizes) for row, tail in zip(accept[:, :depth], tails, strict=True)
+            ]
+        else:
+            tau[:, places] = _between(accept[:, :depth], width, sizes)
     return tau
 
 
-def _tree_taus(accept: Array, topk: int, sizes: Sequence[int]) -> Array:
-    """τ(w) of the best static trees, [S, sizes], interpolated over draws ordered by their mean acceptance: trees are
-    grown for `TREE_DRAWS` of them.
-    """
-    order = np.argsort(accept.prod(axis=1))
-    picked = order[np.linspace(0, len(order) - 1, min(TREE_DRAWS, len(order))).astype(int)]
-    grown = []
-    for row in accept[picked]:
-        curve = best_tree(
-            rank_acceptance(row, topk, TREE_TAIL), max(sizes), max_depth=accept.shape[1], topk=topk
-        ).tokens_per_step
-        grown.append([curve[min(w, len(curve) - 1)] for w in sizes])
-    chain = 1 + np.cumprod(accept, axis=1).sum(axis=1)
-    by_chain = np.argsort(chain[picked])
-    return np.stack(
-        [np.interp(chain, chain[picked][by_chain], column[by_chain]) for column in np.array(grown).T], axis=1
-    )
+def _grown(accept: Array, topk: int, tail: float, sizes: Sequence[int]) -> list[float]:
+    """τ of the best static trees of `sizes` nodes for one draw."""
+    table = rank_acceptance(accept, topk, tail)
+    curve = best_tree(table, max(sizes), max_depth=len(accept), topk=topk).tokens_per_step
+    return [float(curve[min(w, len(curve) - 1)]) for w in sizes]
+
+
+def _between(accept: Array, topk: int, sizes: Sequence[int]) -> Array:
+    """τ of trees, [S, sizes], from those of TREE_DRAWS draws spread evenly over what a chain of the depth would give."""
+    chain = np.cumprod(accept, axis=1).sum(axis=1)
+    picked = np.argsort(chain)[np.linspace(0, len(chain) - 1, min(TREE_DRAWS, len(chain))).astype(int)]
+    grown = np.array([_grown(row, topk, TREE_TAIL, sizes) for row in accept[picked]])
+    return np.stack([np.interp(chain, chain[picked], column) for column in grown.T], axis=1)
 
 
 def evaluate(problem: Problem, server: Server, tau: Array, modes: Sequence[Mode]) -> Load:
@@ -292,7 +298,9 @@ def simulate(
     modes = tuple(dict.fromkeys(scored.modes))
     places = [modes.index(mode) for mode in scored.modes]
     accept = candidate.acceptance.draws(settings.draws, rng, frozen) if candidate else np.full((settings.draws, 1), 0.0)
-    tau = tokens_per_step(accept, modes)[:, places].T
+    spread = 0.0 if "trees" in frozen else TREE_TAIL_SD
+    tails = TREE_TAIL * np.exp(spread * np.random.default_rng(settings.seed + 3).standard_normal(settings.draws))
+    tau = tokens_per_step(accept, modes, tails)[:, places].T
     knobs = np.exp(
         np.random.default_rng(settings.seed + 2).standard_normal((settings.draws, len(KNOBS)))
         * np.array(list(KNOBS.values()))

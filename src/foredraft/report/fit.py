@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foredraft.laws.fit import _outcome, _pool_label, predict_draws
+from foredraft.laws.fit import outcome, pool_label, predict_draws
 from foredraft.laws.forms import Law, law_named
 from foredraft.records import Fit, Observation
 from foredraft.report import style
@@ -41,9 +41,9 @@ def draw_fit(fit: Fit, observations: Iterable[Observation], directory: str | Pat
 def _belongs(fit: Fit, law: Law, row: Observation) -> bool:
     """Whether the row is of the fit's pool, has all that the law needs, and lies within the range of its data."""
     inputs = [(getattr(row, name), ends) for name, ends in fit.domain.items()]
-    if any(value is None or not ends[0] <= value <= ends[1] for value, ends in inputs) or _outcome(law, row) is None:
+    if any(value is None or not ends[0] <= value <= ends[1] for value, ends in inputs) or outcome(law, row) is None:
         return False
-    return not fit.provenance or _pool_label(law, row) == fit.provenance[0].note
+    return not fit.provenance or pool_label(law, row) == fit.provenance[0].note
 
 
 def _pool(fit: Fit) -> str:
@@ -66,13 +66,13 @@ def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation]) -> None:
         colour = colour if len(groups) > 1 else BLUE
         _law(axes, fit, law, held, colour, _held_label(held, bool(members)))
         x, y = (
-            [value(row) for row in members] for value in (lambda row: getattr(row, law.leading), partial(_outcome, law))
+            [value(row) for row in members] for value in (lambda row: getattr(row, law.leading), partial(outcome, law))
         )
         axes.plot(x, y, marker, color=colour if len(groups) > 1 else BLACK, mec=BLACK, ms=size, alpha=0.9, zorder=4)
     if len(groups) == 1 and not groups[0][1] and rows:
         axes.plot(
             [getattr(row, law.leading) for row in rows],
-            [_outcome(law, row) for row in rows],
+            [outcome(law, row) for row in rows],
             "o",
             color=BLACK,
             ms=4,
@@ -80,17 +80,24 @@ def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation]) -> None:
         )
     axes.plot([], [], "o", color=BLACK, label=style.plural(len(rows), "observation"))
     axes.plot([], [], "--", color=GREY, label="beyond the data")
-    axes.fill_between(
-        [], [], [], color=GREY, alpha=0.3, lw=0, label=f"{LEVEL:.0%} interval of the mean".replace("%", " %")
-    )
-    axes.set_xscale("log") if low > 0 else axes.set_xscale("symlog", linthresh=1)
-    if low > 0:
-        axes.set_xlim(low / BEYOND, high * BEYOND)
-        style.log_axis(axes.xaxis, style.count)
+    axes.fill_between([], [], [], color=GREY, alpha=0.3, lw=0, label=f"{style.percent(LEVEL)} interval of the mean")
+    _leading_axis(axes, low, high)
     _frame(axes, fit, law, groups, rows)
     axes.set(xlabel=NAMES.get(law.leading, law.leading), ylabel=f"{NAMES.get(law.output, law.output)}, {law.unit}")
     _title(figure, fit)
     style.legend(figure, [axes], most=3)
+
+
+def _leading_axis(axes: Any, low: float, high: float) -> None:
+    """Log; log(1 + x) where the range starts at 0, with ticks at 0, 1, 3, 7, ..."""
+    if low > 0:
+        axes.set(xscale="log", xlim=(low / BEYOND, high * BEYOND))
+        style.log_axis(axes.xaxis, style.count)
+    else:
+        axes.set_xscale("function", functions=(np.log1p, np.expm1))
+        ticks = [2.0**i - 1 for i in range(64) if 2.0**i - 1 <= high * BEYOND]
+        axes.set_xticks(ticks, [style.count(tick) for tick in ticks])
+        axes.set_xlim(-0.15, max(high, 1) * BEYOND)
 
 
 def _groups(law: Law, rows: Sequence[Observation], fit: Fit) -> list[tuple[Held, list[Observation]]]:
@@ -150,7 +157,7 @@ def _frame(
     x = np.union1d(_grid(*fit.domain[law.leading]), fit.domain[law.leading])
     bands = [_band(fit, law, x, held) for held, _ in groups]
     core = np.array(
-        [value for mean, _, _ in bands for value in mean] + [_outcome(law, row) or np.nan for row in rows], dtype=float
+        [value for mean, _, _ in bands for value in mean] + [outcome(law, row) or np.nan for row in rows], dtype=float
     )
     bottom, top = np.nanmin(core), np.nanmax(core)
     room = 2 * max(top - bottom, 0.02 * abs(top))
@@ -166,4 +173,4 @@ def _title(figure: Any, fit: Fit) -> None:
     error = f", error on the largest run held out {fit.held_out_error:.3g}" if fit.held_out_error is not None else ""
     bound = f"; at its bound: {', '.join(fit.at_bound)}" if fit.at_bound else ""
     pool = re.sub(r"=(\d{5,}(?:\.\d+)?)", lambda found: f"={style.count(float(found[1]))}", _pool(fit))
-    style.title(figure, f"{fit.law}: {fit.formula}\n{pool}\n{runs}{error}{bound}", 94)
+    style.title(figure, f"{fit.law}: {fit.formula}\n{pool}\n{runs}{error}{bound}", 86)

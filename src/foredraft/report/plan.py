@@ -30,7 +30,7 @@ def draw_plan(plan: Plan, directory: str | Path) -> list[Path]:
     return style.draw(directory, {name: partial(paint, plan=plan) for name, paint in figures.items()})
 
 
-def _title(figure: Any, plan: Plan, what: str, width: int = 94) -> None:
+def _title(figure: Any, plan: Plan, what: str, width: int = 88) -> None:
     """What is shown, of which plan, and which inputs left the data behind it."""
     devices = f"{plan.devices} × {plan.machine}" if plan.devices > 1 else plan.machine
     setup = f"{plan.target}, {devices}, {plan.engine}, {_draft_name(plan.draft)}, objective {plan.objective.replace('_', ' ')}"
@@ -57,12 +57,10 @@ def _modes_key(plan: Plan) -> str:
 
 
 def _band(axes: Any, x: np.ndarray, ends: tuple[np.ndarray, np.ndarray, np.ndarray], label: str) -> None:
-    """The interval as a band; an unbounded end runs out of the frame, which finite values set."""
-    value, low, high = ends
-    axes.fill_between(x, np.nan_to_num(low), np.where(np.isnan(high), 1e3 * np.nanmax(value), high),
-                      where=~np.isnan(value), color=SKY, alpha=0.3, lw=0, label=label)  # fmt: skip
-    top = np.nanmax([value, high])
-    axes.set_ylim(0, top * 1.15)
+    """The interval as a band, in a frame that starts at zero."""
+    _, low, high = ends
+    axes.fill_between(x, low, high, color=SKY, alpha=0.3, lw=0, label=label)
+    axes.set_ylim(0, 1.15 * high.max())
 
 
 def _speedup_unit(plan: Plan) -> str:
@@ -87,16 +85,15 @@ def _speedup(figure: Any, plan: Plan) -> None:
 
 
 def _level(plan: Plan) -> str:
-    return f"{plan.schedule[0].speedup.level:.0%}".replace("%", " %")
+    return style.percent(plan.schedule[0].speedup.level)
 
 
 def _note(axes: Any, text: str, x: float, y: float, offset: tuple[float, float], ha: str, va: str) -> None:
     """A label beside a point, with a white rim to be read over lines."""
     from matplotlib.patheffects import withStroke
 
-    if np.isfinite(x) and np.isfinite(y):
-        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=ha, va=va, zorder=6,
-                      path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
+    rim = [withStroke(linewidth=2.5, foreground="white")]
+    axes.annotate(text, (x, y), offset, textcoords="offset points", ha=ha, va=va, zorder=6, path_effects=rim)
 
 
 def _tokens_per_step(figure: Any, plan: Plan) -> None:
@@ -129,14 +126,14 @@ def _throughput(figure: Any, plan: Plan) -> None:
     axes.errorbar(tpot[0], speed[0], xerr=style.bars(*tpot), yerr=style.bars(*speed), fmt="none", ecolor=SKY, lw=1.2,
                   alpha=0.8, label=f"{_level(plan)} intervals")  # fmt: skip
     axes.plot(tpot[0], speed[0], "o-", color=BLUE, label="the plan", zorder=4)
-    if plan.objective == "throughput":
+    if plan.objective == "throughput" and any(step.lookahead for step in plan.schedule):
         without = _no_speculation(plan, tpot[0], speed[0])
         axes.plot(
             *without, "s--", color=VERMILION, mfc="white", zorder=3, label="no speculation, from tokens/s ÷ speedup"
         )
         _note_loads(axes, plan, *without, (7, -3), "left", "top")
     _note_loads(axes, plan, tpot[0], speed[0], (-7, 4), "right", "bottom")
-    axes.margins(0.1)
+    axes.margins(0.12)
     axes.set(
         xscale="log",
         yscale="log",
@@ -157,7 +154,7 @@ def _note_loads(
     for step, right, up in zip(plan.schedule, x.tolist(), y.tolist(), strict=True):
         places.setdefault((f"{right:.2g}", f"{up:.2g}"), (right, up, []))[2].append(f"{step.concurrency}")
     for right, up, loads in places.values():
-        _note(axes, ", ".join(loads), right, up, offset, ha, va)
+        _note(axes, loads[0] if len(loads) == 1 else f"{loads[0]}–{loads[-1]}", right, up, offset, ha, va)
 
 
 def _no_speculation(plan: Plan, tpot_ms: np.ndarray, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,17 +169,16 @@ def _no_speculation(plan: Plan, tpot_ms: np.ndarray, speed: np.ndarray) -> tuple
 def _runners_up(figure: Any, plan: Plan) -> None:
     """Mean speedup of the winner and of what lost to it, with the largest reason of each."""
     names = [_long_name(plan.draft), *(_long_name(run.draft) for run in plan.runners_up)]
-    gains = np.array([plan.speedup.value or np.nan, *(run.speedup for run in plan.runners_up)])
+    gains, low, high = style.values([plan.speedup, *(run.speedup for run in plan.runners_up)])
     reasons = [
         "chosen: " + style.interval(plan.speedup),
-        *(f"{run.speedup:.2f}: {run.reason}" for run in plan.runners_up),
+        *(f"{style.interval(run.speedup)}: {run.reason}" for run in plan.runners_up),
     ]
     figure.set_size_inches(9, 1.7 + 0.6 * len(names))
     axes, beside = figure.subplots(1, 2, width_ratios=(5, 4), sharey=True)
     rows = np.arange(len(names))
     axes.barh(rows, gains, color=[BLUE] + [SKY] * (len(names) - 1), height=0.6)
-    value, low, high = style.values([plan.speedup])
-    axes.errorbar(value, [0], xerr=style.bars(value, low, high), color=BLACK, capsize=4, lw=1.2)
+    axes.errorbar(gains, rows, xerr=style.bars(gains, low, high), color=BLACK, capsize=4, lw=1.2, fmt="none")
     axes.axvline(1, color=BLACK, lw=1, ls="--")
     axes.set_yticks(rows, names)
     axes.set(xlabel=f"mean speedup, {plan.speedup.unit}", ylim=(len(names) - 0.5, -0.5))
@@ -214,7 +210,9 @@ def _next_runs(figure: Any, plan: Plan) -> None:
         axes.annotate(style.wrap_lines(text, 30), (share, row), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set_yticks(rows, labels)
     axes.set(xlabel="share of the speedup interval's width removed, %", ylim=(len(labels) - 0.5, -0.5))
-    axes.set_xlim(0, max(shares.max() * 1.9, 1))
+    room = max(shares.max() * 1.9, 1)  # for the labels beside the bars
+    axes.set_xlim(0, room)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= min(room, 100)])
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", labelcolor=BLACK, color=GREY)
     _title(figure, plan, "Runs that would narrow the plan, most per device-hour first", 110)

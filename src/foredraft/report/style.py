@@ -53,23 +53,23 @@ def _save(figure: Any, directory: Path, name: str) -> list[Path]:
 
 
 def values(estimates: Iterable[Estimate], scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Value, low and high as arrays; what is missing is nan."""
-    table = [(e.value, e.low, e.high) for e in estimates]
-    value, low, high = np.array(table, dtype=float).reshape(-1, 3).T * scale
+    """Value, low and high as arrays."""
+    value, low, high = np.array([(e.value, e.low, e.high) for e in estimates], dtype=float).T * scale
     return value, low, high
 
 
 def bars(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Lengths of error bars below and above, [2, R]; a missing end has none."""
-    return np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0, None))
+    """Lengths of error bars below and above, [2, R]."""
+    return np.clip(np.stack([value - low, high - value]), 0, None)
 
 
-def interval(estimate: Estimate, form: str = ".2f") -> str:
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def interval(estimate: Estimate) -> str:
     """An estimate as a reader writes it: 1.61 (90 %: 0.96 to 2.12)."""
-    value, low, high = (
-        "unbounded" if end is None else format(end, form) for end in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} ({estimate.level:.0%}: {low} to {high})".replace("%", " %")
+    return f"{estimate.value:.2f} ({percent(estimate.level)}: {estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def count(value: float) -> str:
@@ -88,12 +88,13 @@ def plural(number: int, noun: str) -> str:
 
 
 def log_axis(axis: Any, form: Callable[[float], str] = "{:g}".format) -> None:
-    """Ticks of a log axis that a reader can name: 1, 2, 5 of each decade where there are few, else the decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    """Ticks of a log axis that a reader can name: even ones in half a decade, then 1, 2, 5 of each, then decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     low, high = axis.get_view_interval()
-    few = np.log10(high / low) < 2.6
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=20))
+    decades = np.log10(high / low)
+    logs = LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.6 else (1.0,), numticks=20)
+    axis.set_major_locator(MaxNLocator(5) if decades < 0.5 else logs)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
     axis.set_minor_formatter(NullFormatter())

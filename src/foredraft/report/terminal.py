@@ -36,7 +36,10 @@ def plan_tables(plan: Plan) -> Blocks:
         table = Titled("Runners-up", "draft", "trained on", "mean gain", "lost by")
         for lost in plan.runners_up:
             table.add_row(
-                describe(lost.draft, short=True), _count(lost.draft.draft_tokens), f"{lost.speedup:.2f}×", lost.reason
+                describe(lost.draft, short=True),
+                _count(lost.draft.draft_tokens),
+                interval(lost.speedup, ".2f"),
+                lost.reason,
             )
         blocks.append(table)
     if plan.next_runs:

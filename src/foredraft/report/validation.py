@@ -103,7 +103,7 @@ def _sequence(number: int) -> list[Any]:
 def _equality(axes: Any, values: np.ndarray) -> None:
     """The line of equality and the band of ±10 % about it, on both axes alike."""
     span = np.array([0.93 * np.nanmin(values), 1.07 * np.nanmax(values)])
-    band = f"±{ALLOWED:.0%}".replace("%", " %")
+    band = f"±{style.percent(ALLOWED)}"
     axes.fill_between(
         span, (1 - ALLOWED) * span, (1 + ALLOWED) * span, color=GREEN, alpha=0.15, lw=0, label=band, zorder=0
     )

@@ -117,15 +117,36 @@ def _drafting(row: Observation) -> Drafting:
 
 
 def usual_tau(row: Observation, depth: int, law: PositionLaw, without: frozenset[str]) -> float:
-    """τ of a chain of `depth` from other published curves of this target and method; from the law's median draft
-    where there is none.
+    """τ of a chain of `depth` from other published curves: of this target and method; else of the law's median draft, which is an EAGLE-3 head
+    for the most part, scaled by how far the method stands from EAGLE-3 where both were measured.
     """
     target = shapes.shape(row.target)
-    kin = [
-        curve
-        for key, curve in acceptance.chain_curves(evidence.observations(without)).items()
-        if key[1] == row.method and evidence.names(key[0], target)
-    ]
+    curves = acceptance.chain_curves(evidence.observations(without))
     drifts = kind_of(row.method) == "head"
-    medians = [acceptance.posterior(law, curve, drifts=drifts).tokens_per_step(depth)[0] for curve in kin or [{}]]
-    return float(np.mean(medians))
+
+    def taus(method: str) -> list[float]:
+        kin = [curve for key, curve in curves.items() if key[1] == method and evidence.names(key[0], target)]
+        return [acceptance.posterior(law, curve, drifts=drifts).tokens_per_step(depth)[0] for curve in kin]
+
+    if own := taus(row.method):
+        return float(np.mean(own))
+    heads = taus("eagle3") if drifts else []
+    median = float(np.mean(heads or [acceptance.posterior(law, {}, drifts=drifts).tokens_per_step(depth)[0]]))
+    return 1 + (median - 1) * (relative_gain(row.method, without) if drifts else 1.0)
+
+
+def relative_gain(method: str, without: frozenset[str]) -> float:
+    """(τ - 1) of `method` over that of EAGLE-3, the median over published rows of one target, dataset and temperature; 1 where none pair up."""
+    rows = [
+        row
+        for row in evidence.observations(without)
+        if row.tokens_per_step and row.lookahead is None and not row.draft_tokens
+    ]
+    heads = {(row.target, row.dataset, row.temperature): row.tokens_per_step for row in rows if row.method == "eagle3"}
+    pairs = [
+        (row.tokens_per_step, heads.get((row.target, row.dataset, row.temperature)))
+        for row in rows
+        if row.method == method
+    ]
+    ratios = [(tau - 1) / (best - 1) for tau, best in pairs if tau and best and best > 1]
+    return float(np.median(ratios)) if ratios else 1.0

@@ -1,0 +1,188 @@
+"""The light rooms stay light, and rooms know only what they should: checked by running them without torch and by reading imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import foredraft
+
+ROOT = Path(foredraft.__file__).parent
+
+BLOCK = """
+import sys
+
+HEAVY = {"torch", "transformers", "matplotlib", "safetensors"}
+sys.modules["torch"] = None
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in HEAVY:
+            raise ImportError(f"{name} is heavy")
+
+sys.meta_path.insert(0, Block())
+"""
+VERBS = """
+from foredraft import shapes
+from foredraft.laws.fit import fit_all
+from foredraft.machines import machine
+from foredraft.plan.plan import plan
+from foredraft.plan.search import Settings
+from foredraft.published import document, observations
+from foredraft.records import Workload
+from foredraft.validate import validate
+
+rows = observations()
+load = Workload(input_len=64, output_len=64, concurrency=(1, 8))
+made = plan(shapes.shape("Llama-3.1-8B"), machine("H100"), load, Settings(draws=8))
+fits, _ = fit_all(rows, draws=8)
+found = validate([row for row in rows if "inferencex" in document(row.provenance.source)])
+assert made.schedule and fits and found.curves
+assert not {name for name in sys.modules if name.split(".")[0] in HEAVY and sys.modules[name]}
+print("light")
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_plan_fit_and_validate_run_where_heavy_packages_cannot_be_imported():
+    done = run(BLOCK + VERBS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "light\n"
+
+
+@pytest.mark.parametrize("name", ["torch", "torch.nn", "transformers", "matplotlib.pyplot"])
+def test_the_block_blocks(name):
+    """Negative control: there an import of any of them fails."""
+    done = run(BLOCK + f"import {name}")
+    assert done.returncode != 0
+    assert "ImportError" in done.stderr or "ModuleNotFoundError" in done.stderr
+
+
+def test_a_bare_import_of_every_light_room_loads_nothing_heavy():
+    light = ["records", "shapes", "machines", "published.tables", "laws.fit", "plan.plan", "validate", "cli"]
+    code = "import sys, " + ", ".join(f"foredraft.{name}" for name in light)
+    done = run(code + "\nprint([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
+# The import DAG. A room is a folder or file of the package; every import counts, inside functions too.
+
+# room -> the rooms it may import besides itself; a dotted name allows that module alone.
+MAY = {
+    "__init__": set(),
+    "records": set(),
+    "shapes": {"records"},
+    "machines": {"records"},
+    "published": {"records"},
+    "laws": {"records", "shapes", "machines"},
+    "plan": {"records", "shapes", "machines", "published", "laws"},
+    "validate": {"records", "shapes", "machines", "published", "laws", "plan.evidence", "plan.drafts"},
+    "report": {"records", "shapes", "machines", "published", "laws", "validate", "plan.sdsl"},
+    "models": {"records", "shapes"},
+    "decode": {"records", "shapes", "models"},
+    "train": {"records", "shapes", "models"},
+    "measure": {"records", "shapes", "models", "decode"},
+    "deploy": {"records", "shapes", "models"},
+}
+
+
+def imported(source: str, module: str) -> set[str]:
+    """Modules of the package that `source` imports anywhere, without the package's own name: "laws.fit", "records".
+
+    Of `from foredraft.laws import fit` both "laws" and "laws.fit" might be meant: the longest that is a module counts.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = f"foredraft.{module}".split(".")[: -node.level]
+                base = ".".join([*parents, *([base] if base else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("foredraft.") for name in found if name.startswith("foredraft.")}
+    return {_module(name) for name in ours}
+
+
+def _module(name: str) -> str:
+    """The longest beginning of a dotted name that is a file or folder of the package; else its first word."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:end])
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            return ".".join(parts[:end])
+    return parts[0] if parts[0] in MAY or parts[0] == "cli" else "__init__"
+
+
+def trespasses(source: str, module: str) -> set[str]:
+    """The imports of `module` (dotted, without the package) that its room may not have."""
+    room = module.split(".")[0]
+    if room in ("cli", "__main__"):
+        return set()
+    allowed = MAY[room] | {room, "__init__"}
+    return {
+        name
+        for name in imported(source, module)
+        if not any(name == free or name.startswith(free + ".") for free in allowed)
+    }
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_what_it_may(module):
+    assert trespasses(MODULES[module].read_text(encoding="utf-8"), module) == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_the_command_line(module):
+    if module != "__main__":
+        assert "cli" not in imported(MODULES[module].read_text(encoding="utf-8"), module)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "bad"),
+    [
+        ("records", "from foredraft.shapes import Shape", {"shapes"}),
+        ("records", "import msgspec", set()),
+        ("shapes", "def f():\n    from foredraft.laws import fit", {"laws.fit"}),
+        ("laws.cost", "from foredraft.plan.evidence import names", {"plan.evidence"}),
+        ("laws.cost", "from foredraft import validate, records", {"validate"}),
+        ("laws.cost", "import foredraft.report.style", {"report.style"}),
+        ("laws.cost", "from ..plan import search", {"plan.search"}),
+        ("plan.search", "from foredraft.report import sdsl", {"report.sdsl"}),
+        ("plan.search", "from foredraft.laws import cost\nfrom foredraft.plan import sdsl", set()),
+        ("validate.curves", "from foredraft.plan.search import rank", {"plan.search"}),
+        ("validate.curves", "from foredraft.plan.drafts import kind_of", set()),
+        ("report.sdsl", "from foredraft.plan import sdsl", set()),
+        ("report.plan", "from foredraft.plan import search", {"plan.search"}),
+        ("report.plan", "if True:\n    from foredraft.cli import main", {"cli"}),
+    ],
+)
+def test_the_reader_of_imports_sees_a_trespass(module, source, bad):
+    """Negative controls, and what is allowed."""
+    assert trespasses(source, module) == bad
+
+
+def test_rooms_import_each_other_in_no_circle():
+    edges = {}
+    for module, path in MODULES.items():
+        room = module.split(".")[0]
+        names = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), module)}
+        edges.setdefault(room, set()).update(names - {room, "__init__"})
+    order: list[str] = []
+    while left := {room: needs - set(order) for room, needs in edges.items() if room not in order}:
+        free = [room for room, needs in left.items() if not needs & set(edges)]
+        assert free, f"a circle among {sorted(left)}"
+        order += free
+    assert order.index("records") < order.index("laws") < order.index("plan") < order.index("cli")

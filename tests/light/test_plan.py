@@ -1,0 +1,385 @@
+"""The plan: schedules that fall with load, intervals that hold their values, refusals in one line, own runs that move it."""
+
+import itertools
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from foredraft import records
+from foredraft.machines import machine
+from foredraft.plan import settings
+from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, candidates
+from foredraft.plan.plan import plan
+from foredraft.plan.search import Settings
+from foredraft.records import DraftChoice, Estimate, Observation, Plan, Provenance, ScheduleStep, Workload
+from foredraft.shapes import shape
+
+LLAMA, SMALL, H100 = shape("Llama-3.1-70B"), shape("Llama-3.1-8B"), machine("H100")
+WORKLOAD = Workload(input_len=512, output_len=256, concurrency=(1, 4, 16, 64, 256))
+FOUR = Settings(devices=4)
+
+
+@pytest.fixture(scope="module")
+def made() -> Plan:
+    return plan(LLAMA, H100, WORKLOAD, FOUR)
+
+
+def own(lookahead: int, tau: float, **fields) -> Observation:
+    given: dict[str, Any] = {"method": "eagle3", "provenance": Provenance(source="own", versions={"engine": "1"})}
+    name = f"r{lookahead}-{tau}-{fields}"
+    return Observation(run=name, target="Llama-3.1-70B", lookahead=lookahead, tokens_per_step=tau, **given | fields)
+
+
+HIGH = [own(1, 1.9), own(2, 2.7)]
+
+
+def estimates(found) -> list[tuple[str, Estimate]]:
+    """Every Estimate of a plan, with its name."""
+    parts = [found, *found.schedule]
+    return [
+        (name, e) for part in parts for name in part.__struct_fields__ if isinstance(e := getattr(part, name), Estimate)
+    ]
+
+
+# A whole plan.
+
+
+def test_lookahead_does_not_rise_with_concurrency(made):
+    lookaheads = [step.lookahead for step in made.schedule]
+    assert [step.concurrency for step in made.schedule] == list(WORKLOAD.concurrency)
+    assert lookaheads == sorted(lookaheads, reverse=True)
+    assert lookaheads[0] > lookaheads[-1]
+
+
+def test_every_interval_holds_its_value(made):
+    found = estimates(made)
+    assert len(found) >= 2 + 5 * len(made.schedule)
+    for name, estimate in found:
+        assert estimate.value is not None, name
+        assert estimate.low is None or estimate.low <= estimate.value, name
+        assert estimate.high is None or estimate.value <= estimate.high, name
+        assert 0 < estimate.level < 1
+
+
+def test_numbers_of_a_schedule_agree_with_each_other(made):
+    for step in made.schedule:
+        assert 1 <= step.tokens_per_step.value <= step.lookahead + 1
+        assert step.running <= step.concurrency
+        served = step.running / step.output_tok_s.value * (1 + 0.1)
+        assert step.tpot_s.value < served
+        assert step.topk == 1
+        assert step.tree_nodes == step.lookahead
+    speeds = [step.output_tok_s.value for step in made.schedule]
+    assert speeds == sorted(speeds)
+
+
+def test_running_up_and_what_was_not_considered_are_named(made):
+    assert made.draft is not None
+    identities = [(r.draft.name, r.draft.num_layers) for r in made.runners_up]
+    assert (made.draft.name, made.draft.num_layers) not in identities
+    assert len(set(identities)) == len(identities) > 0
+    assert all(r.reason and "\n" not in r.reason for r in made.runners_up)
+    assert any("Scylla" in name for name in made.not_considered)
+    assert made.next_runs
+    for run in made.next_runs:
+        assert run.narrows <= 1
+        assert run.gpu_hours > 0
+
+
+def test_a_plan_is_a_document(made, tmp_path):
+    records.write(tmp_path / "Plan.json", made)
+    assert records.read(Plan, tmp_path / "Plan.json") == made
+
+
+def test_the_same_seed_gives_the_same_plan_and_another_does_not(made):
+    assert plan(LLAMA, H100, WORKLOAD, FOUR) == made
+    other = plan(LLAMA, H100, WORKLOAD, Settings(devices=4, seed=1))
+    assert other != made
+    assert other.speedup.value == pytest.approx(made.speedup.value, rel=0.15)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "foredraft"])
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+def test_speculation_pays_at_concurrency_1(engine, objective):
+    found = plan(SMALL, H100, WORKLOAD, Settings(engine=engine, objective=objective))
+    assert found.schedule[0].speedup.low > 1
+    assert (found.engine, found.objective) == (engine, objective)
+    for name, estimate in estimates(found):
+        assert (estimate.low or 0) <= estimate.value <= (estimate.high or np.inf), name
+
+
+def test_trees_are_planned_for_our_own_engine_alone():
+    ours, vllm = (plan(SMALL, H100, WORKLOAD, Settings(engine=engine)) for engine in ("foredraft", "vllm"))
+    assert ours.schedule[0].tree_nodes > ours.schedule[0].lookahead
+    assert ours.schedule[0].topk > 1
+    assert all(step.tree_nodes == step.lookahead for step in vllm.schedule)
+    assert ours.vllm["num_speculative_tokens"] <= 8
+
+
+def test_one_lookahead_for_every_load_on_sglang():
+    found = plan(SMALL, H100, WORKLOAD, Settings(engine="sglang"))
+    assert len({step.lookahead for step in found.schedule}) == 1
+
+
+def test_break_even_is_training_over_what_a_token_saves(made):
+    assert made.draft is not None
+    paid = made.break_even
+    assert paid is not None
+    assert paid.low <= paid.tokens <= (paid.high or np.inf)
+    spent = made.draft.training_gpu_hours * 3600
+    plain = [step.output_tok_s.value / step.speedup.value for step in made.schedule]
+    saved = 4 * np.mean([1 / p - 1 / step.output_tok_s.value for p, step in zip(plain, made.schedule, strict=True)])
+    assert paid.tokens == pytest.approx(spent / saved, rel=0.25)  # medians of draws against a ratio of medians
+
+
+def test_training_that_is_not_allowed_is_not_planned():
+    found = plan(SMALL, H100, WORKLOAD, Settings(max_training_gpu_hours=1e-3))
+    assert found.draft is None or found.draft.training_gpu_hours <= 1e-3
+    assert found.break_even is None
+
+
+def test_a_crowded_small_horizon_pays_no_training():
+    """Negative control of the training's cost: what pays back over 1e11 tokens does not over a thousand."""
+    short = plan(SMALL, H100, WORKLOAD, Settings(horizon_tokens=1e3))
+    assert short.draft is None or short.draft.training_gpu_hours == 0
+
+
+# What leaves the range of the data is said.
+
+
+def test_devices_machine_and_concurrency_beyond_the_data_are_flagged(made):
+    assert "devices" in made.extrapolates
+    small = plan(SMALL, H100, msgspec.structs.replace(WORKLOAD, concurrency=(1, 8)))
+    assert not {"devices", "machine", "concurrency"} & set(small.extrapolates)
+    elsewhere = plan(SMALL, machine("A100"), msgspec.structs.replace(WORKLOAD, concurrency=(1, 512)))
+    assert {"machine", "concurrency"} <= set(elsewhere.extrapolates)
+
+
+def test_drafts_beyond_the_laws_range_are_flagged():
+    found, missing = candidates(SMALL, H100, (), 0.0)
+    heads = [c for c in found if c.choice.kind == "head"]
+    assert {c.choice.draft_tokens for c in heads} < set(HEAD_TOKENS)
+    assert max(c.choice.draft_tokens or 0 for c in heads) <= 8e8
+    assert "heads trained on other amounts" in missing
+    models = [c for c in found if c.choice.name == "independent model"]
+    assert {c.choice.draft_tokens for c in models} == set(LM_TOKENS)
+    flagged = {"draft_tokens" in c.extrapolates for c in models if c.choice.draft_tokens == LM_TOKENS[0]}
+    assert flagged == {True}
+    assert all("draft_params" in c.extrapolates for c in models if c.choice.params < 2e7)
+
+
+# One-line errors.
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Settings(objective="speed"), ("objective", "throughput", "speed")),
+        (lambda: Settings(engine="llama.cpp"), ("engine", "vllm", "llama.cpp")),
+        (lambda: Settings(max_lookahead=17), ("max_lookahead", "16", "17")),
+        (lambda: Settings(max_lookahead=0), ("max_lookahead", "positive")),
+        (lambda: Settings(devices=0), ("devices", "positive")),
+        (lambda: Settings(horizon_tokens=float("nan")), ("horizon_tokens", "positive")),
+        (lambda: Settings(draws=0), ("draws", "positive")),
+        (
+            lambda: plan(SMALL, H100, Workload(input_len=131_000, output_len=100, concurrency=(1,))),
+            ("131,108", "131,072", "Llama-3.1-8B", "max_lookahead"),
+        ),
+        (lambda: plan(LLAMA, H100, WORKLOAD), ("Llama-3.1-70B", "768", "more devices")),
+        (lambda: plan(SMALL, machine("A100"), WORKLOAD, Settings(dtype="fp8")), ("fp8", "A100")),
+        (lambda: plan(SMALL, H100, WORKLOAD, Settings(dtype="bfloat17")), ("dtype", "bfloat17")),
+        (lambda: plan(SMALL, H100, WORKLOAD, draft=LLAMA), ("Llama-3.1-70B", "smaller")),
+    ],
+)  # fmt: skip
+def test_impossible_requests_are_one_line_that_names_them(make, words):
+    with pytest.raises(ValueError, match=r".+") as error:
+        make()
+    text = str(error.value)
+    assert "\n" not in text
+    assert all(word in text for word in words), text
+
+
+def test_16_is_still_allowed_and_the_whole_context_too():
+    Settings(max_lookahead=16)
+    plan(SMALL, H100, Workload(input_len=131_072 - 108, output_len=100, concurrency=(1,)), Settings(draws=8))
+
+
+# Launch settings.
+
+
+def step(running: float, lookahead: int, **fields) -> ScheduleStep:
+    blank = Estimate(value=1.0, low=1.0, high=1.0, unit="", source="")
+    names = ("tokens_per_step", "speedup", "output_tok_s", "tpot_s", "ttft_s")
+    given: dict[str, Any] = {"concurrency": max(round(running), 1), "topk": 1, "tree_nodes": lookahead} | dict.fromkeys(
+        names, blank
+    )
+    return ScheduleStep(running=running, lookahead=lookahead, **given | fields)
+
+
+HEAD = DraftChoice(kind="head", name="EAGLE-3 head", params=1e9, non_embedding_params=1e9)
+
+
+def planned(ranges: list[list[int]], batch: int) -> list[int]:
+    return [k for start, end, k in ranges if start <= batch <= end]
+
+
+def test_vllm_ranges_turn_speculation_off():
+    schedule = [step(1, 5), step(8, 3), step(64, 1), step(128, 0), step(256, 0)]
+    config = settings.vllm(HEAD, schedule, 2)
+    ranges = config["num_speculative_tokens_per_batch_size"]
+    assert ranges == [[1, 4, 5], [5, 36, 3], [37, 96, 1], [97, 256, 0]]
+    assert config["num_speculative_tokens"] == 5
+    assert config["method"] == "eagle3"
+    assert config["draft_tensor_parallel_size"] == 2
+
+
+def covers(ranges: list[list[int]], schedule: list[ScheduleStep]) -> bool:
+    """From 1 to the largest planned batch without gap or overlap, each planned batch with its own lookahead."""
+    starts, ends = [start for start, _, _ in ranges], [end for _, end, _ in ranges]
+    joined = starts == [1, *(end + 1 for end in ends[:-1])] and all(s <= e for s, e in zip(starts, ends, strict=True))
+    whole = ends[-1] == max(round(s.running) for s in schedule)
+    return joined and whole and all(planned(ranges, round(s.running)) == [s.lookahead] for s in schedule)
+
+
+def test_vllm_ranges_cover_every_batch_once():
+    """300 random schedules, seed 0."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        batches = np.sort(rng.choice(np.arange(1, 300), size=rng.integers(1, 9), replace=False))
+        schedule = [
+            step(float(batch), int(k)) for batch, k in zip(batches, rng.integers(0, 6, len(batches)), strict=True)
+        ]
+        assert covers(settings.batch_ranges(schedule), schedule)
+
+
+def test_a_gap_and_an_overlap_would_be_seen():
+    """Negative controls of `covers`."""
+    schedule = [step(1, 3), step(8, 1)]
+    assert covers([[1, 4, 3], [5, 8, 1]], schedule)
+    for broken in ([[1, 3, 3], [5, 8, 1]], [[2, 4, 3], [5, 8, 1]], [[1, 4, 3], [5, 7, 1]], [[1, 8, 3]]):
+        assert not covers(broken, schedule)
+
+
+def test_nothing_to_launch_without_a_draft_or_without_speculation():
+    off = [step(1, 0), step(8, 0)]
+    assert settings.vllm(HEAD, off, 1) == {}
+    assert settings.sglang(HEAD, off) == {}
+    assert settings.vllm(None, [step(1, 3)], 1) == {}
+
+
+def test_sglang_counts_the_root():
+    flags = settings.sglang(HEAD, [step(4, 3), step(8, 3)])
+    assert flags["--speculative-num-steps"] == 3
+    assert flags["--speculative-eagle-topk"] == 1
+    assert flags["--speculative-num-draft-tokens"] == 4
+    tree = settings.sglang(HEAD, [step(4, 5, topk=8, tree_nodes=31)])
+    assert tree["--speculative-num-draft-tokens"] == 32
+
+
+def test_a_plans_launch_settings_are_its_schedule(made):
+    ranges = made.vllm["num_speculative_tokens_per_batch_size"]
+    assert covers(ranges, list(made.schedule))
+    assert made.sglang["--speculative-num-draft-tokens"] == made.sglang["--speculative-num-steps"] + 1
+    assert made.vllm["draft_tensor_parallel_size"] == 4
+    limited = plan(LLAMA, H100, msgspec.structs.replace(WORKLOAD, concurrency=(1, 4096)), FOUR)
+    assert limited.vllm["num_speculative_tokens_per_batch_size"][-1][1] == round(limited.schedule[-1].running) < 4096
+
+
+# Own runs.
+
+
+def test_own_runs_of_a_good_head_raise_tau_and_narrow_it(made):
+    better = plan(LLAMA, H100, WORKLOAD, FOUR, own=HIGH)
+    before, after = made.schedule[0].tokens_per_step, better.schedule[0].tokens_per_step
+    assert after.value > before.value + 0.5
+    assert (after.high - after.low) / after.value < 0.7 * (before.high - before.low) / before.value
+    assert better.speedup.value > made.speedup.value
+    worse = plan(LLAMA, H100, WORKLOAD, FOUR, own=[own(1, 1.3), own(2, 1.4)])
+    assert worse.speedup.value < made.speedup.value
+
+
+def test_own_runs_on_another_target_say_nothing(made):
+    elsewhere = [msgspec.structs.replace(row, target="Qwen3-8B") for row in HIGH]
+    again = plan(LLAMA, H100, WORKLOAD, FOUR, own=elsewhere)
+    assert [s.tokens_per_step for s in again.schedule] == [s.tokens_per_step for s in made.schedule]
+
+
+DEPTHS = [own(3, tau, draft_layers=n, dataset=d) for n, d, tau in (
+    (1, "a", 2.30), (2, "a", 2.60), (4, "a", 2.90), (1, "b", 2.32), (2, "b", 2.62), (4, "b", 2.88),
+)]  # fmt: skip
+
+
+def heads(own_rows) -> dict[int, float]:
+    """Mean τ at k = 3 of the heads weighed, by number of layers, at the tokens behind the published curves."""
+    found, _ = candidates(LLAMA, H100, own_rows, 0.0)
+    rng = np.random.default_rng(0)
+    best = {c.choice.num_layers: c for c in found if c.choice.kind == "head" and c.choice.draft_tokens == 8e8}
+    drawn = {n: c.acceptance.draws(256, rng, frozenset()) for n, c in best.items()}
+    return {n: float(1 + np.cumprod(accept, axis=1)[:, :3].sum(axis=1).mean()) for n, accept in drawn.items()}
+
+
+def test_deeper_heads_are_weighed_where_own_runs_speak_for_them(made):
+    assert "train one head of 2 layers" in made.not_considered["Scylla head, 2 or more layers"]
+    rows = [msgspec.structs.replace(row, dataset=None) for row in DEPTHS]
+    deep = plan(LLAMA, H100, WORKLOAD, FOUR, own=rows)
+    weighed = [deep.draft, *(r.draft for r in deep.runners_up)]
+    assert any(choice and choice.name.startswith("Scylla head") for choice in weighed)
+    assert not any("Scylla" in name for name in deep.not_considered)
+    assert set(heads(rows)) == {1, 2, 3, 4}
+
+
+def test_two_runs_are_too_few_to_speak_for_depth():
+    assert set(heads(DEPTHS[:2])) == {1}
+
+
+def test_depth_is_counted_once():
+    """Of heads of 1, 2 and 4 layers measured at τ = 2.3, 2.6 and 2.9, the deep ones' runs must not raise the shallow one's forecast,
+    nor their gain be added to a level that holds it already.
+    """
+    found = heads([msgspec.structs.replace(row, dataset=None) for row in DEPTHS])
+    assert found[1] == pytest.approx(2.31, abs=0.06)
+    assert found[1] < found[2] < 2.61 + 0.06
+    assert found[2] < found[4] < 2.90 + 0.06
+
+
+# Size: the planner's own search against SDSL's theory.
+
+
+@pytest.mark.parametrize(("target", "devices"), [("Llama-3.1-70B", 4), ("OPT-13B", 1), ("OPT-30B", 2), ("Qwen3-32B", 2), ("OPT-66B", 4)])  # fmt: skip
+def test_tokens_per_flop_agrees_with_sdsl(target, devices):
+    """N* of the search over built models, in tokens per FLOP, within a factor 3 of the closed theory's."""
+    alone = Workload(input_len=512, output_len=256, concurrency=(1,))
+    found = plan(shape(target), H100, alone, Settings(objective="tokens_per_flop", devices=devices))
+    assert found.theory_params is not None
+    assert found.continuous_params is not None
+    assert 1 / 3 < (found.continuous_params.value or 0.0) / found.theory_params < 3
+
+
+def test_throughput_asks_for_another_size_than_tokens_per_flop(made):
+    """Negative control: the agreement is not by construction; the objective moves N*."""
+    flops = plan(LLAMA, H100, WORKLOAD, Settings(devices=4, objective="tokens_per_flop"))
+    assert abs(np.log(flops.continuous_params.value / made.continuous_params.value)) > 0.3
+
+
+def test_a_named_draft_is_planned_alone():
+    found = plan(LLAMA, H100, WORKLOAD, FOUR, draft=shape("Llama-3.2-1B"))
+    assert found.draft is None or found.draft.name.startswith("Llama-3.2-1B")
+    assert found.runners_up == ()
+    assert {e.extrapolates for _, e in estimates(found)} == {found.schedule[0].speedup.extrapolates}
+
+
+def test_weights_of_the_workload_move_the_headline(made):
+    lonely, crowded = (
+        plan(LLAMA, H100, msgspec.structs.replace(WORKLOAD, weights=weights), FOUR).speedup.value
+        for weights in ((1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0, 1.0))
+    )
+    assert lonely > made.speedup.value > crowded
+
+
+def test_pairs_of_settings_do_not_crash():
+    for engine, dtype, temperature in itertools.product(("vllm", "sglang"), ("bfloat16", "fp8"), (0.0, 1.0)):
+        load = Workload(input_len=64, output_len=64, concurrency=(2,), temperature=temperature)
+        found = plan(SMALL, H100, load, Settings(engine=engine, dtype=dtype, draws=8, max_lookahead=4))
+        assert found.schedule[0].lookahead <= 4
