@@ -94,13 +94,13 @@ def test_slope_0_is_constant_acceptance_exactly():
 
 
 def test_planted_law_is_recovered(monkeypatch):
-    """120 curves, seed 3. Sampling sd of the mean level is about 0.07 and of the slope 0.04; the bounds are 4 sd: false alarms below 1e-3."""
+    """80 curves, seed 3. Sampling sd of the mean level is about 0.08 and of the slope 0.045; the bounds are 3.5 sd: false alarms below 1e-3."""
     monkeypatch.setattr(acceptance, "DECAYS", (0.4, 0.6))
     monkeypatch.setattr(acceptance, "NOISES", (0.007,))
     monkeypatch.setattr(acceptance, "TAILS", (4.0,))
-    taught = simulated(PLANTED, 120, np.random.default_rng(3))
+    taught = simulated(PLANTED, 80, np.random.default_rng(3))
     law = fit_position_law([Lesson(curve) for curve in taught])
-    assert (law.decay, law.noise_growth, law.num_curves) == (0.6, 1.0, 120)
+    assert (law.decay, law.noise_growth, law.num_curves) == (0.6, 1.0, 80)
     assert law.mean[0] == pytest.approx(1.1, abs=0.28)
     assert law.mean[1] == pytest.approx(-0.6, abs=0.16)
     assert law.scale[0][0] == pytest.approx(0.30, rel=0.6)
@@ -250,7 +250,7 @@ def test_shipped_law_is_reproduced_at_its_settings(shipped, monkeypatch, name):
     assert again.mean == pytest.approx(law.mean, abs=1e-6)
     assert np.array(again.scale) == pytest.approx(np.array(law.scale), abs=1e-6)
     assert again.evidence == pytest.approx(law.evidence, abs=1e-6)
-    for change in ({"decay": 0.4}, {"noise": 0.01}, {"noise_growth": 1 - law.noise_growth}, {"tail": 4.0}):
+    for change in ({"noise_growth": 1 - law.noise_growth}, {"tail": 4.0}):
         other = msgspec.structs.replace(law, **change)
         again = acceptance._fit_prior(usable, other.decay, other.noise, other.noise_growth, other.tail)
         assert again.evidence < law.evidence

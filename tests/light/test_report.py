@@ -88,7 +88,7 @@ def test_plan_figures_say_what_their_numbers_are(tmp_path):
         "speedup": ("speedup, × output tokens/s of no speculation", "k: lookahead", "90 % interval"),
         "tokens_per_step": ("τ, tokens/step", "drafted per step"),
         "throughput_latency": ("TPOT, ms per output token", "output tokens/s", "from tokens/s ÷ speedup"),
-        "runners_up": (": a longer step", "(14.2 ms against 13.9 ms)", "EAGLE-3 head, 420 M"),
+        "runners_up": ("a longer step", "(14.2 ms against 13.9 ms)", "EAGLE-3 head, 420 M"),
         "next_runs": ("31 %, 2.25 device-hours", "share of the speedup interval"),
     }
     for stem, expected in words.items():

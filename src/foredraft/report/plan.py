@@ -172,7 +172,7 @@ def _runners_up(figure: Any, plan: Plan) -> None:
     gains, low, high = style.values([plan.speedup, *(run.speedup for run in plan.runners_up)])
     reasons = [
         "chosen: " + style.interval(plan.speedup),
-        *(f"{style.interval(run.speedup)}: {run.reason}" for run in plan.runners_up),
+        *(f"{style.interval(run.speedup)}\n{run.reason}" for run in plan.runners_up),
     ]
     figure.set_size_inches(9, 1.7 + 0.6 * len(names))
     axes, beside = figure.subplots(1, 2, width_ratios=(5, 4), sharey=True)
@@ -185,7 +185,7 @@ def _runners_up(figure: Any, plan: Plan) -> None:
     axes.grid(False, axis="y")
     beside.set_axis_off()
     for row, reason in zip(rows, reasons, strict=True):
-        beside.text(0, row, style.wrap_lines(reason.replace(" (", "\n("), REASON_WIDTH), va="center", ha="left")
+        beside.text(0, row, style.wrap_lines(reason, REASON_WIDTH), va="center", ha="left")
     _title(figure, plan, "The draft chosen, and why the others lost (dashed: no speculation)", 110)
 
 
