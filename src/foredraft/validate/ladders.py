@@ -12,6 +12,7 @@ import numpy as np
 from foredraft import shapes
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import PositionLaw
+from foredraft.laws.speedup import speedup_leviathan
 from foredraft.plan import evidence
 from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation
@@ -77,7 +78,15 @@ def _measured(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> f
 def _predict(
     row: Observation, measured: float, law: PositionLaw, machine: str | None, without: frozenset[str], assumed: dict
 ) -> RatioPoint:
-    """Raises ValueError naming what the row lacks."""
+    """Raises ValueError naming what the row lacks. A stated α and cost ratio need no shapes (arXiv 2211.17192, theorem 3.8)."""
+    if row.accept_prob is not None and row.cost_ratio is not None and row.lookahead:
+        return RatioPoint(
+            setting=setting(row),
+            load=load(row) or 1,
+            lookahead=row.lookahead,
+            measured=measured,
+            predicted=float(speedup_leviathan(row.accept_prob, row.lookahead, row.cost_ratio)),
+        )
     if not load(row):
         raise ValueError("a batch size or concurrency")
     drafting = _drafting(row)

@@ -1,0 +1,134 @@
+"""The one rule that keeps speculation lossless, with its proof. A drafter cannot break it; only an edit of this file
+can.
+
+Promises: whatever was drafted, the tokens that come out follow the target's law p. Refuses to know: models, caches,
+how p and q were made, and where its uniforms come from: all are arguments, so the law is checked by exact enumeration
+(tests/light/test_verify.py).
+
+**Determined proposals** (n-gram, greedy chains, top-k trees: what is drafted does not depend on chance). At a node,
+draw t from p; if a child of the node carries t, the child is accepted and the walk goes on there; else t itself is
+emitted and the step ends. Proof: every emitted token was drawn from p given what stands before it, and the drafted
+tree only decides how many such draws one target pass pays for. This equals, in law, EAGLE's rule of trying siblings
+in turn with probability p(x), setting p(x) to 0 and renormalising after each refusal (SpecInfer, arXiv 2305.09781):
+both accept child x with probability p(x) and otherwise emit from p restricted to the tokens that no child carries. At
+temperature 0, p is one-hot and the rule is "accept while the draft says what the target would".
+
+**Sampled chains** (x_i drawn from q_i). Accept x_i with probability min(1, p_i(x_i)/q_i(x_i)); at the first refusal
+emit from max(p_i - q_i, 0), renormalised; after no refusal, from p_{k+1}. Proof for one position: P(emit x) =
+q(x)·min(1, p(x)/q(x)) + P(refuse)·(p(x) - min(p(x), q(x))) / Σ(p - min(p, q)) = min(p, q)(x) + (p - min(p, q))(x) =
+p(x), since P(refuse) = 1 - Σ min(p, q) = Σ(p - min(p, q)) (Leviathan et al., arXiv 2211.17192, appendix A.1).
+
+Works on numpy arrays (of floats, or of Fractions for the enumeration) and on torch tensors alike.
+
+Shapes: B sequences, W drafted nodes (root excluded), K chain positions, V vocabulary. Node 0 is the root; drafted
+node w has index w + 1.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Verdict(NamedTuple):
+    """`path_BD`: accepted drafted nodes in order (index w, -1 beyond the last); `num_accepted_B`; `bonus_B`, the
+    token emitted after them.
+    """
+
+    path: Any
+    num_accepted: Any
+    bonus: Any
+
+
+def verify_tree(p_BNV: Any, tokens_BW: Any, parents_BW: Any, uniforms_BD: Any) -> Verdict:
+    """Walk the drafted tree by draws from p; N = W + 1 and p row 0 is the root's.
+
+    `parents_BW[w]` is the index w' < w of the parent node, -1 for the root, and -2 for padding, which nothing
+    accepts. Siblings carry distinct tokens. `uniforms_BD` needs one column more than the tree is deep.
+    """
+    xp = _library(p_BNV)
+    batch, depth = p_BNV.shape[0], uniforms_BD.shape[1]
+    rows = _arange(xp, batch, p_BNV)
+    node, alive = rows * 0 - 1, rows >= 0
+    accepted, bonus, path = rows * 0, rows * 0, []
+    for level in range(depth):
+        drawn = draw(p_BNV[rows, node + 1], uniforms_BD[:, level])
+        bonus = xp.where(alive, drawn, bonus)
+        if level == depth - 1 or tokens_BW.shape[1] == 0:
+            path.append(rows * 0 - 1)
+            continue
+        match = (parents_BW == node[:, None]) & (tokens_BW == drawn[:, None])
+        alive = alive & match.any(-1)
+        child = _first(xp, match)
+        node = xp.where(alive, child, node)
+        accepted = accepted + xp.where(alive, rows * 0 + 1, rows * 0)
+        path.append(xp.where(alive, child, rows * 0 - 1))
+    return Verdict(_columns(xp, path), accepted, bonus)
+
+
+def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Verdict:
+    """The rule for chains sampled from q; N = K + 1, and `uniforms_BD` has K + 1 columns: one per test, the last for
+    the emitted token.
+    """
+    xp = _library(p_BNV)
+    batch, length = tokens_BK.shape
+    rows = _arange(xp, batch, p_BNV)
+    alive, accepted, path = rows >= 0, rows * 0, []
+    for i in range(length):
+        p_x, q_x = p_BNV[rows, i, tokens_BK[:, i]], q_BKV[rows, i, tokens_BK[:, i]]
+        alive = alive & (uniforms_BD[:, i] * q_x < p_x)
+        accepted = accepted + xp.where(alive, rows * 0 + 1, rows * 0)
+        path.append(xp.where(alive, rows * 0 + i, rows * 0 - 1))
+    path.append(rows * 0 - 1)
+    q_padded = q_BKV[rows, _least(xp, accepted, length - 1)] if length else p_BNV[rows, accepted] * 0
+    refused = (accepted < length)[:, None]
+    rest = residual(p_BNV[rows, accepted], xp.where(refused, q_padded, q_padded * 0))
+    return Verdict(_columns(xp, path), accepted, draw(rest, uniforms_BD[:, length]))
+
+
+def residual(p_BV: Any, q_BV: Any) -> Any:
+    """max(p - q, 0), renormalised; p itself where nothing is left (p = q to rounding: a refusal of probability 0)."""
+    xp = _library(p_BV)
+    rest = xp.where(p_BV > q_BV, p_BV - q_BV, p_BV * 0)
+    total = rest.sum(-1)[:, None]
+    return xp.where(total > 0, rest / xp.where(total > 0, total, total * 0 + 1), p_BV)
+
+
+def draw(p_BV: Any, uniforms_B: Any) -> Any:
+    """Tokens by inverse CDF: the first v with u < p(0) + … + p(v), u in [0, 1); never a token of probability 0.
+
+    Rounding may leave the sum below u: the last token of positive probability is drawn then.
+    """
+    xp = _library(p_BV)
+    reached = (xp.cumsum(p_BV, -1) > uniforms_B[:, None]) & (p_BV > 0)
+    positive = p_BV > 0
+    last = p_BV.shape[-1] - 1 - _first(xp, _flip(xp, positive))
+    return xp.where(reached.any(-1), _first(xp, reached), last)
+
+
+# The few names on which numpy and torch differ.
+
+
+def _library(array: Any) -> Any:
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+
+
+def _arange(xp: Any, num: int, like: Any) -> Any:
+    return np.arange(num) if xp is np else xp.arange(num, device=like.device)
+
+
+def _first(xp: Any, mask: Any) -> Any:
+    """Index of the first True along the last axis (0 where there is none)."""
+    return mask.argmax(-1) if xp is np else mask.int().argmax(-1)
+
+
+def _flip(xp: Any, array: Any) -> Any:
+    return array[..., ::-1] if xp is np else array.flip(-1)
+
+
+def _least(xp: Any, array: Any, most: int) -> Any:
+    return np.minimum(array, most) if xp is np else array.clamp(max=most)
+
+
+def _columns(xp: Any, columns: list[Any]) -> Any:
+    return xp.stack(columns, 1)

@@ -1,0 +1,218 @@
+"""Losslessness by exact enumeration: every draft, every outcome of chance, in fractions; and broken rules that must fail.
+
+A region of uniforms that leads to one outcome has an exact measure, so the law of what a step emits is a finite sum. It is compared, by
+equality, with the target's own law over sequences.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+
+from foredraft.decode import verify
+from foredraft.decode.verify import Verdict, draw, residual, verify_chain, verify_tree
+
+V = 3
+EASED = Fraction(11, 10)
+Law = Callable[[tuple[int, ...]], list[Fraction]]
+Outcomes = dict[tuple[int, ...], Fraction]
+
+
+def law(salt: int) -> Law:
+    """A law over V tokens that depends on the whole prefix; some probabilities are 0."""
+
+    def at(prefix: tuple[int, ...]) -> list[Fraction]:
+        weights = [
+            (salt * 7 + 5 * len(prefix) + 3 * sum((i + 2) * t for i, t in enumerate(prefix)) + 11 * v) % 6
+            for v in range(V)
+        ]
+        return [Fraction(w, sum(weights)) for w in weights] if sum(weights) else [Fraction(1, V)] * V
+
+    return at
+
+
+def array(rows: object) -> np.ndarray:
+    return np.array(rows, dtype=object)
+
+
+def regions(p: list[Fraction]) -> Iterator[tuple[Fraction, Fraction]]:
+    """(a uniform inside, measure) of each stretch of [0, 1) between the values in `p`, taken as cut points."""
+    cuts = sorted({Fraction(0), Fraction(1), *(c for c in p if 0 < c < 1)})
+    for low, high in pairwise(cuts):
+        yield (low + high) / 2, high - low
+
+
+def cumulative(p: list[Fraction]) -> list[Fraction]:
+    return [sum(p[: i + 1], Fraction(0)) for i in range(len(p))]
+
+
+def by_target(p: Law, length: int) -> Outcomes:
+    """P of every sequence of `length` tokens under the target alone."""
+    out: Outcomes = {}
+    for tokens in product(range(V), repeat=length):
+        weight = Fraction(1)
+        for i, token in enumerate(tokens):
+            weight *= p(tokens[:i])[token]
+        if weight:
+            out[tokens] = weight
+    return out
+
+
+def completed(emitted: Outcomes, p: Law, length: int) -> Outcomes:
+    """Sequences of `length` tokens when decoding goes on by the target after what a step emitted."""
+    out: Outcomes = defaultdict(Fraction)
+    for tokens, weight in emitted.items():
+        for rest, more in by_target(lambda tail, head=tokens: p(head + tail), max(length - len(tokens), 0)).items():
+            out[(tokens + rest)[:length]] += weight * more
+    return {tokens: weight for tokens, weight in out.items() if weight}
+
+
+def chain_step(p: Law, q: Law, length: int, rule: Callable[..., Verdict] = verify_chain) -> Outcomes:
+    """P of what one step with a chain sampled from q emits."""
+    out: Outcomes = defaultdict(Fraction)
+    for tokens, drafted in by_target(q, length).items():
+        p_rows = array([[p(tokens[:i]) for i in range(length + 1)]])
+        q_rows = array([[q(tokens[:i]) for i in range(length)]]) if length else array(np.empty((1, 0, V)))
+        ratios = [p(tokens[:i])[t] / q(tokens[:i])[t] for i, t in enumerate(tokens)]
+        tests = [[ratio, ratio * EASED] for ratio in ratios]  # the second cut is where the eased rule changes its mind
+        laws = [
+            law for i in range(length + 1) for law in (_final(p(tokens[:i]), q(tokens[:i]), i < length), p(tokens[:i]))
+        ]
+        finals = [cut for law in laws for cut in cumulative(law)]
+        for picked in product(*(regions(cuts) for cuts in (*tests, finals))):
+            uniforms = array([[u for u, _ in picked]])
+            verdict = rule(p_rows, q_rows, array([tokens]).astype(int).reshape(1, length), uniforms)
+            kept = int(verdict.num_accepted[0])
+            weight = drafted
+            for _, measure in picked:
+                weight *= measure
+            out[(*tokens[:kept], int(verdict.bonus[0]))] += weight
+    return out
+
+
+def _final(p: list[Fraction], q: list[Fraction], refused: bool) -> list[Fraction]:
+    rest = [max(a - b, Fraction(0)) for a, b in zip(p, q, strict=True)]
+    return [r / sum(rest) for r in rest] if refused and sum(rest) else p
+
+
+@pytest.mark.parametrize("salts", [(1, 2), (2, 1), (3, 3), (4, 0), (0, 5)])
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_sampled_chain_is_lossless(salts: tuple[int, int], length: int) -> None:
+    p, q = law(salts[0]), law(salts[1])
+    emitted = chain_step(p, q, length)
+    assert sum(emitted.values()) == 1
+    assert completed(emitted, p, length + 1) == by_target(p, length + 1)
+
+
+def never_verify(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
+    """Broken: every drafted token is kept."""
+    return verify_chain(q if q.shape[1] == p.shape[1] else np.concatenate([q, p[:, -1:]], 1), q, tokens, uniforms * 0)
+
+
+def resample_from_p(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
+    """Broken: after a refusal the token comes from p, not from the residual."""
+    verdict = verify_chain(p, q, tokens, uniforms)
+    rows = np.arange(len(tokens))
+    return verdict._replace(bonus=draw(p[rows, verdict.num_accepted], uniforms[:, -1]))
+
+
+def accept_more(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
+    """Broken: tokens are accepted 1.1 times as readily."""
+    eased = uniforms.copy()
+    eased[:, :-1] = eased[:, :-1] / EASED
+    return verify_chain(p, q, tokens, eased)
+
+
+@pytest.mark.parametrize("broken", [never_verify, resample_from_p, accept_more])
+def test_a_broken_rule_is_caught(broken: Callable[..., Verdict]) -> None:
+    p, q = law(1), law(2)
+    assert completed(chain_step(p, q, 2, broken), p, 3) != by_target(p, 3)
+
+
+# A tree: root -> 0, 2; 0 -> 1, 2; 2 -> 0. Padded by a node that nothing may accept.
+TREE_TOKENS, TREE_PARENTS = (0, 2, 1, 2, 0, 1), (-1, -1, 0, 0, 1, -2)
+
+
+def paths() -> list[tuple[int, ...]]:
+    """The tokens from the root to each node, root first."""
+    found: list[tuple[int, ...]] = [()]
+    for token, parent in zip(TREE_TOKENS, TREE_PARENTS, strict=True):
+        found.append((*found[parent + 1], token) if parent > -2 else ())
+    return found
+
+
+def tree_step(p: Law, rule: Callable[..., Verdict] = verify_tree) -> Outcomes:
+    """P of what one step with the fixed tree emits."""
+    rows = array([[p(path) for path in paths()]])
+    tokens, parents = np.array([TREE_TOKENS]), np.array([TREE_PARENTS])
+    cuts = [c for path in paths() for c in cumulative(p(path))]
+    out: Outcomes = defaultdict(Fraction)
+    for picked in product(*(regions(cuts) for _ in range(3))):
+        verdict = rule(rows, tokens, parents, array([[u for u, _ in picked]]))
+        kept = [TREE_TOKENS[int(w)] for w in verdict.path[0] if w >= 0]
+        assert len(kept) == int(verdict.num_accepted[0])
+        weight = Fraction(1)
+        for _, measure in picked:
+            weight *= measure
+        out[(*kept, int(verdict.bonus[0]))] += weight
+    return out
+
+
+@pytest.mark.parametrize("salt", range(6))
+def test_tree_of_determined_proposals_is_lossless(salt: int) -> None:
+    p = law(salt)
+    emitted = tree_step(p)
+    assert sum(emitted.values()) == 1
+    assert completed(emitted, p, 3) == by_target(p, 3)
+
+
+def test_a_tree_that_emits_the_refused_token_of_its_parent_is_caught() -> None:
+    def stale(p: np.ndarray, tokens: np.ndarray, parents: np.ndarray, uniforms: np.ndarray) -> Verdict:
+        """Broken: the emitted token is drawn at the root whatever was accepted."""
+        verdict = verify_tree(p, tokens, parents, uniforms)
+        return verdict._replace(bonus=draw(p[:, 0], uniforms[:, -1]))
+
+    assert completed(tree_step(law(1), stale), law(1), 3) != by_target(law(1), 3)
+
+
+def test_siblings_in_turn_with_renormalisation_is_the_same_law() -> None:
+    """EAGLE's way of verifying a top-k tree (accept x with p(x); on refusal p(x) = 0, renormalise) accepts and emits as one draw from p does."""
+    p, children = [Fraction(1, 6), Fraction(3, 6), Fraction(2, 6)], (2, 0)
+    left, outcome, rest = Fraction(1), {}, list(p)
+    for child in children:
+        outcome[child] = left * rest[child]
+        left *= 1 - rest[child]
+        mass = 1 - rest[child]
+        rest = [Fraction(0) if t == child else r / mass for t, r in enumerate(rest)]
+    emitted = {t: left * r for t, r in enumerate(rest) if r}
+    assert outcome == {2: p[2], 0: p[0]}
+    assert emitted == {1: p[1]}
+
+
+def test_greedy_is_a_special_case() -> None:
+    one_hot = np.eye(V)[[1, 2, 0, 0]][None]
+    verdict = verify_tree(one_hot, np.array([[1, 2, 1]]), np.array([[-1, 0, 1]]), np.zeros((1, 4)))
+    assert (int(verdict.num_accepted[0]), int(verdict.bonus[0]), verdict.path[0].tolist()) == (2, 0, [0, 1, -1, -1])
+
+
+def test_draw_never_takes_an_impossible_token() -> None:
+    p = np.array([[0.0, 0.5, 0.0, 0.5 - 1e-9, 0.0]])
+    assert [int(draw(p, np.array([u]))[0]) for u in (0.0, 0.49, 0.5, 1 - 1e-16)] == [1, 1, 3, 3]
+
+
+def test_residual_of_equal_laws_is_the_law_itself() -> None:
+    p = np.array([[0.25, 0.75]])
+    assert residual(p, p).tolist() == p.tolist()
+
+
+def test_rows_of_a_batch_do_not_mix() -> None:
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(5), (4, 4)), rng.dirichlet(np.ones(5), (4, 3))
+    tokens, uniforms = rng.integers(0, 5, (4, 3)), rng.random((4, 4))
+    together = verify.verify_chain(p, q, tokens, uniforms)
+    for b in range(4):
+        alone = verify.verify_chain(p[b : b + 1], q[b : b + 1], tokens[b : b + 1], uniforms[b : b + 1])
+        assert [x[0].tolist() for x in alone] == [x[b].tolist() for x in together]
