@@ -158,6 +158,14 @@ def test_draft_tokens_is_a_counter_beside_accepted_tokens_and_training_tokens_ot
     assert (trained.drafted, trained.draft_tokens) == (None, 8e8)
 
 
+@pytest.mark.parametrize("k", ["", ",k"])
+def test_vllm_counters_are_no_tree_and_no_chain(tmp_path, k):
+    cells = "model,method,num_drafts,num_draft_tokens,num_accepted_tokens,tau"
+    row = only(tmp_path, f"{cells}{k}\nT,eagle3,100,300,170,2.7{',3' if k else ''}\n")
+    assert (row.steps, row.drafted, row.accepted) == (100, 300, 170)
+    assert (row.lookahead, row.tree_nodes) == (3 if k else None, None)
+
+
 def test_totals_become_means_per_request(tmp_path):
     row = only(tmp_path, "model,method,n_requests,input_tokens,output_tokens,throughput\nT,none,80,8000,16000,55\n")
     assert (row.input_len, row.output_len) == (100.0, 200.0)

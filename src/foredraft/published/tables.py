@@ -262,6 +262,8 @@ def _derived(cells: _Cells, number: int, row: dict, fields: dict) -> dict:
         cell("model_load_gib"),
         cell("data_scale_x_sharegpt"),
     )
+    if nodes is not None and {"steps", "accepted"} <= set(cells.found):  # vLLM's counters go by this name too
+        out["drafted"], nodes = int(nodes), None
     if nodes is not None and fields.get("lookahead") is None:  # a table without steps counts its chain so
         out["lookahead"], nodes = int(nodes), None
     for total, mean in (("input_tokens", "input_len"), ("output_tokens", "output_len")):
