@@ -7,8 +7,8 @@ BIN := .venv/bin
 tour: .venv/.plot ## plan a draft for Llama-3.1-70B on 4×H100 from published measurements; leaves tour/Plan.json, the schedules and figures
 	$(BIN)/foredraft plan Llama-3.1-70B --machine H100 --devices 4 --concurrency 1-256 --out tour
 
-test: .venv/.dev ## light tests: laws, planner, records, command line
-	$(BIN)/python -m pytest tests/light -n 2
+test: .venv/.dev ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
 
 lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
@@ -28,7 +28,7 @@ results: .venv/.plot ## measure what README claims, and write the table into REA
 	@touch $@
 
 .venv/.dev: .venv/.plot
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[plot,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[full,dev]'
 	@touch $@
 
 clean:

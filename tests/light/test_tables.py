@@ -182,3 +182,10 @@ def test_shipped_observations_read_and_say_where_they_come_from():
     assert all(row.provenance.source and row.provenance.trust != "own" for row in rows)
     assert len({document(row.provenance.source) for row in rows}) >= 8
     assert len({row.run for row in rows}) == len(rows)
+
+
+def test_units_in_parentheses_are_not_part_of_a_name(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("Target,Concurrency (clients),K,Throughput (tok/s)\nA,2,0,100\n")
+    (row,), unread = read_table(path)
+    assert (row.concurrency, row.output_tok_s, row.method, unread) == (2, 100.0, "none", [])

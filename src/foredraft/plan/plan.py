@@ -256,11 +256,14 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
     """The largest of: fewer tokens a step, a longer step, fewer sequences in memory, dearer training."""
     weights, room = problem.weights, (lost.running.max(), best.running.max())
     tau, step_ms = (weights @ lost.tau, weights @ best.tau), (1e3 * weights @ lost.step_s, 1e3 * weights @ best.step_s)
-    parts = {
-        f"fewer tokens per step ({tau[0]:.2f} against {tau[1]:.2f})": weights @ np.log(best.tau / lost.tau),
-        f"a longer step ({step_ms[0]:.1f} ms against {step_ms[1]:.1f} ms)": weights @ np.log(lost.step_s / best.step_s),
-        f"room for {room[0]:.0f} sequences beside its weights and cache (against {room[1]:.0f})": weights
-        @ np.log(best.running / lost.running),
+    parts: dict[str, float] = {
+        f"fewer tokens per step ({tau[0]:.2f} against {tau[1]:.2f})": float(weights @ np.log(best.tau / lost.tau)),
+        f"a longer step ({step_ms[0]:.1f} ms against {step_ms[1]:.1f} ms)": float(
+            weights @ np.log(lost.step_s / best.step_s)
+        ),
+        f"room for {room[0]:.0f} sequences beside its weights and cache (against {room[1]:.0f})": float(
+            weights @ np.log(best.running / lost.running)
+        ),
     }
     if problem.settings.objective == "throughput":
         parts["training that its horizon does not pay back"] = lost.training_share - best.training_share

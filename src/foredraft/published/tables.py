@@ -171,11 +171,10 @@ def read_table(path: str | Path, *, trust: str = "repository") -> tuple[list[Obs
     name = Path(path).name
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        header = {_key(column): column for column in reader.fieldnames or () if column}
+        # a unit in parentheses is not part of the name
+        header = {_key(re.sub(r"\(.*?\)", "", column)): column for column in reader.fieldnames or () if column}
         rows = [(reader.line_num, row) for row in reader]
-    found = {
-        field: header[alias] for field, aliases in COLUMNS.items() for alias in reversed(aliases) if alias in header
-    }
+    found = {field: alias for field, aliases in COLUMNS.items() for alias in reversed(aliases) if alias in header}
     cells = _Cells(name, header, found)
     if not rows:
         raise ValueError(f"{name}: no rows below the header")
@@ -202,10 +201,10 @@ class _Cells:
 
     def __init__(self, name: str, header: dict[str, str], found: dict[str, str]) -> None:
         self.name, self.header, self.found = name, header, found
-        self.used = {_key(column) for column in found.values()} | {"source", "note"}
+        self.used = set(found.values()) | {"source", "note"}
 
     def has(self, field: str) -> bool:
-        return field in self.found or (field == "survival" and any("per_position" in key for key in self.header))
+        return field in self.found or (field == "survival" and any(map(_by_position, self.header)))
 
     def text(self, row: dict, key: str) -> str | None:
         self.used.add(key)
@@ -229,8 +228,7 @@ class _Cells:
 
 def _observation(cells: _Cells, number: int, row: dict, provenance: Provenance) -> Observation:
     fields: dict = {}
-    for field, column in cells.found.items():
-        key = _key(column)
+    for field, key in cells.found.items():
         fields[field] = (
             cells.text(row, key) if field in TEXT else _whole(cells, field, cells.number(row, key, number), number)
         )
@@ -284,7 +282,7 @@ def _survival(cells: _Cells, number: int, row: dict) -> tuple[float, ...] | None
     """Joint acceptance by position from a list cell such as '72.8;51.3' (per cent when the column says pct);
     conditional ones are chained.
     """
-    for key in [k for k in cells.header if "per_position" in k or "position_acceptance" in k]:
+    for key in filter(_by_position, cells.header):
         cell = cells.text(row, key)
         if cell is None:
             continue
@@ -313,12 +311,16 @@ def _method(fields: dict, stated: bool) -> str:
     return METHODS.get(key, key) if stated else "unstated"
 
 
+def _by_position(key: str) -> bool:
+    return "per_position" in key or "position_acceptance" in key
+
+
 def _whole(cells: _Cells, field: str, value: float | None, number: int) -> float | int | None:
     """The value, as an int where the field counts something."""
     if field not in WHOLE or value is None:
         return value
     if not value.is_integer():
-        raise ValueError(f"{cells.name}:{number}: column {_key(cells.found[field])}: {value} is not a whole number")
+        raise ValueError(f"{cells.name}:{number}: column {cells.found[field]}: {value} is not a whole number")
     return int(value)
 
 
