@@ -19,7 +19,7 @@ START, END = "<!-- results -->\n", "<!-- /results -->"
 def table() -> str:
     """The table as Markdown."""
     tables, sdsl, speed = (
-        _read("validation/validation.json")["tables"],
+        _read("validation/summary.json")["tables"],
         _read("sdsl/sdsl.json"),
         _read("plan_speed.json"),
     )

@@ -280,9 +280,9 @@ def validate(
         "not_judged": refused,
     }
     if out:
-        records.write(out / "validation.json", report)
+        records.write(out / "summary.json", report)
         records.write(out / "Validation.json", whole)
-        written = [out / "validation.json", out / "Validation.json"]
+        written = [out / "summary.json", out / "Validation.json"]
         if figures:
             from foredraft.report.validation import draw_validation
 
