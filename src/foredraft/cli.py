@@ -57,6 +57,8 @@ HINTS = {  # a word of the message -> the next command
     "no prediction can be judged": "foredraft validate --help lists the columns of each kind",
     "No such file": "check the path",
     "no outcome column": "foredraft validate --help lists the columns of each kind",
+    "no tokenizer": "save the tokenizer into the model's folder",
+    "No module named": "pip install 'foredraft[full]'",
     "exceeds the context": "lower --input-len, --output-len or --max-lookahead",
     "no law can be fitted": "each line above says which dial to vary; foredraft list laws",
 }
@@ -334,6 +336,105 @@ def reproduce(
     from foredraft.report.terminal import sdsl_tables
 
     _print_blocks(sdsl_tables(report))
+
+
+@app.command()
+def generate(
+    target: Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to continue; left out, --file or stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A prompt per line, answered together.")] = None,
+    draft: Annotated[
+        str | None, typer.Option("--draft", "-d", help="ngram, or the folder of a smaller model or a draft head.")
+    ] = None,
+    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.")] = 4,
+    tree: Annotated[
+        str | None,
+        typer.Option(help="TOPK,NODES: EAGLE-2's dynamic tree with a head, e.g. 4,16; --lookahead levels deep."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Smallest set of this mass.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Likeliest tokens only; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeat for more.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 8,
+    context: Annotated[int | None, typer.Option(help="Most tokens per request; the model's own by default.")] = None,
+    cache_gb: Annotated[float | None, typer.Option(help="Refuse a KV cache larger than this many GB.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Print the text as it comes (one prompt).")
+    ] = True,
+    stats: Annotated[bool, typer.Option("--stats", help="Show drafted text in colour, and the counts.")] = False,
+    json: JSON = False,
+) -> None:
+    """Decode losslessly with any drafter: the text is the target's own, only sooner."""
+    import torch
+
+    from foredraft import text
+    from foredraft.decode.sampling import Sampling
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        _fail(f"dtype must be one of {', '.join(kinds)}, got {dtype}")
+    prompts = _prompts(prompt, file)
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    topk, nodes = _tree(tree)
+    tokenizer = text.tokenizer_of(target)
+    engine = text.load_engine(
+        target, draft, lookahead=lookahead, dtype=kinds[dtype], device=device, max_batch=min(batch, len(prompts)),
+        max_context=context, topk=topk, nodes=nodes, cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
+    )  # fmt: skip
+    show = _streamer(stats) if stream and not json and len(prompts) == 1 else None
+    steps: list[Any] = []
+    made = text.generate(
+        engine, tokenizer, prompts, max_tokens=max_tokens, sampling=sampling, ends=text.stop_ids(target, tokenizer),
+        stops=tuple(stop or ()), chat=chat, on_text=show, on_step=steps.append,
+    )  # fmt: skip
+    if json:
+        _print_json(
+            [text.report(prompt, answer, sequence) for prompt, (answer, sequence) in zip(prompts, made, strict=True)]
+        )
+        return
+    if show:
+        print()
+    else:
+        print("\n\n".join(answer.text for answer, _ in made))
+    if stats:
+        print(text.summary(steps), file=sys.stderr)
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+    if prompt is not None and file is not None:
+        raise ValueError("prompt and --file: give one of them")
+    if file is not None:
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"{file}: no prompts in the file")
+        return lines
+    given = prompt if prompt is not None else "" if sys.stdin.isatty() else sys.stdin.read()
+    if not given.strip():
+        raise ValueError("prompt: give one as an argument, with --file or on stdin")
+    return [given]
+
+
+def _tree(tree: str | None) -> tuple[int, int | None]:
+    try:
+        topk, nodes = map(int, tree.split(",")) if tree else (1, None)
+    except ValueError:
+        raise ValueError(f"tree must be TOPK,NODES such as 4,16, got {tree!r}") from None
+    return topk, nodes
+
+
+def _streamer(stats: bool) -> Any:
+    """Prints pieces as they come; with --stats on a terminal, what a draft had right in green."""
+    colour = stats and sys.stdout.isatty()
+
+    def show(_: int, piece: str, drafted: bool) -> None:
+        print(f"\033[32m{piece}\033[0m" if colour and drafted else piece, end="", flush=True)
+
+    return show
 
 
 @app.command("list")

@@ -231,6 +231,23 @@ class Observation(Record, frozen=True):
             raise ValueError(f"tokens_per_step counts the bonus token and so is at least 1, got {self.tokens_per_step}")
 
 
+class StepRecord(Record, frozen=True):
+    """One decoding step as the engine counted it; one entry per running sequence in the tuples.
+
+    `drafted` are the nodes that were verified, `accepted` those that were kept, `emitted` the tokens gained (accepted and
+    bonus, less what a stop cut off). `lookahead` is the depth that was drafted, 0 for plain decoding. Seconds are wall
+    time: drafting, the target's pass, everything else of the step.
+    """
+
+    lookahead: int
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
+    emitted: tuple[int, ...]
+    draft_s: float
+    target_s: float
+    other_s: float
+
+
 class Fit(Record, frozen=True):
     """A fitted law as a value: parameters, bootstrap draws, the range of the data, and what to distrust.
 

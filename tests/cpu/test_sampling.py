@@ -14,7 +14,9 @@ from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.decode.verify import verify_chain, verify_tree
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 0.9), (1.5, 5, 1.0), (0.8, 7, 0.6)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 0.9), (1.5, 5, 1.0), (0.8, 7, 0.6)]
+)
 def test_law_is_that_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1)) * 3
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
@@ -38,7 +40,12 @@ def test_the_most_probable_token_is_always_kept() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"top_k": -2}, "top_k")],
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+    ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, float], says: str) -> None:
     with pytest.raises(ValueError, match=says):

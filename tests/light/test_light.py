@@ -85,6 +85,7 @@ MAY = {
     "report": {"records", "shapes", "machines", "published", "laws", "validate", "plan.sdsl"},
     "models": {"records", "shapes"},
     "decode": {"records", "shapes", "models"},
+    "text": {"records", "models", "decode"},
     "train": {"records", "shapes", "models"},
     "measure": {"records", "shapes", "models", "decode"},
     "deploy": {"records", "shapes", "models"},

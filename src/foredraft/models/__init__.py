@@ -1,0 +1,19 @@
+"""Transformers as the engine and the trainer need them: a decoder for the public families, draft heads, their files.
+
+Promises: logits and hidden states equal transformers' for every family it loads, and what it cannot load is a one-line
+error. Refuses to know: sampling, scheduling, losses, tokenizers.
+
+Shape letters, the suffixes of tensor names in this room:
+
+    B batch          T tokens of this pass     S cache slots       V vocabulary (a draft head's: its own)
+    C hidden size    N query heads             K key/value heads   D head_dim
+    F width of the target features a head reads                    R rows picked out of T
+"""
+
+from foredraft.models.cache import Cache
+from foredraft.models.decoder import Decoder, Output
+from foredraft.models.head_files import load_head, save_head
+from foredraft.models.heads import Eagle3Head, EagleHead, new_head
+from foredraft.models.load import load
+
+__all__ = ["Cache", "Decoder", "Eagle3Head", "EagleHead", "Output", "load", "load_head", "new_head", "save_head"]

@@ -1,0 +1,146 @@
+"""Reading safetensors: one file or shards, checked by name, shape and type before a module takes them.
+
+Promises: a module is filled completely or not at all, and what is wrong is one line with the file and the tensor.
+Refuses to know: pickle (loading one can run code), what the tensors mean.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FLOATS = ("F32", "F16", "BF16")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies and what its file's header says of it; `kind` as safetensors spells it: F32, BF16, I64, …"""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors of a folder, by name. Only headers are read until a tensor is asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        single, index = self.folder / SINGLE, self.folder / INDEX
+        if single.is_file():
+            self.where, self.stored = single, _header(single)
+        elif index.is_file():
+            self.where, self.stored = index, _sharded(index)
+        else:
+            raise ValueError(_nothing(self.folder))
+
+    def tensor(self, name: str) -> Tensor:
+        with _opened(self.stored[name].file, name) as file:
+            return file.get_tensor(name)
+
+    def fail(self, name: str, problem: str) -> ValueError:
+        """An error about one tensor."""
+        where = self.stored[name].file if name in self.stored else self.where
+        return ValueError(f"{where}: tensor {name} {problem}")
+
+
+@contextmanager
+def _opened(path: Path, name: str = "") -> Iterator[Any]:
+    about = f" at tensor {name}" if name else ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: truncated or corrupt{about} ({reason}); download or save it again") from None
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+        return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+
+
+def _sharded(index: Path) -> dict[str, Stored]:
+    """The index's tensors, once every shard is there and holds what the index says."""
+    try:
+        placed = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted({str(shard) for shard in placed.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: no usable weight_map ({type(error).__name__}: {error})") from None
+    stored: dict[str, Stored] = {}
+    for shard in shards:
+        stored |= _shard(index, shard)
+    for name, shard in placed.items():
+        if name not in stored or stored[name].file.name != shard:
+            raise ValueError(f"{index.parent / shard}: lacks tensor {name}, though {index.name} places it there")
+    return stored
+
+
+def _shard(index: Path, shard: str) -> dict[str, Stored]:
+    if Path(shard).name != shard:
+        raise ValueError(f"{index}: shard {shard!r} must be the name of a file in the same folder")
+    if not (index.parent / shard).is_file():
+        raise ValueError(
+            f"{index.parent / shard}: no such file, though {index.name} names it; download the missing shard"
+        )
+    return _header(index.parent / shard)
+
+
+def _nothing(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such folder; give one that holds config.json and {SINGLE}"
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder / pickles[0]}: pickled weights are never loaded, they can run code; convert them to safetensors"
+        )
+    return f"{folder}: holds neither {SINGLE} nor {INDEX}"
+
+
+def check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]], ignore: Callable[[str], bool]) -> None:
+    """Raise unless the folder holds exactly the tensors `wanted` (name to shape), but for names that `ignore` excuses."""
+    missing = [name for name in wanted if name not in checkpoint.stored]
+    if missing:
+        raise ValueError(f"{checkpoint.where}: lacks tensor {_first(missing)}")
+    unexpected = [name for name in checkpoint.stored if name not in wanted and not ignore(name)]
+    if unexpected:
+        where = checkpoint.stored[unexpected[0]].file
+        raise ValueError(f"{where}: unexpected tensor {_first(unexpected)}; config.json describes another model")
+    for name, shape in wanted.items():
+        stored = checkpoint.stored[name]
+        if stored.kind not in FLOATS:
+            raise checkpoint.fail(name, f"is {stored.kind}; weights must be {', '.join(FLOATS)}")
+        if stored.shape != shape:
+            raise checkpoint.fail(name, f"is {list(stored.shape)}, but config.json makes it {list(shape)}")
+
+
+def _first(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def fill(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    name_of: Callable[[str], str],
+    ignore: Callable[[str], bool],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> None:
+    """Give every parameter of `module`, built on the meta device, its tensor; `name_of` is a parameter's name on file."""
+    wanted = {name: name_of(name) for name, _ in module.named_parameters()}
+    shapes = {wanted[name]: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    check(checkpoint, shapes, ignore)
+    state = {name: _cast(checkpoint.tensor(stored), dtype, device) for name, stored in wanted.items()}
+    module.load_state_dict(module.state_dict() | state, strict=True, assign=True)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """In memory of its own: what safetensors gives may be a view into the file, which can change or vanish."""
+    return tensor.to(device=device, dtype=dtype, copy=True).contiguous()

@@ -1,0 +1,96 @@
+"""One decoder for every family: Llama, Mistral, Qwen 1.5 to 3, Seed-OSS and OPT.
+
+Promises: logits and hidden states equal transformers'; trees and ragged batches are a matter of positions, slots and
+mask. Refuses to know: which tokens are drafts, what was accepted, files.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foredraft.models.cache import Cache, new_cache
+from foredraft.models.layers import KeyValues, Layer, Wiring, norm
+from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
+from foredraft.models.rope import Rotary
+from foredraft.shapes import Shape
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "opt")
+POSITION_OFFSET = 2  # OPT's table begins with two rows for padding
+
+
+class Decoder(nn.Module):
+    """A causal language model with weights of shape `shape`; parameters are named as in Hugging Face's Llama."""
+
+    def __init__(self, shape: Shape, wiring: Wiring) -> None:
+        super().__init__()
+        if shape.family not in FAMILIES:
+            raise ValueError(f"model_type {shape.family!r} cannot be run (have {', '.join(FAMILIES)})")
+        self.shape, self.wiring = shape, wiring
+        self.rotary = Rotary(wiring.rope, shape.head_dim) if wiring.rope else None
+        width, hidden = shape.embed_width, shape.hidden_size
+        self.embed_tokens = nn.Embedding(shape.vocab_size, width)
+        self.embed_positions = nn.Embedding(shape.position_rows, hidden) if shape.position_rows else None
+        self.project_in = nn.Linear(width, hidden, bias=False) if shape.embed_dim else nn.Identity()
+        self.layers = nn.ModuleList(Layer(shape, wiring, i) for i in range(shape.num_layers))
+        self.norm = norm(hidden, shape, wiring) if shape.final_norm else nn.Identity()
+        self.project_out = nn.Linear(hidden, width, bias=False) if shape.embed_dim else nn.Identity()
+        self.lm_head = None if shape.tie_embeddings else nn.Linear(width, shape.vocab_size, bias=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def head_weight_VC(self) -> Tensor:
+        """The LM head, which a tied model shares with its embedding."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def new_cache(self, batch: int, slots: int) -> Cache:
+        """Room for `batch` sequences of `slots` tokens, draft nodes included."""
+        check_context(slots, self.shape, self.wiring)
+        return new_cache(self.shape, batch, slots, self.dtype, self.device)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cache: KeyValues | None = None,
+        slots_BT: Tensor | None = None,
+        mask_BTS: Tensor | None = None,
+        *,
+        streams: tuple[int, ...] = (),
+        logits: LogitsAt = "all",
+    ) -> Output:
+        """Score T tokens per sequence.
+
+        `positions_BT` is each token's place in its text, `slots_BT` where its keys and values go in the cache (nodes of
+        a tree at one depth share a position, never a slot), `mask_BTS` which slots it sees, its own included (True:
+        seen; the first S slots are read; a batch of 1 serves all). Left out: positions 0, 1, … (without a cache only),
+        slots = positions, and a causal mask over slots. `streams` asks for hidden states (see `Output`), `logits` for
+        "all", "last", "none", or rows [B, R] of the T.
+        """
+        positions_BT, placing = place(tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype)
+        if cache is None:
+            check_context(tokens_BT.shape[1], self.shape, self.wiring)
+        assert all(0 <= i <= len(self.layers) for i in streams), f"streams {streams} of {len(self.layers)} layers"
+        x_BTC, kept = self._embed(tokens_BT, positions_BT), {}
+        for i, layer in enumerate(self.layers):
+            if i in streams:
+                kept[i] = x_BTC
+            x_BTC = layer(x_BTC, placing)
+        final = kept[len(self.layers)] = self.project_out(self.norm(x_BTC))
+        return Output(read_out(final, logits, self.head), final, x_BTC, tuple(kept[i] for i in streams))
+
+    def _embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        x_BTC = self.project_in(self.embed_tokens(tokens_BT))
+        if self.embed_positions is None:
+            return x_BTC
+        return x_BTC + self.embed_positions(positions_BT + POSITION_OFFSET)
+
+    def head(self, final_BTC: Tensor) -> Tensor:
+        """Logits of hidden states that are normed already."""
+        return F.linear(final_BTC, self.head_weight_VC)

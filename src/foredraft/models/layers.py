@@ -1,0 +1,173 @@
+"""The parts of a decoder layer, for every family: norms, attention, MLP, and the settings a `Shape` does not count.
+
+Promises: one module per part, switched by `Shape` and `Wiring`, never by a family's name. Refuses to know: embeddings,
+LM heads, files.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foredraft.models.rope import Rope, rope_from_config, rotate
+from foredraft.records import Record, _require
+from foredraft.shapes import Shape
+
+ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "relu": F.relu, "gelu": F.gelu}
+
+
+class Wiring(Record, frozen=True):
+    """What changes a layer's values but not its size. `rope` is None where positions are learned (OPT).
+
+    `pre_norm`: norms stand before attention and MLP (False: OPT-350m, after the sum). `window`: tokens that sliding
+    attention sees, None for all.
+    """
+
+    norm_eps: float
+    activation: str
+    rope: Rope | None = None
+    pre_norm: bool = True
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self, positive=("norm_eps", "window"))
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is not supported (have {', '.join(ACTIVATIONS)})")
+
+
+def wiring_from_config(config: dict[str, Any], shape: Shape) -> Wiring:
+    """The rest of a Hugging Face config; what it leaves out takes transformers' default of its family."""
+    if shape.family == "opt":
+        if not config.get("layer_norm_elementwise_affine", True):
+            raise ValueError("layer_norm_elementwise_affine must be true: norms without weights are not supported")
+        activation, pre_norm = config.get("activation_function", "relu"), config.get("do_layer_norm_before", True)
+        return msgspec.convert({"norm_eps": 1e-5, "activation": activation, "pre_norm": pre_norm}, Wiring)
+    activation, eps = config.get("hidden_act", "silu"), config.get("rms_norm_eps", 1e-6)
+    plain = {"norm_eps": eps, "activation": activation, "window": _window(config, shape)}
+    return msgspec.structs.replace(msgspec.convert(plain, Wiring), rope=rope_from_config(config))
+
+
+def _window(config: dict[str, Any], shape: Shape) -> int | None:
+    """The window of the layers that slide: all of Mistral's, Qwen's from `max_window_layers` on if switched on."""
+    kinds = config.get("layer_types") or []
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ValueError(f"layer_types {unknown[0]!r} is not supported (have full_attention, sliding_attention)")
+    if shape.family == "mistral":
+        return config.get("sliding_window", 4096)
+    if not shape.family.startswith("qwen") or not config.get("use_sliding_window", False):
+        return None
+    slides = "sliding_attention" in kinds if kinds else config.get("max_window_layers", 28) < shape.num_layers
+    return config.get("sliding_window", 4096) if slides else None
+
+
+class KeyValues(Protocol):
+    """What attention asks of a cache: take this pass's keys and values, give all it may see. `Cache` is one."""
+
+    def write(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Placing(NamedTuple):
+    """Where a pass's tokens stand and what they see; the same for all layers. `mask` None: causal among themselves."""
+
+    rotation: tuple[Tensor, Tensor] | None
+    cache: KeyValues | None
+    slots_BT: Tensor
+    mask_B1TS: Tensor | None
+
+
+def norm(size: int, shape: Shape, wiring: Wiring) -> nn.Module:
+    """LayerNorm with bias or RMSNorm; both compute in float32 inside."""
+    return (nn.LayerNorm if shape.layer_norm else nn.RMSNorm)(size, eps=wiring.norm_eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv 2305.13245). `index` is its layer's place in the cache."""
+
+    def __init__(self, shape: Shape, wiring: Wiring, index: int, input_size: int | None = None) -> None:
+        super().__init__()
+        self.index, self.head_dim, self.grouped = index, shape.head_dim, shape.num_heads != shape.num_kv_heads
+        size, queries, keys = input_size or shape.hidden_size, shape.num_heads, shape.num_kv_heads
+        self.q_proj = nn.Linear(size, queries * shape.head_dim, bias=shape.qkv_bias)
+        self.k_proj = nn.Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
+        self.v_proj = nn.Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
+        self.o_proj = nn.Linear(queries * shape.head_dim, shape.hidden_size, bias=shape.o_bias)
+        self.q_norm = nn.RMSNorm(shape.head_dim, eps=wiring.norm_eps) if shape.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(shape.head_dim, eps=wiring.norm_eps) if shape.qk_norm else nn.Identity()
+
+    def forward(self, x_BTC: Tensor, placing: Placing) -> Tensor:
+        q_BNTD = self.q_norm(self._split(self.q_proj(x_BTC))).transpose(1, 2)
+        k_BKTD = self.k_norm(self._split(self.k_proj(x_BTC))).transpose(1, 2)
+        v_BKTD = self._split(self.v_proj(x_BTC)).transpose(1, 2)
+        if placing.rotation is not None:
+            q_BNTD, k_BKTD = rotate(q_BNTD, placing.rotation), rotate(k_BKTD, placing.rotation)
+        return self.o_proj(self._attend(q_BNTD, k_BKTD, v_BKTD, placing).transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, T, heads·D] to [B, T, heads, D]."""
+        return x.unflatten(-1, (-1, self.head_dim))
+
+    def _attend(self, q_BNTD: Tensor, k: Tensor, v: Tensor, placing: Placing) -> Tensor:
+        """The mask's width says how many slots are read, so that short contexts do not pay for a long cache."""
+        mask = placing.mask_B1TS
+        if placing.cache is not None:
+            k, v = placing.cache.write(self.index, k, v, placing.slots_BT)
+        if mask is not None:
+            k, v = k[:, :, : mask.shape[-1]], v[:, :, : mask.shape[-1]]
+        causal = mask is None and q_BNTD.shape[2] > 1
+        return F.scaled_dot_product_attention(q_BNTD, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+
+
+class Mlp(nn.Module):
+    """act(gate(x)) · up(x), or act(up(x)) where nothing gates (OPT), then down."""
+
+    def __init__(self, shape: Shape, wiring: Wiring) -> None:
+        super().__init__()
+        hidden, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
+        self.activation = ACTIVATIONS[wiring.activation]
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias) if shape.gated_mlp else None
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x_BTC)))
+        return self.down_proj(self.activation(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
+
+
+class Layer(nn.Module):
+    """One decoder layer. `input_norm` False leaves the first norm out (layer 0 of an EAGLE head)."""
+
+    def __init__(self, shape: Shape, wiring: Wiring, index: int, *, input_norm: bool = True) -> None:
+        super().__init__()
+        self.pre_norm = wiring.pre_norm
+        self.input_layernorm = norm(shape.hidden_size, shape, wiring) if input_norm else nn.Identity()
+        self.self_attn = Attention(shape, wiring, index)
+        self.post_attention_layernorm = norm(shape.hidden_size, shape, wiring)
+        self.mlp = Mlp(shape, wiring)
+
+    def forward(self, x_BTC: Tensor, placing: Placing) -> Tensor:
+        if self.pre_norm:
+            x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), placing)
+            return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+        x_BTC = self.input_layernorm(x_BTC + self.self_attn(x_BTC, placing))
+        return self.post_attention_layernorm(x_BTC + self.mlp(x_BTC))
+
+
+class FusionLayer(nn.Module):
+    """Layer 0 of an EAGLE-3 head: attention reads the embedding beside the feature, the residual is the raw feature."""
+
+    def __init__(self, shape: Shape, wiring: Wiring) -> None:
+        super().__init__()
+        self.input_layernorm = norm(shape.hidden_size, shape, wiring)
+        self.hidden_norm = norm(shape.hidden_size, shape, wiring)
+        self.self_attn = Attention(shape, wiring, 0, input_size=2 * shape.hidden_size)
+        self.post_attention_layernorm = norm(shape.hidden_size, shape, wiring)
+        self.mlp = Mlp(shape, wiring)
+
+    def forward(self, embeds_BTC: Tensor, x_BTC: Tensor, placing: Placing) -> Tensor:
+        pair_BT2C = torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1)
+        x_BTC = x_BTC + self.self_attn(pair_BT2C, placing)
+        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))

@@ -1,0 +1,88 @@
+"""From a Hugging Face folder to a `Decoder`: which families' tensors are called what.
+
+Promises: the decoder holds every weight of the folder, in the wanted type. Refuses to know: how a tensor file is read.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from foredraft import shapes
+from foredraft.models.checkpoint import Checkpoint, fill
+from foredraft.models.decoder import Decoder
+from foredraft.models.layers import Wiring, wiring_from_config
+from foredraft.shapes import Shape
+
+# Where a checkpoint may hang its decoder, likeliest first; a bare model has no prefix.
+_PREFIXES = {"opt": ("model.decoder.", "decoder.", "")}
+# Our names are Llama's; OPT's differ.
+_OPT = (
+    (r"self_attn\.o_proj", "self_attn.out_proj"),
+    (r"mlp\.up_proj", "fc1"),
+    (r"mlp\.down_proj", "fc2"),
+    (r"input_layernorm", "self_attn_layer_norm"),
+    (r"post_attention_layernorm", "final_layer_norm"),
+    (r"^norm\.", "final_layer_norm."),
+)
+
+
+def load(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+    """The decoder in a Hugging Face folder (config.json and safetensors), frozen, in evaluation mode."""
+    shape, wiring = read_settings(path)
+    checkpoint = Checkpoint(path)
+    with torch.device("meta"):
+        decoder = Decoder(shape, wiring)
+    prefix = _prefix(shape, checkpoint)
+    fill(decoder, checkpoint, lambda name: _name(name, shape, prefix), lambda name: _spare(name, shape), dtype, device)
+    if shape.tie_embeddings and "lm_head.weight" in checkpoint.stored:
+        _check_tied(checkpoint, prefix)
+    return decoder.requires_grad_(False).eval()
+
+
+def read_settings(path: str | Path) -> tuple[Shape, Wiring]:
+    """Shape and wiring of a folder's config.json, in one-line errors that name it."""
+    shape, file = shapes.from_config(path), Path(path) / "config.json"
+    config = json.loads(file.read_bytes())
+    try:
+        return shape, _wiring(config, shape)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _wiring(config: dict[str, Any], shape: Shape) -> Wiring:
+    if "hidden_size" not in config:
+        raise ValueError("text_config: multimodal models are not supported")
+    if config.get("quantization_config"):
+        raise ValueError("quantization_config: quantised weights are not supported; give the original checkpoint")
+    return wiring_from_config(config, shape)
+
+
+def _prefix(shape: Shape, checkpoint: Checkpoint) -> str:
+    prefixes = _PREFIXES.get(shape.family, ("model.", ""))
+    return next((p for p in prefixes if f"{p}embed_tokens.weight" in checkpoint.stored), prefixes[0])
+
+
+def _name(name: str, shape: Shape, prefix: str) -> str:
+    """A parameter's name on file."""
+    if name.startswith("lm_head."):
+        return name
+    for ours, theirs in _OPT if shape.family == "opt" else ():
+        name = re.sub(ours, theirs, name)
+    return prefix + name
+
+
+def _spare(name: str, shape: Shape) -> bool:
+    """What old checkpoints carry beyond the weights: frequencies, and a tied head's copy."""
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and shape.tie_embeddings)
+
+
+def _check_tied(checkpoint: Checkpoint, prefix: str) -> None:
+    embedding, head = checkpoint.tensor(f"{prefix}embed_tokens.weight"), checkpoint.tensor("lm_head.weight")
+    if not torch.equal(embedding, head):
+        raise checkpoint.fail(
+            "lm_head.weight", "differs from the embedding; set tie_word_embeddings to false in config.json"
+        )

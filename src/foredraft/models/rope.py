@@ -1,0 +1,195 @@
+"""Rotary position embedding (arXiv 2104.09864): its settings as configs write them, its frequencies, the rotation.
+
+Promises: the frequencies of transformers' `modeling_rope_utils` for default, linear (arXiv 2306.15595), llama3 and yarn
+(arXiv 2309.00071); any other type is an error. Refuses to know: attention.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foredraft.records import Record, _require
+
+KINDS = ("default", "linear", "llama3", "yarn")
+_NEEDS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
+}
+
+
+class Rope(Record, frozen=True):
+    """How positions turn into angles. `original_positions`: the context that llama3 and yarn stretch by `factor`.
+
+    `attention_factor` scales cosine and sine (yarn's temperature, equation 22).
+    """
+
+    kind: str = "default"
+    theta: float = 10000.0
+    factor: float = 1.0
+    original_positions: float | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self,
+            positive=(
+                "theta", "factor", "original_positions", "low_freq_factor", "high_freq_factor", "beta_fast",
+                "beta_slow", "attention_factor",
+            ),
+        )  # fmt: skip
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor ({self.high_freq_factor}) must exceed low_freq_factor ({self.low_freq_factor})"
+            )
+
+
+def rope_from_config(config: dict[str, Any]) -> Rope:
+    """The rope of a Hugging Face config: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
+    given = _given(config)
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if kind not in KINDS:
+        raise ValueError(f"rope_type {kind!r} is not supported (have {', '.join(KINDS)})")
+    lacks = [key for key in _NEEDS[kind] if given.get(key) is None]
+    if lacks:
+        raise ValueError(f"rope_scaling of type {kind} lacks {', '.join(lacks)}")
+    if (given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor must be 1: rotating a part of each head is not supported")
+    theta = _number("rope_theta", given.get("rope_theta", config.get("rope_theta")) or 10000.0)
+    if kind == "default":
+        return Rope(theta=theta)
+    return Rope(kind=kind, theta=theta, **(_yarn if kind == "yarn" else _stretched)(kind, given, config))
+
+
+def _given(config: dict[str, Any]) -> dict[str, Any]:
+    """Both spellings in one dict; a rope per kind of layer, a dict of dicts, is refused."""
+    parts = [config.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+    for key, part in zip(("rope_parameters", "rope_scaling"), parts, strict=True):
+        if not isinstance(part, dict) or any(isinstance(value, dict) for value in part.values()):
+            raise ValueError(f"{key} must be one flat object, got {part!r}")
+    return parts[0] | parts[1]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _original(given: dict[str, Any], config: dict[str, Any]) -> float:
+    """The context before stretching; transformers lets the outer key win and falls back on the current context."""
+    keys = "original_max_position_embeddings", "max_position_embeddings"
+    value = config.get(keys[0]) or given.get(keys[0]) or config.get(keys[1])
+    return _number(keys[0], value)
+
+
+def _stretched(kind: str, given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    fields = {key: _number(key, given[key]) for key in _NEEDS[kind]}
+    return fields | ({"original_positions": _original(given, config)} if kind == "llama3" else {})
+
+
+def _yarn(kind: str, given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    original = _original(given, config)
+    factor = given.get("factor")
+    if factor is None:
+        factor = _number("max_position_embeddings", config.get("max_position_embeddings")) / original
+    fields = {"factor": _number("factor", factor), "original_positions": original}
+    fields |= {key: _number(key, given[key]) for key in ("beta_fast", "beta_slow") if given.get(key)}
+    return fields | {"truncate": given.get("truncate", True), "attention_factor": _temperature(given, fields["factor"])}
+
+
+def _temperature(given: dict[str, Any], factor: float) -> float:
+    """Equation 22 of yarn, 0.1·ln(factor) + 1, or DeepSeek's ratio of two such terms."""
+    if given.get("attention_factor") is not None:
+        return _number("attention_factor", given["attention_factor"])
+
+    def term(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return term(_number("mscale", given["mscale"])) / term(_number("mscale_all_dim", given["mscale_all_dim"]))
+    return term(1.0)
+
+
+def rope_to_config(rope: Rope) -> dict[str, Any]:
+    """The config keys that `rope_from_config` and the engines read; no key is null."""
+    if rope.kind == "default":
+        return {"rope_theta": rope.theta}
+    scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
+    if rope.kind != "linear":
+        original = rope.original_positions or 0.0
+        scaling["original_max_position_embeddings"] = int(original) if original == int(original) else original
+    names = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_fast", "beta_slow", "attention_factor")}
+    scaling |= {name: getattr(rope, name) for name in names.get(rope.kind, ())}
+    if not rope.truncate:
+        scaling["truncate"] = False
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+
+
+def frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """Radians per position of each pair of dimensions, [head_dim / 2], float32."""
+    if head_dim % 2:
+        raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    plain = 1.0 / rope.theta**exponent
+    if rope.kind == "linear":
+        return plain / rope.factor
+    if rope.kind == "llama3":
+        return _llama3_frequencies(rope, plain)
+    return _yarn_frequencies(rope, plain, head_dim) if rope.kind == "yarn" else plain
+
+
+def _llama3_frequencies(rope: Rope, plain: Tensor) -> Tensor:
+    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
+    assert rope.original_positions is not None
+    turns = rope.original_positions * plain / (2 * math.pi)  # within the original context
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = blend.clamp(0, 1)
+    return (1 - blend) * plain / rope.factor + blend * plain
+
+
+def _yarn_frequencies(rope: Rope, plain: Tensor, head_dim: int) -> Tensor:
+    """yarn: a ramp over dimensions between those that turn `beta_fast` and `beta_slow` times in the original context."""
+    assert rope.original_positions is not None
+
+    def dimension(turns: float, original: float = rope.original_positions) -> float:
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high = high + 0.001 if low == high else high
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(0, 1)
+    return ramp * plain / rope.factor + (1 - ramp) * plain
+
+
+class Rotary:
+    """Positions to cosine and sine. No module: a cast of its owner must not round the frequencies."""
+
+    def __init__(self, rope: Rope, head_dim: int) -> None:
+        self.scale = rope.attention_factor
+        self.frequencies = frequencies(rope, head_dim)
+
+    def __call__(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, [B, 1, T, D] each: computed in float32 once per pass, for all layers and heads."""
+        if self.frequencies.device != positions_BT.device:
+            self.frequencies = self.frequencies.to(positions_BT.device)
+        angles = positions_BT[:, None, :, None].float() * self.frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+
+
+def rotate(x_BNTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Dimension i turns with dimension i + D/2, the layout of Hugging Face checkpoints."""
+    cos, sin = rotation
+    first, second = x_BNTD.chunk(2, dim=-1)
+    return x_BNTD * cos + torch.cat((-second, first), dim=-1) * sin

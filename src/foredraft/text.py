@@ -1,0 +1,228 @@
+"""Text in, text out: a tokenizer around the engine, and checkpoints into drafters.
+
+Promises: text is given out as soon as it cannot change any more, and ends before a stop string. Refuses to know: how
+tokens are decoded.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foredraft.decode.batch import Request, Sequence
+from foredraft.decode.drafters import Drafter, LanguageModel, NGram
+from foredraft.decode.engine import Engine, Schedule
+from foredraft.decode.heads import Head
+from foredraft.decode.sampling import Sampling
+from foredraft.models.checkpoint import Checkpoint
+from foredraft.models.decoder import Decoder
+from foredraft.models.head_files import load_head
+from foredraft.models.load import load
+from foredraft.models.placing import context_limit
+from foredraft.records import StepRecord
+
+NODES = 64  # drafted nodes that a step may verify beyond the context
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a character
+
+
+def load_engine(
+    target: str | Path,
+    draft: str | None = None,
+    *,
+    lookahead: int | Schedule = 4,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    max_batch: int = 8,
+    max_context: int | None = None,
+    topk: int = 1,
+    nodes: int | None = None,
+    cache_bytes: int | None = None,
+) -> Engine:
+    """The engine for the Hugging Face folder `target`, drafted for by "ngram" or by the model in the folder `draft`.
+
+    `topk` and `nodes` draft EAGLE-2's dynamic tree with a head. `max_context` defaults to the model's own, at most
+    4,096. Raises ValueError, one line, on a lookahead that does not fit the context, a draft no smaller than its
+    target or one of another vocabulary.
+    """
+    model = load(target, dtype, device)
+    hard = context_limit(model.shape, model.wiring)  # of learned positions and sliding windows
+    context = max_context or min(model.shape.max_position_embeddings or 4096, 4096)
+    context = min(context, hard - NODES) if hard else context
+    if isinstance(lookahead, int) and lookahead >= context:
+        raise ValueError(f"lookahead ({lookahead}) must be less than the context ({context})")
+    drafter = drafter_for(model, draft, max_batch, context + NODES, topk=topk, nodes=nodes) if draft else None
+    return Engine(
+        model,
+        drafter,
+        lookahead=lookahead,
+        max_batch=max_batch,
+        max_context=context,
+        max_nodes=NODES,
+        cache_bytes=cache_bytes,
+    )
+
+
+def drafter_for(
+    target: Decoder, draft: str, max_batch: int, slots: int, *, topk: int = 1, nodes: int | None = None
+) -> Drafter:
+    """A drafter by name, or from the folder of a language model or of a draft head."""
+    if draft == "ngram":
+        return NGram()
+    if is_head(draft):
+        head = load_head(draft, target, target.dtype, target.device)
+        return Head(head, head.new_cache(max_batch, slots + topk * NODES), topk=topk, nodes=nodes)
+    if topk > 1:
+        raise ValueError("topk: trees are drafted by heads only; leave out --topk")
+    model = load(draft, target.dtype, target.device)
+    if model.shape.params >= target.shape.params:
+        raise ValueError(
+            f"draft {draft} ({model.shape.params:,} parameters) must be smaller than its target ({target.shape.params:,})"
+        )
+    if abs(model.shape.vocab_size / target.shape.vocab_size - 1) > 0.01:
+        raise ValueError(
+            f"draft vocab_size {model.shape.vocab_size} is not the target's {target.shape.vocab_size}: "
+            "they do not share a tokenizer; train a draft with the target's"
+        )
+    return LanguageModel(model, model.new_cache(max_batch, slots), vocab_size=target.shape.vocab_size)
+
+
+def is_head(folder: str | Path) -> bool:
+    """Whether a folder holds a draft head: it has the tensor that joins features, which no language model has."""
+    return "fc.weight" in Checkpoint(folder).stored
+
+
+class Answer:
+    """One request's text as it grows. `on_text(piece, drafted)` gets what can be shown; `drafted` says whether a
+    draft had it right.
+    """
+
+    def __init__(
+        self, tokenizer: Any, stops: tuple[str, ...] = (), on_text: Callable[[str, bool], None] | None = None
+    ) -> None:
+        self.tokenizer, self.stops, self.on_text = tokenizer, stops, on_text
+        self.tokens: list[int] = []
+        self.text, self.shown, self.stopped = "", 0, False
+
+    def take(self, emitted: list[int]) -> None:
+        """Tokens of one step: all but the last were drafted and accepted."""
+        for i, token in enumerate(emitted):
+            if not self.stopped:
+                self._grow(token, i + 1 < len(emitted))
+
+    def _grow(self, token: int, drafted: bool) -> None:
+        self.tokens.append(token)
+        self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        found = [at for stop in self.stops if (at := self.text.find(stop)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+        self._show(self.text if self.stopped else self._settled(), drafted)
+
+    def _settled(self) -> str:
+        """The text less what the next token may still change: half a character, or the beginning of a stop string."""
+        text = self.text.rstrip(UNFINISHED)
+        held = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        return text[: len(text) - held]
+
+    def finish(self) -> str:
+        """All of the text, shown to its end."""
+        self._show(self.text, False)
+        return self.text
+
+    def _show(self, text: str, drafted: bool) -> None:
+        if self.on_text and len(text) > self.shown:
+            self.on_text(text[self.shown :], drafted)
+        self.shown = max(self.shown, len(text))
+
+
+def stop_ids(target: str | Path, tokenizer: Any) -> frozenset[int]:
+    """End-of-text ids of a folder: generation_config.json's, and the tokenizer's."""
+    import json
+
+    path = Path(target) / "generation_config.json"
+    stated = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    ids = stated if isinstance(stated, list) else [stated]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if isinstance(i, int))
+
+
+def generate(
+    engine: Engine,
+    tokenizer: Any,
+    prompts: list[str],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    ends: frozenset[int] = frozenset(),
+    stops: tuple[str, ...] = (),
+    chat: bool = False,
+    on_text: Callable[[int, str, bool], None] | None = None,
+    on_step: Callable[[StepRecord], object] | None = None,
+) -> list[tuple[Answer, Sequence]]:
+    """Answer `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Texts stand in the answers, counts in the
+    sequences.
+    """
+    made = []
+    for index, prompt in enumerate(prompts):
+        show = None if on_text is None else lambda piece, drafted, index=index: on_text(index, piece, drafted)
+        answer = Answer(tokenizer, stops, show)
+        request = Request(
+            prompt=tuple(encode(tokenizer, prompt, chat)),
+            max_tokens=max_tokens,
+            sampling=sampling or Sampling(),
+            stop_ids=ends,
+        )
+        made.append((answer, engine.add(request, answer.take)))
+    for step in engine.run():
+        if on_step:
+            on_step(step)
+        for answer, sequence in made:
+            if answer.stopped and not sequence.finish:
+                sequence.finish = "stop"
+                engine.cancel(sequence)
+    for answer, _ in made:
+        answer.finish()
+    return made
+
+
+def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    """Token ids of a prompt, as a user's turn where `chat`."""
+    if not chat:
+        return tokenizer(prompt)["input_ids"]
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat_template; leave out --chat")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def tokenizer_of(target: str | Path) -> Any:
+    """The tokenizer in a model's folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(target), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{target}: no tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json beside config.json"
+        ) from None
+
+
+def report(prompt: str, answer: Answer, sequence: Sequence) -> dict[str, Any]:
+    """One answer for scripts."""
+    return {
+        "prompt": prompt, "text": answer.text, "tokens": sequence.answer, "finish": sequence.finish, "steps": sequence.steps,
+        "tokens_per_step": len(sequence.answer) / sequence.steps, "accepted_per_step": sequence.accepted_at,
+    }  # fmt: skip
+
+
+def summary(steps: list[StepRecord]) -> str:
+    """What the steps counted, in one line."""
+    rows, emitted = sum(len(s.emitted) for s in steps), sum(sum(s.emitted) for s in steps)
+    drafted, accepted = sum(sum(s.drafted) for s in steps), sum(sum(s.accepted) for s in steps)
+    draft_s, target_s, other_s = (sum(getattr(s, name) for s in steps) for name in ("draft_s", "target_s", "other_s"))
+    total = draft_s + target_s + other_s
+    return (
+        f"{emitted} tokens in {rows} sequence steps: {emitted / rows:.2f} tokens per step; {accepted} of {drafted} drafted accepted; "
+        f"{emitted / total:.1f} tokens/s (draft {draft_s / total:.0%}, target {target_s / total:.0%}, other {other_s / total:.0%})"
+    )

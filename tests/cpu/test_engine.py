@@ -1,0 +1,333 @@
+"""The engine's claims: lossless for every drafter, batch and schedule; batches equal requests alone; refusals with numbers."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from foredraft.decode.batch import Request
+from foredraft.decode.drafters import PAD, Drafter, LanguageModel, NGram, Proposal
+from foredraft.decode.engine import Engine, ancestors
+from foredraft.decode.heads import Head
+from foredraft.decode.sampling import Sampling
+from foredraft.models.decoder import Decoder
+from foredraft.models.heads import DraftHead, new_head
+from foredraft.models.layers import Wiring
+from foredraft.models.rope import rope_from_config
+from foredraft.shapes import from_config
+
+VOCAB = 64
+
+
+def model(seed: int, layers: int = 2, hidden: int = 32) -> Decoder:
+    """A small random Llama whose laws are sharp enough to be predictable in part."""
+    config = {
+        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_act": "silu",
+    }  # fmt: skip
+    shape = from_config(config, name=f"tiny-{seed}")
+    torch.manual_seed(seed)
+    decoder = Decoder(shape, Wiring(norm_eps=1e-5, activation="silu", rope=rope_from_config(config)))
+    for parameter in decoder.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    return decoder.requires_grad_(False).eval()
+
+
+TARGET = model(0)
+OTHER = model(1, layers=1)
+
+
+def blended(share: float) -> Decoder:
+    """A draft near the target: its weights moved by noise, so that some tokens are accepted and some refused."""
+    near = model(0)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in near.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * share * parameter.abs().mean())
+    return near
+
+
+class Tree:
+    """Determined proposals in a tree: the two likeliest next tokens of a model, and two below each."""
+
+    name = "tree"
+    reads: tuple[int, ...] = ()
+
+    def __init__(self, draft: Decoder) -> None:
+        self.draft = draft
+
+    def admit(self, row: int, sequence: object) -> None: ...
+
+    def move(self, source: int, row: int) -> None: ...
+
+    def propose(self, running, lookahead: int) -> Proposal:
+        tokens, parents = [], [-1, -1, 0, 0, 1, PAD]
+        for sequence in running:
+            first = self._top(sequence.tokens)
+            tokens.append(
+                [*first, *self._top([*sequence.tokens, first[0]]), self._top([*sequence.tokens, first[1]])[0], 0]
+            )
+        return Proposal(torch.tensor(tokens), torch.tensor([parents] * len(running)))
+
+    def _top(self, tokens: list[int]) -> list[int]:
+        return self.draft(torch.tensor([tokens])).logits_BTV[0, -1].topk(2).indices.tolist()
+
+
+def lm(draft: Decoder) -> Drafter:
+    return LanguageModel(draft, draft.new_cache(8, 300))
+
+
+def trained(kind: str, layers: int = 1, steps: int = 60) -> DraftHead:
+    """A head that has learned a little of its target's greedy answers here: enough for some tokens to be accepted."""
+    head = new_head(TARGET, kind, layers, feature_layers=(0, 1, 2) if kind == "eagle3" else None)
+    texts = [torch.tensor([[*prompt, *plain(prompt)]]) for prompt in PROMPTS]
+    joined = [torch.cat(TARGET(text, streams=head.feature_layers).streams, -1) for text in texts]
+    optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(steps):
+        outputs = [head(t[:, 1:-1], head.combine(f[:, :-2])).logits_BTV[0] for t, f in zip(texts, joined, strict=True)]
+        loss = torch.nn.functional.cross_entropy(torch.cat(outputs), torch.cat([text[0, 2:] for text in texts]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return head.requires_grad_(False).eval()
+
+
+@cache
+def a_head(kind: str, layers: int = 1) -> DraftHead:
+    return trained(kind, layers)
+
+
+def headed(kind: str, layers: int = 1, topk: int = 1, nodes: int | None = None) -> Head:
+    head = a_head(kind, layers)
+    return Head(head, head.new_cache(8, 300), topk=topk, nodes=nodes)
+
+
+DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
+    "none": lambda: None,
+    "ngram": NGram,
+    "same": lambda: lm(TARGET),
+    "near": lambda: lm(blended(0.1)),
+    "other": lambda: lm(OTHER),
+    "tree": lambda: Tree(blended(0.1)),
+    "eagle": lambda: headed("eagle"),
+    "eagle3": lambda: headed("eagle3"),
+    "scylla": lambda: headed("eagle3", 2),
+    "eagle2-tree": lambda: headed("eagle", topk=3, nodes=10),
+    "eagle3-tree": lambda: headed("eagle3", topk=4, nodes=16),
+    "scylla-tree": lambda: headed("eagle3", 2, topk=2),
+}
+PROMPTS = [(1, 2, 3, 4, 5, 1, 2, 3), (7,), (9, 8, 9, 8, 9, 8), tuple(range(20)), (5, 5, 5), (63, 0)]
+
+
+GREEDY = Sampling()
+
+
+def requests(sampling: Sampling = GREEDY, max_tokens: int = 40) -> list[Request]:
+    return [Request(prompt=prompt, max_tokens=max_tokens, sampling=sampling) for prompt in PROMPTS]
+
+
+def plain(prompt: tuple[int, ...], max_tokens: int = 40) -> list[int]:
+    """Greedy decoding without cache, engine or batch."""
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        tokens.append(int(TARGET(torch.tensor([tokens])).logits_BTV[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def greedy() -> list[list[int]]:
+    return [plain(prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_greedy_is_token_for_token_that_of_the_target(name: str, batch: int, greedy: list[list[int]]) -> None:
+    engine = Engine(TARGET, DRAFTERS[name](), lookahead=4, max_batch=batch, max_context=128)
+    assert [sequence.answer for sequence in engine.generate(requests())] == greedy
+
+
+def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:
+    """Without refusals the tests above would prove little; without acceptances too."""
+    for name, low, high in (
+        ("same", 4.99, 5.0),
+        ("near", 1.3, 4.9),
+        ("tree", 1.3, 3.0),
+        ("other", 1.0, 1.5),
+        ("eagle3", 1.1, 4.9),
+        ("eagle3-tree", 1.2, 5.0),
+    ):
+        engine = Engine(TARGET, DRAFTERS[name](), lookahead=4, max_batch=4, max_context=128)
+        for request in requests():
+            engine.add(request)
+        steps = list(engine.run())
+        tau = 1 + sum(sum(s.accepted) for s in steps) / sum(len(s.accepted) for s in steps)
+        assert low <= tau <= high, (name, tau)
+
+
+def test_lookahead_may_follow_the_number_running(greedy: list[list[int]]) -> None:
+    engine = Engine(
+        TARGET, lm(blended(0.1)), lookahead=lambda running: {1: 5, 2: 3}.get(running, 0), max_batch=4, max_context=128
+    )
+    sequences = [engine.add(request) for request in requests()]
+    seen = {(len(step.drafted), step.lookahead) for step in engine.run()}
+    assert [sequence.answer for sequence in sequences] == greedy
+    assert {k for _, k in seen} >= {0, 3, 5}
+    assert all(k == {1: 5, 2: 3}.get(n, 0) for n, k in seen)
+
+
+@pytest.mark.parametrize("name", ["ngram", "near", "tree", "eagle3-tree"])
+def test_a_sampled_batch_equals_its_requests_alone(name: str) -> None:
+    """Each request's chance comes from its own seed: who runs beside it changes nothing."""
+    sampling = Sampling(temperature=0.8, top_p=0.95, seed=3)
+    together = Engine(TARGET, DRAFTERS[name](), max_batch=4, max_context=128).generate(requests(sampling))
+    for request, sequence in zip(requests(sampling), together, strict=True):
+        (alone,) = Engine(TARGET, DRAFTERS[name](), max_batch=1, max_context=128).generate([request])
+        assert alone.answer == sequence.answer
+
+
+@pytest.mark.parametrize("name", ["near", "tree", "other", "eagle3-tree"])
+def test_sampled_tokens_follow_the_targets_law(name: str) -> None:
+    """Pairs of tokens after one prompt, 3,000 seeds, against the exact law of pairs; false-alarm rate 1e-4 a case (fixed seeds)."""
+    from scipy.stats import chisquare
+
+    prompt, num = (1, 2, 3), 3000
+    sampling = Sampling(temperature=0.7, top_k=3)
+    engine = Engine(TARGET, DRAFTERS[name](), lookahead=2, max_batch=8, max_context=32)
+    made = [
+        Request(prompt=prompt, max_tokens=2, sampling=Sampling(temperature=0.7, top_k=3, seed=s)) for s in range(num)
+    ]
+    found = [tuple(sequence.answer) for sequence in engine.generate(made)]
+    from foredraft.decode.sampling import probabilities
+
+    law = {}
+    first = probabilities(TARGET(torch.tensor([prompt])).logits_BTV[0, -1:], sampling)[0]
+    for a in first.nonzero()[:, 0].tolist():
+        second = probabilities(TARGET(torch.tensor([[*prompt, a]])).logits_BTV[0, -1:], sampling)[0]
+        law |= {(a, b): float(first[a] * second[b]) for b in second.nonzero()[:, 0].tolist()}
+    assert set(found) <= set(law)
+    counts, expected = [found.count(pair) for pair in law], [num * p for p in law.values()]
+    scale = sum(counts) / sum(expected)
+    assert chisquare(counts, [e * scale for e in expected]).pvalue > 1e-4
+
+
+def test_stop_ids_end_an_answer_and_are_part_of_it(greedy: list[list[int]]) -> None:
+    stop = greedy[0][7]
+    cut = greedy[0].index(stop) + 1
+    request = Request(prompt=PROMPTS[0], max_tokens=40, stop_ids=frozenset({stop}))
+    for name in ("none", "same"):
+        (sequence,) = Engine(TARGET, DRAFTERS[name](), max_batch=1, max_context=128).generate([request])
+        assert (sequence.answer, sequence.finish) == (greedy[0][:cut], "stop")
+
+
+def test_tokens_stream_as_they_come_and_a_request_can_be_cancelled(greedy: list[list[int]]) -> None:
+    engine = Engine(TARGET, DRAFTERS["near"](), max_batch=3, max_context=128)
+    streamed: list[int] = []
+    kept = engine.add(requests()[0], streamed.extend)
+    dropped = [engine.add(request) for request in requests()[1:]]
+    for number, _ in enumerate(engine.run()):
+        if number == 2:
+            for sequence in dropped:
+                engine.cancel(sequence)
+    assert streamed == kept.answer == greedy[0]
+    assert {sequence.finish for sequence in dropped} == {"cancelled"}
+    assert dropped[0].answer == greedy[1][: len(dropped[0].answer)]
+
+
+def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
+    engine = Engine(TARGET, max_batch=1, max_context=64)
+    with pytest.raises(ValueError, match="need 70 tokens, max_context is 64"):
+        engine.add(Request(prompt=(1,) * 30, max_tokens=40))
+    with pytest.raises(ValueError, match="outside the vocabulary of 64"):
+        engine.add(Request(prompt=(64,), max_tokens=1))
+    with pytest.raises(ValueError, match="cache_bytes 1,000 is less than"):
+        Engine(TARGET, max_batch=1, max_context=64, cache_bytes=1000)
+    with pytest.raises(ValueError, match="at least one token"):
+        Request(prompt=(), max_tokens=1)
+
+
+def test_every_step_is_counted_once(greedy: list[list[int]]) -> None:
+    engine = Engine(TARGET, DRAFTERS["near"](), max_batch=3, max_context=128)
+    sequences = [engine.add(request) for request in requests()]
+    steps = list(engine.run())
+    assert sum(sum(step.emitted) for step in steps) == sum(len(s.answer) for s in sequences)
+    assert all(d >= a for step in steps for d, a in zip(step.drafted, step.accepted, strict=True))
+    assert all(step.draft_s > 0 and step.target_s > 0 for step in steps)
+
+
+def test_ancestors_of_a_tree() -> None:
+    sees = ancestors(torch.tensor([[-1, -1, 0, 2, PAD]]))[0]
+    assert [row.nonzero()[:, 0].tolist() for row in sees] == [[0], [0, 1], [0, 2], [0, 1, 3], [0, 1, 3, 4], [0, 5]]
+
+
+def test_ngram_takes_the_latest_of_the_longest_matches() -> None:
+    assert NGram().look_up([1, 2, 3, 9, 1, 2, 3, 8, 2, 3], 3) == [8, 2, 3]
+    assert NGram().look_up([1, 2, 3], 3) == []
+
+
+class Checked:
+    """A head drafter whose every proposal is compared with one computed anew, without cache, batch or beam."""
+
+    def __init__(self, drafter: Head) -> None:
+        self.drafter, self.name, self.reads, self.seen = drafter, "checked", drafter.reads, 0
+
+    def admit(self, row: int, sequence) -> None:
+        self.drafter.admit(row, sequence)
+
+    def move(self, source: int, row: int) -> None:
+        self.drafter.move(source, row)
+
+    def propose(self, running, lookahead: int) -> Proposal:
+        told = [sequence.fresh is not None for sequence in running]
+        proposal = self.drafter.propose(running, lookahead)
+        for row, sequence in enumerate(running):
+            if told[row]:
+                self._check(sequence.tokens, proposal.tokens[row].tolist(), proposal.parents[row].tolist(), lookahead)
+                self.seen += 1
+            else:
+                assert set(proposal.parents[row].tolist()) == {PAD}
+        return proposal
+
+    def _check(self, tokens: list[int], drafted: list[int], parents: list[int], lookahead: int) -> None:
+        paths: list[list[int]] = []
+        for token, parent in zip(drafted, parents, strict=True):
+            paths.append([*(paths[parent] if parent >= 0 else []), token])
+        assert len(set(map(tuple, paths))) == len(paths)
+        assert max(map(len, paths)) <= lookahead
+        score = {(): 0.0} | {tuple(path): naive(self.drafter.head, tokens, path) for path in paths}
+        best = naive_best(self.drafter.head, tokens)
+        assert drafted[0] == best or best in [path[0] for path in paths if len(path) == 1]
+        assert all(score[tuple(path)] <= score[tuple(path[:-1])] + 1e-4 for path in paths)
+        if self.drafter.topk == 1:
+            for path in paths:
+                assert path[-1] == naive_best(self.drafter.head, tokens, path[:-1])
+
+
+def naive_law(head: DraftHead, tokens: list[int], path: list[int]) -> torch.Tensor:
+    """log q of the token after `tokens` + `path`, from whole passes: true features, then the head's own outputs."""
+    streams = TARGET(torch.tensor([tokens[:-1]]), streams=head.feature_layers).streams
+    hidden = head.combine(torch.cat(streams, -1))
+    ids = torch.tensor([tokens[1:]])
+    for token in path:
+        output = head(ids, hidden)
+        hidden = torch.cat((hidden, output.pre_norm_BTC[:, -1:]), 1)
+        ids = torch.cat((ids, torch.tensor([[token]])), 1)
+    return head(ids, hidden).logits_BTV[0, -1].log_softmax(-1)
+
+
+def naive(head: DraftHead, tokens: list[int], path: list[int]) -> float:
+    return sum(float(naive_law(head, tokens, path[:i])[token]) for i, token in enumerate(path))
+
+
+def naive_best(head: DraftHead, tokens: list[int], path: list[int] | None = None) -> int:
+    return int(head.target_ids(naive_law(head, tokens, path or []).argmax()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "topk", "nodes"), [("eagle", 1, 1, None), ("eagle3", 2, 1, None), ("eagle3", 1, 3, 8)]
+)
+def test_heads_draft_what_whole_passes_would(kind: str, layers: int, topk: int, nodes: int | None) -> None:
+    drafter = Checked(headed(kind, layers, topk, nodes))
+    Engine(TARGET, drafter, lookahead=3, max_batch=3, max_context=64).generate(requests(max_tokens=12))
+    assert drafter.seen > 20

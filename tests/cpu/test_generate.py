@@ -1,0 +1,110 @@
+"""Text in, text out: the command, stop strings, streaming, drafters from folders, refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foredraft import text
+from foredraft.decode.sampling import Sampling
+from foredraft.models import new_head, save_head
+
+PROMPT = "the quick brown"
+
+
+def cli(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "foredraft.cli", *args], capture_output=True, text=True, input=stdin)
+
+
+@pytest.fixture(scope="module")
+def oracle(checkpoint: Path) -> list[int]:
+    """transformers' own greedy tokens."""
+    from transformers import LlamaForCausalLM
+
+    tokenizer: Any = text.tokenizer_of(checkpoint)
+    model: Any = LlamaForCausalLM.from_pretrained(checkpoint)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model.generate(ids, max_new_tokens=30, do_sample=False)[0, ids.shape[1] :].tolist()
+
+
+def test_greedy_tokens_are_those_of_transformers(checkpoint: Path, oracle: list[int]) -> None:
+    for draft in ("", "ngram"):
+        done = cli(
+            "generate", str(checkpoint), PROMPT, "--max-tokens", "30", "--json", *(("--draft", draft) if draft else ())
+        )
+        assert done.returncode == 0, done.stderr
+        (answer,) = json.loads(done.stdout)
+        assert answer["tokens"] == oracle
+
+
+def test_a_head_from_its_folder_changes_nothing(checkpoint: Path, oracle: list[int], tmp_path: Path) -> None:
+    engine = text.load_engine(checkpoint)
+    save_head(new_head(engine.target, "eagle3", 2, range(200), feature_layers=(1, 2, 3)), tmp_path)
+    for tree in ((1, None), (3, 8)):
+        made = text.generate(
+            text.load_engine(checkpoint, str(tmp_path), lookahead=3, topk=tree[0], nodes=tree[1]),
+            text.tokenizer_of(checkpoint), [PROMPT, "dog"], max_tokens=30,
+        )  # fmt: skip
+        assert made[0][1].answer == oracle
+
+
+def test_text_streams_whole_characters_and_ends_before_a_stop_string(checkpoint: Path) -> None:
+    tokenizer, sampling = text.tokenizer_of(checkpoint), Sampling(temperature=1.5, seed=4)
+    pieces: list[str] = []
+    ((whole, _),) = text.generate(
+        text.load_engine(checkpoint, "ngram"), tokenizer, [PROMPT], max_tokens=60, sampling=sampling,
+        on_text=lambda _, piece, __: pieces.append(piece),
+    )  # fmt: skip
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 10
+    stop = whole.text[20:23]
+    shown: list[str] = []
+    ((cut, sequence),) = text.generate(
+        text.load_engine(checkpoint, "ngram"), tokenizer, [PROMPT], max_tokens=60, sampling=sampling, stops=(stop,),
+        on_text=lambda _, piece, __: shown.append(piece),
+    )  # fmt: skip
+    assert stop not in cut.text
+    assert "".join(shown) == cut.text
+    assert sequence.finish == "stop"
+
+
+def test_prompts_of_a_file_and_of_stdin(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the fox\n\nlazy dog\n")
+    both = cli("generate", str(checkpoint), "--file", str(tmp_path / "prompts.txt"), "--max-tokens", "5", "--json")
+    alone = cli("generate", str(checkpoint), "--max-tokens", "5", "--json", stdin="lazy dog")
+    assert json.loads(both.stdout)[1]["tokens"] == json.loads(alone.stdout)[0]["tokens"]
+
+
+def test_stats_stand_on_stderr(checkpoint: Path) -> None:
+    done = cli("generate", str(checkpoint), PROMPT, "--draft", "ngram", "--max-tokens", "20", "--stats")
+    assert "tokens per step" in done.stderr
+    assert "tokens per step" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--max-tokens", "600"), "max_context is 512"),
+        (("--lookahead", "600"), "lookahead (600) must be less than the context"),
+        (("--dtype", "int3"), "dtype must be one of"),
+        (("--tree", "four"), "tree must be TOPK,NODES"),
+        (("--temperature", "-1"), "temperature"),
+        (("--cache-gb", "0.000001"), "cache_bytes"),
+        (("--chat",), "no chat_template"),
+    ],
+)
+def test_impossible_requests_are_one_line(checkpoint: Path, args: tuple[str, ...], says: str) -> None:
+    done = cli("generate", str(checkpoint), PROMPT, *args)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_draft_as_large_as_its_target_is_refused(checkpoint: Path) -> None:
+    done = cli("generate", str(checkpoint), PROMPT, "--draft", str(checkpoint))
+    assert "must be smaller than its target" in done.stderr
