@@ -370,20 +370,16 @@ def generate(
     json: JSON = False,
 ) -> None:
     """Decode losslessly with any drafter: the text is the target's own, only sooner."""
-    import torch
-
     from foredraft import text
     from foredraft.decode.sampling import Sampling
 
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        _fail(f"dtype must be one of {', '.join(kinds)}, got {dtype}")
+    kind = _dtype(dtype)
     prompts = _prompts(prompt, file)
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     topk, nodes = _tree(tree)
     tokenizer = text.tokenizer_of(target)
     engine = text.load_engine(
-        target, draft, lookahead=lookahead, dtype=kinds[dtype], device=device, max_batch=min(batch, len(prompts)),
+        target, draft, lookahead=lookahead, dtype=kind, device=device, max_batch=min(batch, len(prompts)),
         max_context=context, topk=topk, nodes=nodes, cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )  # fmt: skip
     show = _streamer(stats) if stream and not json and len(prompts) == 1 else None
@@ -403,6 +399,87 @@ def generate(
         print("\n\n".join(answer.text for answer, _ in made))
     if stats:
         print(text.summary(steps), file=sys.stderr)
+
+
+@app.command()
+def bench(
+    target: Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer.")],
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--draft", "-d", help="ngram or a folder, with @k for its lookahead (dir@5); repeat for more arms."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Prompts: a line each, or Spec-Bench JSONL.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Prompts to take.")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Counted rounds; one more warms up.")] = 3,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write bench.json there.")] = None,
+    json: JSON = False,
+) -> None:
+    """Time plain decoding and every draft on the same prompts, in turn, in one run."""
+    import torch
+    from rich.progress import Progress
+
+    from foredraft import records, text
+    from foredraft.decode.batch import Request
+    from foredraft.decode.sampling import Sampling
+    from foredraft.measure.bench import bench as run
+    from foredraft.measure.bench import conditions, spec_bench_prompts
+
+    if threads:
+        torch.set_num_threads(threads)
+    kind = _dtype(dtype)
+    prompts = spec_bench_prompts(file)[:num] if file and file.suffix == ".jsonl" else _prompts(None, file)[:num]
+    tokenizer = text.tokenizer_of(target)
+    requests = [
+        Request(
+            prompt=tuple(text.encode(tokenizer, prompt, False)),
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature=temperature, seed=i),
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    context = max(len(request.prompt) for request in requests) + max_tokens
+
+    def arm(spec: str | None) -> Any:
+        name, _, k = (spec or "").partition("@")
+        if k and not k.isdigit():
+            raise ValueError(f"draft {spec!r}: what follows @ is the lookahead, a whole number")
+        return lambda: text.load_engine(
+            target, name or None, lookahead=int(k or 4), dtype=kind, device=device, max_batch=batch, max_context=context
+        )
+
+    arms = {"plain": arm(None)} | {spec: arm(spec) for spec in draft or ["ngram"]}
+    groups = -(-len(requests) // batch)
+    with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("decoding", total=(rounds + 1) * groups * len(arms))
+        found = run(arms, requests, rounds=rounds, progress=lambda: bar.advance(task))
+    report = {"conditions": conditions(target, len(prompts), max_tokens, batch, rounds, dtype, device), "arms": found}
+    if out:
+        records.write(out / "bench.json", report)
+    if json:
+        _print_json(report)
+        return
+    from foredraft.report.terminal import bench_tables
+
+    _print_blocks(bench_tables(found, report["conditions"]))
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in kinds:
+        raise ValueError(f"dtype must be one of {', '.join(kinds)}, got {name}")
+    return kinds[name]
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:

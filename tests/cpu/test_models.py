@@ -20,6 +20,7 @@ from transformers import (
     Qwen3Config,
     SeedOssConfig,
 )
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from foredraft import shapes
 from foredraft.models import Decoder, Eagle3Head, EagleHead, load, load_head, new_head, save_head
@@ -120,13 +121,18 @@ def some_tokens(*shape: int) -> Tensor:
 
 def test_logits_and_every_hidden_state_of_whole_sequences(pair):
     tokens = some_tokens(2, 40)
+    body, last = getattr(pair.theirs.model, "decoder", pair.theirs.model), []
+    hook = body.layers[-1].register_forward_hook(lambda module, given, result: last.append(result))
     theirs = pair.theirs(tokens, output_hidden_states=True)
+    hook.remove()
     depth = pair.ours.shape.num_layers
     output = pair.ours(tokens, streams=tuple(range(depth + 1)))
     torch.testing.assert_close(output.logits_BTV, theirs.logits, **CLOSE)
     assert len(theirs.hidden_states) == depth + 1
     for ours, expected in zip(output.streams, theirs.hidden_states, strict=True):
         torch.testing.assert_close(ours, expected, **CLOSE)
+    torch.testing.assert_close(output.pre_norm_BTC, last[0].reshape(output.pre_norm_BTC.shape), **CLOSE)
+    assert torch.equal(output.final_BTC, output.streams[-1])
     assert theirs.logits.std() > 0.3, "negative control: logits all near zero would agree with anything"
 
 
@@ -348,6 +354,33 @@ def test_rope_settings_survive_a_config(kind):
     assert "None" not in str(rope_to_config(given))
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "default"},
+        LLAMA3 | {"original_max_position_embeddings": 8192},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 4096, "truncate": False},
+        {"rope_type": "yarn", "factor": 2.0, "beta_fast": 1e9, "beta_slow": 1e8},
+    ],
+)
+def test_frequencies_at_real_sizes_equal_transformers(scaling):
+    """The last one's ramp has no width."""
+    sizes: dict[str, Any] = rope(**scaling) | {"head_dim": 128, "max_position_embeddings": 131072}
+    expected = LlamaRotaryEmbedding(LlamaConfig(**sizes))
+    given = {"max_position_embeddings": 131072, "rope_parameters": {"rope_theta": 500.0} | scaling}
+    ours = rope_from_config(given)
+    torch.testing.assert_close(frequencies(ours, 128), expected.inv_freq, rtol=1e-6, atol=0)
+    assert ours.attention_factor == pytest.approx(expected.attention_scaling)
+
+
+def test_the_outer_original_context_wins_as_in_transformers():
+    outer: dict[str, Any] = rope(**LLAMA3, **OLD) | {"original_max_position_embeddings": 16}
+    expected = LlamaRotaryEmbedding(LlamaConfig(**outer)).inv_freq
+    torch.testing.assert_close(frequencies(rope_from_config(outer), 16), expected)
+    assert not torch.allclose(frequencies(rope_from_config(rope(**LLAMA3, **OLD)), 16), expected)
+
+
 def test_a_cast_of_the_model_leaves_the_frequencies_alone():
     decoder = Decoder(shapes.from_config(LLAMA | {"model_type": "llama"}), wiring()).to(torch.bfloat16)
     assert decoder.rotary is not None
@@ -499,8 +532,12 @@ def test_contexts_beyond_a_window_or_table_are_refused(tmp_path, config, limit, 
     torch.testing.assert_close(ours(tokens).logits_BTV, theirs(tokens).logits, **CLOSE)
     if limit is None:
         ours.new_cache(1, 4 * CONTEXT)
+        edit_config(tmp_path, layer_types=None)  # as old configs have it
+        assert load(tmp_path).wiring.window is None
         return
     ours.new_cache(1, limit)
+    edit_config(tmp_path, layer_types=None)
+    assert load(tmp_path).wiring == ours.wiring
     refused(rf"{limit + 1} slots reach beyond {field} \({limit}\)", ours.new_cache, 1, limit + 1)
     refused(rf"{limit + 1} slots reach beyond {field}", ours, some_tokens(1, limit + 1))
 

@@ -259,6 +259,33 @@ def sdsl_tables(report: Mapping[str, Any]) -> Blocks:
     ]
 
 
+def bench_tables(arms: Sequence[Any], conditions: Mapping[str, Any]) -> Blocks:
+    """Arms of a bench beside each other, and what they ran under."""
+    table = Titled(
+        "Decoding (90 % intervals over prompts)",
+        "arm",
+        "tokens/s",
+        "× plain",
+        "tokens/step",
+        "TTFT",
+        "TPOT",
+        "GB/s",
+        "same text",
+    )
+    for arm in arms:
+        table.add_row(
+            arm.name,
+            interval(arm.output_tok_s, ".1f"),
+            interval(arm.ratio, ".2f"),
+            interval(arm.tokens_per_step, ".2f"),
+            f"{1e3 * arm.ttft_s.value:.1f} ms",
+            f"{1e3 * arm.tpot_s.value:.2f} ms",
+            f"{arm.gb_s:.1f} of {arm.ceiling_gb_s:.1f}",
+            "yes" if arm.same_tokens else "no",
+        )
+    return [table, Text(", ".join(f"{name} {value}" for name, value in conditions.items()), style="dim")]
+
+
 def named_things(what: str) -> dict[str, str]:
     """What `foredraft list` shows: names and a line about each. Raises ValueError for a list that there is none of."""
     from foredraft.laws.forms import laws
