@@ -93,7 +93,10 @@ def _turn(engine: Engine, group: Sequence[Request]) -> tuple[Turn, list[list[int
     start = time.perf_counter()
 
     def clock(index: int) -> Callable[[list[int]], None]:
-        return lambda _: firsts.setdefault(index, time.perf_counter() - start) and None
+        def stop(_: list[int]) -> None:
+            firsts.setdefault(index, time.perf_counter() - start)
+
+        return stop
 
     sequences = [engine.add(request, clock(i)) for i, request in enumerate(group)]
     steps = list(engine.run())
@@ -161,7 +164,7 @@ def conditions(
     """What a reader must know to compare: machine, threads, sizes, versions."""
     return {
         "target": Path(target).name, "prompts": prompts, "max_tokens": max_tokens, "batch": batch, "rounds": rounds, "dtype": dtype,
-        "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine(),
+        "device": device, "threads": torch.get_num_threads(), "torch": str(torch.__version__), "machine": platform.machine(),
     }  # fmt: skip
 
 
