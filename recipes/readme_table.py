@@ -31,7 +31,7 @@ def table() -> str:
             "tomasruizt_vllm_scripts_throughput",
         )
     )
-    ladder = tables["specbench_leaderboard"]
+    ladder, race = tables["specbench_leaderboard"], _read("peer_transformers.json")
     rows = [
         ("τ at k = 5 from k ≤ 2, InferenceX (7 heads); constant α", _pair(curves, "k5")),
         ("τ at k = 8 from k ≤ 2, InferenceX; constant α", _pair(curves, "k8")),
@@ -50,6 +50,13 @@ def table() -> str:
             f"{ladder['ladder_ratio_error']:.1%} mean error",
         ),
         ("SDSL Table 5, N* of four targets", f"{sdsl['table_5_worst_relative_error']:.2%} worst error"),
+        (
+            f"plain greedy decoding, speed over transformers, 31 M Llama, {race['threads']} CPU threads",
+            "; ".join(
+                f"{dtype} {r['ratio']:.2f}× ({r['ratio_least']:.2f} to {r['ratio_most']:.2f} by round)"
+                for dtype, r in race["by_dtype"].items()
+            ),
+        ),
         (
             "a full plan; a search of " + f"{speed['configurations']:,} configurations; peak memory",
             f"{speed['plan_again_median_s']:.2f} s; {speed['search_s']:.2f} s; {speed['peak_memory_mb']:.0f} MB",

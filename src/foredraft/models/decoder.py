@@ -5,11 +5,11 @@ mask. Refuses to know: which tokens are drafts, what was accepted, files.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foredraft.models.cache import Cache, new_cache
 from foredraft.models.layers import KeyValues, Layer, Wiring, norm
+from foredraft.models.linear import Linear, linear
 from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rotary
 from foredraft.shapes import Shape
@@ -30,11 +30,11 @@ class Decoder(nn.Module):
         width, hidden = shape.embed_width, shape.hidden_size
         self.embed_tokens = nn.Embedding(shape.vocab_size, width)
         self.embed_positions = nn.Embedding(shape.position_rows, hidden) if shape.position_rows else None
-        self.project_in = nn.Linear(width, hidden, bias=False) if shape.embed_dim else nn.Identity()
+        self.project_in = Linear(width, hidden, bias=False) if shape.embed_dim else nn.Identity()
         self.layers = nn.ModuleList(Layer(shape, wiring, i) for i in range(shape.num_layers))
         self.norm = norm(hidden, shape, wiring) if shape.final_norm else nn.Identity()
-        self.project_out = nn.Linear(hidden, width, bias=False) if shape.embed_dim else nn.Identity()
-        self.lm_head = None if shape.tie_embeddings else nn.Linear(width, shape.vocab_size, bias=False)
+        self.project_out = Linear(hidden, width, bias=False) if shape.embed_dim else nn.Identity()
+        self.lm_head = None if shape.tie_embeddings else Linear(width, shape.vocab_size, bias=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,4 +93,4 @@ class Decoder(nn.Module):
 
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits of hidden states that are normed already."""
-        return F.linear(final_BTC, self.head_weight_VC)
+        return linear(final_BTC, self.head_weight_VC)

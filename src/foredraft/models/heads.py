@@ -8,16 +8,17 @@ Alignment: row t holds the embedding of token t+1 and the feature of token t, st
 predict token t+2.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foredraft import shapes
 from foredraft.models.cache import Cache, new_cache
 from foredraft.models.decoder import Decoder
 from foredraft.models.layers import FusionLayer, KeyValues, Layer, Placing, Wiring, norm
+from foredraft.models.linear import Linear, linear
 from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rope, Rotary
 from foredraft.shapes import Shape
@@ -25,10 +26,10 @@ from foredraft.shapes import Shape
 INIT_STD = 0.02
 
 
-class DraftHead(nn.Module):
+class DraftHead(nn.Module, ABC):
     """What both kinds share. The target's tables are borrowed: they are no parameters of this module."""
 
-    fc: nn.Linear
+    fc: Linear
     layers: nn.ModuleList
     norm: nn.Module
 
@@ -80,17 +81,17 @@ class DraftHead(nn.Module):
         final = self.norm(pre_norm)
         return Output(read_out(final, logits, self.head), final, pre_norm)
 
+    @abstractmethod
     def combine(self, features_BTF: Tensor) -> Tensor:
         """The target's features as `hidden_BTC` of a first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, placing: Placing) -> Tensor:
         """All layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits over the head's vocabulary."""
-        raise NotImplementedError
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Ids in the head's vocabulary as the target's ids."""
@@ -115,11 +116,11 @@ class Eagle3Head(DraftHead):
     ) -> None:
         super().__init__(shape, wiring, target, feature_layers, own_embedding)
         hidden, width = shape.hidden_size, shape.target_hidden_size or shape.hidden_size
-        self.fc = nn.Linear(3 * width, hidden, bias=False)
+        self.fc = Linear(3 * width, hidden, bias=False)
         more = (Layer(shape, wiring, i) for i in range(1, shape.num_layers))
         self.layers = nn.ModuleList([FusionLayer(shape, wiring), *more])
         self.norm = norm(hidden, shape, wiring)
-        self.lm_head = nn.Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
+        self.lm_head = Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", draftable(d2t, shape.vocab_size))
 
@@ -154,7 +155,7 @@ class EagleHead(DraftHead):
         self, shape: Shape, wiring: Wiring, target: Decoder, *, own_embedding: bool = False, fc_bias: bool = False
     ) -> None:
         super().__init__(shape, wiring, target, (target.shape.num_layers,), own_embedding)
-        self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
+        self.fc = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
         self.layers = nn.ModuleList(Layer(shape, wiring, i, input_norm=i > 0) for i in range(shape.num_layers))
         self.norm = nn.Identity()
 
@@ -169,7 +170,7 @@ class EagleHead(DraftHead):
         return x_BTC
 
     def head(self, final_BTC: Tensor) -> Tensor:
-        return F.linear(final_BTC, self.target.head_weight_VC.to(self.dtype))
+        return linear(final_BTC, self.target.head_weight_VC.to(self.dtype))
 
 
 def default_feature_layers(num_layers: int) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foredraft.models.linear import Linear
 from foredraft.models.rope import Rope, rope_from_config, rotate
 from foredraft.records import Record, _require
 from foredraft.shapes import Shape
@@ -90,10 +91,10 @@ class Attention(nn.Module):
         super().__init__()
         self.index, self.head_dim, self.grouped = index, shape.head_dim, shape.num_heads != shape.num_kv_heads
         size, queries, keys = input_size or shape.hidden_size, shape.num_heads, shape.num_kv_heads
-        self.q_proj = nn.Linear(size, queries * shape.head_dim, bias=shape.qkv_bias)
-        self.k_proj = nn.Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
-        self.v_proj = nn.Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
-        self.o_proj = nn.Linear(queries * shape.head_dim, shape.hidden_size, bias=shape.o_bias)
+        self.q_proj = Linear(size, queries * shape.head_dim, bias=shape.qkv_bias)
+        self.k_proj = Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
+        self.v_proj = Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
+        self.o_proj = Linear(queries * shape.head_dim, shape.hidden_size, bias=shape.o_bias)
         self.q_norm = nn.RMSNorm(shape.head_dim, eps=wiring.norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(shape.head_dim, eps=wiring.norm_eps) if shape.qk_norm else nn.Identity()
 
@@ -127,9 +128,9 @@ class Mlp(nn.Module):
         super().__init__()
         hidden, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
         self.activation = ACTIVATIONS[wiring.activation]
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias) if shape.gated_mlp else None
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.gate_proj = Linear(hidden, inner, bias=bias) if shape.gated_mlp else None
+        self.up_proj = Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         if self.gate_proj is None:

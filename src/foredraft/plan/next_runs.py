@@ -9,7 +9,7 @@ import numpy as np
 from foredraft.laws.cost import KNOBS
 from foredraft.plan.candidates import FACTORS, HEAD_TOKENS, TRAINING_MFU
 from foredraft.plan.search import NOTHING, Problem, Scored, simulate
-from foredraft.records import NextRun
+from foredraft.records import DraftChoice, NextRun
 
 START_HOURS = 0.25  # of each device, to load models and warm up
 REQUESTS = 200  # give τ to about 1 % (metrics of published runs)
@@ -29,7 +29,7 @@ def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
         frozen = NOTHING if factor == "costs" else frozenset({factor})
         narrow = _width(simulate(problem, best, frozen=frozen, costs_frozen=factor == "costs").gain)
         if (share := 1 - narrow / wide) > 0.01:
-            what, settles, hours = _run(problem, best, factor)
+            what, settles, hours = _run(problem, best.candidate.choice, factor)
             runs.append(NextRun(run=what, settles=settles, narrows=float(share), gpu_hours=hours))
     return tuple(sorted(runs, key=lambda run: -run.narrows / run.gpu_hours))
 
@@ -39,9 +39,9 @@ def _width(values: np.ndarray) -> float:
     return float(high - low)
 
 
-def _run(problem: Problem, best: Scored, factor: str) -> tuple[str, str, float]:
+def _run(problem: Problem, choice: DraftChoice, factor: str) -> tuple[str, str, float]:
     """The run that settles `factor`, what it settles, and its device-hours."""
-    choice, devices = best.candidate.choice, problem.settings.devices  # type: ignore[union-attr]
+    devices = problem.settings.devices
     served = problem.server(None, speculate=False).load(8, 0, 1.0).output_tok_s
     measuring = devices * (START_HOURS + REQUESTS * problem.workload.output_len / float(served) / 3600)
     if factor == "costs":
@@ -56,6 +56,8 @@ def _run(problem: Problem, best: Scored, factor: str) -> tuple[str, str, float]:
             FACTORS[factor],
             2 * measuring,
         )
+    if factor == "draft" and choice.kind == "lookup":
+        return f"measure τ at k = 1 and 2 with {choice.name} on your prompts", FACTORS[factor], 2 * measuring
     if factor == "draft":
         return (
             f"measure τ at k = 1 and 2 with a public draft of about {choice.params:.2g} parameters on your prompts",

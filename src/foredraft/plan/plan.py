@@ -27,6 +27,7 @@ from foredraft.records import (
 from foredraft.shapes import Shape
 
 RUNNERS_UP = 5
+MEASURED_TARGETS = (6.5e9, 3.4e10)  # parameters of the targets that the cost law was checked on, 7 B to 33 B
 SOURCE = "foredraft plan: position law × loss laws × cost law over published and own observations"
 
 
@@ -276,6 +277,8 @@ def _extrapolates(problem: Problem, best: Scored) -> tuple[str, ...]:
     """
     outside = set(best.candidate.extrapolates if best.candidate else ())
     outside |= {"machine"} if not problem.machine.name.startswith("H100") else set()
+    low, high = MEASURED_TARGETS
+    outside |= set() if low <= problem.target.params <= high else {"target_params"}
     outside |= {"devices"} if problem.settings.devices > 1 else set()
     outside |= {"concurrency"} if max(problem.workload.concurrency) > 256 else set()
     return tuple(sorted(outside))

@@ -28,7 +28,9 @@ def vllm(draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: i
         "num_speculative_tokens": max(k for *_, k in ranges),
         "num_speculative_tokens_per_batch_size": ranges,
     }
-    if draft.kind != "lookup":
+    if draft.kind == "lookup":
+        config |= {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+    else:
         config |= {"model": PLACEHOLDER, "draft_tensor_parallel_size": devices}
     return config
 
