@@ -347,6 +347,9 @@ def generate(
         str | None, typer.Option("--draft", "-d", help="ngram, or the folder of a smaller model or a draft head.")
     ] = None,
     lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.")] = 4,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A Plan.json, whose schedule sets the lookahead by running requests.")
+    ] = None,
     tree: Annotated[
         str | None,
         typer.Option(help="TOPK,NODES: EAGLE-2's dynamic tree with a head, e.g. 4,16; --lookahead levels deep."),
@@ -370,7 +373,7 @@ def generate(
     json: JSON = False,
 ) -> None:
     """Decode losslessly with any drafter: the text is the target's own, only sooner."""
-    from foredraft import text
+    from foredraft import records, text
     from foredraft.decode.sampling import Sampling
 
     kind = _dtype(dtype)

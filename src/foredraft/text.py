@@ -20,7 +20,7 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
 from foredraft.models.load import load
 from foredraft.models.placing import context_limit
-from foredraft.records import StepRecord
+from foredraft.records import Plan, StepRecord
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a character
@@ -90,6 +90,16 @@ def drafter_for(
 def is_head(folder: str | Path) -> bool:
     """Whether a folder holds a draft head: it has the tensor that joins features, which no language model has."""
     return "fc.weight" in Checkpoint(folder).stored
+
+
+def schedule_of(plan: Plan) -> Schedule:
+    """The plan's lookahead by running sequences: that of the smallest batch planned for that is no smaller, else of the largest."""
+    steps = sorted(plan.schedule, key=lambda step: step.running)
+
+    def lookahead(running: int) -> int:
+        return next((step.lookahead for step in steps if step.running >= running), steps[-1].lookahead)
+
+    return lookahead
 
 
 class Answer:
