@@ -382,7 +382,7 @@ def generate(
     topk, nodes = _tree(tree)
     tokenizer = text.tokenizer_of(target)
     engine = text.load_engine(
-        target, draft, lookahead=lookahead, dtype=kind, device=device, max_batch=min(batch, len(prompts)),
+        target, draft, lookahead=text.schedule_of(records.read(records.Plan, plan)) if plan else lookahead, dtype=kind, device=device, max_batch=min(batch, len(prompts)),
         max_context=context, topk=topk, nodes=nodes, cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )  # fmt: skip
     show = _streamer(stats) if stream and not json and len(prompts) == 1 else None

@@ -125,3 +125,6 @@ def test_a_plan_sets_the_lookahead_by_running_requests(checkpoint: Path, tmp_pat
         "--json",
     )  # fmt: skip
     assert json.loads(done.stdout)[0]["tokens"] == oracle
+    wrong = cli("generate", str(checkpoint), PROMPT, "--draft", "ngram", "--plan", str(checkpoint / "config.json"))
+    assert wrong.returncode == 2
+    assert "config.json" in wrong.stderr
