@@ -381,8 +381,9 @@ def generate(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     topk, nodes = _tree(tree)
     tokenizer = text.tokenizer_of(target)
+    schedule = text.schedule_of(records.read(records.Plan, plan)) if plan else lookahead
     engine = text.load_engine(
-        target, draft, lookahead=text.schedule_of(records.read(records.Plan, plan)) if plan else lookahead, dtype=kind, device=device, max_batch=min(batch, len(prompts)),
+        target, draft, lookahead=schedule, dtype=kind, device=device, max_batch=min(batch, len(prompts)),
         max_context=context, topk=topk, nodes=nodes, cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )  # fmt: skip
     show = _streamer(stats) if stream and not json and len(prompts) == 1 else None
