@@ -383,3 +383,19 @@ def test_pairs_of_settings_do_not_crash():
         load = Workload(input_len=64, output_len=64, concurrency=(2,), temperature=temperature)
         found = plan(SMALL, H100, load, Settings(engine=engine, dtype=dtype, draws=8, max_lookahead=4))
         assert found.schedule[0].lookahead <= 4
+
+
+def test_a_draft_that_does_not_fit_is_named_and_an_asked_one_refused():
+    """Qwen3-32B fills a 94 GB card: an 8 B draft leaves its cache no room."""
+    target, card = shape("Qwen3-32B"), machine("H100 94GB")
+    load = Workload(input_len=512, output_len=256, concurrency=(1,))
+    found = plan(target, card, load, Settings(draws=16))
+    assert any("KV cache holds" in why for why in found.not_considered.values())
+    with pytest.raises(ValueError, match=r"draft Qwen3-8B: .*KV cache holds"):
+        plan(target, card, load, Settings(draws=16), draft=shape("Qwen3-8B"))
+
+
+def test_a_budget_for_training_leaves_dear_drafts_out_by_name():
+    found = plan(shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, Settings(draws=16, max_training_gpu_hours=50))
+    assert found.draft is None or found.draft.training_gpu_hours <= 50
+    assert any("device-hours, more than 50" in why for why in found.not_considered.values())

@@ -55,15 +55,15 @@ def plan(
         )
     problem = Problem(target, machine, workload, options)
     if draft:
-        ranked, not_considered, size, nearest = (
-            rank(problem, [named(target, machine, own, workload.temperature, draft)]),
-            {},
-            None,
-            (),
-        )
+        only = named(target, machine, own, workload.temperature, draft)
+        (ranked, not_considered), size, nearest = rank(problem, [only]), None, ()
+        if not_considered:
+            raise ValueError(f"draft {draft.name}: {next(iter(not_considered.values()))}")
     else:
-        weighed, not_considered = candidates(target, machine, own, workload.temperature)
-        ranked, size, nearest = _with_best_size(problem, own, rank(problem, weighed))
+        weighed, missing = candidates(target, machine, own, workload.temperature)
+        ranked, dropped = rank(problem, weighed)
+        ranked, size, nearest = _with_best_size(problem, own, ranked)
+        not_considered = missing | dropped
     best = ranked[0]
     outcome = simulate(problem, best)
     schedule = _schedule(problem, best, outcome)
@@ -150,7 +150,7 @@ def _as_run_by(
         problem.target, problem.machine, problem.workload, msgspec.structs.replace(problem.settings, engine=engine)
     )
     scored = score(again, best.candidate, again.server(None, speculate=False))
-    return _schedule(again, scored, simulate(again, scored)) if scored else schedule
+    return _schedule(again, scored, simulate(again, scored))
 
 
 def _break_even(problem: Problem, best: Scored, outcome: Outcome, level: float = 0.9) -> BreakEven | None:
@@ -180,7 +180,7 @@ def _with_best_size(
     near = [s.candidate.choice for s in ranked if s.candidate and s.candidate.choice.name.endswith("(public)")]
     nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - wanted))[:2]
     return (
-        sorted([*ranked, *rank(problem, built)], key=lambda s: -s.gain),
+        sorted([*ranked, *rank(problem, built)[0]], key=lambda s: -s.gain),
         size,
         (*(c.choice for c in built[:1]), *nearest),
     )

@@ -221,17 +221,14 @@ def training_s(problem: Problem, candidate: Candidate | None) -> float:
     return (candidate.choice.training_gpu_hours if candidate else 0.0) * 3600 / problem.settings.horizon_tokens
 
 
-def score(problem: Problem, candidate: Candidate | None, plain: Server) -> Scored | None:
-    """The candidate at its best modes, or None where it does not fit beside the target or costs more to train than
-    allowed.
+def score(problem: Problem, candidate: Candidate | None, plain: Server) -> Scored:
+    """The candidate at its best modes. Raises ValueError where it does not fit beside the target or costs more to train
+    than allowed.
     """
     settings = problem.settings
-    if candidate and candidate.choice.training_gpu_hours > settings.max_training_gpu_hours:
-        return None
-    try:
-        server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
-    except ValueError:
-        return None
+    if candidate and (hours := candidate.choice.training_gpu_hours) > settings.max_training_gpu_hours:
+        raise ValueError(f"training costs {hours:,.0f} device-hours, more than {settings.max_training_gpu_hours:,.0f}")
+    server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
     modes = modes_for(candidate, settings) if candidate else (Mode(0, 1, 0),)
     rng = np.random.default_rng(settings.seed)
     tau = (
@@ -269,11 +266,16 @@ def _best_modes(value: Array, problem: Problem) -> Array:
     return np.argmax(value, axis=1)
 
 
-def rank(problem: Problem, everybody: Sequence[Candidate]) -> list[Scored]:
-    """All candidates that fit, no speculation among them, best first."""
+def rank(problem: Problem, everybody: Sequence[Candidate]) -> tuple[list[Scored], dict[str, str]]:
+    """All candidates that fit, no speculation among them, best first; and of the others why not."""
     plain = problem.server(None, speculate=False)
-    scored = [score(problem, candidate, plain) for candidate in (None, *everybody)]
-    return sorted((s for s in scored if s is not None), key=lambda s: -s.gain)
+    scored, dropped = [score(problem, None, plain)], {}
+    for candidate in everybody:
+        try:
+            scored.append(score(problem, candidate, plain))
+        except ValueError as error:
+            dropped[f"{candidate.choice.name} of {candidate.choice.params:.3g} parameters"] = str(error)
+    return sorted(scored, key=lambda s: -s.gain), dropped
 
 
 class Outcome(NamedTuple):
