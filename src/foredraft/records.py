@@ -19,7 +19,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records: frozen, keyword-only, strict about keys, silent about what is missing."""
 
 
-def _require(
+def require(
     record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()
 ) -> None:
     """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN
@@ -75,7 +75,7 @@ class Machine(Record, frozen=True):
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             positive=("memory_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s"),
             non_negative=("link_latency_s",),
@@ -98,7 +98,7 @@ class Workload(Record, frozen=True):
     dataset: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self, positive=("input_len", "output_len", "concurrency"), non_negative=("weights", "temperature"))
+        require(self, positive=("input_len", "output_len", "concurrency"), non_negative=("weights", "temperature"))
         if not self.concurrency:
             raise ValueError("concurrency must name at least one value")
         if self.weights is not None and (len(self.weights) != len(self.concurrency) or sum(self.weights) <= 0):
@@ -187,7 +187,7 @@ class Observation(Record, frozen=True):
     draft_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             positive=(
                 "target_params",

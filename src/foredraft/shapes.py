@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from foredraft.records import Record, _require
+from foredraft.records import Record, require
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,7 +76,7 @@ class Shape(Record, frozen=True):
     training_source: str | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             positive=(
                 "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size",

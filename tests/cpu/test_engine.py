@@ -243,6 +243,9 @@ def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
         engine.add(Request(prompt=(64,), max_tokens=1))
     with pytest.raises(ValueError, match="cache_bytes 1,000 is less than"):
         Engine(TARGET, max_batch=1, max_context=64, cache_bytes=1000)
+    wide = Engine(TARGET, DRAFTERS["eagle3-tree"](), lookahead=4, max_batch=1, max_context=64, max_nodes=8)
+    with pytest.raises(ValueError, match="drafted 16 nodes, max_nodes is 8"):
+        wide.generate(requests(max_tokens=4)[:1])
     with pytest.raises(ValueError, match="at least one token"):
         Request(prompt=(), max_tokens=1)
 

@@ -391,7 +391,7 @@ def test_a_draft_that_does_not_fit_is_named_and_an_asked_one_refused():
     load = Workload(input_len=512, output_len=256, concurrency=(1,))
     found = plan(target, card, load, Settings(draws=16))
     assert any("KV cache holds" in why for why in found.not_considered.values())
-    with pytest.raises(ValueError, match=r"draft Qwen3-8B: .*KV cache holds"):
+    with pytest.raises(ValueError, match=r"with Qwen3-8B .*KV cache holds"):
         plan(target, card, load, Settings(draws=16), draft=shape("Qwen3-8B"))
 
 

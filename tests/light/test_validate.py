@@ -324,3 +324,12 @@ def test_specforge_alone_cannot_be_judged_without_a_machine_and_says_so():
         validate(published("specforge"))
     assert "\n" not in str(error.value)
     assert validate(published("specforge"), machine="H100").ladders
+
+
+def test_lookaheads_beyond_the_law_are_counted_not_predicted():
+    base = {"target": "T", "provenance": Provenance(source="here"), "concurrency": 1, "output_tok_s": 100.0}
+    rows = [Observation(run="0", method="none", **base)]
+    rows += [Observation(run=str(k), method="ngram", lookahead=k, tokens_per_step=1.5, **base) for k in (1, 2, 4, 32)]
+    found = validate(rows)
+    assert [p.lookahead for p in found.ratios] == [4]
+    assert found.lacking["a lookahead within 16 (for throughput)"] == 1

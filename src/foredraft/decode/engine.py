@@ -41,6 +41,8 @@ class Engine:
         max_nodes: int = 64,
         cache_bytes: int | None = None,
     ) -> None:
+        if not callable(lookahead) and not 0 <= lookahead <= max_nodes:
+            raise ValueError(f"lookahead must lie in 0…{max_nodes}, the nodes that a step may verify; got {lookahead}")
         self.target, self.drafter = target, drafter
         self.lookahead: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
         self.max_batch, self.max_context, self.max_nodes = max_batch, max_context, max_nodes
@@ -72,7 +74,7 @@ class Engine:
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
-        """Take a request out, wherever it is; what it has so far stays with it."""
+        """Take a request out between two steps (not from within `on_tokens`); what it has so far stays with it."""
         sequence.finish = sequence.finish or "cancelled"
         if sequence in self.waiting:
             self.waiting.remove(sequence)
@@ -134,9 +136,10 @@ class Engine:
         lookahead = self.lookahead(len(self.running)) if self.drafter else 0
         if lookahead > 0 and self.drafter:
             proposal = self.drafter.propose(self.running, lookahead)
-            assert proposal.tokens.shape[1] <= self.max_nodes, (
-                f"{proposal.tokens.shape[1]} nodes exceed max_nodes {self.max_nodes}"
-            )
+            if proposal.tokens.shape[1] > self.max_nodes:
+                raise ValueError(
+                    f"a step drafted {proposal.tokens.shape[1]} nodes, max_nodes is {self.max_nodes}; draft fewer"
+                )
             tokens, parents, q = proposal
             device = self.target.device
             return Proposal(tokens.to(device), parents.to(device), None if q is None else q.to(device)), lookahead

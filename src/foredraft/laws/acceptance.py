@@ -74,8 +74,10 @@ class CurvePosterior:
 
     def tokens_per_step(self, lookahead: int, level: float = 0.9) -> tuple[float, float, float]:
         """Median and interval of τ at `lookahead` (0 gives 1). The median, because the posterior is skewed towards
-        slow decay.
+        slow decay. Raises ValueError beyond the positions that the law knows.
         """
+        if not 0 <= lookahead <= MAX_POSITIONS:
+            raise ValueError(f"a lookahead within {MAX_POSITIONS}, got {lookahead}")
         tau = 1 + self.survival[:, :lookahead].sum(axis=-1)
         low, mid, high = _quantiles(tau, self.weights, ((1 - level) / 2, 0.5, (1 + level) / 2))
         return mid, low, high

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from foredraft.models.linear import Linear
 from foredraft.models.rope import Rope, rope_from_config, rotate
-from foredraft.records import Record, _require
+from foredraft.records import Record, require
 from foredraft.shapes import Shape
 
 ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "relu": F.relu, "gelu": F.gelu}
@@ -33,7 +33,7 @@ class Wiring(Record, frozen=True):
     window: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self, positive=("norm_eps", "window"))
+        require(self, positive=("norm_eps", "window"))
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is not supported (have {', '.join(ACTIVATIONS)})")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foredraft.records import Record, _require
+from foredraft.records import Record, require
 
 KINDS = ("default", "linear", "llama3", "yarn")
 _NEEDS = {
@@ -39,7 +39,7 @@ class Rope(Record, frozen=True):
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self,
             positive=(
                 "theta", "factor", "original_positions", "low_freq_factor", "high_freq_factor", "beta_fast",

@@ -28,19 +28,16 @@ from foredraft.shapes import Shape, eagle3_head, scaled
 
 Array = NDArray[np.float64]
 
-HEAD_TOKENS = tuple(
-    1e8 * 2.0**i for i in range(12)
-)  # training tokens tried for a head, as far as the law in tokens has been measured
-REFERENCE_TOKENS = (
-    8e8  # what the heads behind the published curves are taken to have been trained on: EAGLE-3's largest set
-)
+# Training tokens tried for a head, as far as the law in tokens has been measured.
+HEAD_TOKENS = tuple(1e8 * 2.0**i for i in range(12))
+# What the heads behind the published curves are taken to have been trained on: EAGLE-3's largest set.
+REFERENCE_TOKENS = 8e8
 LM_TOKENS = (1e9, 1e10, 1e11, 1e12)
 LM_SIZES = tuple(np.geomspace(1e7, 6e9, 10))
 TTT_STEPS = 7  # EAGLE-3 unrolls the head this often per training token (arXiv 2503.01840)
 TRAINING_MFU = 0.35  # assumed share of peak while training
-ELSEWHERE_NOISE = (
-    0.05  # sd of log τ between a published draft of the same target and the one to be trained on another mix of prompts
-)
+# sd of log τ between a published draft of the same target and the one to be trained, on another mix of prompts.
+ELSEWHERE_NOISE = 0.05
 FACTORS = {
     "draft": "acceptance of this draft against others like it",
     "data": "the law in draft training tokens",
@@ -106,13 +103,9 @@ class Sized:
             scatter = 0.0 if "draft" in frozen else fitted.residual_sd * rng.standard_normal(num)
             level[here] = logit(np.clip(law.link.inverse(eta + scatter), 1e-4, 1 - 1e-4))[here]
         if "loss law" in frozen:
-            level = (
-                level
-                - np.array([level[which == i].mean() if (which == i).any() else 0.0 for i in range(len(self.fits))])[
-                    which
-                ]
-                + level.mean()
-            )
+            centre = level.mean()
+            for i in np.unique(which):
+                level[which == i] += centre - level[which == i].mean()
         shape = logit(self.spread.draws(num, rng))
         shape = shape - shape[:, :1] if "draft" not in frozen else np.zeros_like(shape)
         return expit(level[:, None] + shape)
@@ -249,13 +242,7 @@ def public(target: Shape) -> list[Shape]:
 
 
 def named(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, draft: Shape) -> Candidate:
-    """The one draft that the user names. Raises ValueError where it is no smaller than the target or nothing speaks
-    for its acceptance.
-    """
-    if draft.params >= target.params:
-        raise ValueError(
-            f"draft {draft.name} ({draft.params / 1e9:.3g} B) must be smaller than target {target.name} ({target.params / 1e9:.3g} B)"
-        )
+    """The one draft that the user names. Raises ValueError where nothing speaks for its acceptance."""
     return _lm(target, machine, own, temperature, draft, None)
 
 
@@ -327,6 +314,8 @@ def size_laws(own: tuple[Observation, ...], sampled: bool) -> tuple[Fit, ...]:
 def _as_alpha(row: Observation) -> Observation | None:
     """An independent draft's α per token: stated, or τ - 1 at lookahead 1. One pool; the run is the target, the unit
     that other drafts share.
+
+    At temperature 0 (which a row that states none is taken to be) all kinds of α are one; above it only `sampled` counts.
     """
     stated = row.accept_prob if row.cost_ratio is None else None
     alpha = (
@@ -334,7 +323,8 @@ def _as_alpha(row: Observation) -> Observation | None:
         if stated is not None
         else (row.tokens_per_step - 1 if row.lookahead == 1 and row.tokens_per_step else None)
     )
-    if kind_of(row.method) != "lm" or alpha is None or not row.draft_tokens:
+    mixed = (row.temperature or 0.0) > 0 and row.accept_kind != "sampled"
+    if kind_of(row.method) != "lm" or alpha is None or not row.draft_tokens or mixed:
         return None
     return msgspec.structs.replace(
         row,

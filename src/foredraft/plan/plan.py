@@ -58,7 +58,7 @@ def plan(
         only = named(target, machine, own, workload.temperature, draft)
         (ranked, not_considered), size, nearest = rank(problem, [only]), None, ()
         if not_considered:
-            raise ValueError(f"draft {draft.name}: {next(iter(not_considered.values()))}")
+            raise ValueError(next(iter(not_considered.values())))
     else:
         weighed, missing = candidates(target, machine, own, workload.temperature)
         ranked, dropped = rank(problem, weighed)

@@ -100,6 +100,8 @@ def _lack(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> str |
         return "a concurrency or batch size (for throughput)"
     if not row.lookahead:
         return "k (for throughput)"
+    if row.lookahead > acceptance.MAX_POSITIONS:
+        return f"a lookahead within {acceptance.MAX_POSITIONS} (for throughput)"
     if (row.topk or 1) > 1:
         return "a chain (throughput of trees is judged with known τ only)"
     if load(row) not in plain_beside(row, plain):
