@@ -1,0 +1,55 @@
+"""How far the judged throughput table hangs on the cost law's own defaults, which were set on logs of that very
+table.
+
+    python benchmarks/cost_defaults.py OUT.json
+
+Calibration starts from the defaults and sees the no-draft rows and k ≤ 2. Here it starts from defaults that are badly
+wrong, and from none (no shapes, no machine: the rows' own speed); then the one hand-set number of the prediction, how
+much of a miss is carried on, is set to its extremes.
+"""
+
+import sys
+
+import msgspec
+
+from foredraft import records
+from foredraft.laws import cost
+from foredraft.published import observations
+from foredraft.records import Observation
+from foredraft.validate import throughput, validate
+
+LOW = {"draft_fixed_s": 2e-4, "draft_layer_s": 1.8e-5, "speculation_s": 6e-4, "target_layer_s": 2e-6}
+HIGH = {"draft_fixed_s": 1.25e-3, "draft_layer_s": 1.1e-4, "speculation_s": 3.75e-3}
+DEFAULTS = {
+    "as shipped": {},
+    "fixed costs × 0.4": LOW,
+    "fixed costs × 2.5": HIGH,
+    "bandwidth 0.6, compute 0.45": {"bandwidth": 0.6, "compute": 0.45},
+    "all of them low": LOW | {"bandwidth": 0.65, "compute": 0.5, "occupancy": 1.0},
+}
+
+
+def main(out: str) -> None:
+    rows = [row for row in observations() if "tomasruizt" in row.provenance.source and row.output_tok_s]
+    shipped, found = cost.ENGINES["vllm"], {}
+    for name, changes in DEFAULTS.items():
+        cost.ENGINES["vllm"] = msgspec.structs.replace(shipped, **changes)
+        found[name] = _figures(rows)
+    cost.ENGINES["vllm"] = shipped
+    found["no shapes, no machine"] = _figures(
+        [msgspec.structs.replace(r, target="unnamed", machine=None) for r in rows]
+    )
+    for carry in (0.0, 1.0):
+        throughput.CARRY = carry
+        found[f"miss carried on by {carry:.0f}"] = _figures(rows)
+    records.write(out, found)
+    print(found)
+
+
+def _figures(rows: list[Observation]) -> dict[str, float]:
+    summary = validate(rows).summary()
+    return {key: summary[key] for key in ("throughput_ratio_error", "best_k_regret_mean", "best_k_regret_worst")}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
