@@ -13,6 +13,7 @@ import msgspec
 from foredraft.records import write_bytes
 
 RESULTS = Path(__file__).parents[1] / "results"
+WRONG_DEFAULTS = ("fixed costs × 0.4", "fixed costs × 2.5", "bandwidth 0.6, compute 0.45", "all of them low")
 START, END = "<!-- results -->\n", "<!-- /results -->"
 
 
@@ -31,6 +32,7 @@ def table() -> str:
             "tomasruizt_vllm_scripts_throughput",
         )
     )
+    defaults = _read("cost_defaults.json")
     ladder, race = tables["specbench_leaderboard"], _read("peer_transformers.json")
     rows = [
         ("τ at k = 5 from k ≤ 2, InferenceX (7 heads); constant α", _pair(curves, "k5")),
@@ -39,6 +41,11 @@ def table() -> str:
         (
             "throughput ratio at k = 3…6 from no draft and k ≤ 2 (Qwen3-32B, 3 drafts, 1–256 clients)",
             f"{load['throughput_ratio_error']:.1%} mean error",
+        ),
+        (
+            "the same from badly wrong cost defaults; without shapes or machine",
+            f"at most {max(defaults[name]['throughput_ratio_error'] for name in WRONG_DEFAULTS):.1%}; "
+            f"{defaults['no shapes, no machine']['throughput_ratio_error']:.1%}",
         ),
         (
             "throughput lost by the predicted best k; by the best fixed k",
