@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foredraft.models.cache import Cache, new_cache
 from foredraft.models.layers import KeyValues, Layer, Wiring, norm
+from foredraft.models.kernels import fits_layer
 from foredraft.models.linear import Linear, linear
 from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rotary
@@ -27,6 +28,7 @@ class Decoder(nn.Module):
             raise ValueError(f"model_type {shape.family!r} cannot be run (have {', '.join(FAMILIES)})")
         self.shape, self.wiring = shape, wiring
         self.rotary = Rotary(wiring.rope, shape.head_dim) if wiring.rope else None
+        self.fits = fits_layer(shape, wiring)
         width, hidden = shape.embed_width, shape.hidden_size
         self.embed_tokens = nn.Embedding(shape.vocab_size, width)
         self.embed_positions = nn.Embedding(shape.position_rows, hidden) if shape.position_rows else None
@@ -73,7 +75,7 @@ class Decoder(nn.Module):
         slots = positions, and a causal mask over slots. `streams` asks for hidden states (see `Output`), `logits` for
         "all", "last", "none", or rows [B, R] of the T.
         """
-        positions_BT, placing = place(tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype)
+        positions_BT, placing = place(tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits)
         if cache is None:
             check_context(tokens_BT.shape[1], self.shape, self.wiring)
         assert all(0 <= i <= len(self.layers) for i in streams), f"streams {streams} of {len(self.layers)} layers"

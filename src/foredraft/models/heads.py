@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foredraft import shapes
 from foredraft.models.cache import Cache, new_cache
 from foredraft.models.decoder import Decoder
+from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import FusionLayer, KeyValues, Layer, Placing, Wiring, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
@@ -39,6 +40,7 @@ class DraftHead(nn.Module, ABC):
         super().__init__()
         self.shape, self.wiring, self.feature_layers = shape, wiring, feature_layers
         self.rotary = Rotary(wiring.rope or Rope(), shape.head_dim)
+        self.fits = fits_layer(shape, wiring)
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size) if own_embedding else None
         self._borrowed = (target,)  # in a tuple, where nn.Module does not register it
 
@@ -76,7 +78,7 @@ class DraftHead(nn.Module, ABC):
         The rest is as in `Decoder.forward`; logits are over the head's own vocabulary (see `target_ids`).
         """
         assert hidden_BTC.shape == (*tokens_BT.shape, self.shape.hidden_size), (hidden_BTC.shape, tokens_BT.shape)
-        _, placing = place(tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype)
+        _, placing = place(tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits)
         pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, placing)
         final = self.norm(pre_norm)
         return Output(read_out(final, logits, self.head), final, pre_norm)

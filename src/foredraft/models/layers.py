@@ -4,13 +4,15 @@ Promises: one module per part, switched by `Shape` and `Wiring`, never by a fami
 LM heads, files.
 """
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foredraft.models import kernels
 from foredraft.models.linear import Linear
 from foredraft.models.rope import Rope, rope_from_config, rotate
 from foredraft.records import Record, require
@@ -71,12 +73,16 @@ class KeyValues(Protocol):
 
 
 class Placing(NamedTuple):
-    """Where a pass's tokens stand and what they see; the same for all layers. `mask` None: causal among themselves."""
+    """Where a pass's tokens stand and what they see; the same for all layers. `mask` None: causal among themselves.
+
+    `kernel`: the same for our own kernels, where they run this pass.
+    """
 
     rotation: tuple[Tensor, Tensor] | None
     cache: KeyValues | None
     slots_BT: Tensor
     mask_B1TS: Tensor | None
+    kernel: kernels.KernelPass | None = None
 
 
 def norm(size: int, shape: Shape, wiring: Wiring) -> nn.Module:
@@ -138,37 +144,62 @@ class Mlp(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
 
 
-class Layer(nn.Module):
+class Block(nn.Module):
+    """Attention, then MLP, each around a residual: what all layers share, whichever way they compute it."""
+
+    self_attn: Attention
+    post_attention_layernorm: nn.Module
+    mlp: Mlp
+
+    def __init__(self, shape: Shape, wiring: Wiring, index: int, input_size: int | None = None) -> None:
+        super().__init__()
+        self.shape, self.wiring, self.index = shape, wiring, index
+        self.self_attn = Attention(shape, wiring, index, input_size)
+        self.post_attention_layernorm = norm(shape.hidden_size, shape, wiring)
+        self.mlp = Mlp(shape, wiring)
+        self._weights: kernels.LayerWeights | None = None
+
+    def block(self, x_BTC: Tensor, normed_BTI: Tensor, placing: Placing) -> Tensor:
+        """The layer, `normed_BTI` being what attention reads."""
+        if placing.kernel is not None:
+            return self.by_kernel(x_BTC, normed_BTI, placing.kernel)
+        x_BTC = x_BTC + self.self_attn(normed_BTI, placing)
+        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+
+    def by_kernel(self, x_BTC: Tensor, normed_BTI: Tensor | None, kernel: kernels.KernelPass) -> Tensor:
+        if self._weights is None:
+            self._weights = kernels.LayerWeights(self, self.shape, self.wiring)
+        return kernel.layer(self._weights, self.index, x_BTC, normed_BTI)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Weights that move are looked up again."""
+        self._weights = None
+        return super()._apply(fn, recurse)
+
+
+class Layer(Block):
     """One decoder layer. `input_norm` False leaves the first norm out (layer 0 of an EAGLE head)."""
 
     def __init__(self, shape: Shape, wiring: Wiring, index: int, *, input_norm: bool = True) -> None:
-        super().__init__()
-        self.pre_norm = wiring.pre_norm
+        super().__init__(shape, wiring, index)
         self.input_layernorm = norm(shape.hidden_size, shape, wiring) if input_norm else nn.Identity()
-        self.self_attn = Attention(shape, wiring, index)
-        self.post_attention_layernorm = norm(shape.hidden_size, shape, wiring)
-        self.mlp = Mlp(shape, wiring)
 
     def forward(self, x_BTC: Tensor, placing: Placing) -> Tensor:
-        if self.pre_norm:
-            x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), placing)
-            return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+        if placing.kernel is not None and not isinstance(self.input_layernorm, nn.Identity):
+            return self.by_kernel(x_BTC, None, placing.kernel)
+        if self.wiring.pre_norm:
+            return self.block(x_BTC, self.input_layernorm(x_BTC), placing)
         x_BTC = self.input_layernorm(x_BTC + self.self_attn(x_BTC, placing))
         return self.post_attention_layernorm(x_BTC + self.mlp(x_BTC))
 
 
-class FusionLayer(nn.Module):
+class FusionLayer(Block):
     """Layer 0 of an EAGLE-3 head: attention reads the embedding beside the feature, the residual is the raw feature."""
 
     def __init__(self, shape: Shape, wiring: Wiring) -> None:
-        super().__init__()
+        super().__init__(shape, wiring, 0, input_size=2 * shape.hidden_size)
         self.input_layernorm = norm(shape.hidden_size, shape, wiring)
         self.hidden_norm = norm(shape.hidden_size, shape, wiring)
-        self.self_attn = Attention(shape, wiring, 0, input_size=2 * shape.hidden_size)
-        self.post_attention_layernorm = norm(shape.hidden_size, shape, wiring)
-        self.mlp = Mlp(shape, wiring)
 
     def forward(self, embeds_BTC: Tensor, x_BTC: Tensor, placing: Placing) -> Tensor:
-        pair_BT2C = torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1)
-        x_BTC = x_BTC + self.self_attn(pair_BT2C, placing)
-        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+        return self.block(x_BTC, torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1), placing)

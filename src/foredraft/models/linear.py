@@ -1,6 +1,6 @@
 """Matrix times few rows, which is what decoding does all day.
 
-On a CPU in float32 the weight goes on the left, W·xᵀ with at least two columns: the library's kernels for that read
+On a CPU our own kernels multiply (kernels.py). Where they cannot be had, in float32 the weight goes on the left, W·xᵀ with at least two columns: the library's kernels for that read
 memory two to five times as fast as those for x·Wᵀ with up to 8 rows, and no slower up to 64 (docs/log.md; bfloat16
 is the other way round and is left alone).
 
@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foredraft.models import kernels
+
 FEW_ROWS = 64
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b over the last axis of `x`, [..., in] to [..., out]."""
+    if kernels.fits_linear(x, weight):
+        return kernels.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
     learning = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
     if learning or not 0 < rows <= FEW_ROWS or weight.dtype != torch.float32 or weight.device.type != "cpu":

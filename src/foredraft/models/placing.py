@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from foredraft.models import kernels
 from foredraft.models.cache import Cache
 from foredraft.models.layers import KeyValues, Placing, Wiring
 from foredraft.models.rope import Rotary
@@ -40,8 +41,12 @@ def place(
     mask_BTS: Tensor | None,
     rotary: Rotary | None,
     dtype: torch.dtype,
+    fits: bool = False,
 ) -> tuple[Tensor, Placing]:
-    """Positions and `Placing` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask."""
+    """Positions and `Placing` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
+
+    `fits`: the layers can run by our own kernels, which they then do where the pass is small enough.
+    """
     assert tokens_BT.dim() == 2, f"tokens must be [B, T], got {tuple(tokens_BT.shape)}"
     if positions_BT is None:
         assert cache is None, "a pass with a cache needs positions"
@@ -56,6 +61,10 @@ def place(
         assert isinstance(cache, Cache), "a pass with a cache of another kind needs a mask"
         mask_BTS = causal_mask(slots_BT, cache.slots)
     mask_B1TS = None if mask_BTS is None else _mask(mask_BTS, tokens_BT)
+    if fits and mask_BTS is not None and isinstance(cache, Cache) and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device):
+        rotation = rotary(positions_BT, torch.float32) if rotary else None
+        kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype)
+        return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS, kernel)
     rotation = rotary(positions_BT, dtype) if rotary else None
     return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS)
 

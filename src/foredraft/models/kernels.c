@@ -1,0 +1,330 @@
+// One decoder layer for few rows on a CPU, in float32 or (-DBF16) bfloat16; compiled at first use by kernels.py.
+//
+// With few rows a layer costs what its weights cost to read, so every weight is read once, by all threads, and is used for
+// all rows while it is near. A row's result has the same bits whatever else is in the batch or the tree: each sum runs
+// over the same numbers in the same order. That is what makes drafted decoding equal plain decoding token for token.
+//
+// Letters: R rows (sequences × tokens), B sequences, T tokens of each, N query heads, K key heads, D head size, S slots read.
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define WIDE (LANES / 4) // rows of a tile: 4 outputs × WIDE rows fill LANES sums, which are added up together
+#ifdef __x86_64__
+#define KEEP(v) __asm__("" : "+v"(v)) // in a register: the compiler would load it again for every product
+#else
+#define KEEP(v)
+#endif
+#define AHEAD (16384 / (long)sizeof(num)) // how far before its use memory is asked for
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+
+INLINE vec splat(float x) { return x - (vec){0}; }
+INLINE vec loadf(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+INLINE void storef(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+#ifdef BF16
+typedef uint16_t num;
+INLINE float up(num x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
+INLINE num down(float f) { // to nearest, ties to even; a NaN stays one
+    uint32_t u; memcpy(&u, &f, 4);
+    return f != f ? 0x7fc0 : (num)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+INLINE vec load(const num *p) { hvec h; memcpy(&h, p, sizeof h); return (vec)(__builtin_convertvector(h, uvec) << 16); }
+INLINE void store(num *p, vec v) {
+    uvec u = (uvec)v, rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16, nan = (uvec)(v != v);
+    hvec h = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), hvec);
+    memcpy(p, &h, sizeof h);
+}
+#else
+typedef float num;
+INLINE float up(num x) { return x; }
+INLINE num down(float f) { return f; }
+INLINE vec load(const num *p) { return loadf(p); }
+INLINE void store(num *p, vec v) { storef(p, v); }
+#endif
+
+// What a step of the inner product multiplies: LANES numbers, or pairs of them where the CPU multiplies bfloat16 itself.
+#if defined(BF16) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#define STEP 32
+typedef __m512i word;
+INLINE word fetch(const num *p) { return _mm512_loadu_si512(p); }
+INLINE vec mac(vec a, word x, word w) { return (vec)_mm512_dpbf16_ps((__m512)a, (__m512bh)x, (__m512bh)w); }
+#else
+#define STEP LANES
+typedef vec word;
+INLINE word fetch(const num *p) { return load(p); }
+INLINE vec mac(vec a, word x, word w) { return a + x * w; }
+#endif
+
+// Sums of LANES vectors, each by halves (lane i and i + LANES/2, then quarters, …): lane j of the result is the sum of a[j].
+INLINE vec sums(vec *a) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half >= 1; half /= 2)
+#pragma GCC unroll 8
+        for (int j = 0; j < half; j++) {
+            ivec low, high;
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) {
+                int block = i / half, within = i % half; // blocks of `half` lanes, alternating between the two vectors
+                int from = (block & 1) * LANES + (block >> 1) * 2 * half + within;
+                low[i] = from, high[i] = from + half;
+            }
+            a[j] = __builtin_shuffle(a[j], a[j + half], low) + __builtin_shuffle(a[j], a[j + half], high);
+        }
+    return a[0];
+}
+
+// y[r][o] = x[r]·w[o] + bias[o] for outputs o to o+3 and `rows` ≤ WIDE rows; `in` is a multiple of STEP. One row is a matter
+// of reading w in the order of memory; several, of using each number of w and x that is in a register as often as possible.
+INLINE void tile(const int rows, const num *x, const num *w, const num *bias, num *y, long o, long in, long out) {
+    const int wide = out - o < 4 ? out - o : 4;
+    const num *from[4];
+    for (int j = 0; j < 4; j++) from[j] = w + (j < wide ? o + j : o) * in;
+    vec a[LANES] = {0};
+    if (rows == 1) {
+        for (int j = 0; j < 4; j++) {
+            vec sum = {0};
+            for (long i = 0; i < in; i += STEP) {
+                __builtin_prefetch(from[j] + i + AHEAD);
+                word with = fetch(from[j] + i);
+                KEEP(with);
+                sum = mac(sum, fetch(x + i), with);
+            }
+            a[j] = sum;
+        }
+    } else {
+        for (long i = 0; i < in; i += STEP) {
+            const num *ahead = from[0] + AHEAD + 4 * i;
+            __builtin_prefetch(ahead), __builtin_prefetch(ahead + STEP), __builtin_prefetch(ahead + 2 * STEP), __builtin_prefetch(ahead + 3 * STEP);
+            word w0 = fetch(from[0] + i), w1 = fetch(from[1] + i), w2 = fetch(from[2] + i), w3 = fetch(from[3] + i);
+            KEEP(w0); KEEP(w1); KEEP(w2); KEEP(w3);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                word with = fetch(x + r * in + i);
+                KEEP(with);
+                a[4 * r] = mac(a[4 * r], with, w0), a[4 * r + 1] = mac(a[4 * r + 1], with, w1);
+                a[4 * r + 2] = mac(a[4 * r + 2], with, w2), a[4 * r + 3] = mac(a[4 * r + 3], with, w3);
+            }
+        }
+    }
+    vec total = sums(a);
+    if (bias) {
+        float more[LANES] = {0};
+        for (int l = 0; l < 4 * rows; l++) more[l] = up(bias[o + (l % 4 < wide ? l % 4 : 0)]);
+        total += loadf(more);
+    }
+    num ready[LANES];
+    store(ready, total);
+    for (int r = 0; r < rows; r++) {
+        if (wide == 4) memcpy(y + r * out + o, ready + 4 * r, 4 * sizeof(num));
+        else memcpy(y + r * out + o, ready + 4 * r, wide * sizeof(num));
+    }
+}
+
+// Each thread of the region takes one stretch of the outputs, and so of the memory.
+static void multiply(const num *x, const num *w, const num *bias, num *y, long rows, long in, long out) {
+#pragma omp for schedule(static) nowait
+    for (long c = 0; c < (out + 3) / 4; c++)
+        for (long r = 0; r < rows; r += WIDE) {
+            const num *from = x + r * in;
+            num *to = y + r * out;
+            switch (rows - r < WIDE ? rows - r : WIDE) {
+            case 1: tile(1, from, w, bias, to, 4 * c, in, out); break;
+            case 2: tile(2, from, w, bias, to, 4 * c, in, out); break;
+            case 3: tile(3, from, w, bias, to, 4 * c, in, out); break;
+            default: tile(WIDE, from, w, bias, to, 4 * c, in, out);
+            }
+        }
+}
+
+void linear(const num *x, const num *w, const num *bias, num *y, long rows, long in, long out, int threads) {
+#pragma omp parallel num_threads(threads)
+    multiply(x, w, bias, y, rows, in, out);
+}
+
+// Everything of a layer that does not change from pass to pass; absent parts are NULL.
+typedef struct {
+    const num *in_norm, *in_norm_bias, *q, *q_bias, *k, *k_bias, *v, *v_bias, *q_norm, *k_norm, *o, *o_bias;
+    const num *out_norm, *out_norm_bias, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
+    long hidden, attention_in, heads, key_heads, head_dim, inner;
+    int activation, layer_norm; // activation: 0 silu, 1 relu, 2 gelu
+    float eps, qk_eps;
+} Layer;
+
+// Everything of a pass that does not change from layer to layer. `cos` is NULL where positions are learned.
+typedef struct {
+    const float *cos, *sin;                            // [R, D]
+    const int64_t *slots;                              // [R]
+    const uint8_t *mask;                               // [B or 1, T, S]
+    long batch, tokens, seen, mask_batch_stride;       // B, T, S
+    long cache_batch_stride, cache_head_stride;        // in numbers; a slot is D numbers
+    int threads;
+} Pass;
+
+INLINE vec exponential(vec x) { // e^x to 2 units in the last place; 0 far below, so that −inf gives 0
+    const vec lowest = splat(-87.0f);
+    ivec under = x < lowest;
+    x = (vec)(((ivec)lowest & under) | ((ivec)x & ~under));
+    vec t = x * 1.44269504f + 12582912.0f, n = t - 12582912.0f; // rounds to the nearest whole number
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f, p = p * r + 8.3334519073e-3f, p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f, p = p * r + 5.0000001201e-1f, p = p * r * r + r + 1.0f;
+    ivec power = ((ivec)t - 0x4b400000 + 127) << 23;
+    return (vec)((ivec)(p * (vec)power) & ~under);
+}
+
+static void norm(const num *x, const num *weight, const num *bias, num *y, long size, int centred, float eps) {
+    float mean = 0, square = 0;
+    if (centred) {
+#pragma omp simd reduction(+ : mean)
+        for (long i = 0; i < size; i++) mean += up(x[i]);
+        mean /= size;
+    }
+#pragma omp simd reduction(+ : square)
+    for (long i = 0; i < size; i++) square += (up(x[i]) - mean) * (up(x[i]) - mean);
+    float scale = 1 / sqrtf(square / size + eps);
+    for (long i = 0; i < size; i++) {
+        float value = (up(x[i]) - mean) * scale * up(weight[i]);
+        y[i] = down(bias ? value + up(bias[i]) : value);
+    }
+}
+
+// Dimension i turns with dimension i + D/2.
+static void rotate(num *x, const float *cos, const float *sin, long dim) {
+    for (long i = 0; i < dim / 2; i++) {
+        float a = up(x[i]), b = up(x[i + dim / 2]);
+        x[i] = down(a * cos[i] - b * sin[i]);
+        x[i + dim / 2] = down(b * cos[i + dim / 2] + a * sin[i + dim / 2]);
+    }
+}
+
+static void place(const Layer *layer, const Pass *pass, num *x, const num *weight, long heads, long row) {
+    const long dim = layer->head_dim;
+    for (long h = 0; h < heads; h++) {
+        num *head = x + (row * heads + h) * dim;
+        if (weight) norm(head, weight, NULL, head, dim, 0, layer->qk_eps);
+        if (pass->cos) rotate(head, pass->cos + row * dim, pass->sin + row * dim, dim);
+    }
+}
+
+// The attention of one token's query head over the `count` slots it sees: softmax(q·k / √D)·v.
+static void attend(const num *q, const num *keys, const num *values, const long *slots, long count, long dim, float *score, float *sum, num *out) {
+    const float scale = 1 / sqrtf(dim);
+    float best = -INFINITY, total = 0;
+    for (long s = 0; s < count; s += LANES) {
+        vec a[LANES];
+        for (int j = 0; j < LANES; j++) {
+            const num *key = keys + slots[s + j < count ? s + j : count - 1] * dim;
+            a[j] = (vec){0};
+            for (long i = 0; i < dim; i += LANES) a[j] += load(q + i) * load(key + i);
+        }
+        vec found = sums(a) * scale;
+        storef(score + s, found);
+        for (int j = 0; j < LANES && s + j < count; j++) best = score[s + j] > best ? score[s + j] : best;
+    }
+    for (long i = 0; i < dim; i++) sum[i] = 0;
+    for (long s = 0; s < count; s += LANES) storef(score + s, exponential(loadf(score + s) - best));
+    for (long s = 0; s < count; s++) {
+        const num *value = values + slots[s] * dim;
+        total += score[s];
+        for (long i = 0; i < dim; i += LANES) storef(sum + i, loadf(sum + i) + score[s] * load(value + i));
+    }
+    for (long i = 0; i < dim; i++) out[i] = down(sum[i] / total);
+}
+
+// Writes this pass's keys and values into the cache, then lets every token attend. All threads call it together.
+static void attention(const Layer *layer, const Pass *pass, num *q, num *k, const num *v, num *keys, num *values, num *out) {
+    const long dim = layer->head_dim, heads = layer->heads, few = layer->key_heads, group = heads / few, T = pass->tokens;
+#pragma omp for schedule(static)
+    for (long row = 0; row < pass->batch * T; row++) {
+        place(layer, pass, q, layer->q_norm, heads, row);
+        place(layer, pass, k, layer->k_norm, few, row);
+        for (long h = 0; h < few; h++) {
+            long to = row / T * pass->cache_batch_stride + h * pass->cache_head_stride + pass->slots[row] * dim;
+            memcpy(keys + to, k + (row * few + h) * dim, dim * sizeof(num));
+            memcpy(values + to, v + (row * few + h) * dim, dim * sizeof(num));
+        }
+    }
+    long *slots = malloc(pass->seen * sizeof(long));
+    float *score = malloc((pass->seen + LANES + dim) * sizeof(float));
+#pragma omp for collapse(2) schedule(dynamic, 1)
+    for (long row = 0; row < pass->batch * T; row++)
+        for (long h = 0; h < few; h++) {
+            const uint8_t *mask = pass->mask + row / T * pass->mask_batch_stride + row % T * pass->seen;
+            long count = 0, at = row / T * pass->cache_batch_stride + h * pass->cache_head_stride;
+            for (long s = 0; s < pass->seen; s++) slots[count] = s, count += mask[s];
+            for (long g = h * group; g < (h + 1) * group; g++) {
+                long head = (row * heads + g) * dim;
+                attend(q + head, keys + at, values + at, slots, count, dim, score, score + pass->seen + LANES, out + head);
+            }
+        }
+    free(slots);
+    free(score);
+}
+
+// act(gate)·up, or act(up) where nothing gates; into `gate`.
+static void activate(const Layer *layer, num *gate, const num *wide, long rows) {
+    const long inner = layer->inner;
+#pragma omp for schedule(static)
+    for (long c = 0; c < rows * inner / LANES; c++) {
+        num *at = gate + c * LANES;
+        vec x = layer->gate ? load(at) : load(wide + c * LANES);
+        if (layer->activation == 0) x = x / (exponential(-x) + 1.0f);
+        if (layer->activation == 1) x = (vec)((ivec)x & (x > 0));
+        if (layer->activation == 2) for (int i = 0; i < LANES; i++) x[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678f));
+        store(at, layer->gate ? x * load(wide + c * LANES) : x);
+    }
+}
+
+static void add(num *y, const num *x, const num *more, long size) {
+#pragma omp for schedule(static)
+    for (long c = 0; c < size / LANES; c++) store(y + c * LANES, load(x + c * LANES) + load(more + c * LANES));
+}
+
+// y = layer(x). `normed`: what attention reads [R, attention_in], or NULL where it is the norm of x. `room` holds what is in between.
+void layer(const Layer *layer, const Pass *pass, const num *x, const num *normed, num *keys, num *values, num *y, num *room) {
+    const long rows = pass->batch * pass->tokens, hidden = layer->hidden, in = layer->attention_in, inner = layer->inner;
+    const long wide = layer->heads * layer->head_dim, few = layer->key_heads * layer->head_dim;
+    num *small = room, *q = small + rows * hidden, *k = q + rows * wide, *v = k + rows * few, *mixed = v + rows * few;
+    num *gate = mixed + rows * wide, *up = gate + rows * inner;
+#pragma omp parallel num_threads(pass->threads)
+    {
+        if (!normed) {
+#pragma omp for schedule(static)
+            for (long r = 0; r < rows; r++) norm(x + r * hidden, layer->in_norm, layer->in_norm_bias, small + r * hidden, hidden, layer->layer_norm, layer->eps);
+        }
+        const num *from = normed ? normed : small;
+        multiply(from, layer->q, layer->q_bias, q, rows, in, wide);
+        multiply(from, layer->k, layer->k_bias, k, rows, in, few);
+        multiply(from, layer->v, layer->v_bias, v, rows, in, few);
+#pragma omp barrier
+        attention(layer, pass, q, k, v, keys, values, mixed);
+        multiply(mixed, layer->o, layer->o_bias, small, rows, wide, hidden);
+#pragma omp barrier
+        add(y, x, small, rows * hidden);
+#pragma omp for schedule(static)
+        for (long r = 0; r < rows; r++) norm(y + r * hidden, layer->out_norm, layer->out_norm_bias, small + r * hidden, hidden, layer->layer_norm, layer->eps);
+        if (layer->gate) multiply(small, layer->gate, layer->gate_bias, gate, rows, hidden, inner);
+        multiply(small, layer->up, layer->up_bias, up, rows, hidden, inner);
+#pragma omp barrier
+        activate(layer, gate, up, rows);
+        multiply(gate, layer->down, layer->down_bias, small, rows, inner, hidden);
+#pragma omp barrier
+        add(y, y, small, rows * hidden);
+    }
+}

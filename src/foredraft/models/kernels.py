@@ -1,0 +1,209 @@
+"""Our own kernels for few rows on a CPU, from kernels.c: compiled for this machine at first use, then kept.
+
+Promises: what `linear` and `Layer` compute, up to rounding, at the speed of reading the weights once; a row's bits do
+not depend on the other rows of the pass. Where there is no compiler, `missing()` says why and torch computes instead.
+Refuses to know: what a pass is for.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_float, c_int, c_long, c_void_p
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from foredraft.models.cache import Cache
+from foredraft.shapes import Shape
+
+SOURCE = Path(__file__).with_suffix(".c")
+# Rows up to which these kernels are ahead of torch's, which has matrix units for bfloat16 where the processor does
+# (results/few_rows.json).
+FEW_ROWS = {torch.float32: 128, torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 64}
+STEP = 32  # what inner sizes must be a multiple of; 16 does for a head's
+ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
+# OpenMP stays unlinked: its symbols are those that torch has loaded, so that both share one pool of threads.
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs", "-lm", "-lc")
+
+
+class Unusable(Exception):
+    """Why there are no kernels here."""
+
+
+def missing() -> str | None:
+    """Why this machine computes without these kernels; None where it has them."""
+    try:
+        _library(torch.float32)
+    except Unusable as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    if os.environ.get("FOREDRAFT_KERNELS") == "0":
+        raise Unusable("FOREDRAFT_KERNELS=0")
+    compiler = next((found for name in (os.environ.get("CC"), "gcc", "cc") if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise Unusable("no C compiler found")
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler, dtype)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        raise Unusable(f"{compiler} could not build them: {said.strip().splitlines()[0]}") from None
+    library.linear.argtypes = [c_void_p] * 4 + [c_long] * 3 + [c_int]
+    library.layer.argtypes = [c_void_p] * 8
+    library.linear.restype = library.layer.restype = None
+    return library
+
+
+def _compiled(compiler: str, dtype: torch.dtype) -> Path:
+    """The library's file, built unless one of this source, compiler and processor is kept already."""
+    flags = (*_FLAGS, "-DBF16") if dtype == torch.bfloat16 else _FLAGS
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), version, *flags, _processor())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foredraft"
+    kept = folder / f"kernels-{key}.so"
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built = Path(scratch) / "kernels.so"
+            command = [compiler, *flags[:5], str(SOURCE), "-o", str(built), *flags[5:]]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            built.replace(kept)
+    return kept
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})) or platform.machine()
+
+
+def usable(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether so few rows are worth it, of a type that is compiled for, on a CPU, outside training."""
+    return 0 < rows <= FEW_ROWS.get(dtype, 0) and device.type == "cpu" and not torch.is_grad_enabled() and _have(dtype)
+
+
+@functools.cache
+def _have(dtype: torch.dtype) -> bool:
+    try:
+        _library(dtype)
+    except Unusable:
+        return False
+    return True
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x·Wᵀ + b, for what `fits_linear`."""
+    x = x.contiguous()
+    out, size = weight.shape
+    y = torch.empty(*x.shape[:-1], out, dtype=x.dtype)
+    _library(x.dtype).linear(
+        x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+        x.numel() // size, size, out, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def fits_linear(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear` can multiply these."""
+    rows, same = x.numel() // x.shape[-1], x.dtype == weight.dtype
+    return usable(rows, x.dtype, x.device) and same and weight.shape[1] % STEP == 0 and weight.is_contiguous()
+
+
+def fits_layer(shape: Shape, wiring: Any) -> bool:
+    """Whether every layer of such a model can run here: sizes that fill the registers, norms before, a known function."""
+    sizes = (shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
+    return wiring.pre_norm and wiring.activation in ACTIVATIONS and shape.head_dim % 16 == 0 and all(size % STEP == 0 for size in sizes)
+
+
+class _Layer(ctypes.Structure):
+    """kernels.c's `Layer`."""
+
+    WEIGHTS = (
+        "in_norm", "in_norm_bias", "q", "q_bias", "k", "k_bias", "v", "v_bias", "q_norm", "k_norm", "o", "o_bias",
+        "out_norm", "out_norm_bias", "gate", "gate_bias", "up", "up_bias", "down", "down_bias",
+    )  # fmt: skip
+    _fields_ = [
+        *((name, c_void_p) for name in WEIGHTS),
+        *((name, c_long) for name in ("hidden", "attention_in", "heads", "key_heads", "head_dim", "inner")),
+        ("activation", c_int), ("layer_norm", c_int), ("eps", c_float), ("qk_eps", c_float),
+    ]  # fmt: skip
+
+
+class _Pass(ctypes.Structure):
+    """kernels.c's `Pass`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("cos", "sin", "slots", "mask")),
+        *((name, c_long) for name in ("batch", "tokens", "seen", "mask_batch_stride", "cache_batch_stride", "cache_head_stride")),
+        ("threads", c_int),
+    ]  # fmt: skip
+
+
+class LayerWeights:
+    """Where a layer's weights lie. Made once: the module drops it when its weights move (`nn.Module._apply`)."""
+
+    def __init__(self, layer: Any, shape: Shape, wiring: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        modules = {
+            "in_norm": layer.input_layernorm, "q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj,
+            "out_norm": layer.post_attention_layernorm, "gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj,
+            "q_norm": attention.q_norm, "k_norm": attention.k_norm,
+        }  # fmt: skip
+        self._held = {name: getattr(module, "weight", None) for name, module in modules.items()}
+        self._held |= {f"{name}_bias": getattr(module, "bias", None) for name, module in modules.items() if not name.endswith("k_norm")}
+        few, heads = shape.num_kv_heads * shape.head_dim, shape.num_heads * shape.head_dim
+        assert all(held is None or held.is_contiguous() for held in self._held.values())
+        self.room = shape.hidden_size + 2 * heads + 2 * few + 2 * shape.intermediate_size
+        self.struct = _Layer(
+            **{name: None if held is None else held.data_ptr() for name, held in self._held.items()},
+            hidden=shape.hidden_size, attention_in=attention.q_proj.in_features, heads=shape.num_heads, key_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim, inner=shape.intermediate_size, activation=ACTIVATIONS[wiring.activation],
+            layer_norm=isinstance(layer.post_attention_layernorm, nn.LayerNorm), eps=wiring.norm_eps, qk_eps=wiring.norm_eps,
+        )  # fmt: skip
+        self.address = ctypes.addressof(self.struct)
+
+
+class KernelPass(NamedTuple):
+    """One pass's tokens, seen by the kernels; holds what its addresses point to."""
+
+    struct: _Pass
+    cache: Cache
+    held: tuple[Tensor | None, ...]
+    run: Any
+
+    @classmethod
+    def of(cls, rotation: tuple[Tensor, Tensor] | None, cache: Cache, slots_BT: Tensor, mask_BTS: Tensor, dtype: torch.dtype) -> "KernelPass":
+        """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows."""
+        batch, tokens = slots_BT.shape
+        slots, mask = slots_BT.contiguous(), mask_BTS.contiguous()
+        cos, sin = (None, None) if rotation is None else (part.contiguous() for part in rotation)
+        struct = _Pass(
+            cos=None if cos is None else cos.data_ptr(), sin=None if sin is None else sin.data_ptr(), slots=slots.data_ptr(), mask=mask.data_ptr(),
+            batch=batch, tokens=tokens, seen=mask.shape[2], mask_batch_stride=0 if mask.shape[0] == 1 else tokens * mask.shape[2],
+            cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return cls(struct, cache, (slots, mask, cos, sin), _library(dtype).layer)
+
+    def layer(self, weights: LayerWeights, index: int, x_BTC: Tensor, normed_BTI: Tensor | None) -> Tensor:
+        """y = layer(x); `normed_BTI` is what attention reads, the layer's own norm of x where None."""
+        kv, x = self.cache.kv, x_BTC.contiguous()
+        y, room = torch.empty_like(x), torch.empty(weights.room * x.shape[0] * x.shape[1], dtype=x.dtype)
+        keys = kv.data_ptr() + index * kv.stride(0) * kv.element_size()
+        values = keys + kv.stride(1) * kv.element_size()
+        normed = None if normed_BTI is None else normed_BTI.contiguous()
+        self.run(
+            weights.address, ctypes.addressof(self.struct), x.data_ptr(), None if normed is None else normed.data_ptr(),
+            keys, values, y.data_ptr(), room.data_ptr(),
+        )  # fmt: skip
+        return y
