@@ -352,7 +352,9 @@ def generate(
     ] = None,
     tree: Annotated[
         str | None,
-        typer.Option(help="TOPK,NODES: EAGLE-2's dynamic tree with a head, e.g. 4,16; --lookahead levels deep."),
+        typer.Option(
+            help="TOPK,NODES: EAGLE-2's dynamic tree with a head, e.g. 4,16, --lookahead levels deep; or a JSON file of [parent, rank]."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -379,12 +381,11 @@ def generate(
     kind = _dtype(dtype)
     prompts = _prompts(prompt, file)
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    topk, nodes = _tree(tree)
     tokenizer = text.tokenizer_of(target)
-    schedule = text.schedule_of(records.read(records.Plan, plan)) if plan else lookahead
+    budget = text.schedule_of(records.read(records.Plan, plan)) if plan else text.budget_of(lookahead, tree)
     engine = text.load_engine(
-        target, draft, lookahead=schedule, dtype=kind, device=device, max_batch=min(batch, len(prompts)),
-        max_context=context, topk=topk, nodes=nodes, cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
+        target, draft, lookahead=budget, dtype=kind, device=device, max_batch=min(batch, len(prompts)),
+        max_context=context, cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )  # fmt: skip
     show = _streamer(stats) if stream and not json and len(prompts) == 1 else None
     steps: list[Any] = []
@@ -411,7 +412,9 @@ def bench(
     draft: Annotated[
         list[str] | None,
         typer.Option(
-            "--draft", "-d", help="ngram or a folder, with @k for its lookahead (dir@5); repeat for more arms."
+            "--draft",
+            "-d",
+            help="ngram or a folder, with @k for its lookahead (dir@5) or a head's tree (dir@5,4,16); repeat for more arms.",
         ),
     ] = None,
     file: Annotated[
@@ -455,10 +458,12 @@ def bench(
 
     def arm(spec: str | None) -> Any:
         name, _, k = (spec or "").partition("@")
-        if k and not k.isdigit():
+        levels, _, tree = k.partition(",")
+        if k and not levels.isdigit():
             raise ValueError(f"draft {spec!r}: what follows @ is the lookahead, a whole number")
+        budget = text.budget_of(int(levels or 4), tree or None)
         return lambda: text.load_engine(
-            target, name or None, lookahead=int(k or 4), dtype=kind, device=device, max_batch=batch, max_context=context
+            target, name or None, lookahead=budget, dtype=kind, device=device, max_batch=batch, max_context=context
         )
 
     arms = {"plain": arm(None)} | {spec: arm(spec) for spec in draft or ["ngram"]}
@@ -498,14 +503,6 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     if not given.strip():
         raise ValueError("prompt: give one as an argument, with --file or on stdin")
     return [given]
-
-
-def _tree(tree: str | None) -> tuple[int, int | None]:
-    try:
-        topk, nodes = map(int, tree.split(",")) if tree else (1, None)
-    except ValueError:
-        raise ValueError(f"tree must be TOPK,NODES such as 4,16, got {tree!r}") from None
-    return topk, nodes
 
 
 def _streamer(stats: bool) -> Any:

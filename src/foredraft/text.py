@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from foredraft import records
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import Drafter, LanguageModel, NGram
+from foredraft.decode.drafters import Budget, Drafter, LanguageModel, NGram
 from foredraft.decode.engine import Engine, Schedule
 from foredraft.decode.heads import Head
 from foredraft.decode.sampling import Sampling
+from foredraft.decode.verify import depths
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
@@ -23,6 +25,7 @@ from foredraft.models.placing import context_limit
 from foredraft.records import Plan, StepRecord
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
+EXTENDED = 192  # nodes of a tree that a head may extend, beyond those
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a character
 
 
@@ -30,28 +33,26 @@ def load_engine(
     target: str | Path,
     draft: str | None = None,
     *,
-    lookahead: int | Schedule = 4,
+    lookahead: int | Budget | Schedule = 4,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     max_batch: int = 8,
     max_context: int | None = None,
-    topk: int = 1,
-    nodes: int | None = None,
     cache_bytes: int | None = None,
 ) -> Engine:
     """The engine for the Hugging Face folder `target`, drafted for by "ngram" or by the model in the folder `draft`.
 
-    `topk` and `nodes` draft EAGLE-2's dynamic tree with a head. `max_context` defaults to the model's own, at most
-    4,096. Raises ValueError, one line, on a lookahead that does not fit the context, a draft no smaller than its
-    target or one of another vocabulary.
+    `max_context` defaults to the model's own, at most 4,096. Raises ValueError, one line, on a lookahead that does not fit
+    the context, a draft no smaller than its target or one of another vocabulary.
     """
     model = load(target, dtype, device)
     hard = context_limit(model.shape, model.wiring)  # of learned positions and sliding windows
     context = max_context or min(model.shape.max_position_embeddings or 4096, 4096)
     context = min(context, hard - NODES) if hard else context
-    if isinstance(lookahead, int) and lookahead >= context:
-        raise ValueError(f"lookahead ({lookahead}) must be less than the context ({context})")
-    drafter = drafter_for(model, draft, max_batch, context + NODES, topk=topk, nodes=nodes) if draft else None
+    levels = lookahead.lookahead if isinstance(lookahead, Budget) else lookahead
+    if isinstance(levels, int) and levels >= context:
+        raise ValueError(f"lookahead ({levels}) must be less than the context ({context})")
+    drafter = drafter_for(model, draft, max_batch, context + NODES) if draft else None
     return Engine(
         model,
         drafter,
@@ -63,17 +64,13 @@ def load_engine(
     )
 
 
-def drafter_for(
-    target: Decoder, draft: str, max_batch: int, slots: int, *, topk: int = 1, nodes: int | None = None
-) -> Drafter:
+def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
     """A drafter by name, or from the folder of a language model or of a draft head."""
     if draft == "ngram":
         return NGram()
     if is_head(draft):
         head = load_head(draft, target, target.dtype, target.device)
-        return Head(head, head.new_cache(max_batch, slots + topk * NODES), topk=topk, nodes=nodes)
-    if topk > 1:
-        raise ValueError("topk: trees are drafted by heads only; leave out --topk")
+        return Head(head, head.new_cache(max_batch, slots + EXTENDED))
     model = load(draft, target.dtype, target.device)
     if model.shape.params >= target.shape.params:
         raise ValueError(
@@ -92,14 +89,32 @@ def is_head(folder: str | Path) -> bool:
     return "fc.weight" in Checkpoint(folder).stored
 
 
-def schedule_of(plan: Plan) -> Schedule:
-    """The plan's lookahead by running sequences: that of the smallest batch planned for that is no smaller, else of the largest."""
+def schedule_of(plan: Plan) -> Callable[[int], Budget]:
+    """What the plan drafts by running sequences: as for the smallest batch planned for that is no smaller, else the largest."""
     steps = sorted(plan.schedule, key=lambda step: step.running)
 
-    def lookahead(running: int) -> int:
-        return next((step.lookahead for step in steps if step.running >= running), steps[-1].lookahead)
+    def budget(running: int) -> Budget:
+        step = next((step for step in steps if step.running >= running), steps[-1])
+        return Budget(step.lookahead, step.topk, step.tree_nodes if step.topk > 1 else None)
 
-    return lookahead
+    return budget
+
+
+def budget_of(lookahead: int, tree: str | None) -> Budget:
+    """A chain of `lookahead`; the dynamic tree "TOPK,NODES" of as many levels; or the static tree of a JSON file, a list of
+    [parent, rank], parents first (-1: the root).
+    """
+    if tree is None:
+        return Budget(lookahead).check()
+    if tree.endswith(".json"):
+        nodes = records.decode(list[tuple[int, int]], Path(tree).read_bytes(), name=tree)
+        if not nodes:
+            raise ValueError(f"{tree}: the tree must have at least one node")
+        return Budget(max(depths([parent for parent, _ in nodes])), tree=tuple(nodes)).check()
+    topk, comma, num = tree.partition(",")
+    if not (comma and topk.isdigit() and num.isdigit()):
+        raise ValueError(f"tree must be TOPK,NODES (for example 4,16) or a JSON file, got {tree!r}")
+    return Budget(lookahead, int(topk), int(num)).check()
 
 
 class Answer:

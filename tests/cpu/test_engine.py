@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import PAD, Drafter, LanguageModel, NGram, Proposal
-from foredraft.decode.engine import Engine, ancestors
+from foredraft.decode.drafters import PAD, Budget, Drafter, LanguageModel, NGram, Places, Proposal
+from foredraft.decode.engine import Engine
 from foredraft.decode.heads import Head
+from foredraft.decode.layout import ancestors
 from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead, new_head
@@ -54,6 +55,8 @@ class Tree:
 
     name = "tree"
     reads: tuple[int, ...] = ()
+    cache = None
+    trees = True
 
     def __init__(self, draft: Decoder) -> None:
         self.draft = draft
@@ -62,14 +65,14 @@ class Tree:
 
     def move(self, source: int, row: int) -> None: ...
 
-    def propose(self, running, lookahead: int) -> Proposal:
+    def propose(self, running, budget: Budget) -> Proposal:
         tokens, parents = [], [-1, -1, 0, 0, 1, PAD]
         for sequence in running:
             first = self._top(sequence.tokens)
             tokens.append(
                 [*first, *self._top([*sequence.tokens, first[0]]), self._top([*sequence.tokens, first[1]])[0], 0]
             )
-        return Proposal(torch.tensor(tokens), torch.tensor([parents] * len(running)))
+        return Proposal(torch.tensor(tokens), [parents] * len(running))
 
     def _top(self, tokens: list[int]) -> list[int]:
         return self.draft(torch.tensor([tokens])).logits_BTV[0, -1].topk(2).indices.tolist()
@@ -99,9 +102,9 @@ def a_head(kind: str, layers: int = 1) -> DraftHead:
     return trained(kind, layers)
 
 
-def headed(kind: str, layers: int = 1, topk: int = 1, nodes: int | None = None) -> Head:
+def headed(kind: str, layers: int = 1) -> Head:
     head = a_head(kind, layers)
-    return Head(head, head.new_cache(8, 300), topk=topk, nodes=nodes)
+    return Head(head, head.new_cache(8, 300))
 
 
 DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
@@ -114,10 +117,22 @@ DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
     "eagle": lambda: headed("eagle"),
     "eagle3": lambda: headed("eagle3"),
     "scylla": lambda: headed("eagle3", 2),
-    "eagle2-tree": lambda: headed("eagle", topk=3, nodes=10),
-    "eagle3-tree": lambda: headed("eagle3", topk=4, nodes=16),
-    "scylla-tree": lambda: headed("eagle3", 2, topk=2),
+    "eagle2-tree": lambda: headed("eagle"),
+    "eagle3-tree": lambda: headed("eagle3"),
+    "scylla-tree": lambda: headed("eagle3", 2),
+    "static-tree": lambda: headed("eagle3"),
 }
+STATIC = ((-1, 0), (-1, 2), (0, 0), (0, 1), (1, 0), (2, 1), (5, 0))
+BUDGETS = {
+    "eagle2-tree": Budget(4, 3, 10), "eagle3-tree": Budget(4, 4, 16), "scylla-tree": Budget(4, 2), "static-tree": Budget(4, tree=STATIC),
+}  # fmt: skip
+
+
+def engine_with(name: str, lookahead: int = 4, max_context: int = 128, max_batch: int = 8) -> Engine:
+    budget = BUDGETS.get(name, Budget(lookahead))._replace(lookahead=lookahead)
+    return Engine(TARGET, DRAFTERS[name](), lookahead=budget, max_batch=max_batch, max_context=max_context)
+
+
 PROMPTS = [(1, 2, 3, 4, 5, 1, 2, 3), (7,), (9, 8, 9, 8, 9, 8), tuple(range(20)), (5, 5, 5), (63, 0)]
 
 
@@ -144,7 +159,7 @@ def greedy() -> list[list[int]]:
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_greedy_is_token_for_token_that_of_the_target(name: str, batch: int, greedy: list[list[int]]) -> None:
-    engine = Engine(TARGET, DRAFTERS[name](), lookahead=4, max_batch=batch, max_context=128)
+    engine = engine_with(name, 4, 128, batch)
     assert [sequence.answer for sequence in engine.generate(requests())] == greedy
 
 
@@ -158,7 +173,7 @@ def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:
         ("eagle3", 1.1, 4.9),
         ("eagle3-tree", 1.2, 5.0),
     ):
-        engine = Engine(TARGET, DRAFTERS[name](), lookahead=4, max_batch=4, max_context=128)
+        engine = engine_with(name, 4, 128, 4)
         for request in requests():
             engine.add(request)
         steps = list(engine.run())
@@ -168,7 +183,11 @@ def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:
 
 def test_lookahead_may_follow_the_number_running(greedy: list[list[int]]) -> None:
     engine = Engine(
-        TARGET, lm(blended(0.1)), lookahead=lambda running: {1: 5, 2: 3}.get(running, 0), max_batch=4, max_context=128
+        TARGET,
+        lm(blended(0.1)),
+        lookahead=lambda running: {1: 5, 2: 3}.get(running, 0),
+        max_batch=4,
+        max_context=128,
     )
     sequences = [engine.add(request) for request in requests()]
     seen = {(len(step.drafted), step.lookahead) for step in engine.run()}
@@ -181,9 +200,9 @@ def test_lookahead_may_follow_the_number_running(greedy: list[list[int]]) -> Non
 def test_a_sampled_batch_equals_its_requests_alone(name: str) -> None:
     """Each request's chance comes from its own seed: who runs beside it changes nothing."""
     sampling = Sampling(temperature=0.8, top_p=0.95, seed=3)
-    together = Engine(TARGET, DRAFTERS[name](), max_batch=4, max_context=128).generate(requests(sampling))
+    together = engine_with(name, 4, 128, 4).generate(requests(sampling))
     for request, sequence in zip(requests(sampling), together, strict=True):
-        (alone,) = Engine(TARGET, DRAFTERS[name](), max_batch=1, max_context=128).generate([request])
+        (alone,) = engine_with(name, 4, 128, 1).generate([request])
         assert alone.answer == sequence.answer
 
 
@@ -194,7 +213,7 @@ def test_sampled_tokens_follow_the_targets_law(name: str) -> None:
 
     prompt, num = (1, 2, 3), 3000
     sampling = Sampling(temperature=0.7, top_k=3)
-    engine = Engine(TARGET, DRAFTERS[name](), lookahead=2, max_batch=8, max_context=32)
+    engine = engine_with(name, 2, 32, 8)
     made = [
         Request(prompt=prompt, max_tokens=2, sampling=Sampling(temperature=0.7, top_k=3, seed=s)) for s in range(num)
     ]
@@ -217,7 +236,7 @@ def test_stop_ids_end_an_answer_and_are_part_of_it(greedy: list[list[int]]) -> N
     cut = greedy[0].index(stop) + 1
     request = Request(prompt=PROMPTS[0], max_tokens=40, stop_ids=frozenset({stop}))
     for name in ("none", "same"):
-        (sequence,) = Engine(TARGET, DRAFTERS[name](), max_batch=1, max_context=128).generate([request])
+        (sequence,) = engine_with(name, 4, 128, 1).generate([request])
         assert (sequence.answer, sequence.finish) == (greedy[0][:cut], "stop")
 
 
@@ -243,9 +262,14 @@ def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
         engine.add(Request(prompt=(64,), max_tokens=1))
     with pytest.raises(ValueError, match="cache_bytes 1,000 is less than"):
         Engine(TARGET, max_batch=1, max_context=64, cache_bytes=1000)
-    wide = Engine(TARGET, DRAFTERS["eagle3-tree"](), lookahead=4, max_batch=1, max_context=64, max_nodes=8)
-    with pytest.raises(ValueError, match="drafted 16 nodes, max_nodes is 8"):
-        wide.generate(requests(max_tokens=4)[:1])
+    budget = BUDGETS["eagle3-tree"]
+    with pytest.raises(ValueError, match="may verify; got 16"):
+        Engine(TARGET, DRAFTERS["eagle3-tree"](), lookahead=budget, max_batch=1, max_context=64, max_nodes=8)
+    later = Engine(TARGET, headed("eagle3"), lookahead=lambda running: budget, max_batch=1, max_context=64, max_nodes=8)
+    with pytest.raises(ValueError, match="may verify; got 16"):
+        later.generate(requests(max_tokens=4)[:1])
+    with pytest.raises(ValueError, match="drafts no trees"):
+        Engine(TARGET, NGram(), lookahead=budget, max_batch=1, max_context=64)
     with pytest.raises(ValueError, match="at least one token"):
         Request(prompt=(), max_tokens=1)
 
@@ -260,20 +284,46 @@ def test_every_step_is_counted_once(greedy: list[list[int]]) -> None:
 
 
 def test_ancestors_of_a_tree() -> None:
-    sees = ancestors(torch.tensor([[-1, -1, 0, 2, PAD]]))[0]
+    sees = ancestors([[-1, -1, 0, 2, PAD]])[0]
     assert [row.nonzero()[:, 0].tolist() for row in sees] == [[0], [0, 1], [0, 2], [0, 1, 3], [0, 1, 3, 4], [0, 5]]
 
 
 def test_ngram_takes_the_latest_of_the_longest_matches() -> None:
-    assert NGram().look_up([1, 2, 3, 9, 1, 2, 3, 8, 2, 3], 3) == [8, 2, 3]
-    assert NGram().look_up([1, 2, 3], 3) == []
+    text = [1, 2, 3, 9, 1, 2, 3, 8, 2, 3]
+    places = Places(range(3, 0, -1))
+    assert places.after(text, 3) == [8, 2, 3]
+    assert places.after([*text, 9], 2) == [1, 2]
+    assert Places(range(3, 0, -1)).after([1, 2, 3], 3) == []
+
+
+def test_ngram_agrees_with_a_search_of_the_whole_text() -> None:
+    generator, text, places = torch.Generator().manual_seed(0), [0], Places(range(3, 0, -1))
+    for _ in range(200):
+        text += torch.randint(
+            0, 4, (int(torch.randint(1, 4, (1,), generator=generator)),), generator=generator
+        ).tolist()
+        matches = (
+            (size, end)
+            for size in range(min(3, len(text) - 1), 0, -1)
+            for end in range(len(text) - 1, size - 1, -1)
+            if text[end - size : end] == text[-size:]
+        )
+        _, end = next(matches, (0, len(text)))
+        assert places.after(text, 5) == text[end : end + 5]
 
 
 class Checked:
     """A head drafter whose every proposal is compared with one computed anew, without cache, batch or beam."""
 
     def __init__(self, drafter: Head) -> None:
-        self.drafter, self.name, self.reads, self.seen = drafter, "checked", drafter.reads, 0
+        self.drafter, self.name, self.reads, self.cache, self.trees, self.seen = (
+            drafter,
+            "checked",
+            drafter.reads,
+            drafter.cache,
+            True,
+            0,
+        )
 
     def admit(self, row: int, sequence) -> None:
         self.drafter.admit(row, sequence)
@@ -281,30 +331,47 @@ class Checked:
     def move(self, source: int, row: int) -> None:
         self.drafter.move(source, row)
 
-    def propose(self, running, lookahead: int) -> Proposal:
+    def propose(self, running, budget: Budget) -> Proposal:
         told = [sequence.fresh is not None for sequence in running]
-        proposal = self.drafter.propose(running, lookahead)
+        proposal = self.drafter.propose(running, budget)
         for row, sequence in enumerate(running):
             if told[row]:
-                self._check(sequence.tokens, proposal.tokens[row].tolist(), proposal.parents[row].tolist(), lookahead)
+                self._check(sequence.tokens, proposal.tokens[row].tolist(), proposal.parents[row], budget)
                 self.seen += 1
             else:
-                assert set(proposal.parents[row].tolist()) == {PAD}
+                assert set(proposal.parents[row]) == {PAD}
         return proposal
 
-    def _check(self, tokens: list[int], drafted: list[int], parents: list[int], lookahead: int) -> None:
+    def _check(self, tokens: list[int], drafted: list[int], parents: list[int], budget: Budget) -> None:
         paths: list[list[int]] = []
         for token, parent in zip(drafted, parents, strict=True):
             paths.append([*(paths[parent] if parent >= 0 else []), token])
         assert len(set(map(tuple, paths))) == len(paths)
-        assert max(map(len, paths)) <= lookahead
+        assert max(map(len, paths)) <= budget.lookahead
         score = {(): 0.0} | {tuple(path): naive(self.drafter.head, tokens, path) for path in paths}
+        if budget.tree:
+            self._check_ranks(tokens, drafted, parents, paths, budget)
+            return
         best = naive_best(self.drafter.head, tokens)
         assert drafted[0] == best or best in [path[0] for path in paths if len(path) == 1]
         assert all(score[tuple(path)] <= score[tuple(path[:-1])] + 1e-4 for path in paths)
-        if self.drafter.topk == 1:
+        if budget.topk == 1 and not budget.tree:
             for path in paths:
                 assert path[-1] == naive_best(self.drafter.head, tokens, path[:-1])
+
+    def _check_ranks(
+        self, tokens: list[int], drafted: list[int], parents: list[int], paths: list[list[int]], budget: Budget
+    ) -> None:
+        """Every node of the static tree is its parent's choice of its rank, whatever order the nodes come in."""
+        wanted: list[tuple[int, ...]] = []
+        for parent, rank in budget.tree:
+            above = wanted[parent] if parent >= 0 else ()
+            wanted.append((*above, naive_ranked(self.drafter.head, tokens, list(above))[rank]))
+        assert sorted(map(tuple, paths)) == sorted(wanted)
+
+
+def naive_ranked(head: DraftHead, tokens: list[int], path: list[int]) -> list[int]:
+    return head.target_ids(naive_law(head, tokens, path).argsort(descending=True)).tolist()
 
 
 def naive_law(head: DraftHead, tokens: list[int], path: list[int]) -> torch.Tensor:
@@ -328,9 +395,15 @@ def naive_best(head: DraftHead, tokens: list[int], path: list[int] | None = None
 
 
 @pytest.mark.parametrize(
-    ("kind", "layers", "topk", "nodes"), [("eagle", 1, 1, None), ("eagle3", 2, 1, None), ("eagle3", 1, 3, 8)]
+    ("kind", "layers", "budget"),
+    [
+        ("eagle", 1, Budget(3)),
+        ("eagle3", 2, Budget(3)),
+        ("eagle3", 1, Budget(3, 3, 8)),
+        ("eagle3", 2, Budget(4, tree=STATIC)),
+    ],
 )
-def test_heads_draft_what_whole_passes_would(kind: str, layers: int, topk: int, nodes: int | None) -> None:
-    drafter = Checked(headed(kind, layers, topk, nodes))
-    Engine(TARGET, drafter, lookahead=3, max_batch=3, max_context=64).generate(requests(max_tokens=12))
+def test_heads_draft_what_whole_passes_would(kind: str, layers: int, budget: Budget) -> None:
+    drafter = Checked(headed(kind, layers))
+    Engine(TARGET, drafter, lookahead=budget, max_batch=3, max_context=64).generate(requests(max_tokens=12))
     assert drafter.seen > 20

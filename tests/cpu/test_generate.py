@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from foredraft import text
+from foredraft.decode.drafters import Budget
 from foredraft.decode.sampling import Sampling
 from foredraft.models import new_head, save_head
 
@@ -45,9 +46,9 @@ def test_greedy_tokens_are_those_of_transformers(checkpoint: Path, oracle: list[
 def test_a_head_from_its_folder_changes_nothing(checkpoint: Path, oracle: list[int], tmp_path: Path) -> None:
     engine = text.load_engine(checkpoint)
     save_head(new_head(engine.target, "eagle3", 2, range(200), feature_layers=(1, 2, 3)), tmp_path)
-    for tree in ((1, None), (3, 8)):
+    for budget in (Budget(3), Budget(3, 3, 8)):
         made = text.generate(
-            text.load_engine(checkpoint, str(tmp_path), lookahead=3, topk=tree[0], nodes=tree[1]),
+            text.load_engine(checkpoint, str(tmp_path), lookahead=budget),
             text.tokenizer_of(checkpoint), [PROMPT, "dog"], max_tokens=30,
         )  # fmt: skip
         assert made[0][1].answer == oracle
@@ -92,7 +93,7 @@ def test_stats_stand_on_stderr(checkpoint: Path) -> None:
         (("--max-tokens", "600"), "max_context is 512"),
         (("--lookahead", "600"), "lookahead (600) must be less than the context"),
         (("--lookahead", "100", "--draft", "ngram"), "lookahead must lie in 0…64"),
-        (("--lookahead", "-1", "--draft", "ngram"), "lookahead must lie in 0…64"),
+        (("--lookahead", "-1", "--draft", "ngram"), "lookahead must be at least 0, got -1"),
         (("--dtype", "int3"), "dtype must be one of"),
         (("--tree", "four"), "tree must be TOPK,NODES"),
         (("--temperature", "-1"), "temperature"),
@@ -120,7 +121,9 @@ def test_a_plan_sets_the_lookahead_by_running_requests(checkpoint: Path, tmp_pat
     load = records.Workload(input_len=64, output_len=64, concurrency=(1, 64, 256))
     made = plan(shapes.shape("Llama-3.1-8B"), machines.machine("H100"), load, Settings(draws=16))
     schedule = text.schedule_of(made)
-    assert [schedule(n) for n in (1, 2, 64, 65, 256, 1000)] == [made.schedule[i].lookahead for i in (0, 1, 1, 2, 2, 2)]
+    assert [schedule(n).lookahead for n in (1, 2, 64, 65, 256, 1000)] == [
+        made.schedule[i].lookahead for i in (0, 1, 1, 2, 2, 2)
+    ]
     records.write(tmp_path / "Plan.json", made)
     done = cli(
         "generate", str(checkpoint), PROMPT, "--draft", "ngram", "--plan", str(tmp_path / "Plan.json"), "--max-tokens", "30",

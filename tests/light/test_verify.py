@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from foredraft.decode import verify
-from foredraft.decode.verify import Verdict, draw, residual, verify_chain, verify_tree
+from foredraft.decode.verify import Verdict, draw, residual, verify_chain, verify_greedy, verify_tree
 
 V = 3
 EASED = Fraction(11, 10)
@@ -85,7 +85,7 @@ def chain_step(p: Law, q: Law, length: int, rule: Callable[..., Verdict] = verif
         for picked in product(*(regions(cuts) for cuts in (*tests, finals))):
             uniforms = array([[u for u, _ in picked]])
             verdict = rule(p_rows, q_rows, array([tokens]).astype(int).reshape(1, length), uniforms)
-            kept = int(verdict.num_accepted[0])
+            kept = len(verdict.path[0])
             weight = drafted
             for _, measure in picked:
                 weight *= measure
@@ -115,8 +115,8 @@ def never_verify(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.
 def resample_from_p(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
     """Broken: after a refusal the token comes from p, not from the residual."""
     verdict = verify_chain(p, q, tokens, uniforms)
-    rows = np.arange(len(tokens))
-    return verdict._replace(bonus=draw(p[rows, verdict.num_accepted], uniforms[:, -1]))
+    kept = [len(path) for path in verdict.path]
+    return verdict._replace(bonus=draw(p[np.arange(len(tokens)), kept], uniforms[:, -1]).tolist())
 
 
 def accept_more(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
@@ -147,13 +147,12 @@ def paths() -> list[tuple[int, ...]]:
 def tree_step(p: Law, rule: Callable[..., Verdict] = verify_tree) -> Outcomes:
     """P of what one step with the fixed tree emits."""
     rows = array([[p(path) for path in paths()]])
-    tokens, parents = np.array([TREE_TOKENS]), np.array([TREE_PARENTS])
+    tokens, parents = np.array([TREE_TOKENS]), [TREE_PARENTS]
     cuts = [c for path in paths() for c in cumulative(p(path))]
     out: Outcomes = defaultdict(Fraction)
     for picked in product(*(regions(cuts) for _ in range(3))):
         verdict = rule(rows, tokens, parents, array([[u for u, _ in picked]]))
-        kept = [TREE_TOKENS[int(w)] for w in verdict.path[0] if w >= 0]
-        assert len(kept) == int(verdict.num_accepted[0])
+        kept = [TREE_TOKENS[w] for w in verdict.path[0]]
         weight = Fraction(1)
         for _, measure in picked:
             weight *= measure
@@ -170,10 +169,10 @@ def test_tree_of_determined_proposals_is_lossless(salt: int) -> None:
 
 
 def test_a_tree_that_emits_the_refused_token_of_its_parent_is_caught() -> None:
-    def stale(p: np.ndarray, tokens: np.ndarray, parents: np.ndarray, uniforms: np.ndarray) -> Verdict:
+    def stale(p: np.ndarray, tokens: np.ndarray, parents: list[tuple[int, ...]], uniforms: np.ndarray) -> Verdict:
         """Broken: the emitted token is drawn at the root whatever was accepted."""
         verdict = verify_tree(p, tokens, parents, uniforms)
-        return verdict._replace(bonus=draw(p[:, 0], uniforms[:, -1]))
+        return verdict._replace(bonus=draw(p[:, 0], uniforms[:, -1]).tolist())
 
     assert completed(tree_step(law(1), stale), law(1), 3) != by_target(law(1), 3)
 
@@ -193,9 +192,9 @@ def test_siblings_in_turn_with_renormalisation_is_the_same_law() -> None:
 
 
 def test_greedy_is_a_special_case() -> None:
-    one_hot = np.eye(V)[[1, 2, 0, 0]][None]
-    verdict = verify_tree(one_hot, np.array([[1, 2, 1]]), np.array([[-1, 0, 1]]), np.zeros((1, 4)))
-    assert (int(verdict.num_accepted[0]), int(verdict.bonus[0]), verdict.path[0].tolist()) == (2, 0, [0, 1, -1, -1])
+    best, tokens, parents = np.array([[1, 2, 0, 0]]), np.array([[1, 2, 1]]), [(-1, 0, 1)]
+    assert verify_greedy(best, tokens, parents) == verify_tree(np.eye(V)[best], tokens, parents, np.full((1, 4), 0.9))
+    assert verify_greedy(best, tokens, parents) == Verdict([[0, 1]], [0])
 
 
 def test_draw_never_takes_an_impossible_token() -> None:
@@ -215,4 +214,4 @@ def test_rows_of_a_batch_do_not_mix() -> None:
     together = verify.verify_chain(p, q, tokens, uniforms)
     for b in range(4):
         alone = verify.verify_chain(p[b : b + 1], q[b : b + 1], tokens[b : b + 1], uniforms[b : b + 1])
-        assert [x[0].tolist() for x in alone] == [x[b].tolist() for x in together]
+        assert [x[0] for x in alone] == [x[b] for x in together]

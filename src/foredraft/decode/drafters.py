@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
-from foredraft.decode.sampling import Sampling, probabilities
+from foredraft.decode.sampling import Sampling, likeliest, probabilities
 from foredraft.decode.verify import draw
 from foredraft.models.cache import Cache
 from foredraft.models.decoder import Decoder
@@ -23,30 +23,73 @@ from foredraft.models.placing import causal_mask
 PAD = -2  # parent of a node that stands for nothing
 
 
+class Budget(NamedTuple):
+    """How much to draft in a step: `lookahead` positions (0: nothing). A head drafts a chain where `topk` is 1, else
+    EAGLE-2's tree: `topk` children of each of `topk` nodes a level, and of all those the likeliest `nodes`; or the static
+    `tree`, (parent, rank) of each node, parents first, which sets its own depth.
+    """
+
+    lookahead: int
+    topk: int = 1
+    nodes: int | None = None
+    tree: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def most(self) -> int:
+        """Nodes that a step may verify."""
+        if self.tree:
+            return len(self.tree)
+        return self.lookahead if self.topk == 1 else self.nodes or self.lookahead * self.topk
+
+    def check(self) -> "Budget":
+        """Itself, or ValueError on numbers that ask for nothing sensible."""
+        if self.lookahead < 0:
+            raise ValueError(f"lookahead must be at least 0, got {self.lookahead}")
+        if self.topk < 1 or (self.nodes is not None and self.nodes < 1):
+            raise ValueError(f"topk and nodes must be at least 1, got {self.topk} and {self.nodes}")
+        for w, (parent, rank) in enumerate(self.tree):
+            if not -1 <= parent < w or rank < 0 or (parent, rank) in self.tree[:w]:
+                raise ValueError(
+                    f"tree node {w}: [{parent}, {rank}] must name an earlier node (-1: the root) and a rank that no sibling has"
+                )
+        return self
+
+
 class Proposal(NamedTuple):
-    """`tokens_BW` and `parents_BW` (index of the parent node, -1 the root, -2 padding); `q_BKV` for chains drawn by
-    chance.
+    """`tokens` [B, W]; `parents[b][w]`, the index of the parent node, -1 the root, -2 padding; `q` [B, K, V] for chains
+    drawn by chance. `chain`: every sequence's nodes stand in a line, padded at the end or not at all.
     """
 
     tokens: Tensor
-    parents: Tensor
+    parents: list[list[int]]
     q: Tensor | None = None
+    chain: bool = False
+
+
+def in_line(tokens_BK: Tensor, q_BKV: Tensor | None = None) -> Proposal:
+    """Chains of full length."""
+    line = list(range(-1, tokens_BK.shape[1] - 1))
+    return Proposal(tokens_BK, [line] * len(tokens_BK), q_BKV, chain=True)
 
 
 class Drafter(Protocol):
     """What the engine asks of a drafter. `reads` names the target's streams whose values it needs for each token
-    (none: it reads tokens alone).
+    (none: it reads tokens alone); `cache` is what it holds per sequence; `trees`, whether it drafts any.
     """
 
     name: str
     reads: tuple[int, ...]
+    trees: bool
+
+    @property
+    def cache(self) -> Cache | None: ...
 
     def admit(self, row: int, sequence: Sequence) -> None:
         """A sequence enters at `row`: read its prompt but for the last token."""
         ...
 
-    def propose(self, running: Listed[Sequence], lookahead: int) -> Proposal:
-        """Draft up to `lookahead` positions for rows 0 … n-1."""
+    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+        """Draft for rows 0 … n-1."""
         ...
 
     def move(self, source: int, row: int) -> None:
@@ -61,32 +104,47 @@ class NGram:
 
     name = "ngram"
     reads: tuple[int, ...] = ()
+    cache = None
+    trees = False
 
     def __init__(self, longest: int = 3, shortest: int = 1) -> None:
         if not 1 <= shortest <= longest:
             raise ValueError(f"shortest ({shortest}) must lie between 1 and longest ({longest})")
-        self.longest, self.shortest = longest, shortest
+        self.sizes = range(longest, shortest - 1, -1)
+        self.rows: dict[int, Places] = {}
 
-    def admit(self, row: int, sequence: Sequence) -> None: ...
+    def admit(self, row: int, sequence: Sequence) -> None:
+        self.rows[row] = Places(self.sizes)
 
-    def move(self, source: int, row: int) -> None: ...
+    def move(self, source: int, row: int) -> None:
+        self.rows[row] = self.rows[source]
 
-    def propose(self, running: Listed[Sequence], lookahead: int) -> Proposal:
-        found = [self.look_up(sequence.tokens, lookahead) for sequence in running]
-        tokens = torch.zeros(len(running), lookahead, dtype=torch.long)
-        parents = torch.full_like(tokens, PAD)
-        for row, chain in enumerate(found):
-            tokens[row, : len(chain)] = torch.tensor(chain, dtype=torch.long)
-            parents[row, : len(chain)] = torch.arange(len(chain)) - 1
-        return Proposal(tokens, parents)
+    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+        found = [self.rows[row].after(sequence.tokens, budget.lookahead) for row, sequence in enumerate(running)]
+        width = max(map(len, found))
+        tokens = torch.tensor([chain + [0] * (width - len(chain)) for chain in found], dtype=torch.long)
+        parents = [[*range(-1, len(chain) - 1), *[PAD] * (width - len(chain))] for chain in found]
+        return Proposal(tokens, parents, chain=True)
 
-    def look_up(self, tokens: list[int], lookahead: int) -> list[int]:
-        """At most `lookahead` tokens that followed the latest earlier match; empty where nothing matches."""
-        for size in range(min(self.longest, len(tokens) - 1), self.shortest - 1, -1):
-            pattern = tokens[-size:]
-            for start in range(len(tokens) - size - 1, -1, -1):
-                if tokens[start : start + size] == pattern:
-                    return tokens[start + size : start + size + lookahead]
+
+class Places:
+    """Where each n-gram of a growing text stood last, kept up as it grows; `sizes` from the longest down."""
+
+    def __init__(self, sizes: range) -> None:
+        self.sizes, self.read = sizes, 0
+        self.ends: dict[tuple[int, ...], int] = {}
+
+    def after(self, tokens: list[int], num: int) -> list[int]:
+        """At most `num` tokens that followed the latest earlier match of the end of `tokens`; empty where nothing matches."""
+        for end in range(self.read + 1, len(tokens)):  # an n-gram counts once a token has followed it
+            for size in self.sizes:
+                if size <= end:
+                    self.ends[tuple(tokens[end - size : end])] = end
+        self.read = max(self.read, len(tokens) - 1)
+        for size in self.sizes:
+            end = self.ends.get(tuple(tokens[-size:])) if size < len(tokens) else None
+            if end is not None:
+                return tokens[end : end + num]
         return []
 
 
@@ -96,6 +154,7 @@ class LanguageModel:
     """
 
     reads: tuple[int, ...] = ()
+    trees = False
 
     def __init__(
         self, model: Decoder, cache: Cache, *, vocab_size: int | None = None, name: str = "draft_model"
@@ -114,36 +173,42 @@ class LanguageModel:
         self.cache.kv[:, :, row] = self.cache.kv[:, :, source]
         self.seen[row] = self.seen[source]
 
-    def propose(self, running: Listed[Sequence], lookahead: int) -> Proposal:
+    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
         """Read the tokens that came since, then extend one token at a time; what was drafted is overwritten by what
-        is read next.
+        is read next. Where all requests are greedy, chance has no part in it.
         """
+        lookahead = budget.lookahead
         cache, samplings = self.cache.rows(0, len(running)), [sequence.request.sampling for sequence in running]
+        greedy = not any(sampling.temperature for sampling in samplings)
         tokens_BM, positions_BM, last_B = unread(running, self.seen, self.model.device)
-        rows = torch.arange(len(running), device=self.model.device)
-        tokens, laws = [], []
-        width = int(positions_BM.max()) + lookahead
+        width = max(len(sequence.tokens) for sequence in running) + lookahead - 1
+        position_B1 = positions_BM.gather(1, last_B[:, None])
         mask = causal_mask(positions_BM, width)
-        logits = self.model(tokens_BM, positions_BM, cache, mask_BTS=mask, logits=last_B[:, None]).logits_BTV[:, 0]
-        position_B = positions_BM[rows, last_B]
+        output = self.model(tokens_BM, positions_BM, cache, mask_BTS=mask, logits=last_B[:, None])
+        tokens: list[Tensor] = []
+        laws: list[Tensor] = []
         for depth in range(lookahead):
-            law = each(fitted(logits, self.vocab_size), samplings)
-            uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(law.device)[:, 0]
-            tokens.append(draw(law.double(), uniforms))
-            laws.append(law)
+            assert output.logits_BTV is not None
+            logits = fitted(output.logits_BTV[:, 0], self.vocab_size)
+            if greedy:
+                tokens.append(likeliest(logits))
+            else:
+                laws.append(each(logits, samplings))
+                uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
+                tokens.append(draw(laws[-1].double(), uniforms))
             if depth + 1 < lookahead:
-                position_B = position_B + 1
-                mask = causal_mask(position_B[:, None], width)
-                logits = self.model(tokens[-1][:, None], position_B[:, None], cache, mask_BTS=mask).logits_BTV[:, 0]
+                position_B1 = position_B1 + 1
+                mask = causal_mask(position_B1, width)
+                output = self.model(tokens[-1][:, None], position_B1, cache, mask_BTS=mask)
         self.seen[: len(running)] = [len(sequence.tokens) for sequence in running]
-        drafted = torch.stack(tokens, 1)
-        parents = (torch.arange(lookahead, device=drafted.device) - 1).expand(drafted.shape)
-        return Proposal(drafted, parents, torch.stack(laws, 1))
+        return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(laws, 1))
 
 
 def fitted(logits_BV: Tensor, vocab_size: int) -> Tensor:
     """Logits over the target's vocabulary: rows that only the draft has are cut, those it lacks are impossible."""
     lacking = max(vocab_size - logits_BV.shape[-1], 0)
+    if not lacking and logits_BV.shape[-1] == vocab_size:
+        return logits_BV
     return torch.nn.functional.pad(logits_BV[..., :vocab_size], (0, lacking), value=-torch.inf)
 
 

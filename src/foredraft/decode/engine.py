@@ -3,8 +3,8 @@
 Promises: lossless by `verify` alone; a request that cannot fit is refused with its numbers; one counter for plain and
 speculative decoding. Refuses to know: how drafts are made, tokenizers, laws.
 
-Shapes: B running sequences, W drafted nodes, N = W + 1 nodes with the root, S cache slots, V vocabulary, D levels of
-the deepest tree and one more.
+Shapes: B running sequences, W drafted nodes, N = W + 1 nodes with the root, V vocabulary, F features that the drafter
+reads.
 """
 
 import time
@@ -15,19 +15,22 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import PAD, Drafter, Proposal, each, prefill
-from foredraft.decode.verify import Verdict, verify_chain, verify_tree
+from foredraft.decode.drafters import PAD, Budget, Drafter, Proposal, each, in_line, prefill
+from foredraft.decode.layout import lay_out
+from foredraft.decode.sampling import likeliest
+from foredraft.decode.verify import Verdict, depths, verify_chain, verify_greedy, verify_tree
 from foredraft.models.decoder import Decoder
 from foredraft.records import StepRecord
 
-Schedule = Callable[[int], int]  # running sequences -> lookahead
+Schedule = Callable[[int], Budget | int]  # by the number of running sequences; an int is a chain's lookahead
 
 
 class Engine:
     """Decodes requests on `target`, `max_batch` at a time, each within `max_context` tokens.
 
-    `lookahead` is a number or the planner's schedule by running sequences (0: no speculation). `max_nodes` bounds a
-    drafted tree. Raises ValueError where the cache would exceed `cache_bytes`, with the numbers.
+    `lookahead` is a number, a `Budget`, or the planner's schedule by running sequences (0: no speculation). `max_nodes`
+    bounds a drafted tree. Raises ValueError where target's and drafter's caches would exceed `cache_bytes`, with the
+    numbers.
     """
 
     def __init__(
@@ -35,27 +38,36 @@ class Engine:
         target: Decoder,
         drafter: Drafter | None = None,
         *,
-        lookahead: int | Schedule = 4,
+        lookahead: int | Budget | Schedule = 4,
         max_batch: int = 8,
         max_context: int = 2048,
         max_nodes: int = 64,
         cache_bytes: int | None = None,
     ) -> None:
-        if not callable(lookahead) and not 0 <= lookahead <= max_nodes:
-            raise ValueError(f"lookahead must lie in 0…{max_nodes}, the nodes that a step may verify; got {lookahead}")
         self.target, self.drafter = target, drafter
-        self.lookahead: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
+        self.schedule: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
+        if not callable(lookahead):
+            self._check(_budget(lookahead), max_nodes)
         self.max_batch, self.max_context, self.max_nodes = max_batch, max_context, max_nodes
-        needed = max_batch * (max_context + max_nodes) * target.shape.kv_bytes_per_token(str(target.dtype)[6:])
+        drafts = drafter.cache.num_bytes if drafter and drafter.cache else 0
+        needed = drafts + max_batch * (max_context + max_nodes) * target.shape.kv_bytes_per_token(str(target.dtype)[6:])
         if cache_bytes is not None and needed > cache_bytes:
             raise ValueError(
-                f"cache_bytes {cache_bytes:,} is less than the {needed:,.0f} of {max_batch} sequences of {max_context} + {max_nodes} tokens; "
-                "lower max_batch or max_context"
+                f"cache_bytes {cache_bytes:,} is less than the {needed:,.0f} of {max_batch} sequences of {max_context} + {max_nodes} tokens "
+                f"({drafts:,} of them the drafter's); lower max_batch or max_context"
             )
         self.cache = target.new_cache(max_batch, max_context + max_nodes)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self._count = 0
+
+    def _check(self, budget: Budget, max_nodes: int) -> None:
+        if budget.most > max_nodes:
+            raise ValueError(
+                f"lookahead must lie in 0…{max_nodes}, the nodes that a step may verify; got {budget.most}"
+            )
+        if self.drafter and not self.drafter.trees and (budget.topk > 1 or budget.tree):
+            raise ValueError(f"{self.drafter.name} drafts no trees; leave the tree out")
 
     def add(self, request: Request, on_tokens: Callable[[list[int]], None] | None = None) -> Sequence:
         """Queue a request; `on_tokens` is called with what each step emits. Raises ValueError where it cannot fit or
@@ -119,94 +131,88 @@ class Engine:
 
     def _step(self) -> StepRecord:
         start = time.perf_counter()
-        proposal, depth = self._propose()
+        proposal, lookahead = self._propose()
         drafted = time.perf_counter()
-        p_BNV, features_BNF = self._score(proposal)
+        logits_BNV, features_BNF = self._score(proposal)
         scored = time.perf_counter()
-        verdict = self._verify(p_BNV, proposal, depth)
-        counts = self._commit(proposal, verdict, features_BNF)
+        verdict = self._verify(logits_BNV, proposal)
+        emitted = self._commit(proposal, verdict, features_BNF)
         done = time.perf_counter()
-        real = (proposal.parents > PAD).sum(-1).tolist()
         return StepRecord(
-            lookahead=depth, drafted=tuple(real), accepted=tuple(counts[0]), emitted=tuple(counts[1]),
+            lookahead=lookahead, drafted=tuple(sum(parent > PAD for parent in row) for row in proposal.parents),
+            accepted=tuple(map(len, verdict.path)), emitted=tuple(emitted),
             draft_s=drafted - start, target_s=scored - drafted, other_s=done - scored,
         )  # fmt: skip
 
     def _propose(self) -> tuple[Proposal, int]:
-        lookahead = self.lookahead(len(self.running)) if self.drafter else 0
-        if lookahead > 0 and self.drafter:
-            proposal = self.drafter.propose(self.running, lookahead)
-            if proposal.tokens.shape[1] > self.max_nodes:
-                raise ValueError(
-                    f"a step drafted {proposal.tokens.shape[1]} nodes, max_nodes is {self.max_nodes}; draft fewer"
-                )
-            tokens, parents, q = proposal
-            device = self.target.device
-            return Proposal(tokens.to(device), parents.to(device), None if q is None else q.to(device)), lookahead
-        none = torch.zeros(len(self.running), 0, dtype=torch.long, device=self.target.device)
-        return Proposal(none, none), 0
+        budget = _budget(self.schedule(len(self.running)))
+        if not self.drafter or not budget.lookahead:
+            return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
+        self._check(budget, self.max_nodes)
+        return self.drafter.propose(self.running, budget), budget.lookahead
 
     def _score(self, proposal: Proposal) -> tuple[Tensor, Tensor | None]:
-        """One target pass over root and nodes: their laws [B, N, V], and the streams that the drafter reads [B, N,
-        F].
-        """
+        """One target pass over root and nodes: logits [B, N, V], and the streams that the drafter reads [B, N, F]."""
         device = self.target.device
         root_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in self.running], device=device)
-        base_B1 = torch.tensor([[sequence.cached] for sequence in self.running], device=device)
-        sees_BNN = ancestors(proposal.parents)
-        slots_BN = base_B1 + torch.arange(sees_BNN.shape[1], device=device)
-        positions_BN = base_B1 + sees_BNN.sum(-1) - 1
-        width = int(base_B1.max()) + sees_BNN.shape[1]
-        mask_BNS = (torch.arange(width, device=device) < base_B1)[:, None].repeat(1, sees_BNN.shape[1], 1)
-        mask_BNS.scatter_(2, slots_BN[:, None].expand(sees_BNN.shape), sees_BNN)
+        positions_BN, slots_BN, mask_BNS = lay_out(proposal, [sequence.cached for sequence in self.running], device)
         reads = self.drafter.reads if self.drafter else ()
         output = self.target(
-            torch.cat((root_B1, proposal.tokens), 1),
+            torch.cat((root_B1, proposal.tokens.to(device)), 1),
             positions_BN,
             self.cache.rows(0, len(self.running)),
             slots_BN,
             mask_BNS,
             streams=reads,
         )
-        samplings = [sequence.request.sampling for sequence in self.running]
-        return each(output.logits_BTV, samplings), torch.cat(output.streams, -1) if reads else None
+        assert output.logits_BTV is not None
+        return output.logits_BTV, torch.cat(output.streams, -1) if reads else None
 
-    def _verify(self, p_BNV: Tensor, proposal: Proposal, depth: int) -> Verdict:
+    def _verify(self, logits_BNV: Tensor, proposal: Proposal) -> Verdict:
         """One rule for determined proposals, one for drawn chains; as many uniforms as the depth asks, from each
         request's own seed.
         """
-        uniforms = torch.stack([sequence.uniforms(depth + 1) for sequence in self.running]).to(p_BNV.device)
-        if any(sequence.request.sampling.temperature for sequence in self.running):
-            p_BNV = p_BNV.double()  # so that a long vocabulary's sums do not round
+        samplings = [sequence.request.sampling for sequence in self.running]
+        if proposal.q is None and not any(sampling.temperature for sampling in samplings):
+            return verify_greedy(likeliest(logits_BNV), proposal.tokens, proposal.parents)
+        p_BNV = each(logits_BNV, samplings).double()  # so that a long vocabulary's sums do not round
+        draws = [1 + max(depths(row)) for row in proposal.parents]
+        uniforms = torch.zeros(len(draws), max(draws), dtype=torch.float64)
+        for row, (sequence, num) in enumerate(zip(self.running, draws, strict=True)):
+            uniforms[row, :num] = sequence.uniforms(num)
+        uniforms = uniforms.to(p_BNV.device)
         if proposal.q is None:
             return verify_tree(p_BNV, proposal.tokens, proposal.parents, uniforms)
-        return verify_chain(p_BNV, proposal.q.to(p_BNV.dtype), proposal.tokens, uniforms)
+        tokens, q_BKV = proposal.tokens.to(p_BNV.device), proposal.q.to(p_BNV)
+        return verify_chain(p_BNV, q_BKV, tokens, uniforms)
 
-    def _commit(self, proposal: Proposal, verdict: Verdict, features_BNF: Tensor | None) -> tuple[list[int], list[int]]:
-        """Keep the accepted rows of the cache, extend the sequences; give accepted and emitted counts."""
-        base_B = torch.tensor([sequence.cached for sequence in self.running], device=self.target.device)
-        slots = torch.where(verdict.path >= 0, base_B[:, None] + 1 + verdict.path, -1)
-        self.cache.rows(0, len(self.running)).compact(slots, base_B + 1)
+    def _commit(self, proposal: Proposal, verdict: Verdict, features_BNF: Tensor | None) -> list[int]:
+        """Keep the accepted rows of the cache, extend the sequences; give how many tokens each gained."""
+        if not proposal.chain:  # a chain's accepted nodes stand in their places already
+            self._compact(verdict.path)
         emitted = []
-        for row, (path, bonus) in enumerate(zip(verdict.path.tolist(), verdict.bonus.tolist(), strict=True)):
-            sequence, nodes = self.running[row], [node for node in path if node >= 0]
+        for row, (sequence, path, bonus) in enumerate(zip(self.running, verdict.path, verdict.bonus, strict=True)):
             drafted = proposal.tokens[row].tolist()
             sequence.steps += 1
-            sequence.accepted_at.append(len(nodes))
-            emitted.append(sequence.extend([*(drafted[node] for node in nodes), bonus]))
+            sequence.accepted_at.append(len(path))
+            emitted.append(sequence.extend([*(drafted[node] for node in path), bonus]))
             if features_BNF is not None:
-                new = features_BNF[row, [0, *(node + 1 for node in nodes)]]
+                new = features_BNF[row, [0, *(node + 1 for node in path)]]
                 sequence.fresh = new if sequence.fresh is None else torch.cat((sequence.fresh, new))
-        return verdict.num_accepted.tolist(), emitted
+        return emitted
+
+    def _compact(self, paths: list[list[int]]) -> None:
+        """Move the accepted nodes' keys and values to the slots behind the root's."""
+        longest = max(map(len, paths))
+        first = [sequence.cached + 1 for sequence in self.running]
+        keep = [
+            [start + node for node in path] + [-1] * (longest - len(path))
+            for start, path in zip(first, paths, strict=True)
+        ]
+        device = self.target.device
+        slots, starts = torch.tensor(keep, dtype=torch.long, device=device), torch.tensor(first, device=device)
+        self.cache.rows(0, len(self.running)).compact(slots, starts)
 
 
-def ancestors(parents_BW: Tensor) -> Tensor:
-    """Which nodes each node sees, root and itself included, [B, N, N] bool; padding sees the root and itself."""
-    batch, width = parents_BW.shape
-    sees = torch.eye(width + 1, dtype=torch.bool, device=parents_BW.device).repeat(batch, 1, 1)
-    sees[:, :, 0] = True
-    rows = torch.arange(batch, device=parents_BW.device)
-    for node in range(width):  # parents come before children
-        parent = parents_BW[:, node].clamp(min=-1) + 1
-        sees[:, node + 1] |= sees[rows, parent]
-    return sees
+def _budget(wanted: Budget | int) -> Budget:
+    return (wanted if isinstance(wanted, Budget) else Budget(wanted)).check()

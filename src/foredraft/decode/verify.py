@@ -18,52 +18,65 @@ emit from max(p_i - q_i, 0), renormalised; after no refusal, from p_{k+1}. Proof
 q(x)·min(1, p(x)/q(x)) + P(refuse)·(p(x) - min(p(x), q(x))) / Σ(p - min(p, q)) = min(p, q)(x) + (p - min(p, q))(x) =
 p(x), since P(refuse) = 1 - Σ min(p, q) = Σ(p - min(p, q)) (Leviathan et al., arXiv 2211.17192, appendix A.1).
 
-Works on numpy arrays (of floats, or of Fractions for the enumeration) and on torch tensors alike.
+Works on numpy arrays (of floats, or of Fractions for the enumeration) and on torch tensors alike; what comes out are
+plain lists, since what follows is book-keeping.
 
-Shapes: B sequences, W drafted nodes (root excluded), K chain positions, V vocabulary. Node 0 is the root; drafted
-node w has index w + 1.
+Shapes: B sequences, W drafted nodes (root excluded), N = W + 1 nodes with the root, K chain positions, V vocabulary,
+D levels of the deepest tree and one more.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Verdict(NamedTuple):
-    """`path_BD`: accepted drafted nodes in order (index w, -1 beyond the last); `num_accepted_B`; `bonus_B`, the
-    token emitted after them.
+    """For each sequence the accepted drafted nodes in order (`path`, indices w) and the token emitted after them
+    (`bonus`).
     """
 
-    path: Any
-    num_accepted: Any
-    bonus: Any
+    path: list[list[int]]
+    bonus: list[int]
 
 
-def verify_tree(p_BNV: Any, tokens_BW: Any, parents_BW: Any, uniforms_BD: Any) -> Verdict:
-    """Walk the drafted tree by draws from p; N = W + 1 and p row 0 is the root's.
+def verify_greedy(best_BN: Any, tokens_BW: Any, parents: Sequence[Sequence[int]]) -> Verdict:
+    """`verify_tree` at temperature 0, where p is one-hot at `best_BN` and whatever is drawn from it is that token."""
+    return _walk(best_BN, tokens_BW, parents)
 
-    `parents_BW[w]` is the index w' < w of the parent node, -1 for the root, and -2 for padding, which nothing
-    accepts. Siblings carry distinct tokens. `uniforms_BD` needs one column more than the tree is deep.
+
+def verify_tree(p_BNV: Any, tokens_BW: Any, parents: Sequence[Sequence[int]], uniforms_BD: Any) -> Verdict:
+    """Walk the drafted tree by draws from p, whose row 0 is the root's.
+
+    `parents[b][w]` is the index w' < w of the parent node, -1 for the root, and -2 for padding, which nothing accepts.
+    Siblings carry distinct tokens. `uniforms_BD` needs one column more than the tree is deep: one for each level, and
+    a walk visits one node of a level.
     """
-    xp = _library(p_BNV)
-    batch, depth = p_BNV.shape[0], uniforms_BD.shape[1]
-    rows = _arange(xp, batch, p_BNV)
-    node, alive = rows * 0 - 1, rows >= 0
-    accepted, bonus, path = rows * 0, rows * 0, []
-    for level in range(depth):
-        drawn = draw(p_BNV[rows, node + 1], uniforms_BD[:, level])
-        bonus = xp.where(alive, drawn, bonus)
-        if level == depth - 1 or tokens_BW.shape[1] == 0:
-            path.append(rows * 0 - 1)
-            continue
-        match = (parents_BW == node[:, None]) & (tokens_BW == drawn[:, None])
-        alive = alive & match.any(-1)
-        child = _first(xp, match)
-        node = xp.where(alive, child, node)
-        accepted = accepted + xp.where(alive, rows * 0 + 1, rows * 0)
-        path.append(xp.where(alive, child, rows * 0 - 1))
-    return Verdict(_columns(xp, path), accepted, bonus)
+    levels = np.array([depths(row) for row in parents])
+    drawn = [draw(p_BNV[b], uniforms_BD[b][levels[b]]) for b in range(len(parents))]
+    return _walk(drawn, tokens_BW, parents)
+
+
+def depths(parents: Sequence[int]) -> list[int]:
+    """How far below the root each node stands, the root first; padding counts as the root."""
+    found = [0]
+    for parent in parents:
+        found.append(found[parent + 1] + 1 if parent > -2 else 0)
+    return found
+
+
+def _walk(drawn_BN: Any, tokens_BW: Any, parents: Sequence[Sequence[int]]) -> Verdict:
+    """From the root to a child that carries the token drawn at its parent, until there is none."""
+    verdict = Verdict([], [])
+    for drawn, tokens, above in zip(_listed(drawn_BN), _listed(tokens_BW), parents, strict=True):
+        child = {(parent, token): w for w, (parent, token) in enumerate(zip(above, tokens, strict=True)) if parent > -2}
+        path, node = [], -1
+        while (node := child.get((node, drawn[node + 1]), -2)) >= 0:
+            path.append(node)
+        verdict.path.append(path)
+        verdict.bonus.append(drawn[path[-1] + 1 if path else 0])
+    return verdict
 
 
 def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Verdict:
@@ -73,17 +86,16 @@ def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Ve
     xp = _library(p_BNV)
     batch, length = tokens_BK.shape
     rows = _arange(xp, batch, p_BNV)
-    alive, accepted, path = rows >= 0, rows * 0, []
+    alive, accepted = rows >= 0, rows * 0
     for i in range(length):
         p_x, q_x = p_BNV[rows, i, tokens_BK[:, i]], q_BKV[rows, i, tokens_BK[:, i]]
         alive = alive & (uniforms_BD[:, i] * q_x < p_x)
         accepted = accepted + xp.where(alive, rows * 0 + 1, rows * 0)
-        path.append(xp.where(alive, rows * 0 + i, rows * 0 - 1))
-    path.append(rows * 0 - 1)
     q_padded = q_BKV[rows, _least(xp, accepted, length - 1)] if length else p_BNV[rows, accepted] * 0
     refused = (accepted < length)[:, None]
     rest = residual(p_BNV[rows, accepted], xp.where(refused, q_padded, q_padded * 0))
-    return Verdict(_columns(xp, path), accepted, draw(rest, uniforms_BD[:, length]))
+    bonus = draw(rest, uniforms_BD[:, length])
+    return Verdict([list(range(kept)) for kept in accepted.tolist()], bonus.tolist())
 
 
 def residual(p_BV: Any, q_BV: Any) -> Any:
@@ -130,5 +142,5 @@ def _least(xp: Any, array: Any, most: int) -> Any:
     return np.minimum(array, most) if xp is np else array.clamp(max=most)
 
 
-def _columns(xp: Any, columns: list[Any]) -> Any:
-    return xp.stack(columns, 1)
+def _listed(rows: Any) -> list[list[int]]:
+    return rows.tolist() if hasattr(rows, "tolist") else [row.tolist() for row in rows]

@@ -21,7 +21,10 @@ class Cache:
         assert kv.dim() == 6, f"kv must be [layers, 2, B, K, S, D], got {tuple(kv.shape)}"
         assert kv.shape[1] == 2, f"kv must hold keys and values, got {tuple(kv.shape)}"
         self.kv = kv
-        self._rows_B1 = torch.arange(kv.shape[2], device=kv.device)[:, None]
+
+    @property
+    def _rows_B1(self) -> Tensor:
+        return torch.arange(self.batch, device=self.kv.device)[:, None]
 
     @property
     def batch(self) -> int:

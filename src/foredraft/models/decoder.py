@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import Cache, new_cache
-from foredraft.models.layers import KeyValues, Layer, Wiring, norm
 from foredraft.models.kernels import fits_layer
+from foredraft.models.layers import KeyValues, Layer, Wiring, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rotary
@@ -75,7 +75,9 @@ class Decoder(nn.Module):
         slots = positions, and a causal mask over slots. `streams` asks for hidden states (see `Output`), `logits` for
         "all", "last", "none", or rows [B, R] of the T.
         """
-        positions_BT, placing = place(tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits)
+        positions_BT, placing = place(
+            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits
+        )
         if cache is None:
             check_context(tokens_BT.shape[1], self.shape, self.wiring)
         assert all(0 <= i <= len(self.layers) for i in streams), f"streams {streams} of {len(self.layers)} layers"

@@ -50,7 +50,9 @@ def missing() -> str | None:
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     if os.environ.get("FOREDRAFT_KERNELS") == "0":
         raise Unusable("FOREDRAFT_KERNELS=0")
-    compiler = next((found for name in (os.environ.get("CC"), "gcc", "cc") if name and (found := shutil.which(name))), None)
+    compiler = next(
+        (found for name in (os.environ.get("CC"), "gcc", "cc") if name and (found := shutil.which(name))), None
+    )
     if compiler is None:
         raise Unusable("no C compiler found")
     try:
@@ -85,7 +87,10 @@ def _processor() -> str:
     """What -march=native depends on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})) or platform.machine()
+    return (
+        "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+        or platform.machine()
+    )
 
 
 def usable(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -123,7 +128,12 @@ def fits_linear(x: Tensor, weight: Tensor) -> bool:
 def fits_layer(shape: Shape, wiring: Any) -> bool:
     """Whether every layer of such a model can run here: sizes that fill the registers, norms before, a known function."""
     sizes = (shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
-    return wiring.pre_norm and wiring.activation in ACTIVATIONS and shape.head_dim % 16 == 0 and all(size % STEP == 0 for size in sizes)
+    return (
+        wiring.pre_norm
+        and wiring.activation in ACTIVATIONS
+        and shape.head_dim % 16 == 0
+        and all(size % STEP == 0 for size in sizes)
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -161,7 +171,11 @@ class LayerWeights:
             "q_norm": attention.q_norm, "k_norm": attention.k_norm,
         }  # fmt: skip
         self._held = {name: getattr(module, "weight", None) for name, module in modules.items()}
-        self._held |= {f"{name}_bias": getattr(module, "bias", None) for name, module in modules.items() if not name.endswith("k_norm")}
+        self._held |= {
+            f"{name}_bias": getattr(module, "bias", None)
+            for name, module in modules.items()
+            if not name.endswith("k_norm")
+        }
         few, heads = shape.num_kv_heads * shape.head_dim, shape.num_heads * shape.head_dim
         assert all(held is None or held.is_contiguous() for held in self._held.values())
         self.room = shape.hidden_size + 2 * heads + 2 * few + 2 * shape.intermediate_size
@@ -183,7 +197,14 @@ class KernelPass(NamedTuple):
     run: Any
 
     @classmethod
-    def of(cls, rotation: tuple[Tensor, Tensor] | None, cache: Cache, slots_BT: Tensor, mask_BTS: Tensor, dtype: torch.dtype) -> "KernelPass":
+    def of(
+        cls,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: Cache,
+        slots_BT: Tensor,
+        mask_BTS: Tensor,
+        dtype: torch.dtype,
+    ) -> "KernelPass":
         """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows."""
         batch, tokens = slots_BT.shape
         slots, mask = slots_BT.contiguous(), mask_BTS.contiguous()

@@ -202,4 +202,6 @@ class FusionLayer(Block):
         self.hidden_norm = norm(shape.hidden_size, shape, wiring)
 
     def forward(self, embeds_BTC: Tensor, x_BTC: Tensor, placing: Placing) -> Tensor:
-        return self.block(x_BTC, torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1), placing)
+        return self.block(
+            x_BTC, torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1), placing
+        )

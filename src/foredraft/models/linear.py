@@ -1,8 +1,8 @@
 """Matrix times few rows, which is what decoding does all day.
 
-On a CPU our own kernels multiply (kernels.py). Where they cannot be had, in float32 the weight goes on the left, W·xᵀ with at least two columns: the library's kernels for that read
-memory two to five times as fast as those for x·Wᵀ with up to 8 rows, and no slower up to 64 (docs/log.md; bfloat16
-is the other way round and is left alone).
+On a CPU our own kernels multiply (kernels.py). Where they cannot be had, in float32 the weight goes on the left, W·xᵀ with at
+least two columns: on Intel's processors the library's kernels for that read memory two to five times as fast as those for
+x·Wᵀ with up to 8 rows, and no slower up to 64 (docs/log.md).
 
 Promises: the value of `F.linear`, up to rounding. Refuses to know: what the matrix is for.
 """

@@ -61,7 +61,12 @@ def place(
         assert isinstance(cache, Cache), "a pass with a cache of another kind needs a mask"
         mask_BTS = causal_mask(slots_BT, cache.slots)
     mask_B1TS = None if mask_BTS is None else _mask(mask_BTS, tokens_BT)
-    if fits and mask_BTS is not None and isinstance(cache, Cache) and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device):
+    if (
+        fits
+        and mask_BTS is not None
+        and isinstance(cache, Cache)
+        and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device)
+    ):
         rotation = rotary(positions_BT, torch.float32) if rotary else None
         kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype)
         return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS, kernel)

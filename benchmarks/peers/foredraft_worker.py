@@ -1,0 +1,50 @@
+"""Ours, for worker.py."""
+
+from typing import Any
+
+import torch
+from worker import Answered, FirstToken, Run, serve
+
+from foredraft import text
+from foredraft.decode.batch import Request
+from foredraft.decode.drafters import LanguageModel
+from foredraft.decode.engine import Engine
+from foredraft.models.load import load
+
+
+def prepare(settings: dict[str, Any], method: str) -> Run:
+    torch.set_num_threads(settings["threads"])
+    engine = _with_itself(settings) if method == "self" else _loaded(settings, method)
+
+    def run(prompts: list[list[int]], max_tokens: int) -> Answered:
+        clock = FirstToken()
+        sequences = [
+            engine.add(Request(prompt=tuple(prompt), max_tokens=max_tokens), lambda tokens: clock.tick())
+            for prompt in prompts
+        ]
+        for _ in engine.run():
+            pass
+        return Answered([s.answer for s in sequences], clock.seconds, max(s.steps for s in sequences))
+
+    return run
+
+
+def _loaded(settings: dict[str, Any], method: str) -> Engine:
+    draft = "ngram" if method == "ngram" else settings["drafts"].get(method)
+    return text.load_engine(
+        settings["target"], draft, lookahead=settings["lookahead"].get(method, 0), dtype=getattr(torch, settings["dtype"]),
+        max_batch=settings["batch"], max_context=settings["context"],
+    )  # fmt: skip
+
+
+def _with_itself(settings: dict[str, Any]) -> Engine:
+    """The target drafts for itself, which `load_engine` refuses: a draft must be smaller."""
+    target, draft = (load(settings["target"], getattr(torch, settings["dtype"])) for _ in range(2))
+    drafter = LanguageModel(draft, draft.new_cache(settings["batch"], settings["context"] + text.NODES))
+    return Engine(
+        target, drafter, lookahead=settings["lookahead"]["self"], max_batch=settings["batch"], max_context=settings["context"]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(prepare, ("foredraft", "torch"))

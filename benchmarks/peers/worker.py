@@ -1,0 +1,56 @@
+"""One engine's process: a request per line of standard input, its answer and its time per line of standard output.
+
+Promises: standard output carries nothing else, whatever an engine prints; between requests the process waits for a line and computes
+nothing. Refuses to know: engines, checkpoints and what is compared. It runs in every peer's environment: standard library only.
+
+The settings are the JSON of the only argument: `target` and `drafts` (method -> folder), `dtype`, `threads`, `batch`, `context`,
+`methods` to prepare and `lookahead` of each. The first line out names the versions; then {"method", "prompts", "max_tokens"} is
+answered by {"seconds", "first_s", "answers", "steps"}.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+
+class Answered(NamedTuple):
+    """Tokens of every prompt, seconds to the first token, and target passes that gave tokens (missing where the engine does not tell)."""
+
+    answers: list[list[int]]
+    first_s: float | None
+    steps: int | None
+
+
+Run = Callable[[list[list[int]], int], Answered]
+
+
+def serve(prepare: Callable[[dict[str, Any], str], Run], packages: tuple[str, ...]) -> None:
+    """Prepare every method of the settings, then answer until standard input ends."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # engines that print do so on standard error
+    settings = json.loads(sys.argv[1])
+    runs = {method: prepare(settings, method) for method in settings["methods"]}
+    print(json.dumps({name: version(name) for name in packages}), file=out)
+    for line in sys.stdin:
+        print(json.dumps(_answer(runs, json.loads(line))), file=out)
+
+
+def _answer(runs: dict[str, Run], request: dict[str, Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    answered = runs[request["method"]](request["prompts"], request["max_tokens"])
+    return {"seconds": time.perf_counter() - start} | answered._asdict()
+
+
+class FirstToken:
+    """A clock that stops at its first `tick`."""
+
+    def __init__(self) -> None:
+        self.start, self.seconds = time.perf_counter(), None
+
+    def tick(self) -> None:
+        if self.seconds is None:
+            self.seconds = time.perf_counter() - self.start
