@@ -1,8 +1,9 @@
 # Two commands do all the set-up on a machine with Python 3.11: `make tour` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := openvino openvino-export vllm
 
-.PHONY: tour test lint size results clean
+.PHONY: tour test lint size results peers peers-bench clean
 
 tour: .venv/.plot ## plan a draft for Llama-3.1-70B on 4×H100 from published measurements; leaves tour/Plan.json, the schedules and figures
 	$(BIN)/foredraft plan Llama-3.1-70B --machine H100 --devices 4 --concurrency 1-256 --out tour
@@ -24,6 +25,18 @@ results: .venv/.dev ## measure what README claims, and write the table into READ
 	$(BIN)/python benchmarks/few_rows.py results/few_rows.json
 	$(BIN)/python benchmarks/peers/plain_transformers.py results/peer_transformers.json
 	$(BIN)/python recipes/readme_table.py README.md
+
+peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is measured against, each in a venv of its own
+
+peers-bench: peers ## ours and theirs in turn: same checkpoints, prompts, precision and threads
+	$(BIN)/python benchmarks/peers/run.py results/peers.json
+
+.venv-peers/%/.ready: benchmarks/peers/requirements/%.txt
+	$(PYTHON) -m venv --clear .venv-peers/$*
+	@echo '*' > .venv-peers/.gitignore
+	.venv-peers/$*/bin/python -m pip install -q --disable-pip-version-check -r $<
+	.venv-peers/$*/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec # required, not needed, and broken beside a CPU build of torch
+	@touch $@
 
 .venv/.plot: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -76,7 +76,9 @@ def _make(sizes: dict[str, int], folder: Path) -> None:
     head = new_head(load(folder / "target"), draft_vocab=range(sizes["vocab_size"] // DRAFTED_VOCABULARY))
     save_head(head, folder / "eagle3")
     read = target.num_parameters() - target.model.embed_tokens.weight.numel()
-    write(folder / "made.json", {"prompts": _prompts(target), "params_read": read, "feature_layers": head.feature_layers})
+    write(
+        folder / "made.json", {"prompts": _prompts(target), "params_read": read, "feature_layers": head.feature_layers}
+    )
 
 
 def _llama(sizes: dict[str, int]) -> Any:
@@ -89,7 +91,9 @@ def _llama(sizes: dict[str, int]) -> Any:
 
 
 def _prompts(target: Any) -> list[list[int]]:
-    ids = torch.randint(target.config.vocab_size, (NUM_PROMPTS, RANDOM_TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        target.config.vocab_size, (NUM_PROMPTS, RANDOM_TOKENS), generator=torch.Generator().manual_seed(0)
+    )
     return target.generate(ids, max_new_tokens=PROMPT_TOKENS - RANDOM_TOKENS, do_sample=False).tolist()
 
 

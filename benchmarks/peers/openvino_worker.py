@@ -12,7 +12,11 @@ PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 def prepare(settings: dict[str, Any], method: str) -> Run:
     precision, lookahead = PRECISION[settings["dtype"]], settings["lookahead"].get(method)
-    device = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision, "INFERENCE_NUM_THREADS": settings["threads"]}
+    device = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "KV_CACHE_PRECISION": precision,
+        "INFERENCE_NUM_THREADS": settings["threads"],
+    }
     options = dict(device)
     if method == "ngram":
         options["prompt_lookup"] = True

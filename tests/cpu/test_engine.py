@@ -15,6 +15,7 @@ from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead, new_head
 from foredraft.models.layers import Wiring
+from foredraft.models.placing import Output
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 
@@ -161,6 +162,26 @@ def greedy() -> list[list[int]]:
 def test_greedy_is_token_for_token_that_of_the_target(name: str, batch: int, greedy: list[list[int]]) -> None:
     engine = engine_with(name, 4, 128, batch)
     assert [sequence.answer for sequence in engine.generate(requests())] == greedy
+
+
+@pytest.mark.parametrize("name", ["none", "near", "eagle3", "eagle", "scylla-tree"])
+def test_captured_passes_change_nothing(name: str, greedy: list[list[int]]) -> None:
+    """With a capture that computes anew from the buffers of the first pass of each shape, as a CUDA graph does."""
+    engine, replays = engine_with(name, max_batch=3), [0]
+
+    def again(compute: Callable[[], Output]) -> Callable[[], Output]:
+        def replay() -> Output:
+            replays[0] += 1
+            return compute()
+
+        return replay
+
+    passes = [engine.score, *([engine.drafter.run] if isinstance(engine.drafter, Head | LanguageModel) else [])]
+    for graphed in passes:
+        graphed.capture = again
+    assert [sequence.answer for sequence in engine.generate(requests())] == greedy
+    assert replays[0] > 20
+    assert all(0 < len(graphed.graphs) < 40 for graphed in passes)
 
 
 def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:

@@ -18,6 +18,7 @@ from foredraft.decode.sampling import Sampling, likeliest, probabilities
 from foredraft.decode.verify import draw
 from foredraft.models.cache import Cache
 from foredraft.models.decoder import Decoder
+from foredraft.models.graphs import Graphed
 from foredraft.models.placing import causal_mask
 
 PAD = -2  # parent of a node that stands for nothing
@@ -160,7 +161,7 @@ class LanguageModel:
         self, model: Decoder, cache: Cache, *, vocab_size: int | None = None, name: str = "draft_model"
     ) -> None:
         """`vocab_size` is the target's where it differs by padding rows: the law is cut or padded to it."""
-        self.model, self.cache, self.name = model, cache, name
+        self.model, self.run, self.cache, self.name = model, Graphed(model), cache, name
         self.vocab_size = vocab_size or model.shape.vocab_size
         self.seen = [0] * cache.batch
 
@@ -184,7 +185,9 @@ class LanguageModel:
         width = max(len(sequence.tokens) for sequence in running) + lookahead - 1
         position_B1 = positions_BM.gather(1, last_B[:, None])
         mask = causal_mask(positions_BM, width)
-        output = self.model(tokens_BM, positions_BM, cache, mask_BTS=mask, logits=last_B[:, None])
+        output = self.run(
+            tokens_BM, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B[:, None]
+        )
         tokens: list[Tensor] = []
         laws: list[Tensor] = []
         for depth in range(lookahead):
@@ -199,7 +202,8 @@ class LanguageModel:
             if depth + 1 < lookahead:
                 position_B1 = position_B1 + 1
                 mask = causal_mask(position_B1, width)
-                output = self.model(tokens[-1][:, None], position_B1, cache, mask_BTS=mask)
+                tokens_B1 = tokens[-1][:, None]
+                output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
         self.seen[: len(running)] = [len(sequence.tokens) for sequence in running]
         return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(laws, 1))
 

@@ -20,6 +20,7 @@ from foredraft.decode.layout import lay_out
 from foredraft.decode.sampling import likeliest
 from foredraft.decode.verify import Verdict, depths, verify_chain, verify_greedy, verify_tree
 from foredraft.models.decoder import Decoder
+from foredraft.models.graphs import Graphed
 from foredraft.records import StepRecord
 
 Schedule = Callable[[int], Budget | int]  # by the number of running sequences; an int is a chain's lookahead
@@ -44,7 +45,7 @@ class Engine:
         max_nodes: int = 64,
         cache_bytes: int | None = None,
     ) -> None:
-        self.target, self.drafter = target, drafter
+        self.target, self.score, self.drafter = target, Graphed(target), drafter
         self.schedule: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
         if not callable(lookahead):
             self._check(_budget(lookahead), max_nodes)
@@ -157,14 +158,9 @@ class Engine:
         root_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in self.running], device=device)
         positions_BN, slots_BN, mask_BNS = lay_out(proposal, [sequence.cached for sequence in self.running], device)
         reads = self.drafter.reads if self.drafter else ()
-        output = self.target(
-            torch.cat((root_B1, proposal.tokens.to(device)), 1),
-            positions_BN,
-            self.cache.rows(0, len(self.running)),
-            slots_BN,
-            mask_BNS,
-            streams=reads,
-        )
+        tokens_BN = torch.cat((root_B1, proposal.tokens.to(device)), 1)
+        cache = self.cache.rows(0, len(self.running))
+        output = self.score(tokens_BN, positions_BN, cache=cache, slots_BT=slots_BN, mask_BTS=mask_BNS, streams=reads)
         assert output.logits_BTV is not None
         return output.logits_BTV, torch.cat(output.streams, -1) if reads else None
 

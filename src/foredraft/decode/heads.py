@@ -22,6 +22,7 @@ from foredraft.decode.drafters import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import likeliest
 from foredraft.decode.verify import depths
 from foredraft.models.cache import Cache
+from foredraft.models.graphs import Graphed
 from foredraft.models.heads import DraftHead
 from foredraft.models.placing import Output, causal_mask
 
@@ -100,7 +101,7 @@ class Head:
     trees = True
 
     def __init__(self, head: DraftHead, cache: Cache) -> None:
-        self.head, self.cache = head, cache
+        self.head, self.run, self.cache = head, Graphed(head), cache
         self.name, self.reads = str(head.shape.draft_head), head.feature_layers
 
     def admit(self, row: int, sequence: Sequence) -> None:
@@ -146,7 +147,8 @@ class Head:
         positions_BM = base_B1 - 1 - last_B1 + torch.arange(width, device=device).minimum(last_B1)
         mask = causal_mask(positions_BM, max(base))
         ids = torch.tensor(tokens, device=device)
-        output = self.head(ids, self.head.combine(padded), positions_BM, cache, mask_BTS=mask, logits=last_B1)
+        hidden = self.head.combine(padded)
+        output = self.run(ids, hidden, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B1)
         hidden_B1C = output.pre_norm_BTC.gather(1, last_B1[..., None].expand(-1, -1, output.pre_norm_BTC.shape[-1]))
         return output, hidden_B1C, base_B1
 
@@ -159,7 +161,7 @@ class Head:
             if depth + 1 < lookahead:
                 positions = base_B1 + depth
                 mask = causal_mask(positions, width)
-                output = self.head(tokens[-1], hidden_B1C, positions, cache, mask_BTS=mask)
+                output = self.run(tokens[-1], hidden_B1C, positions, cache=cache, slots_BT=positions, mask_BTS=mask)
                 hidden_B1C = output.pre_norm_BTC
         return in_line(torch.cat(tokens, 1))
 
@@ -188,7 +190,8 @@ class Head:
             used += chosen.shape[1]
             positions = (base_B1 + level - 1).expand(slots.shape)
             mask = self._mask(sees_BkU, base_B1, used)
-            output = self.head(tokens.gather(1, chosen), hidden_BkC, positions, cache, slots, mask)
+            more = tokens.gather(1, chosen)
+            output = self.run(more, hidden_BkC, positions, cache=cache, slots_BT=slots, mask_BTS=mask)
         kept = choice.proposed(pool.scores)
         parents = pool.parents.gather(1, kept)
         parents = torch.where(parents < 0, -1, torch.searchsorted(kept.contiguous(), parents.clamp(min=0)))

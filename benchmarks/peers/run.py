@@ -1,0 +1,251 @@
+"""Ours and its peers in one run: same checkpoint, prompts, precision and number of threads, in turn.
+
+    python benchmarks/peers/run.py OUT.json [--quick] [--rounds N] [--only PATTERN …]
+
+A race is a checkpoint, a precision and a batch: every arm (engine/method) answers the same prompts once a round, the order shifting with
+each; ratios pair the times of a round. PATTERN is a regular expression on RACE/ENGINE/METHOD, such as 31m-float32-b1/openvino or b8. Races
+that ran replace those of OUT.json, others stay. Every engine's process is kept for the race and waits while others run (`idle_cpu`: processor
+seconds per second of waiting). A time during which others took more than FOREIGN of the machine is taken again, up to TRIES times.
+
+Promises: all arms get the same ids and settings (greedy, no end token, no prefix cache); tokens that differ are reported. Refuses to know:
+how an engine works; that is its *_worker.py. Engines come from `make peers`; one whose venv is missing is named as not run.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import figures
+import machine
+from checkpoints import NUM_PROMPTS, SIZES, Checkpoints, made
+
+from foredraft.records import write
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+VENVS, BUILD = ROOT / ".venv-peers", ROOT / "build" / "peers"
+METHODS = {
+    "foredraft": ("plain", "self", "random", "ngram", "eagle3"),
+    "transformers": ("plain", "self", "random", "ngram"),
+    "openvino": ("plain", "self", "random", "ngram", "eagle3"),
+    "vllm": ("plain", "self", "random", "ngram", "eagle3"),
+}
+LOOKAHEAD = {"self": 4, "random": 4, "ngram": 4, "eagle3": 3}
+NOTES = {
+    "all": "greedy; whole calls are timed, prompts included; drafts at batch 1 in float32; spreads are 5 to 95 % of rounds",
+    "self": "the target drafts for itself: always right",
+    "random": "a random 2-layer draft: always wrong",
+    "eagle3": "an untrained head: always wrong",
+    "ngram": "prompt look-up of 3 tokens, then 2, then 1; the text repeats itself in part",
+    "foredraft": "load_engine's defaults",
+    "transformers": "generate's defaults: eager, dynamic cache, SDPA attention; drafts of fixed length",
+    "openvino": "paged attention, caches in the precision of the weights",
+    "vllm": "compiled, its default; engine in the caller's process",
+}
+NEW, ROUNDS = 96, 7
+QUICK_NEW, QUICK_ROUNDS = 32, 2
+CONTEXT, WARM = 256, 8
+FOREIGN, TRIES = 0.08, 12
+
+
+class Race(NamedTuple):
+    size: str
+    dtype: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.size}-{self.dtype}-b{self.batch}"
+
+    def arms(self, patterns: list[re.Pattern[str]]) -> list[tuple[str, str]]:
+        """(engine, method); drafts at batch 1 in float32 only."""
+        drafted = self.batch == 1 and self.dtype == "float32"
+        every = [(engine, method) for engine in METHODS for method in METHODS[engine] if drafted or method == "plain"]
+        return [arm for arm in every if not patterns or any(p.search("/".join((self.name, *arm))) for p in patterns)]
+
+
+RACES = [Race(size, dtype, batch) for size in SIZES for dtype in ("float32", "bfloat16") for batch in (1, NUM_PROMPTS)]
+
+
+class Worker:
+    """An engine's process, ready for its methods. Raises ValueError with the last line of its log where it ends early."""
+
+    def __init__(self, race: Race, engine: str, methods: list[str], checkpoints: Checkpoints, threads: int) -> None:
+        settings = checkpoints.of(engine) | {
+            "dtype": race.dtype, "batch": race.batch, "threads": threads, "context": CONTEXT, "methods": methods, "lookahead": LOOKAHEAD,
+        }  # fmt: skip
+        self.log = BUILD / "logs" / f"{race.name}-{engine}-{'-'.join(methods)}.txt"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [python_of(engine), HERE / f"{engine}_worker.py", json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.log.open("w"), text=True, bufsize=1, env=environment,
+        )  # fmt: skip
+        self.versions = self._read()
+
+    def answer(self, method: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+        assert self.process.stdin
+        print(json.dumps({"method": method, "prompts": prompts, "max_tokens": max_tokens}), file=self.process.stdin)
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            said = [text for text in self.log.read_text().splitlines() if "Error" in text] or ["ended without a word"]
+            raise ValueError(f"{said[-1].strip()} ({self.log})")
+        return json.loads(line)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def python_of(engine: str) -> Path:
+    """Ours and transformers share this interpreter; others have theirs."""
+    return Path(sys.executable) if engine in ("foredraft", "transformers") else VENVS / engine / "bin" / "python"
+
+
+class Field:
+    """The workers of a race, by arm."""
+
+    def __init__(self, race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, threads: int) -> None:
+        self.workers: dict[tuple[str, str], Worker] = {}
+        self.versions: dict[str, dict[str, str]] = {}
+        self.not_run: dict[str, str] = {}
+        for engine, methods in _processes(arms):
+            _say(f"{race.name}: starting {engine} {' '.join(methods)}")
+            try:
+                worker = Worker(race, engine, methods, checkpoints, threads)
+            except (OSError, ValueError) as error:
+                self.leave_out([(engine, method) for method in methods], error)
+                continue
+            self.versions[engine] = worker.versions
+            self.workers |= {(engine, method): worker for method in methods}
+
+    def leave_out(self, arms: list[tuple[str, str]], error: Exception) -> None:
+        hint = "; hint: make peers" if isinstance(error, FileNotFoundError) else ""
+        for arm in arms:
+            self.not_run["/".join(arm)] = f"{error}{hint}"
+            self.workers.pop(arm, None)
+            _say(f"not run: {'/'.join(arm)}: {error}{hint}")
+
+    def idle_cpu(self, seconds: float = 2.0) -> dict[str, float]:
+        """Processor seconds per second that each arm's process takes while it waits."""
+        before = {arm: machine.cpu_s(worker.process.pid) for arm, worker in self.workers.items()}
+        time.sleep(seconds)
+        return {
+            "/".join(arm): (machine.cpu_s(w.process.pid) - before[arm]) / seconds for arm, w in self.workers.items()
+        }
+
+    def timed(self, arm: tuple[str, str], prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+        """One answer, after a short one to warm up; the least disturbed of the tries."""
+        worker, best = self.workers[arm], None
+        pids = [os.getpid(), worker.process.pid]
+        for attempt in range(TRIES):
+            worker.answer(arm[1], prompts, WARM)
+            before = machine.Busy.now(pids)
+            reply = worker.answer(arm[1], prompts, max_tokens)
+            reply |= {"foreign": machine.Busy.now(pids).foreign_since(before)}
+            best = reply if best is None or reply["foreign"] < best["foreign"] else best
+            if best["foreign"] <= FOREIGN:
+                break
+            time.sleep(min(0.5 * 2**attempt, 8))
+        assert best is not None
+        return best
+
+    def end(self) -> None:
+        for worker in set(self.workers.values()):
+            worker.end()
+
+
+def _processes(arms: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """One process an engine; vLLM, whose engine has one method, one an arm."""
+    engines = dict.fromkeys(engine for engine, _ in arms)
+    together = {engine: [method for e, method in arms if e == engine] for engine in engines}
+    return [
+        (engine, group)
+        for engine, methods in together.items()
+        for group in ([[method] for method in methods] if engine == "vllm" else [methods])
+    ]
+
+
+def run(
+    race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, threads: int, rounds: int, new: int
+) -> dict[str, Any]:
+    """One race to its end."""
+    field = Field(race, arms, checkpoints, threads)
+    try:
+        idle = field.idle_cpu()
+        replies = _rounds(race, field, checkpoints.prompts, rounds, new)
+        return {
+            "arms": figures.arms(replies, new, race.batch), "speed_over": figures.over_ours(replies),
+            "speedup_over_own_plain": figures.over_plain(replies),
+            "idle_cpu": idle, "not_run": field.not_run, "versions": field.versions, "machine": machine.described(threads), "rounds": rounds,
+            "new_tokens": new, "prompt_tokens": len(checkpoints.prompts[0]), "params_read": checkpoints.params_read,
+            "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        }  # fmt: skip
+    finally:
+        field.end()
+
+
+def _rounds(race: Race, field: Field, prompts: list[list[int]], rounds: int, new: int) -> figures.Replies:
+    """Replies of every arm by round; a first, untimed round warms up and compiles what is compiled late."""
+    replies: figures.Replies = {arm: [] for arm in field.workers}
+    for turn in range(-1, rounds):
+        asked = prompts if race.batch > 1 else [prompts[turn % len(prompts)]]
+        arms = list(field.workers)
+        shift = turn * len(arms) // rounds if arms else 0
+        for arm in arms[shift:] + arms[:shift]:
+            try:
+                if turn < 0:
+                    field.workers[arm].answer(arm[1], asked, new)
+                else:
+                    replies[arm].append(field.timed(arm, asked, new))
+            except (OSError, ValueError) as error:
+                field.leave_out([arm], error)
+                del replies[arm]
+        _say(f"{race.name}: round {turn + 1} of {rounds}")
+    return replies
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"the first size, {QUICK_ROUNDS} rounds of {QUICK_NEW} tokens: does everything run?",
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", nargs="+", type=re.compile, default=[], metavar="PATTERN")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    asked = parser.parse_args(arguments)
+    rounds, new = (QUICK_ROUNDS, QUICK_NEW) if asked.quick else (asked.rounds, NEW)
+    found = json.loads(asked.out.read_text()) if asked.out.exists() else {"races": {}}
+    found["conditions"] = NOTES | {
+        "lookahead": LOOKAHEAD,
+        "drafted": "batch 1, float32",
+        "spread": "5 to 95 % of rounds",
+    }
+    exporter = VENVS / "openvino-export" / "bin" / "python"
+    for race in RACES[:4] if asked.quick else RACES:
+        if arms := race.arms(asked.only):
+            checkpoints = made(race.size, BUILD, exporter if exporter.exists() else None)
+            found["races"][race.name] = run(race, arms, checkpoints, asked.threads, rounds, new)
+            write(asked.out, found)
+            print(figures.table(race.name, found["races"][race.name]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

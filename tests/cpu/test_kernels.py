@@ -1,0 +1,202 @@
+"""Our own kernels: torch's numbers, and bits that do not depend on the company a row keeps."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from foredraft.models import kernels
+from foredraft.models.decoder import Decoder
+from foredraft.models.heads import new_head
+from foredraft.models.layers import wiring_from_config
+from foredraft.models.linear import linear
+from foredraft.shapes import from_config
+
+CONFIG = {
+    "num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96,
+    "vocab_size": 101, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+}  # fmt: skip
+OPT = {
+    "model_type": "opt", "num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "ffn_dim": 96, "vocab_size": 101,
+    "max_position_embeddings": 256, "word_embed_proj_dim": 64, "do_layer_norm_before": True, "activation_function": "relu",
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": CONFIG | {"model_type": "llama"},
+    "llama with biases": CONFIG | {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "qwen2": CONFIG | {"model_type": "qwen2"},
+    "qwen3": CONFIG | {"model_type": "qwen3", "num_key_value_heads": 4},
+    "opt": OPT,
+    "opt with gelu": OPT | {"activation_function": "gelu"},
+}
+SMALL = {torch.float32: 2e-5, torch.bfloat16: 0.06}  # of the largest logit
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    reason = kernels.missing()
+    if reason and "no C compiler" in reason:
+        pytest.skip(reason)
+    assert reason is None
+
+
+def random_decoder(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> Decoder:
+    torch.manual_seed(0)
+    shape = from_config(config, name="tiny")
+    decoder = Decoder(shape, wiring_from_config(config, shape))
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return decoder.requires_grad_(False).eval().to(dtype)
+
+
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "FEW_ROWS", {})
+
+
+def a_pass(model: Decoder, tokens_BT: Tensor, contexts: list[int], mask: Tensor | None = None) -> Tensor:
+    """Logits of T tokens of each sequence behind contexts of different lengths, all from one random text a sequence."""
+    batch, num = tokens_BT.shape
+    cache = model.new_cache(batch, 64)
+    texts = torch.randint(0, 101, (batch, 40), generator=torch.Generator().manual_seed(3))
+    for row, length in enumerate(contexts):
+        positions = torch.arange(length)[None]
+        model(texts[row : row + 1, :length], positions, cache.rows(row, row + 1))
+    positions = torch.tensor(contexts)[:, None] + torch.arange(num)
+    logits = model(tokens_BT, positions, cache, positions, mask).logits_BTV
+    assert logits is not None
+    return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_gives_torchs_logits(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_decoder(FAMILIES[family], dtype)
+    assert model.fits
+    tokens = torch.randint(0, 101, (3, 7))
+    ours = a_pass(model, tokens, [5, 30, 17])
+    by_torch(monkeypatch)
+    theirs = a_pass(model, tokens, [5, 30, 17])
+    assert not torch.equal(ours, theirs)  # else the kernels did not run
+    assert (ours - theirs).abs().max() <= SMALL[dtype] * theirs.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
+def test_a_rows_bits_do_not_depend_on_its_company(family: str, dtype: torch.dtype) -> None:
+    """One token at a time, all at once, and beside other sequences: equal, not close. So drafted text is plain text, also in bfloat16."""
+    model = random_decoder(FAMILIES[family], dtype)
+    tokens = torch.randint(0, 101, (3, 5), generator=torch.Generator().manual_seed(1))
+    together = a_pass(model, tokens, [9, 21, 4])
+    for row, length in enumerate([9, 21, 4]):
+        cache = model.new_cache(1, 64)
+        text = torch.randint(0, 101, (3, 40), generator=torch.Generator().manual_seed(3))[row : row + 1, :length]
+        model(text, torch.arange(length)[None], cache)
+        for t in range(5):
+            position = torch.tensor([[length + t]])
+            alone = model(tokens[row : row + 1, t : t + 1], position, cache).logits_BTV
+            assert torch.equal(alone[0, 0], together[row, t])
+
+
+def test_a_path_of_a_tree_has_the_bits_of_its_chain() -> None:
+    """Node 3 hangs on node 1, past the slots of nodes that it must not see."""
+    model = random_decoder(FAMILIES["llama"])
+    cache = model.new_cache(2, 64)
+    context = torch.randint(0, 101, (1, 20)).expand(2, -1)
+    model(context, torch.arange(20).expand(2, -1), cache)
+    tokens, positions = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[20, 21, 21, 22]])
+    mask = torch.zeros(1, 4, 24, dtype=torch.bool)
+    mask[:, :, :21] = True
+    for node, sees in enumerate(([], [1], [2], [1, 3])):
+        mask[0, node, [20 + other for other in sees]] = True
+    tree = model(tokens, positions, cache.rows(0, 1), torch.arange(20, 24)[None], mask).logits_BTV
+    chain = model(torch.tensor([[5, 6, 8]]), torch.arange(20, 23)[None], cache.rows(1, 2)).logits_BTV
+    assert torch.equal(tree[0, [0, 1, 3]], chain[0])
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_heads_run_by_kernel_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = random_decoder(FAMILIES["llama"])
+    head = new_head(target, kind, 2, feature_layers=(0, 1, 2) if kind == "eagle3" else None)
+    tokens, hidden = torch.randint(0, 101, (2, 4)), torch.randn(2, 4, 64)
+    positions = torch.arange(4).expand(2, -1)
+
+    def logits() -> Tensor:
+        found = head(tokens, hidden, positions, head.new_cache(2, 32)).logits_BTV
+        assert found is not None
+        return found
+
+    ours = logits()
+    by_torch(monkeypatch)
+    assert not torch.equal(ours, logits())
+    assert torch.allclose(ours, logits(), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "out", "size"), [(1, 7, 32), (2, 64, 64), (3, 101, 96), (5, 4, 160), (16, 33, 64), (61, 130, 128)]
+)
+def test_linear_of_any_size(rows: int, out: int, size: int, dtype: torch.dtype) -> None:
+    x, weight, bias = torch.randn(rows, size).to(dtype), torch.randn(out, size).to(dtype), torch.randn(out).to(dtype)
+    assert kernels.fits_linear(x, weight) == (rows <= kernels.FEW_ROWS[dtype])
+    for more in (None, bias):
+        exact = x.double() @ weight.double().T + (0 if more is None else more.double())
+        found = linear(x, weight, more)
+        assert found.dtype == dtype
+        assert (found - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.01) * exact.abs().max()
+
+
+def test_weights_that_move_are_found_again() -> None:
+    model = random_decoder(FAMILIES["llama"])
+    tokens = torch.randint(0, 101, (1, 3))
+    before = a_pass(model, tokens, [8])
+    assert torch.equal(a_pass(model.to(torch.float64).to(torch.float32), tokens, [8]), before)
+    model.layers[1].mlp.up_proj.weight.mul_(2)  # type: ignore[union-attr]
+    assert not torch.equal(a_pass(model, tokens, [8]), before)
+
+
+def test_training_is_torchs_own() -> None:
+    with torch.enable_grad():
+        assert not kernels.usable(1, torch.float32, torch.device("cpu"))
+    assert not kernels.usable(1, torch.float64, torch.device("cpu"))
+    assert not kernels.usable(10_000, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"FOREDRAFT_KERNELS": "0"}, "FOREDRAFT_KERNELS=0"),
+        ({"PATH": "", "CC": "/nowhere/cc"}, "no C compiler found"),
+        ({"CC": "false"}, "could not build them"),
+    ],
+)
+def test_without_them_the_reason_is_told_and_torch_computes(environment: dict[str, str], says: str, tmp_path) -> None:
+    code = (
+        "import torch; from foredraft.models import kernels; from foredraft.models.linear import linear; torch.set_grad_enabled(False);"
+        "assert linear(torch.ones(1, 32), torch.ones(4, 32)).tolist() == [[32.0] * 4]; print(kernels.missing())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment},
+    )
+    assert says in run.stdout, run.stderr
+
+
+def test_they_are_built_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        kernels._library.cache_clear()
+        assert kernels.missing() is None
+    kernels._library.cache_clear()
+    assert len(list((tmp_path / "foredraft").iterdir())) == 1
