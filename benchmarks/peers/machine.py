@@ -19,7 +19,7 @@ def described(threads: int) -> dict[str, Any]:
     return {
         "processor": next(line for line in info.splitlines() if line.startswith("model name")).split(": ")[1],
         "cores": len(os.sched_getaffinity(0)), "threads": threads, "instructions": sorted(TELLING & set(flags)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30), "system": platform.platform(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30), "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(), "read_bytes_per_s": _read_bytes_per_s(threads),
     }  # fmt: skip
 

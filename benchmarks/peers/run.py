@@ -1,11 +1,11 @@
 """Ours and its peers in one run: same checkpoint, prompts, precision and number of threads, in turn.
 
-    python benchmarks/peers/run.py OUT.json [--quick] [--rounds N] [--only PATTERN …]
+    python benchmarks/peers/run.py OUT.json [--quick] [--rounds N] [--minutes M] [--only PATTERN …]
 
 A race is a checkpoint, a precision and a batch: every arm (engine/method) answers the same prompts once a round, the order shifting with
 each; ratios pair the times of a round. PATTERN is a regular expression on RACE/ENGINE/METHOD, such as 31m-float32-b1/openvino or b8. Races
-that ran replace those of OUT.json, others stay. Every engine's process is kept for the race and waits while others run (`idle_cpu`: processor
-seconds per second of waiting). A time during which others took more than FOREIGN of the machine is taken again, up to TRIES times.
+that ran replace those of OUT.json, others stay. An engine's process is kept for the race, and stopped (SIGSTOP) while another runs. A time
+during which strangers took more than FOREIGN of the machine is taken again, up to TRIES times; `foreign_most` is what was let pass.
 
 Promises: all arms get the same ids and settings (greedy, no end token, no prefix cache); tokens that differ are reported. Refuses to know:
 how an engine works; that is its *_worker.py. Engines come from `make peers`; one whose venv is missing is named as not run.
@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -88,8 +89,17 @@ class Worker:
             stderr=self.log.open("w"), text=True, bufsize=1, env=environment,
         )  # fmt: skip
         self.versions = self._read()
+        self.sleep()
+
+    def sleep(self) -> None:
+        """No thread spins and no loop polls beside the one that is timed."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def answer(self, method: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+        """The reply of a worker that is awake."""
         assert self.process.stdin
         print(json.dumps({"method": method, "prompts": prompts, "max_tokens": max_tokens}), file=self.process.stdin)
         return self._read()
@@ -99,7 +109,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             said = [text for text in self.log.read_text().splitlines() if "Error" in text] or ["ended without a word"]
-            raise ValueError(f"{said[-1].strip()} ({self.log})")
+            raise ValueError(f"{said[-1].strip()} ({self.log.relative_to(ROOT)})")
         return json.loads(line)
 
     def end(self) -> None:
@@ -117,6 +127,7 @@ class Field:
 
     def __init__(self, race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, threads: int) -> None:
         self.workers: dict[tuple[str, str], Worker] = {}
+        self.started: list[Worker] = []
         self.versions: dict[str, dict[str, str]] = {}
         self.not_run: dict[str, str] = {}
         for engine, methods in _processes(arms):
@@ -126,6 +137,7 @@ class Field:
             except (OSError, ValueError) as error:
                 self.leave_out([(engine, method) for method in methods], error)
                 continue
+            self.started.append(worker)
             self.versions[engine] = worker.versions
             self.workers |= {(engine, method): worker for method in methods}
 
@@ -136,32 +148,28 @@ class Field:
             self.workers.pop(arm, None)
             _say(f"not run: {'/'.join(arm)}: {error}{hint}")
 
-    def idle_cpu(self, seconds: float = 2.0) -> dict[str, float]:
-        """Processor seconds per second that each arm's process takes while it waits."""
-        before = {arm: machine.cpu_s(worker.process.pid) for arm, worker in self.workers.items()}
-        time.sleep(seconds)
-        return {
-            "/".join(arm): (machine.cpu_s(w.process.pid) - before[arm]) / seconds for arm, w in self.workers.items()
-        }
+    def asked(self, arm: tuple[str, str], prompts: list[list[int]], max_tokens: int, timed: bool) -> dict[str, Any]:
+        """An arm's reply; `timed`, the least disturbed of some."""
+        worker = self.workers[arm]
+        worker.wake()
+        reply = (self._timed if timed else Worker.answer)(worker, arm[1], prompts, max_tokens)
+        worker.sleep()
+        return reply
 
-    def timed(self, arm: tuple[str, str], prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
-        """One answer, after a short one to warm up; the least disturbed of the tries."""
-        worker, best = self.workers[arm], None
-        pids = [os.getpid(), worker.process.pid]
+    def _timed(self, worker: Worker, method: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+        pids, replies = [os.getpid(), worker.process.pid], []
         for attempt in range(TRIES):
-            worker.answer(arm[1], prompts, WARM)
+            worker.answer(method, prompts, WARM)
             before = machine.Busy.now(pids)
-            reply = worker.answer(arm[1], prompts, max_tokens)
-            reply |= {"foreign": machine.Busy.now(pids).foreign_since(before)}
-            best = reply if best is None or reply["foreign"] < best["foreign"] else best
-            if best["foreign"] <= FOREIGN:
+            reply = worker.answer(method, prompts, max_tokens)
+            replies.append(reply | {"foreign": machine.Busy.now(pids).foreign_since(before)})
+            if replies[-1]["foreign"] <= FOREIGN:
                 break
             time.sleep(min(0.5 * 2**attempt, 8))
-        assert best is not None
-        return best
+        return min(replies, key=lambda reply: reply["foreign"])
 
     def end(self) -> None:
-        for worker in set(self.workers.values()):
+        for worker in self.started:
             worker.end()
 
 
@@ -176,43 +184,50 @@ def _processes(arms: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def run(
-    race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, threads: int, rounds: int, new: int
-) -> dict[str, Any]:
+def run(race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, asked: argparse.Namespace) -> dict[str, Any]:
     """One race to its end."""
-    field = Field(race, arms, checkpoints, threads)
+    rounds, new = (QUICK_ROUNDS, QUICK_NEW) if asked.quick else (asked.rounds, NEW)
+    field = Field(race, arms, checkpoints, asked.threads)
     try:
-        idle = field.idle_cpu()
-        replies = _rounds(race, field, checkpoints.prompts, rounds, new)
-        return {
-            "arms": figures.arms(replies, new, race.batch), "speed_over": figures.over_ours(replies),
-            "speedup_over_own_plain": figures.over_plain(replies),
-            "idle_cpu": idle, "not_run": field.not_run, "versions": field.versions, "machine": machine.described(threads), "rounds": rounds,
-            "new_tokens": new, "prompt_tokens": len(checkpoints.prompts[0]), "params_read": checkpoints.params_read,
-            "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        }  # fmt: skip
+        replies = _rounds(race, field, checkpoints.prompts, rounds, new, asked.minutes)
+        described = machine.described(asked.threads)
     finally:
         field.end()
+    return {
+        "arms": figures.arms(replies, new, race.batch), "speed_over": figures.over_ours(replies),
+        "speedup_over_own_plain": figures.over_plain(replies), "not_run": field.not_run, "versions": field.versions, "machine": described,
+        "rounds": max(map(len, replies.values()), default=0), "new_tokens": new, "prompt_tokens": len(checkpoints.prompts[0]),
+        "params_read": checkpoints.params_read, "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+    }  # fmt: skip
 
 
-def _rounds(race: Race, field: Field, prompts: list[list[int]], rounds: int, new: int) -> figures.Replies:
+def _rounds(
+    race: Race, field: Field, prompts: list[list[int]], rounds: int, new: int, minutes: float
+) -> figures.Replies:
     """Replies of every arm by round; a first, untimed round warms up and compiles what is compiled late."""
     replies: figures.Replies = {arm: [] for arm in field.workers}
+    start = last = time.monotonic()
     for turn in range(-1, rounds):
         asked = prompts if race.batch > 1 else [prompts[turn % len(prompts)]]
-        arms = list(field.workers)
-        shift = turn * len(arms) // rounds if arms else 0
-        for arm in arms[shift:] + arms[:shift]:
+        for arm in _turned(list(field.workers), turn, rounds):
             try:
-                if turn < 0:
-                    field.workers[arm].answer(arm[1], asked, new)
-                else:
-                    replies[arm].append(field.timed(arm, asked, new))
+                reply = field.asked(arm, asked, new, timed=turn >= 0)
             except (OSError, ValueError) as error:
                 field.leave_out([arm], error)
                 del replies[arm]
-        _say(f"{race.name}: round {turn + 1} of {rounds}")
+            else:
+                replies[arm] += [reply] if turn >= 0 else []
+        now = time.monotonic()
+        _say(f"{race.name}: round {turn + 1} of {rounds}, {now - last:.0f} s")
+        if turn > 0 and now - start + (now - last) > minutes * 60:
+            break
+        last = now
     return replies
+
+
+def _turned(arms: list[tuple[str, str]], turn: int, rounds: int) -> list[tuple[str, str]]:
+    shift = max(turn, 0) * len(arms) // rounds
+    return arms[shift:] + arms[:shift]
 
 
 def _say(text: str) -> None:
@@ -223,29 +238,24 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"the first size, {QUICK_ROUNDS} rounds of {QUICK_NEW} tokens: does everything run?",
+        "--quick", action="store_true", help="the first size, a few rounds of few tokens: does everything run?"
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--minutes", type=float, default=60, help="end the rounds of a race early, as far as they came")
     parser.add_argument("--only", nargs="+", type=re.compile, default=[], metavar="PATTERN")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     asked = parser.parse_args(arguments)
-    rounds, new = (QUICK_ROUNDS, QUICK_NEW) if asked.quick else (asked.rounds, NEW)
     found = json.loads(asked.out.read_text()) if asked.out.exists() else {"races": {}}
-    found["conditions"] = NOTES | {
-        "lookahead": LOOKAHEAD,
-        "drafted": "batch 1, float32",
-        "spread": "5 to 95 % of rounds",
-    }
+    found["conditions"] = NOTES | {"lookahead": LOOKAHEAD}
     exporter = VENVS / "openvino-export" / "bin" / "python"
-    for race in RACES[:4] if asked.quick else RACES:
+    for race in [race for race in RACES if not asked.quick or race.size == RACES[0].size]:
         if arms := race.arms(asked.only):
             checkpoints = made(race.size, BUILD, exporter if exporter.exists() else None)
-            found["races"][race.name] = run(race, arms, checkpoints, asked.threads, rounds, new)
+            found["races"][race.name] = run(race, arms, checkpoints, asked)
             write(asked.out, found)
             print(figures.table(race.name, found["races"][race.name]), flush=True)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     main(sys.argv[1:])

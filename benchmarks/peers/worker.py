@@ -8,8 +8,10 @@ The settings are the JSON of the only argument: `target` and `drafts` (method ->
 answered by {"seconds", "first_s", "answers", "steps"}.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ Run = Callable[[list[list[int]], int], Answered]
 
 def serve(prepare: Callable[[dict[str, Any], str], Run], packages: tuple[str, ...]) -> None:
     """Prepare every method of the settings, then answer until standard input ends."""
+    _end_with_parent()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # engines that print do so on standard error
     settings = json.loads(sys.argv[1])
@@ -37,6 +40,11 @@ def serve(prepare: Callable[[dict[str, Any], str], Run], packages: tuple[str, ..
     print(json.dumps({name: version(name) for name in packages}), file=out)
     for line in sys.stdin:
         print(json.dumps(_answer(runs, json.loads(line))), file=out)
+
+
+def _end_with_parent() -> None:
+    """A stopped process does not see its input end."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _answer(runs: dict[str, Run], request: dict[str, Any]) -> dict[str, Any]:

@@ -289,7 +289,7 @@ class DraftChoice(Record, frozen=True):
 
 class ScheduleStep(Record, frozen=True):
     """What to run at one concurrency: `lookahead` draft passes (0: no speculation), `topk` and `tree_nodes` of a tree
-    (1 and lookahead: a chain).
+    (1 and lookahead: a chain), and the static `tree` that was weighed: (parent, rank) of each node, -1 the root.
     """
 
     concurrency: int
@@ -302,6 +302,7 @@ class ScheduleStep(Record, frozen=True):
     output_tok_s: Estimate
     tpot_s: Estimate
     ttft_s: Estimate
+    tree: tuple[tuple[int, int], ...] = ()
 
 
 class RunnerUp(Record, frozen=True):

@@ -12,11 +12,11 @@ import torch
 
 from foredraft import records
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import Budget, Drafter, LanguageModel, NGram
+from foredraft.decode.drafters import Drafter, LanguageModel, NGram
 from foredraft.decode.engine import Engine, Schedule
 from foredraft.decode.heads import Head
+from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
-from foredraft.decode.verify import depths
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
@@ -25,7 +25,7 @@ from foredraft.models.placing import context_limit
 from foredraft.records import Plan, StepRecord
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
-EXTENDED = 192  # nodes of a tree that a head may extend, beyond those
+EXTENDED = 192  # nodes of a tree that a drafter may extend, beyond those
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a character
 
 
@@ -81,7 +81,7 @@ def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Draf
             f"draft vocab_size {model.shape.vocab_size} is not the target's {target.shape.vocab_size}: "
             "they do not share a tokenizer; train a draft with the target's"
         )
-    return LanguageModel(model, model.new_cache(max_batch, slots), vocab_size=target.shape.vocab_size)
+    return LanguageModel(model, model.new_cache(max_batch, slots + EXTENDED), vocab_size=target.shape.vocab_size)
 
 
 def is_head(folder: str | Path) -> bool:
@@ -90,12 +90,12 @@ def is_head(folder: str | Path) -> bool:
 
 
 def schedule_of(plan: Plan) -> Callable[[int], Budget]:
-    """What the plan drafts by running sequences: as for the smallest batch planned for that is no smaller, else the largest."""
+    """What the plan drafts by running sequences, chain or static tree: as for the smallest batch planned for that is no smaller, else the largest."""
     steps = sorted(plan.schedule, key=lambda step: step.running)
 
     def budget(running: int) -> Budget:
         step = next((step for step in steps if step.running >= running), steps[-1])
-        return Budget(step.lookahead, step.topk, step.tree_nodes if step.topk > 1 else None)
+        return Budget(step.lookahead, tree=step.tree)
 
     return budget
 
@@ -110,7 +110,7 @@ def budget_of(lookahead: int, tree: str | None) -> Budget:
         nodes = records.decode(list[tuple[int, int]], Path(tree).read_bytes(), name=tree)
         if not nodes:
             raise ValueError(f"{tree}: the tree must have at least one node")
-        return Budget(max(depths([parent for parent, _ in nodes])), tree=tuple(nodes)).check()
+        return Budget(lookahead, tree=tuple(nodes)).check()
     topk, comma, num = tree.partition(",")
     if not (comma and topk.isdigit() and num.isdigit()):
         raise ValueError(f"tree must be TOPK,NODES (for example 4,16) or a JSON file, got {tree!r}")

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import PAD, Budget, Drafter, LanguageModel, NGram, Places, Proposal
+from foredraft.decode.drafters import Drafter, LanguageModel, NGram, Places
 from foredraft.decode.engine import Engine
 from foredraft.decode.heads import Head
 from foredraft.decode.layout import ancestors
+from foredraft.decode.proposals import PAD, Budget, Proposal
 from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead, new_head
@@ -25,7 +26,7 @@ VOCAB = 64
 def model(seed: int, layers: int = 2, hidden: int = 32) -> Decoder:
     """A small random Llama whose laws are sharp enough to be predictable in part."""
     config = {
-        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": 2, "num_key_value_heads": 1,
         "intermediate_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "hidden_act": "silu",
     }  # fmt: skip
@@ -122,10 +123,13 @@ DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
     "eagle3-tree": lambda: headed("eagle3"),
     "scylla-tree": lambda: headed("eagle3", 2),
     "static-tree": lambda: headed("eagle3"),
+    "lm-tree": lambda: lm(blended(0.1)),
+    "lm-static-tree": lambda: lm(blended(0.1)),
 }
 STATIC = ((-1, 0), (-1, 2), (0, 0), (0, 1), (1, 0), (2, 1), (5, 0))
 BUDGETS = {
     "eagle2-tree": Budget(4, 3, 10), "eagle3-tree": Budget(4, 4, 16), "scylla-tree": Budget(4, 2), "static-tree": Budget(4, tree=STATIC),
+    "lm-tree": Budget(4, 3, 12), "lm-static-tree": Budget(4, tree=STATIC),
 }  # fmt: skip
 
 
@@ -193,6 +197,7 @@ def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:
         ("other", 1.0, 1.5),
         ("eagle3", 1.1, 4.9),
         ("eagle3-tree", 1.2, 5.0),
+        ("lm-tree", 1.6, 4.99),
     ):
         engine = engine_with(name, 4, 128, 4)
         for request in requests():
@@ -217,7 +222,7 @@ def test_lookahead_may_follow_the_number_running(greedy: list[list[int]]) -> Non
     assert all(k == {1: 5, 2: 3}.get(n, 0) for n, k in seen)
 
 
-@pytest.mark.parametrize("name", ["ngram", "near", "tree", "eagle3-tree"])
+@pytest.mark.parametrize("name", ["ngram", "near", "tree", "eagle3-tree", "lm-tree"])
 def test_a_sampled_batch_equals_its_requests_alone(name: str) -> None:
     """Each request's chance comes from its own seed: who runs beside it changes nothing."""
     sampling = Sampling(temperature=0.8, top_p=0.95, seed=3)
@@ -227,7 +232,7 @@ def test_a_sampled_batch_equals_its_requests_alone(name: str) -> None:
         assert alone.answer == sequence.answer
 
 
-@pytest.mark.parametrize("name", ["near", "tree", "other", "eagle3-tree"])
+@pytest.mark.parametrize("name", ["near", "tree", "other", "eagle3-tree", "lm-static-tree"])
 def test_sampled_tokens_follow_the_targets_law(name: str) -> None:
     """Pairs of tokens after one prompt, 3,000 seeds, against the exact law of pairs; false-alarm rate 1e-4 a case (fixed seeds)."""
     from scipy.stats import chisquare
@@ -376,7 +381,7 @@ class Checked:
         best = naive_best(self.drafter.head, tokens)
         assert drafted[0] == best or best in [path[0] for path in paths if len(path) == 1]
         assert all(score[tuple(path)] <= score[tuple(path[:-1])] + 1e-4 for path in paths)
-        if budget.topk == 1 and not budget.tree:
+        if not budget.branches:
             for path in paths:
                 assert path[-1] == naive_best(self.drafter.head, tokens, path[:-1])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from foredraft import text
-from foredraft.decode.drafters import Budget
+from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
 from foredraft.models import new_head, save_head
 

@@ -1,20 +1,19 @@
 """On a CUDA device: the CPU's text in float32 for every kind of drafter, and captured graphs that change nothing."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-if not torch.cuda.is_available():
-    pytest.skip("needs a CUDA device", allow_module_level=True)
+from foredraft.decode.batch import Request
+from foredraft.decode.drafters import Drafter, LanguageModel, NGram
+from foredraft.decode.engine import Engine
+from foredraft.decode.heads import Head
+from foredraft.decode.proposals import Budget
+from foredraft.models.decoder import Decoder
+from foredraft.models.heads import new_head
+from foredraft.models.layers import wiring_from_config
+from foredraft.shapes import from_config
 
-from foredraft.decode.batch import Request  # noqa: E402
-from foredraft.decode.drafters import Budget, Drafter, LanguageModel, NGram  # noqa: E402
-from foredraft.decode.engine import Engine  # noqa: E402
-from foredraft.decode.heads import Head  # noqa: E402
-from foredraft.models.decoder import Decoder  # noqa: E402
-from foredraft.models.heads import new_head  # noqa: E402
-from foredraft.models.layers import wiring_from_config  # noqa: E402
-from foredraft.shapes import from_config  # noqa: E402
-
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256,
     "vocab_size": 512, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",

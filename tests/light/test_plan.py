@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from foredraft import records
+from foredraft.laws.speedup import node_depths
 from foredraft.machines import machine
 from foredraft.plan import settings
 from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, candidates
@@ -399,3 +400,20 @@ def test_a_budget_for_training_leaves_dear_drafts_out_by_name():
     found = plan(shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, Settings(draws=16, max_training_gpu_hours=50))
     assert found.draft is None or found.draft.training_gpu_hours <= 50
     assert any("device-hours, more than 50" in why for why in found.not_considered.values())
+
+
+def test_a_planned_tree_is_the_one_that_was_weighed() -> None:
+    """As many nodes as planned, and no deeper; parents come first and siblings differ in rank."""
+    made = plan(
+        shape("Llama-3.1-8B"),
+        H100,
+        Workload(input_len=64, output_len=64, concurrency=(1,)),
+        Settings(engine="foredraft"),
+    )
+    (step,) = made.schedule
+    assert step.topk > 1
+    assert len(step.tree) == step.tree_nodes
+    assert max(node_depths([parent for parent, _ in step.tree])) <= step.lookahead
+    assert max(rank for _, rank in step.tree) < step.topk
+    assert all(parent < w for w, (parent, _) in enumerate(step.tree))
+    assert len(set(step.tree)) == len(step.tree)

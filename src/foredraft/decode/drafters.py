@@ -1,76 +1,25 @@
 """Drafters: anything that proposes what may come next. All stand behind `propose`; none can change what is emitted.
 
-Promises: a proposal names for every running sequence the drafted tokens, their tree, and the law q they were drawn
-from, or that chance had no part in it (q None). Refuses to know: what becomes of a proposal.
+Promises: each row's proposal depends on that row's text and settings alone. Refuses to know: what becomes of a proposal.
 
-Shapes: B running sequences, W drafted nodes, K positions of a chain, M tokens that a drafter has not seen yet, V
-vocabulary.
+Shapes: B running sequences, M tokens that a drafter has not seen yet, V vocabulary.
 """
 
 from collections.abc import Sequence as Listed
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
+from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import Sampling, likeliest, probabilities
+from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.cache import Cache
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed
-from foredraft.models.placing import causal_mask
-
-PAD = -2  # parent of a node that stands for nothing
-
-
-class Budget(NamedTuple):
-    """How much to draft in a step: `lookahead` positions (0: nothing). A head drafts a chain where `topk` is 1, else
-    EAGLE-2's tree: `topk` children of each of `topk` nodes a level, and of all those the likeliest `nodes`; or the static
-    `tree`, (parent, rank) of each node, parents first, which sets its own depth.
-    """
-
-    lookahead: int
-    topk: int = 1
-    nodes: int | None = None
-    tree: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def most(self) -> int:
-        """Nodes that a step may verify."""
-        if self.tree:
-            return len(self.tree)
-        return self.lookahead if self.topk == 1 else self.nodes or self.lookahead * self.topk
-
-    def check(self) -> "Budget":
-        """Itself, or ValueError on numbers that ask for nothing sensible."""
-        if self.lookahead < 0:
-            raise ValueError(f"lookahead must be at least 0, got {self.lookahead}")
-        if self.topk < 1 or (self.nodes is not None and self.nodes < 1):
-            raise ValueError(f"topk and nodes must be at least 1, got {self.topk} and {self.nodes}")
-        for w, (parent, rank) in enumerate(self.tree):
-            if not -1 <= parent < w or rank < 0 or (parent, rank) in self.tree[:w]:
-                raise ValueError(
-                    f"tree node {w}: [{parent}, {rank}] must name an earlier node (-1: the root) and a rank that no sibling has"
-                )
-        return self
-
-
-class Proposal(NamedTuple):
-    """`tokens` [B, W]; `parents[b][w]`, the index of the parent node, -1 the root, -2 padding; `q` [B, K, V] for chains
-    drawn by chance. `chain`: every sequence's nodes stand in a line, padded at the end or not at all.
-    """
-
-    tokens: Tensor
-    parents: list[list[int]]
-    q: Tensor | None = None
-    chain: bool = False
-
-
-def in_line(tokens_BK: Tensor, q_BKV: Tensor | None = None) -> Proposal:
-    """Chains of full length."""
-    line = list(range(-1, tokens_BK.shape[1] - 1))
-    return Proposal(tokens_BK, [line] * len(tokens_BK), q_BKV, chain=True)
+from foredraft.models.placing import Output, causal_mask
 
 
 class Drafter(Protocol):
@@ -150,12 +99,12 @@ class Places:
 
 
 class LanguageModel:
-    """An independent model with a cache of its own. Greedy requests get its argmax, sampled ones a draw from its law
-    under the same settings.
+    """An independent model with a cache of its own. In a chain greedy requests get its argmax, sampled ones a draw from
+    its law under the same settings; in a tree all get its likeliest tokens.
     """
 
     reads: tuple[int, ...] = ()
-    trees = False
+    trees = True
 
     def __init__(
         self, model: Decoder, cache: Cache, *, vocab_size: int | None = None, name: str = "draft_model"
@@ -175,24 +124,33 @@ class LanguageModel:
         self.seen[row] = self.seen[source]
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
-        """Read the tokens that came since, then extend one token at a time; what was drafted is overwritten by what
-        is read next. Where all requests are greedy, chance has no part in it.
+        """Read the tokens that came since, then extend one token at a time, or a level of the tree; what was drafted is
+        overwritten by what is read next.
         """
-        lookahead = budget.lookahead
-        cache, samplings = self.cache.rows(0, len(running)), [sequence.request.sampling for sequence in running]
-        greedy = not any(sampling.temperature for sampling in samplings)
+        cache = self.cache.rows(0, len(running))
         tokens_BM, positions_BM, last_B = unread(running, self.seen, self.model.device)
-        width = max(len(sequence.tokens) for sequence in running) + lookahead - 1
-        position_B1 = positions_BM.gather(1, last_B[:, None])
-        mask = causal_mask(positions_BM, width)
+        ends = [len(sequence.tokens) for sequence in running]
+        mask = causal_mask(positions_BM, max(ends))
         output = self.run(
             tokens_BM, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B[:, None]
         )
+        self.seen[: len(running)] = ends
+        base_B1 = torch.tensor(ends, device=self.model.device)[:, None]
+        if budget.branches:
+            return grow(self._fitted(output), base_B1, budget, self._extending(cache))
+        return self._chain(running, output, base_B1, cache, budget.lookahead)
+
+    def _chain(
+        self, running: Listed[Sequence], output: Output, base_B1: Tensor, cache: Cache, lookahead: int
+    ) -> Proposal:
+        """Where all requests are greedy, chance has no part in it."""
+        samplings = [sequence.request.sampling for sequence in running]
+        greedy = not any(sampling.temperature for sampling in samplings)
+        width = int(base_B1.max()) + lookahead - 1
         tokens: list[Tensor] = []
         laws: list[Tensor] = []
         for depth in range(lookahead):
-            assert output.logits_BTV is not None
-            logits = fitted(output.logits_BTV[:, 0], self.vocab_size)
+            logits = self._fitted(output)[:, 0]
             if greedy:
                 tokens.append(likeliest(logits))
             else:
@@ -200,12 +158,20 @@ class LanguageModel:
                 uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
                 tokens.append(draw(laws[-1].double(), uniforms))
             if depth + 1 < lookahead:
-                position_B1 = position_B1 + 1
+                tokens_B1, position_B1 = tokens[-1][:, None], base_B1 + depth
                 mask = causal_mask(position_B1, width)
-                tokens_B1 = tokens[-1][:, None]
                 output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
-        self.seen[: len(running)] = [len(sequence.tokens) for sequence in running]
         return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(laws, 1))
+
+    def _extending(self, cache: Cache) -> Extend:
+        def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+            return self._fitted(self.run(tokens, positions, cache=cache, slots_BT=slots, mask_BTS=mask))
+
+        return extend
+
+    def _fitted(self, output: Output) -> Tensor:
+        assert output.logits_BTV is not None
+        return fitted(output.logits_BTV, self.vocab_size)
 
 
 def fitted(logits_BV: Tensor, vocab_size: int) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import PAD, Budget, Drafter, Proposal, each, in_line, prefill
+from foredraft.decode.drafters import Drafter, each, prefill
 from foredraft.decode.layout import lay_out
+from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import likeliest
 from foredraft.decode.verify import Verdict, depths, verify_chain, verify_greedy, verify_tree
 from foredraft.models.decoder import Decoder
@@ -67,7 +68,7 @@ class Engine:
             raise ValueError(
                 f"lookahead must lie in 0…{max_nodes}, the nodes that a step may verify; got {budget.most}"
             )
-        if self.drafter and not self.drafter.trees and (budget.topk > 1 or budget.tree):
+        if self.drafter and not self.drafter.trees and budget.branches:
             raise ValueError(f"{self.drafter.name} drafts no trees; leave the tree out")
 
     def add(self, request: Request, on_tokens: Callable[[list[int]], None] | None = None) -> Sequence:
@@ -147,10 +148,10 @@ class Engine:
 
     def _propose(self) -> tuple[Proposal, int]:
         budget = _budget(self.schedule(len(self.running)))
-        if not self.drafter or not budget.lookahead:
+        if not self.drafter or not budget.levels:
             return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
         self._check(budget, self.max_nodes)
-        return self.drafter.propose(self.running, budget), budget.lookahead
+        return self.drafter.propose(self.running, budget), budget.levels
 
     def _score(self, proposal: Proposal) -> tuple[Tensor, Tensor | None]:
         """One target pass over root and nodes: logits [B, N, V], and the streams that the drafter reads [B, N, F]."""

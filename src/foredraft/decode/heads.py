@@ -1,98 +1,24 @@
-"""Drafting with a head on the target's features: EAGLE-1/2, EAGLE-3 and Scylla; chains, EAGLE-2's dynamic tree, static trees.
+"""Drafting with a head on the target's features: EAGLE-1/2, EAGLE-3 and Scylla; chains and trees.
 
 Promises: proposals are determined (the likeliest tokens, no chance), so they are verified by draws from p alone.
 Refuses to know: how a head computes.
 
-The dynamic tree (arXiv 2406.16858, section 4): from each of the k nodes of a level the head's k likeliest children,
-all k² kept in a pool; the k of highest cumulative log-probability are extended next; at the end the best `nodes` of
-the whole pool are proposed. A static tree names its nodes by their parents and ranks instead.
-
-Shapes: B running sequences, M pairs not read yet, k nodes of a level that are extended, r children of each, P nodes in
-the pool, U slots of the nodes extended so far, C the head's width.
+Shapes: B running sequences, M pairs not read yet, k nodes that are extended together, C the head's width.
 """
 
 from collections.abc import Sequence as Listed
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafters import PAD, Budget, Proposal, in_line
+from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import likeliest
-from foredraft.decode.verify import depths
+from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import Cache
 from foredraft.models.graphs import Graphed
 from foredraft.models.heads import DraftHead
 from foredraft.models.placing import Output, causal_mask
-
-
-class Pool(NamedTuple):
-    """All nodes drafted so far: `parents` are indices into the pool, -1 the root; scores are cumulative
-    log-probabilities. Each [B, P].
-    """
-
-    tokens: Tensor
-    parents: Tensor
-    scores: Tensor
-
-    def grow(self, *more: Tensor) -> "Pool":
-        return Pool(*(torch.cat((had, new.flatten(1)), 1) for had, new in zip(self, more, strict=True)))
-
-
-class Choice(Protocol):
-    """Which nodes a tree extends, and which it proposes. `children`: r of each extended node."""
-
-    children: int
-
-    def extended(self, level: int, scores_BC: Tensor) -> Tensor:
-        """Of a level's children, k·r in all, those that get children of their own, [B, k]."""
-        ...
-
-    def proposed(self, scores_BP: Tensor) -> Tensor:
-        """Of the pool, in rising order, [B, W]."""
-        ...
-
-
-class Likeliest:
-    """EAGLE-2's choice."""
-
-    def __init__(self, budget: Budget) -> None:
-        self.children, self.nodes = budget.topk, budget.nodes or budget.lookahead * budget.topk
-
-    def extended(self, level: int, scores_BC: Tensor) -> Tensor:
-        return scores_BC.topk(self.children).indices
-
-    def proposed(self, scores_BP: Tensor) -> Tensor:
-        """A stable sort keeps a parent before an equal, so that ancestors are always in."""
-        num = min(self.nodes, scores_BP.shape[1])
-        return scores_BP.sort(dim=1, descending=True, stable=True).indices[:, :num].sort(dim=1).values
-
-
-class Fixed:
-    """A tree that is the same in every step: (parent, rank) of each node, parents first."""
-
-    def __init__(self, tree: tuple[tuple[int, int], ...]) -> None:
-        levels = depths([parent for parent, _ in tree])[1:]
-        above = {parent for parent, _ in tree}
-        self.children = 1 + max(rank for _, rank in tree)
-        place, start = {-1: 0}, 0  # of an extended node among those of its level
-        self.extend: list[list[int]] = []
-        self.propose: list[int] = []
-        for level in range(1, max(levels) + 1):
-            nodes = [w for w in range(len(tree)) if levels[w] == level]
-            at = {w: place[tree[w][0]] * self.children + tree[w][1] for w in nodes}
-            more = sorted((w for w in nodes if w in above), key=at.__getitem__)
-            self.propose += sorted(start + at[w] for w in nodes)
-            start += self.children * len(place)
-            place = {w: i for i, w in enumerate(more)}
-            self.extend.append([at[w] for w in more])
-
-    def extended(self, level: int, scores_BC: Tensor) -> Tensor:
-        return torch.tensor(self.extend[level - 1], device=scores_BC.device).expand(len(scores_BC), -1)
-
-    def proposed(self, scores_BP: Tensor) -> Tensor:
-        return torch.tensor(self.propose, device=scores_BP.device).expand(len(scores_BP), -1)
 
 
 class Head:
@@ -124,12 +50,11 @@ class Head:
         output, hidden_B1C, base_B1 = self._read(running, cache)
         for sequence in running:
             sequence.fresh = None
-        if budget.topk == 1 and not budget.tree:
-            proposal = self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead)
+        if budget.branches:
+            extend = self._extending(hidden_B1C, cache)
+            proposal = grow(output.logits_BTV, base_B1, budget, extend, self.head.target_ids)
         else:
-            choice = Fixed(budget.tree) if budget.tree else Likeliest(budget)
-            depth = max(depths([parent for parent, _ in budget.tree])) if budget.tree else budget.lookahead
-            proposal = self._tree(output, hidden_B1C, base_B1, cache, choice, depth)
+            proposal = self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead)
         none = [PAD] * proposal.tokens.shape[1]
         parents = [none if quiet else row for quiet, row in zip(silent, proposal.parents, strict=True)]
         return proposal._replace(parents=parents)
@@ -165,46 +90,13 @@ class Head:
                 hidden_B1C = output.pre_norm_BTC
         return in_line(torch.cat(tokens, 1))
 
-    def _tree(
-        self, output: Output, hidden_BkC: Tensor, base_B1: Tensor, cache: Cache, choice: Choice, depth: int
-    ) -> Proposal:
-        batch, device, r = len(base_B1), base_B1.device, choice.children
-        ids, scores = torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
-        pool, used = Pool(ids, ids, scores), 0
-        above_Bk, score_Bk = torch.full((batch, 1), -1, device=device), torch.zeros(batch, 1, device=device)
-        sees_BkU = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
-        for level in range(1, depth + 1):
-            assert output.logits_BTV is not None
-            scores, ids = output.logits_BTV.float().log_softmax(-1).topk(r)
-            scores, tokens = (scores + score_Bk[..., None]).flatten(1), self.head.target_ids(ids).flatten(1)
-            first = pool.tokens.shape[1]
-            pool = pool.grow(tokens, above_Bk[..., None].expand(ids.shape), scores)
-            if level == depth:
-                break
-            chosen = choice.extended(level, scores)
-            above_Bk, score_Bk, source = first + chosen, scores.gather(1, chosen), chosen // r
-            hidden_BkC = _rows(output.pre_norm_BTC if level > 1 else hidden_BkC, source)
-            own = torch.eye(chosen.shape[1], dtype=torch.bool, device=device).expand(batch, -1, -1)
-            sees_BkU = torch.cat((_rows(sees_BkU, source), own), -1)
-            slots = base_B1 + used + torch.arange(chosen.shape[1], device=device)
-            used += chosen.shape[1]
-            positions = (base_B1 + level - 1).expand(slots.shape)
-            mask = self._mask(sees_BkU, base_B1, used)
-            more = tokens.gather(1, chosen)
-            output = self.run(more, hidden_BkC, positions, cache=cache, slots_BT=slots, mask_BTS=mask)
-        kept = choice.proposed(pool.scores)
-        parents = pool.parents.gather(1, kept)
-        parents = torch.where(parents < 0, -1, torch.searchsorted(kept.contiguous(), parents.clamp(min=0)))
-        return Proposal(pool.tokens.gather(1, kept), parents.tolist())
+    def _extending(self, hidden_BkC: Tensor, cache: Cache) -> Extend:
+        """Every node reads the hidden state that its parent left."""
 
-    def _mask(self, sees_BkU: Tensor, base_B1: Tensor, used: int) -> Tensor:
-        """Everything before the drafted slots, and of those what `sees` says, [B, k, S]."""
-        width = int(base_B1.max()) + used
-        mask = (torch.arange(width, device=base_B1.device) < base_B1)[:, None].repeat(1, sees_BkU.shape[1], 1)
-        slots = base_B1 + torch.arange(used, device=base_B1.device)
-        return mask.scatter(2, slots[:, None].expand(sees_BkU.shape), sees_BkU)
+        def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor | None:
+            nonlocal hidden_BkC
+            output = self.run(tokens, rows(hidden_BkC, source), positions, cache=cache, slots_BT=slots, mask_BTS=mask)
+            hidden_BkC = output.pre_norm_BTC
+            return output.logits_BTV
 
-
-def _rows(x_BkC: Tensor, source_Bk: Tensor) -> Tensor:
-    """Row `source[b, i]` of each sequence."""
-    return x_BkC.gather(1, source_Bk[..., None].expand(-1, -1, x_BkC.shape[-1]))
+        return extend

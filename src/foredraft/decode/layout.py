@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.decode.drafters import Proposal
+from foredraft.decode.proposals import Proposal
 from foredraft.decode.verify import depths
 from foredraft.models.placing import causal_mask
 

@@ -11,7 +11,18 @@ import numpy as np
 from foredraft.plan import sdsl, settings
 from foredraft.plan.candidates import REFERENCE_TOKENS, TRAINING_MFU, buildable, candidates, independent, named
 from foredraft.plan.next_runs import next_runs
-from foredraft.plan.search import TREE_TAIL, Mode, Outcome, Problem, Scored, Settings, rank, score, simulate
+from foredraft.plan.search import (
+    TREE_TAIL,
+    Mode,
+    Outcome,
+    Problem,
+    Scored,
+    Settings,
+    rank,
+    score,
+    simulate,
+    static_tree,
+)
 from foredraft.records import (
     BreakEven,
     DraftChoice,
@@ -130,6 +141,7 @@ def _schedule(problem: Problem, best: Scored, outcome: Outcome) -> tuple[Schedul
             lookahead=mode.depth,
             topk=mode.width,
             tree_nodes=mode.nodes,
+            tree=static_tree(best.candidate, mode, problem.settings) if best.candidate else (),
             tokens_per_step=_estimate(outcome.tau[i], "tokens/step", best),
             speedup=_estimate(outcome.speedup[i], unit, best),
             output_tok_s=_estimate(outcome.output_tok_s[i], "tokens/s", best),

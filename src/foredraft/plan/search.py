@@ -171,6 +171,18 @@ def tokens_per_step(accept: Array, modes: Sequence[Mode], tails: Array | None = 
     return tau
 
 
+def static_tree(candidate: Candidate, mode: Mode, settings: Settings) -> tuple[tuple[int, int], ...]:
+    """(parent, rank) of each node of the best static tree of the mode's size at the candidate's mean acceptance, parents
+    first; empty for a chain.
+    """
+    if mode.width <= 1:
+        return ()
+    draws = candidate.acceptance.draws(settings.draws, np.random.default_rng(settings.seed), NOTHING)
+    table = rank_acceptance(draws[:, : mode.depth].mean(axis=0), mode.width, TREE_TAIL)
+    tree = best_tree(table, mode.nodes, mode.depth, mode.width)
+    return tuple(zip(tree.parents.tolist(), tree.ranks.tolist(), strict=True))
+
+
 def _grown(accept: Array, topk: int, tail: float, sizes: Sequence[int]) -> list[float]:
     """τ of the best static trees of `sizes` nodes for one draw."""
     table = rank_acceptance(accept, topk, tail)
