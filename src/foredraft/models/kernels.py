@@ -83,14 +83,20 @@ def _compiled(compiler: str, dtype: torch.dtype) -> Path:
     return kept
 
 
+def _cpuinfo() -> list[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text().splitlines() if cpuinfo.exists() else [f"model name: {platform.processor()}"]
+
+
+def processor_name() -> str:
+    """The processor's name as it gives it."""
+    names = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
+    return next(names, "") or platform.machine()
+
+
 def _processor() -> str:
     """What -march=native depends on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    return (
-        "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-        or platform.machine()
-    )
+    return "\n".join(sorted({line for line in _cpuinfo() if line.startswith(("model name", "flags", "Features"))}))
 
 
 def usable(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
