@@ -21,12 +21,11 @@ import torch
 
 from foredraft import records
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import Drafter, LanguageModel
+from foredraft.decode.drafters import LanguageModel
 from foredraft.decode.engine import Engine
 from foredraft.decode.heads import Head
 from foredraft.measure.bench import read_rate
 from foredraft.models import kernels
-from foredraft.models.decoder import Decoder
 from foredraft.models.heads import new_head
 from foredraft.models.load import load
 from foredraft.models.placing import causal_mask
@@ -101,9 +100,7 @@ def figures(target_at: Path, draft_at: Path, dtype: torch.dtype) -> dict[str, An
     }  # fmt: skip
 
 
-def a_pass(
-    model: Any, batch: int, num: int, *inputs: torch.Tensor, streams: tuple[int, ...] = ()
-) -> Callable[[], object]:
+def a_pass(model: Any, batch: int, num: int, *inputs: torch.Tensor) -> Callable[[], object]:
     """`num` tokens of each sequence behind a context of CONTEXT."""
     cache, tokens = model.new_cache(batch, 256), torch.randint(0, 8000, (batch, num))
     positions = torch.arange(CONTEXT, CONTEXT + num).expand(batch, -1).contiguous()

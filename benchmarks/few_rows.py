@@ -11,43 +11,46 @@ import torch
 import torch.nn.functional as F
 
 from foredraft import records
+from foredraft.measure.bench import read_rate
+from foredraft.models import kernels
 from foredraft.models.linear import linear
 
 SHAPES = ((1408, 512), (8192, 512), (4096, 4096))
-ROWS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
+ROWS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 
 
 def main(out: str) -> None:
     found = []
-    for out_size, in_size in SHAPES:
-        weights = [torch.randn(out_size, in_size) for _ in range(max(2, int(2.5e8 / (out_size * in_size * 4))))]
-        for rows in ROWS:
-            x = torch.randn(rows, in_size)
-            theirs, ours = _paired(weights, x)
-            found.append(
-                {
+    for dtype in (torch.float32, torch.bfloat16):
+        for out_size, in_size in SHAPES:
+            num = max(2, int(2.5e8 / (out_size * in_size * dtype.itemsize)))
+            weights = [torch.randn(out_size, in_size).to(dtype) for _ in range(num)]
+            for rows in ROWS:
+                theirs, ours = _paired(weights, torch.randn(rows, in_size).to(dtype))
+                read = out_size * in_size * dtype.itemsize / ours / 1e3
+                row = {
                     "weight": [out_size, in_size],
                     "rows": rows,
                     "f_linear_us": theirs,
                     "ours_us": ours,
                     "ratio": theirs / ours,
+                    "gb_s": read,
                 }
-            )
-            print(found[-1])
-    best = [row["ratio"] for row in found]
+                found.append({"dtype": str(dtype)[6:], **row})
+                print(found[-1], flush=True)
+    ratios = [row["ratio"] for row in found]
+    conditions = {
+        "threads": torch.get_num_threads(),
+        "processor": kernels.processor_name(),
+        "kernels": kernels.missing() or "own",
+    }
+    least, most = min(ratios), max(ratios)
     records.write(
-        out,
-        {
-            "threads": torch.get_num_threads(),
-            "dtype": "float32",
-            "rows": found,
-            "least_ratio": min(best),
-            "most_ratio": max(best),
-        },
+        out, {**conditions, "read_gb_s": read_rate() / 1e9, "rows": found, "least_ratio": least, "most_ratio": most}
     )
 
 
-def _paired(weights: list[torch.Tensor], x: torch.Tensor, repeats: int = 40) -> tuple[float, float]:
+def _paired(weights: list[torch.Tensor], x: torch.Tensor, repeats: int = 25) -> tuple[float, float]:
     times: dict[str, list[float]] = {"theirs": [], "ours": []}
     for i in range(repeats + 5):
         for name, run in (("theirs", F.linear), ("ours", linear)):

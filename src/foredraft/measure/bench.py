@@ -5,7 +5,6 @@ slow minute hurts all alike; ratios are paired by prompt and their intervals com
 Refuses to know: what was predicted.
 """
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
+from foredraft.models import kernels
 from foredraft.records import Estimate, Record, StepRecord
 
 DRAWS = 2000
@@ -162,10 +162,12 @@ def conditions(
     target: str, prompts: int, max_tokens: int, batch: int, rounds: int, dtype: str, device: str
 ) -> dict[str, Any]:
     """What a reader must know to compare: machine, threads, sizes, versions."""
+    on_cpu = device == "cpu"
     return {
         "target": Path(target).name, "prompts": prompts, "max_tokens": max_tokens, "batch": batch, "rounds": rounds, "dtype": dtype,
-        "device": device, "threads": torch.get_num_threads(), "torch": str(torch.__version__), "machine": platform.machine(),
-    }  # fmt: skip
+        "device": device, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+        "machine": kernels.processor_name() if on_cpu else torch.cuda.get_device_name(),
+    } | ({"kernels": kernels.missing() or "own"} if on_cpu else {})  # fmt: skip
 
 
 def spec_bench_prompts(path: Path) -> list[str]:
