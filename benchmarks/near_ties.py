@@ -5,7 +5,7 @@ did.
 
 In float32 the tests demand equality. In bfloat16 a pass over several tokens rounds otherwise than a pass over one, so
 tokens whose logits nearly tie may swap; with our own kernels on a CPU it does not. Once with them, once without.
-Random Llama of 31 M parameters, 64 prompts of 20 tokens, 64 new tokens each.
+Random Llama of 31 M parameters, 32 prompts of 20 tokens, 64 new tokens each.
 """
 
 import sys
@@ -19,7 +19,7 @@ from foredraft import records, text
 from foredraft.decode.batch import Request
 from foredraft.models import kernels
 
-PROMPTS, LENGTH, NEW = 64, 20, 64
+PROMPTS, LENGTH, NEW = 32, 20, 64
 
 
 def main(out: str) -> None:
