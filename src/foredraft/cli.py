@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from foredraft import __version__
+from foredraft.data_cli import app as data_app
+from foredraft.train_cli import train
 
 if TYPE_CHECKING:
     from foredraft.records import Observation, Plan
@@ -22,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Say which draft to train for speculative decoding before training it, with an interval on every number.",
 )
+app.add_typer(data_app, name="data")
+app.command()(train)
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for documents and figures; nothing is written without it.")
@@ -57,6 +61,9 @@ HINTS = {  # a word of the message -> the next command
     "no prediction can be judged": "foredraft validate --help lists the columns of each kind",
     "No such file": "check the path",
     "no outcome column": "foredraft validate --help lists the columns of each kind",
+    "another --out": "a run goes on only with its own recipe and data",
+    "no token folder": "foredraft data prepare FILES --tokenizer DIR --out DIR",
+    "learns from a target": "--target DIR, a Hugging Face folder",
     "no tokenizer": "save the tokenizer into the model's folder",
     "No module named": "pip install 'foredraft[full]'",
     "exceeds the context": "lower --input-len, --output-len or --max-lookahead",

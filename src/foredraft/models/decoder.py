@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foredraft.models.cache import Cache, new_cache
 from foredraft.models.kernels import fits_layer
-from foredraft.models.layers import KeyValues, Layer, Wiring, norm
+from foredraft.models.layers import Attend, KeyValues, Layer, Wiring, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rotary
@@ -66,6 +66,7 @@ class Decoder(nn.Module):
         *,
         streams: tuple[int, ...] = (),
         logits: LogitsAt = "all",
+        attend: Attend | None = None,
     ) -> Output:
         """Score T tokens per sequence.
 
@@ -73,11 +74,12 @@ class Decoder(nn.Module):
         a tree at one depth share a position, never a slot), `mask_BTS` which slots it sees, its own included (True:
         seen; the first S slots are read; a batch of 1 serves all). Left out: positions 0, 1, … (without a cache only),
         slots = positions, and a causal mask over slots. `streams` asks for hidden states (see `Output`), `logits` for
-        "all", "last", "none", or rows [B, R] of the T.
+        "all", "last", "none", or rows [B, R] of the T. `attend` computes attention in the layers' stead.
         """
         positions_BT, placing = place(
             tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits
         )
+        placing = placing._replace(attend=attend)
         if cache is None:
             check_context(tokens_BT.shape[1], self.shape, self.wiring)
         assert all(0 <= i <= len(self.layers) for i in streams), f"streams {streams} of {len(self.layers)} layers"

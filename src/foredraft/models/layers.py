@@ -72,16 +72,24 @@ class KeyValues(Protocol):
     def write(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+class Attend(Protocol):
+    """Attention of the caller's own over one layer's queries, keys and values, rotated already: [B, N, T, D]."""
+
+    def __call__(self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor: ...
+
+
 class Placing(NamedTuple):
     """Where a pass's tokens stand and what they see; the same for all layers. `mask` None: causal among themselves.
 
     `kernel`: the same for our own kernels, where they run this pass.
+    `attend` stands in for cache, slots and mask where none of them can say what is seen (training of draft heads).
     """
 
     rotation: tuple[Tensor, Tensor] | None
     cache: KeyValues | None
     slots_BT: Tensor
     mask_B1TS: Tensor | None
+    attend: Attend | None = None
     kernel: kernels.KernelPass | None = None
 
 
@@ -118,6 +126,8 @@ class Attention(nn.Module):
 
     def _attend(self, q_BNTD: Tensor, k: Tensor, v: Tensor, placing: Placing) -> Tensor:
         """The mask's width says how many slots are read, so that short contexts do not pay for a long cache."""
+        if placing.attend is not None:
+            return placing.attend(self.index, q_BNTD, k, v)
         mask = placing.mask_B1TS
         if placing.cache is not None:
             k, v = placing.cache.write(self.index, k, v, placing.slots_BT)

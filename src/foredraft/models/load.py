@@ -18,7 +18,7 @@ from foredraft.models.layers import Wiring, wiring_from_config
 from foredraft.shapes import Shape
 
 # Where a checkpoint may hang its decoder, likeliest first; a bare model has no prefix.
-_PREFIXES = {"opt": ("model.decoder.", "decoder.", "")}
+PREFIXES = {"": ("model.", ""), "opt": ("model.decoder.", "decoder.", "")}
 # Our names are Llama's; OPT's differ.
 _OPT = (
     (r"self_attn\.o_proj", "self_attn.out_proj"),
@@ -37,7 +37,14 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.dev
     with torch.device("meta"):
         decoder = Decoder(shape, wiring)
     prefix = _prefix(shape, checkpoint)
-    fill(decoder, checkpoint, lambda name: _name(name, shape, prefix), lambda name: _spare(name, shape), dtype, device)
+    fill(
+        decoder,
+        checkpoint,
+        lambda name: stored_name(name, shape, prefix),
+        lambda name: _spare(name, shape),
+        dtype,
+        device,
+    )
     if shape.tie_embeddings and "lm_head.weight" in checkpoint.stored:
         _check_tied(checkpoint, prefix)
     return decoder.requires_grad_(False).eval()
@@ -62,11 +69,11 @@ def _wiring(config: dict[str, Any], shape: Shape) -> Wiring:
 
 
 def _prefix(shape: Shape, checkpoint: Checkpoint) -> str:
-    prefixes = _PREFIXES.get(shape.family, ("model.", ""))
+    prefixes = PREFIXES.get(shape.family, PREFIXES[""])
     return next((p for p in prefixes if f"{p}embed_tokens.weight" in checkpoint.stored), prefixes[0])
 
 
-def _name(name: str, shape: Shape, prefix: str) -> str:
+def stored_name(name: str, shape: Shape, prefix: str) -> str:
     """A parameter's name on file."""
     if name.startswith("lm_head."):
         return name

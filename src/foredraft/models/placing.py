@@ -69,7 +69,7 @@ def place(
     ):
         rotation = rotary(positions_BT, torch.float32) if rotary else None
         kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype)
-        return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS, kernel)
+        return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS, kernel=kernel)
     rotation = rotary(positions_BT, dtype) if rotary else None
     return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS)
 

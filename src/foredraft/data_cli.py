@@ -1,0 +1,246 @@
+"""The verbs of `foredraft data`: a tokenizer, token folders, what is in them, and the target's own answers.
+
+Refuses to know: how anything is computed; every verb imports its room when it runs, so that `--help` stays instant.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from foredraft.train.samples import Sample
+    from foredraft.train.tokens import TokenData
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Token data for training: train a tokenizer, prepare token folders, show what is masked, let a target answer prompts.",
+)
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        help="JSONL or text files (plain, .gz, .zst), folders of them, or hf:NAME[@CONFIG][:SPLIT[:COLUMN]]."
+    ),
+]
+OnError = Annotated[str, typer.Option(help="Of a broken line: stop, or skip and count it.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+
+
+@app.command()
+def tokenizer(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    vocab: Annotated[int, typer.Option(help="Ids at most, end and padding tokens included.")] = 8192,
+    documents: Annotated[int | None, typer.Option(help="Learn from the first so many.")] = None,
+    on_error: OnError = "stop",
+) -> None:
+    """Train a byte-level BPE on INPUTS, with an end token and a plain chat template; it loads with AutoTokenizer."""
+    from itertools import islice
+
+    from foredraft.train.sources import Skips, origins, read
+    from foredraft.train.tokenizer import train
+
+    skips = Skips(on_error)
+    found = (document for origin in origins(inputs) for document in read(origin, "chat", skips))
+    texts = (text for document in islice(found, documents) for text in document.texts())
+    made = train(islice(texts, documents), vocab, out)
+    _say_skipped(skips.count, skips.named)
+    print(
+        f"wrote {out}: {made:,} ids"
+        + (f", since the texts hold no more than that of {vocab:,}" if made < vocab else ""),
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def prepare(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Token folder to make.")],
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", help="The target's folder, or another with a tokenizer.")
+    ],
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Conversations, in the tokenizer's chat template; only answers are predicted."),
+    ] = False,
+    template: Annotated[Path | None, typer.Option(help="A chat template (jinja) instead of the tokenizer's.")] = None,
+    documents: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
+    val_share: Annotated[
+        float, typer.Option(help="Share of documents held out, by contents; makes OUT/train and OUT/val.")
+    ] = 0.0,
+    on_error: OnError = "stop",
+    licence: Annotated[str | None, typer.Option(help="Of the inputs, to be noted beside them.")] = None,
+    json: JSON = False,
+) -> None:
+    """Turn INPUTS into a token folder: memory-mapped ids, document boundaries, loss mask, counts."""
+    import time
+
+    from foredraft.train.prepare import prepare as make
+    from foredraft.train.sources import origins
+
+    total, start = sum(origin.bytes or 0 for origin in origins(inputs)), time.perf_counter()
+    with _progress() as bar:
+        task = bar.add_task("tokenising", total=total or None)
+        made = make(
+            inputs, out, tokenizer, chat=chat, template=template.read_text(encoding="utf-8") if template else None, documents=documents,
+            val_share=val_share, on_error=on_error, licence=licence,
+            progress=lambda done, tokens: bar.update(task, completed=done, description=f"tokenising, {tokens:,} tokens"),
+        )  # fmt: skip
+    seconds = time.perf_counter() - start
+    _say_skipped(made.skipped, made.named)
+    print(f"wrote {out}: {made.characters / 1e6:.1f} million characters in {seconds:.1f} s", file=sys.stderr)
+    if json:
+        _print_json({name or "data": data for name, data in made.folders.items()})
+        return
+    for name, data in made.folders.items():
+        _print_counts(out / name, data)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A token folder.")],
+    num: Annotated[int, typer.Option(help="Documents to show.")] = 3,
+    tokens: Annotated[int, typer.Option(help="Tokens of each at most.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    json: JSON = False,
+) -> None:
+    """Print documents as training will see them, and the counts. What is not to be predicted is dim, or in ⟦brackets⟧."""
+    from foredraft.train.samples import samples
+    from foredraft.train.tokenizer import load
+    from foredraft.train.tokens import TokenFolder
+
+    opened = TokenFolder.open(folder)
+    found = samples(opened, load(folder), num, tokens, seed)
+    if json:
+        _print_json({"data": opened.data, "samples": found})
+        return
+    for sample in found:
+        _print_sample(sample)
+    _print_counts(folder, opened.data)
+
+
+@app.command()
+def regenerate(
+    inputs: Inputs,
+    target: Annotated[Path, typer.Option(help="Folder of the target, with its tokenizer.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write or to go on with.")],
+    plain: Annotated[bool, typer.Option("--plain", help="Go on from each text as it stands, without a chat template.")] = False,
+    prompt_tokens: Annotated[int | None, typer.Option(help="With --plain: of each text take the first so many tokens.")] = None,
+    turns: Annotated[int | None, typer.Option(help="Answer so many turns of a conversation at most.")] = None,
+    num: Annotated[int | None, typer.Option(help="Take the first so many prompts.")] = None,
+    draft: Annotated[str | None, typer.Option("--draft", "-d", help="ngram, or the folder of a draft: the same answers, sooner.")] = None,
+    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Smallest set of this mass.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Likeliest tokens only; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    batch: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
+    context: Annotated[int | None, typer.Option(help="Most tokens per prompt and answer; the model's own by default.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    on_error: OnError = "stop",
+    json: JSON = False,
+) -> None:  # fmt: skip
+    """Let a target answer prompts, into JSONL for `prepare --chat`. Interrupted, the same command goes on."""
+    import torch
+
+    from foredraft import text
+    from foredraft.train import regenerate as room
+    from foredraft.train.sources import Skips
+    from foredraft.train.tokenizer import load, sha256
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise ValueError(f"dtype must be one of {', '.join(kinds)}, got {dtype}")
+    skips = Skips(on_error)
+    asked = room.prompts(inputs, plain, skips, num)
+    loaded = load(target)
+    settings = room.Settings(
+        target_sha256=room.fingerprint(target), tokenizer_sha256=sha256(target), prompts_sha256=room.digest(asked), max_tokens=max_tokens,
+        temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, batch=batch, plain=plain, turns=turns, prompt_tokens=prompt_tokens,
+        draft_sha256=room.fingerprint(draft) if draft and draft != "ngram" else draft, lookahead=lookahead if draft else 0,
+        context=context, dtype=dtype, device=device,
+    )  # fmt: skip
+    engine = text.load_engine(
+        target, draft, lookahead=lookahead, dtype=kinds[dtype], device=device, max_batch=batch, max_context=context
+    )
+    with _progress() as bar:
+        task = bar.add_task("answering", total=len(asked))
+        done = room.regenerate(
+            engine, loaded, asked, out, settings, ends=text.stop_ids(target, loaded), skips=skips,
+            progress=lambda first, _: bar.update(task, completed=first),
+        )  # fmt: skip
+    _say_skipped(skips.count, skips.named)
+    print(f"wrote {done.written:,} answered prompts to {out}, {done.found:,} were there", file=sys.stderr)
+    if done.steps:
+        print(text.summary(done.steps), file=sys.stderr)
+    if json:
+        _print_json(
+            {
+                "out": str(out),
+                "written": done.written,
+                "found": done.found,
+                "tokens": done.tokens,
+                "skipped": skips.count,
+            }
+        )
+
+
+def _progress() -> Any:
+    """A bar on stderr; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+
+
+def _say_skipped(count: int, named: list[str]) -> None:
+    if count:
+        more = f"; and {count - len(named)} more" if count > len(named) else ""
+        print(f"skipped {count} broken: {'; '.join(named)}{more}", file=sys.stderr)
+
+
+def _print_json(record: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
+
+
+def _print_counts(folder: Path, data: "TokenData") -> None:
+    print(f"{folder}: {data.num_tokens:,} tokens in {data.num_documents:,} documents")
+    print(
+        f"  raw {data.raw_tokens:,} · regenerated {data.regenerated_tokens:,} · to be predicted {data.predicted_tokens:,}",
+        end=" ",
+    )
+    print(f"({data.predicted_tokens / data.num_tokens:.1%})")
+    print(
+        f"  vocabulary {data.vocab_size:,} ({data.dtype}) · end token {data.eos_id} · tokenizer {data.tokenizer_sha256[:12]}"
+    )
+    for source in data.sources:
+        skipped = f", {source.skipped:,} broken rows skipped" if source.skipped else ""
+        licence = f", {source.licence}" if source.licence else ""
+        print(f"  {source.name}: {source.documents:,} documents{skipped}{licence}")
+
+
+def _print_sample(sample: "Sample") -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    last = sample.first + sum(piece.num_tokens for piece in sample.pieces)
+    title = f"document {sample.document}: tokens {sample.first}…{last} of {sample.num_tokens:,}, {sample.predicted_tokens:,} to be predicted"
+    console.print(Text(title, style="bold"))
+    for piece in sample.pieces:
+        if piece.predicted:
+            console.print(Text(piece.text), end="")
+        else:
+            console.print(Text(piece.text, style="dim") if console.is_terminal else Text(f"⟦{piece.text}⟧"), end="")
+    console.print("\n")
+
+
+__all__ = ["app"]

@@ -1,0 +1,109 @@
+"""A decoder as a Hugging Face folder: config.json and model.safetensors, as transformers and the engines read them.
+
+Promises: what is written loads here and in transformers to the same numbers. Refuses to know: tokenizers, training.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from foredraft.models.checkpoint import SINGLE
+from foredraft.models.layers import Wiring
+from foredraft.models.load import PREFIXES, stored_name
+from foredraft.models.rope import rope_to_config
+from foredraft.records import write
+from foredraft.shapes import Shape
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "opt": "OPTForCausalLM",
+}
+INIT_STD = 0.02
+
+
+def save(
+    state: Mapping[str, Tensor],
+    shape: Shape,
+    wiring: Wiring,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the weights `state` (named as `Decoder`'s parameters) in `dtype`; `more` are further keys, such as token ids."""
+    folder, prefix = Path(folder), PREFIXES.get(shape.family, PREFIXES[""])[0]
+    tensors = {stored_name(name, shape, prefix): tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{SINGLE}.partial"
+    try:
+        safetensors.torch.save_file(tensors, partial, {"format": "pt"})
+        partial.replace(folder / SINGLE)
+    finally:
+        partial.unlink(missing_ok=True)
+    config = config_of(shape, wiring) | {"dtype": str(dtype).removeprefix("torch.")}
+    write(folder / "config.json", config | dict(more or {}))
+
+
+def config_of(shape: Shape, wiring: Wiring) -> dict[str, Any]:
+    """The Hugging Face config that `shapes.from_config` and `layers.wiring_from_config` read back to the same values."""
+    if shape.family not in ARCHITECTURES:
+        raise ValueError(f"model_type {shape.family!r} cannot be written (have {', '.join(ARCHITECTURES)})")
+    sizes = {
+        "model_type": shape.family, "architectures": [ARCHITECTURES[shape.family]], "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size, "num_hidden_layers": shape.num_layers, "num_attention_heads": shape.num_heads,
+        "tie_word_embeddings": shape.tie_embeddings, "use_cache": True,
+    }  # fmt: skip
+    return sizes | (_opt(shape, wiring) if shape.family == "opt" else _llama(shape, wiring))
+
+
+def _opt(shape: Shape, wiring: Wiring) -> dict[str, Any]:
+    return {
+        "ffn_dim": shape.intermediate_size, "word_embed_proj_dim": shape.embed_width, "enable_bias": shape.qkv_bias,
+        "max_position_embeddings": shape.max_position_embeddings, "activation_function": wiring.activation,
+        "do_layer_norm_before": wiring.pre_norm, "_remove_final_layer_norm": wiring.pre_norm and not shape.final_norm,
+        "layer_norm_elementwise_affine": True, "dropout": 0.0, "init_std": INIT_STD,
+    }  # fmt: skip
+
+
+def _llama(shape: Shape, wiring: Wiring) -> dict[str, Any]:
+    assert wiring.rope is not None, "families other than OPT have rotary positions"
+    config = {
+        "intermediate_size": shape.intermediate_size, "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim, "hidden_act": wiring.activation, "rms_norm_eps": wiring.norm_eps,
+        "initializer_range": INIT_STD, **rope_to_config(wiring.rope),
+    }  # fmt: skip
+    if shape.max_position_embeddings:
+        config["max_position_embeddings"] = shape.max_position_embeddings
+    return config | _biases(shape) | _window(shape, wiring)
+
+
+def _biases(shape: Shape) -> dict[str, Any]:
+    """Each family's switches; a bias that its class cannot express is an error."""
+    said = {
+        "llama": {"attention_bias": shape.qkv_bias, "mlp_bias": shape.mlp_bias},
+        "qwen3": {"attention_bias": shape.qkv_bias},
+        "seed_oss": {
+            "attention_bias": shape.qkv_bias, "attention_out_bias": shape.o_bias, "mlp_bias": shape.mlp_bias,
+        },
+    }  # fmt: skip
+    return said.get(shape.family, {})
+
+
+def _window(shape: Shape, wiring: Wiring) -> dict[str, Any]:
+    """Mistral slides unless told otherwise; of the others only Qwen can."""
+    if shape.family == "mistral":
+        return {"sliding_window": wiring.window}
+    if shape.family.startswith("qwen"):
+        slides = wiring.window is not None
+        return {"use_sliding_window": slides} | (
+            {"sliding_window": wiring.window, "max_window_layers": 0} if slides else {}
+        )
+    return {}

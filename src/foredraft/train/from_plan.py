@@ -1,0 +1,61 @@
+"""A plan's draft as a recipe: what to train is the plan's, how to train it follows known rules.
+
+Promises: sizes and token budgets are the plan's own; the expected tokens per step go along with their interval. Refuses to
+know: how a plan is made.
+"""
+
+from foredraft.records import DraftChoice, Plan
+from foredraft.train.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
+
+LENGTH = 1024
+HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW
+ANSWERS_SHARE = 0.1  # of a Scylla head's budget, for its second stage
+HEAD_BATCH_TOKENS = 65536
+DEVICES = 8  # batches are multiples of it
+
+
+def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
+    """The recipe of `plan.draft`. Raises ValueError where the plan has nothing to train or no budget for it.
+
+    A head of several layers (Scylla) trains on plain text first and, where `num_folders` is 2, on the target's answers then.
+    """
+    draft = plan.draft
+    if draft is None or draft.kind == "lookup":
+        raise ValueError(f"draft: the plan chose {draft.name if draft else 'no draft'}, which needs no training")
+    if not draft.draft_tokens:
+        raise ValueError(f"draft.draft_tokens is missing: {draft.name} is used as it is; write a recipe to train it")
+    model = LanguageModel(params=draft.non_embedding_params)
+    if draft.kind == "head":
+        model = Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
+    best = max(plan.schedule, key=lambda step: step.tokens_per_step.value)
+    return Recipe(
+        model=model,
+        stages=_stages(draft, draft.draft_tokens, num_folders, length),
+        compile=True,
+        predicted=Prediction(lookahead=best.lookahead, tokens_per_step=best.tokens_per_step),
+    )
+
+
+def _draft_vocab(draft: DraftChoice) -> int | None:
+    """The rows of the LM head, a head's only embedding."""
+    return round((draft.params - draft.non_embedding_params) / draft.hidden_size) or None
+
+
+def _stages(draft: DraftChoice, tokens: float, num_folders: int, length: int) -> tuple[Stage, ...]:
+    if draft.kind == "lm":
+        rate, batch_tokens = compute_optimal(6 * draft.non_embedding_params * tokens)
+        return (_stage(tokens, rate, batch_tokens, length),)
+    if draft.num_layers == 1 or num_folders < 2:
+        return (_stage(tokens, HEAD_RATE, HEAD_BATCH_TOKENS, length),)
+    shares = ((1 - ANSWERS_SHARE, HEAD_RATE), (ANSWERS_SHARE, ANSWERS_RATE))
+    return tuple(_stage(share * tokens, rate, HEAD_BATCH_TOKENS, length) for share, rate in shares)
+
+
+def _stage(tokens: float, rate: float, batch_tokens: float, length: int) -> Stage:
+    batch = DEVICES * max(1, round(batch_tokens / length / DEVICES))
+    return Stage(tokens=tokens, length=length, batch=batch, learning_rate=rate)
+
+
+def compute_optimal(flops: float) -> tuple[float, float]:
+    """Learning rate, and tokens per step, of a language model by its training FLOPs (arXiv 2401.02954, equation 1)."""
+    return 0.3118 * flops**-0.125, 0.2920 * flops**0.3271

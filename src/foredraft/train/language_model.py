@@ -1,0 +1,174 @@
+"""Training a decoder on text, or on what a target makes of the text.
+
+Promises: weights begin as transformers would begin them, and what is saved loads there to equal logits. Refuses to know:
+optimisers, schedules, devices.
+
+Shapes: B windows, T tokens, C hidden size, V vocabulary, R rows (B·(T−1): a row predicts the token after it).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from foredraft import shapes
+from foredraft.models.decoder import Decoder
+from foredraft.models.layers import Layer, Wiring, wiring_from_config
+from foredraft.models.load import load, read_settings
+from foredraft.models.save import INIT_STD, save
+from foredraft.shapes import Shape
+from foredraft.train.acceptance import acceptance, tally
+from foredraft.train.attention import attend
+from foredraft.train.features import apart
+from foredraft.train.judge import model_readings
+from foredraft.train.objective import Loss
+from foredraft.train.read_out import Reading, read_out
+from foredraft.train.readings import predicted
+from foredraft.train.recipe import LanguageModel
+from foredraft.train.tokenizer import FILES
+from foredraft.train.tokens import Batch
+
+KEPT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class Served(NamedTuple):
+    """What a saved model has besides weights: their type, the folder of its tokenizer, token ids for its config."""
+
+    dtype: torch.dtype = torch.float32
+    tokenizer: Path | None = None
+    keys: Mapping[str, Any] = {}
+
+
+class LanguageModelObjective:
+    """A decoder and the loss of its next tokens. `frozen` is the target: what it learns from where the loss asks for it,
+    and what its drafts are held against on held-out text; None for a model that stands alone.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        loss: Mapping[str, float],
+        *,
+        length: int,
+        target: Decoder | None = None,
+        within_documents: bool = False,
+        lookahead: int = 5,
+        served: Served | None = None,
+    ) -> None:
+        """`length`: tokens of a window, for the FLOPs. `lookahead`: drafted tokens per step on held-out text."""
+        self.trained, self.frozen, self.lookahead = decoder, target, lookahead
+        self._loss, self._within, self._served = dict(loss), within_documents, served or Served()
+        self._distils, self._compiled, context = set(loss) != {"ce"}, False, (length + 1) / 2
+        forward = target.shape.flops_per_token(context) if target and self._distils else 0.0
+        self.flops_per_token = 3 * decoder.shape.flops_per_token(context) + forward
+
+    def compile(self) -> None:
+        """Layers one by one, which compiles one layer for all, and the rows of the loss."""
+        self._compiled = True
+        for module in (self.trained, *((self.frozen,) if self.frozen else ())):
+            for layer in module.modules():
+                if isinstance(layer, Layer):
+                    layer.compile(dynamic=False)
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        """The weighted sum of the recipe's losses over the window's predicted tokens."""
+        total, terms, weight = self._read(batch, self._loss)
+        return Loss(total, weight, terms)
+
+    @torch.no_grad()
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums of "loss", of its terms and of "ce", and "weight", how many tokens they are over; with a target those of
+        `acceptance.tally` besides.
+        """
+        total, terms, weight = self._read(batch, {"ce": 0.0} | self._loss)
+        sums = {f"mean.{name}": value for name, value in ({"loss": total} | terms).items()} | {"weight": weight}
+        if self.frozen is None:
+            return sums
+        readings = model_readings(self.trained, self.frozen, batch, self.lookahead)
+        emitted = predicted(batch.mask_BT, batch.documents_BT)
+        return sums | tally(readings, batch.tokens_BT, emitted, batch.documents_BT)
+
+    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Means per predicted token, nats; with a target τ with its 90 % interval and survival by position."""
+        weight = sums["weight"].clamp(min=1)
+        means = {name.removeprefix("mean."): float(x / weight) for name, x in sums.items() if name.startswith("mean.")}
+        if self.frozen is None:
+            return means
+        found = acceptance(sums, determined=False)
+        tau = found.tokens_per_step
+        survival = {f"survival_{i}": value for i, value in enumerate(found.survival, 1)}
+        said = {"tokens_per_step": tau.value, "tokens_per_step_low": tau.low, "tokens_per_step_high": tau.high}
+        return means | said | survival
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """config.json, model.safetensors and the tokenizer."""
+        served, decoder = self._served, self.trained
+        save(state, decoder.shape, decoder.wiring, folder, dtype=served.dtype, more=served.keys)
+        if served.tokenizer:
+            for name in FILES:
+                if (served.tokenizer / name).is_file():
+                    shutil.copyfile(served.tokenizer / name, folder / name)
+
+    def _read(self, batch: Batch, loss: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        labels_BT, counted_BT, documents_BT = batch.tokens_BT[:, 1:], batch.mask_BT[:, 1:], batch.documents_BT
+        place: dict[str, Any] = {"attend": attend}
+        if self._within:
+            positions_BT, seen_BTT = apart(documents_BT)
+            place = {"positions_BT": positions_BT, "mask_BTS": seen_BTT}
+            counted_BT = counted_BT & (documents_BT[:, 1:] == documents_BT[:, :-1])
+        weights_R = counted_BT.flatten().float()
+        draft, target = _reading(self.trained, batch.tokens_BT, place), None
+        if self.frozen is not None and self._distils:
+            with torch.no_grad():
+                target = _reading(self.frozen, batch.tokens_BT, place)
+        total, terms = read_out(draft, labels_BT.flatten(), weights_R, loss, target, compiled=self._compiled)
+        return total, terms, weights_R.sum()
+
+
+def _reading(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> Reading:
+    """The states that predict a next token, and the LM head."""
+    final_BTC = decoder(tokens_BT, logits="none", **place).final_BTC
+    return Reading(final_BTC[:, :-1].flatten(0, 1), decoder.head_weight_VC)
+
+
+def new_decoder(shape: Shape, wiring: Wiring, seed: int) -> Decoder:
+    """Transformers' start: normal weights of deviation 0.02, biases of zero, norms of one; a seed gives one model."""
+    decoder, generator = Decoder(shape, wiring), torch.Generator().manual_seed(seed)
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, 0, INIT_STD, generator=generator)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return decoder
+
+
+def settings_of(model: LanguageModel, target: Path | None) -> tuple[Shape, Wiring, dict[str, Any]]:
+    """Shape, wiring and token ids of what a recipe asks for; `params` takes the target's family and vocabulary."""
+    if model.config is not None:
+        shape = shapes.from_config(model.config, name=str(model.config.get("_name_or_path") or "trained"))
+        return shape, wiring_from_config(model.config, shape), kept_keys(model.config)
+    folder = target if model.init is None else Path(model.init)
+    if folder is None:
+        raise ValueError("model.params is relative to a target: give --target, or model.config instead")
+    shape, wiring = read_settings(folder)
+    if model.params is not None:
+        shape = shapes.scaled(shape, model.params)
+        wiring = msgspec.structs.replace(wiring, pre_norm=True)
+    return shape, wiring, kept_keys(json.loads((folder / "config.json").read_bytes()))
+
+
+def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Token ids, which a model's own config must name too."""
+    return {key: config[key] for key in KEPT_KEYS if config.get(key) is not None}
+
+
+def decoder_of(model: LanguageModel, target: Path | None, seed: int) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder to train, float32, and the token ids that its config keeps."""
+    shape, wiring, keys = settings_of(model, target)
+    decoder = new_decoder(shape, wiring, seed) if model.init is None else load(model.init)
+    return decoder.requires_grad_(True).train(), keys

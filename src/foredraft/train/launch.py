@@ -1,0 +1,152 @@
+"""From a recipe and folders to a run: opens the data, builds what is trained, measures the ceiling, starts the loop.
+
+Promises: what does not fit together is said before anything is computed. Refuses to know: the command line, the loop's
+inside.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from foredraft.models.decoder import Decoder
+from foredraft.models.head_files import load_head
+from foredraft.models.heads import DraftHead, new_head
+from foredraft.models.load import load
+from foredraft.train.ceiling import ceiling
+from foredraft.train.checkpoints import State
+from foredraft.train.devices import Devices
+from foredraft.train.feature_cache import CachedFeatures, planned, write_features
+from foredraft.train.heads import HeadObjective, HeadSettings
+from foredraft.train.language_model import LanguageModelObjective, Served, decoder_of, kept_keys
+from foredraft.train.loop import Data, train
+from foredraft.train.objective import Objective
+from foredraft.train.recipe import Eagle, Eagle3, LanguageModel, Recipe
+from foredraft.train.tokens import DATA, TOKENIZER, Packing, TokenFolder, check
+
+
+def launch(
+    recipe: Recipe,
+    out: Path,
+    devices: Devices,
+    *,
+    target: Path | None = None,
+    data: Sequence[Path] = (),
+    held_out: Path | None = None,
+    features: Path | None = None,
+) -> State:
+    """Run `recipe` in `out`. `data`: token folders, one per stage; the last serves those that follow, a stage's own goes first.
+    `features`: a folder to keep a head's features in, instead of computing them as each batch comes.
+
+    Raises ValueError where a target is lacking, where data and target do not match, and as `loop.train` does.
+    """
+    check_target(recipe, target)
+    read = opened(recipe, data, held_out)
+    objective = objective_of(recipe, target, read, devices, features)
+    return train(recipe, objective, read, out, devices, ceiling(devices.device, recipe.precision))
+
+
+def check_target(recipe: Recipe, target: Path | None) -> None:
+    if recipe.needs_target and target is None:
+        raise ValueError("this recipe learns from a target: give --target")
+
+
+def opened(recipe: Recipe, data: Sequence[Path], held_out: Path | None) -> Data:
+    """Packings of every stage's folder and of the held-out one."""
+    stages, prints = [], []
+    for i, stage in enumerate(recipe.stages):
+        path = Path(stage.data) if stage.data else data[min(i, len(data) - 1)] if data else None
+        if path is None:
+            raise ValueError(f"stages[{i}].data is missing: name a token folder there or with --data")
+        stages.append(Packing(TokenFolder.open(path), stage.length, recipe.seed + i, recipe.within_documents))
+        prints.append(sha256((path / DATA).read_bytes()).hexdigest()[:16])
+    folder = TokenFolder.open(held_out) if held_out else None
+    held = Packing(folder, recipe.stages[0].length, 0, recipe.within_documents) if folder else None
+    return Data(stages, tuple(prints), held)
+
+
+def objective_of(
+    recipe: Recipe, target: Path | None, data: Data, devices: Devices, features: Path | None = None
+) -> Objective:
+    """What the recipe trains, on the device, its folders checked against the vocabulary."""
+    if features and isinstance(recipe.model, LanguageModel):
+        raise ValueError("--features are a draft head's; a language model reads none")
+    teacher = load(target, _kind(recipe), devices.device) if target else None
+    if isinstance(recipe.model, LanguageModel):
+        decoder, keys = decoder_of(recipe.model, target, recipe.seed)
+        _check(data, decoder, target)
+        return LanguageModelObjective(
+            decoder, recipe.losses, length=recipe.stages[0].length, target=teacher,
+            within_documents=recipe.within_documents, lookahead=recipe.watch.lookahead,
+            served=Served(_served(recipe), data.stages[0].folder.path, keys),
+        )  # fmt: skip
+    assert teacher is not None, "check_target came first"
+    assert target is not None
+    _check(data, teacher, target)
+    keys = kept_keys(json.loads((target / "config.json").read_bytes()))
+    head = head_of(recipe, teacher, data)
+    return HeadObjective(
+        teacher, head, head_settings(recipe), length=recipe.stages[0].length, dtype=_served(recipe), keys=keys,
+        source=cached(recipe, head, data, devices, features) if features else None,
+    )  # fmt: skip
+
+
+def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder: Path) -> CachedFeatures:
+    """The features of all that the stages read, a folder each, written by the first process where they are not there."""
+    folders, error = [folder / f"stage-{i}" for i in range(len(recipe.stages))], None
+    for stage, packing, path in zip(recipe.stages, data.stages, folders, strict=True):
+        plan = planned(
+            head.target, packing, head.feature_layers, min(len(packing), stage.steps * stage.batch),
+            dtype=head.target.dtype, within_documents=recipe.within_documents,
+        )  # fmt: skip
+        try:
+            if devices.first and not error:
+                write_features(path, plan, head.target, packing, say=lambda line: print(line, file=sys.stderr))
+        except (ValueError, OSError) as met:
+            error = str(met)
+    devices.agree(error)
+    return CachedFeatures(head.target, *folders)
+
+
+def head_of(recipe: Recipe, target: Decoder, data: Data) -> DraftHead:
+    """The head to train, float32: new, its draft vocabulary counted over the first stage's folder, or from `init`."""
+    model = recipe.model
+    assert isinstance(model, Eagle | Eagle3)
+    if model.init is not None:
+        return load_head(model.init, target, torch.float32, target.device)
+    if isinstance(model, Eagle):
+        return new_head(target, "eagle", model.layers, seed=recipe.seed)
+    from foredraft.train.draft_vocab import most_frequent
+
+    ids = most_frequent(data.stages[0].folder, model.draft_vocab) if model.draft_vocab else None
+    return new_head(target, "eagle3", model.layers, ids, seed=recipe.seed, feature_layers=model.feature_layers)
+
+
+def head_settings(recipe: Recipe) -> HeadSettings:
+    model = recipe.model
+    shared = HeadSettings(
+        loss=recipe.losses, within_documents=recipe.within_documents, lookahead=recipe.watch.lookahead
+    )
+    if isinstance(model, Eagle3):
+        return shared._replace(unroll=model.unroll, decay=model.decay)
+    assert isinstance(model, Eagle)
+    weights = {"feature_weight": model.feature_weight, "token_weight": model.token_weight}
+    return shared._replace(unroll=1, noise=model.noise, **weights)
+
+
+def _kind(recipe: Recipe) -> torch.dtype:
+    """A frozen target's weights are kept in the type it computes in."""
+    return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+
+
+def _served(recipe: Recipe) -> torch.dtype:
+    return getattr(torch, recipe.watch.export_dtype)
+
+
+def _check(data: Data, model: Decoder, target: Path | None) -> None:
+    tokenizer = target if target is not None and (target / TOKENIZER).is_file() else None
+    for packing in (*data.stages, *((data.held_out,) if data.held_out else ())):
+        check(packing.folder, model.shape.vocab_size, tokenizer)

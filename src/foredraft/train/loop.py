@@ -1,0 +1,351 @@
+"""The loop: stage by stage, step by step, from a recipe to a saved model, and on from wherever it was stopped.
+
+Promises: one update is the same for any number of micro-batches and processes; a run that was killed and started again ends
+with the weights of one that was not; what is stopped for a loss that is not finite or diverges names its last good
+checkpoint. Refuses to know: what is trained, where data come from.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+
+from foredraft import records
+from foredraft.train.checkpoints import Best, Checkpoints, Course, State, difference, optimiser_state, weights
+from foredraft.train.devices import Devices, fill, whole
+from foredraft.train.objective import Loss, Objective
+from foredraft.train.optimiser import begin, optimisers_of, rate, scale_gradients, set_rate, state_of
+from foredraft.train.progress import Meter, Talk
+from foredraft.train.recipe import Recipe, Stage
+from foredraft.train.tokens import Batch, Packing
+
+CHECKPOINTS, EXPORTS, FINAL, BEST, RECIPE = "checkpoints", "exports", "final", "best", "recipe.json"
+MEMORY = 0.95  # of the running mean of the loss
+
+
+class Data(NamedTuple):
+    """What a run reads: a packing and its fingerprint for each stage, and held-out windows, if any."""
+
+    stages: Sequence[Packing]
+    fingerprints: tuple[str, ...]
+    held_out: Packing | None = None
+
+
+class Stopped(ValueError):
+    """A run that ended before its budget, on its own account."""
+
+
+def train(
+    recipe: Recipe, objective: Objective, data: Data, out: Path, devices: Devices, ceiling_flops_per_s: float
+) -> State:
+    """Run a recipe to its end in `out`, from its last checkpoint there if it has one, and export the model.
+
+    `ceiling_flops_per_s`: one device's measured rate of matrix products, for the MFU. Raises ValueError where the recipe
+    or the data in `out` differ, where a checkpoint cannot be written, and `Stopped` where the loss is not finite or
+    diverges, or a signal asks to stop.
+    """
+    run = Run(recipe, objective, data, out, devices)
+    steps = sum(stage.steps for stage in recipe.stages)
+    meter = Meter(objective.flops_per_token, ceiling_flops_per_s * devices.world)
+    with (
+        Interrupt() as interrupt,
+        Talk(out, steps, run.state.step, speaks=devices.first, tensorboard=recipe.watch.tensorboard) as talk,
+    ):
+        if run.state.step:
+            talk.say(f"going on from step {run.state.step} of {steps}")
+        if not run.state.step:
+            run.look(talk)
+        while run.begin_stage():
+            while run.stage_steps_left:
+                run.step(meter, interrupt.asked)
+                talk.advance()
+                run.look(talk, meter)
+                run.stop_if_asked()
+            run.end_stage()
+        run.finish()
+    return run.state
+
+
+class Run:
+    """A run's moving parts. `state` is what a checkpoint would hold now."""
+
+    def __init__(self, recipe: Recipe, objective: Objective, data: Data, out: Path, devices: Devices) -> None:
+        self.recipe, self.objective, self.data, self.out, self.devices = recipe, objective, data, out, devices
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, recipe.watch.keep)
+        self.saved = self.checkpoints.latest()
+        self.state = self._resumed()
+        if recipe.compile:
+            objective.compile()
+        if self.saved:
+            fill(objective.trained.state_dict(), weights(self.saved.folder))
+        self.forward = devices.prepare(objective)
+        self.optimisers: list[torch.optim.Optimizer] = []
+        self.last: dict[str, float] = {}
+        self._asked = False
+        if devices.first:
+            records.write(out / RECIPE, recipe)
+
+    def _resumed(self) -> State:
+        """The last checkpoint's state, its recipe and data being this run's; else a new one."""
+        new = State(recipe=self.recipe, data=self.data.fingerprints, world=self.devices.world)
+        if self.saved is None:
+            return new
+        old = self.checkpoints.read(self.saved)
+        changed = difference(old.recipe, self.recipe)
+        changed += [f"data {a} → {b}" for a, b in zip(old.data, new.data, strict=False) if a != b]
+        if changed:
+            raise ValueError(
+                f"{self.out}: holds a run of another recipe ({'; '.join(changed)}); give the old one, or another --out"
+            )
+        return msgspec.structs.replace(old, recipe=self.recipe, world=self.devices.world)
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage at hand; None when all are done."""
+        stages = self.recipe.stages
+        return stages[self.state.stage] if self.state.stage < len(stages) else None
+
+    def _now(self, **changes: Any) -> None:
+        self.state = msgspec.structs.replace(self.state, **changes)
+
+    # stages
+
+    def begin_stage(self) -> bool:
+        """Optimisers for the stage at hand, as the checkpoint left them if it is from its midst; False after the last."""
+        if self.stage is None:
+            return False
+        trained = self.objective.trained
+        self.optimisers = optimisers_of(trained, self.recipe)
+        if self.saved and self.state.stage_step:
+            begin(trained, self.optimisers)
+            fill(dict(state_of(trained, self.optimisers)), optimiser_state(self.saved.folder))
+        self.saved = None
+        return True
+
+    @property
+    def stage_steps_left(self) -> int:
+        return self._the_stage().steps - self.state.stage_step
+
+    def end_stage(self) -> None:
+        self._now(stage=self.state.stage + 1, stage_step=0, course=None)
+
+    # a step
+
+    def step(self, meter: Meter, asked_to_stop: bool = False) -> None:
+        """One update from the next `batch` samples."""
+        stage, state, began = self._the_stage(), self.state, time.perf_counter()
+        self._seed(state.step)
+        total, weight, terms = self._gradients(stage, asked_to_stop)
+        self._asked = bool(terms.pop("asked_to_stop"))
+        self._stop_if(not weight, "no token is to be predicted (see foredraft data show)")
+        loss, norm = (
+            total / weight,
+            scale_gradients(self.objective.trained, self.devices.world / weight, self.recipe.clip),
+        )
+        self._check(loss, norm)
+        value = rate(stage, state.stage_step)
+        set_rate(self.optimisers, value)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        seconds = time.perf_counter() - began
+        meter.add(stage.tokens_per_step, seconds)
+        self._now(
+            step=state.step + 1, stage_step=state.stage_step + 1, tokens=state.tokens + stage.tokens_per_step,
+            seconds=state.seconds + seconds, course=followed(state.course, loss),
+        )  # fmt: skip
+        means = {name: term / weight for name, term in terms.items()}
+        self.last = {"loss": loss, "learning_rate": value, "gradient_norm": norm, **means}
+        self._stop_if(diverged(self.state.course), f"the loss diverges ({loss:.3f})")
+
+    def stop_if_asked(self) -> None:
+        """Where any process was asked to."""
+        if self._asked:
+            self.save()
+            raise Stopped(f"asked to stop at step {self.state.step}; {self.checkpoints.last_good()}")
+
+    def _the_stage(self) -> Stage:
+        assert self.stage is not None, "the run is over"
+        return self.stage
+
+    def _seed(self, step: int) -> None:
+        """Randomness of a step is a function of (seed, step, process), so that there is no state of it to restore."""
+        torch.manual_seed(((self.recipe.seed * 1_000_003 + step) * 4099 + self.devices.rank) % 2**63)
+
+    def _gradients(self, stage: Stage, asked_to_stop: bool) -> tuple[float, float, dict[str, float]]:
+        """Gradients of the summed loss, in place, and total, weight and terms summed over micro-batches and processes."""
+        pieces = micro_batches(stage, self.devices)
+        first, sums = self.state.stage_step * stage.batch, None
+        for i, piece in enumerate(pieces):
+            batch = self._batch(self.data.stages[self.state.stage], first + piece.start, piece.stop - piece.start)
+            with self.forward.alone(i + 1 < len(pieces)):
+                with self._precision():
+                    loss = self.forward(batch, self.state.step)
+                loss.total.backward()
+            sums = added(sums, _as_sums(loss))
+        assert sums is not None, "a step has at least one micro-batch"
+        found = self._reduced(sums | {"asked_to_stop": torch.tensor(float(asked_to_stop), device=self.devices.device)})
+        return found.pop("total"), found.pop("weight"), found
+
+    def _precision(self) -> Any:
+        kind = self.devices.device.type
+        return torch.autocast(kind, torch.bfloat16) if self.recipe.precision == "bfloat16" else nullcontext()
+
+    def _batch(self, packing: Packing, first: int, count: int) -> Batch:
+        return Batch(*(part.to(self.devices.device, non_blocking=True) for part in packing.batch(first, count)))
+
+    def _reduced(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Scalars summed over processes, in one message."""
+        packed = torch.stack([value.detach().double() for value in sums.values()])
+        return dict(zip(sums, self.devices.sum(packed).tolist(), strict=True))
+
+    def _check(self, loss: float, norm: float) -> None:
+        bad = next((name for name, value in (("loss", loss), ("gradient", norm)) if not math.isfinite(value)), None)
+        self._stop_if(bad is not None, f"the {bad} is not finite (loss {loss}, gradient norm {norm})")
+
+    def _stop_if(self, wrong: bool, why: str) -> None:
+        if wrong:
+            step = self.state.step
+            raise Stopped(
+                f"{why} at step {step}; {self.checkpoints.last_good()}; lower learning_rate or clip, or raise warmup"
+            )
+
+    # what is kept
+
+    def look(self, talk: Talk, meter: Meter | None = None) -> None:
+        """Write, export, hold out and save what is due after this step; before the first one, without `meter`, hold out.
+
+        A checkpoint comes last: what is resumed from has left behind all that was due.
+        """
+        watch, state, where = self.recipe.watch, self.state, {"step": self.state.step, "tokens": self.state.tokens}
+        over = state.step == sum(stage.steps for stage in self.recipe.stages)
+        saves = meter is not None and (over or state.step % watch.save_every == 0)
+        if meter and (over or state.step % watch.log_every == 0):
+            talk.keep(where | self.last | meter.read() | {"seconds": state.seconds})
+        for budget in watch.export_at if meter else ():
+            if state.tokens - self._the_stage().tokens_per_step < budget <= state.tokens:
+                self.export(self.out / EXPORTS / f"tokens-{budget:.6g}")
+        held = self.held_out() if self.data.held_out and (saves or state.step % watch.held_out_every == 0) else None
+        if held:
+            talk.keep(where | {f"held_out_{name}": value for name, value in held.items()})
+        if saves:
+            self.save(held["loss"] if held else None)
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Figures over the first windows of the held-out data, the same ones each time."""
+        packing, devices, stage = self.data.held_out, self.devices, self.recipe.stages[0]
+        assert packing is not None
+        wanted = min(len(packing), max(1, round(self.recipe.watch.held_out_tokens / packing.length)))
+        size = len(range(*micro_batches(stage, devices)[0].indices(stage.batch)))
+        sums: dict[str, Tensor] | None = None
+        for first in range(0, wanted, size * devices.world):
+            batch = self._batch(packing, first + devices.rank * size, size)
+            beyond = torch.arange(size, device=devices.device) + first + devices.rank * size >= wanted
+            batch = batch._replace(mask_BT=batch.mask_BT & ~beyond[:, None])
+            with self._precision():
+                sums = added(sums, self.objective.held_out(batch))
+        self.forward.settle()
+        assert sums is not None, "there is at least one window"
+        return self.objective.figures({name: devices.sum(value) for name, value in sums.items()})
+
+    def save(self, held_out_loss: float | None = None) -> None:
+        """A checkpoint, marked best where its held-out loss is the lowest so far."""
+        state, best = self.state, self.state.best
+        if held_out_loss is not None and (best is None or held_out_loss < best.loss):
+            self._now(best=Best(step=state.step, loss=held_out_loss))
+        model, optimiser = (
+            self._whole(),
+            whole(dict(state_of(self.objective.trained, self.optimisers)), self.devices.first),
+        )
+        self._on_first(lambda: self.checkpoints.save(self.state, model, optimiser))
+
+    def export(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """The model in its served format."""
+        tensors = dict(self._whole() if state is None else state)
+        self._on_first(lambda: self.objective.save(folder, tensors))
+
+    def finish(self) -> None:
+        """Export the last weights, and the best ones where they are others."""
+        self.export(self.out / FINAL)
+        best = self.state.best
+        if best and best.step != self.state.step:
+            folder = next(saved.folder for saved in self.checkpoints.list() if saved.step == best.step)
+            self.export(self.out / BEST, weights(folder))
+
+    def _whole(self) -> dict[str, Tensor]:
+        return whole(self.objective.trained.state_dict(), self.devices.first)
+
+    def _on_first(self, work: Any) -> None:
+        """Let the first process write; what it meets is met by all."""
+        error = None
+        if self.devices.first:
+            try:
+                work()
+            except (ValueError, OSError) as met:
+                error = str(met)
+        self.devices.agree(error)
+
+
+def micro_batches(stage: Stage, devices: Devices) -> list[slice]:
+    """This process's sequences of a step, in pieces of one size where that is possible."""
+    own = devices.share(stage.batch, "batch")
+    count = own.stop - own.start
+    pieces = -(-count // (stage.micro_batch or count))
+    edges = [own.start + count * i // pieces for i in range(pieces + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def added(sums: dict[str, Tensor] | None, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(more) if sums is None else {name: sums[name] + value for name, value in more.items()}
+
+
+def _as_sums(loss: Loss) -> dict[str, Tensor]:
+    return {"total": loss.total.detach(), "weight": loss.weight} | loss.terms
+
+
+def followed(course: Course | None, loss: float) -> Course:
+    """The course with one more loss."""
+    if course is None:
+        return Course(first=loss, smooth=loss, lowest=loss)
+    smooth = MEMORY * course.smooth + (1 - MEMORY) * loss
+    return Course(first=course.first, smooth=smooth, lowest=min(course.lowest, smooth))
+
+
+def diverged(course: Course | None) -> bool:
+    """Whether the running mean has lost more than half of what was gained; half as much again as at first, if little was."""
+    if course is None:
+        return False
+    gained = course.lowest < course.first / 2
+    return course.smooth > (course.lowest + course.first) / 2 if gained else course.smooth > 1.5 * course.first
+
+
+class Interrupt:
+    """Within it, SIGINT and SIGTERM ask to stop after the step at hand, with a checkpoint; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Interrupt":
+        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for other, handler in self._before.items():
+            signal.signal(other, handler)

@@ -1,0 +1,196 @@
+"""A training run as a document: what is trained, on how much, with which loss, optimiser and seed.
+
+Promises: frozen, an unknown key is an error, and equal recipes on equal data train the same run. Refuses to know: torch,
+where target, data and results lie (the command line says so).
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from foredraft.records import Estimate, Record, require
+
+TEXT_LOSSES = ("ce",)
+TARGET_LOSSES = ("soft_ce", "kl", "rkl", "tv", "nla")
+SCHEDULES = ("cosine", "wsd", "constant")
+OPTIMISERS = ("adamw", "muon")
+PRECISIONS = ("bfloat16", "float32")
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+class LanguageModel(Record, frozen=True, tag_field="kind", tag="lm"):
+    """A decoder of its own: an independent draft, or a target to speculate on. One of three says its shape.
+
+    `params`: about so many non-embedding parameters, in the family and vocabulary of the target. `config`: a Hugging Face
+    config as an object. `init`: the folder of a checkpoint to go on from.
+    """
+
+    params: float | None = None
+    config: dict[str, Any] | None = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self, positive=("params",))
+        if sum(given is not None for given in (self.params, self.config, self.init)) != 1:
+            raise ValueError("model must give exactly one of params, config and init")
+
+
+class Eagle(Record, frozen=True, tag_field="kind", tag="eagle"):
+    """An EAGLE-1/2 head (arXiv 2401.15077): `feature_weight`·SmoothL1 on features + `token_weight`·the recipe's loss.
+
+    `noise`: amplitude of the uniform noise on features, in units of the paper's 0.2·512/T. `init`: a head's folder.
+    """
+
+    layers: int = 1
+    feature_weight: float = 1.0
+    token_weight: float = 0.1
+    noise: float = 1.0
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self, positive=("layers",), non_negative=("feature_weight", "token_weight", "noise"))
+
+
+class Eagle3(Record, frozen=True, tag_field="kind", tag="eagle3"):
+    """An EAGLE-3 head (arXiv 2503.01840); from two layers on, Scylla's (arXiv 2505.07858).
+
+    `unroll`: steps of training-time test. `decay`: weight of a step over the step before. `draft_vocab`: how many of the
+    most frequent tokens it may draft, None for all. `feature_layers`: streams of the target, None for the default three.
+    `init`: a head's folder.
+    """
+
+    layers: int = 1
+    unroll: int = 7
+    decay: float = 0.8
+    draft_vocab: int | None = None
+    feature_layers: tuple[int, int, int] | None = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self, positive=("layers", "unroll", "decay", "draft_vocab"), non_negative=("feature_layers",))
+
+
+class Stage(Record, frozen=True):
+    """One stretch of training with a schedule of its own; weights go on from stage to stage, optimiser state starts anew.
+
+    `tokens`: its budget, positions fed to the model. `data`: a token folder, the command line's when left out. A step takes
+    `batch` sequences of `length` tokens, at most `micro_batch` of them at once on a device. `warmup`: share of the steps in
+    which the rate rises to `learning_rate`; `final`: where it ends, as a share of it; `cooldown`: share in which "wsd" falls.
+    """
+
+    tokens: float
+    data: str | None = None
+    length: int = 512
+    batch: int = 16
+    micro_batch: int | None = None
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: float = 0.02
+    cooldown: float = 0.2
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            positive=("tokens", "length", "batch", "micro_batch", "learning_rate"),
+            unit=("warmup", "cooldown", "final"),
+        )
+        _one_of("schedule", self.schedule, SCHEDULES)
+        if self.tokens < self.tokens_per_step:
+            raise ValueError(f"tokens ({self.tokens:g}) must cover one step of batch × length = {self.tokens_per_step}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps: the budget in whole steps."""
+        return round(self.tokens / self.tokens_per_step)
+
+
+class Watch(Record, frozen=True):
+    """What is looked at and kept along the way. Changes no weight, so it may differ when a run resumes.
+
+    Every so many steps: a line in metrics.jsonl, held-out figures over about `held_out_tokens`, a checkpoint (of which the
+    last `keep` and the best stay). `export_at`: tokens, counted over the run, at which the model is saved in its served
+    format beside; `export_dtype`: the type of served weights. `lookahead`: drafted tokens per step on held-out text.
+    """
+
+    log_every: int = 10
+    held_out_every: int = 200
+    held_out_tokens: float = 65536
+    save_every: int = 500
+    keep: int = 2
+    export_at: tuple[float, ...] = ()
+    export_dtype: str = "float32"
+    lookahead: int = 5
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        every = ("log_every", "held_out_every", "held_out_tokens", "save_every", "keep", "export_at", "lookahead")
+        require(self, positive=every)
+        _one_of("export_dtype", self.export_dtype, PRECISIONS)
+
+
+class Prediction(Record, frozen=True):
+    """What a plan expects of the trained draft, drafting `lookahead` tokens per step."""
+
+    lookahead: int
+    tokens_per_step: Estimate
+
+
+class Recipe(Record, frozen=True):
+    """All that decides a run's numbers, and `watch`.
+
+    `loss` maps names to weights: "ce" is against the text's own next token; against the target's distribution p are
+    "soft_ce" −Σ p log q, "kl" KL(p‖q), "rkl" KL(q‖p), "tv" total variation = 1 − α, "nla" −log α. Left out: "ce" for a
+    language model, "soft_ce" for a head. `clip`: largest norm of the gradient. `within_documents`: attention and labels stay
+    inside a document. `precision`: of matrix products; weights and optimiser are float32. `predicted`: what the plan behind
+    the recipe expects.
+    """
+
+    model: LanguageModel | Eagle | Eagle3
+    stages: tuple[Stage, ...]
+    loss: dict[str, float] = msgspec.field(default_factory=dict)
+    optimiser: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    within_documents: bool = False
+    precision: str = "bfloat16"
+    compile: bool = False
+    seed: int = 0
+    watch: Watch = Watch()
+    predicted: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        require(self, positive=("clip",), non_negative=("weight_decay",), unit=("betas",))
+        _one_of("optimiser", self.optimiser, OPTIMISERS)
+        _one_of("precision", self.precision, PRECISIONS)
+        if not self.stages:
+            raise ValueError("stages must hold at least one stage")
+        for name, weight in self.loss.items():
+            _one_of("loss", name, TEXT_LOSSES + TARGET_LOSSES)
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"loss[{name}] must be a positive number, got {weight}")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """`loss`, its default filled in."""
+        return self.loss or ({"ce": 1.0} if isinstance(self.model, LanguageModel) else {"soft_ce": 1.0})
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether a target computes along with what is trained."""
+        return not isinstance(self.model, LanguageModel) or any(name in TARGET_LOSSES for name in self.losses)
+
+    @property
+    def tokens(self) -> int:
+        """Of all stages, in whole steps."""
+        return sum(stage.steps * stage.tokens_per_step for stage in self.stages)

@@ -1,0 +1,102 @@
+"""Tokenizers: training a byte-level BPE, loading one, keeping its files beside the tokens it made.
+
+Promises: what is trained here turns any text into ids and back without loss, and loads with transformers'
+AutoTokenizer. Refuses to know: what is done with the ids.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from foredraft.train.token_writer import whole_folder
+from foredraft.train.tokens import TOKENIZER
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+BYTES = 256  # a byte-level BPE holds each byte as an id of its own
+FILES = (
+    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model",
+)  # fmt: skip
+# Turns as plain words; an answer begins after "Assistant:" and ends with the end token.
+CHAT = (
+    "{%- for message in messages -%}"
+    "{%- if not loop.first %}{{ '\\n' }}{% endif -%}"
+    "{{ message['role'] | capitalize + ': ' + message['content'] | trim }}"
+    "{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif -%}"
+)
+
+
+def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> int:
+    """Train a byte-level BPE of at most `vocab_size` ids (end and padding tokens included), save it as the folder
+    `out` with the chat template above, and give the ids it has: fewer where the texts have no more pairs to merge.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [END, PAD]
+    if vocab_size < BYTES + len(special):
+        raise ValueError(f"vocab {vocab_size} must be at least {BYTES + len(special)}: every byte, {END} and {PAD}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = CHAT
+    with whole_folder(out) as folder:
+        fast.save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+def load(path: str | Path) -> Any:
+    """The tokenizer in a folder, or of a model on the Hub where no such folder is. Raises ValueError where there is
+    none, or where it has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=Path(path).is_dir())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{path}: the tokenizer has no eos_token, which ends documents; name one in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def num_ids(tokenizer: Any) -> int:
+    """One more than the largest id, which with gaps is more than the number of words."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def keep(tokenizer: Any, path: str | Path, folder: Path, template: str | None = None) -> str:
+    """Copy the tokenizer's files at `path` into `folder`, or save it there, with `template` for its own; give the
+    sha256 of its tokenizer.json.
+    """
+    for name in FILES:
+        if (Path(path) / name).is_file():
+            shutil.copyfile(Path(path) / name, folder / name)
+    if not (folder / TOKENIZER).is_file():
+        tokenizer.save_pretrained(folder)
+    if template:  # this file goes before what tokenizer_config.json says
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return sha256(folder)
+
+
+def sha256(folder: str | Path) -> str:
+    """Of a folder's tokenizer.json."""
+    path = Path(folder) / TOKENIZER
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; save the tokenizer there with save_pretrained of transformers")
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,122 @@
+"""The verb `foredraft train`. Refuses to know: how anything is computed; it imports its room when it runs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from foredraft.train.checkpoints import State
+    from foredraft.train.needs import Needs
+    from foredraft.train.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, or a Plan.json whose draft is to be trained.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; one that is there goes on.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--target", "-t", help="Folder of the target's checkpoint, where one is needed.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", "-d", help="Token folder; repeat for one per stage, in order.")
+    ] = None,
+    held_out: Annotated[Path | None, typer.Option("--held-out", help="Token folder for the held-out figures.")] = None,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="Folder to keep a head's features in; their size is told first.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")] = None,
+    shard: Annotated[
+        bool,
+        typer.Option("--shard", help="Under torchrun: spread weights and optimiser (FSDP2) instead of copies (DDP)."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run needs and what to expect of it, and stop.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")] = False,
+) -> None:
+    """Train a draft or a target as RECIPE says, to its budget of tokens; a run that was stopped goes on.
+
+    Under torchrun, or any launcher that sets RANK and WORLD_SIZE, one process per device.
+    """
+    import torch
+
+    from foredraft.train.devices import started
+
+    if threads:
+        torch.set_num_threads(threads)
+    made = _recipe(recipe, len(data or ()))
+    with started(device, shard) as devices:
+        if dry_run:
+            from foredraft.train.needs import needs
+
+            found = needs(made, devices, target)
+            if devices.first:
+                _print(found, json)
+            return
+        if out is None:
+            raise ValueError("--out is missing: name the folder of the run, or pass --dry-run")
+        from foredraft.train.launch import launch
+
+        state = launch(made, out, devices, target=target, data=data or (), held_out=held_out, features=features)
+        if devices.first:
+            _print_end(out, state, json)
+
+
+def _recipe(path: Path, num_folders: int) -> "Recipe":
+    """A recipe as it stands; of a plan, that of its draft."""
+    import msgspec
+
+    from foredraft import records
+    from foredraft.train.from_plan import from_plan
+    from foredraft.train.recipe import Recipe
+
+    held = records.read(dict[str, Any], path)
+    if "objective" in held and "schedule" in held:
+        return from_plan(records.read(records.Plan, path), num_folders)
+    return records.decode(Recipe, msgspec.json.encode(held), name=str(path))
+
+
+def _print(found: "Needs", json: bool) -> None:
+    import msgspec
+
+    if json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        return
+    hours = [seconds / 3600 for seconds in (found.time_s.value, found.time_s.low, found.time_s.high)]
+    rows = {
+        "parameters": f"{found.params:,}"
+        + (f" beside a target of {found.frozen_params:,}" if found.frozen_params else ""),
+        "tokens": f"{found.tokens:,} in {found.steps:,} steps",
+        "FLOPs": f"{found.flops:.3g} ({found.flops_per_token:.3g} per token)",
+        "memory": f"{found.memory_bytes / 1e9:.2f} GB per device",
+        "disk": f"{found.disk_bytes / 1e9:.2f} GB",
+        "time": f"{hours[0]:.3g} h ({hours[1]:.3g} to {hours[2]:.3g}) on {found.devices} × {found.ceiling_flops_per_s / 1e9:,.0f} GFLOP/s",
+    }
+    if found.predicted:
+        tau = found.predicted.tokens_per_step
+        rows["tokens per step"] = (
+            f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f}, {tau.level:.0%}) at lookahead {found.predicted.lookahead}"
+        )
+    for name, text in rows.items():
+        print(f"{name:16} {text}")
+
+
+def _print_end(out: Path, state: "State", json: bool) -> None:
+    import msgspec
+
+    from foredraft.train.loop import FINAL
+
+    summary = {
+        "model": str(out / FINAL), "steps": state.step, "tokens": state.tokens, "seconds": state.seconds,
+        "best": msgspec.to_builtins(state.best),
+    }  # fmt: skip
+    if json:
+        print(msgspec.json.format(msgspec.json.encode(summary), indent=1).decode())
+        return
+    best = f"; held-out loss {state.best.loss:.4f} at step {state.best.step}, the best" if state.best else ""
+    print(f"{state.tokens:,} tokens in {state.step:,} steps{best}")
+    print(f"wrote {out / FINAL}", file=sys.stderr)
