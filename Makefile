@@ -5,8 +5,8 @@ PEERS := openvino openvino-export vllm
 
 .PHONY: tour test lint size results peers peers-bench clean
 
-tour: .venv/.plot ## plan a draft for Llama-3.1-70B on 4×H100 from published measurements; leaves tour/Plan.json, the schedules and figures
-	$(BIN)/foredraft plan Llama-3.1-70B --machine H100 --devices 4 --concurrency 1-256 --out tour
+tour: .venv/.full ## plan a draft for Llama-3.1-70B on 4×H100; train a small model and decode it with and without a draft; all in tour/
+	$(BIN)/foredraft tour
 
 test: .venv/.dev ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
@@ -38,12 +38,12 @@ peers-bench: peers ## ours and theirs in turn: same checkpoints, prompts, precis
 	.venv-peers/$*/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec # required, not needed, and broken beside a CPU build of torch
 	@touch $@
 
-.venv/.plot: pyproject.toml
+.venv/.full: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[plot]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[full]'
 	@touch $@
 
-.venv/.dev: .venv/.plot
+.venv/.dev: .venv/.full
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[full,dev]'
 	@touch $@
 

@@ -40,9 +40,10 @@ METHODS = {
 LOOKAHEAD = {"self": 4, "random": 4, "ngram": 4, "eagle3": 3}
 NOTES = {
     "all": "greedy; whole calls are timed, prompts included; drafts at batch 1 in float32; spreads are 5 to 95 % of rounds",
+    "same_answers": "equal to those of transformers' plain decoding; in bfloat16 near-ties part engines",
     "self": "the target drafts for itself: always right",
-    "random": "a random 2-layer draft: always wrong",
-    "eagle3": "an untrained head: always wrong",
+    "random": "a random 2-layer draft: right by chance only",
+    "eagle3": "an untrained head over a quarter of the vocabulary: right by chance only",
     "ngram": "prompt look-up of 3 tokens, then 2, then 1; the text repeats itself in part",
     "foredraft": "load_engine's defaults",
     "transformers": "generate's defaults: eager, dynamic cache, SDPA attention; drafts of fixed length",

@@ -87,6 +87,7 @@ MAY = {
     "decode": {"records", "shapes", "models"},
     "text": {"records", "models", "decode"},
     "train": {"records", "shapes", "models", "decode"},
+    "tour": {"records", "text", "decode", "train"},
     "measure": {"records", "shapes", "models", "decode"},
     "deploy": {"records", "shapes", "models"},
 }
