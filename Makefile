@@ -17,13 +17,12 @@ lint: .venv/.dev
 size: ## lines per file, longest first
 	@find src -name '*.py' | xargs wc -l | sort -rn
 
-results: .venv/.dev ## measure what README claims, and write the table into README
+results: .venv/.dev ## measure what README claims (the peers by make peers-bench), and write the table into README
 	$(BIN)/foredraft validate --out results/validation --json > /dev/null
 	$(BIN)/foredraft reproduce sdsl --out results/sdsl --json > /dev/null
 	$(BIN)/python benchmarks/plan_speed.py results/plan_speed.json
 	$(BIN)/python benchmarks/cost_defaults.py results/cost_defaults.json
 	$(BIN)/python benchmarks/few_rows.py results/few_rows.json
-	$(BIN)/python benchmarks/peers/plain_transformers.py results/peer_transformers.json
 	$(BIN)/python recipes/readme_table.py README.md
 
 peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is measured against, each in a venv of its own

@@ -76,7 +76,7 @@ RACES = [Race(size, dtype, batch) for size in SIZES for dtype in ("float32", "bf
 
 
 class Worker:
-    """An engine's process, ready for its methods. Raises ValueError with the last line of its log where it ends early."""
+    """An engine's process, ready for its methods. Raises ValueError where it ends, with the last line of its log."""
 
     def __init__(self, race: Race, engine: str, methods: list[str], checkpoints: Checkpoints, threads: int) -> None:
         settings = checkpoints.of(engine) | {
@@ -85,11 +85,15 @@ class Worker:
         self.log = BUILD / "logs" / f"{race.name}-{engine}-{'-'.join(methods)}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        python = python_of(engine)
+        if not python.exists():
+            raise ValueError(f"no {python.relative_to(ROOT)}; hint: make peers")
         self.process = subprocess.Popen(
-            [python_of(engine), HERE / f"{engine}_worker.py", json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [python, HERE / f"{engine}_worker.py", json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.log.open("w"), text=True, bufsize=1, env=environment,
         )  # fmt: skip
-        self.versions = self._read()
+        ready = self._read()
+        self.versions, self.failed = ready["versions"], ready["failed"]
         self.sleep()
 
     def sleep(self) -> None:
@@ -103,7 +107,10 @@ class Worker:
         """The reply of a worker that is awake."""
         assert self.process.stdin
         print(json.dumps({"method": method, "prompts": prompts, "max_tokens": max_tokens}), file=self.process.stdin)
-        return self._read()
+        reply = self._read()
+        if "error" in reply:
+            raise ValueError(reply["error"])
+        return reply
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout
@@ -134,28 +141,31 @@ class Field:
         for engine, methods in _processes(arms):
             _say(f"{race.name}: starting {engine} {' '.join(methods)}")
             try:
-                worker = Worker(race, engine, methods, checkpoints, threads)
+                self._enter(Worker(race, engine, methods, checkpoints, threads), engine, methods)
             except (OSError, ValueError) as error:
-                self.leave_out([(engine, method) for method in methods], error)
-                continue
-            self.started.append(worker)
-            self.versions[engine] = worker.versions
-            self.workers |= {(engine, method): worker for method in methods}
+                for method in methods:
+                    self.leave_out((engine, method), str(error))
 
-    def leave_out(self, arms: list[tuple[str, str]], error: Exception) -> None:
-        hint = "; hint: make peers" if isinstance(error, FileNotFoundError) else ""
-        for arm in arms:
-            self.not_run["/".join(arm)] = f"{error}{hint}"
-            self.workers.pop(arm, None)
-            _say(f"not run: {'/'.join(arm)}: {error}{hint}")
+    def _enter(self, worker: Worker, engine: str, methods: list[str]) -> None:
+        self.started.append(worker)
+        self.versions[engine] = worker.versions
+        self.workers |= {(engine, method): worker for method in methods}
+        for method, why in worker.failed.items():
+            self.leave_out((engine, method), why)
+
+    def leave_out(self, arm: tuple[str, str], why: str) -> None:
+        self.not_run["/".join(arm)] = why
+        self.workers.pop(arm, None)
+        _say(f"not run: {'/'.join(arm)}: {why}")
 
     def asked(self, arm: tuple[str, str], prompts: list[list[int]], max_tokens: int, timed: bool) -> dict[str, Any]:
         """An arm's reply; `timed`, the least disturbed of some."""
         worker = self.workers[arm]
         worker.wake()
-        reply = (self._timed if timed else Worker.answer)(worker, arm[1], prompts, max_tokens)
-        worker.sleep()
-        return reply
+        try:
+            return (self._timed if timed else Worker.answer)(worker, arm[1], prompts, max_tokens)
+        finally:
+            worker.sleep()
 
     def _timed(self, worker: Worker, method: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
         pids, replies = [os.getpid(), worker.process.pid], []
@@ -214,7 +224,7 @@ def _rounds(
             try:
                 reply = field.asked(arm, asked, new, timed=turn >= 0)
             except (OSError, ValueError) as error:
-                field.leave_out([arm], error)
+                field.leave_out(arm, str(error))
                 del replies[arm]
             else:
                 replies[arm] += [reply] if turn >= 0 else []

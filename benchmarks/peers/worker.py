@@ -4,8 +4,8 @@ Promises: standard output carries nothing else, whatever an engine prints; betwe
 nothing. Refuses to know: engines, checkpoints and what is compared. It runs in every peer's environment: standard library only.
 
 The settings are the JSON of the only argument: `target` and `drafts` (method -> folder), `dtype`, `threads`, `batch`, `context`,
-`methods` to prepare and `lookahead` of each. The first line out names the versions; then {"method", "prompts", "max_tokens"} is
-answered by {"seconds", "first_s", "answers", "steps"}.
+`methods` to prepare and `lookahead` of each. The first line out tells `versions`, and why each `failed` method did; then {"method",
+"prompts", "max_tokens"} is answered by {"seconds", "first_s", "answers", "steps"} or {"error"}.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -36,10 +37,28 @@ def serve(prepare: Callable[[dict[str, Any], str], Run], packages: tuple[str, ..
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # engines that print do so on standard error
     settings = json.loads(sys.argv[1])
-    runs = {method: prepare(settings, method) for method in settings["methods"]}
-    print(json.dumps({name: version(name) for name in packages}), file=out)
+    runs, failed = _prepared(prepare, settings)
+    print(json.dumps({"versions": {name: version(name) for name in packages}, "failed": failed}), file=out)
     for line in sys.stdin:
         print(json.dumps(_answer(runs, json.loads(line))), file=out)
+
+
+def _prepared(
+    prepare: Callable[[dict[str, Any], str], Run], settings: dict[str, Any]
+) -> tuple[dict[str, Run], dict[str, str]]:
+    runs, failed = {}, {}
+    for method in settings["methods"]:
+        try:
+            runs[method] = prepare(settings, method)
+        except Exception as error:
+            failed[method] = _told(error)
+    return runs, failed
+
+
+def _told(error: Exception) -> str:
+    """One line for the record, everything for the log."""
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
 
 
 def _end_with_parent() -> None:
@@ -49,7 +68,10 @@ def _end_with_parent() -> None:
 
 def _answer(runs: dict[str, Run], request: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
-    answered = runs[request["method"]](request["prompts"], request["max_tokens"])
+    try:
+        answered = runs[request["method"]](request["prompts"], request["max_tokens"])
+    except Exception as error:
+        return {"error": _told(error)}
     return {"seconds": time.perf_counter() - start} | answered._asdict()
 
 

@@ -19,6 +19,7 @@ from foredraft.decode.verify import draw
 from foredraft.models.cache import Cache
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed
+from foredraft.models.kernels import chunk
 from foredraft.models.placing import Output, causal_mask
 
 
@@ -193,13 +194,15 @@ def prefill(
     model: Decoder, cache: Cache, row: int, sequence: Sequence, streams: tuple[int, ...] = ()
 ) -> tuple[Tensor, ...]:
     """Read all tokens but the last into `row`; give the streams asked for, each [M, C]."""
-    if sequence.cached == 0:
-        return ()
-    tokens = torch.tensor([sequence.tokens[:-1]], device=model.device)
-    positions = torch.arange(tokens.shape[1], device=model.device)[None]
-    mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=model.device).tril()[None]
-    output = model(tokens, positions, cache.rows(row, row + 1), mask_BTS=mask, streams=streams, logits="none")
-    return tuple(stream[0] for stream in output.streams)
+    num, device, into = sequence.cached, model.device, cache.rows(row, row + 1)
+    tokens, positions = torch.tensor([sequence.tokens[:-1]], device=device), torch.arange(num, device=device)[None]
+    size, parts = chunk(num, model.dtype, device), []
+    for start in range(0, num, size):
+        some = positions[:, start : start + size]
+        mask = causal_mask(some, int(some[0, -1]) + 1)
+        output = model(tokens[:, start : start + size], some, into, mask_BTS=mask, streams=streams, logits="none")
+        parts.append(output.streams)
+    return tuple(torch.cat(stream, 1)[0] for stream in zip(*parts, strict=True))
 
 
 def unread(running: Listed[Sequence], seen: Listed[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

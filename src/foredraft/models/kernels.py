@@ -26,7 +26,7 @@ from foredraft.shapes import Shape
 SOURCE = Path(__file__).with_suffix(".c")
 # Rows up to which these kernels are ahead of torch's, which has matrix units for bfloat16 where the processor does
 # (results/few_rows.json).
-FEW_ROWS = {torch.float32: 128, torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 32}
+FEW_ROWS = {torch.float32: 128, torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 64}
 STEP = 32  # what inner sizes must be a multiple of; 16 does for a head's
 ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
 # OpenMP stays unlinked: its symbols are those that torch has loaded, so that both share one pool of threads.
@@ -111,6 +111,12 @@ def _have(dtype: torch.dtype) -> bool:
     except Unusable:
         return False
     return True
+
+
+def chunk(tokens: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many of a prompt's tokens to read in a pass: all, or as many as these kernels take where that is worth it."""
+    most = FEW_ROWS.get(dtype, 0)
+    return most if most >= 64 and usable(1, dtype, device) else max(tokens, 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
