@@ -23,6 +23,8 @@ results: .venv/.dev ## measure what README claims (the peers by make peers-bench
 	$(BIN)/python benchmarks/plan_speed.py results/plan_speed.json
 	$(BIN)/python benchmarks/cost_defaults.py results/cost_defaults.json
 	$(BIN)/python benchmarks/few_rows.py results/few_rows.json
+	$(BIN)/python benchmarks/engine_speed.py results/engine_speed.json
+	$(BIN)/python benchmarks/near_ties.py results/near_ties.json
 	$(BIN)/python recipes/readme_table.py README.md
 
 peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is measured against, each in a venv of its own

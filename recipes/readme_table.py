@@ -14,6 +14,7 @@ from foredraft.records import write_bytes
 
 RESULTS = Path(__file__).parents[1] / "results"
 WRONG_DEFAULTS = ("fixed costs × 0.4", "fixed costs × 2.5", "bandwidth 0.6, compute 0.45", "all of them low")
+RACES = ("31m-float32-b1", "31m-float32-b8", "31m-bfloat16-b1", "31m-bfloat16-b8", "100m-float32-b1", "100m-float32-b8")
 START, END = "<!-- results -->\n", "<!-- /results -->"
 
 
@@ -33,7 +34,7 @@ def table() -> str:
         )
     )
     defaults = _read("cost_defaults.json")
-    ladder, race = tables["specbench_leaderboard"], _read("peer_transformers.json")
+    ladder, races, engine = tables["specbench_leaderboard"], _read("peers.json")["races"], _read("engine_speed.json")
     rows = [
         ("τ at k = 5 from k ≤ 2, InferenceX (7 heads); constant α", _pair(curves, "k5")),
         ("τ at k = 8 from k ≤ 2, InferenceX; constant α", _pair(curves, "k8")),
@@ -57,19 +58,31 @@ def table() -> str:
             f"{ladder['ladder_ratio_error']:.1%} mean error",
         ),
         ("SDSL Table 5, N* of four targets", f"{sdsl['table_5_worst_relative_error']:.2%} worst error"),
+        *(_race(name, races[name]) for name in RACES if name in races),
         (
-            f"plain greedy decoding, speed over transformers, 31 M Llama, {race['threads']} CPU threads",
-            "; ".join(
-                f"{dtype} {r['ratio']:.2f}× ({r['ratio_least']:.2f} to {r['ratio_most']:.2f} by round)"
-                for dtype, r in race["by_dtype"].items()
-            ),
+            "one step's pass in float32, 100 M Llama, 1 token: share of the memory's read rate; 5 and 16 tokens over one",
+            _passes(engine["models"]["100M float32"]),
         ),
+        ("the same in bfloat16", _passes(engine["models"]["100M bfloat16"])),
         (
             "a full plan; a search of " + f"{speed['configurations']:,} configurations; peak memory",
             f"{speed['plan_again_median_s']:.2f} s; {speed['search_s']:.2f} s; {speed['peak_memory_mb']:.0f} MB",
         ),
     ]
     return "| what | measured |\n|---|---|\n" + "".join(f"| {what} | {figure} |\n" for what, figure in rows)
+
+
+def _race(name: str, race: dict[str, Any]) -> tuple[str, str]:
+    """Our plain decoding over each peer's, with the spread over rounds."""
+    size, dtype, batch = name.split("-")
+    over = {arm.split("/")[0]: found for arm, found in race["speed_over"].items() if arm.endswith("/plain")}
+    figures = (f"{peer} {x['median']:.2f}× ({x['p5']:.2f} to {x['p95']:.2f})" for peer, x in over.items())
+    return f"plain greedy decoding over, {size.upper()} Llama, {dtype}, batch {batch[1:]}, 2 CPU threads", "; ".join(figures)
+
+
+def _passes(found: dict[str, Any]) -> str:
+    more = found["over_one_token"]
+    return f"{found['share_of_read']['median']:.0%}; {more['5 tokens']['median']:.2f}×, {more['16 tokens']['median']:.2f}×"
 
 
 def _pair(summary: dict[str, Any], at: str) -> str:

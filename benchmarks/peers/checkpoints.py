@@ -1,7 +1,7 @@
 """What every engine decodes: random targets, a small draft, an EAGLE-3 head, and prompts that repeat themselves.
 
-Promises: everything comes from one seed and is made once; weights are as fast as trained ones, being as many. Refuses to know: engines,
-but for the format that OpenVINO reads.
+Promises: everything comes from one seed and is made once (remove build/peers to make it anew); weights are as fast as trained ones, being as
+many. Refuses to know: engines, but for the format that OpenVINO reads.
 
 Greedy text of plain random weights never repeats, and a prompt look-up would have nothing to find. So the embedding is made to outweigh the
 layers (what comes next then depends mostly on the last token) and the first FREQUENT rows of the LM head are made larger (as some words are
