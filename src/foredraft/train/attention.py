@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 64
+BLOCK = 128
 LONGEST = 512  # tokens; beyond it the kept probabilities cost more than they save
 KINDS = (torch.bfloat16, torch.float32)
 

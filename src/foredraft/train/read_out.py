@@ -20,7 +20,7 @@ from foredraft.train.losses import against_target, against_text
 
 # Logits of a group, in the type they are multiplied in, and of a chunk of it in float32 (on a CPU: what its cache holds).
 GROUP_BYTES = {"cpu": 2**25, "cuda": 2**29}
-CHUNK_BYTES = {"cpu": 2**22, "cuda": 2**30}
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**30}
 
 Rows = Callable[..., dict[str, Tensor]]
 
