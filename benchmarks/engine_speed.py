@@ -30,7 +30,7 @@ from foredraft.models.heads import new_head
 from foredraft.models.load import load
 from foredraft.models.placing import causal_mask
 
-ROUNDS, CONTEXT, NEW = 30, 64, 32
+ROUNDS, CONTEXT, NEW = 8, 64, 32
 ROOM = {"max_batch": 1, "max_context": CONTEXT + NEW}
 SIZES = {
     "31M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 8192},

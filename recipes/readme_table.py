@@ -77,12 +77,16 @@ def _race(name: str, race: dict[str, Any]) -> tuple[str, str]:
     size, dtype, batch = name.split("-")
     over = {arm.split("/")[0]: found for arm, found in race["speed_over"].items() if arm.endswith("/plain")}
     figures = (f"{peer} {x['median']:.2f}× ({x['p5']:.2f} to {x['p95']:.2f})" for peer, x in over.items())
-    return f"plain greedy decoding over, {size.upper()} Llama, {dtype}, batch {batch[1:]}, 2 CPU threads", "; ".join(figures)
+    return f"plain greedy decoding over, {size.upper()} Llama, {dtype}, batch {batch[1:]}, 2 CPU threads", "; ".join(
+        figures
+    )
 
 
 def _passes(found: dict[str, Any]) -> str:
     more = found["over_one_token"]
-    return f"{found['share_of_read']['median']:.0%}; {more['5 tokens']['median']:.2f}×, {more['16 tokens']['median']:.2f}×"
+    return (
+        f"{found['share_of_read']['median']:.0%}; {more['5 tokens']['median']:.2f}×, {more['16 tokens']['median']:.2f}×"
+    )
 
 
 def _pair(summary: dict[str, Any], at: str) -> str:
