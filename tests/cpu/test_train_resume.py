@@ -1,7 +1,6 @@
 """A run that is killed, refused, short of disk or asked to stop goes on from its last good checkpoint as if nothing had been."""
 
 import json
-import os
 import random
 import signal
 import time
@@ -109,7 +108,7 @@ def test_asked_to_stop_it_saves_first_and_says_so(folders, uninterrupted, tmp_pa
     out = tmp_path / "run"
     process = start(RECIPE, out, folders)
     assert reached(process, out / "metrics.jsonl", 10)
-    os.kill(process.pid, signal.SIGTERM)
+    process.terminate()
     assert ended(process) == 2
     step = max(losses(out))
     assert out.with_suffix(".error").read_text() == (
