@@ -18,7 +18,7 @@ from foredraft.train.launch import launch
 from foredraft.train.loop import FINAL
 from foredraft.train.recipe import Recipe
 
-VOCABULARY, PROMPT, NEW, ROUNDS = 768, "The following", 160, 3
+VOCABULARY, PROMPT, NEW, ROUNDS = 768, "The statement", 160, 3
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 352, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 10000.0,
