@@ -40,7 +40,7 @@ METHODS = {
 LOOKAHEAD = {"self": 4, "random": 4, "ngram": 4, "eagle3": 3}
 NOTES = {
     "all": "greedy; whole calls are timed, prompts included; drafts at batch 1 in float32; spreads are 5 to 95 % of rounds",
-    "same_answers": "equal to those of transformers' plain decoding; in bfloat16 near-ties part engines",
+    "same_answers": "equal to those of transformers' plain decoding (of the first arm where that did not run); in bfloat16 near-ties part engines",
     "self": "the target drafts for itself: always right",
     "random": "a random 2-layer draft: right by chance only",
     "eagle3": "an untrained head over a quarter of the vocabulary: right by chance only",
