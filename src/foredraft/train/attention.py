@@ -39,8 +39,8 @@ class _Blocks(torch.autograd.Function):
         for start, stop in _blocks(q.shape[2]):
             rows = grouped[:, :, start:stop]
             scores = torch.bmm(rows.flatten(1, 2), k[:, :stop].transpose(1, 2)).view(*rows.shape[:3], stop).float()
-            scores[..., start:].masked_fill_(_future(stop - start, q.device), -torch.inf)
-            weights = scores.mul_(q.shape[-1] ** -0.5).softmax(-1).to(q.dtype).flatten(1, 2)
+            scores = scores * q.shape[-1] ** -0.5 + _unseen(start, stop, q.device)
+            weights = scores.softmax(-1).to(q.dtype).flatten(1, 2)
             out[:, :, start:stop] = torch.bmm(weights, v[:, :stop]).view(rows.shape)
             kept.append(weights)
         ctx.save_for_backward(grouped, k, v, out, *kept)
@@ -75,5 +75,6 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
 
 
-def _future(size: int, device: torch.device) -> Tensor:
-    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+def _unseen(start: int, stop: int, device: torch.device) -> Tensor:
+    """[n, stop]: −∞ where a key lies after the query, else 0. Added, since a compiler makes vectors of that and not of a masked slice."""
+    return torch.full((stop - start, stop), -torch.inf, device=device).triu(start + 1)
