@@ -322,6 +322,11 @@ def test_ngram_takes_the_latest_of_the_longest_matches() -> None:
     assert Places(range(3, 0, -1)).after([1, 2, 3], 3) == []
 
 
+def test_ngram_goes_on_with_a_period_shorter_than_what_is_asked_for() -> None:
+    assert Places(range(3, 0, -1)).after([5, 1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
+    assert Places(range(3, 0, -1)).after([7, 7], 3) == [7, 7, 7]
+
+
 def test_ngram_agrees_with_a_search_of_the_whole_text() -> None:
     generator, text, places = torch.Generator().manual_seed(0), [0], Places(range(3, 0, -1))
     for _ in range(200):
@@ -335,7 +340,7 @@ def test_ngram_agrees_with_a_search_of_the_whole_text() -> None:
             if text[end - size : end] == text[-size:]
         )
         _, end = next(matches, (0, len(text)))
-        assert places.after(text, 5) == text[end : end + 5]
+        assert places.after(text, 5) == (text[end:] * 5)[:5]
 
 
 class Checked:

@@ -705,6 +705,14 @@ def test_heads_with_and_without_a_cache_agree_and_trees_too(head):
         torch.testing.assert_close(both[:, i], alone.logits_BTV[:, -1], **CLOSE)
 
 
+def test_a_head_over_the_whole_vocabulary_is_saved_without_a_map_and_loads(target, tmp_path):
+    """vLLM 0.32 refuses a head with d2t whose draft vocabulary is the target's."""
+    head = new_head(target, "eagle3", 1, None, seed=3)
+    save_head(head, tmp_path)
+    assert not {"d2t", "t2d"} & set(load_file(tmp_path / "model.safetensors"))
+    assert load_head(tmp_path, target).state_dict()["d2t"].tolist() == [0] * target.shape.vocab_size
+
+
 EAGLE3_LAYER = {
     "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64), "self_attn.o_proj": (64, 64),
     "mlp.gate_proj": (112, 64), "mlp.up_proj": (112, 64), "mlp.down_proj": (64, 112), "post_attention_layernorm": (64,),

@@ -86,7 +86,9 @@ class Places:
         self.ends: dict[tuple[int, ...], int] = {}
 
     def after(self, tokens: list[int], num: int) -> list[int]:
-        """At most `num` tokens that followed the latest earlier match of the end of `tokens`; empty where nothing matches."""
+        """The `num` tokens that followed the latest earlier match of the end of `tokens`; empty where nothing matches. Where
+        the match ends fewer tokens ago, the text is taken to go on repeating itself.
+        """
         for end in range(self.read + 1, len(tokens)):  # an n-gram counts once a token has followed it
             for size in self.sizes:
                 if size <= end:
@@ -95,7 +97,8 @@ class Places:
         for size in self.sizes:
             end = self.ends.get(tuple(tokens[-size:])) if size < len(tokens) else None
             if end is not None:
-                return tokens[end : end + num]
+                period = tokens[end:]
+                return [period[i % len(period)] for i in range(num)] if len(period) < num else period[:num]
         return []
 
 

@@ -196,7 +196,11 @@ def _on_disk(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _eagle3_tensors(head: Eagle3Head) -> dict[str, Tensor]:
-    named = {re.sub(r"^layers\.0\.", "midlayer.", name): tensor for name, tensor in head.state_dict().items()}
+    """Under the names of the flat format. A head over the whole vocabulary has no map: vLLM 0.32 refuses one that maps nothing."""
+    state = head.state_dict()
+    if len(head.d2t) == head.shape.vocab_size and not head.d2t.any():
+        state = {name: tensor for name, tensor in state.items() if name not in ("d2t", "t2d")}
+    named = {re.sub(r"^layers\.0\.", "midlayer.", name): tensor for name, tensor in state.items()}
     return named | {twin: tensor for name, tensor in named.items() if (twin := _twin(name))}
 
 

@@ -119,10 +119,21 @@ def head_of(recipe: Recipe, target: Decoder, data: Data) -> DraftHead:
         return load_head(model.init, target, torch.float32, target.device)
     if isinstance(model, Eagle):
         return new_head(target, "eagle", model.layers, seed=recipe.seed)
-    from foredraft.train.draft_vocab import most_frequent
-
-    ids = most_frequent(data.stages[0].folder, model.draft_vocab) if model.draft_vocab else None
+    ids = draft_vocab(model.draft_vocab, target.shape.vocab_size, data) if model.draft_vocab else None
     return new_head(target, "eagle3", model.layers, ids, seed=recipe.seed, feature_layers=model.feature_layers)
+
+
+def draft_vocab(size: int, whole: int, data: Data) -> list[int]:
+    """The tokens a head may draft, and what share of each folder's labels they are, which bounds what it can draft rightly."""
+    from foredraft.train.draft_vocab import coverage, most_frequent
+
+    ids = most_frequent(data.stages[0].folder, size)
+    folders = {
+        packing.folder.path: packing.folder for packing in (*data.stages, *([data.held_out] if data.held_out else []))
+    }
+    shares = ", ".join(f"{coverage(folder, ids):.1%} of {path}" for path, folder in folders.items())
+    print(f"draft vocabulary: {len(ids):,} of {whole:,} ids hold {shares}", file=sys.stderr)
+    return ids
 
 
 def head_settings(recipe: Recipe) -> HeadSettings:
