@@ -11,6 +11,9 @@ import typer
 
 from foredraft import __version__
 from foredraft.data_cli import app as data_app
+from foredraft.measure_cli import measure, probe
+from foredraft.report_cli import report
+from foredraft.sweep_cli import sweep
 from foredraft.train_cli import train
 
 if TYPE_CHECKING:
@@ -26,6 +29,10 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(train)
+app.command()(report)
+app.command()(probe)
+app.command()(measure)
+app.command()(sweep)
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for documents and figures; nothing is written without it.")
@@ -57,6 +64,7 @@ HINTS = {  # a word of the message -> the next command
     "no shape named": "foredraft list models; or pass the folder of a Hugging Face config.json",
     "machine": "foredraft list machines",
     "KV cache holds": "raise --devices, or lower --dtype, --input-len or --output-len",
+    "foredraft[report]": "pip install 'foredraft[report]'",
     "foredraft[plot]": "pip install 'foredraft[plot]', or pass --no-figures",
     "no prediction can be judged": "foredraft validate --help lists the columns of each kind",
     "No such file": "check the path",
@@ -65,6 +73,7 @@ HINTS = {  # a word of the message -> the next command
     "no token folder": "foredraft data prepare FILES --tokenizer DIR --out DIR",
     "learns from a target": "--target DIR, a Hugging Face folder",
     "no tokenizer": "save the tokenizer into the model's folder",
+    "foredraft[sweep]": "pip install 'foredraft[sweep]', or leave out --ray",
     "No module named": "pip install 'foredraft[full]'",
     "exceeds the context": "lower --input-len, --output-len or --max-lookahead",
     "no law can be fitted": "each line above says which dial to vary; foredraft list laws",
@@ -445,6 +454,7 @@ def bench(
     from foredraft import records, text
     from foredraft.decode.batch import Request
     from foredraft.decode.sampling import Sampling
+    from foredraft.measure.arms import spec_of
     from foredraft.measure.bench import bench as run
     from foredraft.measure.bench import conditions, spec_bench_prompts
 
@@ -463,14 +473,10 @@ def bench(
     ]
     context = max(len(request.prompt) for request in requests) + max_tokens
 
-    def arm(spec: str | None) -> Any:
-        name, _, k = (spec or "").partition("@")
-        levels, _, tree = k.partition(",")
-        if k and not levels.isdigit():
-            raise ValueError(f"draft {spec!r}: what follows @ is the lookahead, a whole number")
-        budget = text.budget_of(int(levels or 4), tree or None)
+    def arm(given: str | None) -> Any:
+        spec = spec_of(given)
         return lambda: text.load_engine(
-            target, name or None, lookahead=budget, dtype=kind, device=device, max_batch=batch, max_context=context
+            target, spec.draft, lookahead=spec.budget, dtype=kind, device=device, max_batch=batch, max_context=context
         )
 
     arms = {"plain": arm(None)} | {spec: arm(spec) for spec in draft or ["ngram"]}

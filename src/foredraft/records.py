@@ -62,7 +62,9 @@ class Machine(Record, frozen=True):
     by `laws.cost`.
 
     Units: bytes, bytes/s, FLOP/s per dtype, seconds. `link_bytes_per_s` is one device's one-way bandwidth to its
-    peers.
+    peers. Fields from `cache_bytes` on are what `foredraft probe` measures: rates are then reached, not a maker's;
+    `step_overhead_s` is a decoding step whose model costs nothing; `verify_s` seconds of one target pass by its number of
+    tokens; `measured` says of each figure how it was measured.
     """
 
     name: str
@@ -73,16 +75,27 @@ class Machine(Record, frozen=True):
     link_bytes_per_s: float | None = None
     link_latency_s: float | None = None
     aliases: tuple[str, ...] = ()
+    cache_bytes: float | None = None
+    write_bytes_per_s: float | None = None
+    step_overhead_s: float | None = None
+    verify_s: dict[int, float] = {}
+    threads: int | None = None
+    measured: dict[str, str] = {}
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         require(
             self,
-            positive=("memory_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s"),
+            positive=(
+                "memory_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s", "cache_bytes", "write_bytes_per_s",
+                "step_overhead_s", "threads",
+            ),
             non_negative=("link_latency_s",),
-        )
-        for dtype, rate in self.flops_per_s.items():
-            if not rate > 0:
-                raise ValueError(f"flops_per_s[{dtype}] must be positive, got {rate}")
+        )  # fmt: skip
+        for name, values in (("flops_per_s", self.flops_per_s), ("verify_s", self.verify_s)):
+            for key, value in values.items():
+                if not value > 0:
+                    raise ValueError(f"{name}[{key}] must be positive, got {value}")
 
 
 class Workload(Record, frozen=True):
@@ -231,6 +244,33 @@ class Observation(Record, frozen=True):
             raise ValueError(f"tokens_per_step counts the bonus token and so is at least 1, got {self.tokens_per_step}")
 
 
+class Measurement(Record, frozen=True):
+    """One row of `foredraft measure`: an observation with the intervals and details that a table of dials cannot hold.
+
+    `way`: "live" (the engine's own steps) or "forced" (one pass of the target over its own answers). `category` None: all
+    categories together. `intervals`: by the name of an Observation field, cluster bootstrap over requests, 90 %.
+    `accept_probs`: α by kind, "greedy", "point", "sampled". `survival`, `accept_given_prefix`: by position, from 1.
+    `wanted_requests`: how many requests would narrow τ's interval to the width asked for. `ttot_s`: seconds from a
+    request to the last token of its answer.
+    """
+
+    observation: Observation
+    way: str
+    category: str | None = None
+    intervals: dict[str, Estimate] = {}
+    accept_probs: dict[str, Estimate] = {}
+    survival: tuple[Estimate, ...] = ()
+    accept_given_prefix: tuple[Estimate, ...] = ()
+    wanted_requests: int | None = None
+    ttot_s: Estimate | None = None
+
+    def __post_init__(self) -> None:
+        if self.way not in ("live", "forced"):
+            raise ValueError(f"way must be live or forced, got {self.way!r}")
+        if unknown := set(self.accept_probs) - {"greedy", "point", "sampled"}:
+            raise ValueError(f"accept_probs: kinds are greedy, point and sampled, got {', '.join(sorted(unknown))}")
+
+
 class StepRecord(Record, frozen=True):
     """One decoding step as the engine counted it; one entry per running sequence in the tuples.
 
@@ -315,13 +355,16 @@ class RunnerUp(Record, frozen=True):
 
 class NextRun(Record, frozen=True):
     """A run that would narrow the plan: the share of the speedup interval's width it is expected to remove, and its
-    cost in device-hours.
+    cost in device-hours. `factor`: what it settles, by the planner's name; `draft_tokens`: what the plan's draft is to be trained on
+    for it, None where nothing is trained.
     """
 
     run: str
     settles: str
     narrows: float
     gpu_hours: float
+    factor: str | None = None
+    draft_tokens: float | None = None
 
 
 class Plan(Record, frozen=True):

@@ -46,6 +46,21 @@ def load_engine(
     the context, a draft no smaller than its target or one of another vocabulary.
     """
     model = load(target, dtype, device)
+    return engine_on(
+        model, draft, lookahead=lookahead, max_batch=max_batch, max_context=max_context, cache_bytes=cache_bytes
+    )
+
+
+def engine_on(
+    model: Decoder,
+    draft: str | None = None,
+    *,
+    lookahead: int | Budget | Schedule = 4,
+    max_batch: int = 8,
+    max_context: int | None = None,
+    cache_bytes: int | None = None,
+) -> Engine:
+    """`load_engine` for a target that is loaded already, which several engines may share."""
     hard = context_limit(model.shape, model.wiring)  # of learned positions and sliding windows
     context = max_context or min(model.shape.max_position_embeddings or 4096, 4096)
     context = min(context, hard - NODES) if hard else context

@@ -16,11 +16,10 @@ import torch
 
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
+from foredraft.measure.bootstrap import ratio
+from foredraft.measure.rates import read_rate
 from foredraft.models import kernels
 from foredraft.records import Estimate, Record, StepRecord
-
-DRAWS = 2000
-READ_BYTES = 2**28  # a tensor well beyond any cache
 
 
 class Turn(NamedTuple):
@@ -136,26 +135,11 @@ def _arm(
 
 def _ratio(top: np.ndarray, bottom: np.ndarray, unit: str) -> Estimate:
     """Σ top / Σ bottom, its interval by resampling groups of prompts."""
-    picks = np.random.default_rng(0).integers(len(top), size=(DRAWS, len(top)))
-    low, high = np.quantile(top[picks].sum(1) / bottom[picks].sum(1), (0.05, 0.95)).tolist()
-    return Estimate(value=float(top.sum() / bottom.sum()), low=low, high=high, unit=unit, source="foredraft bench")
+    return ratio(top, bottom, unit, "foredraft bench")
 
 
 def _mean(values: np.ndarray, unit: str) -> Estimate:
     return _ratio(values, np.ones_like(values), unit)
-
-
-def read_rate(device: torch.device | str = "cpu", repeats: int = 7) -> float:
-    """Bytes per second that this machine reads from memory: the best of several sums over a tensor that no cache
-    holds.
-    """
-    data = torch.ones(READ_BYTES // 4, device=device)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        float(data.sum())
-        best = min(best, time.perf_counter() - start)
-    return READ_BYTES / best
 
 
 def conditions(

@@ -29,14 +29,27 @@ def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
         frozen = NOTHING if factor == "costs" else frozenset({factor})
         narrow = _width(simulate(problem, best, frozen=frozen, costs_frozen=factor == "costs").gain)
         if (share := 1 - narrow / wide) > 0.01:
-            what, settles, hours = _run(problem, best.candidate.choice, factor)
-            runs.append(NextRun(run=what, settles=settles, narrows=float(share), gpu_hours=hours))
+            choice = best.candidate.choice
+            what, settles, hours = _run(problem, choice, factor)
+            tokens = training_tokens(choice, factor)
+            runs.append(
+                NextRun(
+                    run=what, settles=settles, narrows=float(share), gpu_hours=hours, factor=factor, draft_tokens=tokens
+                )
+            )
     return tuple(sorted(runs, key=lambda run: -run.narrows / run.gpu_hours))
 
 
 def _width(values: np.ndarray) -> float:
     low, high = np.quantile(values, (0.05, 0.95))
     return float(high - low)
+
+
+def training_tokens(choice: DraftChoice, factor: str) -> float | None:
+    """What a draft is trained on to settle `factor`; None where it is settled by measuring alone."""
+    if factor in ("costs", "draft", "trees"):
+        return None
+    return HEAD_TOKENS[0] if factor == "data" and choice.kind == "head" else (choice.draft_tokens or 1e9) / 10
 
 
 def _run(problem: Problem, choice: DraftChoice, factor: str) -> tuple[str, str, float]:
@@ -66,11 +79,12 @@ def _run(problem: Problem, choice: DraftChoice, factor: str) -> tuple[str, str, 
         )
     if factor == "trees":
         return "measure τ of one chain and one tree of the same depth on your prompts", FACTORS[factor], 2 * measuring
+    small = training_tokens(choice, factor)
+    assert small is not None, "all that is settled by measuring came before"
     if factor == "data" and choice.kind == "head":
-        tokens = HEAD_TOKENS[0]
+        tokens = small
         hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)
         return f"train the head on {tokens:.0e} tokens and measure τ", FACTORS[factor], hours + 2 * measuring
-    small = (choice.draft_tokens or 1e9) / 10
     rate = max(problem.machine.flops_per_s.get("bfloat16", 0.0), 1.0) * TRAINING_MFU
     hours = 6 * choice.params * small / rate / 3600
     return (

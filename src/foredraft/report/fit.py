@@ -6,7 +6,7 @@ dashed; only observations of the fit's own pool are drawn. Refuses to know: how 
 
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,25 @@ Held = Mapping[str, float]
 
 def draw_fit(fit: Fit, observations: Iterable[Observation], directory: str | Path) -> list[Path]:
     """Draw `fit` over those of `observations` that it speaks for; the file is named after the law and the pool."""
+    rows, _ = split(fit, observations)
+    return style.draw(directory, {file_name(fit): painter(fit, rows)})
+
+
+def painter(fit: Fit, rows: Sequence[Observation], beyond: Sequence[Observation] = ()) -> Callable[[Any], None]:
+    """What draws `fit` over `rows`, with those `beyond` the range of its data marked apart."""
+    return partial(_fit, fit=fit, law=law_named(fit.law), rows=rows, beyond=beyond)
+
+
+def split(fit: Fit, observations: Iterable[Observation]) -> tuple[list[Observation], list[Observation]]:
+    """Rows of the fit's pool that have all the law needs: within the range of its data, and outside of it."""
     law = law_named(fit.law)
     rows = [row for row in observations if _belongs(fit, law, row)]
-    return style.draw(directory, {_file_name(fit): partial(_fit, fit=fit, law=law, rows=rows)})
+    inside = [row for row in rows if all(low <= getattr(row, n) <= high for n, (low, high) in fit.domain.items())]
+    return inside, [row for row in rows if all(row is not other for other in inside)]
 
 
 def _belongs(fit: Fit, law: Law, row: Observation) -> bool:
-    """Whether the row is of the fit's pool, has all that the law needs, and lies within the range of its data."""
-    inputs = [(getattr(row, name), ends) for name, ends in fit.domain.items()]
-    if any(value is None or not ends[0] <= value <= ends[1] for value, ends in inputs) or outcome(law, row) is None:
+    if any(getattr(row, name) is None for name in law.inputs) or outcome(law, row) is None:
         return False
     return not fit.provenance or pool_label(law, row) == fit.provenance[0].note
 
@@ -50,42 +60,51 @@ def _pool(fit: Fit) -> str:
     return (fit.provenance[0].note or "") if fit.provenance else ""
 
 
-def _file_name(fit: Fit) -> str:
+def file_name(fit: Fit) -> str:
     """Law and pool, which together are one fit's own; cut with a checksum where that is long."""
     name = re.sub(r"[^\w.+-]+", "_", f"fit_{fit.law}_{_pool(fit)}").strip("_.")
     return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}_{zlib.crc32(name.encode()):08x}"
 
 
-def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation]) -> None:
+def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation], beyond: Sequence[Observation] = ()) -> None:
     """Data, mean and interval over the leading input; the other inputs at what was observed, or at their medians."""
     axes = figure.subplots()
-    low, high = fit.domain[law.leading]
-    axes.axvspan(low, high, color=GREY, alpha=0.1, lw=0, label="range of the data")
-    groups, size = _groups(law, rows, fit), 6 if len(rows) <= 30 else 4
+    axes.axvspan(*fit.domain[law.leading], color=GREY, alpha=0.1, lw=0, label="range of the data")
+    groups, reach = _groups(law, [*rows, *beyond], fit), _reach(fit, law, beyond)
     for (held, members), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
         colour = colour if len(groups) > 1 else BLUE
-        _law(axes, fit, law, held, colour, _held_label(held, bool(members)))
-        x, y = (
-            [value(row) for row in members] for value in (lambda row: getattr(row, law.leading), partial(outcome, law))
-        )
-        axes.plot(x, y, marker, color=colour if len(groups) > 1 else BLACK, mec=BLACK, ms=size, alpha=0.9, zorder=4)
+        _law(axes, fit, law, held, colour, _held_label(held, bool(members)), reach)
+        inside = [row for row in members if _among(row, rows)]
+        _dots(axes, law, inside, marker, colour if len(groups) > 1 else BLACK, 6 if len(rows) <= 30 else 4)
     if len(groups) == 1 and not groups[0][1] and rows:
-        axes.plot(
-            [getattr(row, law.leading) for row in rows],
-            [outcome(law, row) for row in rows],
-            "o",
-            color=BLACK,
-            ms=4,
-            alpha=0.6,
-        )
+        _dots(axes, law, rows, "o", BLACK, 4)
+    if beyond:
+        _dots(axes, law, beyond, "D", "white", 6)
+        axes.plot([], [], "D", mfc="white", mec=BLACK, label=f"{len(beyond)} held out, beyond the range")
     axes.plot([], [], "o", color=BLACK, label=style.plural(len(rows), "observation"))
     axes.plot([], [], "--", color=GREY, label="beyond the data")
     axes.fill_between([], [], [], color=GREY, alpha=0.3, lw=0, label=f"{style.percent(LEVEL)} interval of the mean")
-    _leading_axis(axes, low, high)
-    _frame(axes, fit, law, groups, rows)
+    _leading_axis(axes, *reach)
+    _frame(axes, fit, law, groups, [*rows, *beyond], reach)
     axes.set(xlabel=NAMES.get(law.leading, law.leading), ylabel=f"{NAMES.get(law.output, law.output)}, {law.unit}")
     _title(figure, fit)
     style.legend(figure, [axes], most=3)
+
+
+def _among(row: Observation, rows: Sequence[Observation]) -> bool:
+    return any(row is other for other in rows)
+
+
+def _dots(axes: Any, law: Law, rows: Sequence[Observation], marker: str, colour: str, size: float) -> None:
+    """Observations where they were measured."""
+    x, y = [getattr(row, law.leading) for row in rows], [outcome(law, row) for row in rows]
+    axes.plot(x, y, marker, ls="none", mfc=colour, mec=BLACK, ms=size, alpha=0.9, zorder=4)
+
+
+def _reach(fit: Fit, law: Law, beyond: Sequence[Observation]) -> tuple[float, float]:
+    """The leading input's range in the data and in the rows held out."""
+    values = [*fit.domain[law.leading], *(getattr(row, law.leading) for row in beyond)]
+    return min(values), max(values)
 
 
 def _leading_axis(axes: Any, low: float, high: float) -> None:
@@ -138,10 +157,10 @@ def _band(fit: Fit, law: Law, x: np.ndarray, held: Held) -> tuple[np.ndarray, np
     return mean, low, high
 
 
-def _law(axes: Any, fit: Fit, law: Law, held: Held, colour: str, label: str) -> None:
+def _law(axes: Any, fit: Fit, law: Law, held: Held, colour: str, label: str, reach: tuple[float, float]) -> None:
     """Solid over the data, dashed beyond."""
     start, end = fit.domain[law.leading]
-    x = np.union1d(_grid(start, end), [start, end])
+    x = np.union1d(_grid(*reach), [start, end])
     mean, low, high = _band(fit, law, x, held)
     axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
     inside = (x >= start) & (x <= end)
@@ -151,10 +170,15 @@ def _law(axes: Any, fit: Fit, law: Law, held: Held, colour: str, label: str) -> 
 
 
 def _frame(
-    axes: Any, fit: Fit, law: Law, groups: Sequence[tuple[Held, list[Observation]]], rows: Sequence[Observation]
+    axes: Any,
+    fit: Fit,
+    law: Law,
+    groups: Sequence[tuple[Held, list[Observation]]],
+    rows: Sequence[Observation],
+    reach: tuple[float, float],
 ) -> None:
     """Limits of the output: all data and means, and the interval as far as it stays within twice their range of them."""
-    x = np.union1d(_grid(*fit.domain[law.leading]), fit.domain[law.leading])
+    x = np.union1d(_grid(*reach), fit.domain[law.leading])
     bands = [_band(fit, law, x, held) for held, _ in groups]
     core = np.array(
         [value for mean, _, _ in bands for value in mean] + [outcome(law, row) or np.nan for row in rows], dtype=float
@@ -172,5 +196,9 @@ def _title(figure: Any, fit: Fit) -> None:
     runs = f"{style.plural(fit.num_observations, 'observation')} in {style.plural(fit.num_clusters, 'run')}"
     error = f", error on the largest run held out {fit.held_out_error:.3g}" if fit.held_out_error is not None else ""
     bound = f"; at its bound: {', '.join(fit.at_bound)}" if fit.at_bound else ""
-    pool = re.sub(r"=(\d{5,}(?:\.\d+)?)", lambda found: f"={style.count(float(found[1]))}", _pool(fit))
-    style.title(figure, f"{fit.law}: {fit.formula}\n{pool}\n{runs}{error}{bound}", 86)
+    style.title(figure, f"{fit.law}: {fit.formula}\n{pool_words(fit)}\n{runs}{error}{bound}", 86)
+
+
+def pool_words(fit: Fit) -> str:
+    """What was held equal among the observations, counts as a reader writes them."""
+    return re.sub(r"=(\d{5,}(?:\.\d+)?)", lambda found: f"={style.count(float(found[1]))}", _pool(fit))

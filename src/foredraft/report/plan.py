@@ -20,6 +20,11 @@ REASON_WIDTH, NAME_WIDTH, RUN_WIDTH = 42, 28, 44  # characters
 
 def draw_plan(plan: Plan, directory: str | Path) -> list[Path]:
     """Draw the figures that `plan` allows into `directory` and return the paths of the files, PNG and SVG of each."""
+    return style.draw(directory, painters(plan))
+
+
+def painters(plan: Plan) -> dict[str, Callable[[Any], None]]:
+    """What draws each figure that `plan` allows, by name."""
     figures: dict[str, Callable[..., None]] = {}
     if plan.schedule:
         figures |= {"speedup": _speedup, "tokens_per_step": _tokens_per_step, "throughput_latency": _throughput}
@@ -27,7 +32,7 @@ def draw_plan(plan: Plan, directory: str | Path) -> list[Path]:
         figures["runners_up"] = _runners_up
     if plan.next_runs:
         figures["next_runs"] = _next_runs
-    return style.draw(directory, {name: partial(paint, plan=plan) for name, paint in figures.items()})
+    return {name: partial(paint, plan=plan) for name, paint in figures.items()}
 
 
 def _title(figure: Any, plan: Plan, what: str, width: int = 88) -> None:
@@ -98,7 +103,7 @@ def _note(axes: Any, text: str, x: float, y: float, offset: tuple[float, float],
 
 def _tokens_per_step(figure: Any, plan: Plan) -> None:
     """τ with its interval above, the schedule as steps below."""
-    figure.set_size_inches(7, 5)
+    figure.set_figheight(5)
     tau, dial = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     loads = np.array([step.concurrency for step in plan.schedule], dtype=float)
     ends = style.values(step.tokens_per_step for step in plan.schedule)

@@ -1,0 +1,156 @@
+"""Arms answering prompts on the engine: what every request's steps counted, and the seconds of those that ran together.
+
+Requests run in groups of the batch; the last group is filled up with the first requests again, which are timed with it but
+counted once. Every group runs on every arm in turn, so that a slow minute hurts all alike.
+
+Promises: counts are the engine's own, from its first pass over the prompts, and the same for the same seed; one clock for
+every arm. Refuses to know: what the counts mean.
+
+Shapes: D requests, G groups, S positions of a chain or levels of a tree.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from foredraft.decode.batch import Request
+from foredraft.decode.batch import Sequence as Running
+from foredraft.decode.engine import Engine
+from foredraft.measure.bootstrap import Array
+from foredraft.measure.rates import settle
+
+TIMES = ("seconds", "tokens", "requests", "first_s", "whole_s", "between_s", "gaps")  # columns of Run.times_GT
+
+
+class Counts(NamedTuple):
+    """One request's steps. `reached[i]`: steps that accepted more than i drafted tokens inside the answer; `at_risk[i]`: those
+    in which token i was still the answer's to judge. A step at the answer's end is followed no further than the answer.
+    """
+
+    steps: int
+    emitted: int
+    drafted: int
+    accepted: int
+    at_risk: tuple[int, ...]
+    reached: tuple[int, ...]
+
+
+class Run(NamedTuple):
+    """One arm over all requests: `answers` and `counts` of each [D], and `times_GT` of each group, medians over rounds.
+
+    Seconds of a group in all, tokens and requests in it, and over its requests the sums of the time to the first token, of
+    the time to the last, of the time between those, and of the tokens behind the first.
+    """
+
+    answers: list[list[int]]
+    counts: list[Counts]
+    times_GT: Array
+
+
+class _Watch:
+    """Counts and clocks of the requests of one group."""
+
+    def __init__(self, sequences: Sequence[Running], positions: int) -> None:
+        self.steps: dict[int, list[tuple[int, int, int]]] = {sequence.id: [] for sequence in sequences}
+        self.first_s: dict[int, float] = {}
+        self.last_s: dict[int, float] = {}
+        self.positions = positions
+
+    def run(self, engine: Engine) -> float:
+        """Let the engine run dry; give its seconds."""
+        start = time.perf_counter()
+        for step in engine.run():
+            now = time.perf_counter() - start
+            for sequence, *counted in zip(engine.running, step.drafted, step.accepted, step.emitted, strict=True):
+                self.steps[sequence.id].append((counted[0], counted[1], counted[2]))
+                self.first_s.setdefault(sequence.id, now)
+                self.last_s[sequence.id] = now
+        return time.perf_counter() - start
+
+    def counts(self, sequence: Running) -> Counts:
+        steps = self.steps[sequence.id]
+        kept = [min(accepted, emitted) for _, accepted, emitted in steps]
+        at_risk, reached = Counter[int](), Counter[int]()
+        for held, (_, accepted, emitted) in zip(kept, steps, strict=True):
+            reached.update(range(held))
+            at_risk.update(range(held + (emitted > accepted)))  # a token was emitted behind them: the next was refused
+        drafted, accepted, emitted = (sum(column) for column in zip(*steps, strict=True))
+        places = range(self.positions)
+        return Counts(
+            len(steps), emitted, drafted, accepted, tuple(at_risk[i] for i in places), tuple(reached[i] for i in places)
+        )
+
+    def times(self, seconds: float, sequences: Sequence[Running]) -> list[float]:
+        """A row of TIMES."""
+        tokens = [len(sequence.answer) for sequence in sequences]
+        first, last = ([at[sequence.id] for sequence in sequences] for at in (self.first_s, self.last_s))
+        return [
+            seconds, sum(tokens), len(tokens), sum(first), sum(last), sum(last) - sum(first), sum(tokens) - len(tokens),
+        ]  # fmt: skip
+
+
+def groups_of(num: int, batch: int) -> list[list[int]]:
+    """Indices of the requests that run together, `batch` in each group; the last is filled up from the beginning."""
+    return [[i % num for i in range(start, start + batch)] for start in range(0, num, batch)]
+
+
+def run_arms(
+    engines: Mapping[str, Engine],
+    requests: Sequence[Request],
+    batch: int,
+    *,
+    rounds: int = 1,
+    progress: Callable[[], object] | None = None,
+) -> dict[str, Run]:
+    """Every arm answers every group of `batch` requests, `rounds` times after a warm-up, which is not timed.
+
+    The warm-up is one group; on a GPU, where every new shape costs once, all of them. `progress` is called after each group of
+    each arm: `turns(…)` times in all. Raises ValueError without a round or a request.
+    """
+    if rounds < 1 or not requests:
+        raise ValueError(f"rounds ({rounds}) and requests ({len(requests)}) must be at least 1")
+    groups = groups_of(len(requests), batch)
+    engine = next(iter(engines.values()))
+    warm = _warm(groups, engine)
+    times = {name: np.zeros((rounds, len(groups), len(TIMES))) for name in engines}
+    found: dict[str, dict[int, tuple[list[int], Counts]]] = {name: {} for name in engines}
+    for number, todo in enumerate([warm, *[groups] * rounds]):
+        for g, group in enumerate(todo):
+            for name, engine in engines.items():
+                row, made = _group(engine, [requests[i] for i in group])
+                if number:
+                    times[name][number - 1, g] = row
+                    found[name] = dict(zip(group, made, strict=True)) | found[name]
+                if progress:
+                    progress()
+    order = range(len(requests))
+    return {
+        name: Run(
+            [found[name][i][0] for i in order], [found[name][i][1] for i in order], np.median(times[name], axis=0)
+        )
+        for name in engines
+    }
+
+
+def turns(engines: Mapping[str, Engine], num: int, batch: int, rounds: int) -> int:
+    """How often `run_arms` will call `progress` with `num` requests."""
+    groups = groups_of(num, batch)
+    return len(engines) * (len(_warm(groups, next(iter(engines.values())))) + rounds * len(groups))
+
+
+def _warm(groups: list[list[int]], engine: Engine) -> list[list[int]]:
+    return groups if engine.target.device.type == "cuda" else groups[:1]
+
+
+def _group(engine: Engine, requests: Sequence[Request]) -> tuple[list[float], list[tuple[list[int], Counts]]]:
+    budget = engine.schedule(len(requests))
+    positions = budget if isinstance(budget, int) else budget.levels
+    sequences = [engine.add(request) for request in requests]
+    watch = _Watch(sequences, positions)
+    settle(engine.target.device)
+    seconds = watch.run(engine)
+    made = [(sequence.answer, watch.counts(sequence)) for sequence in sequences]
+    return watch.times(seconds, sequences), made

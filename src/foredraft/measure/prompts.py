@@ -1,0 +1,155 @@
+"""What is asked of the models: prompts by category, out of Spec-Bench JSONL or a text file, as token ids.
+
+A JSONL line has `turns`, of which the first is asked, and may have `category`, `question_id`, `reference` (a text or a list
+of them: what a good answer says) and `format`: "chat" for a turn of a conversation, "raw" for text to be continued. Any other
+file has a prompt a line.
+
+Promises: the same file gives the same prompts in the same order; a broken line is named file:line with the reason, and left
+out only where the caller says so. Refuses to know: models, what becomes of the answers.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from foredraft import text
+from foredraft.records import Record
+from foredraft.train.sources import Skips
+
+CHATS = ("auto", "always", "never")
+FORMATS = (None, "chat", "raw")
+LINES = (".jsonl", ".ndjson")
+
+
+class Prompt(Record, frozen=True):
+    """One request: where it stands, its token ids, and those of its reference, none where it has none."""
+
+    where: str
+    category: str | None
+    ids: tuple[int, ...]
+    reference: tuple[int, ...] = ()
+
+
+class Encoding(NamedTuple):
+    """How words become a request. `longest`: most tokens that prompt and answer may have together, None for any number."""
+
+    tokenizer: Any
+    chat: str = "auto"
+    max_tokens: int = 128
+    longest: int | None = None
+
+    def check(self) -> "Encoding":
+        """Itself, or ValueError on settings that no prompt can meet."""
+        if self.chat not in CHATS:
+            raise ValueError(f"chat must be one of {', '.join(CHATS)}, got {self.chat!r}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        return self
+
+
+class _Line(msgspec.Struct):
+    """What a line may hold; other keys are ignored. Checked by hand, so that a message says what is wrong."""
+
+    turns: Any = None
+    category: Any = None
+    format: Any = None
+    reference: Any = None
+
+
+class _Asked(NamedTuple):
+    """A prompt as it stands in its file."""
+
+    words: str
+    category: str | None = None
+    format: str | None = None
+    reference: str | None = None
+
+
+def read_prompts(path: str | Path, encoding: Encoding, skips: Skips, num: int | None = None) -> list[Prompt]:
+    """The prompts of a file in its order, the first `num` of each category that can be asked.
+
+    Broken lines, and prompts too long for the context, go to `skips`. Raises ValueError where it stops at one, and where
+    nothing is left to ask.
+    """
+    if num is not None and num < 1:
+        raise ValueError(f"num must be at least 1 prompt per category, got {num}")
+    path, taken, found = Path(path), Counter[str | None](), []
+    read = _jsonl if path.suffix in LINES else _plain
+    encoding.check()
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        where = f"{path}:{number}"
+        try:
+            asked = read(line)
+            if asked is None or taken[asked.category] == num:
+                continue
+            found.append(_encoded(asked, where, encoding))
+        except ValueError as error:
+            skips(f"{where}: {error}")
+            continue
+        taken[asked.category] += 1
+    if not found:
+        raise ValueError(f"{path}: no prompts in the file" + (f" ({skips.count} lines skipped)" if skips.count else ""))
+    return found
+
+
+def _plain(line: bytes) -> _Asked | None:
+    """A line of a text file; a blank one is none."""
+    try:
+        words = line.decode("utf-8").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    return _Asked(words) if words.strip() else None
+
+
+def _jsonl(line: bytes) -> _Asked | None:
+    if not line.strip():
+        return None
+    try:
+        row = msgspec.json.decode(line, type=_Line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a JSON object ({error})") from None
+    turns = row.turns
+    if not (isinstance(turns, list) and turns and isinstance(turns[0], str) and turns[0].strip()):
+        raise ValueError("not a Spec-Bench line (JSON with a list 'turns', the first a text that is not empty)")
+    if not (row.category is None or isinstance(row.category, str)):
+        raise ValueError(f"category must be a text, got {row.category!r}")
+    if row.format not in FORMATS:
+        raise ValueError(f"format must be chat or raw, got {row.format!r}")
+    return _Asked(turns[0], row.category, row.format, _reference(row.reference))
+
+
+def _reference(given: Any) -> str | None:
+    """The first of several; null and an empty list are none."""
+    first = given[0] if isinstance(given, list) and given else given
+    if first is None or first == []:
+        return None
+    if not isinstance(first, str):
+        raise ValueError(f"reference must be a text or a list of them, got {type(first).__name__}")
+    return first.strip() or None
+
+
+def _encoded(asked: _Asked, where: str, encoding: Encoding) -> Prompt:
+    chat = _as_chat(asked, encoding)
+    ids = text.encode(encoding.tokenizer, asked.words, chat)
+    if not ids:
+        raise ValueError("the prompt has no tokens")
+    if encoding.longest is not None and len(ids) + encoding.max_tokens > encoding.longest:
+        raise ValueError(
+            f"{len(ids)} tokens and max_tokens ({encoding.max_tokens}) exceed the context of {encoding.longest}"
+        )
+    answer = f"{'' if chat else ' '}{asked.reference}" if asked.reference else None
+    reference = encoding.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else ()
+    return Prompt(where=where, category=asked.category, ids=tuple(ids), reference=tuple(reference))
+
+
+def _as_chat(asked: _Asked, encoding: Encoding) -> bool:
+    """Whether the tokenizer's chat template goes around the words."""
+    if encoding.chat != "auto":
+        return encoding.chat == "always"
+    if asked.format == "chat" and not encoding.tokenizer.chat_template:
+        raise ValueError(
+            "format is chat, but the tokenizer has no chat_template; pass --chat never to ask it as it stands"
+        )
+    return bool(encoding.tokenizer.chat_template) if asked.format is None else asked.format == "chat"

@@ -1,0 +1,263 @@
+"""The verbs `foredraft probe` and `foredraft measure`. Refuses to know: how anything is computed; they import their room
+when they run.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from foredraft.measure.measure import Settings, Subject
+    from foredraft.measure.prompts import Prompt
+    from foredraft.records import Machine, Measurement, Provenance
+
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Threads = Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+
+
+def probe(
+    target: Annotated[
+        Path | None, typer.Option("--target", "-t", help="Time this model's own pass instead of a stack of matrices.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the Machine record to this file.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(help="Times that each figure is measured; the median is told.")] = 7,
+    json: JSON = False,
+) -> None:
+    """Measure this machine: memory, matrix products, the engine's overhead, what verifying 1 to 64 tokens costs."""
+    from foredraft import records
+    from foredraft.measure.probe import probe as run
+
+    _set_threads(threads)
+    machine = run(device, target, dtype=_dtype(dtype), repeats=repeats, command=_command())
+    if out:
+        records.write(out, machine)
+        print(f"wrote {out}", file=sys.stderr)
+    if json:
+        _print_json(machine)
+        return
+    from foredraft.report.measured import machine_tables
+
+    _print_blocks(machine_tables(machine))
+
+
+def measure(
+    target: Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer.")],
+    prompts: Annotated[
+        Path, typer.Option("--prompts", "-p", help="Spec-Bench JSONL, or a text file of a prompt a line.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for observations.jsonl and measurements.jsonl.")],
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--draft",
+            "-d",
+            help="ngram or a folder, with @k for its lookahead (dir@5) or a tree (dir@5,4,16: depth, top-k, nodes); repeat for more arms.",
+        ),
+    ] = None,
+    num: Annotated[int | None, typer.Option(help="Prompts of each category at most.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 128,
+    batch: Annotated[str, typer.Option(help="Requests decoded together: a list such as 1,8.")] = "1",
+    temperature: Annotated[str, typer.Option(help="Of live decoding, 0 is greedy: a list such as 0,1.")] = "0",
+    way: Annotated[
+        str, typer.Option(help="live (the engine's steps), forced (one pass over answers), or both.")
+    ] = "both",
+    chat: Annotated[
+        str, typer.Option(help="The tokenizer's chat template: auto (as each prompt says), always or never.")
+    ] = "auto",
+    stop: Annotated[
+        bool, typer.Option("--stop/--no-stop", help="Answers end at the end token, or run on to --max-tokens.")
+    ] = True,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up comes before.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    width: Annotated[
+        float, typer.Option(help="Wished width of the interval of tokens per step: says how many requests that takes.")
+    ] = 0.1,
+    run: Annotated[
+        str | None,
+        typer.Option(help="Name of the run, which a bootstrap over runs resamples; each draft's by default."),
+    ] = None,
+    draft_tokens: Annotated[
+        float | None, typer.Option(help="Tokens that the drafts were trained on, where their folder does not say.")
+    ] = None,
+    draft_params: Annotated[
+        float | None, typer.Option(help="Parameters of the drafts, instead of their own count.")
+    ] = None,
+    params: Annotated[
+        str, typer.Option(help="Parameters to count: stored (all, as published rows do) or non_embedding.")
+    ] = "stored",
+    on_error: Annotated[
+        str, typer.Option(help="Of a broken line, or a prompt too long: stop, or skip and count it.")
+    ] = "stop",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    json: JSON = False,
+) -> None:
+    """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
+    from foredraft import records
+    from foredraft.measure.measure import Settings
+
+    _set_threads(threads)
+    kind = _dtype(dtype)
+    settings = Settings(
+        max_tokens=max_tokens, batches=_list("batch", batch, int), temperatures=_list("temperature", temperature, float),
+        way=way, rounds=rounds, seed=seed, width=width, params=params,
+    )  # fmt: skip
+    found = _prepared(
+        target, draft or [], prompts, settings, kind, device, num=num, chat=chat, stop=stop, on_error=on_error,
+        given={"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "dtype": dtype},
+    )  # fmt: skip
+    measured = _with_progress(*found)
+    records.write_lines(out / "observations.jsonl", [row.observation for row in measured if row.category is None])
+    records.write_lines(out / "measurements.jsonl", measured)
+    print(f"wrote {out / 'observations.jsonl'}, {out / 'measurements.jsonl'}", file=sys.stderr)
+    if json:
+        _print_json(measured)
+        return
+    from foredraft.report.measured import measurement_tables
+
+    _print_blocks(measurement_tables(measured))
+
+
+def _prepared(
+    target: str, drafts: list[str], file: Path, settings: "Settings", kind: Any, device: str, *, num: int | None, chat: str,
+    stop: bool, on_error: str, given: dict[str, Any],
+) -> "tuple[Subject, Settings]":  # fmt: skip
+    """Everything loaded and checked, before anything is decoded."""
+    import msgspec
+
+    from foredraft import text
+    from foredraft.measure.arms import arms_on, longest, spec_of
+    from foredraft.measure.measure import Subject, by_category
+    from foredraft.measure.prompts import Encoding, read_prompts
+    from foredraft.models.load import load
+    from foredraft.train.sources import Skips
+
+    specs, tokenizer, skips = [spec_of(one) for one in drafts], text.tokenizer_of(target), Skips(on_error)
+    model = load(target, kind, device)
+    asked = by_category(read_prompts(file, Encoding(tokenizer, chat, settings.max_tokens, longest(model)), skips, num))
+    _say_skipped(skips)
+    context = max(len(prompt.ids) for prompt in asked) + settings.max_tokens
+    arms = arms_on(model, specs, max(settings.batches), context)
+    settings = msgspec.structs.replace(settings, stop_ids=text.stop_ids(target, tokenizer) if stop else frozenset())
+    fields = _fields(target, file, asked, settings, device, given, skips.count)
+    by_draft = {spec.draft: _draft_fields(spec.draft, given) for spec in specs if spec.draft}
+    return Subject(model, arms, asked, fields, by_draft), settings
+
+
+def _fields(
+    target: str,
+    file: Path,
+    asked: "list[Prompt]",
+    settings: "Settings",
+    device: str,
+    given: dict[str, Any],
+    skipped: int,
+) -> dict[str, Any]:
+    """What all rows share."""
+    import torch
+
+    from foredraft.measure.arms import name_of, tokenizer_name, trained_tokens
+    from foredraft.measure.probe import device_name
+
+    references = sum(bool(prompt.reference) for prompt in asked)
+    note = (
+        f"{file.name}: {len(asked)} prompts, {skipped} lines skipped; seed {settings.seed}, answers of at most "
+        f"{settings.max_tokens} tokens{', ending at the end token' if settings.stop_ids else ''}; {settings.rounds} timed rounds; "
+        f"{torch.get_num_threads()} threads; parameters {settings.params}; perplexities over {references} references and "
+        f"{len(asked) - references} prompts"
+    )
+    return {
+        "run": given["run"] or name_of(target), "target": name_of(target), "target_tokens": trained_tokens(target),
+        "dataset": file.stem, "engine": "foredraft", "machine": device_name(torch.device(device)), "dtype": given["dtype"],
+        "target_tokenizer": tokenizer_name(target), "provenance": _provenance(note),
+    }  # fmt: skip
+
+
+def _draft_fields(folder: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What the rows of one draft have of their own; what neither its folder nor an option says stays unknown."""
+    from foredraft.measure.arms import name_of, run_of, trained_tokens
+
+    if folder == "ngram":
+        return {"draft": "ngram"} | ({} if given["run"] else {"run": "ngram"})
+    tokens = trained_tokens(folder)
+    fields = {"draft": name_of(folder), "draft_tokens": given["draft_tokens"] if tokens is None else tokens}
+    fields |= {"draft_params": given["draft_params"]} if given["draft_params"] else {}
+    return fields | ({} if given["run"] else {"run": run_of(folder)})
+
+
+def _provenance(note: str) -> "Provenance":
+    from foredraft.measure.probe import provenance
+
+    return provenance("foredraft measure", _command(), note)
+
+
+def _with_progress(subject: "Subject", settings: "Settings") -> "list[Measurement]":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from foredraft.measure.measure import measure as run
+    from foredraft.measure.measure import work
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("loading", total=work(subject, settings))
+        return run(subject, settings, lambda done, what: bar.update(task, advance=done, description=what))
+
+
+def _say_skipped(skips: Any) -> None:
+    if skips.count:
+        more = f" and {skips.count - len(skips.named)} more" if skips.count > len(skips.named) else ""
+        print(f"skipped {skips.count} of the file's lines: {'; '.join(skips.named)}{more}", file=sys.stderr)
+
+
+def _list(name: str, text: str, kind: type) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must be a number or a list such as 1,8, got {text!r}") from None
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in kinds:
+        raise ValueError(f"dtype must be one of {', '.join(kinds)}, got {name}")
+    return kinds[name]
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["foredraft", *sys.argv[1:]])
+
+
+def _print_json(record: "Machine | list[Measurement]") -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
+
+
+def _print_blocks(blocks: Any) -> None:
+    """To the terminal's width, or to 110 columns into a pipe or file."""
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    for block in blocks:
+        console.print(block)

@@ -1,0 +1,193 @@
+"""Predicted against measured: a plan beside measurements of the same target and draft at the same load.
+
+Promises: only like is compared with like (target, draft, load, drafting, temperature), and the page says how the draft was
+recognised. Refuses to know: how either number came about.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foredraft.records import DraftChoice, Plan, ScheduleStep
+from foredraft.report import marks, style
+from foredraft.report.arms import draft_name, live, load_of, same_load
+from foredraft.report.found import Found, Row, Span, span_of
+from foredraft.report.parts import Picture, Section, Table, levels, number, signed
+
+FILLED_BY = (
+    "Plan.json beside measurements.jsonl of the planned draft, at a batch size and lookahead of the plan's schedule"
+)
+NEAR = 0.05  # sizes that differ by no more are one draft's: a plan's size is rounded to what can be built
+QUANTITIES = {"tokens_per_step": "tokens per step", "speedup": "gain over plain decoding, ×"}
+TITLES = {"tokens_per_step": "Tokens per step", "speedup": "Gain over plain decoding"}
+HEADS = ("eagle", "scylla", "mtp", "medusa", "hydra")
+
+
+class Pair(NamedTuple):
+    """A prediction and its measurement."""
+
+    plan: Plan
+    step: ScheduleStep
+    row: Row
+    quantity: str
+
+    @property
+    def predicted(self) -> Span:
+        return span_of(getattr(self.step, self.quantity))
+
+    @property
+    def measured(self) -> Span:
+        span = self.row.span(self.quantity)
+        assert span is not None
+        return span
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less one."""
+        return self.predicted.value / self.measured.value - 1
+
+    @property
+    def covered(self) -> bool:
+        """Whether the measured value lies in the predicted interval."""
+        low, high = self.predicted.low, self.predicted.high
+        return low is not None and high is not None and low <= self.measured.value <= high
+
+
+def pairs(found: Found) -> list[Pair]:
+    """Every prediction that was measured, tokens per step first."""
+    steps = [
+        (plan, step, row)
+        for plan in found.plans
+        for step in plan.schedule
+        for row in live(found.rows)
+        if _same(plan, step, row)
+    ]
+    return [
+        Pair(plan, step, row, name)
+        for name in QUANTITIES
+        for plan, step, row in steps
+        if row.span(name) is not None and not _of_another_unit(plan, name)
+    ]
+
+
+def _of_another_unit(plan: Plan, name: str) -> bool:
+    """A plan for latency states its gain in TPOT, which is no gain in throughput."""
+    return name == "speedup" and plan.objective == "latency"
+
+
+def _same(plan: Plan, step: ScheduleStep, row: Row) -> bool:
+    o = row.observation
+    heat = o.temperature is None or o.temperature == plan.workload.temperature
+    nodes = o.tree_nodes in (None, step.tree_nodes)
+    alike = o.lookahead == step.lookahead and nodes and heat and same_load(o, step.concurrency)
+    return (
+        bool(step.lookahead) and alike and _last(o.target) == _last(plan.target) and recognised(plan, row) is not None
+    )
+
+
+def recognised(plan: Plan, row: Row) -> str | None:
+    """By what the row's draft is the plan's: its name, or its kind and size; None where it is another."""
+    draft, o = plan.draft, row.observation
+    if draft is None or _kind(o.method) != draft.kind:
+        return None
+    if draft.kind == "lookup" or (o.draft and _last(o.draft) == _last(draft.name)):
+        return "name"
+    return "size" if _same_size(draft, o.draft_params) and _same_tokens(draft, o.draft_tokens) else None
+
+
+def _kind(method: str) -> str:
+    """head, lm or lookup, as plans say it, of an observation's method."""
+    if method.startswith(HEADS):
+        return "head"
+    return "lookup" if method.startswith("ngram") else "lm"
+
+
+def _same_size(draft: DraftChoice, params: float | None) -> bool:
+    sizes = (draft.params, draft.non_embedding_params)
+    return params is not None and any(size and abs(params / size - 1) <= NEAR for size in sizes)
+
+
+def _same_tokens(draft: DraftChoice, tokens: float | None) -> bool:
+    """Training tokens alike, where both are known."""
+    return not tokens or not draft.draft_tokens or abs(tokens / draft.draft_tokens - 1) <= NEAR
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def section(found: Found) -> Section | None:
+    made = pairs(found)
+    if not made:
+        return None
+    pictures = [_picture(name, [p for p in made if p.quantity == name]) for name in QUANTITIES]
+    return Section("compared", "Predicted against measured", lede(made), [p for p in pictures if p], [_table(made)])
+
+
+def lede(made: Sequence[Pair]) -> str:
+    """How the draft was recognised, and how far off the plan was on average."""
+    how = {recognised(pair.plan, pair.row) for pair in made}
+    told = "name" if how == {"name"} else "size and training tokens"
+    errors = " ".join(
+        f"{TITLES[name]}: mean error {100 * mean_error(of):.1f}\u00a0% over {style.plural(len(of), 'load')}, "
+        f"{sum(pair.covered for pair in of)} of {len(of)} measured values within the predicted interval."
+        for name in QUANTITIES
+        if (of := [pair for pair in made if pair.quantity == name])
+    )
+    return f"The measured draft is recognised as the planned one by its {told}. {errors}"
+
+
+def mean_error(made: Sequence[Pair]) -> float:
+    """Mean absolute relative error."""
+    return float(np.mean([abs(pair.error) for pair in made]))
+
+
+def _picture(quantity: str, made: Sequence[Pair]) -> Picture | None:
+    if not made:
+        return None
+    made = sorted(made, key=lambda pair: pair.step.concurrency)
+    spans = [pair.predicted for pair in made] + [pair.measured for pair in made]
+    row = made[0].row.observation
+    draft = draft_name(row.draft) if row.draft else row.method
+    caption = f"{row.target} with {draft}, {style.plural(len(made), 'load')}. {levels(spans)} Points side by side are one load."
+
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        x = np.arange(len(made))
+        marks.points(
+            axes, (x - 0.08).tolist(), [p.predicted for p in made], marks.look(0), "predicted", ls="none", ms=7
+        )
+        marks.points(axes, (x + 0.08).tolist(), [p.measured for p in made], marks.look(1), "measured", ls="none", ms=7)
+        marks.one(axes)
+        axes.set_xticks(x, [f"{pair.step.concurrency}" for pair in made])
+        axes.set(xlabel="sequences at once", ylabel=QUANTITIES[quantity], xlim=(-0.6, len(made) - 0.4))
+        axes.margins(y=0.15)
+        style.legend(figure, [axes])
+
+    return Picture(
+        f"compared-{quantity.replace('_', '-')}",
+        f"{TITLES[quantity]}, predicted and measured",
+        caption,
+        paint,
+    )
+
+
+def _table(made: Sequence[Pair]) -> Table:
+    head = ("what", "sequences at once", "drafted", "predicted", "measured", "error", "inside the interval")
+    rows = [
+        (
+            TITLES[pair.quantity],
+            f"{load_of(pair.row)}",
+            f"{pair.step.lookahead}"
+            if pair.step.tree_nodes == pair.step.lookahead
+            else f"{pair.step.tree_nodes} nodes",
+            number(pair.predicted),
+            number(pair.measured),
+            signed(pair.error),
+            "yes" if pair.covered else "no",
+        )
+        for pair in made
+    ]
+    told = levels([span for pair in made for span in (pair.predicted, pair.measured)])
+    return Table(f"Predicted and measured. {told} Error: predicted over measured, less one", head, rows)

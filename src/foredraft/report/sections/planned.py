@@ -1,0 +1,103 @@
+"""What the plan chose: the draft, how to run it at each load, what it should gain, what lost and what to measure next.
+
+Promises: every number is the Plan's. Refuses to know: what was measured.
+"""
+
+from foredraft.records import DraftChoice, Plan
+from foredraft.report import style
+from foredraft.report.found import Found
+from foredraft.report.parts import NONE, Picture, Section, Table, count, number
+from foredraft.report.plan import painters
+
+FILLED_BY = "Plan.json, which `foredraft plan TARGET --out DIR` writes"
+PICTURES = {
+    "speedup": ("Gain at each load", "Predicted gain over plain decoding by the number of requests served at once; labels "
+                "say how the draft runs there (k tokens drafted per step, w tree nodes verified)."),
+    "tokens_per_step": ("Tokens gained per step, and the schedule", "Above: predicted tokens per target step, bonus token "
+                        "included; 1 is plain decoding. Below: what is drafted at each load."),
+    "throughput_latency": ("Throughput against latency", "Predicted output tokens per second against the time per output "
+                           "token; numbers at points are the requests served at once."),
+}  # fmt: skip
+
+
+def section(found: Found) -> Section | None:
+    if not found.plans:
+        return None
+    pictures = [picture for i, plan in enumerate(found.plans) for picture in _pictures(plan, i)]
+    tables = [table for plan in found.plans for table in _tables(plan)]
+    notes = [f"Assumed: {note}" for plan in found.plans for note in plan.assumptions]
+    return Section("plan", "What the plan chose", lede(found.plans[0]), pictures, tables, notes)
+
+
+def lede(plan: Plan) -> str:
+    """The choice in a sentence or two."""
+    machine = f"{plan.devices} × {plan.machine}" if plan.devices > 1 else plan.machine
+    what = f"For {plan.target} on {machine}, "
+    if plan.draft is None or not any(step.lookahead for step in plan.schedule):
+        return what + "the plan is to decode without a draft: no candidate gained anything."
+    return (
+        f"{what}the plan is {_long_name(plan.draft)}. Weighted over the loads asked for, it should gain "
+        f"{number(plan.speedup)} {plan.speedup.unit}; the bracket is a {style.percent(plan.speedup.level)} interval."
+    )
+
+
+def _long_name(draft: DraftChoice) -> str:
+    size = f" of {style.count(draft.params)} parameters" if draft.params else ""
+    tokens = f", trained on {style.count(draft.draft_tokens)} tokens" if draft.draft_tokens else ""
+    return f"{draft.name}{size}{tokens}"
+
+
+def _pictures(plan: Plan, i: int) -> list[Picture]:
+    load = plan.workload
+    lengths = f"prompts of {load.input_len:g} and answers of {load.output_len:g} tokens"
+    workload = f"{plan.target}, {plan.engine}, {plan.dtype}, {lengths}, temperature {load.temperature:g}"
+    made = []
+    for name, paint in painters(plan).items():
+        if name not in PICTURES:
+            continue
+        title, about = PICTURES[name]
+        level = style.percent(plan.schedule[0].speedup.level)
+        caption = f"{about} Predicted, not measured: {workload}. {level} intervals from bootstrap draws of the laws."
+        made.append(
+            Picture(f"plan-{i}-{name.replace('_', '-')}", title, caption, paint, 4.4 if "tokens" in name else 3.9)
+        )
+    return made
+
+
+def _tables(plan: Plan) -> list[Table]:
+    made = [_schedule(plan)]
+    if plan.runners_up:
+        head = ("draft", "parameters", "training tokens", "mean gain", "why it lost")
+        made.append(Table(f"Drafts that lost, for {plan.target}", head, [
+            (run.draft.name, count(run.draft.params or None), count(run.draft.draft_tokens), number(run.speedup), run.reason)
+            for run in plan.runners_up
+        ]))  # fmt: skip
+    if plan.next_runs:
+        head = ("run", "settles", "interval narrowed by", "device-hours")
+        made.append(Table("Runs that would narrow this plan, most per device-hour first", head, [
+            (run.run, run.settles, style.percent(run.narrows), f"{run.gpu_hours:.3g}") for run in plan.next_runs
+        ]))  # fmt: skip
+    return made
+
+
+def _schedule(plan: Plan) -> Table:
+    head = ("requests at once", "drafted per step", "tokens per step", "gain", "tokens/s", "ms per token")
+    rows = [
+        (
+            f"{step.concurrency}",
+            _drafting(step.lookahead, step.tree_nodes),
+            number(step.tokens_per_step),
+            number(step.speedup),
+            number(step.output_tok_s, ",.0f"),
+            number(step.tpot_s, ".3g", 1e3),
+        )
+        for step in plan.schedule
+    ]
+    level = f", {style.percent(plan.schedule[0].speedup.level)} intervals" if plan.schedule else ""
+    return Table(f"Schedule for {plan.target}: predicted{level}", head, rows)
+
+
+def _drafting(lookahead: int, nodes: int) -> str:
+    if not lookahead:
+        return NONE
+    return f"{lookahead}" if nodes == lookahead else f"{nodes} in a tree {lookahead} deep"

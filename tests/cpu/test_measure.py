@@ -1,0 +1,551 @@
+"""Measuring: equal seeds give equal counts, the engine and one pass over its answers agree, every α is what its definition says."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from foredraft import cli, records, text
+from foredraft.laws.fit import fit_all
+from foredraft.measure.arms import Spec, arms_on, name_of, run_of, spec_of, trained_tokens
+from foredraft.measure.bootstrap import DRAWS, divided, figure, figures, ratio, wanted
+from foredraft.measure.forced import forced, surprise
+from foredraft.measure.live import Counts, groups_of, run_arms, turns
+from foredraft.measure.measure import Settings, Subject, by_category, chains, measure, work
+from foredraft.measure.prompts import Encoding, Prompt, read_prompts
+from foredraft.models import load, new_head, save_head
+from foredraft.models.decoder import Decoder
+from foredraft.records import Measurement, Observation, Provenance
+from foredraft.train.sources import Skips
+
+LOOKAHEAD, ANSWER = 3, 16
+CLOCK = ("output_tok_s", "speedup", "ttft_s", "tpot_s", "ttot_s")  # what no seed can repeat
+
+
+@pytest.fixture(scope="module")
+def drafts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A smaller model that is often right (the target's first layers), and an untrained head."""
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("drafts")
+    small = LlamaForCausalLM.from_pretrained(checkpoint)
+    small.model.layers = small.model.layers[:3]
+    small.config.num_hidden_layers = 3
+    small.save_pretrained(folder / "small")
+    save_head(new_head(load(checkpoint), "eagle3", 1, range(200), feature_layers=(1, 2, 3)), folder / "head")
+    return {name: str(folder / name) for name in ("small", "head")}
+
+
+def prompts(num: int = 8) -> list[Prompt]:
+    """Of two categories, by turns."""
+    rng = np.random.default_rng(0)
+    return by_category(
+        [
+            Prompt(where=f"p:{i}", category="ab"[i % 2], ids=tuple(rng.integers(1, 300, 4 + i).tolist()))
+            for i in range(num)
+        ]
+    )
+
+
+def subject(checkpoint: Path, specs: list[Spec], asked: list[Prompt], max_batch: int = 4) -> Subject:
+    target = load(checkpoint)
+    fields = {"run": "r", "target": "t", "dataset": "p", "provenance": Provenance(source="test", note="n")}
+    return Subject(target, arms_on(target, specs, max_batch, 64), asked, fields, {})
+
+
+def counted(rows: list[Measurement]) -> list[dict[str, Any]]:
+    """Rows less what a clock says."""
+    found = msgspec.to_builtins(rows)
+    for row in found:
+        for part in (row, row["observation"], row.get("intervals", {})):
+            for name in CLOCK:
+                part.pop(name, None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured(checkpoint: Path, drafts: dict[str, str]) -> Callable[[int], list[Measurement]]:
+    """A whole measurement by seed, made anew every time."""
+
+    def made(seed: int) -> list[Measurement]:
+        specs = [
+            spec_of(f"{drafts['small']}@{LOOKAHEAD}"),
+            spec_of(f"{drafts['head']}@{LOOKAHEAD}"),
+            spec_of("ngram@3"),
+        ]
+        settings = Settings(max_tokens=ANSWER, batches=(1, 4), temperatures=(0.0, 1.0), seed=seed)
+        return measure(subject(checkpoint, specs, prompts()), settings)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def rows(measured: Callable[[int], list[Measurement]]) -> list[Measurement]:
+    return measured(0)
+
+
+def one(rows: list[Measurement], way: str, method: str, temperature: float, **wanted: Any) -> Measurement:
+    """The first row of that kind, all categories together unless `category` says otherwise."""
+    wanted = {"category": None} | wanted
+    category = wanted.pop("category")
+    (found, *_) = [
+        row
+        for row in rows
+        if (row.way, row.category) == (way, category)
+        and (row.observation.method, row.observation.temperature) == (method, temperature)
+        and all(getattr(row.observation, name) == value for name, value in wanted.items())
+    ]
+    return found
+
+
+def test_two_runs_with_one_seed_agree_exactly_in_all_counts(
+    measured: Callable[[int], list[Measurement]], rows: list[Measurement]
+):
+    """And, as a control, another seed does not."""
+    again, other = measured(0), measured(1)
+    assert counted(rows) == counted(again)
+    assert counted(rows) != counted(other)
+    greedy = [row for row in counted(rows) if row["observation"]["temperature"] == 0]
+    assert greedy == [row for row in counted(other) if row["observation"]["temperature"] == 0]
+
+
+@pytest.mark.parametrize("method", ["draft_model", "eagle3"])
+@pytest.mark.parametrize("category", [None, "a", "b"])
+def test_on_greedy_answers_engine_and_one_pass_count_the_same_steps(
+    rows: list[Measurement], method: str, category: str | None
+):
+    live, forced_row = (one(rows, way, method, 0.0, category=category) for way in ("live", "forced"))
+    assert live.observation.tokens_per_step == forced_row.observation.tokens_per_step
+    assert live.observation.steps == forced_row.observation.steps
+    assert live.survival == tuple(
+        msgspec.structs.replace(estimate, source=live.survival[0].source) for estimate in forced_row.survival
+    )
+    assert live.wanted_requests == forced_row.wanted_requests
+    if method == "draft_model":
+        assert 1.2 < (live.observation.tokens_per_step or 0) < 3.5, "a test of nothing otherwise"
+
+
+def test_sampled_answers_and_sampled_drafts_agree_within_their_intervals(rows: list[Measurement]):
+    """Chance in both: 90 % intervals that do not meet would be a false alarm in about 2 of 100 seeds; this one is fixed."""
+    live, forced_row = one(rows, "live", "draft_model", 1.0), one(rows, "forced", "draft_model", 1.0)
+    first, alpha = live.survival[0], forced_row.accept_probs["sampled"]
+    assert first.low <= alpha.high
+    assert alpha.low <= first.high
+    assert forced_row.observation.accept_kind == "sampled"
+    assert alpha.value > forced_row.accept_probs["point"].value
+
+
+def test_kinds_of_alpha_are_never_mixed(rows: list[Measurement]):
+    found = {
+        (row.observation.method, row.observation.temperature): (row.observation.accept_kind, set(row.accept_probs))
+        for row in rows
+        if row.way == "forced"
+    }
+    assert found == {
+        ("draft_model", 0.0): ("greedy", {"greedy"}),
+        ("draft_model", 1.0): ("sampled", {"sampled", "point"}),
+        ("eagle3", 0.0): ("greedy", {"greedy"}),
+        ("eagle3", 1.0): ("point", {"point"}),
+    }
+    assert not any(row.accept_probs or row.observation.accept_prob for row in rows if row.way == "live")
+
+
+def test_acceptance_does_not_hang_on_the_batch_and_plain_decoding_is_an_arm(rows: list[Measurement]):
+    for method in ("draft_model", "ngram", "eagle3"):
+        alone, together = (one(rows, "live", method, 0.0, batch_size=batch) for batch in (1, 4))
+        assert alone.observation.survival == together.observation.survival
+        assert alone.observation.tokens_per_step == together.observation.tokens_per_step
+    plain = one(rows, "live", "none", 0.0, batch_size=4).observation
+    assert (plain.tokens_per_step, plain.speedup, plain.lookahead, plain.drafted) == (1.0, 1.0, 0, 0)
+    assert plain.draft_params is None
+
+
+def test_counts_are_the_engines_and_categories_add_up(rows: list[Measurement]):
+    whole, *parts = (one(rows, "live", "draft_model", 0.0, category=part) for part in (None, "a", "b"))
+    for name in ("steps", "drafted", "accepted", "num_requests"):
+        assert getattr(whole.observation, name) == sum(getattr(part.observation, name) for part in parts)
+    assert {part.observation.dataset for part in parts} == {"p/a", "p/b"}
+    seen = whole.observation
+    assert seen.drafted == (seen.steps or 0) * LOOKAHEAD
+    assert seen.output_len == ANSWER
+    assert (seen.tokens_per_step or 0) * (seen.steps or 0) == pytest.approx(ANSWER * 8)
+    assert (seen.ttft_s or 0) > 0
+    assert (seen.tpot_s or 0) > 0
+    assert seen.pooling == "steps"
+    assert "0 of 8 answers differ" in (seen.provenance.note or "")
+
+
+def test_a_category_is_timed_only_where_its_requests_ran_alone(checkpoint: Path):
+    """Six requests in groups of four: the second group mixes both categories and is filled up with the first."""
+    asked = prompts(6)  # three of each: a a a b | b b a a
+    found = measure(subject(checkpoint, [], asked), Settings(max_tokens=4, batches=(4,), way="live"))
+    assert [row.category for row in found] == [None, "a", "b"]
+    assert [row.observation.output_tok_s is None for row in found] == [False, True, True]
+    assert [row.observation.num_requests for row in found] == [6, 3, 3]
+    assert [row.observation.steps for row in found] == [24, 12, 12]
+
+
+def test_trees_accept_at_least_what_their_chains_do(checkpoint: Path, drafts: dict[str, str]):
+    """The tree of a model holds its likeliest chain; teacher-forced, both are one chain."""
+    folder = drafts["small"]
+    made = subject(checkpoint, [spec_of(f"{folder}@3"), spec_of(f"{folder}@3,2,8")], prompts(4))
+    assert len(chains(made.arms)) == 1
+    found = measure(made, Settings(max_tokens=ANSWER))
+    chain, tree = (one(found, "live", "draft_model", 0.0, tree_nodes=nodes) for nodes in (3, 8))
+    assert tree.observation.topk == 2
+    assert (tree.observation.survival or (0,))[0] >= (chain.observation.survival or (1,))[0]
+    assert len([row for row in found if row.way == "forced" and row.category is None]) == 2
+
+
+def test_progress_is_told_as_often_as_announced(checkpoint: Path, drafts: dict[str, str]):
+    made = subject(checkpoint, [spec_of(f"{drafts['small']}@2")], prompts(3), 2)
+    settings, told = Settings(max_tokens=4, batches=(1, 2), rounds=2), []
+    measure(made, settings, lambda done, what: told.append(done))
+    assert sum(told) == work(made, settings)
+    engines = {arm.spec.name: arm.engine for arm in made.arms}
+    assert turns(engines, 3, 2, rounds=2) == 2 * (1 + 2 * 2)
+
+
+# What is counted, against definitions written out
+
+
+def texts(target: Decoder, num: int = 3) -> list[tuple[list[int], list[bool]]]:
+    rng = np.random.default_rng(5)
+    return [
+        (ids, [False] * 4 + [True] * (len(ids) - 4))
+        for ids in (rng.integers(0, target.shape.vocab_size, 20 + 3 * i).tolist() for i in range(num))
+    ]
+
+
+@torch.no_grad()
+def laws(model: Decoder, ids: list[int]) -> torch.Tensor:
+    logits = model(torch.tensor([ids])).logits_BTV
+    assert logits is not None
+    return logits[0].softmax(-1)
+
+
+def test_forced_alphas_are_their_definitions(checkpoint: Path, drafts: dict[str, str]):
+    """Greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q), over the places that are to be predicted."""
+    target, draft = load(checkpoint), load(drafts["small"])
+    given = texts(target)
+    found = forced(draft, target, given, LOOKAHEAD, laws=True)
+    for (ids, _), sums in zip(given, found, strict=True):
+        p, q = (laws(model, ids)[3:-1] for model in (target, draft))
+        greedy = (p.argmax(-1) == q.argmax(-1)).float().mean()
+        point = p.gather(-1, q.argmax(-1)[:, None]).mean()
+        sampled = torch.minimum(p, q).sum(-1).mean()
+        assert sums["all_accepted"][0] / sums["all_risk"][0] == pytest.approx(float(greedy))
+        assert sums["point"][0] / sums["there"][0] == pytest.approx(float(point), rel=1e-4)
+        assert sums["sampled"][0] / sums["there"][0] == pytest.approx(float(sampled), rel=1e-4)
+
+
+def test_a_texts_sums_do_not_hang_on_the_others(checkpoint: Path, drafts: dict[str, str]):
+    target, draft = load(checkpoint), load(drafts["small"])
+    given = texts(target)
+    together = forced(draft, target, given, LOOKAHEAD)
+    alone = [forced(draft, target, [item], LOOKAHEAD)[0] for item in given]
+    for both in zip(together, alone, strict=True):
+        assert {name: values.tolist() for name, values in both[0].items()} == {
+            name: values.tolist() for name, values in both[1].items()
+        }
+
+
+def test_perplexity_is_that_of_transformers(checkpoint: Path):
+    from transformers import LlamaForCausalLM
+
+    target, peer = load(checkpoint), LlamaForCausalLM.from_pretrained(checkpoint)
+    for (ids, mask), (nats, num) in zip(texts(target), surprise(target, texts(target), 300), strict=True):
+        labels = torch.tensor([[token if wanted else -100 for token, wanted in zip(ids, mask, strict=True)]])
+        assert num == sum(mask)
+        assert nats / num == pytest.approx(peer(torch.tensor([ids]), labels=labels).loss.item(), rel=1e-5)
+
+
+def test_references_are_judged_behind_their_prompts(checkpoint: Path, drafts: dict[str, str]):
+    ids, answer = (5, 6, 7), (8, 9)
+    asked = [Prompt(where="p", category=None, ids=ids, reference=answer), Prompt(where="p", category=None, ids=ids)]
+    settings = Settings(max_tokens=6, way="forced")
+    found = measure(subject(checkpoint, [spec_of(f"{drafts['small']}@2")], asked), settings)
+    target, draft = load(checkpoint), load(drafts["small"])
+    wanted = [([*ids, *answer], [False] * 3 + [True] * 2), (list(ids), [True] * 3)]
+    for name, model in (("target", target), ("draft", draft)):
+        nats, num = surprise(model, wanted, 300).sum(0)
+        assert num == 4
+        assert getattr(found[0].observation, f"{name}_perplexity") == pytest.approx(np.exp(nats / num))
+    assert found[0].observation.loss == pytest.approx(np.log(found[0].observation.draft_perplexity or 0))
+
+
+def test_a_padded_vocabulary_changes_no_perplexity(checkpoint: Path):
+    """Rows beyond the tokenizer's ids are cut before normalising."""
+    target = load(checkpoint)
+    given = texts(target)
+    cut = surprise(target, [(np.minimum(ids, 280), mask) for ids, mask in given], 290)
+    whole = surprise(target, [(np.minimum(ids, 280), mask) for ids, mask in given], 300)
+    assert (cut[:, 0] < whole[:, 0]).all()
+
+
+def test_a_step_at_the_end_is_followed_no_further_than_the_answer(checkpoint: Path):
+    """By hand: a target that drafts for itself at lookahead 3, 6 tokens: 4, and then 2 of 4."""
+    target = load(checkpoint)
+    from foredraft.decode.batch import Request
+    from foredraft.decode.drafters import LanguageModel
+    from foredraft.decode.engine import Engine
+
+    engine = Engine(target, LanguageModel(target, target.new_cache(1, 256)), lookahead=3, max_batch=1, max_context=32)
+    run = run_arms({"self": engine}, [Request(prompt=(5, 6), max_tokens=6)], 1)["self"]
+    assert run.counts == [Counts(2, 6, 6, 6, at_risk=(2, 2, 1), reached=(2, 2, 1))]
+
+
+# Intervals
+
+
+def test_an_interval_is_as_wide_as_theory_says():
+    """The mean of 400 ratios with a known spread: ±1.645 standard errors, within the bootstrap's own noise."""
+    rng = np.random.default_rng(3)
+    tokens = 10 + rng.normal(0, 2, 400)
+    sums = np.stack((tokens, np.full(400, 10.0)), 1)
+    found = figure(sums, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
+    assert found is not None
+    assert found.high - found.low == pytest.approx(2 * 1.645 * tokens.std() / 10 / 20, rel=0.1)
+    again = ratio(sums[:, 0], sums[:, 1], "tokens/step", "test")
+    assert (again.low, again.high) == pytest.approx((found.low, found.high), rel=0.01)
+    assert wanted(found, 400, (found.high - found.low) / 2) == 1600
+    assert wanted(found, 400, (found.high - found.low) * 2) == 100
+
+
+def test_tokens_of_one_request_are_drawn_together():
+    """Two kinds of requests: their spread shows, however many steps each has. Negative control: steps drawn one by one."""
+    sums = np.array([[400.0, 100.0], [100.0, 100.0]] * 8)
+    found = figure(sums, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
+    assert found is not None
+    apart = np.repeat(sums / 100, 100, axis=0)
+    narrow = figure(apart, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
+    assert narrow is not None
+    assert found.high - found.low > 5 * (narrow.high - narrow.low)
+
+
+def test_what_one_request_or_none_says():
+    alone = np.array([[3.0, 2.0]])
+    assert figure(alone, lambda s: divided(s[..., 0], s[..., 1]), "s", "test") is None
+    bounded = figure(alone, lambda s: divided(s[..., 0], s[..., 1]), "t", "test", (1.0, 4.0))
+    assert bounded is not None
+    assert (bounded.value, bounded.low, bounded.high) == (1.5, 1.0, 4.0)
+    assert wanted(bounded, 1, 0.1) is None
+    never = np.array([[0.0, 5.0, 0.0]] * 10)
+    share = figure(never, lambda s: divided(s[..., 0], s[..., 1]), "p", "test", (0, 1))
+    assert share is not None
+    assert (share.value, share.low) == (0.0, 0.0)
+    assert share.high == pytest.approx(1 - 0.1 ** (1 / 10))
+    assert figures(never, lambda s: divided(s[..., :2], s[..., 1:]), 2, "p", "test", (0, 1)) == (share,)
+    assert figure(never, lambda s: divided(s[..., 0], s[..., 2]), "p", "test") is None
+    assert DRAWS >= 1000
+
+
+def test_the_last_group_is_filled_up_from_the_beginning():
+    assert groups_of(5, 2) == [[0, 1], [2, 3], [4, 0]]
+    assert groups_of(2, 5) == [[0, 1, 0, 1, 0]]
+    assert groups_of(4, 4) == [[0, 1, 2, 3]]
+
+
+# Names and folders
+
+
+def test_specs():
+    assert spec_of(None).draft is None
+    chain, tree = spec_of("some/dir@5"), spec_of("some/dir@5,4,16")
+    assert (chain.draft, chain.budget.levels, chain.budget.most) == ("some/dir", 5, 5)
+    assert (tree.budget.levels, tree.budget.topk, tree.budget.most) == (5, 4, 16)
+    for wrong in ("dir@x", "@3", "dir@3,4"):
+        with pytest.raises(ValueError, match=r"what follows @|before @|tree must be"):
+            spec_of(wrong)
+
+
+def test_a_run_names_its_exports_and_says_their_tokens(tmp_path: Path):
+    recipe = {"model": {"kind": "lm", "params": 5e4}, "stages": [{"tokens": 20000, "length": 100, "batch": 10}]}
+    folders = [tmp_path / "mine" / name for name in ("final", "best", "exports/tokens-5000")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert [trained_tokens(folder) for folder in folders] == [None] * 3
+    (tmp_path / "mine" / "recipe.json").write_text(json.dumps(recipe))
+    assert [trained_tokens(folder) for folder in folders] == [20000, None, 5000]
+    assert [name_of(str(folder)) for folder in folders] == ["mine/final", "mine/best", "mine/exports/tokens-5000"]
+    assert {run_of(str(folder)) for folder in folders} == {"mine"}
+    (tmp_path / "mine" / "recipe.json").write_text(json.dumps(recipe | {"model": {"kind": "lm", "init": "elsewhere"}}))
+    assert trained_tokens(folders[0]) is None
+
+
+# Prompts
+
+LINES = [
+    {"turns": ["the quick fox"], "category": "qa", "question_id": 1, "format": "raw", "reference": ["jumps", "runs"]},
+    {"turns": ["the dog", "again"], "category": "qa", "other": 3},
+    {"turns": ["lazy"], "category": "news"},
+]
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def read(path: Path, checkpoint: Path, on_error: str = "stop", num: int | None = None, **kwargs: Any) -> list[Prompt]:
+    return read_prompts(path, Encoding(text.tokenizer_of(checkpoint), **kwargs), Skips(on_error), num)
+
+
+def test_spec_bench_and_plain_text(checkpoint: Path, tmp_path: Path):
+    tokenizer = text.tokenizer_of(checkpoint)
+    found = read(write(tmp_path / "p.jsonl", LINES), checkpoint)
+    assert [tokenizer.decode(prompt.ids) for prompt in found] == ["the quick fox", "the dog", "lazy"]
+    assert [prompt.category for prompt in found] == ["qa", "qa", "news"]
+    assert [tokenizer.decode(prompt.reference) for prompt in found] == [" jumps", "", ""]
+    assert [prompt.where for prompt in read(tmp_path / "p.jsonl", checkpoint, num=1)] == [
+        f"{tmp_path / 'p.jsonl'}:{line}" for line in (1, 3)
+    ]
+    plain = read(write(tmp_path / "p.txt", ["the fox", "", "a line with \u2028 in it"]), checkpoint)
+    assert len(plain) == 2
+    assert plain[0].category is None
+
+
+def test_chat_templates_go_around_the_prompts_that_ask_for_one(checkpoint: Path, tmp_path: Path):
+    tokenizer = text.tokenizer_of(checkpoint)
+    tokenizer.chat_template = "U: {{ messages[0]['content'] }} A:"
+    file = write(
+        tmp_path / "p.jsonl",
+        [{"turns": ["fox"], **({"format": form} if form else {})} for form in ("chat", "raw", None)],
+    )
+
+    def words(chat: str) -> list[str]:
+        return [tokenizer.decode(p.ids) for p in read_prompts(file, Encoding(tokenizer, chat), Skips("stop"))]
+
+    assert words("auto") == ["U: fox A:", "fox", "U: fox A:"]
+    assert words("always") == ["U: fox A:"] * 3
+    assert words("never") == ["fox"] * 3
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"p.jsonl:1: format is chat, but the tokenizer has no chat_template"):
+        words("auto")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{broken", "not a JSON object"),
+        ("[1]", "not a JSON object"),
+        ('{"question_id": 1}', "not a Spec-Bench line"),
+        ('{"turns": [""]}', "not a Spec-Bench line"),
+        ('{"turns": ["a"], "format": "html"}', "format must be chat or raw"),
+        ('{"turns": ["a"], "category": 3}', "category must be a text"),
+        ('{"turns": ["a"], "reference": 3}', "reference must be a text"),
+        (json.dumps({"turns": ["the fox " * 100]}), "exceed the context of 64"),
+    ],
+)
+def test_a_broken_line_is_named_and_skipped_only_when_asked(checkpoint: Path, tmp_path: Path, line: str, reason: str):
+    file = write(tmp_path / "p.jsonl", [LINES[0], line, LINES[2]])
+    given: dict[str, Any] = {"max_tokens": 8, "longest": 64}
+    with pytest.raises(ValueError, match=rf"p.jsonl:2: .*{reason}.*--on-error skip"):
+        read(file, checkpoint, **given)
+    skips = Skips("skip")
+    found = read_prompts(file, Encoding(text.tokenizer_of(checkpoint), **given), skips)
+    assert (len(found), skips.count) == (2, 1)
+
+
+# The command
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: exit code, stdout, stderr."""
+
+    def called(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["foredraft", "measure", *map(str, arguments)])
+        code = 0
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        told, talk = capsys.readouterr()
+        return code, told, talk
+
+    return called
+
+
+def test_the_command_writes_records_that_the_other_verbs_read(
+    checkpoint: Path, drafts: dict[str, str], tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+):
+    file = write(tmp_path / "p.jsonl", [*LINES, "{broken"])
+    given = ("--prompts", file, "--out", tmp_path / "out", "--max-tokens", 8, "--batch", "1,2", "--on-error", "skip")
+    specs = ("--draft", f"{drafts['small']}@2", "--draft", f"{drafts['head']}@2,2,3", "--draft", "ngram@2")
+    code, told, talk = run(checkpoint, *given, *specs, "--draft-tokens", 1e6, "--run", "mine", "--temperature", "0,1")
+    assert code == 0, talk
+    assert "skipped 1 of the file's lines" in talk
+    assert "small@2" in told
+    measurements = records.read_lines(Measurement, tmp_path / "out" / "measurements.jsonl")
+    rows = records.read_lines(Observation, tmp_path / "out" / "observations.jsonl")
+    assert rows == [row.observation for row in measurements if row.category is None]
+    assert {row.category for row in measurements} == {None, "qa", "news"}
+    assert len(rows) == 2 * 2 * 4 + 2 * 2  # batches, temperatures and arms; drafts and temperatures
+    small = next(row for row in rows if row.method == "draft_model")
+    assert (small.run, small.draft, small.draft_tokens, small.draft_layers) == ("mine", "small", 1e6, 3)
+    assert small.draft_params == load(drafts["small"]).shape.params
+    assert small.target_params == load(checkpoint).shape.params
+    assert "sha256" in (next(row for row in rows if row.loss).draft_tokenizer or "")
+    assert (small.provenance.command or "").startswith("foredraft measure")
+    assert {"torch", "foredraft"} <= small.provenance.versions.keys()
+    assert all(row.machine and row.dtype == "float32" and row.engine == "foredraft" for row in rows)
+    _, lacking = fit_all(rows, draws=8)
+    assert any("law_1_1" in law for law in lacking), "too few runs for a law, which it says"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--draft", "{tmp}/nowhere@3"), "nowhere: no such"),
+        (("--draft", "{tmp}/other@3"), "do not share a tokenizer"),
+        (("--draft", "ngram@60", "--max-tokens", "4"), "lookahead"),
+        (("--draft", "ngram@3", "--way", "forced"), "needs a draft that is a model"),
+        (("--draft", "ngram@3", "--draft", "ngram@3"), "given twice"),
+        (("--width", "0"), "width must be a positive number"),
+        (("--width", "-1"), "width must be a positive number"),
+        (("--batch", "0"), "batch must list numbers of at least 1"),
+        (("--batch", "one"), "batch must be a number or a list"),
+        (("--temperature", "-1"), "temperature must list numbers of at least 0"),
+        (("--way", "dead"), "way must be one of both, live, forced"),
+        (("--rounds", "0"), "rounds must be at least 1"),
+        (("--chat", "maybe"), "chat must be one of"),
+        (("--chat", "always"), "no chat_template"),
+        (("--on-error", "panic"), "on_error must be stop or skip"),
+        (("--num", "0"), "num must be at least 1"),
+        (("--max-tokens", "600"), "exceed the context of 512"),
+        (("--prompts", "{tmp}/empty.jsonl"), "no prompts in the file"),
+        (("--prompts", "{tmp}/missing.jsonl"), "missing.jsonl: No such file"),
+        (("--prompts", "{tmp}/broken.jsonl"), "broken.jsonl:2: not a JSON object"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_decoded(
+    checkpoint: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], message: str
+):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if "other" in arguments[1]:
+        small: dict[str, Any] = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
+        LlamaForCausalLM(LlamaConfig(vocab_size=400, **small)).save_pretrained(tmp_path / "other")
+    write(tmp_path / "p.jsonl", LINES)
+    write(tmp_path / "empty.jsonl", [""])
+    write(tmp_path / "broken.jsonl", [LINES[0], "{broken"])
+    told = [part.format(tmp=tmp_path) for part in arguments]
+    prompts = () if "--prompts" in told else ("--prompts", tmp_path / "p.jsonl")
+    code, out, talk = run(checkpoint, *prompts, "--out", tmp_path / "out", *told)
+    assert (code, out) == (2, "")
+    assert message in talk
+    assert talk.startswith("error: ")
+    assert not (tmp_path / "out").exists()
