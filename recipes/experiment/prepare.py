@@ -1,7 +1,7 @@
 """The experiment's data from a corpus of JSON lines: a tokenizer, token folders, and prompts for the target to answer.
 
 The corpus is a folder of train-DOMAIN and val-DOMAIN files (.jsonl.zst, rows with `text`; conversations as "User: …\\nAssistant: …").
-Only domains that may be published are read. Prompts are cut from the training files alone.
+Only domains that may be published are read.
 
     python recipes/experiment/prepare.py CORPUS OUT
 """
@@ -20,6 +20,7 @@ DOMAINS = "books", "stories", "news", "math", "qa", "summarize", "code_stdlib"
 RAW = {"stories": 1200, "books": 800, "news": 800, "code_stdlib": 600}  # prompts to take of each
 CHAT = {"math": 1600, "qa": 1400, "summarize": 900}
 VOCAB = 4096
+HELD_OUT = 0.05  # as many prompts of held-out documents, as a share of those of training documents
 PIECE = 2400  # characters between the prompts cut from one document
 
 
@@ -58,9 +59,12 @@ def main(corpus: Path, out: Path) -> None:
     foredraft("data", "tokenizer", *files["train"], "--out", out / "tokenizer", "--vocab", VOCAB)
     for part, paths in files.items():
         foredraft("data", "prepare", *paths, "--out", out / part, "--tokenizer", out / "tokenizer")
-    for make, wanted, name in ((plain, RAW, "plain.jsonl"), (asked, CHAT, "chat.jsonl")):
-        rows = [row for domain, num in wanted.items() for row in make(corpus / f"train-{domain}.jsonl.zst", num)]
-        (out / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    for part, share in (("train", 1.0), ("val", HELD_OUT)):
+        for make, wanted, name in ((plain, RAW, "plain"), (asked, CHAT, "chat")):
+            files_of = {domain: corpus / f"{part}-{domain}.jsonl.zst" for domain in wanted}
+            rows = [row for domain, path in files_of.items() for row in make(path, round(wanted[domain] * share))]
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (out / f"{name}-{part}.jsonl").write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from foredraft import records
 from foredraft.laws.speedup import node_depths
 from foredraft.machines import machine
-from foredraft.plan import settings
+from foredraft.plan import evidence, settings
 from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, candidates
 from foredraft.plan.plan import plan
 from foredraft.plan.search import Settings
@@ -417,3 +417,10 @@ def test_a_planned_tree_is_the_one_that_was_weighed() -> None:
     assert max(rank for _, rank in step.tree) < step.topk
     assert all(parent < w for w, (parent, _) in enumerate(step.tree))
     assert len(set(step.tree)) == len(step.tree)
+
+
+def test_own_rows_belong_to_an_unpublished_target_by_its_name():
+    mine = msgspec.structs.replace(shape("Llama-3.1-8B"), name="mine", hidden_size=2048)
+    assert evidence.names("mine", mine)
+    assert not evidence.names("another", mine)
+    assert evidence.names("Meta-Llama-3.1-8B-Instruct", shape("Llama-3.1-8B")), "a public name of the same size"

@@ -71,8 +71,8 @@ def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
 
 
 def names(name: str, target: Shape) -> bool:
-    """Whether `name` stands for `target`'s shape."""
-    return _params(name) == target.params
+    """Whether `name` stands for `target`'s shape: by its own name, or as a public model of its size."""
+    return name == target.name or _params(name) == target.params
 
 
 @cache
