@@ -54,10 +54,11 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--tokens", type=float, default=2e6)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3])
+    parser.add_argument("--optimisers", nargs="+", default=["adamw", "muon"])
     given = parser.parse_args()
     runs = []
     with tempfile.TemporaryDirectory() as root:
-        for optimiser in ("adamw", "muon"):
+        for optimiser in given.optimisers:
             for value in given.rates:
                 runs.append(one(optimiser, value, given, Path(root) / f"{optimiser}-{value}"))
                 print(runs[-1], flush=True)

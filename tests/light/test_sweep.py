@@ -422,8 +422,10 @@ def test_workers_run_side_by_side_and_what_is_to_be_alone_runs_alone(here: Path)
 
 
 SWEEP = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from foredraft.sweep.cells import Cell
 from foredraft.sweep.local_runner import LocalRunner
 from foredraft.sweep.run import Driver, prepared
