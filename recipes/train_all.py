@@ -63,7 +63,7 @@ def main(out: Path) -> None:
     plain = ("--data", tokens / "train")
     foredraft("train", RECIPES / "target.json", *plain, "--held-out", tokens / "val", "--out", out / "target")
     target = out / "target/final"
-    asked = ("--plain", "--prompt-tokens", 32, "--num", 96, "--max-tokens", 224, "--batch", 32)
+    asked = ("--plain", "--prompt-tokens", 32, "--num", 96, "--max-tokens", 128, "--batch", 32)
     foredraft("data", "regenerate", corpus, "--target", target, "--out", out / "answers.jsonl", *asked)
     own = ("--tokenizer", tokenizer, "--chat", "--val-share", 0.25)
     foredraft("data", "prepare", out / "answers.jsonl", "--out", answers, *own)
