@@ -28,7 +28,7 @@ from foredraft.train.recipe import Eagle3, LanguageModel, Prediction, Recipe, St
 
 # Share of the ceiling that training reaches: from small models in eager mode to large or compiled ones (results/train_speed.json).
 SHARES = 0.25, 0.45, 0.6
-ROOM = 1.5  # peaks were 1.1 to 1.5 times the count (five kinds of run, results/head_speed.json)
+ROOM = 1.6  # peaks were 1.11 to 1.54 times the count (five kinds of run, results/head_speed.json)
 FLOAT = BYTES_PER_VALUE["float32"]
 
 
