@@ -228,6 +228,12 @@ def fit(
     runs: Annotated[list[Path], typer.Argument(help="Own measurements: observations as JSONL, or a CSV.")],
     draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    hold_out: Annotated[
+        str,
+        typer.Option(
+            help="Dials whose largest runs the fits must not see and are then held to: draft_params, draft_layers, draft_tokens, tree_nodes, or all."
+        ),
+    ] = "",
     out: Out = None,
     figures: Figures = True,
     json: JSON = False,
@@ -235,21 +241,31 @@ def fit(
     """Fit every law that RUNS can support, choose among rival forms by held-out error, and say what the others lack."""
     from foredraft import records
     from foredraft.laws.fit import fit_all
+    from foredraft.laws.held_out import DIALS, determined, judge, without_largest
 
     rows = [row for path in runs for row in _observations(path)]
-    fits, lacking = fit_all(rows, draws=draws, seed=seed)
+    dials = DIALS if hold_out == "all" else tuple(name.strip() for name in hold_out.split(",") if name.strip())
+    kept, held = without_largest(rows, dials)
+    if dials and not held:
+        _fail(f"no run is the largest of at least three in {hold_out}", "foredraft fit RUNS")
+    fits, lacking = fit_all(kept, draws=draws, seed=seed)
+    judged = [one for fitted in fits for one in judge(fitted, held)]
     if json:
-        _print_json({"fits": fits, "lacking": lacking})
+        r_squared = [determined(fitted, kept) for fitted in fits]
+        _print_json({"fits": fits, "r_squared": r_squared, "lacking": lacking, "held_out": judged})
     else:
-        from foredraft.report.terminal import fit_tables
+        from foredraft.report.terminal import fit_tables, held_out_table
 
-        _print_blocks(fit_tables(fits, lacking))
+        _print_blocks(fit_tables(fits, lacking) + ([held_out_table(judged)] if judged else []))
     if not fits:
         _fail("no law can be fitted to these observations")
     if out:
         written = [out / f"Fit.{i}.{fitted.law}.json" for i, fitted in enumerate(fits)]
         for path, fitted in zip(written, fits, strict=True):
             records.write(path, fitted)
+        if judged:
+            written.append(out / "held_out.json")
+            records.write(written[-1], judged)
         if figures:
             from foredraft.report.fit import draw_fit
 

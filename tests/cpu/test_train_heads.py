@@ -269,6 +269,16 @@ def test_losses_do_not_depend_on_groups_and_follow_their_names(loss: dict[str, f
         assert found.hits_S.tolist() == hits.sum(1).tolist()
 
 
+def test_a_batch_without_a_label_has_a_loss_of_nothing():
+    head = head_for(RANDOM, "eagle3", 1, std=0.1)
+    objective, batch = HeadObjective(RANDOM, head, EAGLE3._replace(unroll=2)), windows(2, 24)
+    batch = batch._replace(mask_BT=torch.zeros_like(batch.mask_BT))
+    found = objective.loss(batch, 0)
+    found.total.backward()
+    assert (found.total.item(), found.weight.item()) == (0, 0)
+    assert all(p.grad is None or not p.grad.any() for p in head.parameters())
+
+
 def test_eagles_noise_is_there_in_training_only():
     head = head_for(RANDOM, "eagle", 1, std=0.1)
     objective, batch = HeadObjective(RANDOM, head, EAGLE), windows(2, 24)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from grammar import CONFIG, VOCAB, write_folder
@@ -314,6 +315,23 @@ def test_where_nothing_is_to_be_predicted_the_run_stops(folders, tmp_path):
         (masked / path.name).write_bytes(bytes(path.stat().st_size) if path.name == "mask.bin" else path.read_bytes())
     with pytest.raises(Stopped, match="no token is to be predicted"):
         launch(recipe(), tmp_path / "run", Devices(), data=[masked])
+
+
+def test_a_step_without_a_label_moves_nothing_and_the_run_goes_on(folders, tmp_path):
+    sparse = tmp_path / "sparse"
+    sparse.mkdir()
+    for path in folders[0].iterdir():
+        (sparse / path.name).write_bytes(path.read_bytes())
+    mask = np.fromfile(sparse / "mask.bin", np.uint8)
+    mask[np.arange(len(mask)) // 512 % 2 == 0] = 0
+    mask.tofile(sparse / "mask.bin")
+    stage = Stage(tokens=64 * 32, length=32, batch=1, learning_rate=1e-2)
+    watch = msgspec.structs.replace(QUIET, log_every=1)
+    launch(recipe(stages=(stage,), watch=watch), tmp_path / "run", Devices(), data=[sparse])
+    losses, norms = lines(tmp_path / "run"), lines(tmp_path / "run", "gradient_norm")
+    assert len(losses) == 64
+    assert 10 < len(set(norms)) < 54, "steps without a label say what the last one with labels found"
+    assert np.isfinite(losses).all()
 
 
 # Settings.

@@ -13,6 +13,7 @@ from report_records import estimate, measurement, observation, plan, step, write
 from foredraft import records
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LAW_1_1
+from foredraft.laws.held_out import determined, judge
 from foredraft.records import Machine, Observation
 
 pytest.importorskip("matplotlib")
@@ -365,11 +366,11 @@ def line(tokens: float, shift: float = 0.0, **fields) -> Observation:
 def test_rows_beyond_the_range_are_predictions_that_a_law_is_held_to():
     rows = [line(tokens) for tokens in (1e5, 2e5, 4e5, 8e5, 1.6e6, 3.2e6)]
     law = fit(LAW_1_1, rows[:5], draws=100)
-    (held,) = fitted.judge(law, rows)
+    (held,) = judge(law, rows)
     assert held.measured == rows[5].tokens_per_step
     assert held.covered
     assert held.predicted.value == pytest.approx(held.measured, abs=0.03)
-    (missed,) = fitted.judge(law, [*rows[:5], line(3.2e6, shift=1.0)])
+    (missed,) = judge(law, [*rows[:5], line(3.2e6, shift=1.0)])
     assert not missed.covered
     section = fitted.section(Found((), (), fits=(law,), rows=tuple(map(Row, rows))))
     assert section is not None
@@ -384,8 +385,8 @@ def test_r_squared_is_of_the_rows_behind_the_fit_or_missing():
     told = [float(LAW_1_1.predict(law.parameters, draft_tokens=row.draft_tokens or 0.0)) for row in rows]
     missed = sum((t - p) ** 2 for t, p in zip(tau, told, strict=True))
     spread = sum((t - sum(tau) / len(tau)) ** 2 for t in tau)
-    assert fitted.determined(law, rows) == pytest.approx(1 - missed / spread)
-    assert fitted.determined(law, rows[1:]) is None
+    assert determined(law, rows) == pytest.approx(1 - missed / spread)
+    assert determined(law, rows[1:]) is None
 
 
 # --- Machine, training, theory ---

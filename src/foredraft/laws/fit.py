@@ -181,6 +181,20 @@ def pool_label(law: Law, row: Observation) -> str:
     return ", ".join(f"{name}={value}" for name in law.pool if (value := getattr(row, name)) is not None) or "all"
 
 
+def by_range(fit: Fit, observations: Iterable[Observation]) -> tuple[list[Observation], list[Observation]]:
+    """Rows of the fit's pool that have all its law needs: within the range of its data, and outside of it."""
+    law = law_named(fit.law)
+    rows = [row for row in observations if _complete(law, row) and _speaks_for(fit, law, row)]
+    inside = [all(low <= getattr(row, n) <= high for n, (low, high) in fit.domain.items()) for row in rows]
+    return [row for row, within in zip(rows, inside, strict=True) if within], [
+        row for row, within in zip(rows, inside, strict=True) if not within
+    ]
+
+
+def _speaks_for(fit: Fit, law: Law, row: Observation) -> bool:
+    return not fit.provenance or pool_label(law, row) == fit.provenance[0].note
+
+
 # --- Prediction ---
 
 

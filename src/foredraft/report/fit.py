@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foredraft.laws.fit import outcome, pool_label, predict_draws
+from foredraft.laws.fit import by_range, outcome, predict_draws
 from foredraft.laws.forms import Law, law_named
 from foredraft.records import Fit, Observation
 from foredraft.report import style
@@ -33,27 +33,13 @@ Held = Mapping[str, float]
 
 def draw_fit(fit: Fit, observations: Iterable[Observation], directory: str | Path) -> list[Path]:
     """Draw `fit` over those of `observations` that it speaks for; the file is named after the law and the pool."""
-    rows, _ = split(fit, observations)
+    rows, _ = by_range(fit, observations)
     return style.draw(directory, {file_name(fit): painter(fit, rows)})
 
 
 def painter(fit: Fit, rows: Sequence[Observation], beyond: Sequence[Observation] = ()) -> Callable[[Any], None]:
     """What draws `fit` over `rows`, with those `beyond` the range of its data marked apart."""
     return partial(_fit, fit=fit, law=law_named(fit.law), rows=rows, beyond=beyond)
-
-
-def split(fit: Fit, observations: Iterable[Observation]) -> tuple[list[Observation], list[Observation]]:
-    """Rows of the fit's pool that have all the law needs: within the range of its data, and outside of it."""
-    law = law_named(fit.law)
-    rows = [row for row in observations if _belongs(fit, law, row)]
-    inside = [row for row in rows if all(low <= getattr(row, n) <= high for n, (low, high) in fit.domain.items())]
-    return inside, [row for row in rows if all(row is not other for other in inside)]
-
-
-def _belongs(fit: Fit, law: Law, row: Observation) -> bool:
-    if any(getattr(row, name) is None for name in law.inputs) or outcome(law, row) is None:
-        return False
-    return not fit.provenance or pool_label(law, row) == fit.provenance[0].note
 
 
 def _pool(fit: Fit) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from foredraft.laws.held_out import HeldOut
 from foredraft.records import DraftChoice, Estimate, Fit, Plan
 from foredraft.validate.findings import Validation
 
@@ -155,6 +156,21 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
     if lacking:
         blocks.append(Text("not fitted:\n" + "\n".join(f"  {law}: {why}" for law, why in lacking.items()), style="dim"))
     return blocks
+
+
+def held_out_table(judged: Sequence[HeldOut]) -> Titled:
+    """By law: how far its predictions of what was held out lay from what was measured."""
+    table = Titled("Held out: one further run as predicted", "law", "rows", "mean error", "relative", "inside 90 %")
+    for law in dict.fromkeys(one.law for one in judged):
+        found = [one for one in judged if one.law == law]
+        away = [abs(one.predicted.value - one.measured) for one in found]
+        share = [gap / one.measured for gap, one in zip(away, found, strict=True) if one.measured]
+        inside = sum(one.covered for one in found)
+        table.add_row(
+            law, str(len(found)), f"{sum(away) / len(away):.3g} {found[0].predicted.unit}",
+            f"{sum(share) / len(share):.1%}" if share else "–", f"{inside} of {len(found)}",
+        )  # fmt: skip
+    return table
 
 
 def best_by_pool(fits: Sequence[Fit]) -> dict[tuple[str, str], Fit]:

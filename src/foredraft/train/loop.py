@@ -30,6 +30,7 @@ from foredraft.train.tokens import Batch, Packing
 
 CHECKPOINTS, EXPORTS, FINAL, BEST, RECIPE = "checkpoints", "exports", "final", "best", "recipe.json"
 MEMORY = 0.95  # of the running mean of the loss
+MOST_IDLE = 20  # steps in a row without a label: prompts are long, but not that long
 
 
 class Data(NamedTuple):
@@ -90,7 +91,7 @@ class Run:
         self.forward = devices.prepare(objective)
         self.optimisers: list[torch.optim.Optimizer] = []
         self.last: dict[str, float] = {}
-        self._asked = False
+        self._asked, self._idle = False, 0
         if devices.first:
             records.write(out / RECIPE, recipe)
 
@@ -146,26 +147,29 @@ class Run:
         self._seed(state.step)
         total, weight, terms = self._gradients(stage, asked_to_stop)
         self._asked = bool(terms.pop("asked_to_stop"))
-        self._stop_if(not weight, "no token is to be predicted (see foredraft data show)")
-        loss, norm = (
-            total / weight,
-            scale_gradients(self.objective.trained, self.devices.world / weight, self.recipe.clip),
-        )
-        self._check(loss, norm)
-        value = rate(stage, state.stage_step)
-        set_rate(self.optimisers, value)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        self._idle = 0 if weight else self._idle + 1
+        self._stop_if(self._idle == MOST_IDLE, "no token is to be predicted (see foredraft data show)")
+        course = self._update(stage, total / weight, weight, terms) if weight else state.course
         seconds = time.perf_counter() - began
         meter.add(stage.tokens_per_step, seconds)
         self._now(
             step=state.step + 1, stage_step=state.stage_step + 1, tokens=state.tokens + stage.tokens_per_step,
-            seconds=state.seconds + seconds, course=followed(state.course, loss),
+            seconds=state.seconds + seconds, course=course,
         )  # fmt: skip
+        self._stop_if(diverged(course), f"the loss diverges ({self.last.get('loss')})")
+
+    def _update(self, stage: Stage, loss: float, weight: float, terms: dict[str, float]) -> Course:
+        """Move the weights; a step whose windows hold no label leaves them, and the optimisers, as they are."""
+        norm = scale_gradients(self.objective.trained, self.devices.world / weight, self.recipe.clip)
+        self._check(loss, norm)
+        value = rate(stage, self.state.stage_step)
+        set_rate(self.optimisers, value)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         means = {name: term / weight for name, term in terms.items()}
         self.last = {"loss": loss, "learning_rate": value, "gradient_norm": norm, **means}
-        self._stop_if(diverged(self.state.course), f"the loss diverges ({loss:.3f})")
+        return followed(self.state.course, loss)
 
     def stop_if_asked(self) -> None:
         """Where any process was asked to."""
@@ -229,7 +233,7 @@ class Run:
         watch, state, where = self.recipe.watch, self.state, {"step": self.state.step, "tokens": self.state.tokens}
         over = state.step == sum(stage.steps for stage in self.recipe.stages)
         saves = meter is not None and (over or state.step % watch.save_every == 0)
-        if meter and (over or state.step % watch.log_every == 0):
+        if meter and self.last and (over or state.step % watch.log_every == 0):
             talk.keep(where | self.last | meter.read() | {"seconds": state.seconds})
         for budget in watch.export_at if meter else ():
             if state.tokens - self._the_stage().tokens_per_step < budget <= state.tokens:

@@ -78,6 +78,8 @@ def match(
 def groups(counted_SM: Tensor, vocabulary: int, width: int, room: int | None = None) -> tuple[Tensor, ...]:
     """The places that count at any step, in groups whose logits of `width` bytes each stay within `room` bytes."""
     places = counted_SM.any(0).nonzero()[:, 0]
+    if not len(places):
+        return ()
     room = room or GROUP_BYTES.get(counted_SM.device.type, GROUP_BYTES["cuda"])
     return places.split(max(1, room // (width * len(counted_SM) * vocabulary)))
 

@@ -7,33 +7,21 @@ to, and are marked apart. Refuses to know: how a law is fitted.
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from foredraft.laws.fit import outcome, predict
+from foredraft.laws.fit import by_range
 from foredraft.laws.forms import law_named
-from foredraft.records import Estimate, Fit, Observation
+from foredraft.laws.held_out import HeldOut, determined, judge
+from foredraft.records import Fit, Observation
 from foredraft.report import style
-from foredraft.report.fit import LEVEL, painter, pool_words, split
+from foredraft.report.fit import LEVEL, painter, pool_words
 from foredraft.report.found import Found, Span
 from foredraft.report.parts import NONE, Picture, Section, Table, listed, number, signed
 
 FILLED_BY = "Fit*.json, which `foredraft fit observations.jsonl --out DIR` writes"
 MOST = 6  # figures; the others are in the table
 MOST_HELD_OUT = 40  # lines of a table
-
-
-class Judged(NamedTuple):
-    """A row beyond the range of a fit's data: what the law says of one further run, and what came out."""
-
-    row: Observation
-    predicted: Estimate
-    measured: float
-
-    @property
-    def covered(self) -> bool:
-        return self.predicted.low <= self.measured <= self.predicted.high
 
 
 def section(found: Found) -> Section | None:
@@ -62,33 +50,8 @@ def _ranked(fits: Sequence[Fit]) -> list[Fit]:
     return first + [fit for fit in by_data if all(fit is not one for one in first)]
 
 
-def judge(fit: Fit, rows: Sequence[Observation]) -> list[Judged]:
-    """Every row of the fit's pool outside the range of its data, beside the interval of one further run there."""
-    law = law_named(fit.law)
-    made = []
-    for row in split(fit, rows)[1]:
-        measured = outcome(law, row)
-        assert measured is not None
-        made.append(
-            Judged(row, predict(fit, LEVEL, new_run=True, **{n: getattr(row, n) for n in law.inputs}), measured)
-        )
-    return made
-
-
-def determined(fit: Fit, rows: Sequence[Observation]) -> float | None:
-    """R² of the law over the rows behind it; None where those at hand are not as many as it was fitted on."""
-    inside, law = split(fit, rows)[0], law_named(fit.law)
-    if len(inside) != fit.num_observations or len(inside) < 3:
-        return None
-    measured = np.array([outcome(law, row) for row in inside], dtype=float)
-    inputs = {name: np.array([getattr(row, name) for row in inside], dtype=float) for name in law.inputs}
-    spread = float(((measured - measured.mean()) ** 2).sum())
-    missed = float(((measured - law.predict(fit.parameters, **inputs)) ** 2).sum())
-    return 1 - missed / spread if spread > 0 else None
-
-
 def _picture(fit: Fit, i: int, rows: Sequence[Observation]) -> Picture:
-    inside, beyond = split(fit, rows)
+    inside, beyond = by_range(fit, rows)
     missing = fit.num_observations - len(inside)
     told = "" if not missing else (
         f" Of the {fit.num_observations} observations behind it, {len(inside)} lie in these folders."
@@ -148,7 +111,7 @@ def _parameters(fit: Fit) -> str:
     return text + (f"; at its bound: {listed(fit.at_bound)}" if fit.at_bound else "")
 
 
-def _summary(judged: Sequence[tuple[Fit, Sequence[Judged]]]) -> Table:
+def _summary(judged: Sequence[tuple[Fit, Sequence[HeldOut]]]) -> Table:
     """How each law did on what it was held to."""
     head = ("law", "for", "held out", "mean error", "relative", f"inside the {style.percent(LEVEL)} interval")
     rows = [
@@ -169,7 +132,7 @@ def _summary(judged: Sequence[tuple[Fit, Sequence[Judged]]]) -> Table:
     )
 
 
-def _held_out(judged: Sequence[tuple[Fit, Sequence[Judged]]]) -> Table:
+def _held_out(judged: Sequence[tuple[Fit, Sequence[HeldOut]]]) -> Table:
     """Predictions that the laws were held to."""
     rows = [
         (

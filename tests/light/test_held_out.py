@@ -1,0 +1,68 @@
+"""What is held out is the largest along each dial; a planted law foretells it, a wrong one is caught out."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from foredraft import records
+from foredraft.cli import app
+from foredraft.laws.fit import fit
+from foredraft.laws.forms import LAW_1_1
+from foredraft.laws.held_out import judge, without_largest
+from foredraft.records import Observation, Provenance
+
+OWN = Provenance(source="test")
+
+
+def row(run: str, method: str = "eagle3", **fields) -> Observation:
+    return Observation(run=run, target="T", method=method, provenance=OWN, **fields)
+
+
+def budgets(slope: float = 0.5, bend: float = 0.0, method: str = "eagle3") -> list[Observation]:
+    """Eight budgets of three runs with a little noise; the last lies `bend` off the line."""
+    made = []
+    for i in range(8):
+        for j in range(3):
+            tau = 1.2 + slope * i / 4 + 0.004 * ((7 * i + 3 * j) % 5 - 2) + (bend if i == 7 else 0.0)
+            made.append(row(f"{method}{i}.{j}", method, draft_tokens=1e5 * 10 ** (i / 4), tokens_per_step=tau))
+    return made
+
+
+def test_the_largest_of_every_method_is_held_out_and_nothing_else():
+    rows = [*budgets(), *budgets(method="draft_model")[:9], row("chain", tree_nodes=5), row("tree", tree_nodes=8)]
+    kept, held = without_largest(rows)
+    assert {one.run for one in held} == {
+        "eagle37.0",
+        "eagle37.1",
+        "eagle37.2",
+        *(f"draft_model2.{j}" for j in range(3)),
+    }
+    assert len(kept) + len(held) == len(rows)
+    assert without_largest(rows, ("tree_nodes",)) == (rows, [])
+    with pytest.raises(ValueError, match="hold-out must be among draft_params"):
+        without_largest(rows, ("size",))
+
+
+def test_a_law_is_held_to_what_it_did_not_see():
+    for bend, caught in ((0.0, False), (-0.4, True)):
+        kept, held = without_largest(budgets(bend=bend), ("draft_tokens",))
+        judged = judge(fit(LAW_1_1, kept), held)
+        assert len(judged) == 3
+        assert all(one.covered is not caught for one in judged)
+        assert all(one.predicted.extrapolates == ("draft_tokens",) for one in judged)
+
+
+def test_fit_holds_out_on_request(tmp_path):
+    path = tmp_path / "observations.jsonl"
+    records.write_lines(path, budgets())
+    found = CliRunner().invoke(app, ["fit", str(path), "--hold-out", "all", "--json", "--out", str(tmp_path), "--no-figures"])  # fmt: skip
+    assert found.exit_code == 0, found.output
+    said = json.loads(found.stdout)
+    assert {one["law"] for one in said["held_out"]} >= {"law_1_1"}
+    assert all(1 < one["predicted"]["value"] < 4 for one in said["held_out"])
+    assert len(records.read(list, tmp_path / "held_out.json")) == len(said["held_out"])
+    assert said["r_squared"][0] > 0.9
+    assert "inside 90 %" in CliRunner().invoke(app, ["fit", str(path), "--hold-out", "draft_tokens"]).stdout
+    none = CliRunner().invoke(app, ["fit", str(path), "--hold-out", "tree_nodes"])
+    assert none.exit_code == 2
