@@ -407,6 +407,8 @@ def test_a_plan_becomes_a_recipe_of_its_own_sizes_and_budget():
     )
     assert head.model == Eagle3(layers=2, draft_vocab=100)
     assert [stage.tokens for stage in head.stages] == pytest.approx([4.5e6, 5e5])
+    assert [stage.learning_rate for stage in head.stages] == pytest.approx([20e-4, 10e-4])
+    assert head.stages[0].steps > 800, "a small budget takes small steps, not few"
     with pytest.raises(ValueError, match="needs no training"):
         from_plan(planned(kind="lookup"))
     with pytest.raises(ValueError, match="draft_tokens"):

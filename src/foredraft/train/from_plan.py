@@ -8,10 +8,14 @@ from foredraft.records import DraftChoice, Plan
 from foredraft.train.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 
 LENGTH = 1024
-HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW
+HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW, for a hidden size of …
+HEAD_RATE_WIDTH, WIDEST_RATE = (
+    4096,
+    20,
+)  # a narrower head takes a rate as much higher (arXiv 2203.03466, AdamW), up to 20 times
 ANSWERS_SHARE = 0.1  # of a Scylla head's budget, for its second stage
-HEAD_BATCH_TOKENS = 65536
-DEVICES = 8  # batches are multiples of it
+HEAD_STEPS, HEAD_BATCH_TOKENS = 1000, (1024, 65536)  # as many steps as the least and the most tokens of one allow
+DEVICES = 8  # batches are multiples of it, where they are as large
 
 
 def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
@@ -45,15 +49,22 @@ def _stages(draft: DraftChoice, tokens: float, num_folders: int, length: int) ->
     if draft.kind == "lm":
         rate, batch_tokens = compute_optimal(6 * draft.non_embedding_params * tokens)
         return (_stage(tokens, rate, batch_tokens, length),)
+    wider = min(HEAD_RATE_WIDTH / draft.hidden_size, WIDEST_RATE)
+    least, most = HEAD_BATCH_TOKENS
+    batch_tokens = min(max(tokens / HEAD_STEPS, least), most)
     if draft.num_layers == 1 or num_folders < 2:
-        return (_stage(tokens, HEAD_RATE, HEAD_BATCH_TOKENS, length),)
+        return (_stage(tokens, HEAD_RATE * wider, batch_tokens, length),)
     shares = ((1 - ANSWERS_SHARE, HEAD_RATE), (ANSWERS_SHARE, ANSWERS_RATE))
-    return tuple(_stage(share * tokens, rate, HEAD_BATCH_TOKENS, length) for share, rate in shares)
+    return tuple(_stage(share * tokens, rate * wider, batch_tokens, length) for share, rate in shares)
 
 
 def _stage(tokens: float, rate: float, batch_tokens: float, length: int) -> Stage:
-    batch = DEVICES * max(1, round(batch_tokens / length / DEVICES))
-    return Stage(tokens=tokens, length=length, batch=batch, learning_rate=rate)
+    """At least two sequences a step; a budget smaller than a step takes one of its size."""
+    length = min(length, max(16, round(min(batch_tokens, tokens) / 2)))
+    batch = max(1, round(batch_tokens / length))
+    if batch >= DEVICES:
+        batch = DEVICES * round(batch / DEVICES)
+    return Stage(tokens=tokens, length=length, batch=min(batch, int(tokens // length)), learning_rate=rate)
 
 
 def compute_optimal(flops: float) -> tuple[float, float]:
