@@ -547,19 +547,16 @@ def _streamer(stats: bool) -> Any:
 @app.command()
 def tour(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the tour makes.")] = Path("tour"),
+    zoo: Annotated[Path, typer.Option(help="Folder of trained models, of the repository.")] = Path("zoo"),
+    observations: Annotated[Path, typer.Option(help="What was measured on its target.")] = Path(
+        "results/experiment/observations.jsonl"
+    ),
 ) -> None:
-    """Plan a draft for Llama-3.1-70B, then train a small model for half a minute and decode with and without a draft."""
-    plan("Llama-3.1-70B", machine="H100", devices=4, concurrency="1-256", out=out)
-    from foredraft import tour as made
+    """The whole loop in five minutes: probe, plan, train the planned draft briefly, decode, measure, report."""
+    from foredraft.tour import tour as run
 
-    print("\nTraining a model of 0.7 M parameters on Python's own manual …", file=sys.stderr)
-    found = made.decode(made.small_model(out / "model"))
-    print(f"\n{found['prompt']}{found['text']}\n")
-    for name, arm in found["arms"].items():
-        print(f"{name:6} {arm['tokens_per_s']:7.0f} tokens/s  {arm['tokens_per_step']:.2f} tokens per step")
-    if not found["identical"]:
-        raise ValueError("drafted and plain text differ: please report this")
-    print("the two texts are identical, token by token")
+    page = run(zoo, observations, out)
+    print(f"\nwrote {page}: what was predicted, and what came out", file=sys.stderr)
 
 
 @app.command("list")

@@ -1,20 +1,65 @@
-"""The tour's second half, on fewer tokens: a model is made once, and its two texts are one."""
+"""The tour's steps are words that the verbs take, and the draft that it shows decodes to the target's own text."""
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
+import typer
 
 from foredraft import tour
+from foredraft.cli import app
+from foredraft.records import Estimate, Plan, ScheduleStep, Workload
 
 
-def test_a_small_model_is_made_once_and_decoded_twice_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = tour.RECIPE["stages"][0]
-    monkeypatch.setitem(tour.RECIPE, "stages", [stage | {"tokens": 4 * stage["length"] * stage["batch"]}])
-    made = tour.small_model(tmp_path)
-    written = made.stat().st_mtime_ns
-    assert tour.small_model(tmp_path) == made
-    assert made.stat().st_mtime_ns == written
-    found = tour.decode(made)
-    assert found["identical"]
-    assert found["arms"]["plain"]["tokens_per_step"] == 1
-    assert found["arms"]["ngram"]["tokens_per_step"] >= 1
+def estimate(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value, unit="x", source="test")
+
+
+def step(lookahead: int, topk: int = 1, nodes: int | None = None) -> ScheduleStep:
+    one = estimate(1.5)
+    return ScheduleStep(
+        concurrency=1, running=1, lookahead=lookahead, topk=topk, tree_nodes=lookahead if nodes is None else nodes,
+        tokens_per_step=one, speedup=one, output_tok_s=one, tpot_s=one, ttft_s=one,
+    )  # fmt: skip
+
+
+def plan(*schedule: ScheduleStep) -> Plan:
+    return Plan(
+        objective="throughput", engine="foredraft", target="t", machine="m", devices=1, dtype="float32",
+        workload=Workload(input_len=10, output_len=10, concurrency=(1,)), speedup=estimate(1.2), schedule=schedule,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("drafting", [step(4), step(3, 2, 8)])
+def test_every_step_is_one_that_its_verb_takes(tmp_path: Path, drafting: ScheduleStep) -> None:
+    verbs = typer.main.get_command(app)
+    steps = [
+        *tour.before_training(tmp_path, tmp_path / "o.jsonl", tmp_path),
+        *tour.after_planning(tmp_path, tmp_path, drafting),
+    ]
+    assert [one.words[0] for one in steps] == ["probe", "plan", "train", "measure", "report"]
+    for one in steps:
+        verb = verbs.commands[one.words[0]]  # type: ignore[attr-defined]
+        verb.make_context(one.words[0], list(one.words[1:]))
+
+
+def test_the_planned_step_in_the_words_of_measure() -> None:
+    assert tour.spec(step(4)) == "4"
+    assert tour.spec(step(3, 2, 8)) == "3,2,8"
+    held = msgspec.structs.replace(plan(step(0), step(4)), draft=None)
+    with pytest.raises(ValueError, match="no draft pays"):
+        tour.chosen(held)
+
+
+def test_the_text_shown_is_the_targets_own(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tour.show(checkpoint, Path("ngram"), step(4))
+    assert f"{tour.ANSWER} tokens, the same with the draft and without" in capsys.readouterr().out
+
+
+def test_without_the_zoo_the_tour_says_where_it_is(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="checkout of the repository"):
+        tour.tour(tmp_path, tmp_path / "none.jsonl", tmp_path / "out")
+    shutil.copytree(checkpoint, tmp_path / tour.TARGET)
+    with pytest.raises(ValueError, match=tour.DATA):
+        tour.tour(tmp_path, tmp_path / "none.jsonl", tmp_path / "out")

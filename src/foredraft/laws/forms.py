@@ -363,7 +363,7 @@ def accept_gap(loss_law: str = TEXT_LOSS_LAWS[0]) -> Law:
 
 _TAU: dict[str, Any] = {"output": "tokens_per_step", "unit": "tokens/step", "limits": (1.0, np.inf)}
 _TAU_POOL = ("target", "method", "dataset", "temperature", "pooling", "lookahead")
-_SAME_DRAFT = (*_TAU_POOL, "tree_nodes", "draft_layers")
+_SAME_DRAFT = (*_TAU_POOL, "tree_nodes", "draft_layers", "draft_params")
 _SAME_DATA = (*_TAU_POOL, "tree_nodes", "draft_tokens")
 _SAME_BOTH = (*_TAU_POOL, "draft", "draft_layers", "draft_tokens")
 
