@@ -5,12 +5,13 @@ know: how a plan is made.
 """
 
 from foredraft.records import DraftChoice, Plan
-from foredraft.train.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
+from foredraft.train.recipe import Eagle, Eagle3, LanguageModel, Prediction, Recipe, Stage
 
 LENGTH = 1024
 HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW
 ANSWERS_SHARE = 0.1  # of a Scylla head's budget, for its second stage
 HEAD_BATCH_TOKENS = 65536
+EAGLE_NAME = "EAGLE head"  # how a plan names an EAGLE-1/2 head
 DEVICES = 8  # batches are multiples of it
 
 
@@ -25,7 +26,9 @@ def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
     if not draft.draft_tokens:
         raise ValueError(f"draft.draft_tokens is missing: {draft.name} is used as it is; write a recipe to train it")
     model = LanguageModel(params=draft.non_embedding_params)
-    if draft.kind == "head":
+    if draft.name.startswith(EAGLE_NAME):
+        model = Eagle(layers=draft.num_layers)
+    elif draft.kind == "head":
         model = Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
     best = max(plan.schedule, key=lambda step: step.tokens_per_step.value)
     return Recipe(
