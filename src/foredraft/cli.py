@@ -17,7 +17,7 @@ from foredraft.sweep_cli import sweep
 from foredraft.train_cli import train
 
 if TYPE_CHECKING:
-    from foredraft.records import Observation, Plan
+    from foredraft.records import Machine, Observation, Plan
     from foredraft.shapes import Shape
 
 app = typer.Typer(
@@ -127,7 +127,7 @@ def plan(
     json: JSON = False,
 ) -> None:
     """Which draft to train for TARGET, how to run it at each load, what it will gain, and how sure that is."""
-    from foredraft import machines, records
+    from foredraft import records
     from foredraft.plan.plan import plan as make
     from foredraft.plan.search import Settings
 
@@ -148,8 +148,7 @@ def plan(
         seed=seed,
     )
     own = [row for path in observations or [] for row in _observations(path)]
-    where = records.read(records.Machine, machine) if machine.endswith(".json") else machines.machine(machine)
-    made = make(shape, where, load, options, own, given)
+    made = make(shape, _machine(machine), load, options, own, given)
     if out:
         _write_plan(made, out, figures)
     _print_json(made) if json else _print_plan(made)
@@ -279,7 +278,14 @@ def validate(
         list[Path] | None, typer.Argument(help="CSV tables; the published measurements of the package when left out.")
     ] = None,
     machine: Annotated[
-        str | None, typer.Option("--machine", "-m", help="Stands in for rows that state no machine.")
+        str | None,
+        typer.Option(
+            "--machine", "-m", help="Stands in for rows that state no machine; with --target a Machine record too."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="FILES are own measurements of this model: judge the planner on them."),
     ] = None,
     out: Out = None,
     figures: Figures = True,
@@ -289,8 +295,12 @@ def validate(
 
     AL(k) curves (k, mean_acceptance_length or per-position acceptance): τ at larger k from k ≤ 2. Throughput tables
     (concurrency or batch_size, k, throughput): the ratio to no draft and the best k, from the no-draft rows and k ≤
-    2. Batch ladders (batch_size, speedup, τ or chain length): the ratio from shape and machine.
+    2. Batch ladders (batch_size, speedup, τ or chain length): the ratio from shape and machine. With --target: every own
+    cell's speedup from plain rows and k ≤ 2, and what the planned independent draft loses against the best measured one.
     """
+    if target:
+        _hindsight(target, files or [], machine, out, json)
+        return
     from foredraft import records
     from foredraft.validate import merge
     from foredraft.validate import validate as judge
@@ -328,6 +338,33 @@ def validate(
     from foredraft.report.terminal import validation_tables
 
     _print_blocks(validation_tables(judged, refused))
+
+
+def _hindsight(target: str, files: list[Path], machine: str | None, out: Path | None, json: bool) -> None:
+    from foredraft import records
+    from foredraft.plan.hindsight import judge
+
+    if not (files and machine):
+        raise ValueError("--target judges own measurements: give their files and --machine")
+    rows, shape, where = [row for path in files for row in _observations(path)], _shape(target), _machine(machine)
+    classes = {(row.temperature or 0.0) > 0 for row in rows if row.output_tok_s} or {False}
+    judged = [judge(shape, where, rows, float(sampled)) for sampled in sorted(classes)]
+    if out:
+        records.write(out / "hindsight.json", judged)
+        _say_written([out / "hindsight.json"])
+    if json:
+        _print_json([{"error": one.error, "hindsight": one} for one in judged])
+        return
+    from foredraft.report.terminal import hindsight_tables
+
+    _print_blocks(hindsight_tables(judged))
+
+
+def _machine(name: str) -> "Machine":
+    """A known accelerator, or a Machine record in a .json file."""
+    from foredraft import machines, records
+
+    return records.read(records.Machine, name) if name.endswith(".json") else machines.machine(name)
 
 
 def _shipped_tables() -> "dict[str, list[Observation]]":

@@ -396,6 +396,51 @@ class Plan(Record, frozen=True):
     provenance: tuple[Provenance, ...] = ()
 
 
+class Cell(Record, frozen=True):
+    """An own measured cell: its speedup over plain decoding, and the one that the cost law foretells from other cells."""
+
+    draft: str
+    load: int
+    lookahead: int
+    tree_nodes: int
+    measured: float
+    predicted: float
+
+
+class DraftRegret(Record, frozen=True):
+    """The independent draft that a plan picks of those timed at one load, the best measured one, and the share of throughput
+    lost between them. Parameters and training tokens.
+    """
+
+    load: int
+    params: float
+    tokens: float
+    best_params: float
+    best_tokens: float
+    regret: float
+
+
+class Hindsight(Record, frozen=True):
+    """An own study against its predictions: cells beyond lookahead `known_lookahead` from `calibration_rows` plain and smaller
+    ones, whose own mean relative error is `calibration_error`.
+    """
+
+    target: str
+    machine: str
+    temperature: float
+    known_lookahead: int
+    calibration_rows: int
+    calibration_error: float
+    cells: tuple[Cell, ...] = ()
+    choices: tuple[DraftRegret, ...] = ()
+
+    @property
+    def error(self) -> float | None:
+        """Mean relative error of the cells' speedups; None without cells."""
+        errors = [abs(cell.predicted / cell.measured - 1) for cell in self.cells]
+        return sum(errors) / len(errors) if errors else None
+
+
 def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
     """Decode JSON into `kind`; raise ValueError with one line that names the file and the field."""
     try:

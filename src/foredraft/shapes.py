@@ -457,6 +457,7 @@ def _head(target: Shape, kind: str, num_layers: int, draft_vocab: int | None) ->
     )  # fmt: skip
 
 
+LEAST_BODY = 5e4  # non-embedding parameters of the smallest model that `scaled` builds
 _DENSE_SIBLING = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3"}
 
 
@@ -467,7 +468,7 @@ def scaled(target: Shape, params: float) -> Shape:
     grouped queries as in the target; dense where the target is a mixture of experts. The embedding is tied where it
     exceeds a tenth of `params`, about where Llama-3.2, Qwen2.5 and Qwen3 stop tying theirs.
     """
-    if not (math.isfinite(params) and params >= 5e4):
+    if not (math.isfinite(params) and params >= LEAST_BODY):
         raise ValueError(f"params must be at least 5e4 non-embedding parameters, got {params}")
     widths = (*range(64, 1024, 64), *range(1024, 32769, 128))
     candidates = [c for hidden in widths for c in _of_width(target, hidden, params)]

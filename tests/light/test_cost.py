@@ -260,6 +260,29 @@ def test_one_wild_row_does_not_carry_the_rest():
     assert errors.mean() < 0.03
 
 
+def test_one_set_of_multipliers_for_several_servers_and_trees():
+    """Two drafts and trees: what was planted comes back; each row is held to its own server, which swapped ones are not."""
+    drafts = [server(DRAFT), server(LARGE_DRAFT)]
+    plain = server()
+    served, rows = [], []
+    for one, tau in zip([plain, *drafts], (1.0, 2.2, 2.6), strict=True):
+        for n in (1, 8, 64, 256):
+            ways = (
+                [Row(n, 0, 1.0, 1.0)] if one is plain else [Row(n, 1, tau - 0.6, 1.0), Row(n, 3, tau, 1.0, 4.0, 12.0)]
+            )
+            served += [one] * len(ways)
+            rows += ways
+    speeds = cost.predict_served(served, rows, PLANTED)
+    rows = [row._replace(output_tok_s=float(speed)) for row, speed in zip(rows, speeds, strict=True)]
+    assert speeds[5] == adjusted(drafts[0], PLANTED).load(1, 3, 2.2, width=4, nodes=12).output_tok_s
+    found = cost.calibrate_served(served, rows, noise=0.005)
+    assert cost.predict_served(served, rows, found.knobs) == pytest.approx(speeds, rel=0.02)
+    assert found.knobs["memory"] == pytest.approx(PLANTED["memory"], rel=0.05)
+    other = {id(drafts[0]): drafts[1], id(drafts[1]): drafts[0], id(plain): plain}
+    swapped = [other[id(one)] for one in served]
+    assert cost.calibrate_served(swapped, rows, noise=0.005).misfit > 3 * found.misfit
+
+
 # What is refused.
 
 

@@ -60,8 +60,21 @@ class Efficiency(Record, frozen=True):
 ENGINES = {"vllm": Efficiency(), "sglang": Efficiency(draft_fixed_s=2.5e-4, draft_layer_s=2.2e-5, speculation_s=7.5e-4)}
 
 
-def engine_efficiency(engine: str | None) -> Efficiency:
-    """What is known of the engine that a text such as "vLLM, B300" names; vLLM's where it names none that is known."""
+LAYER_S = 1e-5  # of a model's layer in Foredraft's own engine, beside what the probe's step of one layer holds
+
+
+def engine_efficiency(engine: str | None, machine: Machine | None = None) -> Efficiency:
+    """What is known of the engine that a text such as "vLLM, B300" names; vLLM's where it names none that is known.
+
+    Of "foredraft" on a machine whose step was probed: the rates of its record are then those reached, and its fixed costs
+    follow from the step; no other measurement stands behind the shares.
+    """
+    if machine is not None and machine.step_overhead_s and "foredraft" in (engine or "").lower():
+        step_s = machine.step_overhead_s
+        return Efficiency(
+            bandwidth=1.0, compute=1.0, target_fixed_s=step_s, target_layer_s=LAYER_S, draft_fixed_s=0.5 * step_s,
+            draft_layer_s=LAYER_S, speculation_s=step_s,
+        )  # fmt: skip
     return next((known for name, known in ENGINES.items() if name in (engine or "").lower()), ENGINES["vllm"])
 
 
@@ -299,14 +312,16 @@ class Calibration(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A measured load for calibration: `output_tok_s` at `concurrency` clients, chain length `depth` and
-    `tokens_per_step`.
+    """A measured load for calibration: `output_tok_s` at `concurrency` clients, chain length or tree depth `depth` and
+    `tokens_per_step`; of a tree its `width`, and the `nodes` that are verified (NaN: a chain).
     """
 
     concurrency: float
     depth: float
     tokens_per_step: float
     output_tok_s: float
+    width: float = 1.0
+    nodes: float = np.nan
 
 
 # Multipliers on a server's coefficients: name -> sd of its logarithm where shapes and machine are known. Calibrating
@@ -328,18 +343,27 @@ KNOBS = {
 def calibrate(
     plain: Server, speculative: Server, rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0
 ) -> Calibration:
-    """The multipliers of greatest posterior given `rows`.
+    """As `calibrate_served`, with rows of depth 0 on `plain` and the others on `speculative`."""
+    served = [speculative if row.depth > 0 else plain for row in rows]
+    return calibrate_served(served, rows, noise=noise, looseness=looseness)
 
-    Rows of depth 0 are judged by `plain`, the others by `speculative`. `noise` is the sd of log throughput;
-    `looseness` multiplies the prior sds, for servers whose shapes are guessed. Raises ValueError without rows.
+
+def calibrate_served(
+    served: Sequence[Server], rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0
+) -> Calibration:
+    """The multipliers of greatest posterior given `rows`, one set for all; each row was measured on the server at its
+    place in `served` (the same object for the same server).
+
+    `noise` is the sd of log throughput; `looseness` multiplies the prior sds, for servers whose shapes are guessed. Raises
+    ValueError without rows.
     """
     if not rows:
         raise ValueError("calibration needs at least one measured row with a throughput")
-    table = np.array(rows, dtype=float)
+    table, places = np.array(rows, dtype=float), _places(served)
     prior = np.array(list(KNOBS.values())) * looseness
 
     def misfit(log_knobs: Array) -> Array:
-        predicted = predict_rows(plain, speculative, table, dict(zip(KNOBS, np.exp(log_knobs), strict=True)))
+        predicted = _predicted(places, table, dict(zip(KNOBS, np.exp(log_knobs), strict=True)))
         return np.concatenate([np.log(predicted / table[:, 3]) / noise, log_knobs / prior])
 
     solution = least_squares(misfit, np.zeros(len(KNOBS)), loss="soft_l1", x_scale=prior)
@@ -347,12 +371,32 @@ def calibrate(
     return Calibration(dict(zip(KNOBS, np.exp(solution.x).tolist(), strict=True)), covariance, float(solution.cost))
 
 
-def predict_rows(plain: Server, speculative: Server, table: Array, knobs: dict[str, float]) -> Array:
+def predict_rows(plain: Server, speculative: Server, table: Array, knobs: Mapping[str, float]) -> Array:
     """Output tokens/s of each row (concurrency, depth, τ, …) under calibrated servers."""
-    concurrency, depth, tau = table[:, 0], table[:, 1], table[:, 2]
-    with_draft = adjusted(speculative, knobs).load(concurrency, depth, tau).output_tok_s
-    without = adjusted(plain, knobs).load(concurrency, np.zeros_like(depth), np.ones_like(tau)).output_tok_s
-    return np.where(depth > 0, with_draft, without)
+    return _predicted(_places([speculative if depth > 0 else plain for depth in table[:, 1]]), table, knobs)
+
+
+def predict_served(served: Sequence[Server], rows: Sequence[Row], knobs: Mapping[str, float]) -> Array:
+    """Output tokens/s of each row on the server at its place in `served`, calibrated."""
+    return _predicted(_places(served), np.array(rows, dtype=float), knobs)
+
+
+def _places(served: Sequence[Server]) -> list[tuple[Server, NDArray[np.intp]]]:
+    """Each server with the places of its rows."""
+    ids = np.array([id(server) for server in served])
+    return [(server, np.flatnonzero(ids == id(server))) for server in {id(one): one for one in served}.values()]
+
+
+def _predicted(places: Sequence[tuple[Server, NDArray[np.intp]]], table: Array, knobs: Mapping[str, float]) -> Array:
+    """Output tokens/s; a table's columns are Row's, of which those from the throughput on may be missing."""
+    speeds = np.empty(len(table))
+    for server, here in places:
+        concurrency, depth, tau = table[here, :3].T
+        width, nodes = table[here, 4:6].T if table.shape[1] > 4 else (1.0, np.nan)
+        nodes = np.where(np.isnan(nodes), depth, nodes)
+        tau = np.where(depth > 0, tau, 1.0)
+        speeds[here] = adjusted(server, knobs).load(concurrency, depth, tau, width=width, nodes=nodes).output_tok_s
+    return speeds
 
 
 def adjusted(server: Server, knobs: Mapping[str, float]) -> Server:

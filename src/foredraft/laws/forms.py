@@ -333,6 +333,17 @@ ACCEPT_RATIO_TOKENS = _accept(
     (Term("c0", _one), _RATIO, Term("c2", lambda x: np.log10(x["draft_tokens"]))),
     "c1 in logits per e-fold of the size ratio, c2 in logits per decade of draft tokens", distinct={"draft_tokens": 2},
 )  # fmt: skip
+ACCEPT_CHINCHILLA = _accept(
+    "accept_chinchilla", "logit α = c0 - A/N^a - B/D^b", ("draft_params", "draft_tokens"),
+    (
+        Term("c0", _one), Term("A", lambda x: np.log(x["draft_params"]), "a", -1.0),
+        Term("B", lambda x: np.log(x["draft_tokens"]), "b", -1.0),
+    ),
+    "one target; c0 in logits, what an endless draft reaches; A and B in logits·count^exponent",
+    bounds={"A": (0, np.inf), "B": (0, np.inf), "a": (0.02, 1.5), "b": (0.02, 1.5)},
+    distinct={"draft_params": 3, "draft_tokens": 3}, pool=("target", *_ACCEPT_POOL),
+    source="the loss law of arXiv:2203.15556 inside a bounded link",
+)  # fmt: skip
 
 
 @cache
@@ -376,6 +387,10 @@ def _log_layers(x: Inputs) -> Array:
     return np.log(x["draft_layers"])
 
 
+def _log_params(x: Inputs) -> Array:
+    return np.log(x["draft_params"])
+
+
 def _tau(
     name: str, formula: str, inputs: tuple[str, ...], terms: tuple[Term, ...], source: str, note: str, **kwargs: Any
 ) -> Law:
@@ -393,7 +408,7 @@ LAW_1_2 = _tau(
 )  # fmt: skip
 LAW_1_2_PARAMS = _tau(
     "law_1_2_params", "τ = c0 + c1·ln N", ("draft_params",),
-    (Term("c0", _one), Term("c1", lambda x: np.log(x["draft_params"]))),
+    (Term("c0", _one), Term("c1", _log_params)),
     "arXiv:2505.07858, law 1.2, capacity counted in parameters", "c1 in tokens/step per e-fold of parameters",
     pool=_SAME_DATA,
 )  # fmt: skip
@@ -406,6 +421,16 @@ LAW_JOINT = _tau(
     "arXiv:2505.07858, laws 1.1 and 1.2 with their interaction",
     "c1 in tokens/step per decade, c2 per e-fold, c3 per decade and e-fold",
     distinct={"draft_tokens": 2, "draft_layers": 2}, pool=(*_TAU_POOL, "tree_nodes"),
+)  # fmt: skip
+LAW_JOINT_PARAMS = _tau(
+    "law_joint_params", "τ = c0 + c1·log10 D + c2·ln N + c3·log10 D·ln N", ("draft_tokens", "draft_params"),
+    (
+        Term("c0", _one), Term("c1", _log10_tokens), Term("c2", _log_params),
+        Term("c3", lambda x: _log10_tokens(x) * _log_params(x)),
+    ),
+    "arXiv:2505.07858, laws 1.1 and 1.2 with their interaction, capacity counted in parameters",
+    "c1 in tokens/step per decade, c2 per e-fold, c3 per decade and e-fold",
+    distinct={"draft_tokens": 2, "draft_params": 2}, pool=(*_TAU_POOL, "tree_nodes"),
 )  # fmt: skip
 LAW_1_3 = _tau(
     "law_1_3", "τ = c0 + c1·ln(1 + w)", ("tree_nodes",),
@@ -420,6 +445,13 @@ TOKENS_SATURATING = _tau(
     _SATURATING, "τ∞ in tokens/step, B in tokens/step·tokens^b; b → 0 is law 1.1",
     bounds={"B": (0, np.inf), "b": (0.02, 2.0)}, pool=_SAME_DRAFT,
 )  # fmt: skip
+LAW_JOINT_SATURATING = _tau(
+    "law_joint_saturating", "τ = τ∞ - A·L^-a - B·D^-b", ("draft_tokens", "draft_layers"),
+    (Term("tau_inf", _one), Term("A", _log_layers, "a", -1.0), Term("B", lambda x: np.log(x["draft_tokens"]), "b", -1.0)),
+    _SATURATING, "τ∞ and A in tokens/step, B in tokens/step·tokens^b",
+    bounds={"A": (0, np.inf), "B": (0, np.inf), "a": (0.02, 1.5), "b": (0.02, 1.5)},
+    distinct={"draft_tokens": 3, "draft_layers": 3}, pool=(*_TAU_POOL, "tree_nodes"),
+)  # fmt: skip
 NODES_SATURATING = _tau(
     "nodes_saturating", "τ = τ∞ - B·(1 + w)^-b", ("tree_nodes",),
     (Term("tau_inf", _one), Term("B", lambda x: np.log1p(x["tree_nodes"]), "b", -1.0)),
@@ -427,14 +459,18 @@ NODES_SATURATING = _tau(
     bounds={"B": (0, np.inf), "b": (0.02, 3.0)}, pool=_SAME_BOTH,
 )  # fmt: skip
 
-TAU_LAWS = (LAW_1_1, LAW_1_2, LAW_1_2_PARAMS, LAW_JOINT, LAW_1_3, TOKENS_SATURATING, NODES_SATURATING)
+TAU_LAWS = (
+    LAW_1_1, LAW_1_2, LAW_1_2_PARAMS, LAW_JOINT, LAW_JOINT_PARAMS, LAW_1_3, TOKENS_SATURATING, LAW_JOINT_SATURATING,
+    NODES_SATURATING,
+)  # fmt: skip
 
 
 @cache
 def laws() -> dict[str, Law]:
     """All laws by name; `accept_gap` once per text loss law."""
-    accept = (ACCEPT_PLANE, ACCEPT_SIZE, ACCEPT_RATIO, ACCEPT_RATIO_TOKENS, *(accept_gap(name) for name in loss_laws()))
-    return {law.name: law for law in (LOSS_LAW, *accept, *TAU_LAWS)}
+    accept = (ACCEPT_PLANE, ACCEPT_SIZE, ACCEPT_RATIO, ACCEPT_RATIO_TOKENS, ACCEPT_CHINCHILLA)
+    gaps = map(accept_gap, loss_laws())
+    return {law.name: law for law in (LOSS_LAW, *accept, *gaps, *TAU_LAWS)}
 
 
 def law_named(name: str) -> Law:

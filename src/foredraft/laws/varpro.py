@@ -160,14 +160,19 @@ def _least_squares(law: Law, table: Table) -> Solved:
     """Multi-start fit: the best few of a grid over the shapes, each refined; then Huber's for a relative law."""
     response = law.link.forward(table.output)
     weight = table.output**-2.0 if law.relative else np.ones_like(response)
+    solved = Solved(_multi_start(law, table.features, response, weight), response, weight)
+    return _robust(law, table, solved) if law.relative else solved
+
+
+def _multi_start(law: Law, features: Array, response: Array, weight: Array) -> Array:
+    """Parameters [P] of the best weighted least-squares fit."""
     starts = shape_grid(law, 10)
     many, weights = (np.broadcast_to(one, (len(starts), len(response))) for one in (response, weight))
-    residual = _coefficients(law, law.basis(table.features, starts), many, weights)[1]
+    residual = _coefficients(law, law.basis(features, starts), many, weights)[1]
     starts = starts[np.argsort((weight * residual**2).sum(axis=-1))[:6]]
-    found = _solve(law, table.features, many[: len(starts)], weight, starts)
-    error = (weight * (response - law.linear_gradient(table.features, found)[0]) ** 2).sum(axis=-1)
-    solved = Solved(found[np.argmin(error)], response, weight)
-    return _robust(law, table, solved) if law.relative else solved
+    found = _solve(law, features, many[: len(starts)], weight, starts)
+    error = (weight * (response - law.linear_gradient(features, found)[0]) ** 2).sum(axis=-1)
+    return found[np.argmin(error)]
 
 
 def _robust(law: Law, table: Table, solved: Solved) -> Solved:
@@ -187,14 +192,21 @@ def _robust(law: Law, table: Table, solved: Solved) -> Solved:
 def _binomial(law: Law, table: Table) -> Solved:
     """Binomial maximum likelihood by Fisher scoring under the law's link, ending in a working response and weights."""
     assert table.trials is not None
-    assert not law.shapes
     mean = (table.output * table.trials + 0.5) / (table.trials + 1)
-    response, weight, theta = law.link.forward(mean), np.ones_like(mean), np.zeros(len(law.terms))
+    response, weight, theta = law.link.forward(mean), np.ones_like(mean), np.zeros(len(law.parameters))
     slope = law.link.slope(response)
+    if law.shapes:
+        theta = _multi_start(law, table.features, response, table.trials * slope**2 / (mean * (1 - mean)))
     for _ in range(STEPS):
-        weight = table.trials * slope**2 / (mean * (1 - mean))
-        theta = _coefficients(law, table.features[None], response[None], weight[None])[0][0]
-        eta = table.features @ theta
+        weight, before = table.trials * slope**2 / (mean * (1 - mean)), theta
+        if law.shapes:
+            theta = _solve(law, table.features, response[None], weight, theta[None, len(law.terms) :])[0]
+            eta = law.linear_gradient(table.features, theta[None])[0][0]
+        else:
+            theta = _coefficients(law, table.features[None], response[None], weight[None])[0][0]
+            eta = table.features @ theta
+        if law.shapes and (np.abs(theta - before) <= TOLERANCE * np.abs(theta)).all():
+            break
         mean = np.clip(law.link.inverse(eta), 1e-9, 1 - 1e-9)
         slope = np.copysign(np.maximum(np.abs(law.link.slope(eta)), 1e-9), law.link.slope(eta))
         response = eta + (table.output - mean) / slope

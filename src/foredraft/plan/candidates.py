@@ -1,28 +1,26 @@
-"""The drafts that a plan weighs, each with draws of its acceptance by position and the cost of training it.
+"""The drafts that a plan weighs: where an own study of the target holds drafts of a kind, those within its range; else what
+published measurements speak for.
 
-Promises: every uncertain ingredient is a named factor that can be frozen at its centre, so that what a further run
-would settle can be priced; a draft that no measurement speaks for is left out and named. Refuses to know: step times
-and schedules.
+Promises: a draft that no measurement speaks for is left out and named. Refuses to know: step times and schedules.
 
-Shapes: S draws, K positions.
+Shapes: S draws.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from foredraft import shapes
 from foredraft.laws import acceptance, forms
-from foredraft.laws.acceptance import MAX_POSITIONS, CurvePosterior
+from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import choose, fit, predict_draws
-from foredraft.plan import evidence
+from foredraft.plan import evidence, from_study
+from foredraft.plan.candidate import TTT_STEPS, Candidate, Curve, Sized, choice
 from foredraft.plan.drafts import kind_of
+from foredraft.plan.study import mean_curve, on_target, study
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, eagle3_head, scaled
 
@@ -34,8 +32,6 @@ HEAD_TOKENS = tuple(1e8 * 2.0**i for i in range(12))
 REFERENCE_TOKENS = 8e8
 LM_TOKENS = (1e9, 1e10, 1e11, 1e12)
 LM_SIZES = tuple(np.geomspace(1e7, 6e9, 10))
-TTT_STEPS = 7  # EAGLE-3 unrolls the head this often per training token (arXiv 2503.01840)
-TRAINING_MFU = 0.35  # assumed share of peak while training
 # sd of log τ between a published draft of the same target and the one to be trained, on another mix of prompts.
 ELSEWHERE_NOISE = 0.05
 FACTORS = {
@@ -46,99 +42,48 @@ FACTORS = {
 }
 
 
-class Acceptance(Protocol):
-    """Draws of accept_given_prefix; `frozen` names the factors to hold at their centre."""
-
-    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array: ...
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A draft to weigh: what it is, its shape (None: no model), its acceptance, and which inputs left their data's
-    range.
-    """
-
-    choice: DraftChoice
-    shape: Shape | None
-    acceptance: Acceptance
-    extrapolates: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less
-    training data does.
-    """
-
-    posterior: CurvePosterior
-    gain: tuple[float, ...] = (1.0,)  # draws of (τ-1) over (τ-1) at the reference tokens
-
-    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
-        drawn = self.posterior.draws(num, rng)
-        picked = rng.choice(self.gain, size=num)
-        base = np.tile(self.posterior.median_accept(), (num, 1)) if "draft" in frozen else drawn
-        gain = np.full(num, np.median(self.gain)) if "data" in frozen else picked
-        return moved(base, _level_shift(self.posterior.median_accept(), gain))
-
-
-@dataclass(frozen=True)
-class Sized:
-    """Acceptance of an independent model of a size: α from the laws in the loss gap (one per loss law), then
-    near-constant by position.
-    """
-
-    fits: tuple[Fit, ...]
-    inputs: dict[str, float]
-    spread: CurvePosterior = field(repr=False)
-
-    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
-        which = rng.integers(len(self.fits), size=num)
-        level = np.empty(num)
-        for i, fitted in enumerate(self.fits):
-            here = which == i
-            law = forms.law_named(fitted.law)
-            centre = law.linear(fitted.parameters, **self.inputs)
-            eta = rng.choice(law.linear(np.array(fitted.draws), **self.inputs), size=num)
-            eta = np.full(num, float(np.asarray(centre))) if "data" in frozen else eta
-            scatter = 0.0 if "draft" in frozen else fitted.residual_sd * rng.standard_normal(num)
-            level[here] = logit(np.clip(law.link.inverse(eta + scatter), 1e-4, 1 - 1e-4))[here]
-        if "loss law" in frozen:
-            centre = level.mean()
-            for i in np.unique(which):
-                level[which == i] += centre - level[which == i].mean()
-        shape = logit(self.spread.draws(num, rng))
-        shape = shape - shape[:, :1] if "draft" not in frozen else np.zeros_like(shape)
-        return expit(level[:, None] + shape)
-
-
-def moved(accept: Array, shift: Array) -> Array:
-    """accept_given_prefix [S, K] with its logits moved by `shift` [S]."""
-    return expit(logit(np.clip(accept, 1e-9, 1 - 1e-9)) + shift[:, None])
-
-
-def _level_shift(accept: Array, gain: Array) -> Array:
-    """The move of the logits of `accept` [K] that multiplies τ - 1 by each `gain` [S]."""
-    shifts = np.linspace(-4, 4, 161)
-    accepted = np.cumprod(moved(np.tile(accept, (len(shifts), 1)), shifts), axis=1).sum(axis=1)
-    base = np.cumprod(accept).sum()
-    return np.interp(gain, accepted / base, shifts)
-
-
 def candidates(
     target: Shape, machine: Machine, own: Sequence[Observation], temperature: float
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Every draft worth weighing for `target`, and those that no measurement speaks for, with what is missing."""
-    heads, missing = _heads(target, machine, own)
-    found = [*heads, _lookup()]
+    heads, missing = _heads(target, machine, own, temperature)
+    found = [*heads, _lookup(target, own, temperature)]
+    models, left_out = _models(target, machine, own, temperature)
+    if own and not any(on_target(row, target) for row in own):
+        others = ", ".join(dict.fromkeys(row.target for row in own))
+        missing["own observations"] = f"none of the {len(own)} is of {target.name}, they name {others}"
+    return found + models, missing | left_out
+
+
+def _models(
+    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Independent models to train, and public ones; beside an own study the latter only where they were measured themselves."""
+    found: list[Candidate] = []
+    if tried := study(target, tuple(own), temperature, "lm"):
+        found, missing = from_study.models(tried, machine)
+        for shape in public(target):
+            if curve := measured_curve(target, own, _of(shape)):
+                found.append(Candidate(_public_choice(shape, machine), shape, Curve(curve)))
+            else:
+                missing[f"{shape.name} (public)"] = "an own study speaks for models, and it did not measure this one"
+        return found, missing
     try:
         found += independent(target, machine, own, temperature, LM_SIZES)
         found += [_lm(target, machine, own, temperature, shape, None) for shape in public(target)]
     except ValueError as error:
-        missing["independent models"] = str(error)
-    return found, missing
+        return found, {"independent models": str(error)}
+    if not found:
+        least = f"{LM_SIZES[0]:.0e} parameters, which is not small beside {target.name}; train some and give their runs"
+        return found, {"independent models": f"published laws speak for models from {least}"}
+    return found, {}
 
 
-def _heads(target: Shape, machine: Machine, own: Sequence[Observation]) -> tuple[list[Candidate], dict[str, str]]:
+def _heads(
+    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float
+) -> tuple[list[Candidate], dict[str, str]]:
+    if tried := study(target, tuple(own), temperature, "head"):
+        return from_study.heads(tried, machine)
     posterior = head_posterior(target, own)
     tokens_law = _tokens_law(tuple(own))
     layers, missing = _layer_gains(own)
@@ -154,7 +99,7 @@ def _heads(target: Shape, machine: Machine, own: Sequence[Observation]) -> tuple
             flops = tokens * (target.flops_per_token(0) + 3 * TTT_STEPS * shape.flops_per_token(0))
             name = "EAGLE-3 head" if num_layers == 1 else f"Scylla head, {num_layers} layers"
             found.append(
-                Candidate(_choice("head", name, shape, machine, tokens, flops), shape, Curve(posterior, tuple(gain)))
+                Candidate(choice("head", name, shape, machine, tokens, flops), shape, Curve(posterior, tuple(gain)))
             )
     return found, missing
 
@@ -219,6 +164,8 @@ def independent(
     target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, sizes: Sequence[float]
 ) -> list[Candidate]:
     """Buildable models of about `sizes` non-embedding parameters at each token budget."""
+    if tried := study(target, tuple(own), temperature, "lm"):
+        return from_study.models(tried, machine, sizes)[0]
     smaller = [buildable(target, float(size)) for size in sizes if size < 0.3 * target.non_embedding_params]
     return [_lm(target, machine, own, temperature, shape, tokens) for shape in smaller for tokens in LM_TOKENS]
 
@@ -252,14 +199,13 @@ def _lm(
     """An independent model to train on `tokens`, or (None) one that exists: measured curves of the pair speak before
     the laws in size do.
     """
-    name = "independent model" if tokens else f"{shape.name} (public)"
     flops = 3 * shape.flops_per_token(0) * tokens if tokens else 0.0
     trained = tokens or shape.training_tokens
-    choice = _choice("lm", name, shape, machine, trained, flops)
-    if not tokens and (
-        curve := measured_curve(target, own, lambda row: row.draft is not None and evidence.names(row.draft, shape))
-    ):
-        return Candidate(choice, shape, Curve(curve))
+    draft = (
+        choice("lm", "independent model", shape, machine, trained, flops) if tokens else _public_choice(shape, machine)
+    )
+    if not tokens and (curve := measured_curve(target, own, _of(shape))):
+        return Candidate(draft, shape, Curve(curve))
     if not (target.training_tokens and trained):
         unknown = target.name if not target.training_tokens else shape.name
         raise ValueError(
@@ -274,11 +220,20 @@ def _lm(
     }
     outside = {field for law in fits for field, (low, high) in law.domain.items() if not low <= inputs[field] <= high}
     return Candidate(
-        choice,
+        draft,
         shape,
         Sized(fits, inputs, any_draft(drifts=False)),
         tuple(sorted(outside)),
     )
+
+
+def _public_choice(shape: Shape, machine: Machine) -> DraftChoice:
+    return choice("lm", f"{shape.name} (public)", shape, machine, shape.training_tokens, 0.0)
+
+
+def _of(shape: Shape) -> Callable[[Observation], bool]:
+    """Whether a row was measured with the draft of this name or public size."""
+    return lambda row: row.draft is not None and evidence.names(row.draft, shape)
 
 
 def measured_curve(
@@ -288,16 +243,10 @@ def measured_curve(
     room for other prompts.
     """
     for rows, noise in ((own, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
-        picked = [row for row in rows if row.method != "none" and evidence.names(row.target, target) and wanted(row)]
-        if curves := list(acceptance.chain_curves(picked).values()):
-            mean = {
-                k: float(np.mean([c[k] for c in curves if k in c]))
-                for k in sorted({k for c in curves for k in c})
-                if k <= MAX_POSITIONS
-            }
-            return acceptance.posterior(
-                evidence.position_law(), mean, drifts=kind_of(picked[0].method) == "head", extra_noise=noise
-            )
+        picked = [row for row in rows if row.method != "none" and on_target(row, target) and wanted(row)]
+        if mean := mean_curve(picked):
+            drifts = kind_of(picked[0].method) == "head"
+            return acceptance.posterior(evidence.position_law(), mean, drifts=drifts, extra_noise=noise)
     return None
 
 
@@ -341,10 +290,13 @@ def _as_alpha(row: Observation) -> Observation | None:
     )
 
 
-def _lookup() -> Candidate:
-    """Prompt look-up: nothing to train, no model; its acceptance hangs on the prompts, so every published curve is a
-    draw.
+def _lookup(target: Shape, own: Sequence[Observation], temperature: float) -> Candidate:
+    """Prompt look-up: nothing to train, no model; its acceptance hangs on the prompts, so without own runs every published
+    curve is a draw.
     """
+    draft = DraftChoice(kind="lookup", name="n-gram look-up", params=0.0, non_embedding_params=0.0)
+    if measured := from_study.lookup(target, own, temperature):
+        return Candidate(draft, None, Curve(measured))
     law = evidence.position_law()
     curves = [c for key, c in acceptance.chain_curves(evidence.observations()).items() if key[1] == "ngram"]
     parts = [acceptance.posterior(law, curve, drifts=False, extra_noise=ELSEWHERE_NOISE) for curve in curves]
@@ -352,21 +304,4 @@ def _lookup() -> Candidate:
         np.concatenate([part.weights for part in parts]) / len(parts),
         np.concatenate([part.accept_given_prefix for part in parts]),
     )
-    return Candidate(
-        DraftChoice(kind="lookup", name="n-gram look-up", params=0.0, non_embedding_params=0.0), None, Curve(mixed)
-    )
-
-
-def _choice(kind: str, name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
-    rate = max(rate for dtype, rate in machine.flops_per_s.items() if dtype in ("bfloat16", "float16", "float32"))
-    return DraftChoice(
-        kind=kind,
-        name=name,
-        params=float(shape.params),
-        non_embedding_params=float(shape.non_embedding_params),
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        draft_tokens=tokens,
-        training_flops=flops,
-        training_gpu_hours=flops / (rate * TRAINING_MFU) / 3600,
-    )
+    return Candidate(draft, None, Curve(mixed))

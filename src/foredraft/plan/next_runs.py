@@ -7,9 +7,10 @@ what a run that settles the factor can be expected to remove. Refuses to know: h
 import numpy as np
 
 from foredraft.laws.cost import KNOBS
-from foredraft.plan.candidates import FACTORS, HEAD_TOKENS, TRAINING_MFU
+from foredraft.plan.candidate import TRAINING_MFU, Candidate
+from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
 from foredraft.plan.search import NOTHING, Problem, Scored, simulate
-from foredraft.records import DraftChoice, NextRun
+from foredraft.records import NextRun
 
 START_HOURS = 0.25  # of each device, to load models and warm up
 REQUESTS = 200  # give τ to about 1 % (metrics of published runs)
@@ -29,9 +30,8 @@ def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
         frozen = NOTHING if factor == "costs" else frozenset({factor})
         narrow = _width(simulate(problem, best, frozen=frozen, costs_frozen=factor == "costs").gain)
         if (share := 1 - narrow / wide) > 0.01:
-            choice = best.candidate.choice
-            what, settles, hours = _run(problem, choice, factor)
-            tokens = training_tokens(choice, factor)
+            what, settles, hours = _run(problem, best.candidate, factor)
+            tokens = training_tokens(best.candidate, factor)
             runs.append(
                 NextRun(
                     run=what, settles=settles, narrows=float(share), gpu_hours=hours, factor=factor, draft_tokens=tokens
@@ -45,16 +45,21 @@ def _width(values: np.ndarray) -> float:
     return float(high - low)
 
 
-def training_tokens(choice: DraftChoice, factor: str) -> float | None:
-    """What a draft is trained on to settle `factor`; None where it is settled by measuring alone."""
+def training_tokens(candidate: Candidate, factor: str) -> float | None:
+    """What a draft is trained on to settle `factor`, within the range of the own study where there is one; None where it is
+    settled by measuring alone.
+    """
     if factor in ("costs", "draft", "trees"):
         return None
+    choice, behind = candidate.choice, candidate.behind
+    if behind:
+        return min(max((choice.draft_tokens or behind.most) / 10, behind.least), behind.most)
     return HEAD_TOKENS[0] if factor == "data" and choice.kind == "head" else (choice.draft_tokens or 1e9) / 10
 
 
-def _run(problem: Problem, choice: DraftChoice, factor: str) -> tuple[str, str, float]:
+def _run(problem: Problem, candidate: Candidate, factor: str) -> tuple[str, str, float]:
     """The run that settles `factor`, what it settles, and its device-hours."""
-    devices = problem.settings.devices
+    choice, devices = candidate.choice, problem.settings.devices
     served = problem.server(None, speculate=False).load(8, 0, 1.0).output_tok_s
     measuring = devices * (START_HOURS + REQUESTS * problem.workload.output_len / float(served) / 3600)
     if factor == "costs":
@@ -63,6 +68,9 @@ def _run(problem: Problem, choice: DraftChoice, factor: str) -> tuple[str, str, 
             f"the cost law's {len(KNOBS)} coefficients on this machine",
             2 * measuring,
         )
+    if factor == "draft" and candidate.behind:
+        nearest = f"the own {choice.name} nearest to {choice.params:.2g} parameters on {choice.draft_tokens:.2g} tokens"
+        return f"measure τ at k = 1 and 2 with {nearest}, on more prompts", FACTORS[factor], 2 * measuring
     if factor == "draft" and choice.kind == "head":
         return (
             f"measure τ at k = 1 and 2 with a public EAGLE-3 head of {problem.target.name} on your prompts",
@@ -79,12 +87,13 @@ def _run(problem: Problem, choice: DraftChoice, factor: str) -> tuple[str, str, 
         )
     if factor == "trees":
         return "measure τ of one chain and one tree of the same depth on your prompts", FACTORS[factor], 2 * measuring
-    small = training_tokens(choice, factor)
+    small = training_tokens(candidate, factor)
     assert small is not None, "all that is settled by measuring came before"
-    if factor == "data" and choice.kind == "head":
+    if factor == "data" and (choice.kind == "head" or candidate.behind):
         tokens = small
         hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)
-        return f"train the head on {tokens:.0e} tokens and measure τ", FACTORS[factor], hours + 2 * measuring
+        what = "the head" if choice.kind == "head" else f"a {choice.params:.2g}-parameter draft"
+        return f"train {what} on {tokens:.0e} tokens and measure τ", FACTORS[factor], hours + 2 * measuring
     rate = max(problem.machine.flops_per_s.get("bfloat16", 0.0), 1.0) * TRAINING_MFU
     hours = 6 * choice.params * small / rate / 3600
     return (

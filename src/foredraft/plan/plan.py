@@ -4,12 +4,14 @@ Refuses to know: how candidates are scored.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 
 from foredraft.plan import sdsl, settings
-from foredraft.plan.candidates import REFERENCE_TOKENS, TRAINING_MFU, buildable, candidates, independent, named
+from foredraft.plan.candidate import TRAINING_MFU
+from foredraft.plan.candidates import REFERENCE_TOKENS, buildable, candidates, independent, named
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.search import (
     TREE_TAIL,
@@ -23,6 +25,7 @@ from foredraft.plan.search import (
     simulate,
     static_tree,
 )
+from foredraft.plan.served import calibrated, timed
 from foredraft.records import (
     BreakEven,
     DraftChoice,
@@ -35,7 +38,7 @@ from foredraft.records import (
     ScheduleStep,
     Workload,
 )
-from foredraft.shapes import Shape
+from foredraft.shapes import LEAST_BODY, Shape
 
 RUNNERS_UP = 5
 MEASURED_TARGETS = (6.5e9, 3.4e10)  # parameters of the targets that the cost law was checked on, 7 B to 33 B
@@ -64,7 +67,7 @@ def plan(
             f"input_len + output_len + max_lookahead ({workload.input_len + workload.output_len + options.max_lookahead:,.0f}) exceeds "
             f"the context of {target.name} ({target.max_position_embeddings:,})"
         )
-    problem = Problem(target, machine, workload, options)
+    problem = _problem(target, machine, workload, options, own)
     if draft:
         only = named(target, machine, own, workload.temperature, draft)
         (ranked, not_considered), size, nearest = rank(problem, [only]), None, ()
@@ -103,6 +106,15 @@ def plan(
         sglang=settings.sglang(choice, _as_run_by("sglang", problem, best, schedule)),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )
+
+
+def _problem(
+    target: Shape, machine: Machine, workload: Workload, options: Settings, own: Sequence[Observation]
+) -> Problem:
+    """With the cost law calibrated where own rows allow it."""
+    problem = Problem(target, machine, workload, options)
+    rows = timed(problem.place, own, workload.temperature)
+    return replace(problem, calibrated=calibrated(problem.place, rows))
 
 
 def _estimate(draws: np.ndarray, unit: str, best: Scored, level: float = 0.9) -> Estimate:
@@ -186,15 +198,18 @@ def _with_best_size(
     if size is None:
         return ranked, size, ()
     wanted = np.log(size.value)
-    bodies = [size.value * share for share in (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)]  # the rest is embedding
+    shares = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # the rest is embedding
+    bodies = [max(size.value * share, LEAST_BODY) for share in shares]
     body = min(bodies, key=lambda body: abs(np.log(buildable(problem.target, body).params) - wanted))
     built = independent(problem.target, problem.machine, own, problem.workload.temperature, (body,))
     near = [s.candidate.choice for s in ranked if s.candidate and s.candidate.choice.name.endswith("(public)")]
     nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - wanted))[:2]
+    scored = rank(problem, built)[0]
+    own_first = [s.candidate for s in scored if s.candidate and s.candidate.behind]
     return (
-        sorted([*ranked, *rank(problem, built)[0]], key=lambda s: -s.gain),
+        sorted([*ranked, *scored], key=lambda s: -s.gain),
         size,
-        (*(c.choice for c in built[:1]), *nearest),
+        (*(c.choice for c in (own_first or built)[:1]), *nearest),
     )
 
 
@@ -284,10 +299,14 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
 
 
 def _extrapolates(problem: Problem, best: Scored) -> tuple[str, ...]:
-    """Inputs outside the data behind the plan: the draft's, and the cost law's (calibrated on one H100 at 1–256
-    clients).
+    """Inputs outside the data behind the plan: the draft's, and the cost law's (own rows' loads; without them, one H100 at
+    1–256 clients).
     """
     outside = set(best.candidate.extrapolates if best.candidate else ())
+    if found := problem.calibrated:
+        least, most = found.loads
+        loads = problem.workload.concurrency
+        return tuple(sorted(outside | ({"concurrency"} if min(loads) < least or max(loads) > most else set())))
     outside |= {"machine"} if not problem.machine.name.startswith("H100") else set()
     low, high = MEASURED_TARGETS
     outside |= set() if low <= problem.target.params <= high else {"target_params"}
@@ -305,7 +324,13 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
         if trained
         else []
     )
-    if best.candidate and best.candidate.choice.kind == "head":
+    if found := problem.calibrated:
+        notes.append(f"cost law calibrated on {found.num_rows} own rows, mean error {found.error:.1%}")
+    elif problem.place.looseness > 1:
+        notes.append("costs from the machine's probe alone: measure a few speeds here and give them to --observations")
+    if best.candidate and best.candidate.behind:
+        notes.append(best.candidate.behind.note)
+    elif best.candidate and best.candidate.choice.kind == "head":
         notes.append(f"published EAGLE-3 curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens")
     if any(mode != Mode(mode.depth, 1, mode.depth) for mode in best.modes):
         notes.append(

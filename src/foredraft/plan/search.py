@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foredraft.laws.cost import KNOBS, Efficiency, Load, Server, adjusted, engine_efficiency, serve
+from foredraft.laws.cost import KNOBS, Load, Server, adjusted
 from foredraft.laws.speedup import best_tree, rank_acceptance
-from foredraft.plan.candidates import Candidate
+from foredraft.plan.candidate import Candidate
+from foredraft.plan.served import Calibrated, Place
 from foredraft.records import Machine, Record, Workload
 from foredraft.shapes import Shape
 
@@ -36,7 +37,7 @@ TREE_DRAWS = 8
 
 class Settings(Record, frozen=True):
     """What the user fixes; the rest is searched. `horizon_tokens` is the output over which a draft's training is paid
-    back.
+    back; without `trees` chains alone are weighed.
     """
 
     objective: str = "throughput"
@@ -49,6 +50,7 @@ class Settings(Record, frozen=True):
     max_training_gpu_hours: float = 1e5
     draws: int = 64
     seed: int = 0
+    trees: bool = True
 
     def __post_init__(self) -> None:
         for name, known in (("objective", OBJECTIVES), ("engine", ENGINES)):
@@ -88,12 +90,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Problem:
-    """One target on one machine under one workload, with the settings that hold throughout."""
+    """One target on one machine under one workload, with the settings that hold throughout, and the cost law as own rows
+    calibrate it.
+    """
 
     target: Shape
     machine: Machine
     workload: Workload
     settings: Settings
+    calibrated: Calibrated | None = None
 
     @property
     def weights(self) -> Array:
@@ -106,22 +111,28 @@ class Problem:
 
     def server(self, draft: Shape | None, speculate: bool = True) -> Server:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
-        return serve(
-            self.target,
-            self.machine,
-            draft=draft,
-            input_len=self.workload.input_len,
-            output_len=self.workload.output_len,
-            tensor_parallel=self.settings.devices,
-            dtype=self.settings.dtype,
-            kv_dtype=self.settings.kv_dtype,
-            efficiency=self.efficiency,
-            speculate=speculate,
-        )
+        made = self.place.server(draft, self.workload.input_len, self.workload.output_len, speculate=speculate)
+        return adjusted(made, self.calibrated.knobs) if self.calibrated else made
 
     @property
-    def efficiency(self) -> Efficiency:
-        return engine_efficiency(self.settings.engine)
+    def place(self) -> Place:
+        settings = self.settings
+        return Place(self.target, self.machine, settings.engine, settings.devices, settings.dtype, settings.kv_dtype)
+
+    def knob_draws(self) -> Array:
+        """Multipliers on a server's coefficients, [S, knobs]: of the calibration's posterior, else of the prior."""
+        rng = np.random.default_rng(self.settings.seed + 2)
+        if self.calibrated:
+            return self.calibrated.draws(self.settings.draws, rng)
+        spread = np.array(list(KNOBS.values())) * self.place.looseness
+        return np.exp(rng.standard_normal((self.settings.draws, len(KNOBS))) * spread)
+
+    def scatter_draws(self) -> Array:
+        """What calibration leaves of speculative and of plain throughput at each load, as factors [2, C, S]; 1 without."""
+        shape = (2, len(self.workload.concurrency), self.settings.draws)
+        if not self.calibrated:
+            return np.ones(shape)
+        return np.exp(self.calibrated.scatter * np.random.default_rng(self.settings.seed + 4).standard_normal(shape))
 
 
 def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ...]:
@@ -131,6 +142,7 @@ def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ..
     chains = tuple(Mode(k, 1, k) for k in range(settings.max_lookahead + 1))
     if (
         settings.engine != "foredraft"
+        or not settings.trees
         or settings.objective == "tokens_per_flop"
         or candidate is None
         or candidate.choice.kind == "lookup"
@@ -315,10 +327,7 @@ def simulate(
     spread = 0.0 if "trees" in frozen else TREE_TAIL_SD
     tails = TREE_TAIL * np.exp(spread * np.random.default_rng(settings.seed + 3).standard_normal(settings.draws))
     tau = tokens_per_step(accept, modes, tails)[:, places].T
-    knobs = np.exp(
-        np.random.default_rng(settings.seed + 2).standard_normal((settings.draws, len(KNOBS)))
-        * np.array(list(KNOBS.values()))
-    )
+    knobs = problem.knob_draws()
     server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
     plain = problem.server(None, speculate=False)
     depth, width, nodes = (
@@ -330,6 +339,13 @@ def simulate(
         loads.append(adjusted(server, knob).load(problem.concurrency, depth, tau[:, s], width=width, nodes=nodes))
         bare.append(adjusted(plain, knob).load(problem.concurrency, 0.0, 1.0))
     load, none = (Load(*(np.stack(values, axis=-1) for values in zip(*group, strict=True))) for group in (loads, bare))
+    if problem.calibrated and not costs_frozen:
+        load, none = (_sped(one, by) for one, by in zip((load, none), problem.scatter_draws(), strict=True))
     lift = gains(problem, candidate, load, none, tau, scored.modes)
     speedup = none.tpot_s / load.tpot_s if settings.objective == "latency" else load.output_tok_s / none.output_tok_s
     return Outcome(problem.weights @ lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, none.output_tok_s)
+
+
+def _sped(load: Load, by: Array) -> Load:
+    """A load that is `by` times as fast."""
+    return Load(load.output_tok_s * by, load.ttft_s / by, load.tpot_s / by, load.running)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from foredraft.plan.drafts import EAGLE_NAME
 from foredraft.records import DraftChoice, ScheduleStep
 
 VLLM_METHODS = {"head": "eagle3", "lm": "draft_model", "lookup": "ngram"}
@@ -24,7 +25,7 @@ def vllm(draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: i
         return {}
     ranges = batch_ranges(schedule)
     config: dict[str, Any] = {
-        "method": VLLM_METHODS[draft.kind],
+        "method": "eagle" if _borrows(draft) else VLLM_METHODS[draft.kind],
         "num_speculative_tokens": max(k for *_, k in ranges),
         "num_speculative_tokens_per_batch_size": ranges,
     }
@@ -59,9 +60,14 @@ def sglang(draft: DraftChoice | None, schedule: Sequence[ScheduleStep]) -> dict[
     if draft is None or step is None:
         return {}
     flags: dict[str, Any] = {
-        "--speculative-algorithm": SGLANG_ALGORITHMS[draft.kind],
+        "--speculative-algorithm": "EAGLE" if _borrows(draft) else SGLANG_ALGORITHMS[draft.kind],
         "--speculative-num-steps": step.lookahead,
         "--speculative-eagle-topk": step.topk,
         "--speculative-num-draft-tokens": step.tree_nodes + 1,
     }
     return flags if draft.kind == "lookup" else flags | {"--speculative-draft-model-path": PLACEHOLDER}
+
+
+def _borrows(draft: DraftChoice) -> bool:
+    """Whether it is an EAGLE-1/2 head, which drafts with its target's tables."""
+    return draft.name.startswith(EAGLE_NAME)

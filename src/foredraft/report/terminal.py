@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foredraft.laws.held_out import HeldOut
-from foredraft.records import DraftChoice, Estimate, Fit, Plan
+from foredraft.records import DraftChoice, Estimate, Fit, Hindsight, Plan
 from foredraft.validate.findings import Validation
 
 WRAPPED = ("lost by", "run", "tokens/step", "gain", "")  # columns of prose
@@ -227,6 +227,39 @@ def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, st
         blocks.append(
             Text("not judged:\n" + "\n".join(f"  {name}: {why}" for name, why in refused.items()), style="dim")
         )
+    return blocks
+
+
+def hindsight_tables(judged: Sequence[Hindsight]) -> Blocks:
+    """Errors of speedup by kind of cell, and the planned independent draft at each load."""
+    blocks: Blocks = []
+    for found in judged:
+        where = f"{found.target} on {found.machine}, temperature {found.temperature:g}"
+        table = Titled(
+            f"{where}: speedups from {found.calibration_rows} rows up to k = {found.known_lookahead}",
+            "cells",
+            "number",
+            "mean error",
+        )
+        groups: dict[str, list[float]] = {}
+        for cell in found.cells:
+            kind = "chains" if cell.tree_nodes <= cell.lookahead else "trees"
+            for name in ("all", f"{kind} at batch {cell.load}"):
+                groups.setdefault(name, []).append(abs(cell.predicted / cell.measured - 1))
+        for name, errors in groups.items():
+            table.add_row(name, str(len(errors)), f"{sum(errors) / len(errors):.1%}")
+        blocks.append(table)
+        if found.choices:
+            picks = Titled(
+                "the planned independent draft against the best measured", "batch", "planned", "best", "loses"
+            )
+            for one in found.choices:
+                planned, best = (
+                    f"{one.params:.3g} on {one.tokens:.3g}",
+                    f"{one.best_params:.3g} on {one.best_tokens:.3g}",
+                )
+                picks.add_row(str(one.load), planned, best, f"{one.regret:.1%}")
+            blocks.append(picks)
     return blocks
 
 

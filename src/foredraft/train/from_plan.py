@@ -5,16 +5,15 @@ know: how a plan is made.
 """
 
 from foredraft.records import DraftChoice, Plan
-from foredraft.train.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
+from foredraft.train.recipe import Eagle, Eagle3, LanguageModel, Prediction, Recipe, Stage
 
 LENGTH = 1024
-HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW, for a hidden size of …
-HEAD_RATE_WIDTH, WIDEST_RATE = (
-    4096,
-    20,
-)  # a narrower head takes a rate as much higher (arXiv 2203.03466, AdamW), up to 20 times
+HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW, at EAGLE's usual width of …
+WIDTH, MOST = 4096, 20  # … from which a narrower head takes a rate as much higher (arXiv 2203.03466), up to 20 times
 ANSWERS_SHARE = 0.1  # of a Scylla head's budget, for its second stage
 HEAD_STEPS, HEAD_BATCH_TOKENS = 1000, (1024, 65536)  # as many steps as the least and the most tokens of one allow
+EAGLE_NAME = "EAGLE head"  # how a plan names an EAGLE-1/2 head
+COMPILED_FLOPS = 1e14  # from here on compiling, a minute on a CPU, is worth it
 DEVICES = 8  # batches are multiples of it, where they are as large
 
 
@@ -29,13 +28,15 @@ def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
     if not draft.draft_tokens:
         raise ValueError(f"draft.draft_tokens is missing: {draft.name} is used as it is; write a recipe to train it")
     model = LanguageModel(params=draft.non_embedding_params)
-    if draft.kind == "head":
+    if draft.name.startswith(EAGLE_NAME):
+        model = Eagle(layers=draft.num_layers)
+    elif draft.kind == "head":
         model = Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
     best = max(plan.schedule, key=lambda step: step.tokens_per_step.value)
     return Recipe(
         model=model,
         stages=_stages(draft, draft.draft_tokens, num_folders, length),
-        compile=True,
+        compile=draft.training_flops > COMPILED_FLOPS,
         predicted=Prediction(lookahead=best.lookahead, tokens_per_step=best.tokens_per_step),
     )
 
@@ -49,7 +50,7 @@ def _stages(draft: DraftChoice, tokens: float, num_folders: int, length: int) ->
     if draft.kind == "lm":
         rate, batch_tokens = compute_optimal(6 * draft.non_embedding_params * tokens)
         return (_stage(tokens, rate, batch_tokens, length),)
-    wider = min(HEAD_RATE_WIDTH / draft.hidden_size, WIDEST_RATE)
+    wider = min(WIDTH / draft.hidden_size, MOST)
     least, most = HEAD_BATCH_TOKENS
     batch_tokens = min(max(tokens / HEAD_STEPS, least), most)
     if draft.num_layers == 1 or num_folders < 2:

@@ -1,0 +1,131 @@
+"""A draft to weigh: what it is, what it costs to train, and draws of its acceptance by position.
+
+Promises: every uncertain ingredient is a named factor that can be frozen at its centre, so that what a further run
+would settle can be priced. Refuses to know: which drafts are worth weighing.
+
+Shapes: S draws, K positions.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from foredraft.laws import forms
+from foredraft.laws.acceptance import CurvePosterior
+from foredraft.records import DraftChoice, Fit, Machine
+from foredraft.shapes import Shape
+
+Array = NDArray[np.float64]
+
+TTT_STEPS = 7  # EAGLE-3 unrolls the head this often per training token (arXiv 2503.01840)
+TRAINING_MFU = 0.35  # assumed share of peak while training
+
+
+class Acceptance(Protocol):
+    """Draws of accept_given_prefix; `frozen` names the factors to hold at their centre."""
+
+    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array: ...
+
+
+class Behind(NamedTuple):
+    """The own study that a candidate rests on: training tokens from the least to the most measured, and what it is, for
+    people.
+    """
+
+    least: float
+    most: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A draft to weigh: what it is, its shape (None: no model), its acceptance, which inputs left their data's range, and
+    the own study behind it (None: published measurements).
+    """
+
+    choice: DraftChoice
+    shape: Shape | None
+    acceptance: Acceptance
+    extrapolates: tuple[str, ...] = ()
+    behind: Behind | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less
+    training data does.
+    """
+
+    posterior: CurvePosterior
+    gain: tuple[float, ...] = (1.0,)  # draws of (τ-1) over (τ-1) at the reference tokens
+
+    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
+        drawn = self.posterior.draws(num, rng)
+        picked = rng.choice(self.gain, size=num)
+        base = np.tile(self.posterior.median_accept(), (num, 1)) if "draft" in frozen else drawn
+        gain = np.full(num, np.median(self.gain)) if "data" in frozen else picked
+        return moved(base, _level_shift(self.posterior.median_accept(), gain))
+
+
+@dataclass(frozen=True)
+class Sized:
+    """Acceptance of an independent model of a size: α from laws (in the loss gap, one per loss law; or an own one), then
+    by position as in `spread`, or near-constant. `middle`: logits [K] less the first, for "draft" frozen; none: constant.
+    """
+
+    fits: tuple[Fit, ...]
+    inputs: dict[str, float]
+    spread: CurvePosterior = field(repr=False)
+    middle: tuple[float, ...] = ()
+
+    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
+        which = rng.integers(len(self.fits), size=num)
+        level = np.empty(num)
+        for i, fitted in enumerate(self.fits):
+            here = which == i
+            law = forms.law_named(fitted.law)
+            centre = law.linear(fitted.parameters, **self.inputs)
+            eta = rng.choice(law.linear(np.array(fitted.draws), **self.inputs), size=num)
+            eta = np.full(num, float(np.asarray(centre))) if "data" in frozen else eta
+            scatter = 0.0 if "draft" in frozen else fitted.residual_sd * rng.standard_normal(num)
+            level[here] = logit(np.clip(law.link.inverse(eta + scatter), 1e-4, 1 - 1e-4))[here]
+        if "loss law" in frozen:
+            centre = level.mean()
+            for i in np.unique(which):
+                level[which == i] += centre - level[which == i].mean()
+        shape = logit(self.spread.draws(num, rng))
+        middle = np.array(self.middle) if self.middle else np.zeros_like(shape)
+        shape = shape - shape[:, :1] if "draft" not in frozen else middle
+        return expit(level[:, None] + shape)
+
+
+def moved(accept: Array, shift: Array) -> Array:
+    """accept_given_prefix [S, K] with its logits moved by `shift` [S]."""
+    return expit(logit(np.clip(accept, 1e-9, 1 - 1e-9)) + shift[:, None])
+
+
+def _level_shift(accept: Array, gain: Array) -> Array:
+    """The move of the logits of `accept` [K] that multiplies τ - 1 by each `gain` [S]."""
+    shifts = np.linspace(-4, 4, 161)
+    accepted = np.cumprod(moved(np.tile(accept, (len(shifts), 1)), shifts), axis=1).sum(axis=1)
+    base = np.cumprod(accept).sum()
+    return np.interp(gain, accepted / base, shifts)
+
+
+def choice(kind: str, name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
+    """A draft of `shape` to train on `tokens` for `flops` on `machine`."""
+    rate = max(rate for dtype, rate in machine.flops_per_s.items() if dtype in ("bfloat16", "float16", "float32"))
+    return DraftChoice(
+        kind=kind,
+        name=name,
+        params=float(shape.params),
+        non_embedding_params=float(shape.non_embedding_params),
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        draft_tokens=tokens,
+        training_flops=flops,
+        training_gpu_hours=flops / (rate * TRAINING_MFU) / 3600,
+    )

@@ -1,0 +1,176 @@
+"""Candidates from an own study: drafts between the least and the most that was trained and measured on this very target.
+
+Promises: nothing beyond the study's range is tried; a draft that was measured stands by its own curve. Refuses to know:
+published measurements, step times.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from foredraft.laws import acceptance
+from foredraft.laws.acceptance import CurvePosterior
+from foredraft.laws.fit import predict_draws
+from foredraft.plan import evidence
+from foredraft.plan.candidate import TTT_STEPS, Behind, Candidate, Curve, Sized, choice
+from foredraft.plan.drafts import EAGLE_NAME
+from foredraft.plan.study import Study, Tried, mean_curve, pool
+from foredraft.records import DraftChoice, Fit, Machine, Observation
+from foredraft.shapes import Shape, scaled
+
+NUM_SIZES = 9  # of independent models, from the smallest to the largest measured
+NEAR = 1.1  # sizes and budgets closer than this are one
+
+
+def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, str]]:
+    """Each method and depth at budgets of its own, moved along its law in tokens from the nearest measured run."""
+    found, missing = [], {}
+    low, high = study.tokens
+    missing["heads trained on other amounts"] = (
+        f"τ has been measured from {low:.2g} to {high:.2g} training tokens only; train one beyond and give its runs"
+    )
+    depths = sorted({layers for _, layers in study.lines})
+    missing["heads of other depths"] = (
+        f"own runs are of {', '.join(map(str, depths))} layers; train one of another depth and give its runs"
+    )
+    for key, line in study.lines.items():
+        law = study.token_laws.get(key)
+        ends = law.domain["draft_tokens"] if law else (min(t.tokens for t in line), max(t.tokens for t in line))
+        measured = [one.tokens for one in line]
+        if law is None and len({*measured}) > 1:
+            missing[f"{_name(line[0])} on other amounts"] = (
+                "too few own runs for a law in tokens; give those of more budgets"
+            )
+        for tokens in budgets(*ends, measured) if law else sorted({*measured}):
+            found.append(_head(study, machine, line[0], tokens, law))
+    return found, missing
+
+
+def _name(one: Tried) -> str:
+    if one.method == "eagle":
+        return EAGLE_NAME if one.shape.num_layers == 1 else f"{EAGLE_NAME}, {one.shape.num_layers} layers"
+    return "EAGLE-3 head" if one.shape.num_layers == 1 else f"Scylla head, {one.shape.num_layers} layers"
+
+
+def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit | None) -> Candidate:
+    near = study.nearest(like, like.shape.params, tokens)
+    same = [one for one in study.lines[like.method, like.shape.num_layers] if one.tokens == near.tokens]
+    unrolled = TTT_STEPS if like.method == "eagle3" else 1
+    flops = tokens * (study.target.flops_per_token(0) + 3 * unrolled * like.shape.flops_per_token(0))
+    return Candidate(
+        choice("head", _name(like), like.shape, machine, tokens, flops),
+        like.shape,
+        Curve(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
+        behind=_behind(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
+    )
+
+
+def _posterior(drafts: Sequence[Tried], *, drifts: bool) -> CurvePosterior:
+    """Acceptance by position of drafts that differ in nothing but their seed."""
+    lookaheads = sorted({k for one in drafts for k in one.curve})
+    return _of_curve(
+        tuple((k, float(np.mean([one.curve[k] for one in drafts if k in one.curve]))) for k in lookaheads), drifts
+    )
+
+
+@cache
+def _of_curve(curve: tuple[tuple[int, float], ...], drifts: bool) -> CurvePosterior:
+    return acceptance.posterior(evidence.position_law(), dict(curve), drifts=drifts)
+
+
+def _gain(law: Fit | None, num_layers: int, tokens: float, measured: float) -> tuple[float, ...]:
+    """Draws of (τ-1) at `tokens` over that at the `measured` ones; 1 where they are the same."""
+    if law is None or tokens == measured:
+        return (1.0,)
+    depth = {"draft_layers": float(num_layers)} if "draft_layers" in law.domain else {}
+    here, there = (predict_draws(law, draft_tokens=d, **depth) - 1 for d in (tokens, measured))
+    return tuple((np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)).tolist())
+
+
+def budgets(low: float, high: float, measured: Sequence[float] = ()) -> list[float]:
+    """Doublings from `low`, and `high`; measured ones in place of those near them."""
+    doubled = [low * 2.0**i for i in range(int(np.log2(high / low)) + 1)] + [high]
+    return _thinned(measured, doubled)
+
+
+def _thinned(first: Sequence[float], more: Sequence[float]) -> list[float]:
+    """All of `first`, and those of `more` that lie near none taken before, in order; the ends of `more` always."""
+    kept = list(dict.fromkeys([*first, more[0], more[-1]]))
+    for value in more:
+        if all(abs(np.log(value / one)) > np.log(NEAR) for one in kept):
+            kept.append(value)
+    return sorted(kept)
+
+
+def models(
+    study: Study, machine: Machine, sizes: Sequence[float] | None = None
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Independent models of `sizes` non-embedding parameters, or of all sizes between the ends of the study, at each budget.
+
+    Without a law in size, the measured drafts alone, by their own curves; none then where `sizes` are asked for.
+    """
+    shapes = {one.shape.params: one.shape for one in study.tried}
+    low, high = study.tokens
+    missing = {
+        "independent models beyond the own study": f"α has been measured from {min(shapes):.3g} to {max(shapes):.3g} parameters "
+        f"and from {low:.2g} to {high:.2g} training tokens only; train one beyond and give its runs"
+    }
+    law = study.size_law
+    if law is None:
+        missing["independent models between those measured"] = (
+            "too few own runs for a law in size and tokens; give more"
+        )
+        return [] if sizes is not None else [_as_measured(study, machine, one) for one in study.tried], missing
+    if sizes is None:
+        bodies = [one.shape.non_embedding_params for one in study.tried]
+        wanted = _thinned(bodies, np.geomspace(min(bodies), max(bodies), NUM_SIZES).tolist())
+        shapes |= {made.params: made for made in (scaled(study.target, body) for body in wanted if body not in bodies)}
+        made = list(shapes.values())
+    else:
+        made = [scaled(study.target, body) for body in sizes]
+    return [_model(study, machine, one, tokens, law) for one in made for tokens in budgets(low, high)], missing
+
+
+def as_tried(study: Study, machine: Machine, drafts: Sequence[tuple[Shape, float]]) -> list[Candidate]:
+    """Drafts of the study (shape and tokens) as `models` would weigh them."""
+    law = study.size_law
+    if law:
+        return [_model(study, machine, shape, tokens, law) for shape, tokens in drafts]
+    return [_as_measured(study, machine, one) for one in study.tried if (one.shape, one.tokens) in drafts]
+
+
+def _model(study: Study, machine: Machine, shape: Shape, tokens: float, law: Fit) -> Candidate:
+    every = {
+        "draft_params": float(shape.params), "draft_tokens": tokens, "target_params": float(study.target.params),
+    }  # fmt: skip
+    outside = tuple(sorted(name for name, (low, high) in law.domain.items() if not low <= every[name] <= high))
+    spread = _posterior([study.nearest(None, shape.params, tokens)], drifts=False)
+    middle = np.log(spread.median_accept()) - np.log1p(-spread.median_accept())
+    accept = Sized((law,), {name: every[name] for name in law.domain}, spread, tuple((middle - middle[0]).tolist()))
+    return Candidate(
+        _trained(shape, machine, tokens), shape, accept, outside, _behind(study, f"{law.law} in size and tokens")
+    )
+
+
+def _as_measured(study: Study, machine: Machine, one: Tried) -> Candidate:
+    curve = Curve(_posterior([one], drifts=False))
+    return Candidate(
+        _trained(one.shape, machine, one.tokens), one.shape, curve, behind=_behind(study, "measured drafts")
+    )
+
+
+def _trained(shape: Shape, machine: Machine, tokens: float) -> DraftChoice:
+    return choice("lm", "independent model", shape, machine, tokens, 3 * shape.flops_per_token(0) * tokens)
+
+
+def _behind(study: Study, how: str) -> Behind:
+    where = f" on {study.dataset}" if study.dataset else ""
+    note = f"acceptance from {len(study.tried)} own drafts{where} at temperature {study.temperature:g}: {how}"
+    return Behind(*study.tokens, note)
+
+
+def lookup(target: Shape, own: Sequence[Observation], temperature: float) -> CurvePosterior | None:
+    """Acceptance of prompt look-up where own runs measured it on this target."""
+    curve = mean_curve(pool(target, own, temperature, "lookup"))
+    return acceptance.posterior(evidence.position_law(), curve, drifts=False) if curve else None

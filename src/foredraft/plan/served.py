@@ -1,0 +1,178 @@
+"""Own rows with a clock, and the cost law calibrated on them.
+
+Promises: only rows of this very target, machine, engine and dtype speak; each is held to a server of its own shapes and
+lengths; a row whose draft cannot be told is left out. Refuses to know: acceptance, search.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foredraft.laws.cost import (
+    KNOBS,
+    Efficiency,
+    Row,
+    Server,
+    calibrate_served,
+    engine_efficiency,
+    predict_served,
+    serve,
+)
+from foredraft.machines import machine as known_machine
+from foredraft.plan.drafts import kind_of
+from foredraft.plan.study import on_target, shape_of
+from foredraft.records import Machine, Observation
+from foredraft.shapes import Shape
+
+Array = NDArray[np.float64]
+
+NOISE = 0.03  # sd of log throughput from run to run, at least
+LENGTH_STEP = 0.02  # of log length: rows nearer than this share a server
+OWN_LOOSENESS = 2.0  # how much wider the cost law's prior is where a probe alone stands behind it
+SECOND = 1.1  # the calibration is repeated where its misfit exceeds the noise by this factor
+
+
+@dataclass(frozen=True)
+class Place:
+    """What serves: target, machine, and how."""
+
+    target: Shape
+    machine: Machine
+    engine: str
+    devices: int = 1
+    dtype: str = "bfloat16"
+    kv_dtype: str | None = None
+
+    @property
+    def efficiency(self) -> Efficiency:
+        return engine_efficiency(self.engine, self.machine)
+
+    @property
+    def looseness(self) -> float:
+        """How wide the cost law's prior is, against that of published servers."""
+        return OWN_LOOSENESS if self.engine == "foredraft" and self.machine.step_overhead_s else 1.0
+
+    def server(self, draft: Shape | None, input_len: float, output_len: float, *, speculate: bool) -> Server:
+        """The server of the target beside `draft`; raises ValueError where it does not fit."""
+        return serve(
+            self.target, self.machine, draft=draft, input_len=input_len, output_len=output_len,
+            tensor_parallel=self.devices, dtype=self.dtype, kv_dtype=self.kv_dtype, efficiency=self.efficiency,
+            speculate=speculate,
+        )  # fmt: skip
+
+
+class Timed(NamedTuple):
+    """An own row with the server that it was measured on, and as calibration reads it."""
+
+    observation: Observation
+    server: Server
+    row: Row
+
+
+def timed(place: Place, own: Iterable[Observation], temperature: float) -> list[Timed]:
+    """Rows with a throughput at a stated load and lengths, measured at `place`: of the temperature's class (0 or not), whose
+    steps differ, or where that has none of the other.
+    """
+    rows = [row for row in own if _is_timed(row) and _at(place, row)]
+    alike = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)] or rows
+    server = cache(place.server)
+    found = []
+    for row in alike:
+        try:
+            lengths = _near(row.input_len), _near(row.output_len)
+            made = server(shape_of(place.target, row), *lengths, speculate=row.method != "none")
+        except ValueError:  # it does not fit as it is described
+            continue
+        found.append(Timed(row, made, _row(row)))
+    return found
+
+
+def load(row: Observation) -> int:
+    """Clients, or the batch; 0 where a row states neither."""
+    return row.concurrency or row.batch_size or 0
+
+
+def _is_timed(row: Observation) -> bool:
+    told = row.output_tok_s and load(row) and row.input_len and row.output_len
+    kind = kind_of(row.method)
+    return bool(told and (kind == "none" or (row.lookahead and row.tokens_per_step)))
+
+
+def _at(place: Place, row: Observation) -> bool:
+    """Whether a row was measured there, with a draft whose shape can be told or none."""
+    able = kind_of(row.method) in ("none", "lookup") or shape_of(place.target, row) is not None
+    return (
+        able
+        and on_target(row, place.target)
+        and place.engine in (row.engine or "").lower()
+        and _is_machine(row.machine, place.machine)
+        and row.dtype in (None, place.dtype)
+        and (row.tensor_parallel or 1) == place.devices
+    )
+
+
+@cache
+def _known(name: str) -> str | None:
+    try:
+        return known_machine(name).name
+    except ValueError:
+        return None
+
+
+def _is_machine(name: str | None, machine: Machine) -> bool:
+    return name is not None and machine.name in (name, _known(name))
+
+
+def _near(length: float | None) -> float:
+    assert length is not None, "only rows that state their lengths are timed"
+    return float(np.exp(LENGTH_STEP * np.round(np.log(length) / LENGTH_STEP)))
+
+
+def _row(row: Observation) -> Row:
+    depth = row.lookahead or 0 if row.method != "none" else 0
+    width = float(row.topk or 1)
+    nodes = float(row.tree_nodes or depth) if width > 1 else float(depth)
+    return Row(load(row), depth, row.tokens_per_step or 1.0, row.output_tok_s or 0.0, width, nodes)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The cost law on own rows: multipliers of greatest posterior, the covariance of their logarithms, the sd of what they
+    leave of log throughput, the mean relative error, and over how many rows and which loads.
+    """
+
+    knobs: dict[str, float]
+    covariance: Array
+    scatter: float
+    error: float
+    num_rows: int
+    loads: tuple[int, int]
+
+    def draws(self, num: int, rng: np.random.Generator) -> Array:
+        """Multipliers on the calibrated servers, [num, knobs]."""
+        whole = 0.5 * (self.covariance + self.covariance.T)
+        return np.exp(rng.standard_normal((num, len(KNOBS))) @ np.linalg.cholesky(whole).T)
+
+
+def calibrated(place: Place, rows: Sequence[Timed]) -> Calibrated | None:
+    """None without rows of plain decoding: a speedup would hang on the prior."""
+    if not any(one.row.depth == 0 for one in rows):
+        return None
+    served, table = [one.server for one in rows], [one.row for one in rows]
+    noise = NOISE
+    while True:
+        found = calibrate_served(served, table, noise=noise, looseness=place.looseness)
+        missed = np.log(predict_served(served, table, found.knobs) / [one.output_tok_s for one in table])
+        scatter = 1.4826 * float(np.median(np.abs(missed)))
+        if noise > NOISE or scatter < SECOND * NOISE:
+            break
+        noise = scatter
+    loads = [load(one.observation) for one in rows]
+    return Calibrated(
+        found.knobs, found.covariance, max(scatter, NOISE), float(np.mean(np.abs(np.expm1(missed)))), len(rows),
+        (min(loads), max(loads)),
+    )  # fmt: skip

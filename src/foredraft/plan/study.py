@@ -1,0 +1,261 @@
+"""An own study of one target: the drafts that were trained to known dials and measured, and the laws on them.
+
+Promises: one pool, so that nothing is compared that was measured otherwise: one temperature, one dataset, one way of pooling,
+chains. Refuses to know: what will be planned, and step times.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+
+from foredraft.laws import acceptance, forms
+from foredraft.laws.acceptance import MAX_POSITIONS, Curve
+from foredraft.laws.fit import choose, fit
+from foredraft.laws.forms import Law
+from foredraft.plan import evidence
+from foredraft.plan.drafts import EAGLE3_LIKE, EAGLE_LIKE, kind_of
+from foredraft.records import Fit, Observation, Provenance
+from foredraft.shapes import LEAST_BODY, Shape, eagle3_head, eagle_head, scaled, shape
+
+SIZE_LAWS = (forms.ACCEPT_CHINCHILLA, forms.ACCEPT_RATIO_TOKENS, forms.ACCEPT_SIZE)
+TOKEN_LAWS = (forms.LAW_1_1, forms.TOKENS_SATURATING)
+JOINT_LAWS = (forms.LAW_JOINT, forms.LAW_JOINT_SATURATING)
+LEAST_ALPHA = 1e-3  # a draft that was never or always accepted still has a logit
+SOURCE = Provenance(source="foredraft plan, own study", trust="own")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A draft of the study: how it drafts (eagle, eagle3, lm), its shape, training tokens, and τ by lookahead."""
+
+    run: str
+    name: str
+    method: str
+    shape: Shape
+    tokens: float
+    curve: Curve
+
+    @property
+    def accept_prob(self) -> float | None:
+        """P(the first drafted token is accepted); None where no row says."""
+        return min(max(self.curve[1] - 1, LEAST_ALPHA), 1 - LEAST_ALPHA) if 1 in self.curve else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The drafts of one kind that were tried on a target, and where: the pool's dataset and temperature."""
+
+    target: Shape
+    tried: tuple[Tried, ...]
+    dataset: str | None
+    temperature: float
+
+    @property
+    def tokens(self) -> tuple[float, float]:
+        """Least and most training tokens."""
+        return min(one.tokens for one in self.tried), max(one.tokens for one in self.tried)
+
+    @cached_property
+    def size_law(self) -> Fit | None:
+        """The law of α in size and tokens that best foretells the largest draft; None where the study allows none.
+
+        Checkpoints of one run are one cluster, unless that leaves too few.
+        """
+        rows = [self._row(one, run=one.run, accept_prob=one.accept_prob) for one in self.tried if one.accept_prob]
+        apart = [self._row(one, run=one.name, accept_prob=one.accept_prob) for one in self.tried if one.accept_prob]
+        return _first(
+            lambda: choose(SIZE_LAWS, rows), lambda: choose(SIZE_LAWS, apart), lambda: fit(forms.ACCEPT_SIZE, apart)
+        )
+
+    def nearest(self, like: Tried | None, size: float, tokens: float) -> Tried:
+        """The draft nearest in log size and log tokens; of the same method and depth as `like` where that is given."""
+        able = [one for one in self.tried if like is None or _line(one) == _line(like)]
+        return min(able, key=lambda one: np.hypot(np.log(one.shape.params / size), np.log(one.tokens / tokens)))
+
+    @cached_property
+    def lines(self) -> dict[tuple[str, int], tuple[Tried, ...]]:
+        """Heads by method and depth."""
+        keys = dict.fromkeys(
+            _line(one) for one in sorted(self.tried, key=lambda one: (one.shape.num_layers, one.tokens))
+        )
+        return {key: tuple(one for one in self.tried if _line(one) == key) for key in keys}
+
+    @cached_property
+    def token_laws(self) -> dict[tuple[str, int], Fit]:
+        """The law of τ in tokens of each line of heads: of the line alone, or of all depths of a method together, by which
+        foretells the largest budget better. A line that allows neither is absent.
+        """
+        found: dict[tuple[str, int], Fit] = {}
+        for method in dict.fromkeys(method for method, _ in self.lines):
+            lines = {key: line for key, line in self.lines.items() if key[0] == method}
+            alone = {key: law for key, line in lines.items() if (law := self._law(TOKEN_LAWS, line))}
+            joint = self._law(JOINT_LAWS, [one for line in lines.values() for one in line]) if len(lines) > 1 else None
+            errors = [law.held_out_error for law in alone.values() if law.held_out_error is not None]
+            if joint and joint.held_out_error is not None and (not errors or joint.held_out_error < np.mean(errors)):
+                alone = dict.fromkeys(lines, joint)
+            found |= alone
+        return found
+
+    def _law(self, laws: Sequence[Law], line: Sequence[Tried]) -> Fit | None:
+        """τ at the largest lookahead that all have; each draft a cluster, since its gain over the next is what is asked."""
+        common = set.intersection(*(set(one.curve) for one in line))
+        if not common:
+            return None
+        k = max(common)
+        rows = [
+            self._row(one, run=one.name, lookahead=k, tokens_per_step=one.curve[k], draft_layers=one.shape.num_layers)
+            for one in line
+        ]
+        return _first(lambda: choose(laws, rows))
+
+    def _row(self, one: Tried, **fields) -> Observation:
+        return Observation(
+            target=self.target.name, target_params=float(self.target.params), method=one.method, draft_tokens=one.tokens,
+            draft_params=float(one.shape.params), provenance=SOURCE, **fields,
+        )  # fmt: skip
+
+
+def _line(one: Tried) -> tuple[str, int]:
+    return one.method, one.shape.num_layers
+
+
+def _first(*ways: Callable[[], Fit]) -> Fit | None:
+    """The first that the data allow."""
+    for way in ways:
+        try:
+            return way()
+        except ValueError:
+            continue
+    return None
+
+
+@cache
+def study(target: Shape, own: tuple[Observation, ...], temperature: float, kind: str) -> Study | None:
+    """What `own` holds of drafts of a `kind` (lm, head) on `target` at about `temperature`; None with fewer than two drafts
+    of known size or depth and tokens, which compare nothing.
+    """
+    rows = pool(target, own, temperature, kind)
+    groups: dict[tuple, list[Observation]] = {}
+    for row in rows:
+        groups.setdefault((method_of(row), row.draft, row.draft_tokens, row.draft_layers, row.draft_params), []).append(
+            row
+        )
+    tried = tuple(one for i, group in enumerate(groups.values()) if (one := _tried(target, group, i)))
+    if len({(one.method, one.shape, one.tokens) for one in tried}) < 2:
+        return None
+    return Study(target, tried, rows[0].dataset, rows[0].temperature or 0.0)
+
+
+def _tried(target: Shape, group: Sequence[Observation], number: int) -> Tried | None:
+    row = group[0]
+    made, curve = shape_of(target, row), mean_curve(group)
+    if made is None or row.draft_tokens is None or not curve:
+        return None
+    return Tried(row.run, row.draft or f"draft {number}", method_of(row), made, row.draft_tokens, curve)
+
+
+def pool(target: Shape, own: Iterable[Observation], temperature: float, kind: str) -> list[Observation]:
+    """Chains of a kind on `target` that may be compared: of the workload's class of temperature (0 or not) the nearest one, of
+    what is left the dataset (no category of one), then the pooling, with the most rows.
+    """
+    rows = [row for row in own if kind_of(row.method) == kind and on_target(row, target) and _is_chain(row)]
+    rows = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)]
+    if not rows:
+        return []
+    nearest = min({row.temperature or 0.0 for row in rows}, key=lambda one: (abs(one - temperature), one))
+    rows = [row for row in rows if (row.temperature or 0.0) == nearest]
+    rows = [row for row in rows if "/" not in (row.dataset or "")] or rows
+    for name in ("dataset", "pooling"):
+        most = Counter(getattr(row, name) for row in rows).most_common(1)[0][0]
+        rows = [row for row in rows if getattr(row, name) == most]
+    return rows
+
+
+def _is_chain(row: Observation) -> bool:
+    return (row.topk or 1) == 1 and bool(row.lookahead) and bool(row.tokens_per_step or row.survival)
+
+
+def on_target(row: Observation, target: Shape) -> bool:
+    """Whether `row` is of this very target: by name, without the folders before it where its parameters agree."""
+    if evidence.names(row.target, target):
+        return True
+    same = row.target_params in (float(target.params), float(target.non_embedding_params))
+    return same and row.target.rsplit("/", 1)[-1] == target.name
+
+
+def mean_curve(rows: Iterable[Observation]) -> dict[int, float]:
+    """τ by lookahead, as far as the position law reaches; several curves are averaged where they have a point."""
+    curves = list(acceptance.chain_curves(rows).values())
+    return {
+        k: float(np.mean([curve[k] for curve in curves if k in curve]))
+        for k in sorted({k for curve in curves for k in curve})
+        if k <= MAX_POSITIONS
+    }
+
+
+def method_of(row: Observation) -> str:
+    """How the draft of a row drafts, as far as its shape depends on it: eagle3 (Scylla and kin too), eagle, lm; or as it is
+    named.
+    """
+    if kind_of(row.method) == "lm":
+        return "lm"
+    if EAGLE3_LIKE.search(row.method):
+        return "eagle3"
+    return "eagle" if EAGLE_LIKE.search(row.method) else row.method
+
+
+def shape_of(target: Shape, row: Observation) -> Shape | None:
+    """The draft that an own row was measured with: a head by its layers, a model by its public name or as the buildable one of
+    its stored parameters. None where the row does not say, and where there is no model.
+    """
+    method = method_of(row)
+    if method == "eagle":
+        return eagle_head(target, row.draft_layers or 1)
+    if method == "eagle3":
+        return _eagle3(target, row.draft_layers or 1, row.draft_params)
+    if method != "lm":
+        return None
+    if row.draft and (public := _public(row.draft)) and row.draft_params in (None, float(public.params)):
+        return public
+    return scaled_like(target, row.draft_params, row.draft_layers) if row.draft_params else None
+
+
+def _eagle3(target: Shape, num_layers: int, params: float | None) -> Shape:
+    """With as many draft words as its parameters tell; else the usual number."""
+    usual = eagle3_head(target, num_layers, min(32000, target.vocab_size))
+    words = round(((params or 0.0) - usual.non_embedding_params) / target.hidden_size)
+    return eagle3_head(target, num_layers, words) if 0 < words <= target.vocab_size else usual
+
+
+@cache
+def _public(name: str) -> Shape | None:
+    try:
+        return shape(name)
+    except ValueError:
+        return None
+
+
+@cache
+def scaled_like(target: Shape, stored: float, num_layers: int | None = None) -> Shape | None:
+    """The buildable model of the target's family with about `stored` weights in all; None where not even its embedding fits.
+
+    Repeats: the body is what the embedding of the last body leaves over.
+    """
+    best, body = None, 0.5 * stored
+    for _ in range(8):
+        made = scaled(target, max(body, LEAST_BODY))
+        if best is None or _unlike(made, stored, num_layers) < _unlike(best, stored, num_layers):
+            best = made
+        left = stored - made.embedding_params
+        if left == body or made.params == stored:
+            break
+        body = left if left >= LEAST_BODY else 0.5 * (body + LEAST_BODY)
+    return best if best and abs(np.log(best.params / stored)) < 0.25 else None
+
+
+def _unlike(made: Shape, stored: float, num_layers: int | None) -> float:
+    depth = 0.01 * (num_layers is not None and num_layers != made.num_layers)
+    return float(abs(np.log(made.params / stored)) + depth)
