@@ -117,6 +117,9 @@ def plan(
     max_lookahead: Annotated[int, typer.Option(help="Longest chain to consider.")] = 8,
     served_tokens: Annotated[float, typer.Option(help="Output tokens over which training is paid back.")] = 1e11,
     max_gpu_hours: Annotated[float, typer.Option(help="Most device-hours that training may cost.")] = 1e5,
+    kinds: Annotated[
+        str, typer.Option(help="Kinds of draft to weigh, of head, lm (an independent model) and lookup (n-gram).")
+    ] = "head,lm,lookup",
     observations: Annotated[
         list[Path] | None, typer.Option("--observations", help="Own measurements (JSONL or CSV); repeat for more.")
     ] = None,
@@ -144,6 +147,7 @@ def plan(
         max_lookahead=max_lookahead,
         horizon_tokens=served_tokens,
         max_training_gpu_hours=max_gpu_hours,
+        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
         draws=draws,
         seed=seed,
     )

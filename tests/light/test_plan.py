@@ -117,6 +117,15 @@ def test_trees_are_planned_for_our_own_engine_alone():
     assert ours.vllm["num_speculative_tokens"] <= 8
 
 
+def test_only_the_kinds_asked_for_are_weighed():
+    for kinds in (("lm",), ("head", "lookup")):
+        found = plan(SMALL, H100, WORKLOAD, Settings(kinds=kinds))
+        told = [found.draft, *(lost.draft for lost in found.runners_up)]
+        assert {draft.kind for draft in told if draft} == set(kinds)
+    with pytest.raises(ValueError, match="kinds must be among head, lm, lookup, got tree"):
+        Settings(kinds=("tree",))
+
+
 def test_one_lookahead_for_every_load_on_sglang():
     found = plan(SMALL, H100, WORKLOAD, Settings(engine="sglang"))
     assert len({step.lookahead for step in found.schedule}) == 1

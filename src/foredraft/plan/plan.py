@@ -75,7 +75,7 @@ def plan(
             raise ValueError(next(iter(not_considered.values())))
     else:
         weighed, missing = candidates(target, machine, own, workload.temperature)
-        ranked, dropped = rank(problem, weighed)
+        ranked, dropped = rank(problem, [one for one in weighed if one.choice.kind in options.kinds])
         ranked, size, nearest = _with_best_size(problem, own, ranked)
         not_considered = missing | dropped
     best = ranked[0]

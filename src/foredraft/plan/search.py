@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 NOTHING: frozenset[str] = frozenset()
 OBJECTIVES = ("throughput", "latency", "tokens_per_flop")
 ENGINES = ("vllm", "sglang", "foredraft")
+KINDS = ("head", "lm", "lookup")
 # P(the target's token is beyond the draft's r-th choice) falls as r^-tail. EAGLE-3 on Llama-3.1-8B, trees of 59 nodes (paper) against chains of 7
 # (SpecForge), asks for 1.8 on MT-bench and 2.7 on HumanEval; its trees adapt to the context, which a static one does not.
 TREE_TAIL = 1.8
@@ -37,7 +38,7 @@ TREE_DRAWS = 8
 
 class Settings(Record, frozen=True):
     """What the user fixes; the rest is searched. `horizon_tokens` is the output over which a draft's training is paid
-    back; without `trees` chains alone are weighed.
+    back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by default.
     """
 
     objective: str = "throughput"
@@ -51,8 +52,11 @@ class Settings(Record, frozen=True):
     draws: int = 64
     seed: int = 0
     trees: bool = True
+    kinds: tuple[str, ...] = KINDS
 
     def __post_init__(self) -> None:
+        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+            raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {unknown[0]}")
         for name, known in (("objective", OBJECTIVES), ("engine", ENGINES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)}")

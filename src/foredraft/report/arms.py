@@ -66,9 +66,9 @@ def arm_of(row: Row) -> Arm:
 
 
 def method_of(row: Row) -> str:
-    """As recorded; an EAGLE-3 head of several layers is Scylla's."""
+    """As recorded; an EAGLE head of several layers is Scylla's."""
     o = row.observation
-    return "scylla" if o.method == "eagle3" and (o.draft_layers or 1) > 1 else o.method
+    return "scylla" if o.method in ("eagle", "eagle2", "eagle3") and (o.draft_layers or 1) > 1 else o.method
 
 
 def load_of(row: Row) -> int | None:
