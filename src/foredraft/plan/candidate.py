@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 
 from foredraft.laws import forms
 from foredraft.laws.acceptance import CurvePosterior
+from foredraft.plan.trees import PUBLISHED, Tail
 from foredraft.records import DraftChoice, Fit, Machine
 from foredraft.shapes import Shape
 
@@ -42,8 +43,8 @@ class Behind(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A draft to weigh: what it is, its shape (None: no model), its acceptance, which inputs left their data's range, and
-    the own study behind it (None: published measurements).
+    """A draft to weigh: what it is, its shape (None: no model), its acceptance, which inputs left their data's range, the
+    own study behind it (None: published measurements), and what its trees gain.
     """
 
     choice: DraftChoice
@@ -51,6 +52,7 @@ class Candidate:
     acceptance: Acceptance
     extrapolates: tuple[str, ...] = ()
     behind: Behind | None = None
+    tail: Tail = PUBLISHED
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit |
         like.shape,
         Curve(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
         behind=_behind(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
+        tail=study.tail,
     )
 
 
@@ -149,14 +150,23 @@ def _model(study: Study, machine: Machine, shape: Shape, tokens: float, law: Fit
     middle = np.log(spread.median_accept()) - np.log1p(-spread.median_accept())
     accept = Sized((law,), {name: every[name] for name in law.domain}, spread, tuple((middle - middle[0]).tolist()))
     return Candidate(
-        _trained(shape, machine, tokens), shape, accept, outside, _behind(study, f"{law.law} in size and tokens")
+        _trained(shape, machine, tokens),
+        shape,
+        accept,
+        outside,
+        _behind(study, f"{law.law} in size and tokens"),
+        study.tail,
     )
 
 
 def _as_measured(study: Study, machine: Machine, one: Tried) -> Candidate:
     curve = Curve(_posterior([one], drifts=False))
     return Candidate(
-        _trained(one.shape, machine, one.tokens), one.shape, curve, behind=_behind(study, "measured drafts")
+        _trained(one.shape, machine, one.tokens),
+        one.shape,
+        curve,
+        behind=_behind(study, "measured drafts"),
+        tail=study.tail,
     )
 
 

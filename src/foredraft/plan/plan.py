@@ -14,7 +14,6 @@ from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import REFERENCE_TOKENS, buildable, candidates, independent, named
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.search import (
-    TREE_TAIL,
     Mode,
     Outcome,
     Problem,
@@ -332,9 +331,10 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
         notes.append(best.candidate.behind.note)
     elif best.candidate and best.candidate.choice.kind == "head":
         notes.append(f"published EAGLE-3 curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens")
-    if any(mode != Mode(mode.depth, 1, mode.depth) for mode in best.modes):
+    if best.candidate and any(mode != Mode(mode.depth, 1, mode.depth) for mode in best.modes):
+        tail = best.candidate.tail
         notes.append(
-            f"the draft's further choices cover what the first misses as rank^-{TREE_TAIL}, read off EAGLE-3's trees on Llama-3.1-8B"
+            f"the draft's further choices cover what the first misses as rank^-{tail.middle:.2g}, read off {tail.source}"
         )
     if problem.settings.objective == "tokens_per_flop":
         notes.append("tokens per FLOP sees neither memory nor batch: the schedule's gains are those of throughput")

@@ -18,6 +18,7 @@ from foredraft.laws.cost import KNOBS, Load, Server, adjusted
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.served import Calibrated, Place
+from foredraft.plan.trees import PUBLISHED, grown
 from foredraft.records import Machine, Record, Workload
 from foredraft.shapes import Shape
 
@@ -26,10 +27,6 @@ NOTHING: frozenset[str] = frozenset()
 OBJECTIVES = ("throughput", "latency", "tokens_per_flop")
 ENGINES = ("vllm", "sglang", "foredraft")
 KINDS = ("head", "lm", "lookup")
-# P(the target's token is beyond the draft's r-th choice) falls as r^-tail. EAGLE-3 on Llama-3.1-8B, trees of 59 nodes (paper) against chains of 7
-# (SpecForge), asks for 1.8 on MT-bench and 2.7 on HumanEval; its trees adapt to the context, which a static one does not.
-TREE_TAIL = 1.8
-TREE_TAIL_SD = 0.3  # of its logarithm: the two data sets differ by this and more
 TREE_DEPTHS = (3, 5, 7)
 TREE_TOPKS = (2, 4, 8)
 TREE_NODES = (7, 15, 31, 63)
@@ -162,11 +159,11 @@ def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ..
     )
 
 
-def tokens_per_step(accept: Array, modes: Sequence[Mode], tails: Array | None = None) -> Array:
+def tokens_per_step(accept: Array, modes: Sequence[Mode], tail: float | Array) -> Array:
     """τ of every draw in every mode, [S, M]; chains exactly, trees as the best static tree of that many nodes.
 
-    `tails` [S] grows the trees of every draw under its own tail; without it they are grown at TREE_TAIL for a few draws
-    and interpolated, which is enough to rank by.
+    `tail` [S] grows the trees of every draw under its own tail; under one for all they are grown for a few draws and
+    interpolated, which is enough to rank by.
     """
     reach = np.cumsum(np.cumprod(accept, axis=1), axis=1)
     tau = np.empty((len(accept), len(modes)))
@@ -178,12 +175,10 @@ def tokens_per_step(accept: Array, modes: Sequence[Mode], tails: Array | None = 
             trees.setdefault((mode.depth, mode.width), []).append(i)
     for (depth, width), places in trees.items():
         sizes = [modes[i].nodes for i in places]
-        if tails is not None:
-            tau[:, places] = [
-                _grown(row, width, tail, sizes) for row, tail in zip(accept[:, :depth], tails, strict=True)
-            ]
+        if isinstance(tail, np.ndarray):
+            tau[:, places] = [grown(row, width, one, sizes) for row, one in zip(accept[:, :depth], tail, strict=True)]
         else:
-            tau[:, places] = _between(accept[:, :depth], width, sizes)
+            tau[:, places] = _between(accept[:, :depth], width, tail, sizes)
     return tau
 
 
@@ -194,24 +189,17 @@ def static_tree(candidate: Candidate, mode: Mode, settings: Settings) -> tuple[t
     if mode.width <= 1:
         return ()
     draws = candidate.acceptance.draws(settings.draws, np.random.default_rng(settings.seed), NOTHING)
-    table = rank_acceptance(draws[:, : mode.depth].mean(axis=0), mode.width, TREE_TAIL)
+    table = rank_acceptance(draws[:, : mode.depth].mean(axis=0), mode.width, candidate.tail.middle)
     tree = best_tree(table, mode.nodes, mode.depth, mode.width)
     return tuple(zip(tree.parents.tolist(), tree.ranks.tolist(), strict=True))
 
 
-def _grown(accept: Array, topk: int, tail: float, sizes: Sequence[int]) -> list[float]:
-    """τ of the best static trees of `sizes` nodes for one draw."""
-    table = rank_acceptance(accept, topk, tail)
-    curve = best_tree(table, max(sizes), max_depth=len(accept), topk=topk).tokens_per_step
-    return [float(curve[min(w, len(curve) - 1)]) for w in sizes]
-
-
-def _between(accept: Array, topk: int, sizes: Sequence[int]) -> Array:
+def _between(accept: Array, topk: int, tail: float, sizes: Sequence[int]) -> Array:
     """τ of trees, [S, sizes], from those of TREE_DRAWS draws spread evenly over what a chain of the depth would give."""
     chain = np.cumprod(accept, axis=1).sum(axis=1)
     picked = np.argsort(chain)[np.linspace(0, len(chain) - 1, min(TREE_DRAWS, len(chain))).astype(int)]
-    grown = np.array([_grown(row, topk, TREE_TAIL, sizes) for row in accept[picked]])
-    return np.stack([np.interp(chain, chain[picked], column) for column in grown.T], axis=1)
+    taus = np.array([grown(row, topk, tail, sizes) for row in accept[picked]])
+    return np.stack([np.interp(chain, chain[picked], column) for column in taus.T], axis=1)
 
 
 def evaluate(problem: Problem, server: Server, tau: Array, modes: Sequence[Mode]) -> Load:
@@ -260,7 +248,7 @@ def score(problem: Problem, candidate: Candidate | None, plain: Server) -> Score
     modes = modes_for(candidate, settings) if candidate else (Mode(0, 1, 0),)
     rng = np.random.default_rng(settings.seed)
     tau = (
-        tokens_per_step(candidate.acceptance.draws(settings.draws, rng, NOTHING), modes)
+        tokens_per_step(candidate.acceptance.draws(settings.draws, rng, NOTHING), modes, candidate.tail.middle)
         if candidate
         else np.ones((settings.draws, 1))
     )
@@ -328,8 +316,9 @@ def simulate(
     modes = tuple(dict.fromkeys(scored.modes))
     places = [modes.index(mode) for mode in scored.modes]
     accept = candidate.acceptance.draws(settings.draws, rng, frozen) if candidate else np.full((settings.draws, 1), 0.0)
-    spread = 0.0 if "trees" in frozen else TREE_TAIL_SD
-    tails = TREE_TAIL * np.exp(spread * np.random.default_rng(settings.seed + 3).standard_normal(settings.draws))
+    tail = candidate.tail if candidate else PUBLISHED
+    spread = 0.0 if "trees" in frozen else tail.sd
+    tails = tail.middle * np.exp(spread * np.random.default_rng(settings.seed + 3).standard_normal(settings.draws))
     tau = tokens_per_step(accept, modes, tails)[:, places].T
     knobs = problem.knob_draws()
     server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)

@@ -6,7 +6,7 @@ chains. Refuses to know: what will be planned, and step times.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from foredraft.laws.fit import choose, fit
 from foredraft.laws.forms import Law
 from foredraft.plan import evidence
 from foredraft.plan.drafts import EAGLE3_LIKE, EAGLE_LIKE, kind_of
+from foredraft.plan.trees import PUBLISHED, Tail, Tree, fitted
 from foredraft.records import Fit, Observation, Provenance
 from foredraft.shapes import LEAST_BODY, Shape, eagle3_head, eagle_head, scaled, shape
 
@@ -46,12 +47,15 @@ class Tried:
 
 @dataclass(frozen=True)
 class Study:
-    """The drafts of one kind that were tried on a target, and where: the pool's dataset and temperature."""
+    """The drafts of one kind that were tried on a target, and where: the pool's dataset and temperature; and what their trees
+    gained over their chains.
+    """
 
     target: Shape
     tried: tuple[Tried, ...]
     dataset: str | None
     temperature: float
+    tail: Tail = PUBLISHED
 
     @property
     def tokens(self) -> tuple[float, float]:
@@ -146,7 +150,27 @@ def study(target: Shape, own: tuple[Observation, ...], temperature: float, kind:
     tried = tuple(one for i, group in enumerate(groups.values()) if (one := _tried(target, group, i)))
     if len({(one.method, one.shape, one.tokens) for one in tried}) < 2:
         return None
-    return Study(target, tried, rows[0].dataset, rows[0].temperature or 0.0)
+    found = Study(target, tried, rows[0].dataset, rows[0].temperature or 0.0)
+    return replace(found, tail=_tail(found, own, kind) or PUBLISHED)
+
+
+def _tail(found: Study, own: Sequence[Observation], kind: str) -> Tail | None:
+    """Read off the trees that were measured of its drafts, on the same data at the same temperature."""
+    trees: dict[str, dict[tuple[int, int, int], list[float]]] = {}
+    for row in own:
+        alike = (row.dataset, row.temperature or 0.0) == (found.dataset, found.temperature)
+        if not alike or kind_of(row.method) != kind or not on_target(row, found.target) or (row.topk or 1) == 1:
+            continue
+        if row.draft and row.lookahead and row.topk and row.tree_nodes and row.tokens_per_step:
+            dials = trees.setdefault(row.draft, {})
+            dials.setdefault((row.lookahead, row.topk, row.tree_nodes), []).append(row.tokens_per_step)
+    drifts, law, measured = kind == "head", evidence.position_law(), {}
+    for one in found.tried:
+        if one.name in trees:
+            accept = acceptance.posterior(law, one.curve, drifts=drifts).median_accept()
+            measured[one.name] = accept, [Tree(*dials, float(np.mean(taus))) for dials, taus in trees[one.name].items()]
+    number = sum(len(of) for _, of in measured.values())
+    return fitted(measured, f"{number} own trees of {len(measured)} drafts")
 
 
 def _tried(target: Shape, group: Sequence[Observation], number: int) -> Tried | None:
