@@ -1,7 +1,7 @@
 """The experiment's data from a corpus of JSON lines: a tokenizer, token folders, and prompts for the target to answer.
 
-The corpus is a folder of train-DOMAIN and val-DOMAIN files (.jsonl.zst, rows with `text`; conversations as "User: …\\nAssistant: …").
-Only domains that may be published are read.
+The corpus is a folder of train-DOMAIN and val-DOMAIN files (.jsonl.zst, rows with `text`; conversations as "User: …\\nAssistant: …"), and
+beside it prompts/indomain.jsonl, Spec-Bench's form, cut from the val files. Only domains that may be published are read.
 
     python recipes/experiment/prepare.py CORPUS OUT
 """
@@ -21,6 +21,8 @@ RAW = {"stories": 1200, "books": 800, "news": 800, "code_stdlib": 600}  # prompt
 CHAT = {"math": 1600, "qa": 1400, "summarize": 900}
 VOCAB = 4096
 HELD_OUT = 0.05  # as many prompts of held-out documents, as a share of those of training documents
+CATEGORIES = {"indomain_story": "stories", "indomain_book": "books", "indomain_news": "news", "indomain_math": "math", "indomain_rag": "qa",
+              "indomain_summarization": "summarize", "indomain_code": "code"}  # fmt: skip
 PIECE = 2400  # characters between the prompts cut from one document
 
 
@@ -53,12 +55,20 @@ def asked(path: Path, num: int) -> list[dict[str, Any]]:
     return [{"messages": [{"role": "user", "content": user}]} for user in spread(users, num)]
 
 
+def prompts(path: Path) -> str:
+    """Those of the domains that the target was trained on."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept = [row | {"category": CATEGORIES[row["category"]]} for row in rows if row["category"] in CATEGORIES]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+
+
 def main(corpus: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files = {part: [corpus / f"{part}-{domain}.jsonl.zst" for domain in DOMAINS] for part in ("train", "val")}
     foredraft("data", "tokenizer", *files["train"], "--out", out / "tokenizer", "--vocab", VOCAB)
     for part, paths in files.items():
         foredraft("data", "prepare", *paths, "--out", out / part, "--tokenizer", out / "tokenizer")
+    (out / "prompts.jsonl").write_text(prompts(corpus.parent / "prompts" / "indomain.jsonl"), encoding="utf-8")
     for part, share in (("train", 1.0), ("val", HELD_OUT)):
         for make, wanted, name in ((plain, RAW, "plain"), (asked, CHAT, "chat")):
             files_of = {domain: corpus / f"{part}-{domain}.jsonl.zst" for domain in wanted}
