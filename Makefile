@@ -5,7 +5,7 @@ PEERS := openvino openvino-export vllm
 
 .PHONY: tour test lint size results peers peers-bench clean
 
-tour: .venv/.full ## plan a draft for Llama-3.1-70B on 4×H100; train a small model and decode it with and without a draft; all in tour/
+tour: .venv/.full ## the whole loop on the zoo's target: probe, plan, train, decode, measure, tour/report.html
 	$(BIN)/foredraft tour
 
 test: .venv/.dev ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)
