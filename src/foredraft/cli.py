@@ -11,6 +11,7 @@ import typer
 
 from foredraft import __version__
 from foredraft.data_cli import app as data_app
+from foredraft.deploy_cli import app as deploy_app
 from foredraft.measure_cli import measure, probe
 from foredraft.report_cli import report
 from foredraft.sweep_cli import sweep
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="Say which draft to train for speculative decoding before training it, with an interval on every number.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(deploy_app, name="deploy")
 app.command()(train)
 app.command()(report)
 app.command()(probe)

@@ -48,7 +48,11 @@ def probe(
 
 
 def measure(
-    target: Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer.")],
+    target: Annotated[
+        str | None,
+        typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer; none with --endpoint."),
+    ] = None,
+    *,
     prompts: Annotated[
         Path, typer.Option("--prompts", "-p", help="Spec-Bench JSONL, or a text file of a prompt a line.")
     ],
@@ -98,9 +102,46 @@ def measure(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     threads: Threads = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="URL of a running vLLM or SGLang server to measure instead, such as http://localhost:8000."),
+    ] = None,
+    concurrency: Annotated[
+        str | None, typer.Option("--concurrency", "-c", help="Of --endpoint: clients at once, a list such as 1,8.")
+    ] = None,
+    request_rate: Annotated[
+        str | None, typer.Option(help="Of --endpoint: requests per second, a list; their times are random.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of --endpoint: the model's name there; its first by default.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Of --endpoint: auto, vllm or sglang.")] = "auto",
+    method: Annotated[
+        str | None,
+        typer.Option(help="Of --endpoint: eagle, eagle3, draft_model, ngram, where the server does not say."),
+    ] = None,
+    machine: Annotated[str | None, typer.Option(help="Of --endpoint: what the server runs on, such as H100.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="FOREDRAFT_API_KEY", help="Of --endpoint: its key, if it asks for one.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Of --endpoint: seconds without a word after which it is given up.")
+    ] = 600,
     json: JSON = False,
 ) -> None:
     """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
+    given = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params}
+    if endpoint is not None:
+        served = given | {"model": model, "engine": engine, "method": method, "machine": machine, "draft": draft or []}
+        _served(
+            endpoint, api_key, timeout, prompts, out, num, on_error, json, served,
+            concurrency=_list("concurrency", concurrency or ("" if request_rate else "1"), int),
+            rates=_list("request-rate", request_rate or "", float), max_tokens=max_tokens, chat=chat, stop=stop, seed=seed, width=width,
+            temperatures=_list("temperature", temperature, float),
+        )  # fmt: skip
+        return
+    if target is None:
+        raise ValueError("TARGET is missing: the folder of a checkpoint; or pass --endpoint URL for a running server")
     from foredraft import records
     from foredraft.measure.measure import Settings
 
@@ -112,7 +153,7 @@ def measure(
     )  # fmt: skip
     found = _prepared(
         target, draft or [], prompts, settings, kind, device, num=num, chat=chat, stop=stop, on_error=on_error,
-        given={"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "dtype": dtype},
+        given=given | {"dtype": dtype},
     )  # fmt: skip
     measured = _with_progress(*found)
     records.write_lines(out / "observations.jsonl", [row.observation for row in measured if row.category is None])
@@ -124,6 +165,52 @@ def measure(
     from foredraft.report.measured import measurement_tables
 
     _print_blocks(measurement_tables(measured))
+
+
+def _served(
+    url: str, key: str | None, timeout: float, file: Path, out: Path, num: int | None, on_error: str, json: bool, given: dict[str, Any],
+    **settings: Any,
+) -> None:  # fmt: skip
+    """A running server, load by load; what is measured is on disk before the next load begins."""
+    import asyncio
+
+    from foredraft.measure.endpoint import Settings
+    from foredraft.measure.endpoint_http import address_of
+    from foredraft.measure.prompts import read_questions
+    from foredraft.train.sources import Skips
+
+    if len(given["draft"]) > 1:
+        raise ValueError(f"draft: a server has one, got {', '.join(given['draft'])}; name the one that it runs")
+    skips, address = Skips(on_error), address_of(url, key, timeout)
+    made, questions = Settings(**settings), read_questions(file, skips, num)
+    _say_skipped(skips)
+    note = f"{file.name}: {len(questions)} prompts, {skips.count} lines skipped; answers of at most {made.max_tokens} tokens"
+    rows = asyncio.run(_loads(address, questions, made, out, given | {"note": note, "dataset": file.stem}))
+    print(f"wrote {out / 'observations.jsonl'}, {out / 'measurements.jsonl'}", file=sys.stderr)
+    if json:
+        _print_json(rows)
+        return
+    from foredraft.report.measured import measurement_tables
+
+    _print_blocks(measurement_tables(rows))
+
+
+async def _loads(address: Any, questions: Any, settings: Any, out: Path, given: dict[str, Any]) -> "list[Measurement]":
+    from foredraft import records
+    from foredraft.measure.endpoint import rounds, started
+    from foredraft.measure.endpoint_rows import base_of, rows_of
+
+    running = await started(address, questions, settings, given["model"], given["engine"])
+    found: list[Any] = []
+    async for one in rounds(running, settings):
+        base = base_of(running.server, one, given | {"command": _command()})
+        rows, warnings = rows_of(one, base, settings.width)
+        found += rows
+        for warning in warnings:
+            print(f"warning: {one.load}: {warning}", file=sys.stderr)
+        records.write_lines(out / "observations.jsonl", [row.observation for row in found if row.category is None])
+        records.write_lines(out / "measurements.jsonl", found)
+    return found
 
 
 def _prepared(
@@ -219,7 +306,7 @@ def _say_skipped(skips: Any) -> None:
 
 def _list(name: str, text: str, kind: type) -> tuple[Any, ...]:
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise ValueError(f"{name} must be a number or a list such as 1,8, got {text!r}") from None
 

@@ -277,8 +277,21 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def unfolded(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of the speculators format with its `transformer_layer_config` beside its own keys; any other as it is.
+
+    There an absent `norm_before_residual` means true, and a null key is an absent one.
+    """
+    inner = config.get("transformer_layer_config")
+    if not isinstance(inner, dict):
+        return config
+    own = {key: value for key, value in config.items() if value is not None and key != "transformer_layer_config"}
+    return {"norm_before_residual": True} | inner | own
+
+
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model of a multimodal config, which nests it under `text_config`."""
+    """The language model of a multimodal config, which nests it under `text_config`, or of a speculators draft."""
+    config = unfolded(config)
     if "hidden_size" in config or not isinstance(config.get("text_config"), dict):
         return config
     outer = {key: config[key] for key in ("tie_word_embeddings", "_name_or_path") if key in config}
@@ -352,11 +365,15 @@ def _opt_switches(config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# "LlamaForCausalLMEagle3" in the flat format; "Eagle3Qwen3ForCausalLM", "Eagle3Speculator" in vLLM's and speculators'.
+_HEAD = re.compile(r"^Eagle3?(?=[A-Z])|Eagle3?$")
+
+
 def _draft_fields(config: dict[str, Any]) -> dict[str, Any]:
     """An EAGLE head's own config (flat format) names itself in `architectures`."""
     for architecture in config.get("architectures") or ():
-        if architecture.endswith(("Eagle", "Eagle3")):
-            eagle3 = architecture.endswith("Eagle3")
+        if found := _HEAD.search(architecture):
+            eagle3 = found[0].endswith("3")
             return {
                 "draft_head": "eagle3" if eagle3 else "eagle",
                 "draft_vocab_size": config.get("draft_vocab_size") if eagle3 else None,

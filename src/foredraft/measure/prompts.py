@@ -9,8 +9,9 @@ out only where the caller says so. Refuses to know: models, what becomes of the 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,6 +31,18 @@ class Prompt(Record, frozen=True):
     category: str | None
     ids: tuple[int, ...]
     reference: tuple[int, ...] = ()
+
+
+class Question(NamedTuple):
+    """A prompt in words, for a server that has the tokenizer: where it stands, its category, and its `format` if it has one."""
+
+    where: str
+    words: str
+    category: str | None = None
+    format: str | None = None
+
+
+Read = TypeVar("Read")
 
 
 class Encoding(NamedTuple):
@@ -73,18 +86,28 @@ def read_prompts(path: str | Path, encoding: Encoding, skips: Skips, num: int | 
     Broken lines, and prompts too long for the context, go to `skips`. Raises ValueError where it stops at one, and where
     nothing is left to ask.
     """
+    encoding.check()
+    return _each(path, skips, num, lambda asked, where: _encoded(asked, where, encoding))
+
+
+def read_questions(path: str | Path, skips: Skips, num: int | None = None) -> list[Question]:
+    """The same prompts as words."""
+    return _each(path, skips, num, lambda asked, where: Question(where, asked.words, asked.category, asked.format))
+
+
+def _each(path: str | Path, skips: Skips, num: int | None, made: Callable[[_Asked, str], Read]) -> list[Read]:
+    """What `made` makes of every prompt; what it cannot make goes to `skips`."""
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1 prompt per category, got {num}")
     path, taken, found = Path(path), Counter[str | None](), []
     read = _jsonl if path.suffix in LINES else _plain
-    encoding.check()
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         where = f"{path}:{number}"
         try:
             asked = read(line)
             if asked is None or taken[asked.category] == num:
                 continue
-            found.append(_encoded(asked, where, encoding))
+            found.append(made(asked, where))
         except ValueError as error:
             skips(f"{where}: {error}")
             continue

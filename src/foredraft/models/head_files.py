@@ -28,7 +28,7 @@ from foredraft.models.layers import Wiring
 from foredraft.models.load import read_settings
 from foredraft.models.rope import Rope, rope_to_config
 from foredraft.records import write, write_bytes
-from foredraft.shapes import Shape
+from foredraft.shapes import Shape, unfolded
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 # Variants that change the numbers and are not built here; absent means false.
@@ -41,7 +41,7 @@ def load_head(
     """The draft head in a folder, frozen, beside the target whose embedding (and, EAGLE-1/2, LM head) it borrows."""
     checkpoint, (shape, wiring) = Checkpoint(folder), read_settings(folder)
     file = Path(folder) / "config.json"
-    config = json.loads(file.read_bytes())
+    config = unfolded(json.loads(file.read_bytes()))
     try:
         shape = _head_shape(shape, checkpoint)
         _check_fit(shape, config, target, checkpoint)

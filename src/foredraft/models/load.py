@@ -53,7 +53,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.dev
 def read_settings(path: str | Path) -> tuple[Shape, Wiring]:
     """Shape and wiring of a folder's config.json, in one-line errors that name it."""
     shape, file = shapes.from_config(path), Path(path) / "config.json"
-    config = json.loads(file.read_bytes())
+    config = shapes.unfolded(json.loads(file.read_bytes()))
     try:
         return shape, _wiring(config, shape)
     except (msgspec.ValidationError, ValueError) as error:

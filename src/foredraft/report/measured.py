@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from foredraft.records import Estimate, Machine, Measurement
+from foredraft.records import Estimate, Machine, Measurement, Observation
 from foredraft.report.terminal import Blocks, Titled
 
 
@@ -51,11 +51,18 @@ def measurement_tables(found: Sequence[Measurement]) -> Blocks:
     return [*blocks, Text("\n" + "\n".join((told, *notes)), style="dim")]
 
 
+def _load(seen: Observation) -> str:
+    """What ran at once: of our engine a batch, of a server its clients, or requests that came by themselves."""
+    if seen.batch_size is not None:
+        return f"batch {seen.batch_size}"
+    return "requests at a rate" if seen.concurrency is None else f"concurrency {seen.concurrency}"
+
+
 def _by_setting(rows: Sequence[Measurement]) -> dict[str, list[Measurement]]:
     found: dict[str, list[Measurement]] = {}
     for row in rows:
         seen = row.observation
-        found.setdefault(f"{seen.target}, batch {seen.batch_size}, temperature {seen.temperature:g}", []).append(row)
+        found.setdefault(f"{seen.target}, {_load(seen)}, temperature {seen.temperature:g}", []).append(row)
     return found
 
 
@@ -115,7 +122,8 @@ def _arm(row: Measurement) -> str:
     if seen.method == "none":
         return "plain"
     tree = f",{seen.topk},{seen.tree_nodes}" if (seen.topk or 1) > 1 else ""
-    return f"{seen.draft or seen.method}@{seen.lookahead}{tree}"
+    depth = f"@{seen.lookahead}" if seen.lookahead is not None else ""
+    return f"{seen.draft or seen.method}{depth}{tree}"
 
 
 def _scaled(value: float | None, unit: float, name: str) -> str:

@@ -1,0 +1,96 @@
+"""A trained draft out of its folder, whole, ready to be written in another form.
+
+Promises: a head is held against its target's sizes without the target's weights. Refuses to know: engines.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from foredraft.models.checkpoint import Checkpoint
+from foredraft.models.decoder import Decoder
+from foredraft.models.head_files import load_head
+from foredraft.models.heads import Eagle3Head, EagleHead
+from foredraft.models.load import PREFIXES, load, read_settings
+from foredraft.shapes import Shape
+
+TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Head = Eagle3Head | EagleHead
+
+
+class Draft(NamedTuple):
+    """`kind`: lm, eagle or eagle3. `dtype`: of the stored weights."""
+
+    folder: Path
+    kind: str
+    model: Decoder | Head
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> Shape:
+        return self.model.shape
+
+
+def read_draft(folder: str | Path, target: str | Path) -> Draft:
+    """The draft in a folder; a head beside its target. Raises ValueError, one line, on one that is no draft of it."""
+    path = Path(folder)
+    checkpoint = Checkpoint(path)
+    fc = checkpoint.stored.get("fc.weight")
+    if fc is None:
+        kinds = [stored.kind for stored in checkpoint.stored.values() if stored.kind in TYPES]
+        dtype = TYPES[kinds[0]] if kinds else torch.float32
+        return Draft(path, "lm", load(path, dtype), dtype)
+    dtype = TYPES.get(fc.kind, torch.float32)
+    head = as_llama(load_head(path, hollow(target), dtype))
+    return Draft(path, "eagle3" if isinstance(head, Eagle3Head) else "eagle", head, dtype)
+
+
+def hollow(target: str | Path) -> Decoder:
+    """A decoder of the target's shape without weights, which is all that a head's file needs of it."""
+    shape, wiring = read_settings(target)
+    with torch.device("meta"):
+        return Decoder(shape, wiring)
+
+
+def as_llama(head: Head) -> Head:
+    """A head whose q, k and v have biases and o none (Qwen2's) as one of Llama's classes, which have all four: o's is zeros.
+
+    Others as they are; norms of queries and keys (Qwen3's) stay a family of their own.
+    """
+    shape = head.shape
+    if shape.qk_norm or (shape.family == "llama" and shape.qkv_bias == shape.o_bias):
+        return head
+    shape = msgspec.structs.replace(shape, family="llama", o_bias=shape.qkv_bias)
+    state = dict(head.state_dict())
+    if shape.o_bias and not head.shape.o_bias:
+        zeros = {f"layers.{i}.self_attn.o_proj.bias": head.fc.weight.new_zeros(shape.hidden_size) for i in range(shape.num_layers)}  # fmt: skip
+        state |= zeros
+    own = head.embed_tokens is not None
+    with torch.device("meta"):
+        made: Head
+        if isinstance(head, Eagle3Head):
+            made = Eagle3Head(shape, head.wiring, head.target, head.feature_layers, torch.zeros_like(head.d2t, device="cpu"), own)  # fmt: skip
+        else:
+            made = EagleHead(shape, head.wiring, head.target, own_embedding=own, fc_bias="fc.bias" in state)
+    made.load_state_dict(state, strict=True, assign=True)
+    return made.requires_grad_(False).eval()
+
+
+def target_embedding(target: str | Path) -> torch.Tensor | None:
+    """The target's table of embeddings, or None where its folder holds no weights."""
+    try:
+        checkpoint = Checkpoint(target)
+    except ValueError:
+        return None
+    family = json.loads((Path(target) / "config.json").read_bytes()).get("model_type", "")
+    names = [f"{prefix}embed_tokens.weight" for prefix in PREFIXES.get(family, PREFIXES[""])]
+    return next((checkpoint.tensor(name) for name in names if name in checkpoint.stored), None)
+
+
+def token_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """A target's token ids and context, which its draft's config repeats."""
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+    return {key: config[key] for key in kept if config.get(key) is not None}

@@ -1,0 +1,63 @@
+"""Keys of a config whose values are of the wrong type, told once and then left out, so that no other rule stumbles over them.
+
+Refuses to know: what the keys mean.
+"""
+
+from typing import Any
+
+from foredraft.deploy.findings import Finding
+from foredraft.deploy.loaders import IDS
+
+COUNTS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+    "draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_aux_hidden_states",
+)  # fmt: skip
+OBJECTS = ("eagle_config", "transformer_layer_config", "speculators_config", "rope_scaling", "rope_parameters")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NAMES = ("torch_dtype", "dtype", "model_type")
+
+
+def typed(config: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """A config without its keys of a wrong type, nested ones too, and a finding for each. Null is told of elsewhere."""
+    kept, found = {}, []
+    for key, value in config.items():
+        wanted = _wanted(key, value)
+        if wanted is not None and value is not None:
+            found.append(_finding(key, value, wanted))
+            continue
+        if key in ("eagle_config", "transformer_layer_config") and isinstance(value, dict):
+            value, more = typed(value)
+            found += more
+        kept[key] = value
+    return kept, found
+
+
+def _wanted(key: str, value: Any) -> str | None:
+    """What a key's value should be, where it is not."""
+    if key in COUNTS:
+        return None if _is_int(value) and value > 0 else "a positive whole number"
+    if key in OBJECTS:
+        return None if isinstance(value, dict) else "an object"
+    if key == IDS:
+        return None if _all(value, int) else "a list of whole numbers"
+    if key == "architectures":
+        return None if _all(value, str) else "a list of names"
+    if key in TOKENS:
+        return None if _is_int(value) or _all(value, int) else "a whole number, or a list of them"
+    if key in NAMES:
+        return None if isinstance(value, str) else "a name"
+    return None
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _all(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in value)
+
+
+def _finding(key: str, value: Any, wanted: str) -> Finding:
+    return Finding(
+        code="key-type", where=key, effect=f"is {value!r}, and loaders take {wanted}", remedy=f"write {wanted}, or leave it out"
+    )  # fmt: skip

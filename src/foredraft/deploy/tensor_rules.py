@@ -1,0 +1,294 @@
+"""What a loader would skip, miss or misread among a draft's tensors.
+
+Refuses to know: targets.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from foredraft.deploy.findings import Finding
+from foredraft.deploy.folder import SINGLE, Folder
+from foredraft.deploy.loaders import Shape, Sizes, Wanted, lacking, sizes_of, wanted
+from foredraft.models.checkpoint import FLOATS
+from foredraft.models.decoder import Decoder
+from foredraft.models.load import PREFIXES, read_settings, stored_name
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may
+
+
+def tensor_rules(folder: Folder, engine: str) -> Iterator[Finding]:
+    """Findings of names, shapes and types; of values too, which reads the whole file."""
+    yield from _types(folder)
+    if folder.kind == "lm":
+        yield from _model(folder)
+    elif not lacking(folder.config) and not folder.config.get("quantization_config"):
+        sizes = sizes_of(folder.config, folder.kind)
+        yield from _head(folder, sizes, wanted(sizes, folder.kind, engine), engine)
+        yield from _values(folder, sizes, engine)
+    yield from _finite(folder)
+
+
+def _types(folder: Folder) -> Iterator[Finding]:
+    said = folder.config.get("torch_dtype") or folder.config.get("dtype")
+    kinds = {}
+    for name, stored in folder.checkpoint.stored.items():
+        if name.split(".")[-1] in ("d2t", "t2d"):
+            continue
+        if stored.kind not in FLOATS and not folder.config.get("quantization_config"):
+            yield Finding(
+                code="dtype", where=name, effect=f"is {stored.kind}, which loaders cast or refuse", remedy=f"save weights as {', '.join(FLOATS)}",
+            )  # fmt: skip
+        kinds.setdefault(DTYPES.get(stored.kind), name)
+    kinds.pop(None, None)
+    if said and kinds and str(said).removeprefix("torch.") not in (*kinds, "auto"):
+        first = next(iter(kinds))
+        yield Finding(
+            code="dtype-key", where="torch_dtype", level="warning", effect=f"says {said}, but the weights are {first}: --dtype auto casts them",
+            remedy=f"write {first}",
+        )  # fmt: skip
+    if len(kinds) > 1:
+        yield Finding(
+            code="dtype-mixed", where=next(reversed(kinds.values())), level="warning",
+            effect=f"weights are of {' and '.join(map(str, kinds))}: the engine casts all to one", remedy="save all in one type",
+        )  # fmt: skip
+
+
+def _model(folder: Folder) -> Iterator[Finding]:
+    """A standalone model against the tensors of its own config."""
+    try:
+        shape, wiring = read_settings(folder.path)
+        with torch.device("meta"):
+            decoder = Decoder(shape, wiring)
+    except (ValueError, TypeError) as error:
+        yield Finding(
+            code="config", where="config.json", effect=str(error), remedy="give a config of a supported family"
+        )
+        return
+    prefixes = PREFIXES.get(shape.family, PREFIXES[""])
+    prefix = next((p for p in prefixes if f"{p}embed_tokens.weight" in folder.names), prefixes[0])
+    needed = {stored_name(name, shape, prefix): tuple(p.shape) for name, p in decoder.named_parameters()}
+    tied: dict[str, Shape] = {"lm_head.weight": (shape.vocab_size, shape.embed_width)} if shape.tie_embeddings else {}
+    yield from _compare(folder, Wanted(needed, tied), "both", shape.num_layers, shape.hidden_size)
+
+
+def _head(folder: Folder, sizes: Sizes, expected: Wanted, engine: str) -> Iterator[Finding]:
+    prefixed = [name for name in folder.checkpoint.stored if name.startswith("model.")]
+    if prefixed and not (engine == "sglang" and folder.kind == "eagle3"):
+        does = "stops at it" if engine == "vllm" else "skips it in silence"
+        yield Finding(
+            code="prefix", where=prefixed[0], engine=engine, effect=f"the loader puts model. before every name and so {does}",
+            remedy="save a head's tensors without model.",
+        )  # fmt: skip
+    yield from _older_names(folder, engine)
+    yield from _compare(folder, expected, engine, sizes.layers, sizes.hidden)
+
+
+def _older_names(folder: Folder, engine: str) -> Iterator[Finding]:
+    """Names that one engine, or some of its versions, does not take for what they are."""
+    names = [name.removeprefix("model.") for name in folder.checkpoint.stored]
+    legacy = next((name for name in names if name.startswith("aux_norm_")), None)
+    if legacy and engine == "vllm":
+        yield Finding(
+            code="unknown", where=legacy, engine="vllm", effect="is SGLang's older name: vLLM stops at it", remedy="rename it fc_norm.0, 1, 2"
+        )  # fmt: skip
+    first = next((name for name in names if name.startswith("layers.0.")), None)
+    if first and engine == "sglang" and folder.kind == "eagle3":
+        yield Finding(
+            code="midlayer", where=first, engine="sglang", level="warning", remedy="export with --format sglang, which writes midlayer.",
+            effect="SGLang knows layer 0 by this name since pull request 24663; older ones skip it in silence",
+        )  # fmt: skip
+
+
+def _compare(folder: Folder, expected: Wanted, engine: str, layers: int, hidden: int) -> Iterator[Finding]:
+    known = expected.needed | expected.optional
+    yield from _layer_count(folder, layers)
+    for name in expected.needed:
+        if name not in folder.names and not _beyond(name, folder):
+            yield _missing(name, folder, engine)
+    for name, stored in folder.names.items():
+        if name not in known and not SPARE.search(name) and not _index(name) >= layers:
+            yield from _unknown(name, stored, folder, engine)
+    yield from _shapes(folder, known, hidden, engine)
+
+
+def _index(name: str) -> int:
+    """The layer a tensor belongs to, -1 for none."""
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def _beyond(name: str, folder: Folder) -> bool:
+    """Of a layer that the file has nothing of."""
+    return _index(name) > max((_index(one) for one in folder.names), default=-1)
+
+
+def _layer_count(folder: Folder, layers: int) -> Iterator[Finding]:
+    found = 1 + max((_index(name) for name in folder.names), default=-1)
+    if found != layers:
+        does = (
+            "the others run on whatever memory held"
+            if found < layers
+            else "the rest stops the loader or is left out in silence"
+        )
+        yield Finding(
+            code="layer-count", where="num_hidden_layers", effect=f"is {layers}, but the file has tensors of {found} layers: {does}",
+            remedy=f"write {found}, or save all layers",
+        )  # fmt: skip
+
+
+_LACKS = {
+    "lm_head.weight": "lm-head", "fc.bias": "fc-bias", "embed_tokens.weight": "embedding", "d2t": "d2t-missing",
+    "fc.weight": "fc", "norm.weight": "final-norm",
+}  # fmt: skip
+
+
+def _missing(name: str, folder: Folder, engine: str) -> Finding:
+    """vLLM leaves such a parameter as memory held it, SGLang as it was initialised; neither says so."""
+    effect = "is missing: the loader goes on with random values, without a word"
+    remedy, code = f"save it under this name into {SINGLE}", _LACKS.get(name, "missing")
+    twin = re.fullmatch(r"layers\.([1-9]\d*)\.(input_layernorm|hidden_norm)\.weight", name)
+    if code == "fc-bias":
+        effect, remedy = "is missing: SGLang's fc has a bias and keeps a random one", "write zeros"
+    elif code == "embedding":
+        effect = "is missing: the target's table is of another width and cannot be shared"
+    elif code == "d2t-missing":
+        effect = "is missing: draft ids are taken for target ids, so that nothing is accepted"
+        remedy = "save the offsets target id less draft id, int64"
+    elif twin and folder.kind == "eagle3":
+        code, effect = (
+            "twin-norm",
+            f"is missing: {engine} norms layer {twin[1]} by this name, and the norm stays at ones",
+        )
+        remedy = "write input_layernorm and hidden_norm of layers from 1 on, equal"
+    elif name.startswith(("fc_norm.", "input_norm.")):
+        code = "fc-norm"
+    return Finding(code=code, where=name, engine=engine, effect=effect, remedy=remedy)
+
+
+def _unknown(name: str, stored: str, folder: Folder, engine: str) -> Iterator[Finding]:
+    stops = engine == "vllm" or folder.kind == "lm"
+    does = "is unknown: vLLM stops at it" if stops else "is unknown: SGLang skips it in silence"
+    code, remedy, level = "unknown", "rename it as its loader does, or leave it out", "error"
+    if name == "fc.bias":
+        zero = not bool(folder.checkpoint.tensor(stored).any())
+        code, does = "fc-bias", f"is {'zeros' if zero else 'not zero'}: vLLM's fc has no bias and drops it in silence"
+        remedy, level = "leave it out (train without one)", "warning" if zero else "error"
+    elif name.endswith(".bias"):
+        code, does, remedy = (
+            "bias-dropped",
+            "is dropped in silence: the config gives this layer no bias",
+            "write attention_bias true",
+        )
+    elif name == "layers.0.input_layernorm.weight" and folder.kind == "eagle":
+        code, remedy = "layer0-norm", "leave it out: layer 0 of an EAGLE-1/2 head norms nothing"
+    elif name == "lm_head.weight" and folder.kind == "eagle":
+        code, remedy = "lm-head-spare", "leave it out: an EAGLE-1/2 head reads the target's"
+        level = "error" if engine == "vllm" else "warning"
+    elif name in ("d2t", "t2d") and folder.kind == "eagle3":
+        code, remedy = "d2t-spare", "leave d2t and t2d out of a head over the whole vocabulary"
+        does = "maps nothing in a head over the whole vocabulary, and vLLM stops at it"
+    yield Finding(code=code, where=stored, engine="both" if folder.kind == "lm" else engine, effect=does, remedy=remedy, level=level)  # fmt: skip
+
+
+def _shapes(folder: Folder, known: Mapping[str, Shape], hidden: int, engine: str) -> Iterator[Finding]:
+    """Where stored shapes are not the config's. Of a wrong hidden_size, which makes all wrong, only that is told."""
+    fc = folder.stored("fc.weight") or folder.stored("norm.weight") or folder.stored("model.norm.weight")
+    if fc is not None and fc.shape[0] != hidden:
+        yield Finding(
+            code="hidden-size", where="hidden_size", engine=engine, effect=f"is {hidden}, but the tensors are {fc.shape[0]} wide: the loader stops",
+            remedy=f"write {fc.shape[0]}",
+        )  # fmt: skip
+        return
+    for name, shape in known.items():
+        stored = folder.stored(name)
+        if stored is not None and stored.shape != shape:
+            code, remedy = _wrong(name)
+            yield Finding(
+                code=code, where=folder.names[name], engine=engine, remedy=remedy,
+                effect=f"is {list(stored.shape)}, but the config makes it {list(shape)}: the loader stops",
+            )  # fmt: skip
+
+
+def _wrong(name: str) -> tuple[str, str]:
+    if name in ("lm_head.weight", "d2t"):
+        return "draft-vocab", "write draft_vocab_size (and vocab_size) as the tensors have it"
+    if name in ("embed_tokens.weight", "t2d") or name.endswith("embed_tokens.weight"):
+        return "vocab", "write vocab_size as the target has it"
+    if name == "fc.weight":
+        return "target-size", "write target_hidden_size and the number of streams as fc has them"
+    return "shape", "write the sizes of the config as the tensors have them"
+
+
+def _values(folder: Folder, sizes: Sizes, engine: str) -> Iterator[Finding]:
+    if folder.kind != "eagle3":
+        return
+    yield from _twins(folder, sizes)
+    if "d2t" in folder.names:
+        yield from _map(folder, sizes)
+
+
+def _twins(folder: Folder, sizes: Sizes) -> Iterator[Finding]:
+    for i in range(1, sizes.layers):
+        pair = [f"layers.{i}.{name}.weight" for name in ("input_layernorm", "hidden_norm")]
+        if all(name in folder.names for name in pair):
+            first, second = (folder.checkpoint.tensor(folder.names[name]) for name in pair)
+            if not torch.equal(first, second):
+                yield Finding(
+                    code="twin-norm-differs", where=folder.names[pair[1]], effect=f"differs from {pair[0]}: vLLM uses one, SGLang the other",
+                    remedy="write the trained norm under both names",
+                )  # fmt: skip
+
+
+def _map(folder: Folder, sizes: Sizes) -> Iterator[Finding]:
+    """d2t holds offsets, target id less draft id; t2d marks the same tokens."""
+    stored = folder.stored("d2t")
+    assert stored is not None, "d2t is among the names"
+    if stored.kind != "I64":
+        yield Finding(
+            code="d2t-kind", where="d2t", effect=f"is {stored.kind}", remedy="save it as int64",
+            level="error" if stored.kind[0] != "I" else "warning",
+        )  # fmt: skip
+        if stored.kind[0] != "I":
+            return
+    offsets = folder.checkpoint.tensor(folder.names["d2t"]).flatten().long()
+    ids = offsets + torch.arange(len(offsets))
+    if len(ids) and (ids.min() < 0 or ids.max() >= sizes.vocab):
+        absolute = int(offsets.min()) >= 0 and int(offsets.max()) < sizes.vocab
+        said = (
+            "it seems to hold the ids themselves: subtract the draft's" if absolute else "save target id less draft id"
+        )
+        yield Finding(
+            code="d2t-range", where="d2t", effect=f"leads to ids {int(ids.min())} to {int(ids.max())} of a vocabulary of {sizes.vocab}", remedy=said,
+        )  # fmt: skip
+        return
+    if len(ids.unique()) != len(ids):
+        yield Finding(
+            code="d2t-twice", where="d2t", effect=f"names {len(ids) - len(ids.unique())} tokens twice: of two logits one is lost",
+            remedy="name each token once; offsets are target id less draft id",
+        )  # fmt: skip
+    yield from _mask(folder, ids, sizes)
+
+
+def _mask(folder: Folder, ids: Tensor, sizes: Sizes) -> Iterator[Finding]:
+    stored = folder.stored("t2d")
+    if stored is None or stored.shape != (sizes.vocab,):
+        return
+    mask = torch.zeros(sizes.vocab, dtype=torch.bool)
+    mask[ids] = True
+    if not torch.equal(folder.checkpoint.tensor(folder.names["t2d"]).bool(), mask):
+        yield Finding(
+            code="t2d", where="t2d", effect="does not mark the tokens of d2t: one of the two is of another vocabulary", remedy="make it from d2t",
+        )  # fmt: skip
+
+
+def _finite(folder: Folder) -> Iterator[Finding]:
+    for name, stored in folder.checkpoint.stored.items():
+        if stored.kind in FLOATS and not bool(torch.isfinite(folder.checkpoint.tensor(name)).all()):
+            yield Finding(
+                code="not-finite", where=name, effect="holds nan or inf, and every token behind it is lost",
+                remedy="export the last good checkpoint; float16 overflows beyond 65504",
+            )  # fmt: skip

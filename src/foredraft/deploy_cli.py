@@ -1,0 +1,118 @@
+"""The verb `foredraft deploy`: a draft as the folder that an engine loads, and `deploy check`, which judges such a folder.
+
+Refuses to know: how anything is written or judged; it imports its room when it runs.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class ExportByDefault(TyperGroup):
+    """A group whose first word may be a draft's folder: `deploy DRAFT …` is `deploy export DRAFT …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=ExportByDefault,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Hand a draft to vLLM or SGLang: deploy DRAFT --target DIR --out DIR writes a folder to serve; deploy check DIR judges one.",
+)
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of lines.")]
+
+
+@app.command()
+def export(
+    draft: Annotated[Path, typer.Argument(help="Folder of a trained draft: a model, or an EAGLE head of any depth.")],
+    target: Annotated[Path, typer.Option("--target", "-t", help="Folder of the target's Hugging Face checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="vllm, sglang, speculators (vLLM) or hf (other runtimes).")
+    ] = "vllm",
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A Plan.json, whose schedule sets the lookahead by running requests.")
+    ] = None,
+    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step, without a plan.")] = 4,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; as the draft is stored when left out.")
+    ] = None,
+    observations: Annotated[
+        list[Path] | None,
+        typer.Option("--observations", help="observations.jsonl whose rows of this draft go into its card; repeat."),
+    ] = None,
+    card_note: Annotated[
+        str | None, typer.Option("--card-note", help="Data and licences for the card: words, or a file of them.")
+    ] = None,
+    verifier: Annotated[
+        str | None, typer.Option(help="The target's name on the Hub for a speculators config; its folder by default.")
+    ] = None,
+    json: JSON = False,
+) -> None:
+    """Write DRAFT as a folder that an engine loads, with launch settings, serve.sh and a model card; checked before it appears."""
+    from foredraft import records
+    from foredraft.deploy.export import Settings
+    from foredraft.deploy.export import export as run
+
+    settings = Settings(format=format, dtype=dtype, lookahead=lookahead, verifier=verifier, note=_words(card_note))
+    made = records.read(records.Plan, plan) if plan else None
+    seen = [row for path in observations or () for row in records.read_lines(records.Observation, path)]
+    found = run(draft, target, out, settings, plan=made, observations=seen)
+    for line in (*found.notes, *map(str, found.warnings)):
+        print(line, file=sys.stderr)
+    print(f"wrote {out}: {', '.join(found.files)}", file=sys.stderr)
+    if json:
+        _print_json({"deployed": found.record, "files": found.files, "warnings": found.warnings, "notes": found.notes})
+        return
+    print(f"sh {out / 'serve.sh'}" if "serve.sh" in found.files else str(out))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder of a draft, whoever made it.")],
+    target: Annotated[
+        Path | None, typer.Option("--target", "-t", help="Folder of its target; ids and sizes are compared with it.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", "-e", help="vllm or sglang; those it was made for when left out.")
+    ] = None,
+    json: JSON = False,
+) -> None:
+    """Re-read DIR with each loader's rules and tell what would be skipped, missing or misread. Exit code 1 on an error."""
+    from foredraft.deploy.check import check as run
+    from foredraft.deploy.findings import errors
+
+    found = run(folder, target, engine)
+    if json:
+        _print_json(found)
+    else:
+        for one in found:
+            print(f"{one.level} {one.code} [{one.engine}] {one.where}: {one.effect}\n  remedy: {one.remedy}")
+        wrong = len(errors(found))
+        print(f"{folder}: {wrong} errors, {len(found) - wrong} warnings", file=sys.stderr)
+    if errors(found):
+        raise typer.Exit(1)
+
+
+def _words(given: str | None) -> str | None:
+    """Words as they are, or those in the file that they name."""
+    if given is None:
+        return None
+    try:
+        file = Path(given)
+        return file.read_text(encoding="utf-8") if file.is_file() else given
+    except OSError:  # too long for a file's name
+        return given
+
+
+def _print_json(record: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())

@@ -1,0 +1,544 @@
+"""Measuring a running server: against a small one that speaks the documented forms of vLLM and SGLang, and misbehaves on demand."""
+
+import asyncio
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foredraft import cli, records
+from foredraft.laws.fit import fit_all
+from foredraft.measure.endpoint import Round, Settings, rounds, started
+from foredraft.measure.endpoint_counts import Spec, samples, spec_of, totals
+from foredraft.measure.endpoint_http import address_of
+from foredraft.measure.endpoint_rows import base_of, rows_of
+from foredraft.measure.prompts import Question
+from foredraft.records import Measurement, Observation
+
+STEPS = ((3, 2), (3, 0), (3, 3), (3, 1))  # drafted and accepted, over and over, in every answer
+MODEL = "org/model"
+
+
+class Fake(ThreadingHTTPServer):
+    """A server with running totals. What it is, and how it misbehaves, stands in its fields."""
+
+    daemon_threads = True
+
+    def __init__(self, engine: str = "vllm") -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.engine, self.lock = engine, threading.Lock()
+        self.speculates, self.per_request, self.openai_spec, self.template = True, False, True, True
+        self.broken: set[str] = set()  # words of prompts whose stream is cut off
+        self.refused: set[str] = set()  # … that get an HTTP 400
+        self.erring: set[str] = set()  # … whose stream ends in an error event
+        self.strangers = 0  # tokens that others ask for during every answer
+        self.open = self.most_open = 0
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.drafts = self.drafted = self.accepted = self.generated = self.requests = 0
+        self.by_position = [0, 0, 0]
+        self.delay_s = 0.0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is its own affair."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def page(self) -> str:
+        if self.engine == "sglang":
+            return f"# TYPE x counter\nsglang:generation_tokens_total {self.generated}\nsglang:num_requests_total {self.requests}\n"
+        lines = ["# HELP vllm:x y", f'vllm:generation_tokens_total{{engine="0",model_name="{MODEL}"}} {float(self.generated)}']  # fmt: skip
+        finished = {"stop": 0.0, "length": float(self.requests)}
+        lines += [
+            f'vllm:request_success_total{{engine="0",finished_reason="{why}"}} {n}' for why, n in finished.items()
+        ]
+        lines += [f'vllm:num_requests_running{{engine="0"}} {float(self.open)}']
+        if self.speculates:
+            for name, value in (("drafts", self.drafts), ("draft_tokens", self.drafted), ("accepted_tokens", self.accepted)):  # fmt: skip
+                lines.append(f'vllm:spec_decode_num_{name}_total{{engine="0",model_name="{MODEL}"}} {float(value)}')
+                lines.append(f'vllm:spec_decode_num_{name}_created{{engine="0"}} 1.7e+09')
+            for i, value in enumerate(self.by_position):
+                lines.append(f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="{i}"}} {float(value)}')  # fmt: skip
+        return "\n".join(lines) + "\n"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Fake  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        fake = self.server
+        vllm = fake.engine == "vllm"
+        pages = {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": fake.engine}]}}
+        if vllm:
+            pages["/version"] = {"version": "0.32.0"}
+        else:
+            pages["/server_info"] = {
+                "version": "0.5.12", "model_path": MODEL, "tp_size": 2, "speculative_algorithm": "EAGLE3" if fake.speculates else None,
+                "speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4,
+            }  # fmt: skip
+        if self.path == "/metrics":
+            self.reply(200, fake.page().encode(), "text/plain; version=0.0.4")
+        elif self.path in pages:
+            self.reply(200, json.dumps(pages[self.path]).encode())
+        else:
+            self.reply(404, b'{"detail":"Not Found"}')
+
+    def reply(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        fake = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with fake.lock:
+            fake.asked.append((self.path, body))
+        words = body.get("text") or body.get("prompt") or body["messages"][0]["content"]
+        if words in fake.refused or (self.path.endswith("chat/completions") and not fake.template):
+            said = "no chat template" if words not in fake.refused else "the prompt is too long"
+            self.reply(400, json.dumps({"error": {"message": said, "type": "BadRequestError", "code": 400}}).encode())
+            return
+        with fake.lock:
+            fake.open += 1
+            fake.most_open = max(fake.most_open, fake.open)
+        try:
+            self.stream(words, body)
+        finally:
+            with fake.lock:
+                fake.open -= 1
+
+    def stream(self, words: str, body: dict[str, Any]) -> None:
+        fake, native = self.server, self.path == "/generate"
+        most = body["sampling_params"]["max_new_tokens"] if native else body["max_tokens"]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        counted, spec = self.decode(words, most)
+        text = ""
+        if self.path.endswith("chat/completions"):
+            self.event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        done = 0
+        for i, num in enumerate(counted):
+            time.sleep(fake.delay_s)
+            done += num
+            piece = "word " * num
+            text += piece
+            if i == 1 and words in fake.broken:
+                self.close_connection = True
+                return
+            if i == 1 and words in fake.erring:
+                self.event({"error": {"message": "out of memory", "code": 500}})
+                break
+            if native:
+                last = {"completion_tokens": done, "prompt_tokens": 5, "id": "x"}
+                end = done == sum(counted)
+                self.event({"text": text, "meta_info": last | (spec_meta(spec) if end and fake.speculates else {})})
+            elif "messages" in body:
+                self.event({"choices": [{"index": 0, "delta": {"content": piece}}]})
+            else:
+                self.event({"choices": [{"index": 0, "text": piece}]})
+        if not native:
+            self.closing(body, done, spec)
+        self.raw(b"data: [DONE]\n\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def closing(self, body: dict[str, Any], done: int, spec: dict[str, int]) -> None:
+        fake = self.server
+        self.event({"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": "length"}]})
+        if fake.engine == "sglang" and fake.openai_spec and fake.speculates and body.get("return_spec_tokens_details"):
+            self.event({"choices": [], "sglext": {"spec_tokens_details": spec_meta(spec)}})
+        usage: dict[str, Any] = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": done}}
+        if fake.engine == "vllm" and fake.per_request:
+            usage["metrics"] = {"speculative_decoding": {
+                "num_spec_steps": spec["steps"], "num_draft_tokens": spec["drafted"], "num_accepted_draft_tokens": spec["accepted"],
+                "num_spec_tokens": 3, "acceptance_histogram": histogram(spec["steps"]), "mean_acceptance_length": 0, "draft_acceptance_rate": 0,
+            }}  # fmt: skip
+        if body["stream_options"]["include_usage"]:
+            self.event(usage)
+
+    def decode(self, words: str, most: int) -> tuple[list[int], dict[str, int]]:
+        """Tokens of each piece: the prompt's own, then those of each step; the totals grow as an engine's would."""
+        fake, counted = self.server, [1]
+        steps = 3 + len(words) % 3 if most > 8 else 1
+        spec = {"steps": steps, "drafted": 0, "accepted": 0}
+        for i in range(steps):
+            drafted, accepted = STEPS[i % len(STEPS)]
+            counted.append(accepted + 1)
+            spec["drafted"] += drafted
+            spec["accepted"] += accepted
+        with fake.lock:
+            fake.generated += sum(counted) + fake.strangers
+            fake.requests += 1 + bool(fake.strangers)
+            if fake.speculates:
+                fake.drafts += steps
+                fake.drafted += spec["drafted"]
+                fake.accepted += spec["accepted"]
+                for i in range(3):
+                    fake.by_position[i] += sum(STEPS[j % len(STEPS)][1] > i for j in range(steps))
+        return counted, spec
+
+    def event(self, held: dict[str, Any]) -> None:
+        self.raw(b"data: " + json.dumps(held).encode() + b"\n\n")
+
+    def raw(self, data: bytes) -> None:
+        """In two chunks, so that a line does not end where a chunk does."""
+        for part in (data[:7], data[7:]):
+            self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        self.wfile.flush()
+
+
+def histogram(steps: int) -> list[int]:
+    made = [STEPS[i % len(STEPS)][1] for i in range(steps)]
+    return [made.count(i) for i in range(4)]
+
+
+def spec_meta(spec: dict[str, int]) -> dict[str, Any]:
+    return {
+        "spec_verify_ct": spec["steps"], "spec_num_correct_drafts": spec["accepted"], "spec_num_proposed_drafts": spec["drafted"],
+        "spec_correct_drafts_histogram": histogram(spec["steps"]), "spec_accept_rate": 0.5, "spec_accept_length": 2.5,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    server = Fake()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+QUESTIONS = [Question(f"p:{i}", "x" * (i + 1), "even" if i % 2 == 0 else "odd", "raw") for i in range(12)]
+TAU = 1 + sum(sum(STEPS[j % 4][1] for j in range(3 + (i + 1) % 3)) for i in range(12)) / sum(3 + (i + 1) % 3 for i in range(12))  # fmt: skip
+
+
+def load(fake: Fake, questions: list[Question] = QUESTIONS, **settings: Any) -> list[Round]:
+    async def run() -> list[Round]:
+        given: dict[str, Any] = {"max_tokens": 64} | settings
+        made = Settings(**given)
+        running = await started(address_of(fake.url), questions, made)
+        return [one async for one in rounds(running, made)]
+
+    return asyncio.run(run())
+
+
+def rows(fake: Fake, made: Round, **given: Any) -> list[Measurement]:
+    from foredraft.measure.endpoint_wire import found
+
+    server = asyncio.run(found(address_of(fake.url)))
+    return rows_of(made, base_of(server, made, {"dataset": "set", **given}), 0.1).rows
+
+
+def test_vllms_totals_by_difference(fake: Fake) -> None:
+    """Between two readings, whatever came before; without an interval, since totals know no requests."""
+    fake.drafts, fake.drafted, fake.accepted, fake.by_position = 1000, 3000, 9, [9, 0, 0]
+    (made,) = load(fake, concurrency=(4,))
+    found = rows(fake, made, method="eagle3", draft=["head"])
+    (row,) = found
+    seen = row.observation
+    assert seen.tokens_per_step == pytest.approx(TAU)
+    steps = [STEPS[j % 4][1] for i in range(12) for j in range(3 + (i + 1) % 3)]
+    assert seen.survival == pytest.approx([sum(one > i for one in steps) / len(steps) for i in range(3)])
+    assert (seen.steps, seen.accepted, seen.drafted) == (len(steps), sum(steps), 3 * len(steps))
+    assert (seen.lookahead, seen.concurrency, seen.num_requests, seen.engine) == (3, 4, 12, "vllm")
+    assert seen.provenance.versions["vllm"] == "0.32.0"
+    assert seen.provenance.source == "foredraft measure --endpoint"
+    assert "tokens_per_step" not in row.intervals
+    assert row.survival == ()
+    assert fake.most_open == 4
+
+
+def test_requests_that_tell_their_own_counts_give_intervals_and_categories(fake: Fake) -> None:
+    fake.per_request = True
+    (made,) = load(fake, concurrency=(2,))
+    whole, *parts = rows(fake, made)
+    assert whole.observation.tokens_per_step == pytest.approx(TAU)
+    interval = whole.intervals["tokens_per_step"]
+    assert interval.low < TAU < interval.high
+    assert [one.value for one in whole.survival] == pytest.approx(list(whole.observation.survival or ()))
+    assert [row.category for row in parts] == ["even", "odd"]
+    assert sum(row.observation.steps or 0 for row in parts) == whole.observation.steps
+    assert {row.observation.dataset for row in parts} == {"set/even", "set/odd"}
+    assert all(row.observation.output_tok_s is None for row in parts)
+
+
+@pytest.mark.parametrize("openai", [True, False])
+def test_sglang_tells_each_response(fake: Fake, openai: bool) -> None:
+    """Through the OpenAI API where the server can, else through its own."""
+    fake.engine, fake.openai_spec = "sglang", openai
+    (made,) = load(fake, concurrency=(3,))
+    (row, *_) = rows(fake, made, draft=["head"])
+    seen = row.observation
+    assert seen.tokens_per_step == pytest.approx(TAU)
+    assert row.intervals["tokens_per_step"].low < TAU
+    assert (seen.method, seen.lookahead, seen.topk, seen.tree_nodes, seen.tensor_parallel) == ("eagle3", 3, 1, 3, 2)
+    assert seen.provenance.versions["sglang"] == "0.5.12"
+    assert fake.asked[-1][0] == ("/v1/completions" if openai else "/generate")
+    steps = [3 + (i + 1) % 3 for i in range(12)]
+    assert seen.output_len == pytest.approx(
+        sum(1 + num + sum(STEPS[j % 4][1] for j in range(num)) for num in steps) / 12
+    )
+
+
+def test_times_are_the_clients_own(fake: Fake) -> None:
+    fake.delay_s = 0.02
+    (made,) = load(fake, QUESTIONS[:4], concurrency=(1,))
+    (row, *_) = rows(fake, made)
+    seen = row.observation
+    pieces = [1 + 3 + (i + 1) % 3 for i in range(4)]
+    tokens = made.tokens
+    assert tokens is not None
+    assert seen.ttft_s is not None
+    assert seen.tpot_s is not None
+    assert seen.itl_s is not None
+    assert row.ttot_s is not None
+    assert 0.02 <= seen.ttft_s < 0.2
+    assert seen.itl_s >= 0.02
+    assert seen.tpot_s == pytest.approx(seen.itl_s * (sum(pieces) - 4) / (tokens - 4))
+    assert row.ttot_s.value >= 0.02 * sum(pieces) / 4
+    assert seen.output_tok_s == pytest.approx(tokens / made.seconds)
+    assert made.seconds >= 0.02 * sum(pieces)
+    assert row.intervals["ttft_s"].low <= seen.ttft_s <= row.intervals["ttft_s"].high
+
+
+def test_a_request_rate_sends_at_its_own_times(fake: Fake) -> None:
+    """Twelve requests at 40 per second take about 11/40 s from first to last, whatever is open: within a factor of 3."""
+    fake.delay_s = 0.05
+    (made,) = load(fake, concurrency=(), rates=(40.0,), seed=1)
+    assert 11 / 40 / 3 < made.seconds < 3 * (11 / 40 + 0.4)
+    assert fake.most_open > 1
+    (row, *_) = rows(fake, made)
+    assert row.observation.concurrency is None
+    assert "40 requests/s" in (row.observation.provenance.note or "")
+
+
+def test_a_server_without_speculation_is_measured_as_plain(fake: Fake) -> None:
+    fake.speculates = False
+    (made,) = load(fake, concurrency=(2,))
+    (row, *_) = rows(fake, made)
+    seen = row.observation
+    assert (seen.method, seen.lookahead, seen.tokens_per_step, seen.survival) == ("none", 0, None, None)
+    assert seen.output_tok_s
+
+
+def test_other_traffic_is_told_of(fake: Fake) -> None:
+    (quiet,) = load(fake)
+    assert rows_of(quiet, base_of_vllm(fake, quiet), 0.1).warnings == []
+    fake.strangers = 5
+    (busy,) = load(fake)
+    warnings = rows_of(busy, base_of_vllm(fake, busy), 0.1).warnings
+    assert any(re.search(r"generated \d+ tokens and our answers have \d+: other traffic is mixed in", one) for one in warnings)  # fmt: skip
+    assert any("finished 24 requests and 12 were ours" in one for one in warnings)
+
+
+def base_of_vllm(fake: Fake, made: Round) -> dict[str, Any]:
+    from foredraft.measure.endpoint_wire import found
+
+    return base_of(asyncio.run(found(address_of(fake.url))), made, {"dataset": "set"})
+
+
+def test_a_schedule_that_changes_under_way_has_no_one_lookahead(fake: Fake) -> None:
+    (made,) = load(fake)
+    assert made.after is not None
+    assert made.after.spec is not None
+    changed = made.after.spec.__class__(
+        steps=made.after.spec.steps, drafted=made.after.spec.drafted - 20, accepted=made.after.spec.accepted,
+        by_position=made.after.spec.by_position,
+    )  # fmt: skip
+    (row, *_) = rows(fake, made._replace(after=made.after._replace(spec=changed)))
+    assert row.observation.lookahead is None
+    assert row.observation.tokens_per_step == pytest.approx(TAU)
+
+
+# Failures: one clear line each, and what was answered is kept.
+
+
+def test_failures_are_counted_named_and_cost_nothing_else(fake: Fake) -> None:
+    fake.broken, fake.refused, fake.erring = {"x" * 3}, {"x" * 5}, {"x" * 7}
+    (made,) = load(fake, concurrency=(2,))
+    why = {one.question.where: one.why for one in made.failures}
+    assert set(why) == {"p:2", "p:4", "p:6"}
+    assert "broke off" in why["p:2"]
+    assert "HTTP 400: the prompt is too long" in why["p:4"]
+    assert "the server says: out of memory" in why["p:6"]
+    found = rows_of(made, base_of_vllm(fake, made), 0.1)
+    assert found.rows[0].observation.num_requests == 9
+    assert any("3 of 12 requests failed, the first p:2" in one for one in found.warnings)
+    assert "3 of 12 requests failed" in (found.rows[0].observation.provenance.note or "")
+
+
+def test_a_server_that_answers_nothing_is_an_error(fake: Fake) -> None:
+    fake.refused = {question.words for question in QUESTIONS}
+    (made,) = load(fake)
+    with pytest.raises(ValueError, match=r"none of 12 requests was answered: .*the prompt is too long"):
+        rows_of(made, base_of_vllm(fake, made), 0.1)
+
+
+def test_a_prompt_without_a_format_is_a_chat_where_the_server_has_a_template(fake: Fake) -> None:
+    plain = [question._replace(format=None) for question in QUESTIONS]
+    load(fake, plain)
+    assert fake.asked[-1][0] == "/v1/chat/completions"
+    assert fake.asked[-1][1]["messages"] == [{"role": "user", "content": "x" * 12}]
+    fake.template = False
+    load(fake, plain)
+    assert fake.asked[-1][0] == "/v1/completions"
+    with pytest.raises(ValueError, match="HTTP 400: no chat template"):
+        load(fake, plain, chat="always")
+
+
+def test_what_cannot_be_asked_is_refused_before_the_load(fake: Fake) -> None:
+    with pytest.raises(ValueError, match="concurrency 13 needs as many prompts, got 12"):
+        load(fake, concurrency=(13,))
+    faults: list[dict[str, Any]] = [
+        {"concurrency": (0,)}, {"concurrency": ()}, {"rates": (-1.0,)}, {"max_tokens": 0}, {"chat": "maybe"},
+    ]  # fmt: skip
+    for wrong in faults:
+        with pytest.raises(ValueError, match=r"must|at least"):
+            Settings(**wrong)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:99999999"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(ValueError, match="endpoint"):
+        address_of(url)
+
+
+def test_an_address_may_end_in_v1_and_have_a_prefix() -> None:
+    assert address_of("localhost:8000/v1").prefix == ""
+    assert str(address_of("https://host/api/v1")) == "https://host:443/api"
+
+
+# Forms, as engines write them.
+
+
+def test_a_prometheus_page_is_read_line_by_line() -> None:
+    page = '# HELP a b\na{x="1",y="q\\"}"} 2.5\nb 1e3 1700000000\nc{} NaN\nbroken\n'
+    assert [(one.name, one.labels, one.value) for one in samples(page)[:2]] == [("a", {"x": "1", "y": 'q\\"}'}, 2.5), ("b", {}, 1e3)]  # fmt: skip
+    counts = {"drafts": 2.0, "draft_tokens": 6.0, "accepted_tokens": 3.0}
+    lines = [f'vllm:spec_decode_num_{name}_total{{engine="{e}"}} {n}' for e in (0, 1) for name, n in counts.items()]
+    two = "\n".join(lines)
+    spec = totals(two, "vllm").spec
+    assert spec is not None
+    assert (spec.steps, spec.drafted, spec.accepted) == (4, 12, 6)
+    assert totals("", "vllm").spec is None
+
+
+def test_each_form_of_a_response_gives_its_counts() -> None:
+    counts = {"num_spec_steps": 5, "num_draft_tokens": 15, "num_accepted_draft_tokens": 4, "num_spec_tokens": 3}
+    sparse = counts | {"acceptance_histogram": {"0": 2, "1": 2, "2": 1}}
+    assert spec_of({"metrics": {"speculative_decoding": sparse}}) == Spec(5, 15, 4, (3, 1, 0))
+    older = {"spec_accept_token_num": 4, "spec_draft_token_num": 15, "spec_accept_histogram": [2, 2, 1]}
+    assert spec_of({"meta_info": {"spec_verify_ct": 5, **older}}) == Spec(5, 15, 4, (3, 1))
+    choice = {"choices": [{"meta_info": {"spec_verify_ct": 7}}]}
+    assert spec_of(choice) == Spec(7, None, None)
+    assert spec_of({"choices": [{"text": "x"}], "usage": None}) is None
+
+
+def test_an_sglang_that_tells_steps_alone_gives_its_accept_length(fake: Fake) -> None:
+    (made,) = load(fake)
+    bare = [one._replace(spec=Spec(4, None, None)) for one in made.answers]
+    (row, *_) = rows(fake, made._replace(answers=bare))
+    tokens = made.tokens
+    assert tokens is not None
+    assert row.observation.tokens_per_step == pytest.approx(tokens / 48)
+    assert row.observation.accepted is None
+
+
+# The command line.
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["foredraft", *args])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    lines = [json.dumps({"turns": [question.words], "category": question.category, "format": "raw"}) for question in QUESTIONS]  # fmt: skip
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    return tmp_path / "prompts.jsonl"
+
+
+def test_the_verb_writes_observations_that_laws_can_be_fitted_to(
+    fake: Fake, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    given = ["measure", "--endpoint", f"{fake.url}/v1", "--prompts", str(prompts), "--out", str(out), "--concurrency", "1,4"]  # fmt: skip
+    assert run_cli(monkeypatch, *given, "--method", "eagle3", "--draft", "head", "--machine", "H100") == 0
+    rows = records.read_lines(Observation, out / "observations.jsonl")
+    assert [(row.concurrency, row.draft, row.method, row.machine, row.target) for row in rows] == [
+        (1, "head", "eagle3", "H100", MODEL), (4, "head", "eagle3", "H100", MODEL)
+    ]  # fmt: skip
+    assert "concurrency 4" in capsys.readouterr().out
+    fit_all(rows, draws=4)
+    assert records.read_lines(Measurement, out / "measurements.jsonl")[0].way == "live"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--model", "other"], "serves no model 'other', but org/model"),
+        (["--chat", "always"], "HTTP 400: no chat template"),
+        (["--concurrency", "99"], "needs as many prompts"),
+        (["--draft", "a", "--draft", "b"], "a server has one"),
+    ],
+)
+def test_the_verb_fails_in_one_line(
+    fake: Fake, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, more: list[str], said: str
+) -> None:
+    fake.template = False
+    given = ["measure", "--endpoint", fake.url, "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    assert run_cli(monkeypatch, *given, *more) == 2
+    error = capsys.readouterr().err.splitlines()[0]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_no_server_at_all(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    server = Fake()
+    url = server.url
+    server.server_close()
+    given = ["measure", "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    assert run_cli(monkeypatch, *given, "--endpoint", url) == 2
+    assert "no server answers" in capsys.readouterr().err.splitlines()[0]
+    assert run_cli(monkeypatch, *given) == 2
+    assert "TARGET is missing" in capsys.readouterr().err
+
+
+def test_rows_of_the_first_load_survive_a_server_that_dies_in_the_second(
+    fake: Fake, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    answered = Handler.stream
+
+    def dying(self: Handler, words: str, body: dict[str, Any]) -> None:
+        if len(self.server.asked) > 13:  # a trial and the first load
+            self.server.refused = {question.words for question in QUESTIONS}
+            self.close_connection = True
+            return
+        answered(self, words, body)
+
+    monkeypatch.setattr(Handler, "stream", dying)
+    out = tmp_path / "out"
+    given = ["measure", "--endpoint", fake.url, "--prompts", str(prompts), "--out", str(out), "--concurrency", "1,2"]
+    assert run_cli(monkeypatch, *given) == 2
+    assert "none of 12 requests was answered" in capsys.readouterr().err
+    assert [row.concurrency for row in records.read_lines(Observation, out / "observations.jsonl")] == [1]
