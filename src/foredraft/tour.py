@@ -31,10 +31,10 @@ class Step(NamedTuple):
 def before_training(zoo: Path, observations: Path, out: Path) -> Iterator[Step]:
     """What this machine reaches; and which draft to train for the target here, said from the shipped observations."""
     target, machine = zoo / TARGET, out / "machine.json"
-    yield Step("Measure this machine", ("probe", "--out", f"{machine}", "--repeats", "3", "--dtype", "bfloat16"))
+    yield Step("Measure this machine", ("probe", "--out", f"{machine}", "--repeats", "3"))
     yield Step(
         f"Plan a draft for {TARGET}, one that trains in a minute",
-        ("plan", f"{target}", "--machine", f"{machine}", "--engine", "foredraft", "--observations", f"{observations}",
+        ("plan", f"{target}", "--machine", f"{machine}", "--engine", "foredraft", "--dtype", "float32", "--observations", f"{observations}",
          "--concurrency", CLIENTS, "--input-len", f"{INPUT_LEN}", "--output-len", f"{ANSWER}", "--kinds", "head,lm",
          "--max-gpu-hours", f"{TRAINING_HOURS}", "--served-tokens", "1e12", "--out", f"{out / 'plan'}", "--no-figures"),
     )  # fmt: skip
@@ -50,7 +50,7 @@ def after_planning(zoo: Path, out: Path, step: ScheduleStep) -> Iterator[Step]:
     yield Step(
         "Measure it",
         ("measure", f"{target}", "--draft", f"{draft}@{spec(step)}", "--draft", "ngram@4", "--prompts", f"{zoo / PROMPTS}",
-         "--batch", CLIENTS, "--max-tokens", f"{ANSWER}", "--dtype", "bfloat16", "--out", f"{out / 'measured'}"),
+         "--batch", CLIENTS, "--max-tokens", f"{ANSWER}", "--out", f"{out / 'measured'}"),
     )  # fmt: skip
     yield Step("Show it", ("report", f"{out}", "--out", f"{out / 'report.html'}"))
 

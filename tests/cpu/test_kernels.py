@@ -28,6 +28,14 @@ OPT = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": CONFIG | {"model_type": "llama"},
     "llama with biases": CONFIG | {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "sizes of 16": CONFIG
+    | {
+        "model_type": "llama",
+        "hidden_size": 48,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "intermediate_size": 176,
+    },
     "qwen2": CONFIG | {"model_type": "qwen2"},
     "qwen3": CONFIG | {"model_type": "qwen3", "num_key_value_heads": 4},
     "opt": OPT,
@@ -81,7 +89,10 @@ def a_pass(model: Decoder, tokens_BT: Tensor, contexts: list[int], mask: Tensor 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pass_gives_torchs_logits(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_decoder(FAMILIES[family], dtype)
-    assert model.fits
+    if family == "sizes of 16" and dtype == torch.bfloat16:
+        assert dtype not in model.fits  # pairs of 16
+        return
+    assert dtype in model.fits
     tokens = torch.randint(0, 101, (3, 7))
     ours = a_pass(model, tokens, [5, 30, 17])
     by_torch(monkeypatch)

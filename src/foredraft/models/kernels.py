@@ -27,7 +27,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 # Rows up to which these kernels are ahead of torch's, which has matrix units for bfloat16 where the processor does
 # (results/few_rows.json).
 FEW_ROWS = {torch.float32: 128, torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 64}
-STEP = 32  # what inner sizes must be a multiple of; 16 does for a head's
+STEP = {torch.float32: 16, torch.bfloat16: 32}  # what inner sizes must be a multiple of; 16 does for a head's
 ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
 # OpenMP stays unlinked: its symbols are those that torch has loaded, so that both share one pool of threads.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs", "-lm", "-lc")
@@ -134,18 +134,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def fits_linear(x: Tensor, weight: Tensor) -> bool:
     """Whether `linear` can multiply these."""
     rows, same = x.numel() // x.shape[-1], x.dtype == weight.dtype
-    return usable(rows, x.dtype, x.device) and same and weight.shape[1] % STEP == 0 and weight.is_contiguous()
+    return usable(rows, x.dtype, x.device) and same and weight.shape[1] % STEP[x.dtype] == 0 and weight.is_contiguous()
 
 
-def fits_layer(shape: Shape, wiring: Any) -> bool:
-    """Whether every layer of such a model can run here: sizes that fill the registers, norms before, a known function."""
+def fits_layer(shape: Shape, wiring: Any) -> frozenset[torch.dtype]:
+    """Types in which every layer of such a model can run here: sizes that fill the registers, norms before, a known function."""
     sizes = (shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
-    return (
-        wiring.pre_norm
-        and wiring.activation in ACTIVATIONS
-        and shape.head_dim % 16 == 0
-        and all(size % STEP == 0 for size in sizes)
-    )
+    if not wiring.pre_norm or wiring.activation not in ACTIVATIONS or shape.head_dim % 16:
+        return frozenset()
+    return frozenset(dtype for dtype, step in STEP.items() if all(size % step == 0 for size in sizes))
 
 
 class _Layer(ctypes.Structure):

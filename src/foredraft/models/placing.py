@@ -41,11 +41,11 @@ def place(
     mask_BTS: Tensor | None,
     rotary: Rotary | None,
     dtype: torch.dtype,
-    fits: bool = False,
+    fits: frozenset[torch.dtype] = frozenset(),
 ) -> tuple[Tensor, Placing]:
     """Positions and `Placing` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
 
-    `fits`: the layers can run by our own kernels, which they then do where the pass is small enough.
+    `fits`: types in which the layers can run by our own kernels, which they then do where the pass is small enough.
     """
     assert tokens_BT.dim() == 2, f"tokens must be [B, T], got {tuple(tokens_BT.shape)}"
     if positions_BT is None:
@@ -62,7 +62,7 @@ def place(
         mask_BTS = causal_mask(slots_BT, cache.slots)
     mask_B1TS = None if mask_BTS is None else _mask(mask_BTS, tokens_BT)
     if (
-        fits
+        dtype in fits
         and mask_BTS is not None
         and isinstance(cache, Cache)
         and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device)
