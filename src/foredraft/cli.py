@@ -122,6 +122,7 @@ def plan(
     kinds: Annotated[
         str, typer.Option(help="Kinds of draft to weigh, of head, lm (an independent model) and lookup (n-gram).")
     ] = "head,lm,lookup",
+    always: Annotated[bool, typer.Option("--always", help="Plan the best draft even where none pays.")] = False,
     observations: Annotated[
         list[Path] | None, typer.Option("--observations", help="Own measurements (JSONL or CSV); repeat for more.")
     ] = None,
@@ -150,6 +151,7 @@ def plan(
         horizon_tokens=served_tokens,
         max_training_gpu_hours=max_gpu_hours,
         kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
+        always=always,
         draws=draws,
         seed=seed,
     )

@@ -72,8 +72,11 @@ def tour(zoo: Path, observations: Path, out: Path) -> Path:
             raise ValueError(
                 f"{need} is missing: take the tour in a checkout of the repository, or name --zoo and --observations"
             )
-    for step in before_training(zoo, observations, out):
-        run(step)
+    probe, plan = before_training(zoo, observations, out)
+    run(probe)
+    run(plan)
+    if records.read(Plan, out / "plan" / "Plan.json").draft is None:
+        run(Step("No draft pays here. Plan the best there is, to see whether that is right", (*plan.words, "--always")))
     planned = chosen(records.read(Plan, out / "plan" / "Plan.json"))
     train, *rest = after_planning(zoo, out, planned)
     run(train)
@@ -85,10 +88,7 @@ def tour(zoo: Path, observations: Path, out: Path) -> Path:
 
 def chosen(plan: Plan) -> ScheduleStep:
     """How the plan drafts at its smallest load that drafts at all."""
-    drafting = [step for step in plan.schedule if step.lookahead]
-    if plan.draft is None or not drafting:
-        raise ValueError("the plan says that no draft pays on this machine; see tour/plan/Plan.json for by how much")
-    return drafting[0]
+    return next(step for step in plan.schedule if step.lookahead)
 
 
 def spec(step: ScheduleStep) -> str:

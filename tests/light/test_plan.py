@@ -126,6 +126,16 @@ def test_only_the_kinds_asked_for_are_weighed():
         Settings(kinds=("tree",))
 
 
+def test_a_draft_is_planned_where_none_pays_if_asked_for():
+    unpaid = Settings(kinds=("head",), horizon_tokens=1.0)
+    assert plan(SMALL, H100, WORKLOAD, unpaid).draft is None
+    found = plan(SMALL, H100, WORKLOAD, msgspec.structs.replace(unpaid, always=True))
+    assert found.draft is not None
+    assert all(step.lookahead >= 1 for step in found.schedule)
+    with pytest.raises(ValueError, match="no draft is left to plan"):
+        plan(SMALL, H100, WORKLOAD, Settings(kinds=("head",), max_training_gpu_hours=1e-9, always=True))
+
+
 def test_one_lookahead_for_every_load_on_sglang():
     found = plan(SMALL, H100, WORKLOAD, Settings(engine="sglang"))
     assert len({step.lookahead for step in found.schedule}) == 1

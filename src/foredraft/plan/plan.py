@@ -77,6 +77,8 @@ def plan(
         ranked, dropped = rank(problem, [one for one in weighed if one.choice.kind in options.kinds])
         ranked, size, nearest = _with_best_size(problem, own, ranked)
         not_considered = missing | dropped
+    if options.always:
+        ranked = _drafted(ranked)
     best = ranked[0]
     outcome = simulate(problem, best)
     schedule = _schedule(problem, best, outcome)
@@ -114,6 +116,14 @@ def _problem(
     problem = Problem(target, machine, workload, options)
     rows = timed(problem.place, own, workload.temperature)
     return replace(problem, calibrated=calibrated(problem.place, rows))
+
+
+def _drafted(ranked: Sequence[Scored]) -> list[Scored]:
+    """Without no speculation."""
+    found = [scored for scored in ranked if scored.candidate]
+    if not found:
+        raise ValueError("no draft is left to plan: allow more kinds or more max_gpu_hours")
+    return found
 
 
 def _estimate(draws: np.ndarray, unit: str, best: Scored, level: float = 0.9) -> Estimate:

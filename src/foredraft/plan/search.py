@@ -35,7 +35,8 @@ TREE_DRAWS = 8
 
 class Settings(Record, frozen=True):
     """What the user fixes; the rest is searched. `horizon_tokens` is the output over which a draft's training is paid
-    back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by default.
+    back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by
+    default; `always`: the best draft is planned even where none pays.
     """
 
     objective: str = "throughput"
@@ -50,6 +51,7 @@ class Settings(Record, frozen=True):
     seed: int = 0
     trees: bool = True
     kinds: tuple[str, ...] = KINDS
+    always: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
@@ -140,7 +142,7 @@ def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ..
     """Plain decoding, chains, and trees in our own engine alone: vLLM verifies chains, and SGLang's measured trees
     fall short of its chains.
     """
-    chains = tuple(Mode(k, 1, k) for k in range(settings.max_lookahead + 1))
+    chains = tuple(Mode(k, 1, k) for k in range(1 if settings.always else 0, settings.max_lookahead + 1))
     if (
         settings.engine != "foredraft"
         or not settings.trees
