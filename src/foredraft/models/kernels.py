@@ -217,6 +217,8 @@ class KernelPass(NamedTuple):
         """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows."""
         batch, tokens = slots_BT.shape
         slots, mask = slots_BT.contiguous(), mask_BTS.contiguous()
+        assert batch == cache.batch, (slots_BT.shape, cache.batch)  # they write where they are told
+        assert mask.shape[2] <= cache.slots, (mask.shape, cache.slots)
         cos, sin = (None, None) if rotation is None else (part.contiguous() for part in rotation)
         struct = _Pass(
             cos=None if cos is None else cos.data_ptr(), sin=None if sin is None else sin.data_ptr(), slots=slots.data_ptr(), mask=mask.data_ptr(),
