@@ -144,7 +144,8 @@ class BreakEven(Record, frozen=True):
 class Observation(Record, frozen=True):
     """One measurement: what was run, the dials, and what came out. What was not measured is None.
 
-    `run` is the cluster that a bootstrap resamples. `tokens_per_step` (τ) includes the bonus token. `survival[i-1]`
+    `run` is the cluster that a bootstrap resamples, `family` the recipe that a draft shares with others, within which laws are
+    fitted. `tokens_per_step` (τ) includes the bonus token. `survival[i-1]`
     is P(at least i draft tokens accepted), joint, not conditional. `accept_prob` (α) is per token and `accept_kind`
     says which: greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q). `pooling` says whether τ is pooled
     over steps or a mean over requests. `concurrency` counts clients of a server, `batch_size` sequences in a fixed
@@ -156,6 +157,7 @@ class Observation(Record, frozen=True):
     method: str
     provenance: Provenance
     draft: str | None = None
+    family: str | None = None
     dataset: str | None = None
     temperature: float | None = None
     engine: str | None = None

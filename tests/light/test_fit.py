@@ -496,6 +496,25 @@ def test_choose_compares_like_with_like() -> None:
         choose((forms.LAW_1_1,), GOOD[:2])
 
 
+def test_drafts_of_two_recipes_are_fitted_apart() -> None:
+    """The same method trained otherwise is another family: a law over both would have found neither's slope."""
+    slower = [
+        msgspec.structs.replace(row, family="answers only", tokens_per_step=1 + 0.5 * (row.tokens_per_step - 1))
+        for row in GOOD
+        if row.tokens_per_step
+    ]
+    rows = [msgspec.structs.replace(row, family="plain first") for row in GOOD] + slower
+    slopes = {
+        one.provenance[0].note: one.parameters["c1"] for one in fit_all(rows, draws=20)[0] if one.law == "law_1_1"
+    }
+    assert list(slopes) == [
+        "target=T, method=eagle3, family=plain first",
+        "target=T, method=eagle3, family=answers only",
+    ]
+    first, second = slopes.values()
+    assert second == pytest.approx(first / 2)
+
+
 def test_fit_all_reports_every_law_and_pool() -> None:
     """Two targets with enough runs, one with too few; every law is either fitted or has its one line."""
     rows = [

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -42,6 +43,15 @@ def test_the_largest_of_every_method_is_held_out_and_nothing_else():
     assert without_largest(rows, ("tree_nodes",)) == (rows, [])
     with pytest.raises(ValueError, match="hold-out must be among draft_params"):
         without_largest(rows, ("size",))
+
+
+def test_every_family_has_a_largest_of_its_own():
+    short = [msgspec.structs.replace(one, family="answers only") for one in budgets()[:9]]
+    held = without_largest([*budgets(), *short])[1]
+    assert {(one.family, one.draft_tokens) for one in held} == {
+        (None, 1e5 * 10 ** (7 / 4)),
+        ("answers only", 1e5 * 10**0.5),
+    }
 
 
 def test_a_law_is_held_to_what_it_did_not_see():

@@ -175,6 +175,17 @@ def test_an_eagle_2_head_is_one():
     assert head.choice.draft_tokens == 2e6
 
 
+def test_heads_of_two_recipes_are_two_lines():
+    """EAGLE-2 as published beside a one-layer EAGLE head that was trained on other data first: neither law speaks for the other."""
+    heads = [one for one in rows() if one.method == "eagle3" and one.draft_layers == 1]
+    other = [msgspec.structs.replace(one, family="answers", draft=f"answers-{one.draft}") for one in heads]
+    found = study(TARGET, (*heads, *other), 0.0, "head")
+    assert found is not None
+    assert set(found.lines) == {("eagle3", None, 1), ("eagle3", "answers", 1)}
+    assert all({one.family for one in line} == {key[1]} for key, line in found.lines.items())
+    assert set(found.token_laws) == set(found.lines)
+
+
 def test_a_measured_head_stands_by_its_own_curve():
     found = by_kind(weighed(rows())[0], "head")
     for one in found:

@@ -256,7 +256,7 @@ LOSS_LAW = Law(
 # --- Acceptance per token ---
 
 _ACCEPT: dict[str, Any] = {"output": "accept_prob", "unit": "probability per token", "limits": (0.0, 1.0)}
-_ACCEPT_POOL = ("method", "dataset", "temperature", "accept_kind")
+_ACCEPT_POOL = ("method", "family", "dataset", "temperature", "accept_kind")
 
 
 def _one(x: Inputs) -> Array:
@@ -373,7 +373,7 @@ def accept_gap(loss_law: str = TEXT_LOSS_LAWS[0]) -> Law:
 # --- Tokens per target step ---
 
 _TAU: dict[str, Any] = {"output": "tokens_per_step", "unit": "tokens/step", "limits": (1.0, np.inf)}
-_TAU_POOL = ("target", "method", "dataset", "temperature", "pooling", "lookahead")
+_TAU_POOL = ("target", "method", "family", "dataset", "temperature", "pooling", "lookahead")
 _SAME_DRAFT = (*_TAU_POOL, "tree_nodes", "draft_layers", "draft_params")
 _SAME_DATA = (*_TAU_POOL, "tree_nodes", "draft_tokens")
 _SAME_BOTH = (*_TAU_POOL, "draft", "draft_layers", "draft_tokens")

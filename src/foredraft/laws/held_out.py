@@ -33,7 +33,7 @@ class HeldOut(Record, frozen=True):
 def without_largest(
     rows: Iterable[Observation], dials: Sequence[str] = DIALS
 ) -> tuple[list[Observation], list[Observation]]:
-    """Rows to fit on, and those held out: of each target and method, all rows at the largest value of any of `dials`.
+    """Rows to fit on, and those held out: of each target, method and family, all rows at the largest value of any of `dials`.
 
     A dial that takes fewer than three values there holds nothing out, since two values would leave no law to fit. Raises
     ValueError on an unknown dial.
@@ -41,16 +41,20 @@ def without_largest(
     rows = list(rows)
     if unknown := [name for name in dials if name not in DIALS]:
         raise ValueError(f"hold-out must be among {', '.join(DIALS)}, got {unknown[0]}")
-    taken: dict[tuple[str, str, str], set[float]] = {}
+    taken: dict[tuple, set[float]] = {}
     for row in rows:
         for name in dials:
             if (value := getattr(row, name)) is not None:
-                taken.setdefault((row.target, row.method, name), set()).add(value)
+                taken.setdefault((*_kin(row), name), set()).add(value)
     largest = {key: max(values) for key, values in taken.items() if len(values) > 2}
-    out = [any(getattr(row, n) == largest.get((row.target, row.method, n), object()) for n in dials) for row in rows]
+    out = [any(getattr(row, n) == largest.get((*_kin(row), n), object()) for n in dials) for row in rows]
     return [row for row, gone in zip(rows, out, strict=True) if not gone], [
         row for row, gone in zip(rows, out, strict=True) if gone
     ]
+
+
+def _kin(row: Observation) -> tuple[str, str, str | None]:
+    return row.target, row.method, row.family
 
 
 def judge(fit: Fit, rows: Iterable[Observation]) -> list[HeldOut]:

@@ -30,7 +30,7 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
     missing["heads trained on other amounts"] = (
         f"τ has been measured from {low:.2g} to {high:.2g} training tokens only; train one beyond and give its runs"
     )
-    depths = sorted({layers for _, layers in study.lines})
+    depths = sorted({layers for *_, layers in study.lines})
     missing["heads of other depths"] = (
         f"own runs are of {', '.join(map(str, depths))} layers; train one of another depth and give its runs"
     )
@@ -55,7 +55,7 @@ def _name(one: Tried) -> str:
 
 def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit | None) -> Candidate:
     near = study.nearest(like, like.shape.params, tokens)
-    same = [one for one in study.lines[like.method, like.shape.num_layers] if one.tokens == near.tokens]
+    same = [one for one in study.lines[like.method, like.family, like.shape.num_layers] if one.tokens == near.tokens]
     unrolled = TTT_STEPS if like.method == "eagle3" else 1
     flops = tokens * (study.target.flops_per_token(0) + 3 * unrolled * like.shape.flops_per_token(0))
     return Candidate(

@@ -28,13 +28,19 @@ LEAST_ALPHA = 1e-3  # a draft that was never or always accepted still has a logi
 SOURCE = Provenance(source="foredraft plan, own study", trust="own")
 
 
+Line = tuple[str, str | None, int]  # heads by method, family and depth
+
+
 @dataclass(frozen=True)
 class Tried:
-    """A draft of the study: how it drafts (eagle, eagle3, lm), its shape, training tokens, and τ by lookahead."""
+    """A draft of the study: how it drafts (eagle, eagle3, lm), the recipe it shares with others, its shape, training tokens,
+    and τ by lookahead.
+    """
 
     run: str
     name: str
     method: str
+    family: str | None
     shape: Shape
     tokens: float
     curve: Curve
@@ -80,21 +86,21 @@ class Study:
         return min(able, key=lambda one: np.hypot(np.log(one.shape.params / size), np.log(one.tokens / tokens)))
 
     @cached_property
-    def lines(self) -> dict[tuple[str, int], tuple[Tried, ...]]:
-        """Heads by method and depth."""
+    def lines(self) -> dict[Line, tuple[Tried, ...]]:
+        """Heads by method, family and depth."""
         keys = dict.fromkeys(
             _line(one) for one in sorted(self.tried, key=lambda one: (one.shape.num_layers, one.tokens))
         )
         return {key: tuple(one for one in self.tried if _line(one) == key) for key in keys}
 
     @cached_property
-    def token_laws(self) -> dict[tuple[str, int], Fit]:
-        """The law of τ in tokens of each line of heads: of the line alone, or of all depths of a method together, by which
-        foretells the largest budget better. A line that allows neither is absent.
+    def token_laws(self) -> dict[Line, Fit]:
+        """The law of τ in tokens of each line of heads: of the line alone, or of all depths of a method and family together, by
+        which foretells the largest budget better. A line that allows neither is absent.
         """
-        found: dict[tuple[str, int], Fit] = {}
-        for method in dict.fromkeys(method for method, _ in self.lines):
-            lines = {key: line for key, line in self.lines.items() if key[0] == method}
+        found: dict[Line, Fit] = {}
+        for recipe in dict.fromkeys(key[:2] for key in self.lines):
+            lines = {key: line for key, line in self.lines.items() if key[:2] == recipe}
             alone = {key: law for key, line in lines.items() if (law := self._law(TOKEN_LAWS, line))}
             joint = self._law(JOINT_LAWS, [one for line in lines.values() for one in line]) if len(lines) > 1 else None
             errors = [law.held_out_error for law in alone.values() if law.held_out_error is not None]
@@ -117,13 +123,13 @@ class Study:
 
     def _row(self, one: Tried, **fields) -> Observation:
         return Observation(
-            target=self.target.name, target_params=float(self.target.params), method=one.method, draft_tokens=one.tokens,
-            draft_params=float(one.shape.params), provenance=SOURCE, **fields,
+            target=self.target.name, target_params=float(self.target.params), method=one.method, family=one.family,
+            draft_tokens=one.tokens, draft_params=float(one.shape.params), provenance=SOURCE, **fields,
         )  # fmt: skip
 
 
-def _line(one: Tried) -> tuple[str, int]:
-    return one.method, one.shape.num_layers
+def _line(one: Tried) -> Line:
+    return one.method, one.family, one.shape.num_layers
 
 
 def _first(*ways: Callable[[], Fit]) -> Fit | None:
@@ -144,9 +150,8 @@ def study(target: Shape, own: tuple[Observation, ...], temperature: float, kind:
     rows = pool(target, own, temperature, kind)
     groups: dict[tuple, list[Observation]] = {}
     for row in rows:
-        groups.setdefault((method_of(row), row.draft, row.draft_tokens, row.draft_layers, row.draft_params), []).append(
-            row
-        )
+        key = method_of(row), row.family, row.draft, row.draft_tokens, row.draft_layers, row.draft_params
+        groups.setdefault(key, []).append(row)
     tried = tuple(one for i, group in enumerate(groups.values()) if (one := _tried(target, group, i)))
     if len({(one.method, one.shape, one.tokens) for one in tried}) < 2:
         return None
@@ -178,12 +183,12 @@ def _tried(target: Shape, group: Sequence[Observation], number: int) -> Tried | 
     made, curve = shape_of(target, row), mean_curve(group)
     if made is None or row.draft_tokens is None or not curve:
         return None
-    return Tried(row.run, row.draft or f"draft {number}", method_of(row), made, row.draft_tokens, curve)
+    return Tried(row.run, row.draft or f"draft {number}", method_of(row), row.family, made, row.draft_tokens, curve)
 
 
 def pool(target: Shape, own: Iterable[Observation], temperature: float, kind: str) -> list[Observation]:
     """Chains of a kind on `target` that may be compared: of the workload's class of temperature (0 or not) the nearest one, of
-    what is left the dataset (no category of one), then the pooling, with the most rows.
+    what is left the dataset (no category of one), then the pooling, of models then the family, with the most rows.
     """
     rows = [row for row in own if kind_of(row.method) == kind and on_target(row, target) and _is_chain(row)]
     rows = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)]
@@ -192,7 +197,7 @@ def pool(target: Shape, own: Iterable[Observation], temperature: float, kind: st
     nearest = min({row.temperature or 0.0 for row in rows}, key=lambda one: (abs(one - temperature), one))
     rows = [row for row in rows if (row.temperature or 0.0) == nearest]
     rows = [row for row in rows if "/" not in (row.dataset or "")] or rows
-    for name in ("dataset", "pooling"):
+    for name in ("dataset", "pooling", *(("family",) if kind == "lm" else ())):
         most = Counter(getattr(row, name) for row in rows).most_common(1)[0][0]
         rows = [row for row in rows if getattr(row, name) == most]
     return rows
