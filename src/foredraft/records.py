@@ -410,21 +410,24 @@ class Cell(Record, frozen=True):
 
 
 class DraftRegret(Record, frozen=True):
-    """The independent draft that a plan picks of those timed at one load, the best measured one, and the share of throughput
-    lost between them. Parameters and training tokens.
+    """The independent draft that is picked of those timed at one load, the best measured one, and the share of throughput
+    lost between them. Parameters and training tokens. `by`: the planner's "cost law", or "SDSL", which picks the draft nearest to
+    its N*, `optimum`.
     """
 
+    by: str
     load: int
     params: float
     tokens: float
     best_params: float
     best_tokens: float
     regret: float
+    optimum: float | None = None
 
 
 class Hindsight(Record, frozen=True):
     """An own study against its predictions: cells beyond lookahead `known_lookahead` from `calibration_rows` plain and smaller
-    ones, whose own mean relative error is `calibration_error`.
+    ones, whose own mean relative error is `calibration_error`. `lacking` says what could not be judged, and why.
     """
 
     target: str
@@ -435,6 +438,7 @@ class Hindsight(Record, frozen=True):
     calibration_error: float
     cells: tuple[Cell, ...] = ()
     choices: tuple[DraftRegret, ...] = ()
+    lacking: tuple[str, ...] = ()
 
     @property
     def error(self) -> float | None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from foredraft import records
 from foredraft.cli import app
 from foredraft.laws.cost import ENGINES, engine_efficiency, predict_served
+from foredraft.laws.forms import LossLaw
 from foredraft.machines import machine
 from foredraft.plan import settings
 from foredraft.plan.candidate import Candidate, Curve
@@ -20,10 +21,11 @@ from foredraft.plan.candidates import candidates
 from foredraft.plan.hindsight import judge
 from foredraft.plan.next_runs import training_tokens
 from foredraft.plan.plan import plan
+from foredraft.plan.sdsl import AcceptPlane, optimal_draft
 from foredraft.plan.search import Settings
 from foredraft.plan.served import Place, calibrated, timed
 from foredraft.plan.study import pool, scaled_like, shape_of, study
-from foredraft.records import Observation, Plan, Workload
+from foredraft.records import Observation, Plan, Provenance, Workload
 from foredraft.shapes import Shape, eagle3_head, scaled, shape
 from foredraft.train.from_plan import from_plan
 
@@ -455,6 +457,44 @@ def test_hindsight_of_a_world_that_follows_the_law(seed, temperature):
     assert all(one.regret >= 0 for one in found.choices)
 
 
+LOSS = LossLaw(name="true", data="none", source="simulated", E=2.0, A=60.0, B=60.0, a=0.33, b=0.33)
+PLANE = AcceptPlane(A1=-0.0007, B1=0.004, C1=0.45)
+
+
+def read(target: str, perplexity: float) -> list[Observation]:
+    """Losses and α of the study's models on a target, in a world that follows SDSL's laws."""
+    found = []
+    for name, method, made, tokens in drafts():
+        if method == "draft_model":
+            own = float(LOSS.perplexity(made.params, tokens))
+            one = Observation(
+                run=name, target=target, target_params=float(TARGET.params), method=method, draft=f"{name}/final", dataset="prompts",
+                temperature=0.0, draft_params=float(made.params), draft_tokens=tokens, loss=float(np.log(own)), draft_perplexity=own,
+                target_perplexity=perplexity, target_tokenizer="w", draft_tokenizer="w", accept_prob=float(PLANE.accept_prob(own, perplexity)),
+                accept_kind="greedy", provenance=Provenance(source="simulated"),
+            )  # fmt: skip
+            found.append(one)
+    return found
+
+
+def test_hindsight_finds_the_theorys_best_size_where_its_laws_hold():
+    own = [*rows(), *read("runs/tales", 20.0), *read("runs/other", 45.0)]
+    found = judge(TARGET, MACHINE, own)
+    assert found.lacking == ()
+    theory = [one for one in found.choices if one.by == "SDSL"]
+    smallest = min(made.params for _, method, made, _ in drafts() if method == "draft_model")
+    truth = optimal_draft(
+        TARGET.params, draft_tokens=max(LM_BUDGETS), loss_law=LOSS, smallest=smallest,
+        plane=AcceptPlane(A1=PLANE.A1, B1=0.0, C1=PLANE.C1 + 20 * PLANE.B1),
+    )  # fmt: skip
+    assert [one.load for one in theory] == sorted(LOADS)
+    assert all(one.optimum == pytest.approx(truth.draft_params, rel=0.02) for one in theory)
+    assert all(one.tokens == max(LM_BUDGETS) and one.regret >= 0 for one in theory)
+    without = judge(TARGET, MACHINE, [*rows(), *read("runs/tales", 20.0)])
+    assert {one.by for one in without.choices} == {"cost law"}
+    assert "accept_plane needs 2 distinct target_perplexity" in without.lacking[0]
+
+
 def test_hindsight_sees_a_world_that_does_not():
     """Negative control: where long chains take half as long again, and where the best draft is another."""
     slow = [
@@ -505,7 +545,7 @@ def test_the_verbs(tmp_path):
     (found,) = json.loads(done.stdout)
     assert found["error"] < 0.05
     table = run(app, ["validate", str(own), "--target", *given])
-    assert "planned independent draft" in table.stdout
+    assert "chosen independent draft" in table.stdout
     done = run(app, ["plan", *given, "--engine", "foredraft", "--dtype", "float32", "-c", "1", "--input-len", "40",
                      "--output-len", "90", "--draws", "16", "--observations", str(own), "--json"])  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -1,7 +1,8 @@
 """A study held against what would have been predicted of it: speedups from a few calibration rows, and the planned draft.
 
 Promises: a cell that is judged was not calibrated on; its τ is the measured one, so that the cost law alone is judged. The
-draft is chosen as `foredraft plan` would, with the laws that the study gives. Refuses to know: how costs and laws are fitted.
+draft is chosen as `foredraft plan` would, with the laws that the study gives, and as SDSL's theory would. Refuses to know: how
+costs and laws are fitted.
 """
 
 from collections import Counter, defaultdict
@@ -10,16 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from foredraft.laws import forms
 from foredraft.laws.acceptance import MAX_POSITIONS
 from foredraft.laws.cost import predict_served
+from foredraft.laws.fit import fit
+from foredraft.laws.forms import LossLaw
 from foredraft.plan import from_study
 from foredraft.plan.drafts import kind_of
+from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
 from foredraft.plan.search import Problem, Settings, rank
 from foredraft.plan.served import Calibrated, Place, Timed, calibrated, load, timed
-from foredraft.plan.study import Study, shape_of, study
+from foredraft.plan.study import Study, on_target, shape_of, study
 from foredraft.records import Cell, DraftRegret, Hindsight, Machine, Observation, Workload
 from foredraft.shapes import Shape
 
+Draft = tuple[Shape, float]  # and the tokens that it was trained on
 KNOWN_LOOKAHEAD = 2  # what calibration may look at: a quick run at one and two draft tokens
 
 
@@ -42,6 +48,7 @@ def judge(target: Shape, machine: Machine, own: Sequence[Observation], temperatu
     seen = max(KNOWN_LOOKAHEAD, min(depths))
     known = calibrated(place, [one for one in rows if one.row.depth <= seen])
     assert known is not None, "there is a plain row"
+    choices, lacking = _choices(place, own, rows, temperature)
     return Hindsight(
         target=target.name,
         machine=machine.name,
@@ -50,7 +57,8 @@ def judge(target: Shape, machine: Machine, own: Sequence[Observation], temperatu
         calibration_rows=known.num_rows,
         calibration_error=known.error,
         cells=tuple(_cells(place, known, [one for one in rows if one.row.depth > seen], _plain_speeds(rows))),
-        choices=tuple(_choices(place, own, rows, temperature)),
+        choices=choices,
+        lacking=lacking,
     )
 
 
@@ -103,21 +111,53 @@ def _name(row: Observation) -> str:
     return row.draft or row.method
 
 
-def _choices(place: Place, own: Sequence[Observation], rows: Sequence[Timed], temperature: float) -> list[DraftRegret]:
-    """At each load that at least two independent drafts were timed at."""
+def _choices(
+    place: Place, own: Sequence[Observation], rows: Sequence[Timed], temperature: float
+) -> tuple[tuple[DraftRegret, ...], tuple[str, ...]]:
+    """At each load that at least two independent drafts were timed at; and why none, or none of the theory."""
     tried = study(place.target, tuple(own), temperature, "lm")
     whole = calibrated(place, rows)
     if tried is None or whole is None:
-        return []
-    found = []
-    for batch in sorted({load(one.observation) for one in rows}):
-        best = _best_by_draft(tried, [one for one in rows if load(one.observation) == batch])
-        if len(best) > 1:
-            found.append(_choice(place, tried, whole, best, batch, rows))
-    return found
+        return (), ("independent models: fewer than two of known size and tokens were measured",)
+    timings = {load(one.observation): [] for one in rows}
+    for one in rows:
+        timings[load(one.observation)].append(one)
+    bests = {batch: best for batch in sorted(timings) if len(best := _best_by_draft(tried, timings[batch])) > 1}
+    found = [_choice(place, tried, whole, best, batch, timings[batch]) for batch, best in bests.items()]
+    try:
+        optimum = _optimum(tried, own)
+    except ValueError as error:
+        return tuple(found), (f"SDSL's N*: {error}",)
+    return (*found, *(_nearest(optimum, best, batch) for batch, best in bests.items())), ()
 
 
-Draft = tuple[Shape, float]  # and the tokens that it was trained on
+def _optimum(tried: Study, own: Sequence[Observation]) -> DraftOptimum:
+    """N* at the study's largest budget, from the study's own loss law and acceptance plane at the target's measured perplexity.
+
+    Raises ValueError where the rows do not hold what they need: losses of several sizes and budgets, two targets.
+    """
+    drafts = [row for row in own if kind_of(row.method) == "lm" and row.dataset == tried.dataset]
+    drafts = [row for row in drafts if (row.temperature or 0.0) == tried.temperature and row.accept_prob is not None]
+    here = [row for row in drafts if on_target(row, tried.target)]
+    loss, plane = fit(forms.LOSS_LAW, here), fit(forms.ACCEPT_PLANE, drafts)
+    perplexity = next(row.target_perplexity for row in here if row.target_perplexity)
+    level = plane.parameters["B1"] * perplexity + plane.parameters["C1"]
+    coefficients = {name: loss.parameters[name] for name in "EABab"}
+    return optimal_draft(
+        float(tried.target.params),
+        draft_tokens=tried.tokens[1],
+        loss_law=LossLaw(name="own", data="the study", source="fitted", text=True, **coefficients),
+        plane=AcceptPlane(A1=plane.parameters["A1"], B1=0.0, C1=level),
+        smallest=float(min(one.shape.params for one in tried.tried)),
+    )
+
+
+def _nearest(optimum: DraftOptimum, best: dict[Draft, float], batch: int) -> DraftRegret:
+    """The timed draft nearest to N*, of those of the largest budget."""
+    most_tokens = max(tokens for _, tokens in best)
+    able = [draft for draft in best if draft[1] == most_tokens]
+    shape, tokens = min(able, key=lambda draft: abs(np.log(draft[0].params / optimum.draft_params)))
+    return _regret("SDSL", batch, (shape, tokens), best, optimum.draft_params)
 
 
 def _best_by_draft(tried: Study, rows: Sequence[Timed]) -> dict[Draft, float]:
@@ -156,12 +196,18 @@ def _choice(
     ranked = rank(problem, from_study.as_tried(tried, place.machine, list(best)))[0]
     chosen = next(one.candidate for one in ranked if one.candidate)
     assert chosen.shape is not None and chosen.choice.draft_tokens is not None  # noqa: PT018
-    speed, most = best[chosen.shape, chosen.choice.draft_tokens], max(best, key=lambda key: best[key])
+    return _regret("cost law", batch, (chosen.shape, chosen.choice.draft_tokens), best)
+
+
+def _regret(by: str, batch: int, chosen: Draft, best: dict[Draft, float], optimum: float | None = None) -> DraftRegret:
+    most = max(best, key=lambda draft: best[draft])
     return DraftRegret(
+        by=by,
         load=batch,
-        params=chosen.choice.params,
-        tokens=chosen.choice.draft_tokens,
+        params=float(chosen[0].params),
+        tokens=chosen[1],
         best_params=float(most[0].params),
         best_tokens=most[1],
-        regret=1 - speed / best[most],
+        regret=1 - best[chosen] / best[most],
+        optimum=optimum,
     )

@@ -19,7 +19,7 @@ from foredraft.laws.forms import SDSL_PLANE, LossLaw, loss_laws
 from foredraft.laws.speedup import optimal_lookahead, tokens_per_flop
 
 SOURCE = "arXiv:2603.11053"
-SMALLEST_DRAFT = 1e6  # parameters; the search runs from here to the target's size
+SMALLEST_DRAFT = 1e6  # parameters; where none is given the search runs from here to the target's size
 GRID_POINTS = 400  # of the first look over log N
 ACCEPT_MOST = 1 - 1e-9  # keeps γ* finite where a plane of the user's own reaches 1
 
@@ -93,14 +93,17 @@ def optimal_draft(
     target_tokens: float = 1e11,
     loss_law: LossLaw = HOFFMANN,
     plane: AcceptPlane = PLANE,
+    smallest: float = SMALLEST_DRAFT,
 ) -> DraftOptimum:
-    """N* = argmax_N max_γ T(N, γ): a grid over log N, then a search between the neighbours of its best point."""
-    _require_counts(target_params=target_params, draft_tokens=draft_tokens, target_tokens=target_tokens)
+    """N* = argmax_N max_γ T(N, γ) for N from `smallest` to the target's size: a grid over log N, then a search between the
+    neighbours of its best point.
+    """
+    _require_counts(target_params, smallest, draft_tokens=draft_tokens, target_tokens=target_tokens)
 
     def chain(log_params: Any) -> Throughput:
         return throughput(np.exp(log_params), target_params, draft_tokens, target_tokens, loss_law, plane)
 
-    grid = np.linspace(np.log(SMALLEST_DRAFT), np.log(target_params), GRID_POINTS)
+    grid = np.linspace(np.log(smallest), np.log(target_params), GRID_POINTS)
     best = int(np.argmax(chain(grid).tokens_per_flop))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, GRID_POINTS - 1)])
     found = minimize_scalar(
@@ -121,9 +124,9 @@ def optimal_draft(
     )
 
 
-def _require_counts(target_params: float, **tokens: float) -> None:
-    if not SMALLEST_DRAFT < target_params < np.inf:
-        raise ValueError(f"target_params must exceed {SMALLEST_DRAFT:g} parameters, got {target_params}: give a count")
+def _require_counts(target_params: float, smallest: float, **tokens: float) -> None:
+    if not 0 < smallest < target_params < np.inf:
+        raise ValueError(f"target_params must exceed {smallest:g} parameters, got {target_params}: give a count")
     for name, value in tokens.items():
         if not 0 < value < np.inf:
             raise ValueError(f"{name} must be positive, got {value}: give a count of training tokens")

@@ -251,15 +251,16 @@ def hindsight_tables(judged: Sequence[Hindsight]) -> Blocks:
         blocks.append(table)
         if found.choices:
             picks = Titled(
-                "the planned independent draft against the best measured", "batch", "planned", "best", "loses"
+                "the chosen independent draft against the best measured", "by", "batch", "chosen", "best", "loses"
             )
             for one in found.choices:
                 planned, best = (
-                    f"{one.params:.3g} on {one.tokens:.3g}",
+                    f"{one.params:.3g} on {one.tokens:.3g}{f' (N* {one.optimum:.3g})' if one.optimum else ''}",
                     f"{one.best_params:.3g} on {one.best_tokens:.3g}",
                 )
-                picks.add_row(str(one.load), planned, best, f"{one.regret:.1%}")
+                picks.add_row(one.by, str(one.load), planned, best, f"{one.regret:.1%}")
             blocks.append(picks)
+        blocks += [f"not judged: {why}" for why in found.lacking]
     return blocks
 
 
