@@ -168,7 +168,8 @@ def test_a_measurement_says_the_tokens_of_its_export_and_the_run_it_came_from():
     draft = "out/cells/scylla-L2-d20k-then/final"
     assert words == (
         "measure", "target", "--draft", f"{draft}@5", "--draft", f"{draft}@4,4,8", "--prompts", "prompts.jsonl", "--batch", "8",
-        "--temperature", "0", "--run", "scylla-L2", "--draft-tokens", "20000", "--out", "out/cells/scylla-L2-d20k-then-m1-b8-t0",
+        "--temperature", "0", "--run", "scylla-L2", "--draft-tokens", "20000", "--family", "scylla-then",
+        "--out", "out/cells/scylla-L2-d20k-then-m1-b8-t0",
     )  # fmt: skip
 
 
@@ -246,10 +247,12 @@ def test_the_committed_experiment_covers_the_asked_grid():
     only_answers = recipe_of(named["eagle2"]), recipe_of(named["eagle3"])
     assert all(recipe.model.layers == 1 for recipe in only_answers)
     assert all("exp/answers/train" in named[name].words for name in ("eagle2", "eagle3", *scyllas))
-    (width,) = (one for one in document.measure if one.name == "width")
-    widths = {int(spec.split(",")[-1].strip("@")) for spec in width.spec}
-    assert (min(widths), max(widths)) == (1, 64)
-    assert (min(width.batch), max(width.batch)) == (1, 32)
+    wide = [one for one in document.measure if one.name in ("width", "wide")]
+    assert all({int(spec.split(",")[-1].strip("@")) for spec in one.spec} >= {1, 16, 64} for one in wide)
+    assert sorted(batch for one in wide for batch in one.batch) == [1, 2, 4, 8, 16, 32]
+    plane = [cell for cell in cells if cell.words[:2] == ("measure", "@lm-n3M-d5M")]
+    assert len(plane) == 3 * len(budgets)
+    assert all("lm-n3M-d5M" in cell.needs and "--family" in cell.words for cell in plane)
 
 
 def test_the_documented_example_is_one():

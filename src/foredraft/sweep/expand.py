@@ -23,13 +23,14 @@ SUFFIXES = (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 class Draft(NamedTuple):
     """What can be measured: a reference or path, the tokens it was trained on (None: not known here), the training `run` that
-    made it, by which observations cluster, and whether a `then` goes on from it.
+    made it, by which observations cluster, the `family` whose recipe it shares, and whether a `then` goes on from it.
     """
 
     name: str
     where: str
     tokens: float | None
     run: str
+    family: str | None = None
     stem: bool = False
 
 
@@ -97,8 +98,9 @@ def family_of(name: str, family: Drafts, grid: Grid) -> Family:
         cells += runs
         drafts += made
         for draft in made if family.then else ():
+            after = f"{draft.name}-then"
             cells.append(_then(draft, recipe, name, family, grid))
-            drafts.append(Draft(f"{draft.name}-then", f"@{draft.name}-then", draft.tokens, draft.run))
+            drafts.append(Draft(after, f"@{after}", draft.tokens, draft.run, f"{name}-then"))
     return Family(cells, drafts)
 
 
@@ -141,17 +143,17 @@ def _runs(label: str, recipe: dict[str, Any], name: str, family: Drafts, grid: G
 
     if not budgets:
         made = cell(label, recipe)
-        return [made], [Draft(label, f"@{label}", made.tokens, label, stem)]
+        return [made], [Draft(label, f"@{label}", made.tokens, label, name, stem)]
     if family.runs == EACH or len(budgets) == 1:
         labels = {f"{label}-d{short(budget)}": budget for budget in budgets}
         cells = [cell(each, laid(recipe, {"stages": [{"tokens": budget}]})) for each, budget in labels.items()]
-        return cells, [Draft(each, f"@{each}", budget, each, stem) for each, budget in labels.items()]
+        return cells, [Draft(each, f"@{each}", budget, each, name, stem) for each, budget in labels.items()]
     last = budgets[-1]
     whole = laid(recipe, {"stages": [{"tokens": last}], "watch": {"export_at": budgets[:-1]}})
     made = cell(label, whole)
     _check_shared(whole, budgets, f"drafts.{name}")
     places = {budget: f"@{label}/{export_at(budget)}" for budget in budgets[:-1]} | {last: f"@{label}"}
-    return [made], [Draft(f"{label}-d{short(b)}", places[b], b, label, stem) for b in budgets]
+    return [made], [Draft(f"{label}-d{short(b)}", places[b], b, label, name, stem) for b in budgets]
 
 
 def given_or(own: str | None, shared: str | None) -> tuple[str, ...]:
@@ -231,7 +233,7 @@ def measured(entry: Measure, label: str, drafts: Sequence[Draft], grid: Grid) ->
 
     Raises ValueError where a name in `of` fits no draft, or no prompts are named.
     """
-    prompts, target = entry.prompts or grid.prompts, grid.target
+    prompts, target = entry.prompts or grid.prompts, entry.target or grid.target
     assert target is not None, "Grid asks for it"
     if prompts is None:
         raise ValueError(f"measure {label}: prompts is missing: name the file there or for the whole sweep")
@@ -257,6 +259,7 @@ def _measuring(
     words = ["measure", target, *(word for spec in entry.spec for word in ("--draft", f"{draft.where}{spec}"))]
     words += ["--prompts", prompts, "--batch", str(batch), "--temperature", f"{temperature:g}", "--run", draft.run]
     words += ["--draft-tokens", f"{draft.tokens:.17g}"] if draft.tokens else []
+    words += ["--family", draft.family] if draft.family else []
     for option in OPTIONS:
         value = getattr(entry, option)
         words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []

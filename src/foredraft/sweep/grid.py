@@ -77,7 +77,8 @@ class Measure(Record, frozen=True):
     `name`: part of its cells' names; left out, its place among the others, m1 the first.
     `spec`: "@5" a chain, "@5,4,16" a tree (depth, topk, nodes); empty: the target alone. `of`: names of drafts, with * and ?.
     `stems`: also drafts that a `then` goes on from. `alone`: nothing of the sweep runs beside it, as timings need; left out, so
-    unless `way` is "forced". The rest are options of `foredraft measure`; `threads` is the machine's business.
+    unless `way` is "forced". `target`: another than the sweep's, a path or @NAME of what a cell trains. The rest are options of
+    `foredraft measure`; `threads` is the machine's business.
     """
 
     name: str | None = None
@@ -87,6 +88,7 @@ class Measure(Record, frozen=True):
     of: tuple[str, ...] = ("*",)
     stems: bool = False
     alone: bool | None = None
+    target: str | None = None
     prompts: str | None = None
     num: int | None = None
     max_tokens: int | None = None

@@ -99,21 +99,21 @@ def _chain_and_tree(plan: Plan) -> Iterator[str]:
 def _trained(name: str, run: NextRun, plan: Plan, choice: DraftChoice, grid: Grid) -> list[Cell]:
     if run.draft_tokens is None or choice.kind not in KINDS:
         raise Cannot(f"a {choice.kind} is not trained")
-    family = _family(choice, grid)
+    kin, family = _family(choice, grid)
     params, layers = (None, choice.num_layers) if choice.kind == "head" else (choice.non_embedding_params, None)
     recipe = laid(recipe_at(family, grid, params, layers), {"stages": [{"tokens": run.draft_tokens}]})
     label = f"{name}-d{short(run.draft_tokens)}"
     data, held_out = given_or(family.data, grid.data), family.held_out or grid.held_out
     made = training(label, recipe, data, held_out, grid.target, grid.device, where=f"planner {name}", kin=name)
-    draft = Draft(label, f"@{label}", run.draft_tokens, label)
+    draft = Draft(label, f"@{label}", run.draft_tokens, label, kin)
     depth = max(1, *(step.lookahead for step in plan.schedule))
     return [made, *measured(Measure(spec=(f"@{depth}",)), name, [draft], grid)]
 
 
-def _family(choice: DraftChoice, grid: Grid) -> Drafts:
-    """The family that says how to train such a draft; only defaults where there is none."""
-    for family in grid.drafts.values():
+def _family(choice: DraftChoice, grid: Grid) -> tuple[str | None, Drafts]:
+    """The family that says how to train such a draft, and its name; only defaults where there is none."""
+    for name, family in grid.drafts.items():
         kind: Mapping[str, Any] = laid(grid.recipe, family.recipe).get("model", {})
         if not family.folder and kind.get("kind", "lm" if family.params else None) in KINDS[choice.kind]:
-            return family
-    return Drafts(recipe={"model": {"kind": KINDS[choice.kind][0]}})
+            return name, family
+    return None, Drafts(recipe={"model": {"kind": KINDS[choice.kind][0]}})
