@@ -5,9 +5,11 @@ Refuses to know: how anything is computed; every verb imports its room when it r
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from foredraft.console import JSON, Device, Dtype, dtype_of, print_json, progress_bar
 
 if TYPE_CHECKING:
     from foredraft.train.samples import Sample
@@ -26,7 +28,6 @@ Inputs = Annotated[
     ),
 ]
 OnError = Annotated[str, typer.Option(help="Of a broken line: stop, or skip and count it.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 
 
 @app.command()
@@ -82,7 +83,7 @@ def prepare(
     from foredraft.train.sources import origins
 
     total, start = sum(origin.bytes or 0 for origin in origins(inputs)), time.perf_counter()
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("tokenising", total=total or None)
         made = make(
             inputs, out, tokenizer, chat=chat, template=template.read_text(encoding="utf-8") if template else None, documents=documents,
@@ -93,7 +94,7 @@ def prepare(
     _say_skipped(made.skipped, made.named)
     print(f"wrote {out}: {made.characters / 1e6:.1f} million characters in {seconds:.1f} s", file=sys.stderr)
     if json:
-        _print_json({name or "data": data for name, data in made.folders.items()})
+        print_json({name or "data": data for name, data in made.folders.items()})
         return
     for name, data in made.folders.items():
         _print_counts(out / name, data)
@@ -115,7 +116,7 @@ def show(
     opened = TokenFolder.open(folder)
     found = samples(opened, load(folder), num, tokens, seed)
     if json:
-        _print_json({"data": opened.data, "samples": found})
+        print_json({"data": opened.data, "samples": found})
         return
     for sample in found:
         _print_sample(sample)
@@ -140,23 +141,18 @@ def regenerate(
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     batch: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
     context: Annotated[int | None, typer.Option(help="Most tokens per prompt and answer; the model's own by default.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
     on_error: OnError = "stop",
     json: JSON = False,
 ) -> None:  # fmt: skip
     """Let a target answer prompts, into JSONL for `prepare --chat`. Interrupted, the same command goes on."""
-    import torch
-
     from foredraft import text
     from foredraft.train import regenerate as room
     from foredraft.train.sources import Skips
     from foredraft.train.tokenizer import load, sha256
 
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise ValueError(f"dtype must be one of {', '.join(kinds)}, got {dtype}")
-    skips = Skips(on_error)
+    kind, skips = dtype_of(dtype), Skips(on_error)
     asked = room.prompts(inputs, plain, skips, num)
     loaded = load(target)
     settings = room.Settings(
@@ -166,9 +162,9 @@ def regenerate(
         context=context, dtype=dtype, device=device,
     )  # fmt: skip
     engine = text.load_engine(
-        target, draft, lookahead=lookahead, dtype=kinds[dtype], device=device, max_batch=batch, max_context=context
+        target, draft, lookahead=lookahead, dtype=kind, device=device, max_batch=batch, max_context=context
     )
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("answering", total=len(asked))
         done = room.regenerate(
             engine, loaded, asked, out, settings, ends=text.stop_ids(target, loaded), skips=skips,
@@ -179,7 +175,7 @@ def regenerate(
     if done.steps:
         print(text.summary(done.steps), file=sys.stderr)
     if json:
-        _print_json(
+        print_json(
             {
                 "out": str(out),
                 "written": done.written,
@@ -190,25 +186,10 @@ def regenerate(
         )
 
 
-def _progress() -> Any:
-    """A bar on stderr; nothing where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-
-
 def _say_skipped(count: int, named: list[str]) -> None:
     if count:
         more = f"; and {count - len(named)} more" if count > len(named) else ""
         print(f"skipped {count} broken: {'; '.join(named)}{more}", file=sys.stderr)
-
-
-def _print_json(record: Any) -> None:
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
 
 
 def _print_counts(folder: Path, data: "TokenData") -> None:

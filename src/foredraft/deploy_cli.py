@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from foredraft.console import print_json
+
 
 class ExportByDefault(TyperGroup):
     """A group whose first word may be a draft's folder: `deploy DRAFT …` is `deploy export DRAFT …`."""
@@ -69,7 +71,7 @@ def export(
         print(line, file=sys.stderr)
     print(f"wrote {out}: {', '.join(found.files)}", file=sys.stderr)
     if json:
-        _print_json({"deployed": found.record, "files": found.files, "warnings": found.warnings, "notes": found.notes})
+        print_json({"deployed": found.record, "files": found.files, "warnings": found.warnings, "notes": found.notes})
         return
     print(f"sh {out / 'serve.sh'}" if "serve.sh" in found.files else str(out))
 
@@ -91,7 +93,7 @@ def check(
 
     found = run(folder, target, engine)
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         for one in found:
             print(f"{one.level} {one.code} [{one.engine}] {one.where}: {one.effect}\n  remedy: {one.remedy}")
@@ -110,9 +112,3 @@ def _words(given: str | None) -> str | None:
         return file.read_text(encoding="utf-8") if file.is_file() else given
     except OSError:  # too long for a file's name
         return given
-
-
-def _print_json(record: Any) -> None:
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())

@@ -19,6 +19,13 @@ PCIE4_BYTES_PER_S = 32e9
 ASSUMED = "; link latency assumed"
 
 
+def device_time(hours: float) -> str:
+    """Hours of one device in the unit that people would say them in: "132 device-hours", "4.5 device-minutes"."""
+    units = ("hours", hours), ("minutes", 60 * hours), ("seconds", 3600 * hours)
+    unit, number = next((one for one in units if one[1] >= 1), units[-1])
+    return f"{number:,.0f} device-{unit}" if number >= 10 else f"{number:.2g} device-{unit}"
+
+
 def _tera(**rates: float) -> dict[str, float]:
     """Peaks given in tera-operations per second; bfloat16 and float16 have one tensor rate on all machines here."""
     return {"float16": rates["bfloat16"] * 1e12} | {dtype: rate * 1e12 for dtype, rate in rates.items()}

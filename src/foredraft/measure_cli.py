@@ -4,19 +4,44 @@ when they run.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-if TYPE_CHECKING:
-    from foredraft.measure.measure import Settings, Subject
-    from foredraft.measure.prompts import Prompt
-    from foredraft.records import Machine, Measurement, Provenance
+from foredraft.console import (
+    JSON,
+    Device,
+    Dtype,
+    Threads,
+    dtype_of,
+    print_blocks,
+    print_json,
+    progress_bar,
+    set_threads,
+)
 
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Threads = Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from foredraft.measure.endpoint import Settings as Loads
+    from foredraft.measure.endpoint_http import Address
+    from foredraft.measure.measure import Settings, Subject
+    from foredraft.measure.prompts import Prompt, Question
+    from foredraft.records import Measurement, Provenance
+    from foredraft.train.sources import Skips
+
+
+OBSERVATIONS, MEASUREMENTS = "observations.jsonl", "measurements.jsonl"
+
+
+class Asked(NamedTuple):
+    """Prompts to read, what becomes of a broken line, whether a chat template wraps them, and whether an end token ends an answer."""
+
+    file: Path
+    num: int | None
+    on_error: str
+    chat: str
+    stop: bool
 
 
 def probe(
@@ -34,17 +59,17 @@ def probe(
     from foredraft import records
     from foredraft.measure.probe import probe as run
 
-    _set_threads(threads)
-    machine = run(device, target, dtype=_dtype(dtype), repeats=repeats, command=_command())
+    set_threads(threads)
+    machine = run(device, target, dtype=dtype_of(dtype), repeats=repeats, command=_command())
     if out:
         records.write(out, machine)
         print(f"wrote {out}", file=sys.stderr)
     if json:
-        _print_json(machine)
+        print_json(machine)
         return
     from foredraft.report.measured import machine_tables
 
-    _print_blocks(machine_tables(machine))
+    print_blocks(machine_tables(machine))
 
 
 def measure(
@@ -130,93 +155,88 @@ def measure(
     json: JSON = False,
 ) -> None:
     """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
+    asked = Asked(prompts, num, on_error, chat, stop)
     given = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params}
+    decoding: dict[str, Any] = {
+        "max_tokens": max_tokens, "temperatures": _list("temperature", temperature, float), "seed": seed, "width": width,
+    }  # fmt: skip
     if endpoint is not None:
-        served = given | {"model": model, "engine": engine, "method": method, "machine": machine, "draft": draft or []}
-        _served(
-            endpoint, api_key, timeout, prompts, out, num, on_error, json, served,
-            concurrency=_list("concurrency", concurrency or ("" if request_rate else "1"), int),
-            rates=_list("request-rate", request_rate or "", float), max_tokens=max_tokens, chat=chat, stop=stop, seed=seed, width=width,
-            temperatures=_list("temperature", temperature, float),
-        )  # fmt: skip
-        return
-    if target is None:
-        raise ValueError("TARGET is missing: the folder of a checkpoint; or pass --endpoint URL for a running server")
-    from foredraft import records
-    from foredraft.measure.measure import Settings
+        from foredraft.measure.endpoint_http import address_of
 
-    _set_threads(threads)
-    kind = _dtype(dtype)
-    settings = Settings(
-        max_tokens=max_tokens, batches=_list("batch", batch, int), temperatures=_list("temperature", temperature, float),
-        way=way, rounds=rounds, seed=seed, width=width, params=params,
-    )  # fmt: skip
-    found = _prepared(
-        target, draft or [], prompts, settings, kind, device, num=num, chat=chat, stop=stop, on_error=on_error,
-        given=given | {"dtype": dtype},
-    )  # fmt: skip
-    measured = _with_progress(*found)
-    records.write_lines(out / "observations.jsonl", [row.observation for row in measured if row.category is None])
-    records.write_lines(out / "measurements.jsonl", measured)
-    print(f"wrote {out / 'observations.jsonl'}, {out / 'measurements.jsonl'}", file=sys.stderr)
+        decoding["concurrency"] = _list("concurrency", concurrency or ("" if request_rate else "1"), int)
+        decoding["rates"] = _list("request-rate", request_rate or "", float)
+        given |= {"model": model, "engine": engine, "method": method, "machine": machine, "draft": draft or []}
+        rows = _of_server(address_of(endpoint, api_key, timeout), asked, out, given, decoding)
+    elif target is not None:
+        from foredraft.measure.measure import Settings
+
+        set_threads(threads)
+        settings = Settings(batches=_list("batch", batch, int), way=way, rounds=rounds, params=params, **decoding)
+        rows = _with_progress(*_prepared(target, draft or [], asked, settings, device, given | {"dtype": dtype}))
+        _write(rows, out)
+    else:
+        raise ValueError("TARGET is missing: the folder of a checkpoint; or pass --endpoint URL for a running server")
+    print(f"wrote {out / OBSERVATIONS}, {out / MEASUREMENTS}", file=sys.stderr)
     if json:
-        _print_json(measured)
+        print_json(rows)
         return
     from foredraft.report.measured import measurement_tables
 
-    _print_blocks(measurement_tables(measured))
+    print_blocks(measurement_tables(rows))
 
 
-def _served(
-    url: str, key: str | None, timeout: float, file: Path, out: Path, num: int | None, on_error: str, json: bool, given: dict[str, Any],
-    **settings: Any,
-) -> None:  # fmt: skip
+def _write(rows: "Sequence[Measurement]", out: Path) -> None:
+    from foredraft import records
+
+    records.write_lines(out / OBSERVATIONS, [row.observation for row in rows if row.category is None])
+    records.write_lines(out / MEASUREMENTS, rows)
+
+
+def _of_server(
+    address: "Address", asked: Asked, out: Path, given: dict[str, Any], decoding: dict[str, Any]
+) -> "list[Measurement]":
     """A running server, load by load; what is measured is on disk before the next load begins."""
     import asyncio
 
     from foredraft.measure.endpoint import Settings
-    from foredraft.measure.endpoint_http import address_of
     from foredraft.measure.prompts import read_questions
     from foredraft.train.sources import Skips
 
     if len(given["draft"]) > 1:
         raise ValueError(f"draft: a server has one, got {', '.join(given['draft'])}; name the one that it runs")
-    skips, address = Skips(on_error), address_of(url, key, timeout)
-    made, questions = Settings(**settings), read_questions(file, skips, num)
+    skips = Skips(asked.on_error)
+    settings = Settings(chat=asked.chat, stop=asked.stop, **decoding)
+    questions = read_questions(asked.file, skips, asked.num)
     _say_skipped(skips)
-    note = f"{file.name}: {len(questions)} prompts, {skips.count} lines skipped; answers of at most {made.max_tokens} tokens"
-    rows = asyncio.run(_loads(address, questions, made, out, given | {"note": note, "dataset": file.stem}))
-    print(f"wrote {out / 'observations.jsonl'}, {out / 'measurements.jsonl'}", file=sys.stderr)
-    if json:
-        _print_json(rows)
-        return
-    from foredraft.report.measured import measurement_tables
-
-    _print_blocks(measurement_tables(rows))
+    note = (
+        f"{asked.file.name}: {len(questions)} prompts, {skips.count} lines skipped; "
+        f"answers of at most {settings.max_tokens} tokens"
+    )
+    given = given | {"note": note, "dataset": asked.file.stem, "command": _command()}
+    return asyncio.run(_loads(address, questions, settings, out, given))
 
 
-async def _loads(address: Any, questions: Any, settings: Any, out: Path, given: dict[str, Any]) -> "list[Measurement]":
-    from foredraft import records
+async def _loads(
+    address: "Address", questions: "Sequence[Question]", settings: "Loads", out: Path, given: dict[str, Any]
+) -> "list[Measurement]":
     from foredraft.measure.endpoint import rounds, started
     from foredraft.measure.endpoint_rows import base_of, rows_of
 
     running = await started(address, questions, settings, given["model"], given["engine"])
-    found: list[Any] = []
+    found: list[Measurement] = []
     async for one in rounds(running, settings):
-        base = base_of(running.server, one, given | {"command": _command()})
+        base = base_of(running.server, one, given)
         rows, warnings = rows_of(one, base, settings.width)
         found += rows
         for warning in warnings:
             print(f"warning: {one.load}: {warning}", file=sys.stderr)
-        records.write_lines(out / "observations.jsonl", [row.observation for row in found if row.category is None])
-        records.write_lines(out / "measurements.jsonl", found)
+        _write(found, out)
     return found
 
 
 def _prepared(
-    target: str, drafts: list[str], file: Path, settings: "Settings", kind: Any, device: str, *, num: int | None, chat: str,
-    stop: bool, on_error: str, given: dict[str, Any],
-) -> "tuple[Subject, Settings]":  # fmt: skip
+    target: str, drafts: list[str], asked: Asked, settings: "Settings", device: str, given: dict[str, Any]
+) -> "tuple[Subject, Settings]":
     """Everything loaded and checked, before anything is decoded."""
     import msgspec
 
@@ -227,22 +247,25 @@ def _prepared(
     from foredraft.models.load import load
     from foredraft.train.sources import Skips
 
-    specs, tokenizer, skips = [spec_of(one) for one in drafts], text.tokenizer_of(target), Skips(on_error)
+    kind, skips = dtype_of(given["dtype"]), Skips(asked.on_error)
+    specs, tokenizer = [spec_of(one) for one in drafts], text.tokenizer_of(target)
     model = load(target, kind, device)
-    asked = by_category(read_prompts(file, Encoding(tokenizer, chat, settings.max_tokens, longest(model)), skips, num))
+    encoding = Encoding(tokenizer, asked.chat, settings.max_tokens, longest(model))
+    prompts = by_category(read_prompts(asked.file, encoding, skips, asked.num))
     _say_skipped(skips)
-    context = max(len(prompt.ids) for prompt in asked) + settings.max_tokens
+    context = max(len(prompt.ids) for prompt in prompts) + settings.max_tokens
     arms = arms_on(model, specs, max(settings.batches), context)
-    settings = msgspec.structs.replace(settings, stop_ids=text.stop_ids(target, tokenizer) if stop else frozenset())
-    fields = _fields(target, file, asked, settings, device, given, skips.count)
+    ends = text.stop_ids(target, tokenizer) if asked.stop else frozenset()
+    settings = msgspec.structs.replace(settings, stop_ids=ends)
+    fields = _fields(target, asked.file, prompts, settings, device, given, skips.count)
     by_draft = {spec.draft: _draft_fields(spec.draft, given) for spec in specs if spec.draft}
-    return Subject(model, arms, asked, fields, by_draft), settings
+    return Subject(model, arms, prompts, fields, by_draft), settings
 
 
 def _fields(
     target: str,
     file: Path,
-    asked: "list[Prompt]",
+    prompts: "list[Prompt]",
     settings: "Settings",
     device: str,
     given: dict[str, Any],
@@ -254,12 +277,12 @@ def _fields(
     from foredraft.measure.arms import name_of, tokenizer_name, trained_tokens
     from foredraft.measure.probe import device_name
 
-    references = sum(bool(prompt.reference) for prompt in asked)
+    references = sum(bool(prompt.reference) for prompt in prompts)
     note = (
-        f"{file.name}: {len(asked)} prompts, {skipped} lines skipped; seed {settings.seed}, answers of at most "
+        f"{file.name}: {len(prompts)} prompts, {skipped} lines skipped; seed {settings.seed}, answers of at most "
         f"{settings.max_tokens} tokens{', ending at the end token' if settings.stop_ids else ''}; {settings.rounds} timed rounds; "
         f"{torch.get_num_threads()} threads; parameters {settings.params}; perplexities over {references} references and "
-        f"{len(asked) - references} prompts"
+        f"{len(prompts) - references} prompts"
     )
     return {
         "run": given["run"] or name_of(target), "target": name_of(target), "target_tokens": trained_tokens(target),
@@ -287,18 +310,15 @@ def _provenance(note: str) -> "Provenance":
 
 
 def _with_progress(subject: "Subject", settings: "Settings") -> "list[Measurement]":
-    from rich.console import Console
-    from rich.progress import Progress
-
     from foredraft.measure.measure import measure as run
     from foredraft.measure.measure import work
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("loading", total=work(subject, settings))
         return run(subject, settings, lambda done, what: bar.update(task, advance=done, description=what))
 
 
-def _say_skipped(skips: Any) -> None:
+def _say_skipped(skips: "Skips") -> None:
     if skips.count:
         more = f" and {skips.count - len(skips.named)} more" if skips.count > len(skips.named) else ""
         print(f"skipped {skips.count} of the file's lines: {'; '.join(skips.named)}{more}", file=sys.stderr)
@@ -311,40 +331,7 @@ def _list(name: str, text: str, kind: type) -> tuple[Any, ...]:
         raise ValueError(f"{name} must be a number or a list such as 1,8, got {text!r}") from None
 
 
-def _set_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in kinds:
-        raise ValueError(f"dtype must be one of {', '.join(kinds)}, got {name}")
-    return kinds[name]
-
-
 def _command() -> str:
     import shlex
 
     return shlex.join(["foredraft", *sys.argv[1:]])
-
-
-def _print_json(record: "Machine | list[Measurement]") -> None:
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
-
-
-def _print_blocks(blocks: Any) -> None:
-    """To the terminal's width, or to 110 columns into a pipe or file."""
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
-    for block in blocks:
-        console.print(block)

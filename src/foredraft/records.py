@@ -1,12 +1,15 @@
 """The nouns on the arrows between the rooms, as typed documents on disk.
 
 Promises: every record is frozen, an unknown key is an error, a value that was not measured is None (never 0), and a
-file is written whole or not at all. Refuses to know: how anything in a record is computed.
+file or folder is written whole or not at all. Refuses to know: how anything in a record is computed.
 """
 
+import errno
 import math
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -205,41 +208,16 @@ class Observation(Record, frozen=True):
         require(
             self,
             positive=(
-                "target_params",
-                "target_tokens",
-                "draft_params",
-                "draft_tokens",
-                "draft_layers",
-                "topk",
-                "concurrency",
-                "batch_size",
-                "tensor_parallel",
-                "output_tok_s",
-                "speedup",
-                "input_len",
-                "output_len",
-                "num_requests",
-                "tokens_per_step",
-                "loss",
-                "target_perplexity",
-                "draft_perplexity",
-                "tpot_s",
-                "itl_s",
+                "target_params", "target_tokens", "draft_params", "draft_tokens", "draft_layers", "topk", "concurrency", "batch_size",
+                "tensor_parallel", "output_tok_s", "speedup", "input_len", "output_len", "num_requests", "tokens_per_step", "loss",
+                "target_perplexity", "draft_perplexity", "tpot_s", "itl_s",
             ),
             non_negative=(
-                "lookahead",
-                "tree_nodes",
-                "temperature",
-                "steps",
-                "drafted",
-                "accepted",
-                "ttft_s",
-                "kv_cache_tokens",
-                "model_bytes",
+                "lookahead", "tree_nodes", "temperature", "steps", "drafted", "accepted", "ttft_s", "kv_cache_tokens", "model_bytes",
                 "cost_ratio",
             ),
             unit=("survival", "accept_prob"),
-        )
+        )  # fmt: skip
         if self.accepted is not None and self.drafted is not None and self.accepted > self.drafted:
             raise ValueError(f"accepted ({self.accepted}) must not exceed drafted ({self.drafted})")
         if self.tokens_per_step is not None and self.tokens_per_step < 1:
@@ -315,18 +293,25 @@ class Fit(Record, frozen=True):
 
 class DraftChoice(Record, frozen=True):
     """A draft to train or to use. `kind` is head, lm or lookup; counts are parameters and tokens; training cost is
-    FLOPs and device-hours.
+    FLOPs and device-hours. `method` of a head: eagle (EAGLE-1/2) or eagle3; None for other kinds, and in plans older than it.
     """
 
     kind: str
     name: str
     params: float
     non_embedding_params: float
+    method: str | None = None
     num_layers: int = 0
     hidden_size: int = 0
     draft_tokens: float | None = None
     training_flops: float = 0.0
     training_gpu_hours: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.method is not None and (self.kind != "head" or self.method not in ("eagle", "eagle3")):
+            raise ValueError(
+                f"method must be eagle or eagle3, and only of a head, got {self.method!r} of kind {self.kind!r}"
+            )
 
 
 class ScheduleStep(Record, frozen=True):
@@ -495,3 +480,39 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder to fill, renamed to `path` once all in it is on disk, and removed when the block does not end well.
+
+    Raises ValueError where `path` already holds something, and OSError naming `path` where the disk is full.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: exists already; remove it or choose another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            errno.ENOSPC, f"the disk is full ({free / 1e6:,.0f} MB free before cleaning up), nothing was kept; free some or choose another --out",
+            str(path),
+        ) from None  # fmt: skip
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Have everything on disk before it gets its name; a disk that fills late says so here."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

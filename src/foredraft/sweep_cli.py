@@ -3,9 +3,11 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from foredraft.console import JSON, print_blocks, print_json
 
 if TYPE_CHECKING:
     from foredraft.sweep.local_runner import Runner
@@ -32,7 +34,7 @@ def sweep(
     redo: Annotated[
         list[str] | None, typer.Option("--redo", help="Forget this cell and what depends on it, and run it anew.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")] = False,
+    json: JSON = False,
 ) -> None:
     """Run GRID's cells, each verb in a process and a folder of its own; one that fails costs that cell only. Again: goes on.
 
@@ -113,9 +115,11 @@ def _run(driver: "Driver", workers: int, json: bool) -> None:
         print("stopped; what was done and begun is kept, the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
     if json:
-        _print_json(found)
+        print_json(found)
     else:
-        _print_table(driver)
+        from foredraft.sweep.table import summary, table
+
+        print_blocks([table(driver.rows), summary(driver.rows, None)], width=140)
     if (out / OBSERVATIONS).is_file():
         print(f"wrote {out / OBSERVATIONS}", file=sys.stderr)
     if failed := failures(found):
@@ -126,16 +130,6 @@ def _run(driver: "Driver", workers: int, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _print_table(driver: "Driver") -> None:
-    from rich.console import Console
-
-    from foredraft.sweep.table import summary, table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(table(driver.rows))
-    console.print(summary(driver.rows, None))
-
-
 def _print_plan(driver: "Driver", json: bool) -> None:
     from foredraft.sweep.expand import short
     from foredraft.sweep.table import plan_of
@@ -144,7 +138,7 @@ def _print_plan(driver: "Driver", json: bool) -> None:
     commands = {name: state.command for name, state in driver.states.items()}
     rows = plan_of(driver.folder.cells, commands, states)
     if json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         print(f"{row['state']:8} {row['name']}\n         {row['command']}")
@@ -152,9 +146,3 @@ def _print_plan(driver: "Driver", json: bool) -> None:
     print(
         f"{len(rows)} cells, {sum(row['state'] == 'waiting' for row in rows)} to run, {short(tokens, 3)} tokens to train on"
     )
-
-
-def _print_json(record: Any) -> None:
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())

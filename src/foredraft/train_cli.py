@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foredraft.console import JSON, Device, Threads, print_json, set_threads
+
 if TYPE_CHECKING:
     from foredraft.train.checkpoints import State
     from foredraft.train.needs import Needs
@@ -27,8 +29,8 @@ def train(
     features: Annotated[
         Path | None, typer.Option("--features", help="Folder to keep a head's features in; their size is told first.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
     shard: Annotated[
         bool,
         typer.Option("--shard", help="Under torchrun: spread weights and optimiser (FSDP2) instead of copies (DDP)."),
@@ -36,18 +38,15 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run needs and what to expect of it, and stop.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")] = False,
+    json: JSON = False,
 ) -> None:
     """Train a draft or a target as RECIPE says, to its budget of tokens; a run that was stopped goes on.
 
     Under torchrun, or any launcher that sets RANK and WORLD_SIZE, one process per device.
     """
-    import torch
-
     from foredraft.train.devices import started
 
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     made = _recipe(recipe, len(data or ()))
     with started(device, shard) as devices:
         if dry_run:
@@ -81,10 +80,8 @@ def _recipe(path: Path, num_folders: int) -> "Recipe":
 
 
 def _print(found: "Needs", json: bool) -> None:
-    import msgspec
-
     if json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        print_json(found)
         return
     hours = [seconds / 3600 for seconds in (found.time_s.value, found.time_s.low, found.time_s.high)]
     rows = {
@@ -115,7 +112,7 @@ def _print_end(out: Path, state: "State", json: bool) -> None:
         "best": msgspec.to_builtins(state.best),
     }  # fmt: skip
     if json:
-        print(msgspec.json.format(msgspec.json.encode(summary), indent=1).decode())
+        print_json(summary)
         return
     best = f"; held-out loss {state.best.loss:.4f} at step {state.best.step}, the best" if state.best else ""
     print(f"{state.tokens:,} tokens in {state.step:,} steps{best}")

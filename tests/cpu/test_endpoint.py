@@ -5,9 +5,9 @@ import json
 import re
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 
 from foredraft import cli, records
 from foredraft.laws.fit import fit_all
-from foredraft.measure.endpoint import Round, Settings, rounds, started
+from foredraft.measure import endpoint, endpoint_wire
+from foredraft.measure.endpoint import TRIAL, Round, Settings, rounds, started
 from foredraft.measure.endpoint_counts import Spec, samples, spec_of, totals
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
@@ -44,7 +45,6 @@ class Fake(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.drafts = self.drafted = self.accepted = self.generated = self.requests = 0
         self.by_position = [0, 0, 0]
-        self.delay_s = 0.0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is its own affair."""
@@ -117,7 +117,8 @@ class Handler(BaseHTTPRequestHandler):
             fake.open += 1
             fake.most_open = max(fake.most_open, fake.open)
             fake.enough.notify_all()
-            fake.enough.wait_for(lambda: fake.most_open >= fake.together, timeout=30)  # answers when so many have asked
+            if words != TRIAL:  # answers when so many have asked
+                fake.enough.wait_for(lambda: fake.most_open >= fake.together, timeout=30)
         try:
             self.stream(words, body)
         finally:
@@ -137,7 +138,6 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         done = 0
         for i, num in enumerate(counted):
-            time.sleep(fake.delay_s)
             done += num
             piece = "word " * num
             text += piece
@@ -301,33 +301,67 @@ def test_sglang_tells_each_response(fake: Fake, openai: bool) -> None:
     )
 
 
-def test_times_are_the_clients_own(fake: Fake) -> None:
-    fake.delay_s = 0.02
+class Clock:
+    """A second passes each time that it is read, and at no other."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_times_are_the_clients_own(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client reads its clock when it asks and at every event, of which the last two of an answer bring no text."""
+    clock = Clock()
+    for room in (endpoint, endpoint_wire):
+        monkeypatch.setattr(room, "time", clock)
     (made,) = load(fake, QUESTIONS[:4], concurrency=(1,))
     (row, *_) = rows(fake, made)
     seen = row.observation
     pieces = [1 + 3 + (i + 1) % 3 for i in range(4)]
     tokens = made.tokens
     assert tokens is not None
-    assert seen.ttft_s is not None
-    assert seen.tpot_s is not None
-    assert seen.itl_s is not None
     assert row.ttot_s is not None
-    assert seen.ttft_s >= 0.02
-    assert seen.itl_s >= 0.02
-    assert seen.tpot_s == pytest.approx(seen.itl_s * (sum(pieces) - 4) / (tokens - 4))
-    assert row.ttot_s.value >= 0.02 * sum(pieces) / 4
+    assert (seen.ttft_s, seen.itl_s) == pytest.approx((1.0, 1.0))
+    assert seen.tpot_s == pytest.approx((sum(pieces) - 4) / (tokens - 4))
+    assert row.ttot_s.value == pytest.approx(sum(pieces) / 4)
+    assert made.seconds == pytest.approx(sum(1 + num + 2 for num in pieces) + 1)
     assert seen.output_tok_s == pytest.approx(tokens / made.seconds)
-    assert made.seconds >= 0.02 * sum(pieces)
-    assert row.intervals["ttft_s"].low <= seen.ttft_s <= row.intervals["ttft_s"].high
+    assert (row.intervals["ttft_s"].low, row.intervals["ttft_s"].high) == pytest.approx((1.0, 1.0))
 
 
-def test_a_request_rate_sends_at_its_own_times(fake: Fake) -> None:
-    """Twelve requests at 40 per second take about 11/40 s from first to last, whatever is open: within a factor of 3."""
-    fake.delay_s = 0.05
-    (made,) = load(fake, concurrency=(), rates=(40.0,), seed=1)
-    assert 11 / 40 / 3 < made.seconds < 3 * (11 / 40 + 0.4)
-    assert fake.most_open > 1
+def sent(fake: Fake, monkeypatch: pytest.MonkeyPatch, rate: float, seed: int = 1) -> tuple[Round, list[float]]:
+    """A load at a rate, and the seconds after which each request was to be sent; nobody sleeps."""
+    waits: list[float] = []
+    at_once = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+        await at_once(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint.asyncio, "sleep", noted)
+        (made,) = load(fake, concurrency=(), rates=(rate,), seed=seed)
+    return made, [wait for wait in waits if wait != endpoint.STEP_S]
+
+
+def test_a_request_rate_sends_at_its_own_times(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At seeded random times of the rate asked for; the server answers none before all twelve are open, so no answer is waited
+    for.
+    """
+    fake.together = 12
+    made, waits = sent(fake, monkeypatch, 40.0)
+    assert len(made.answers) == fake.most_open == 12
+    gaps = [late - early for early, late in pairwise(waits)]
+    assert len(waits) == 12
+    assert waits[0] == 0
+    assert sum(gaps) / len(gaps) == pytest.approx(1 / 40, rel=0.5)  # of this seed: eleven of mean 1/40
+    assert max(gaps) > 3 * min(gaps) > 0
+    assert sent(fake, monkeypatch, 80.0)[1] == pytest.approx([wait / 2 for wait in waits])
+    assert sent(fake, monkeypatch, 40.0)[1] == waits
+    assert sent(fake, monkeypatch, 40.0, seed=2)[1] != waits
     (row, *_) = rows(fake, made)
     assert row.observation.concurrency is None
     assert "40 requests/s" in (row.observation.provenance.note or "")

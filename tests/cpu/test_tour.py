@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import typer
+from typer.main import get_group
 
 from foredraft import tour
 from foredraft.cli import app
@@ -25,15 +25,14 @@ def step(lookahead: int, topk: int = 1, nodes: int | None = None) -> ScheduleSte
 
 @pytest.mark.parametrize("drafting", [step(4), step(3, 2, 8)])
 def test_every_step_is_one_that_its_verb_takes(tmp_path: Path, drafting: ScheduleStep) -> None:
-    verbs = typer.main.get_command(app)
+    verbs = get_group(app).commands
     steps = [
         *tour.before_training(tmp_path, tmp_path / "o.jsonl", tmp_path),
         *tour.after_planning(tmp_path, tmp_path, drafting),
     ]
     assert [one.words[0] for one in steps] == ["probe", "plan", "train", "measure", "report"]
     for one in steps:
-        verb = verbs.commands[one.words[0]]  # type: ignore[attr-defined]
-        verb.make_context(one.words[0], list(one.words[1:]))
+        verbs[one.words[0]].make_context(one.words[0], list(one.words[1:]))
 
 
 def test_the_planned_step_in_the_words_of_measure() -> None:

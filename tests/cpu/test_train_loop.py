@@ -25,7 +25,7 @@ from foredraft.train.language_model import LanguageModelObjective, new_decoder
 from foredraft.train.launch import launch, objective_of, opened
 from foredraft.train.loop import Course, Stopped, diverged, followed, train
 from foredraft.train.optimiser import rate
-from foredraft.train.recipe import Eagle3, LanguageModel, Recipe, Stage, Watch
+from foredraft.train.recipe import Eagle, Eagle3, LanguageModel, Recipe, Stage, Watch
 
 STEP = 8 * 32  # tokens
 QUIET = Watch(log_every=1, held_out_every=10**6, save_every=10**6)
@@ -402,13 +402,15 @@ def test_a_plan_becomes_a_recipe_of_its_own_sizes_and_budget():
     assert made.tokens == pytest.approx(5e6, rel=0.01)
     assert made.predicted is not None
     assert made.predicted.tokens_per_step == Estimate(value=3.1, low=2.8, high=3.3, unit="", source="law")
-    head = from_plan(
-        planned(kind="head", num_layers=2, hidden_size=64, params=3e4 + 64 * 100, non_embedding_params=3e4), 2
-    )
+    sizes = {"num_layers": 2, "hidden_size": 64, "params": 3e4 + 64 * 100, "non_embedding_params": 3e4}
+    head = from_plan(planned(kind="head", method="eagle3", **sizes), 2)
     assert head.model == Eagle3(layers=2, draft_vocab=100)
     assert [stage.tokens for stage in head.stages] == pytest.approx([4.5e6, 5e5])
     assert [stage.learning_rate for stage in head.stages] == pytest.approx([20e-4, 10e-4])
     assert head.stages[0].steps > 800, "a small budget takes small steps, not few"
+    assert from_plan(planned(kind="head", method="eagle", **sizes), 2).model == Eagle(layers=2)
+    with pytest.raises(ValueError, match="plan again"):
+        from_plan(planned(kind="head", name="EAGLE-3 head", **sizes))
     with pytest.raises(ValueError, match="needs no training"):
         from_plan(planned(kind="lookup"))
     with pytest.raises(ValueError, match="draft_tokens"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from foredraft.laws import forms
+from foredraft.laws.law import IDENTITY, LOG_MINUS_LOG, LOGIT, Link
 from foredraft.records import Observation, Provenance
 
 POINT = {
@@ -61,8 +62,8 @@ def test_contract(law: forms.Law) -> None:
     assert forms.law_named(law.name) is law
 
 
-@pytest.mark.parametrize("link", [forms.LOGIT, forms.LOG_MINUS_LOG, forms.IDENTITY], ids=lambda link: link.name)
-def test_links_invert(link: forms.Link) -> None:
+@pytest.mark.parametrize("link", [LOGIT, LOG_MINUS_LOG, IDENTITY], ids=lambda link: link.name)
+def test_links_invert(link: Link) -> None:
     y = np.array([0.05, 0.5, 0.97])
     eta = link.forward(y)
     np.testing.assert_allclose(link.inverse(eta), y)

@@ -28,6 +28,7 @@ from foredraft.plan.study import pool, scaled_like, shape_of, study
 from foredraft.records import Observation, Plan, Provenance, Workload
 from foredraft.shapes import Shape, eagle3_head, scaled, shape
 from foredraft.train.from_plan import from_plan
+from foredraft.train.recipe import Eagle
 
 LOADS = (1, 8, 32)
 WORKLOAD = Workload(concurrency=LOADS, input_len=LENGTHS["input_len"], output_len=LENGTHS["output_len"])
@@ -426,12 +427,12 @@ def test_next_runs_train_within_the_study(kinds):
 
 
 def test_an_eagle_heads_settings_and_recipe_are_its_own():
-    eagle = next(one.choice for one in weighed(of(HEADS))[0] if one.choice.name == "EAGLE head")
+    eagle = next(one.choice for one in weighed(of(HEADS))[0] if one.choice.method == "eagle")
     found = made(0, MODELS)
     assert settings.vllm(eagle, found.schedule, 1)["method"] == "eagle"
     assert settings.sglang(eagle, found.schedule)["--speculative-algorithm"] == "EAGLE"
-    recipe = from_plan(msgspec.structs.replace(found, draft=eagle))
-    assert type(recipe.model).__name__ == "Eagle"
+    renamed = msgspec.structs.replace(eagle, name="any name")
+    assert from_plan(msgspec.structs.replace(found, draft=renamed)).model == Eagle(layers=1)
     assert from_plan(found).stages[0].tokens == max(LM_BUDGETS)
 
 

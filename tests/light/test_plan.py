@@ -1,6 +1,7 @@
 """The plan: schedules that fall with load, intervals that hold their values, refusals in one line, own runs that move it."""
 
 import itertools
+import re
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from foredraft import records
 from foredraft.laws.speedup import node_depths
-from foredraft.machines import machine
+from foredraft.machines import device_time, machine
 from foredraft.plan import evidence, settings
 from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, candidates
 from foredraft.plan.plan import plan
@@ -236,7 +237,7 @@ def step(running: float, lookahead: int, **fields) -> ScheduleStep:
     return ScheduleStep(running=running, lookahead=lookahead, **given | fields)
 
 
-HEAD = DraftChoice(kind="head", name="EAGLE-3 head", params=1e9, non_embedding_params=1e9)
+HEAD = DraftChoice(kind="head", name="EAGLE-3 head", method="eagle3", params=1e9, non_embedding_params=1e9)
 
 
 def planned(ranges: list[list[int]], batch: int) -> list[int]:
@@ -418,7 +419,49 @@ def test_a_draft_that_does_not_fit_is_named_and_an_asked_one_refused():
 def test_a_budget_for_training_leaves_dear_drafts_out_by_name():
     found = plan(shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, Settings(draws=16, max_training_gpu_hours=50))
     assert found.draft is None or found.draft.training_gpu_hours <= 50
-    assert any("device-hours, more than 50" in why for why in found.not_considered.values())
+    why = next(why for why in found.not_considered.values() if "more than" in why)
+    assert re.fullmatch(
+        r"training on \S+ tokens costs [\d,]+ device-hours, more than 50 device-hours; raise max_gpu_hours .*", why
+    )
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [
+        (12345, "12,345 device-hours"), (1.5, "1.5 device-hours"), (0.5, "30 device-minutes"), (0.02, "1.2 device-minutes"),
+        (2e-3, "7.2 device-seconds"), (1e-6, "0.0036 device-seconds"), (0, "0 device-seconds"),
+    ],
+)  # fmt: skip
+def test_a_small_cost_keeps_its_digits(hours: float, told: str):
+    assert device_time(hours) == told
+
+
+def test_of_a_draft_at_several_budgets_the_first_beyond_the_limit_is_named():
+    heads = [one.choice for one in candidates(SMALL, H100, (), WORKLOAD.temperature)[0] if one.choice.kind == "head"]
+    limit = heads[1].training_gpu_hours
+    least = min(one.draft_tokens or 0 for one in heads if one.training_gpu_hours > limit)
+    assert least < max(one.draft_tokens or 0 for one in heads)
+    found = plan(SMALL, H100, WORKLOAD, Settings(draws=16, max_training_gpu_hours=limit, kinds=("head",)))
+    (why,) = [why for name, why in found.not_considered.items() if name.startswith("EAGLE-3 head of")]
+    assert f"training on {least:.2g} tokens" in why
+
+
+def test_why_a_draft_lost_is_what_separates_it():
+    """Where no draft is worth running, and where its training alone stands in the way."""
+    refused, crowded = [own(1, 1.01), own(2, 1.015)], msgspec.structs.replace(WORKLOAD, concurrency=(256,))
+    off = plan(LLAMA, H100, crowded, Settings(devices=4, draws=16, kinds=("head",)), refused)
+    assert off.draft is None
+    assert {lost.reason.partition(":")[0] for lost in off.runners_up} == {"no lookahead that pays"}
+    unpaid = plan(
+        shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, Settings(draws=16, kinds=("head",), horizon_tokens=1e5)
+    )
+    assert unpaid.draft is None
+    assert unpaid.runners_up
+    for lost in unpaid.runners_up:
+        assert re.fullmatch(
+            r"training that 1e\+05 served tokens do not pay back \(.+ device-\w+ against 0 device-seconds\)",
+            lost.reason,
+        )
 
 
 def test_a_planned_tree_is_the_one_that_was_weighed() -> None:

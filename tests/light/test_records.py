@@ -144,13 +144,19 @@ def test_observations_with_versions_are_hashable_and_equal_ones_agree():
         (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1, 2), "weights": (1.0,)}, "weights"),
         (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1, 2), "weights": (0.0, 0.0)}, "weights"),
         (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1,), "temperature": -1.0}, "temperature"),
+        (
+            DraftChoice,
+            {"kind": "head", "params": 1.0, "non_embedding_params": 1.0, "method": "medusa"},
+            "method must be eagle",
+        ),
+        (DraftChoice, {"kind": "lm", "params": 1.0, "non_embedding_params": 1.0, "method": "eagle3"}, "only of a head"),
         (Machine, {"memory_bytes": 0, "bandwidth_bytes_per_s": 1, "flops_per_s": {}}, "memory_bytes"),
         (Machine, {"memory_bytes": 1, "bandwidth_bytes_per_s": 1, "flops_per_s": {"bfloat16": math.nan}}, "bfloat16"),
     ],
 )
-def test_impossible_workloads_and_machines(kind, fields, named):
+def test_impossible_workloads_drafts_and_machines(kind, fields, named):
     with pytest.raises(ValueError, match=named) as error:
-        kind(**fields | ({"name": "m", "source": "s"} if kind is Machine else {}))
+        kind(**fields | {Machine: {"name": "m", "source": "s"}, DraftChoice: {"name": "d"}}.get(kind, {}))
     one_line(error)
 
 

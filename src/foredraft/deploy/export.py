@@ -19,7 +19,7 @@ from foredraft.deploy.card import card
 from foredraft.deploy.check import check
 from foredraft.deploy.draft import Draft, Head, read_draft, target_embedding, token_keys
 from foredraft.deploy.findings import Finding, errors
-from foredraft.deploy.folder import CONFIG, whole
+from foredraft.deploy.folder import CONFIG
 from foredraft.deploy.target_rules import config_of
 from foredraft.deploy.vocabulary import copy_tokenizer, fitted, vocabulary
 from foredraft.models.checkpoint import SINGLE
@@ -96,7 +96,7 @@ def export(
         kind=held.kind, format=settings.format, engines=_engines(held, settings.format),
         dtype=settings.dtype or str(held.dtype).removeprefix("torch."), target=name, draft=_named(Path(draft)), planned=plan is not None,
     )  # fmt: skip
-    with whole(out) as folder:
+    with records.whole_folder(out) as folder:
         notes = _weights(held, Path(target), config, folder, settings, DTYPES[record.dtype])
         copy_tokenizer(target, folder)
         _launch(folder, Path(out), Path(target), record, plan, settings.lookahead)

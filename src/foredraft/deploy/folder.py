@@ -5,11 +5,7 @@ a loader makes of it.
 """
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,22 +122,3 @@ def canonical(name: str) -> str:
     for old, new in _ALIASES.items():
         name = re.sub(rf"^{re.escape(old)}", new, name)
     return name
-
-
-@contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """A new folder to fill, renamed to `path` when the block ends well and removed when it does not.
-
-    Raises ValueError where `path` already holds something.
-    """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already; remove it or choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        yield partial
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

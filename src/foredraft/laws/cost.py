@@ -241,41 +241,21 @@ def serve(
         raise ValueError(
             f"draft {draft.name} ({draft.params / 1e9:.3g} B) must be smaller than target {target.name} ({target.params / 1e9:.3g} B)"
         )
-    kv_dtype = kv_dtype or dtype
-    capacity = capacity_tokens(
-        target,
-        machine,
-        draft=draft,
-        tensor_parallel=tensor_parallel,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        efficiency=eff,
-        speculate=speculate,
-    )
+    placed = {"tensor_parallel": tensor_parallel, "dtype": dtype, "kv_dtype": kv_dtype or dtype}
+    capacity = capacity_tokens(target, machine, draft=draft, efficiency=eff, speculate=speculate, **placed)
     if capacity < input_len + output_len:
         raise ValueError(
             f"{target.name}{' with ' + draft.name if draft else ''} on {tensor_parallel}×{machine.name}: the KV cache holds "
             f"{max(capacity, 0):,.0f} tokens, one sequence needs {input_len + output_len:,.0f}; use more devices or a smaller dtype"
         )
-    common = {"tensor_parallel": tensor_parallel, "dtype": dtype, "kv_dtype": kv_dtype}
-    target_pass = PassCost.of(target, machine, eff, fixed_s=eff.target_fixed_s, layer_s=eff.target_layer_s, **common)
-    draft_pass = (
-        PassCost.of(draft, machine, eff, fixed_s=eff.draft_fixed_s, layer_s=eff.draft_layer_s, **common)
-        if draft
-        else None
-    )
+    target_pass = PassCost.of(target, machine, eff, fixed_s=eff.target_fixed_s, layer_s=eff.target_layer_s, **placed)
+    fixed = {"fixed_s": eff.draft_fixed_s, "layer_s": eff.draft_layer_s}
+    draft_pass = PassCost.of(draft, machine, eff, **fixed, **placed) if draft else None
     rate = machine.flops_per_s[dtype] * eff.compute * tensor_parallel
     prefill_flops = sum(shape.flops_per_token(input_len / 2) for shape in (target, draft) if shape) * input_len
     return Server(
-        target_pass,
-        draft_pass,
-        input_len,
-        output_len,
-        capacity * eff.occupancy,
-        eff.speculation_s,
-        prefill_flops / rate,
-        eff.blend,
-    )
+        target_pass, draft_pass, input_len, output_len, capacity * eff.occupancy, eff.speculation_s, prefill_flops / rate, eff.blend,
+    )  # fmt: skip
 
 
 def capacity_tokens(

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from foredraft.laws import forms
-from foredraft.laws.forms import Array, Law, law_named
+from foredraft.laws.forms import law_named
+from foredraft.laws.law import Array, Law
 from foredraft.laws.speedup import accept_prob_from_rate
 from foredraft.laws.varpro import Table, bootstrap, point, residuals, shape_grid, wild_weights
 from foredraft.records import Estimate, Fit, Observation, Provenance

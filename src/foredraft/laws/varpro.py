@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from foredraft.laws.forms import Array, Law
+from foredraft.laws.law import Array, Law
 from foredraft.records import Observation
 
 HUBER = 1.345

@@ -1,7 +1,8 @@
 """Our own kernels for few rows on a CPU, from kernels.c: compiled for this machine at first use, then kept.
 
 Promises: what `linear` and `Layer` compute, up to rounding, at the speed of reading the weights once; a row's bits do
-not depend on the other rows of the pass. Where there is no compiler, `missing()` says why and torch computes instead.
+not depend on the other rows of the pass, up to FEW_ROWS of them: beyond, torch computes, whose bits do. Where there is no
+compiler, `missing()` says why and torch computes too.
 Refuses to know: what a pass is for.
 """
 

@@ -117,12 +117,21 @@ def _level_shift(accept: Array, gain: Array) -> Array:
     return np.interp(gain, accepted / base, shifts)
 
 
-def choice(kind: str, name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
-    """A draft of `shape` to train on `tokens` for `flops` on `machine`."""
+def choice(
+    kind: str,
+    name: str,
+    shape: Shape,
+    machine: Machine,
+    tokens: float | None,
+    flops: float,
+    method: str | None = None,
+) -> DraftChoice:
+    """A draft of `shape` to train on `tokens` for `flops` on `machine`; `method` of a head."""
     rate = max(rate for dtype, rate in machine.flops_per_s.items() if dtype in ("bfloat16", "float16", "float32"))
     return DraftChoice(
         kind=kind,
         name=name,
+        method=method,
         params=float(shape.params),
         non_embedding_params=float(shape.non_embedding_params),
         num_layers=shape.num_layers,

@@ -98,9 +98,8 @@ def _heads(
             gain = _gain(tokens_law, tokens) * layer_gain
             flops = tokens * (target.flops_per_token(0) + 3 * TTT_STEPS * shape.flops_per_token(0))
             name = "EAGLE-3 head" if num_layers == 1 else f"Scylla head, {num_layers} layers"
-            found.append(
-                Candidate(choice("head", name, shape, machine, tokens, flops), shape, Curve(posterior, tuple(gain)))
-            )
+            made = choice("head", name, shape, machine, tokens, flops, "eagle3")
+            found.append(Candidate(made, shape, Curve(posterior, tuple(gain))))
     return found, missing
 
 

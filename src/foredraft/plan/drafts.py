@@ -11,7 +11,6 @@ from foredraft.shapes import Shape, eagle3_head, eagle_head, shape
 LOOKUPS = frozenset({"ngram", "suffix", "lookahead", "rest"})
 EAGLE3_LIKE = re.compile(r"eagle_?3|scylla|mtp|dspark|hass|griffin")
 EAGLE_LIKE = re.compile(r"eagle")
-EAGLE_NAME = "EAGLE head"  # of a planned EAGLE-1/2 head, beside "EAGLE-3 head"
 
 
 def kind_of(method: str) -> str:

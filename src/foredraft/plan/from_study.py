@@ -14,7 +14,6 @@ from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import predict_draws
 from foredraft.plan import evidence
 from foredraft.plan.candidate import TTT_STEPS, Behind, Candidate, Curve, Sized, choice
-from foredraft.plan.drafts import EAGLE_NAME
 from foredraft.plan.study import Study, Tried, mean_curve, pool
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, scaled
@@ -49,7 +48,7 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
 
 def _name(one: Tried) -> str:
     if one.method == "eagle":
-        return EAGLE_NAME if one.shape.num_layers == 1 else f"{EAGLE_NAME}, {one.shape.num_layers} layers"
+        return "EAGLE head" if one.shape.num_layers == 1 else f"EAGLE head, {one.shape.num_layers} layers"
     return "EAGLE-3 head" if one.shape.num_layers == 1 else f"Scylla head, {one.shape.num_layers} layers"
 
 
@@ -59,7 +58,7 @@ def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit |
     unrolled = TTT_STEPS if like.method == "eagle3" else 1
     flops = tokens * (study.target.flops_per_token(0) + 3 * unrolled * like.shape.flops_per_token(0))
     return Candidate(
-        choice("head", _name(like), like.shape, machine, tokens, flops),
+        choice("head", _name(like), like.shape, machine, tokens, flops, like.method),
         like.shape,
         Curve(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
         behind=_behind(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
+from foredraft.machines import device_time
 from foredraft.plan import sdsl, settings
 from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import REFERENCE_TOKENS, buildable, candidates, independent, named
@@ -211,7 +212,7 @@ def _with_best_size(
     bodies = [max(size.value * share, LEAST_BODY) for share in shares]
     body = min(bodies, key=lambda body: abs(np.log(buildable(problem.target, body).params) - wanted))
     built = independent(problem.target, problem.machine, own, problem.workload.temperature, (body,))
-    near = [s.candidate.choice for s in ranked if s.candidate and s.candidate.choice.name.endswith("(public)")]
+    near = [s.candidate.choice for s in ranked if s.candidate and _is_model(s.candidate.choice, trained_here=False)]
     nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - wanted))[:2]
     scored = rank(problem, built)[0]
     own_first = [s.candidate for s in scored if s.candidate and s.candidate.behind]
@@ -228,7 +229,7 @@ def _continuous(problem: Problem, ranked: Sequence[Scored]) -> Estimate | None:
     """
     by_size: dict[float, Scored] = {}
     for scored in ranked:  # best first, so the first of a size is its best token budget
-        if scored.candidate and scored.candidate.choice.name == "independent model":
+        if scored.candidate and _is_model(scored.candidate.choice, trained_here=True):
             by_size.setdefault(scored.candidate.choice.params, scored)
     if len(by_size) < 4:
         return None
@@ -248,6 +249,11 @@ def _continuous(problem: Problem, ranked: Sequence[Scored]) -> Estimate | None:
         source=SOURCE,
         extrapolates=edge,
     )
+
+
+def _is_model(choice: DraftChoice, *, trained_here: bool) -> bool:
+    """Whether it is an independent model, to be trained or one that is."""
+    return choice.kind == "lm" and (choice.training_flops > 0) == trained_here
 
 
 def _peak(sizes: np.ndarray, gains: np.ndarray) -> float:
@@ -290,7 +296,11 @@ def _identity(scored: Scored) -> tuple:
 
 
 def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
-    """The largest of: fewer tokens a step, a longer step, fewer sequences in memory, dearer training."""
+    """That it is best left off; else the largest of: fewer tokens a step, a longer step, fewer sequences in memory, dearer
+    training.
+    """
+    if not any(mode.depth for mode in lost.modes):
+        return "no lookahead that pays: at these loads even one draft token costs more than it saves; try fewer clients or a smaller draft"
     weights, room = problem.weights, (lost.running.max(), best.running.max())
     tau, step_ms = (weights @ lost.tau, weights @ best.tau), (1e3 * weights @ lost.step_s, 1e3 * weights @ best.step_s)
     parts: dict[str, float] = {
@@ -303,7 +313,11 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
         ),
     }
     if problem.settings.objective == "throughput":
-        parts["training that its horizon does not pay back"] = lost.training_share - best.training_share
+        spent, instead = (
+            device_time(one.candidate.choice.training_gpu_hours if one.candidate else 0) for one in (lost, best)
+        )
+        dearer = f"training that {problem.settings.horizon_tokens:.1g} served tokens do not pay back ({spent} against {instead})"
+        parts[dearer] = lost.training_share - best.training_share
     return max(parts, key=lambda why: parts[why])
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from foredraft.laws.cost import KNOBS, Load, Server, adjusted
 from foredraft.laws.speedup import best_tree, rank_acceptance
+from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.served import Calibrated, Place
 from foredraft.plan.trees import PUBLISHED, grown
@@ -245,7 +246,9 @@ def score(problem: Problem, candidate: Candidate | None, plain: Server) -> Score
     """
     settings = problem.settings
     if candidate and (hours := candidate.choice.training_gpu_hours) > settings.max_training_gpu_hours:
-        raise ValueError(f"training costs {hours:,.0f} device-hours, more than {settings.max_training_gpu_hours:,.0f}")
+        spent, most = device_time(hours), device_time(settings.max_training_gpu_hours)
+        on = f" on {tokens:.2g} tokens" if (tokens := candidate.choice.draft_tokens) else ""
+        raise ValueError(f"training{on} costs {spent}, more than {most}; raise max_gpu_hours to weigh it")
     server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
     modes = modes_for(candidate, settings) if candidate else (Mode(0, 1, 0),)
     rng = np.random.default_rng(settings.seed)
@@ -285,14 +288,16 @@ def _best_modes(value: Array, problem: Problem) -> Array:
 
 
 def rank(problem: Problem, everybody: Sequence[Candidate]) -> tuple[list[Scored], dict[str, str]]:
-    """All candidates that fit, no speculation among them, best first; and of the others why not."""
+    """All candidates that fit, no speculation among them, best first; and of the others why not: of a draft at several budgets,
+    why not the first.
+    """
     plain = problem.server(None, speculate=False)
     scored, dropped = [score(problem, None, plain)], {}
     for candidate in everybody:
         try:
             scored.append(score(problem, candidate, plain))
         except ValueError as error:
-            dropped[f"{candidate.choice.name} of {candidate.choice.params:.3g} parameters"] = str(error)
+            dropped.setdefault(f"{candidate.choice.name} of {candidate.choice.params:.3g} parameters", str(error))
     return sorted(scored, key=lambda s: -s.gain), dropped
 
 

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from foredraft.plan.drafts import EAGLE_NAME
 from foredraft.records import DraftChoice, ScheduleStep
 
-VLLM_METHODS = {"head": "eagle3", "lm": "draft_model", "lookup": "ngram"}
-SGLANG_ALGORITHMS = {"head": "EAGLE3", "lm": "STANDALONE", "lookup": "NGRAM"}
+VLLM_METHODS = {
+    "eagle": "eagle",
+    "eagle3": "eagle3",
+    "lm": "draft_model",
+    "lookup": "ngram",
+}  # by a head's method, or kind
+SGLANG_ALGORITHMS = {"eagle": "EAGLE", "eagle3": "EAGLE3", "lm": "STANDALONE", "lookup": "NGRAM"}
 PLACEHOLDER = "path/to/draft"
 
 
@@ -25,7 +29,7 @@ def vllm(draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: i
         return {}
     ranges = batch_ranges(schedule)
     config: dict[str, Any] = {
-        "method": "eagle" if _borrows(draft) else VLLM_METHODS[draft.kind],
+        "method": VLLM_METHODS[draft.method or draft.kind],
         "num_speculative_tokens": max(k for *_, k in ranges),
         "num_speculative_tokens_per_batch_size": ranges,
     }
@@ -60,14 +64,9 @@ def sglang(draft: DraftChoice | None, schedule: Sequence[ScheduleStep]) -> dict[
     if draft is None or step is None:
         return {}
     flags: dict[str, Any] = {
-        "--speculative-algorithm": "EAGLE" if _borrows(draft) else SGLANG_ALGORITHMS[draft.kind],
+        "--speculative-algorithm": SGLANG_ALGORITHMS[draft.method or draft.kind],
         "--speculative-num-steps": step.lookahead,
         "--speculative-eagle-topk": step.topk,
         "--speculative-num-draft-tokens": step.tree_nodes + 1,
     }
     return flags if draft.kind == "lookup" else flags | {"--speculative-draft-model-path": PLACEHOLDER}
-
-
-def _borrows(draft: DraftChoice) -> bool:
-    """Whether it is an EAGLE-1/2 head, which drafts with its target's tables."""
-    return draft.name.startswith(EAGLE_NAME)

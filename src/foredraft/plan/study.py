@@ -14,7 +14,7 @@ import numpy as np
 from foredraft.laws import acceptance, forms
 from foredraft.laws.acceptance import MAX_POSITIONS, Curve
 from foredraft.laws.fit import choose, fit
-from foredraft.laws.forms import Law
+from foredraft.laws.law import Law
 from foredraft.plan import evidence
 from foredraft.plan.drafts import EAGLE3_LIKE, EAGLE_LIKE, kind_of
 from foredraft.plan.trees import PUBLISHED, Tail, Tree, fitted

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from foredraft.laws.fit import by_range, outcome, predict_draws
-from foredraft.laws.forms import Law, law_named
+from foredraft.laws.forms import law_named
+from foredraft.laws.law import Law
 from foredraft.records import Fit, Observation
 from foredraft.report import style
 from foredraft.report.style import BLACK, BLUE, GREEN, GREY, MARKERS, PURPLE, VERMILION

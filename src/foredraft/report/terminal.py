@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foredraft.laws.held_out import HeldOut
+from foredraft.machines import device_time
 from foredraft.records import DraftChoice, Estimate, Fit, Hindsight, Plan
 from foredraft.validate.findings import Validation
 
@@ -44,9 +45,9 @@ def plan_tables(plan: Plan) -> Blocks:
             )
         blocks.append(table)
     if plan.next_runs:
-        table = Titled("What would narrow this plan most per device-hour", "run", "removes", "device-hours")
+        table = Titled("What would narrow this plan most per device-hour", "run", "removes", "costs")
         for run in plan.next_runs:
-            table.add_row(run.run, f"{run.narrows:.0%} of the width", f"{run.gpu_hours:,.1f}")
+            table.add_row(run.run, f"{run.narrows:.0%} of the width", device_time(run.gpu_hours))
         blocks.append(table)
     notes = [f"extrapolates in {', '.join(plan.extrapolates)}"] if plan.extrapolates else []
     notes += [f"not considered: {name}: {why}" for name, why in plan.not_considered.items()]
@@ -66,7 +67,7 @@ def headline(plan: Plan) -> str:
     ]
     if paid := plan.break_even:
         lines.append(
-            f"training {plan.draft.training_flops:.1e} FLOPs, {plan.draft.training_gpu_hours:,.0f} device-hours: paid back after "
+            f"training {plan.draft.training_flops:.1e} FLOPs, {device_time(plan.draft.training_gpu_hours)}: paid back after "
             f"{paid.tokens:.1e} [{paid.low:.1e}, {'∞' if paid.high is None else format(paid.high, '.1e')}] served tokens"
         )
     if plan.continuous_params and plan.theory_params:

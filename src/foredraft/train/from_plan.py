@@ -12,7 +12,6 @@ HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW, a
 WIDTH, MOST = 4096, 20  # … from which a narrower head takes a rate as much higher (arXiv 2203.03466), up to 20 times
 ANSWERS_SHARE = 0.1  # of a Scylla head's budget, for its second stage
 HEAD_STEPS, HEAD_BATCH_TOKENS = 1000, (1024, 65536)  # as many steps as the least and the most tokens of one allow
-EAGLE_NAME = "EAGLE head"  # how a plan names an EAGLE-1/2 head
 COMPILED_FLOPS = 1e14  # from here on compiling, a minute on a CPU, is worth it
 DEVICES = 8  # batches are multiples of it, where they are as large
 
@@ -27,18 +26,23 @@ def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
         raise ValueError(f"draft: the plan chose {draft.name if draft else 'no draft'}, which needs no training")
     if not draft.draft_tokens:
         raise ValueError(f"draft.draft_tokens is missing: {draft.name} is used as it is; write a recipe to train it")
-    model = LanguageModel(params=draft.non_embedding_params)
-    if draft.name.startswith(EAGLE_NAME):
-        model = Eagle(layers=draft.num_layers)
-    elif draft.kind == "head":
-        model = Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
     best = max(plan.schedule, key=lambda step: step.tokens_per_step.value)
     return Recipe(
-        model=model,
+        model=_head(draft) if draft.kind == "head" else LanguageModel(params=draft.non_embedding_params),
         stages=_stages(draft, draft.draft_tokens, num_folders, length),
         compile=draft.training_flops > COMPILED_FLOPS,
         predicted=Prediction(lookahead=best.lookahead, tokens_per_step=best.tokens_per_step),
     )
+
+
+def _head(draft: DraftChoice) -> Eagle | Eagle3:
+    if draft.method is None:
+        raise ValueError(
+            f"draft.method is missing: this plan is too old to say which kind of head {draft.name} is; plan again"
+        )
+    if draft.method == "eagle":
+        return Eagle(layers=draft.num_layers)
+    return Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
 
 
 def _draft_vocab(draft: DraftChoice) -> int | None:

@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from foredraft import records
 from foredraft.train import tokenizer as tokenizers
 from foredraft.train.chat import Template
 from foredraft.train.encoding import Encoder
 from foredraft.train.sources import Document, Mode, Origin, Skips, origins, read
-from foredraft.train.token_writer import TokenWriter, whole_folder
+from foredraft.train.token_writer import TokenWriter
 from foredraft.train.tokens import Source, TokenData
 
 WORKERS = 2  # one turns ids into arrays while the other has all cores tokenise
@@ -66,7 +67,7 @@ def prepare(
     loaded = tokenizers.load(tokenizer)
     shape = Template(loaded, template) if chat else None
     names = (TRAIN, HELD_OUT) if val_share else ("",)
-    with whole_folder(out) as folder, ExitStack() as files:
+    with records.whole_folder(out) as folder, ExitStack() as files:
         writers = {
             name: TokenWriter(folder / name, tokenizers.num_ids(loaded), loaded.eos_token_id, files) for name in names
         }

@@ -1,14 +1,9 @@
-"""Writing token folders: whole or not at all.
+"""Writing the files of a token folder.
 
-Promises: a folder appears under its name once everything in it is on disk; after an error, a full disk included,
-nothing is left. Refuses to know: text.
+Promises: data.json, which makes them a token folder, comes last. Refuses to know: text, and where the folder will lie.
 """
 
-import errno
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +13,6 @@ from foredraft import records
 from foredraft.train.tokens import DATA, DOCUMENTS, MASK, TOKENS, VERSION, Source, TokenData, width
 
 BUFFER = 2**20
-
-
-@contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder to fill, renamed to `path` when the block ends well and removed when it does not.
-
-    Raises ValueError where `path` already holds something, and OSError naming `path` where the disk is full.
-    """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already; remove it or choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        yield partial
-        _sync(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            errno.ENOSPC, f"the disk is full ({free / 1e6:,.0f} MB free before cleaning up), nothing was kept; free some or choose another --out",
-            str(path),
-        ) from None  # fmt: skip
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Have everything on disk before it gets its name; a disk that fills late says so here."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 class TokenWriter:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from foredraft.train.token_writer import whole_folder
+from foredraft import records
 from foredraft.train.tokens import TOKENIZER
 
 END, PAD = "<|endoftext|>", "<|pad|>"
@@ -51,7 +51,7 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> int:
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
     )
     fast.chat_template = CHAT
-    with whole_folder(out) as folder:
+    with records.whole_folder(out) as folder:
         fast.save_pretrained(folder)
     return tokenizer.get_vocab_size()
 

@@ -3,6 +3,7 @@
 Promises: every number is the Plan's. Refuses to know: what was measured.
 """
 
+from foredraft.machines import device_time
 from foredraft.records import DraftChoice, Plan
 from foredraft.report import style
 from foredraft.report.found import Found
@@ -73,9 +74,9 @@ def _tables(plan: Plan) -> list[Table]:
             for run in plan.runners_up
         ]))  # fmt: skip
     if plan.next_runs:
-        head = ("run", "settles", "interval narrowed by", "device-hours")
+        head = ("run", "settles", "interval narrowed by", "cost")
         made.append(Table("Runs that would narrow this plan, most per device-hour first", head, [
-            (run.run, run.settles, style.percent(run.narrows), f"{run.gpu_hours:.3g}") for run in plan.next_runs
+            (run.run, run.settles, style.percent(run.narrows), device_time(run.gpu_hours)) for run in plan.next_runs
         ]))  # fmt: skip
     return made
 
