@@ -118,6 +118,10 @@ def measure(
     draft_params: Annotated[
         float | None, typer.Option(help="Parameters of the drafts, instead of their own count.")
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Name of the recipe that the drafts share with others; laws are fitted within a family."),
+    ] = None,
     params: Annotated[
         str, typer.Option(help="Parameters to count: stored (all, as published rows do) or non_embedding.")
     ] = "stored",
@@ -156,7 +160,7 @@ def measure(
 ) -> None:
     """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
     asked = Asked(prompts, num, on_error, chat, stop)
-    given = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params}
+    given = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family}
     decoding: dict[str, Any] = {
         "max_tokens": max_tokens, "temperatures": _list("temperature", temperature, float), "seed": seed, "width": width,
     }  # fmt: skip
@@ -254,7 +258,7 @@ def _prepared(
     prompts = by_category(read_prompts(asked.file, encoding, skips, asked.num))
     _say_skipped(skips)
     context = max(len(prompt.ids) for prompt in prompts) + settings.max_tokens
-    arms = arms_on(model, specs, max(settings.batches), context)
+    arms = arms_on(model, specs, settings.together, context)
     ends = text.stop_ids(target, tokenizer) if asked.stop else frozenset()
     settings = msgspec.structs.replace(settings, stop_ids=ends)
     fields = _fields(target, asked.file, prompts, settings, device, given, skips.count)
@@ -299,7 +303,7 @@ def _draft_fields(folder: str, given: dict[str, Any]) -> dict[str, Any]:
         return {"draft": "ngram"} | ({} if given["run"] else {"run": "ngram"})
     tokens = trained_tokens(folder)
     fields = {"draft": name_of(folder), "draft_tokens": given["draft_tokens"] if tokens is None else tokens}
-    fields |= {"draft_params": given["draft_params"]} if given["draft_params"] else {}
+    fields |= {name: given[name] for name in ("draft_params", "family") if given[name]}
     return fields | ({} if given["run"] else {"run": run_of(folder)})
 
 

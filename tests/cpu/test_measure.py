@@ -480,7 +480,9 @@ def test_the_command_writes_records_that_the_other_verbs_read(
     file = write(tmp_path / "p.jsonl", [*LINES, "{broken"])
     given = ("--prompts", file, "--out", tmp_path / "out", "--max-tokens", 8, "--batch", "1,2", "--on-error", "skip")
     specs = ("--draft", f"{drafts['small']}@2", "--draft", f"{drafts['head']}@2,2,3", "--draft", "ngram@2")
-    code, told, talk = run(checkpoint, *given, *specs, "--draft-tokens", 1e6, "--run", "mine", "--temperature", "0,1")
+    code, told, talk = run(
+        checkpoint, *given, *specs, "--draft-tokens", 1e6, "--run", "mine", "--family", "tests", "--temperature", "0,1"
+    )
     assert code == 0, talk
     assert "skipped 1 of the file's lines" in talk
     assert "small@2" in told
@@ -491,6 +493,7 @@ def test_the_command_writes_records_that_the_other_verbs_read(
     assert len(rows) == 2 * 2 * 4 + 2 * 2  # batches, temperatures and arms; drafts and temperatures
     small = next(row for row in rows if row.method == "draft_model")
     assert (small.run, small.draft, small.draft_tokens, small.draft_layers) == ("mine", "small", 1e6, 3)
+    assert {row.family for row in rows if row.draft not in (None, "ngram")} == {"tests"}
     assert small.draft_params == load(drafts["small"]).shape.params
     assert small.target_params == load(checkpoint).shape.params
     assert "sha256" in (next(row for row in rows if row.loss).draft_tokenizer or "")

@@ -47,7 +47,8 @@ def base_of(server: Server, made: Round, given: Mapping[str, Any]) -> dict[str, 
     method = given.get("method") or METHODS.get(algorithm) or ("unknown" if speculates else "none")
     run = given.get("run") or (names[0] if names else server.model)
     return {
-        "run": run, "target": server.model, "method": method, "draft": names[0] if names else None, "dataset": given.get("dataset"),
+        "run": run, "target": server.model, "method": method, "draft": names[0] if names else None, "family": given.get("family"),
+        "dataset": given.get("dataset"),
         "engine": server.engine, "machine": given.get("machine"), "draft_params": given.get("draft_params"),
         "draft_tokens": given.get("draft_tokens"), "tensor_parallel": _number(info, "tp_size"),
         "lookahead": _number(info, "speculative_num_steps") if algorithm else None if speculates else 0,

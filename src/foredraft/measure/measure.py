@@ -30,6 +30,7 @@ from foredraft.records import Measurement, Record
 from foredraft.train.judge import Text
 
 WAYS = ("both", "live", "forced")
+UNTIMED = 16  # sequences decoded at once where no clock is read
 SEEDS = 2**20  # request seeds that a run's seed has to itself
 Fields = dict[str, Any]
 Progress = Callable[[int, str], object]  # how much of `work` was done, and what is next
@@ -65,6 +66,11 @@ class Settings(Record, frozen=True):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in 0…{2**32 - 1}, got {self.seed}")
+
+    @property
+    def together(self) -> int:
+        """Most sequences that are decoded at once; where nothing is timed, as many as make answers cheap."""
+        return UNTIMED if self.way == "forced" else max(self.batches)
 
 
 class Subject(NamedTuple):
