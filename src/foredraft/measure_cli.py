@@ -181,6 +181,7 @@ def _served(
 
     if len(given["draft"]) > 1:
         raise ValueError(f"draft: a server has one, got {', '.join(given['draft'])}; name the one that it runs")
+    given = given | _folder_fields(given)
     skips, address = Skips(on_error), address_of(url, key, timeout)
     made, questions = Settings(**settings), read_questions(file, skips, num)
     _say_skipped(skips)
@@ -193,6 +194,18 @@ def _served(
     from foredraft.report.measured import measurement_tables
 
     _print_blocks(measurement_tables(rows))
+
+
+def _folder_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """What the folder of a server's draft says of it, where --draft names one that is here; the server says nothing of that."""
+    folder = given["draft"][0] if given["draft"] else ""
+    if not (Path(folder) / "config.json").is_file():
+        return {}
+    from foredraft.measure.arms import name_of, trained_tokens
+    from foredraft.models.load import read_settings
+
+    tokens = given["draft_tokens"] or trained_tokens(folder)
+    return {"draft": [name_of(folder)], "draft_layers": read_settings(folder)[0].num_layers, "draft_tokens": tokens}
 
 
 async def _loads(address: Any, questions: Any, settings: Any, out: Path, given: dict[str, Any]) -> "list[Measurement]":

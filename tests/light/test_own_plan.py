@@ -502,3 +502,15 @@ def test_the_verbs(tmp_path):
     assert choice["draft_tokens"] <= max(LM_BUDGETS)
     alone = run(app, ["validate", "--target", str(model)])
     assert alone.exit_code != 0
+
+
+def test_a_trained_head_is_planned_by_its_own_rows() -> None:
+    """The one that is asked for, at no cost of training; of a depth that was not measured nothing is said."""
+    layers = max(row.draft_layers or 0 for row in rows() if row.method == "eagle3")
+    always = msgspec.structs.replace(OURS, always=True)
+    found = plan(TARGET, MACHINE, WORKLOAD, always, rows(), eagle3_head(TARGET, layers, 4096))
+    assert found.draft is not None
+    assert (found.draft.kind, found.draft.num_layers, found.draft.training_gpu_hours) == ("head", layers, 0.0)
+    assert found.runners_up == ()
+    with pytest.raises(ValueError, match="nothing says how much is accepted of it"):
+        plan(TARGET, MACHINE, WORKLOAD, OURS, rows(), eagle3_head(TARGET, layers + 1, 4096))

@@ -39,7 +39,7 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
         ends = law.domain["draft_tokens"] if law else (min(t.tokens for t in line), max(t.tokens for t in line))
         measured = [one.tokens for one in line]
         if law is None and len({*measured}) > 1:
-            missing[f"{_name(line[0])} on other amounts"] = (
+            missing[f"{head_name(line[0].shape)} on other amounts"] = (
                 "too few own runs for a law in tokens; give those of more budgets"
             )
         for tokens in budgets(*ends, measured) if law else sorted({*measured}):
@@ -47,10 +47,11 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
     return found, missing
 
 
-def _name(one: Tried) -> str:
-    if one.method == "eagle":
-        return EAGLE_NAME if one.shape.num_layers == 1 else f"{EAGLE_NAME}, {one.shape.num_layers} layers"
-    return "EAGLE-3 head" if one.shape.num_layers == 1 else f"Scylla head, {one.shape.num_layers} layers"
+def head_name(shape: Shape) -> str:
+    """What a plan calls a head."""
+    if shape.draft_head == "eagle":
+        return EAGLE_NAME if shape.num_layers == 1 else f"{EAGLE_NAME}, {shape.num_layers} layers"
+    return "EAGLE-3 head" if shape.num_layers == 1 else f"Scylla head, {shape.num_layers} layers"
 
 
 def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit | None) -> Candidate:
@@ -59,7 +60,7 @@ def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit |
     unrolled = TTT_STEPS if like.method == "eagle3" else 1
     flops = tokens * (study.target.flops_per_token(0) + 3 * unrolled * like.shape.flops_per_token(0))
     return Candidate(
-        choice("head", _name(like), like.shape, machine, tokens, flops),
+        choice("head", head_name(like.shape), like.shape, machine, tokens, flops),
         like.shape,
         Curve(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
         behind=_behind(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
