@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := openvino openvino-export vllm
 
-.PHONY: tour test lint size results peers peers-bench clean
+.PHONY: tour test test-engine lint size results peers peers-bench served-bench clean
 
 tour: .venv/.full ## the whole loop on the zoo's target: probe, plan, train, decode, measure, tour/report.html
 	$(BIN)/foredraft tour
 
 test: .venv/.dev ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
+
+test-engine: .venv/.dev .venv-peers/vllm/.ready ## tests/engine: the drafts in the real vLLM, in its own environment
+	FOREDRAFT_VLLM_PYTHON=$(abspath .venv-peers/vllm/bin/python) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engine
 
 lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
@@ -31,6 +34,9 @@ peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is me
 
 peers-bench: peers ## ours and theirs in turn: same checkpoints, prompts, precision and threads
 	$(BIN)/python benchmarks/peers/run.py results/peers.json
+
+served-bench: .venv/.dev .venv-peers/vllm/.ready ## the drafts on vLLM's server: acceptance, tokens/s under load, and what was foretold; an hour on a quiet machine
+	$(BIN)/python benchmarks/served.py results/served.json
 
 .venv-peers/%/.ready: benchmarks/peers/requirements/%.txt
 	$(PYTHON) -m venv --clear .venv-peers/$*

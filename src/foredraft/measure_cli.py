@@ -208,6 +208,7 @@ def _of_server(
 
     if len(given["draft"]) > 1:
         raise ValueError(f"draft: a server has one, got {', '.join(given['draft'])}; name the one that it runs")
+    given = given | _folder_fields(given)
     skips = Skips(asked.on_error)
     settings = Settings(chat=asked.chat, stop=asked.stop, **decoding)
     questions = read_questions(asked.file, skips, asked.num)
@@ -218,6 +219,18 @@ def _of_server(
     )
     given = given | {"note": note, "dataset": asked.file.stem, "command": _command()}
     return asyncio.run(_loads(address, questions, settings, out, given))
+
+
+def _folder_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """What the folder of a server's draft says of it, where --draft names one that is here; the server says nothing of that."""
+    folder = given["draft"][0] if given["draft"] else ""
+    if not (Path(folder) / "config.json").is_file():
+        return {}
+    from foredraft.measure.arms import name_of, trained_tokens
+    from foredraft.models.load import read_settings
+
+    tokens = given["draft_tokens"] or trained_tokens(folder)
+    return {"draft": [name_of(folder)], "draft_layers": read_settings(folder)[0].num_layers, "draft_tokens": tokens}
 
 
 async def _loads(

@@ -16,10 +16,11 @@ import pytest
 from foredraft import cli, records
 from foredraft.laws.fit import fit_all
 from foredraft.measure import endpoint, endpoint_wire
-from foredraft.measure.endpoint import TRIAL, Round, Settings, rounds, started
+from foredraft.measure.endpoint import TRIAL, Load, Round, Settings, rounds, started
 from foredraft.measure.endpoint_counts import Spec, samples, spec_of, totals
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
+from foredraft.measure.endpoint_wire import Server
 from foredraft.measure.prompts import Question
 from foredraft.records import Measurement, Observation
 
@@ -580,3 +581,16 @@ def test_rows_of_the_first_load_survive_a_server_that_dies_in_the_second(
     assert run_cli(monkeypatch, *given) == 2
     assert "none of 12 requests was answered" in capsys.readouterr().err
     assert [row.concurrency for row in records.read_lines(Observation, out / "observations.jsonl")] == [1]
+
+
+def test_a_folder_that_is_served_by_its_path_is_named_as_our_own_runs_name_it() -> None:
+    """vLLM names a local model by its path; rows of one target must agree. A name on the Hub stays whole."""
+    made = Round(Load(0.0, 1), [], [], 1.0, None, None)
+    for model, target in (
+        ("/models/org/tales", "tales"),
+        ("/runs/small/final", "small/final"),
+        ("org/tales", "org/tales"),
+    ):
+        server = Server(address_of("http://localhost"), "vllm", model)
+        fields = base_of(server, made, {"draft_layers": 2})
+        assert (fields["target"], fields["draft_layers"]) == (target, 2)

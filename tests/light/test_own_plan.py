@@ -187,6 +187,8 @@ def test_heads_of_two_recipes_are_two_lines():
     assert set(found.lines) == {("eagle3", None, 1), ("eagle3", "answers", 1)}
     assert all({one.family for one in line} == {key[1]} for key, line in found.lines.items())
     assert set(found.token_laws) == set(found.lines)
+    names = {one.choice.name for one in by_kind(weighed((*heads, *other))[0], "head") if one.choice.num_layers == 1}
+    assert names == {"EAGLE-3 head", "EAGLE-3 head (answers)"}
 
 
 def test_a_measured_head_stands_by_its_own_curve():
@@ -554,3 +556,15 @@ def test_the_verbs(tmp_path):
     assert choice["draft_tokens"] <= max(LM_BUDGETS)
     alone = run(app, ["validate", "--target", str(model)])
     assert alone.exit_code != 0
+
+
+def test_a_trained_head_is_planned_by_its_own_rows() -> None:
+    """The one that is asked for, at no cost of training; of a depth that was not measured nothing is said."""
+    layers = max(row.draft_layers or 0 for row in rows() if row.method == "eagle3")
+    always = msgspec.structs.replace(OURS, always=True)
+    found = plan(TARGET, MACHINE, WORKLOAD, always, rows(), eagle3_head(TARGET, layers, 4096))
+    assert found.draft is not None
+    assert (found.draft.kind, found.draft.num_layers, found.draft.training_gpu_hours) == ("head", layers, 0.0)
+    assert found.runners_up == ()
+    with pytest.raises(ValueError, match="nothing says how much is accepted of it"):
+        plan(TARGET, MACHINE, WORKLOAD, OURS, rows(), eagle3_head(TARGET, layers + 1, 4096))

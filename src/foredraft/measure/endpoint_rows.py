@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from foredraft import __version__
+from foredraft.measure.arms import name_of
 from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, wanted
 from foredraft.measure.definitions import Counters
 from foredraft.measure.endpoint import Round, grown, traffic
@@ -41,16 +42,19 @@ METHODS = {"EAGLE": "eagle", "EAGLE3": "eagle3", "STANDALONE": "draft_model", "N
 def base_of(server: Server, made: Round, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the rows of a server share: what the user says, and what the server says of itself. Unknown stays unknown."""
     info = server.info
+    model = (
+        name_of(server.model) if server.model.startswith("/") else server.model
+    )  # vLLM's name of a local folder is its path
     names = given.get("draft") or []
     algorithm = str(info.get("speculative_algorithm") or "").upper()
     speculates = bool(algorithm) or any(one.spec for one in made.answers) or bool(made.after and made.after.spec)
     method = given.get("method") or METHODS.get(algorithm) or ("unknown" if speculates else "none")
-    run = given.get("run") or (names[0] if names else server.model)
+    run = given.get("run") or (names[0] if names else model)
     return {
-        "run": run, "target": server.model, "method": method, "draft": names[0] if names else None, "family": given.get("family"),
+        "run": run, "target": model, "method": method, "draft": names[0] if names else None, "family": given.get("family"),
         "dataset": given.get("dataset"),
         "engine": server.engine, "machine": given.get("machine"), "draft_params": given.get("draft_params"),
-        "draft_tokens": given.get("draft_tokens"), "tensor_parallel": _number(info, "tp_size"),
+        "draft_tokens": given.get("draft_tokens"), "draft_layers": given.get("draft_layers"), "tensor_parallel": _number(info, "tp_size"),
         "lookahead": _number(info, "speculative_num_steps") if algorithm else None if speculates else 0,
         "topk": _number(info, "speculative_eagle_topk") if algorithm else None,
         "tree_nodes": (_number(info, "speculative_num_draft_tokens") or 1) - 1 or None if algorithm else None,

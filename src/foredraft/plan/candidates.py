@@ -20,7 +20,7 @@ from foredraft.laws.fit import choose, fit, predict_draws
 from foredraft.plan import evidence, from_study
 from foredraft.plan.candidate import TTT_STEPS, Candidate, Curve, Sized, choice
 from foredraft.plan.drafts import kind_of
-from foredraft.plan.study import mean_curve, on_target, study
+from foredraft.plan.study import mean_curve, on_target, shape_of, study
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, eagle3_head, scaled
 
@@ -189,7 +189,24 @@ def public(target: Shape) -> list[Shape]:
 
 def named(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, draft: Shape) -> Candidate:
     """The one draft that the user names. Raises ValueError where nothing speaks for its acceptance."""
+    if draft.draft_head:
+        return _head_at_hand(target, machine, own, draft)
     return _lm(target, machine, own, temperature, draft, None)
+
+
+def _head_at_hand(target: Shape, machine: Machine, own: Sequence[Observation], shape: Shape) -> Candidate:
+    """A trained head, by what was measured of it: own rows of its kind and depth."""
+
+    def alike(row: Observation) -> bool:
+        made = shape_of(target, row)
+        return bool(made and (made.draft_head, made.num_layers) == (shape.draft_head, shape.num_layers))
+
+    if not (curve := measured_curve(target, own, alike) if any(map(alike, own)) else None):
+        raise ValueError(
+            f"{shape.name}: nothing says how much is accepted of it; give --observations of foredraft measure"
+        )
+    made = choice("head", from_study.head_name(shape), shape, machine, None, 0.0, shape.draft_head)
+    return Candidate(made, shape, Curve(curve))
 
 
 def _lm(

@@ -38,7 +38,7 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
         ends = law.domain["draft_tokens"] if law else (min(t.tokens for t in line), max(t.tokens for t in line))
         measured = [one.tokens for one in line]
         if law is None and len({*measured}) > 1:
-            missing[f"{_name(line[0])} on other amounts"] = (
+            missing[f"{head_name(line[0].shape)} on other amounts"] = (
                 "too few own runs for a law in tokens; give those of more budgets"
             )
         for tokens in budgets(*ends, measured) if law else sorted({*measured}):
@@ -46,19 +46,21 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
     return found, missing
 
 
-def _name(one: Tried) -> str:
-    if one.method == "eagle":
-        return "EAGLE head" if one.shape.num_layers == 1 else f"EAGLE head, {one.shape.num_layers} layers"
-    return "EAGLE-3 head" if one.shape.num_layers == 1 else f"Scylla head, {one.shape.num_layers} layers"
+def head_name(shape: Shape) -> str:
+    """What a plan calls a head."""
+    if shape.draft_head == "eagle":
+        return "EAGLE head" if shape.num_layers == 1 else f"EAGLE head, {shape.num_layers} layers"
+    return "EAGLE-3 head" if shape.num_layers == 1 else f"Scylla head, {shape.num_layers} layers"
 
 
 def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit | None) -> Candidate:
     near = study.nearest(like, like.shape.params, tokens)
     same = [one for one in study.lines[like.method, like.family, like.shape.num_layers] if one.tokens == near.tokens]
+    name = head_name(like.shape) + (f" ({like.family})" if like.family else "")
     unrolled = TTT_STEPS if like.method == "eagle3" else 1
     flops = tokens * (study.target.flops_per_token(0) + 3 * unrolled * like.shape.flops_per_token(0))
     return Candidate(
-        choice("head", _name(like), like.shape, machine, tokens, flops, like.method),
+        choice("head", name, like.shape, machine, tokens, flops, like.method),
         like.shape,
         Curve(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
         behind=_behind(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),

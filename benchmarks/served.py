@@ -1,0 +1,311 @@
+"""The zoo's drafts on vLLM's own server: acceptance there and here, tokens/s under load, and what was foretold of both.
+
+    python benchmarks/served.py OUT.json [--quick] [--only PATTERN] [--rounds N] [--dtype D] [--threads N] [--eager] [--python PATH]
+
+Three questions. Acceptance: each draft's chain by vLLM (float32), by our engine, and our tree, on the same prompts. Throughput: no
+speculation, EAGLE-2 and Scylla at fixed lookaheads, and Scylla with the planner's schedule, each under every concurrency. Prediction: the
+cost law, calibrated on no speculation and one lookahead, against the other cells; the schedule against each fixed lookahead.
+
+A setting is a server; what it gave lies in the folder OUT/ and is not measured again (delete its file to repeat it). PATTERN is a regular
+expression on settings, such as scylla@ or accept. The planner sees what its user would: the settings of CALIBRATION and our own engine's
+acceptance. Times mean something on a quiet machine only. vLLM comes from `make peers` or `make test-engine`.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import served_figures
+import vllm_server
+
+from foredraft import records, shapes
+from foredraft.deploy.export import Settings as Export
+from foredraft.deploy.export import export
+from foredraft.measure.endpoint import Load, one_round, started
+from foredraft.measure.endpoint import Settings as Asked
+from foredraft.measure.endpoint_http import address_of
+from foredraft.measure.endpoint_rows import base_of, rows_of
+from foredraft.measure.prompts import Question, read_questions
+from foredraft.plan.plan import plan
+from foredraft.plan.search import Settings as Planning
+from foredraft.records import Machine, Observation, Plan, Workload
+from foredraft.train.sources import Skips
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "zoo"
+TARGET, PROMPTS = ZOO / "tales-11m", ZOO / "prompts.jsonl"
+PYTHON = ROOT / ".venv-peers" / "vllm" / "bin" / "python"
+
+DRAFTS = {
+    "lm": ("draft_model", 1),
+    "eagle2": ("eagle", 1),
+    "eagle3": ("eagle3", 1),
+    "scylla-L2": ("eagle", 2),
+}  # method, layers
+EAGLE, SCYLLA = "eagle2", "scylla-L2"
+PUBLISHED = 5  # draft passes of EAGLE-2 as its authors' code sets them (depth=5), and SGLang for Llama; their tree is a chain in vLLM
+CHAIN = 5  # lookahead at which acceptance is compared
+TREES = ("5,4,16", "5,10,60")  # ours: as wide as pays here, and as EAGLE-2 is published
+LOOKAHEADS = (1, 2, 3, PUBLISHED)
+PLANNED = "planned"
+CALIBRATION = ("none", f"{SCYLLA}@3")  # a lookahead in the middle, with others to foretell on both sides
+LOADS, QUICK_LOADS = (1, 2, 4, 8, 16, 32), (1, 4)
+NEW, QUICK_NEW = 96, 24
+CONTEXT = 512
+COMMAND = "python benchmarks/served.py"
+
+
+class Setting(NamedTuple):
+    """A server: its draft, None for plain decoding; its lookahead, None as planned; whether it is there for acceptance alone."""
+
+    name: str
+    draft: str | None = None
+    lookahead: int | None = None
+    accept: bool = False
+
+
+ACCEPT = [Setting(f"accept-{draft}", draft, CHAIN, True) for draft in DRAFTS]
+FIXED = [Setting(f"{draft}@{k}", draft, k) for draft in (SCYLLA, EAGLE) for k in LOOKAHEADS]
+SETTINGS = [
+    *ACCEPT, Setting("none"), *sorted(FIXED, key=lambda one: one.name not in CALIBRATION), Setting(PLANNED, SCYLLA),
+]  # fmt: skip
+QUICK = (f"accept-{SCYLLA}", *CALIBRATION, f"{SCYLLA}@2", f"{EAGLE}@{PUBLISHED}", PLANNED)
+
+
+class Bench(NamedTuple):
+    """How everything is measured."""
+
+    folder: Path
+    python: Path
+    dtype: str
+    threads: int
+    eager: bool
+    rounds: int
+    loads: tuple[int, ...]
+    new: int
+
+    def of(self, setting: str) -> Path:
+        return self.folder / f"{setting}.jsonl"
+
+
+def main() -> None:
+    asked = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server under way is ended too
+    out = Path(asked.out)
+    bench = Bench(
+        out.with_suffix(""), asked.python, asked.dtype, asked.threads, asked.eager or asked.quick, 1 if asked.quick else asked.rounds,
+        QUICK_LOADS if asked.quick else LOADS, QUICK_NEW if asked.quick else NEW,
+    )  # fmt: skip
+    if not bench.python.is_file():
+        raise SystemExit(f"no {bench.python}; hint: make peers, or --python PATH")
+    machine = _machine(bench)
+    for draft in DRAFTS:
+        _own(bench, draft)
+    names = [one.name for one in SETTINGS if not asked.quick or one.name in QUICK]
+    for setting in SETTINGS:
+        if setting.name in names and re.search(asked.only, setting.name) and not bench.of(setting.name).is_file():
+            records.write_lines(bench.of(setting.name), _measured(bench, setting, machine))
+            _say(f"wrote {bench.of(setting.name)}")
+    rows = {one.name: _rows(bench.of(one.name)) for one in SETTINGS if bench.of(one.name).is_file()}
+    own = {draft: _rows(bench.of(f"own-{draft}")) for draft in DRAFTS}
+    _write(out, bench, machine, rows, own)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--quick", action="store_true", help="few settings, loads and tokens, to try it")
+    parser.add_argument("--only", default="", help="settings to measure")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16", help="of throughput; acceptance is in float32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--eager", action="store_true", help="vLLM without its compiler")
+    parser.add_argument("--python", type=Path, default=PYTHON, help="vLLM's interpreter")
+    return parser.parse_args()
+
+
+def _write(
+    out: Path, bench: Bench, machine: Machine, rows: dict[str, list[Observation]], own: dict[str, list[Observation]]
+) -> None:
+    """All that was measured as observations, and the figures."""
+    records.write_lines(
+        bench.folder / "observations.jsonl", [row for of in (*own.values(), *rows.values()) for row in of]
+    )
+    target = shapes.from_config(TARGET)
+    found = {"conditions": _conditions(bench, rows), "acceptance": served_figures.acceptance(own, rows)}
+    speeds = {name: of for name, of in rows.items() if not name.startswith("accept-")}
+    found["throughput"] = served_figures.throughput(speeds, f"{EAGLE}@{PUBLISHED}", PLANNED)
+    if set(CALIBRATION) <= set(speeds):
+        fixed = {name: of for name, of in speeds.items() if name == "none" or name.startswith(f"{SCYLLA}@")}
+        found["prediction"] = served_figures.prediction(target, machine, bench.dtype, fixed, CALIBRATION, own[SCYLLA])
+    if PLANNED in speeds:
+        made = records.read(Plan, bench.folder / "Plan.json")
+        found["schedule"] = served_figures.schedule(made, speeds, PLANNED, f"{SCYLLA}@")
+    records.write(out, msgspec.to_builtins(found, str_keys=True))
+    _say(f"wrote {out}, {bench.folder / 'observations.jsonl'}")
+
+
+def _conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, Any]:
+    versions = next((row.provenance.versions for of in rows.values() for row in of), {})
+    return {
+        "target": TARGET.name, "prompts": PROMPTS.name, "new_tokens": bench.new, "rounds": bench.rounds, "dtype": bench.dtype,
+        "threads": bench.threads, "eager": bench.eager, "loads": bench.loads, "versions": versions,
+        "preloaded": [Path(one).name for one in _preload(bench.python).values()],
+        "prefix_cache": False, "requests": {str(load): _num_requests(load) for load in bench.loads},
+    }  # fmt: skip
+
+
+# Ours.
+
+
+def _machine(bench: Bench) -> Machine:
+    """This machine as `foredraft probe` sees it, once."""
+    file = bench.folder / "machine.json"
+    if not file.is_file():
+        _foredraft("probe", "--out", file, "--threads", bench.threads)
+    return records.read(Machine, file)
+
+
+def _own(bench: Bench, draft: str) -> None:
+    """Our engine's chain, at the longest lookahead too, and its trees."""
+    if bench.of(f"own-{draft}").is_file():
+        return
+    specs = [f"{CHAIN}", "8", *(TREES if draft != "lm" else TREES[:1])]
+    with tempfile.TemporaryDirectory() as folder:
+        _foredraft(
+            "measure", TARGET, "--prompts", PROMPTS, "--out", folder, "--way", "live", "--max-tokens", bench.new, "--no-stop",
+            "--threads", bench.threads, *(word for spec in specs for word in ("--draft", f"{ZOO / draft}@{spec}")),
+        )  # fmt: skip
+        rows = _rows(Path(folder) / "observations.jsonl")
+    records.write_lines(bench.of(f"own-{draft}"), [_by_us(row) for row in rows if row.method != "none"])
+
+
+def _by_us(row: Observation) -> Observation:
+    """With this script as its command, in place of one with passing folders."""
+    return msgspec.structs.replace(row, provenance=msgspec.structs.replace(row.provenance, command=COMMAND))
+
+
+def _foredraft(*words: object) -> None:
+    _say("foredraft " + " ".join(map(str, words[:2])))
+    subprocess.run([sys.executable, "-m", "foredraft.cli", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def _plan(bench: Bench, machine: Machine) -> Plan:
+    """Scylla's schedule, from the settings of CALIBRATION and our own engine's acceptance."""
+    missing = [name for name in CALIBRATION if not bench.of(name).is_file()]
+    if missing:
+        raise SystemExit(f"{PLANNED} needs {' and '.join(missing)}: leave out --only, or measure them first")
+    seen = [row for name in CALIBRATION for row in _rows(bench.of(name))]
+    chains = [row for row in _rows(bench.of(f"own-{SCYLLA}")) if (row.topk or 1) == 1]
+    target = shapes.from_config(TARGET)
+    workload = Workload(
+        input_len=_mean(row.input_len for row in seen), output_len=_mean(row.output_len for row in seen), concurrency=bench.loads
+    )  # fmt: skip
+    head = shapes.eagle_head(target, DRAFTS[SCYLLA][1])
+    made = plan(target, machine, workload, Planning(engine="vllm", dtype=bench.dtype), [*seen, *chains], head)
+    records.write(bench.folder / "Plan.json", made)
+    return made
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    told = [value for value in values if value is not None]
+    return sum(told) / len(told)
+
+
+# vLLM's.
+
+
+def _measured(bench: Bench, setting: Setting, machine: Machine) -> list[Observation]:
+    """A row for each round and load of a setting."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = _command(bench, setting, machine, Path(folder))
+        _say(f"starting vLLM: {setting.name}")
+        given = vllm_server.environment(bench.python, bench.threads) | _preload(bench.python)
+        with vllm_server.serving(command, given, Path(folder) / "log") as url:
+            return asyncio.run(_loads(bench, setting, machine, url))
+
+
+def _preload(python: Path) -> dict[str, str]:
+    """Intel's OpenMP, without which vLLM warns of slow speculation, where its environment has it."""
+    library = python.parents[1] / "lib" / "libiomp5.so"
+    return {"LD_PRELOAD": str(library)} if library.is_file() else {}
+
+
+def _command(bench: Bench, setting: Setting, machine: Machine, folder: Path) -> list[str | Path]:
+    """The draft's own serve.sh, or the bare server."""
+    dtype = "float32" if setting.accept else bench.dtype
+    more: list[str | Path] = [
+        "--dtype", dtype, "--max-model-len", str(CONTEXT), "--no-enable-prefix-caching", "--max-num-seqs", str(max(LOADS)),
+        "--uvicorn-log-level", "warning", *(["--enforce-eager"] if bench.eager or setting.accept else []),
+    ]  # fmt: skip
+    if setting.draft is None:
+        return [bench.python, "-m", "vllm.entrypoints.openai.api_server", "--model", TARGET, *more]
+    made = _plan(bench, machine) if setting.lookahead is None else None
+    if made is not None and not made.vllm:
+        raise SystemExit("the plan speculates at no load: there is no schedule to serve")
+    export(ZOO / setting.draft, TARGET, folder / "draft", Export(lookahead=setting.lookahead or 1), plan=made)
+    if setting.accept:
+        more += ["--per-request-spec-decode-metrics", "summary"]
+    return ["sh", folder / "draft" / "serve.sh", *more]
+
+
+def _num_requests(load: int) -> int:
+    """So many that the load's beginning and end weigh little."""
+    return max(16, 3 * load)
+
+
+async def _loads(bench: Bench, setting: Setting, machine: Machine, url: str) -> list[Observation]:
+    questions = read_questions(PROMPTS, Skips("stop"))
+    loads = (1,) if setting.accept else bench.loads
+    await _load(bench, setting, machine, url, questions, max(loads), 8)  # warms up
+    rows = []
+    for _ in range(1 if setting.accept else bench.rounds):
+        for load in loads:
+            rows.append(await _load(bench, setting, machine, url, questions, load, bench.new))
+            _say(f"{setting.name}, concurrency {load}: {rows[-1].output_tok_s or 0:.0f} tokens/s")
+    return rows
+
+
+async def _load(
+    bench: Bench, setting: Setting, machine: Machine, url: str, questions: list[Question], load: int, new: int
+) -> Observation:
+    """One load's row, with what the server cannot tell."""
+    num = len(questions) if setting.accept else _num_requests(load)
+    asked = [questions[i % len(questions)] for i in range(num)]
+    settings = Asked(concurrency=(load,), max_tokens=new, stop=False)
+    running = await started(address_of(url), asked, settings)
+    made = await one_round(running, settings, Load(0.0, concurrency=load))
+    given = {"machine": machine.name, "dataset": PROMPTS.stem, "command": COMMAND}
+    if setting.draft:
+        given |= {
+            "draft": [setting.draft],
+            "method": DRAFTS[setting.draft][0],
+            "draft_layers": DRAFTS[setting.draft][1],
+        }
+    found = rows_of(made, base_of(running.server, made, given), 0.1)
+    if made.failures:
+        raise SystemExit(f"{setting.name}: {found.warnings}")
+    for warning in found.warnings:
+        _say(f"warning: {setting.name}: {warning}")
+    return msgspec.structs.replace(found.rows[0].observation, dtype="float32" if setting.accept else bench.dtype)
+
+
+def _rows(file: Path) -> list[Observation]:
+    return records.read_lines(Observation, file)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""From a server's observations to the figures of served.py: acceptance side by side, tokens/s, predictions and regret.
+
+Promises: a cell that is judged was not calibrated on; what was not measured is absent. Refuses to know: how a server is run.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from foredraft.laws.cost import predict_served
+from foredraft.plan.served import Place, calibrated, load, timed
+from foredraft.records import Machine, Observation, Plan
+from foredraft.shapes import Shape
+
+Rows = Mapping[str, Sequence[Observation]]
+
+
+def acceptance(own: Rows, served: Rows) -> dict[str, Any]:
+    """By draft: survival by position in vLLM and in our engine, where they differ most, and τ of vLLM's chain and of our trees.
+
+    They are not one measurement: vLLM does not draft for an answer's first token, and counts a step's accepted tokens beyond the
+    answer's end, where ours asks what was still the answer's.
+    """
+    found = {}
+    for name, rows in own.items():
+        for row in served.get(f"accept-{name}", ()):
+            chain = next(one for one in rows if one.lookahead == row.lookahead and (one.topk or 1) == 1)
+            ours, theirs = chain.survival or (), row.survival or ()
+            trees = [one for one in rows if (one.topk or 1) > 1]
+            taus = {f"{one.lookahead},{one.topk},{one.tree_nodes}": one.tokens_per_step for one in trees}
+            found[name] = {
+                "lookahead": row.lookahead, "vllm": theirs, "ours": ours,
+                "most_apart": max(abs(a - b) for a, b in zip(ours, theirs, strict=True)),
+                "tokens_per_step_vllm": row.tokens_per_step, "tokens_per_step_ours": chain.tokens_per_step, "tokens_per_step_of_trees": taus,
+                "chain_over_tree": {key: (row.tokens_per_step or 1.0) / tau for key, tau in taus.items() if tau},
+            }  # fmt: skip
+    return found
+
+
+def speeds(rows: Sequence[Observation]) -> dict[int, float]:
+    """Tokens/s by load, the mean of rounds."""
+    by_load: dict[int, list[float]] = {}
+    for row in rows:
+        if row.output_tok_s:
+            by_load.setdefault(load(row), []).append(row.output_tok_s)
+    return {at: float(np.mean(values)) for at, values in sorted(by_load.items())}
+
+
+def throughput(rows: Rows, published: str, planned: str) -> dict[str, Any]:
+    """Tokens/s of every setting by load, the spread of rounds, and the planned schedule over others."""
+    table = {name: speeds(of) for name, of in rows.items()}
+    found: dict[str, Any] = {"tokens_per_s": table, "spread": {name: _spread(of) for name, of in rows.items()}}
+    for name, other in (("planned_over_published", published), ("planned_over_none", "none")):
+        if planned in table and other in table:
+            found[name] = {at: speed / table[other][at] for at, speed in table[planned].items() if at in table[other]}
+    return found
+
+
+def _spread(rows: Sequence[Observation]) -> float | None:
+    """The greatest ratio less 1 between two rounds of one load; None of one round."""
+    by_load: dict[int, list[float]] = {}
+    for row in rows:
+        by_load.setdefault(load(row), []).append(row.output_tok_s or np.nan)
+    ratios = [max(values) / min(values) - 1 for values in by_load.values() if len(values) > 1]
+    return max(ratios, default=None)
+
+
+def prediction(
+    target: Shape, machine: Machine, dtype: str, rows: Rows, known: Sequence[str], own: Sequence[Observation]
+) -> dict[str, Any]:
+    """The cost law calibrated on the settings `known`, against the others: tokens/s with the τ that was served there, which judges
+    costs alone, and with our engine's τ, which is what a planner knows. `error_of_all`: what the law misses when it saw every cell.
+    """
+    place = Place(target, machine, "vllm", dtype=dtype)
+    fit = calibrated(place, timed(place, [row for name in known for row in rows[name]], 0.0))
+    if fit is None:
+        raise ValueError(
+            f"no row of {' and '.join(known)} can be calibrated on: each needs a throughput, a load and lengths"
+        )
+    chain = max((row for row in own if (row.topk or 1) == 1), key=lambda row: row.lookahead or 0)
+    cells = []
+    for name in (one for one in rows if one not in known):
+        for one in timed(place, rows[name], 0.0):
+            tau = 1 + sum((chain.survival or ())[: int(one.row.depth)])
+            told, foreseen = (
+                float(predict_served([one.server], [row], fit.knobs)[0])
+                for row in (one.row, one.row._replace(tokens_per_step=tau))
+            )
+            cells.append(
+                {"setting": name, "load": load(one.observation), "measured": one.row.output_tok_s, "predicted": told, "foreseen": foreseen}
+            )  # fmt: skip
+    every = calibrated(place, timed(place, [row for of in rows.values() for row in of], 0.0))
+    found = {
+        "calibrated_on": list(known),
+        "error_of_all": every.error if every else None,
+        "rows": fit.num_rows,
+        "own_error": fit.error,
+        "knobs": fit.knobs,
+        "cells": cells,
+    }
+    return found | ({"error": _error(cells, "predicted"), "error_foreseen": _error(cells, "foreseen")} if cells else {})
+
+
+def _error(cells: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    """Mean and worst relative error of tokens/s."""
+    errors = [abs(cell[key] / cell["measured"] - 1) for cell in cells]
+    return {"mean": float(np.mean(errors)), "worst": max(errors)}
+
+
+def schedule(plan: Plan, rows: Rows, planned: str, prefix: str) -> dict[str, Any]:
+    """The planned schedule against no speculation and each fixed lookahead of its draft: tokens/s lost to the best of them at each load
+    (below 0: it won), and what each fixed one loses to the best at every load.
+    """
+    table = {name: speeds(of) for name, of in rows.items()}
+    fixed = {name: of for name, of in table.items() if name == "none" or name.startswith(prefix)}
+    at = sorted(set(table[planned]).intersection(*fixed.values()))
+    best = {one: max(of[one] for of in fixed.values()) for one in at}
+    lost = {one: 1 - table[planned][one] / best[one] for one in at}
+    return {
+        "lookahead": {step.concurrency: step.lookahead for step in plan.schedule},
+        "vllm": msgspec.to_builtins(plan.vllm),
+        "best_fixed": {one: max(fixed, key=lambda name: fixed[name][one]) for one in at},
+        "regret": lost,
+        "regret_mean": float(np.mean(list(lost.values()))),
+        "regret_worst": max(lost.values()),
+        "regret_of_fixed": {
+            name: float(np.mean([1 - of[one] / best[one] for one in at])) for name, of in fixed.items()
+        },
+    }  # fmt: skip

@@ -1,0 +1,148 @@
+"""The zoo's drafts behind vLLM's own HTTP server, started by the exported serve.sh and measured by `foredraft measure --endpoint`."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import ours
+import pytest
+from vllm_here import post, serving
+
+from foredraft import text
+from foredraft.measure.definitions import Counters
+from foredraft.measure.endpoint import Round, Settings, rounds, started
+from foredraft.measure.endpoint_http import address_of
+from foredraft.measure.endpoint_rows import base_of, rows_of
+from foredraft.measure.prompts import Question, read_questions
+from foredraft.models.decoder import Decoder
+from foredraft.records import Measurement
+from foredraft.train.sources import Skips
+
+WITHIN = 0.02  # absolute, of acceptance at every position
+LOADS = (1, 4)
+FIELDS = {"draft": ["eagle2"], "method": "eagle", "machine": "here", "dataset": "prompts"}
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Question]:
+    return read_questions(ours.PROMPTS, Skips("stop"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """EAGLE-2 on a server that tells each request's own counts."""
+    folder = tmp_path_factory.mktemp("served")
+    ours.foredraft("deploy", ours.ZOO / "eagle2", "-t", ours.TARGET, "-o", folder / "eagle2", "-k", ours.LOOKAHEAD)
+    with serving(folder / "eagle2", folder / "log", "--per-request-spec-decode-metrics", "summary") as url:
+        yield url
+
+
+class Loaded:
+    """The loads of a server: rounds with the totals around them, and their rows."""
+
+    def __init__(self, url: str, questions: list[Question]) -> None:
+        self.rounds: list[Round] = []
+        self.found: list[Any] = []
+        asyncio.run(self._run(url, questions))
+
+    async def _run(self, url: str, questions: list[Question]) -> None:
+        settings = Settings(concurrency=LOADS, max_tokens=ours.NEW, stop=False)
+        running = await started(address_of(url), questions, settings)
+        async for one in rounds(running, settings):
+            self.rounds.append(one)
+            self.found.append(rows_of(one, base_of(running.server, one, FIELDS), 0.1))
+
+    @property
+    def rows(self) -> list[Measurement]:
+        """All categories together, one a load."""
+        return [found.rows[0] for found in self.found]
+
+
+@pytest.fixture(scope="module")
+def loaded(server: str, questions: list[Question]) -> Loaded:
+    return Loaded(server, questions)
+
+
+def grown(one: Round) -> Counters:
+    """The server's own totals over a round."""
+    assert one.before
+    assert one.after
+    assert one.before.spec
+    assert one.after.spec
+    return one.after.spec.since(one.before.spec)
+
+
+def test_requests_counts_sum_to_the_servers(loaded: Loaded, questions: list[Question]) -> None:
+    """Two tellings of the same steps: each response's, of which the rows are made, and the totals at /metrics."""
+    for made, row in zip(loaded.rounds, loaded.rows, strict=True):
+        seen, told = row.observation, grown(made)
+        assert not made.failures
+        assert (seen.steps, seen.drafted, seen.accepted) == (told.steps, told.drafted, told.accepted)
+        assert seen.survival == pytest.approx([count / told.steps for count in told.by_position])
+        assert seen.num_requests == len(questions)
+        assert made.tokens == ours.NEW * len(questions)
+        assert seen.provenance.note
+        assert "each request's own counts" in seen.provenance.note
+
+
+def test_rows_are_whole(loaded: Loaded) -> None:
+    """What a law or the planner needs of a row is there; a request's own counts give intervals; nobody else was on the server."""
+    for row, found, load in zip(loaded.rows, loaded.found, LOADS, strict=True):
+        seen = row.observation
+        assert (seen.engine, seen.method, seen.lookahead, seen.concurrency) == ("vllm", "eagle", ours.LOOKAHEAD, load)
+        assert all((seen.output_tok_s, seen.ttft_s, seen.tpot_s, seen.input_len, seen.output_len == ours.NEW))
+        assert seen.provenance.versions["vllm"].startswith("0.32")
+        interval = row.intervals["tokens_per_step"]
+        assert interval.low < (seen.tokens_per_step or 0) < interval.high
+        assert {one.category for one in found.rows} > {None, "story"}
+        assert found.warnings == []
+
+
+def test_concurrency_changes_no_acceptance(loaded: Loaded) -> None:
+    """Greedy text is the same alone and among four, and so are the steps, but for near-ties."""
+    alone, four = (row.observation.survival or () for row in loaded.rows)
+    assert max(abs(a - b) for a, b in zip(alone, four, strict=True)) <= WITHIN
+
+
+def test_acceptance_is_what_our_engine_measures(
+    loaded: Loaded, target: Decoder, prompts: Any, own_answers: Any
+) -> None:
+    """By position, in our engine's steps behind the first token, which vLLM does not draft for."""
+    own = ours.survival(ours.steps(target, ours.ZOO / "eagle2", prompts, [answer[:1] for answer in own_answers]))
+    for row in loaded.rows:
+        assert max(abs(a - b) for a, b in zip(own, row.observation.survival or (), strict=True)) <= WITHIN
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["raw", "chat"])
+def test_text_over_http_is_ours(server: str, target: Decoder, questions: list[Question], chat: bool) -> None:
+    """Words in, words out, up to the end token, chats in the server's own template: what `foredraft generate` says, but for a
+    near-tie.
+    """
+    tokenizer = text.tokenizer_of(ours.TARGET)
+    ends = text.stop_ids(ours.TARGET, tokenizer)
+    asked = [one.words for one in questions if (one.format == "chat") == chat]
+    made = text.generate(ours.engine(target, None), tokenizer, asked, max_tokens=ours.LONG, ends=ends, chat=chat)
+    for words, (answer, sequence) in zip(asked, made, strict=True):
+        said, ids = answered(server, words, chat)
+        if said != answer.text:
+            both = min(len(ids), len(sequence.answer))
+            gap = ours.gap(target, sequence.request.prompt, sequence.answer[:both], ids[:both])
+            assert gap is not None, f"texts part where tokens do not: {said!r}, {answer.text!r}"
+            assert gap <= ours.NEAR
+
+
+def answered(url: str, words: str, chat: bool) -> tuple[str, list[int]]:
+    """An answer's text and token ids."""
+    body: dict[str, Any] = {
+        "model": str(ours.TARGET),
+        "max_tokens": ours.LONG,
+        "temperature": 0,
+        "return_token_ids": True,
+    }
+    if chat:
+        choice = post(f"{url}/v1/chat/completions", body | {"messages": [{"role": "user", "content": words}]})[
+            "choices"
+        ][0]
+        return choice["message"]["content"], choice["token_ids"]
+    choice = post(f"{url}/v1/completions", body | {"prompt": words})["choices"][0]
+    return choice["text"], choice["token_ids"]
