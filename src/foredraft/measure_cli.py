@@ -122,6 +122,12 @@ def measure(
         str | None,
         typer.Option(help="Name of the recipe that the drafts share with others; laws are fitted within a family."),
     ] = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which what TARGET says of the prompts is kept for the next draft (teacher-forced)."
+        ),
+    ] = None,
     params: Annotated[
         str, typer.Option(help="Parameters to count: stored (all, as published rows do) or non_embedding.")
     ] = "stored",
@@ -160,7 +166,7 @@ def measure(
 ) -> None:
     """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
     asked = Asked(prompts, num, on_error, chat, stop)
-    given = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family}
+    given = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family, "kept": kept}
     decoding: dict[str, Any] = {
         "max_tokens": max_tokens, "temperatures": _list("temperature", temperature, float), "seed": seed, "width": width,
     }  # fmt: skip
@@ -276,7 +282,7 @@ def _prepared(
     settings = msgspec.structs.replace(settings, stop_ids=ends)
     fields = _fields(target, asked.file, prompts, settings, device, given, skips.count)
     by_draft = {spec.draft: _draft_fields(spec.draft, given) for spec in specs if spec.draft}
-    return Subject(model, arms, prompts, fields, by_draft), settings
+    return Subject(model, arms, prompts, fields, by_draft, given["kept"]), settings
 
 
 def _fields(

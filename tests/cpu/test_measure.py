@@ -12,16 +12,19 @@ import pytest
 import torch
 
 from foredraft import cli, records, text
+from foredraft.decode.batch import Request
 from foredraft.laws.fit import fit_all
 from foredraft.measure.arms import Spec, arms_on, name_of, run_of, spec_of, trained_tokens
 from foredraft.measure.bootstrap import DRAWS, divided, figure, figures, ratio, wanted
 from foredraft.measure.forced import forced, surprise
+from foredraft.measure.kept import Kept
 from foredraft.measure.live import Counts, groups_of, run_arms, turns
 from foredraft.measure.measure import Settings, Subject, by_category, chains, measure, work
 from foredraft.measure.prompts import Encoding, Prompt, read_prompts
-from foredraft.models import load, new_head, save_head
+from foredraft.models import load, load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement, Observation, Provenance
+from foredraft.train.judge import padded
 from foredraft.train.sources import Skips
 
 LOOKAHEAD, ANSWER = 3, 16
@@ -234,7 +237,7 @@ def test_forced_alphas_are_their_definitions(checkpoint: Path, drafts: dict[str,
     """Greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q), over the places that are to be predicted."""
     target, draft = load(checkpoint), load(drafts["small"])
     given = texts(target)
-    found = forced(draft, target, given, LOOKAHEAD, laws=True)
+    found = forced(draft, Kept(target), given, LOOKAHEAD, laws=True)
     for (ids, _), sums in zip(given, found, strict=True):
         p, q = (laws(model, ids)[3:-1] for model in (target, draft))
         greedy = (p.argmax(-1) == q.argmax(-1)).float().mean()
@@ -248,12 +251,50 @@ def test_forced_alphas_are_their_definitions(checkpoint: Path, drafts: dict[str,
 def test_a_texts_sums_do_not_hang_on_the_others(checkpoint: Path, drafts: dict[str, str]):
     target, draft = load(checkpoint), load(drafts["small"])
     given = texts(target)
-    together = forced(draft, target, given, LOOKAHEAD)
-    alone = [forced(draft, target, [item], LOOKAHEAD)[0] for item in given]
+    together = forced(draft, Kept(target), given, LOOKAHEAD)
+    alone = [forced(draft, Kept(target), [item], LOOKAHEAD)[0] for item in given]
     for both in zip(together, alone, strict=True):
         assert {name: values.tolist() for name, values in both[0].items()} == {
             name: values.tolist() for name, values in both[1].items()
         }
+
+
+@pytest.mark.parametrize("which", ["small", "head"])
+def test_what_is_kept_of_a_target_serves_the_next_draft(
+    which: str, checkpoint: Path, drafts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The sums of a second draft need no pass of the target, and are those of asking it anew; another target's are not served."""
+    target = load(checkpoint)
+    draft = load_head(drafts[which], target) if which == "head" else load(drafts[which])
+    given, folder = texts(target), tmp_path / "kept"
+    anew = forced(draft, Kept(target), given, LOOKAHEAD, laws=True)
+    requests = [Request(prompt=(1, 2, 3), max_tokens=4), Request(prompt=(5,), max_tokens=2)]
+    answers, costs = [[7, 8], []], np.array([[1.25, 3.0], [0.5, 2.0]])
+    kept = Kept(target, folder)
+    assert kept.answers(requests, lambda _: answers) == answers
+    assert kept.costs(given, lambda _: costs).tolist() == costs.tolist()
+    forced(draft, kept, given, LOOKAHEAD, laws=True)
+    again = Kept(target, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "forward", lambda *_, **__: pytest.fail("the target was asked again"))
+        assert again.answers(requests, lambda _: pytest.fail("asked again")) == answers
+        assert again.costs(given, lambda _: pytest.fail("asked again")).tolist() == costs.tolist()
+        states = [
+            again.features(getattr(draft, "feature_layers", None))(batch)
+            for batch in padded(given, 4096, target.device)
+        ]
+    assert all(state.final_BTW.shape[-1] == target.shape.hidden_size for state in states)
+    found = forced(draft, again, given, LOOKAHEAD, laws=True)
+    assert [{k: v.tolist() for k, v in one.items()} for one in found] == [
+        {k: v.tolist() for k, v in one.items()} for one in anew
+    ]
+    with torch.no_grad():
+        next(target.parameters()).add_(1)
+    assert Kept(target, folder).answers(requests, lambda _: [[1], [2]]) == [[1], [2]]
+    for file in folder.iterdir():
+        file.write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"answers-.* damaged .* delete it"):
+        again.answers(requests, lambda _: answers)
 
 
 def test_perplexity_is_that_of_transformers(checkpoint: Path):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foredraft.decode.drafters import fitted
 from foredraft.measure.bootstrap import Array
+from foredraft.measure.kept import Kept
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
 from foredraft.train.acceptance import tally
@@ -37,20 +38,21 @@ SUMS = (
 
 @torch.no_grad()
 def forced(
-    draft: DraftHead | Decoder, target: Decoder, texts: Sequence[Text], lookahead: int, *, laws: bool = False
+    draft: DraftHead | Decoder, kept: Kept, texts: Sequence[Text], lookahead: int, *, laws: bool = False
 ) -> list[dict[str, Array]]:
     """For each text the sums of `train.acceptance.tally`, [S] or [] each; a text is its tokens and the mask of those to be predicted.
 
     `laws` adds "point", "sampled" and "there", which need texts sampled at temperature 1.
     """
+    target, source = kept.target, kept.features(draft.feature_layers if isinstance(draft, DraftHead) else None)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))
     found: dict[int, dict[str, Array]] = {}
     left = iter(order)
     for batch in padded([texts[i] for i in order], TOKENS_PER_BATCH, target.device):
         readings = (
-            head_readings(draft, batch, lookahead, laws=laws)
+            head_readings(draft, batch, lookahead, laws=laws, source=source)
             if isinstance(draft, DraftHead)
-            else model_readings(draft, target, batch, lookahead, laws=laws)
+            else model_readings(draft, target, batch, lookahead, laws=laws, source=source)
         )
         for row in range(len(batch.tokens_BT)):
             index = next(left)

@@ -11,6 +11,7 @@ Shapes: D requests, G groups that ran together.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,6 +23,7 @@ from foredraft.measure import rows
 from foredraft.measure.arms import PLAIN, Arm, longest, shape_of
 from foredraft.measure.bootstrap import Array
 from foredraft.measure.forced import forced, surprise
+from foredraft.measure.kept import Kept
 from foredraft.measure.live import Run, groups_of, run_arms, turns
 from foredraft.measure.prompts import Prompt
 from foredraft.models.decoder import Decoder
@@ -76,7 +78,8 @@ class Settings(Record, frozen=True):
 class Subject(NamedTuple):
     """What is measured: arms on one target, prompts in the order of their categories, and the fields that all rows share.
 
-    `by_draft` holds further fields of each draft's rows, by the draft as its spec names it.
+    `by_draft` holds further fields of each draft's rows, by the draft as its spec names it. What the target says of the prompts is
+    kept in the folder `kept`, if any, and taken from there.
     """
 
     target: Decoder
@@ -84,6 +87,7 @@ class Subject(NamedTuple):
     prompts: list[Prompt]
     fields: Fields
     by_draft: Mapping[str, Fields]
+    kept: Path | None = None
 
 
 def by_category(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -129,6 +133,7 @@ class _Study:
         self.progress: Progress = progress or (lambda done, what: None)
         self.own_answers: dict[float, list[list[int]]] = {}
         self.target_costs: Array | None = None
+        self.kept = Kept(subject.target, subject.kept)
         names = dict.fromkeys(prompt.category for prompt in subject.prompts)
         everything = list(range(len(subject.prompts)))
         self.parts: dict[str | None, list[int]] = {None: everything} | {
@@ -195,12 +200,12 @@ class _Study:
         return [row for arm in able for row in self._forced(arm)]
 
     def _forced(self, arm: Arm) -> list[Measurement]:
-        model, target, depth = _model(arm), self.subject.target, arm.spec.budget.levels
+        model, depth = _model(arm), arm.spec.budget.levels
         assert model is not None, "chains leave the others out"
         self.progress(0, f"reading the target's answers with {arm.spec.name}")
-        greedy = forced(model, target, self._texts(0.0), depth)
+        greedy = forced(model, self.kept, self._texts(0.0), depth)
         self.progress(1, f"reading sampled answers with {arm.spec.name}")
-        chance = forced(model, target, self._texts(1.0), depth, laws=True)
+        chance = forced(model, self.kept, self._texts(1.0), depth, laws=True)
         self.progress(1, f"perplexities of {arm.spec.name}")
         costs = self._costs(model)
         self.progress(1, "")
@@ -225,8 +230,9 @@ class _Study:
         """The target's own answers behind their prompts."""
         if temperature not in self.own_answers:
             plain = self.subject.arms[0].engine
-            made = plain.generate(self._requests(temperature))
-            self.own_answers[temperature] = [sequence.answer for sequence in made]
+            self.own_answers[temperature] = self.kept.answers(
+                self._requests(temperature), lambda asked: [list(one.answer) for one in plain.generate(asked)]
+            )
         answers = self.own_answers[temperature]
         return [
             ([*prompt.ids, *answer], [False] * len(prompt.ids) + [True] * len(answer))
@@ -238,7 +244,8 @@ class _Study:
         target = self.subject.target
         texts = [_to_be_judged(prompt, longest(target)) for prompt in self.subject.prompts]
         if self.target_costs is None:
-            self.target_costs = surprise(target, texts, target.shape.vocab_size)
+            vocab = target.shape.vocab_size
+            self.target_costs = self.kept.costs(texts, lambda these: surprise(target, these, vocab))
         own = {"draft": surprise(model, texts, target.shape.vocab_size)} if isinstance(model, Decoder) else {}
         return {"target": self.target_costs} | own
 

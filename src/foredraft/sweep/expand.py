@@ -18,6 +18,7 @@ from foredraft.sweep.grid import EACH, OPTIONS, Drafts, Grid, Measure, Named
 from foredraft.train.recipe import Recipe
 
 NGRAM = "ngram"
+KEPT = "@./../../kept"  # below the sweep's folder: what a target said of the prompts, for all teacher-forced cells
 SUFFIXES = (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
@@ -264,6 +265,7 @@ def _measuring(
         value = getattr(entry, option)
         words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []
     words += [] if entry.stop else ["--no-stop"]
+    words += ["--kept", KEPT] if entry.way == "forced" else []
     words += [*(("--device", device) if device != "cpu" else ()), "--out", "@."]
     where = draft.where if draft.where != NGRAM else None
     alone = entry.alone if entry.alone is not None else entry.way != "forced"

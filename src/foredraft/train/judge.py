@@ -14,7 +14,7 @@ from torch import Tensor
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
 from foredraft.train.acceptance import Acceptance, acceptance, tally
-from foredraft.train.features import Online
+from foredraft.train.features import FeatureSource, Online
 from foredraft.train.heads import HeadSettings, Unrolled
 from foredraft.train.matching import Teacher
 from foredraft.train.readings import Readings, begun, predicted, read
@@ -67,15 +67,27 @@ def padded(texts: Iterable[Text], tokens_per_batch: int, device: torch.device) -
         yield Batch(*(torch.from_numpy(part).to(device) for part in (tokens, mask, documents)))
 
 
-def head_readings(head: DraftHead, batch: Batch, lookahead: int, *, laws: bool = False) -> Readings:
-    """Of a head beside its own target."""
-    features = Online(head.target, head.feature_layers)(batch)
+def head_readings(
+    head: DraftHead, batch: Batch, lookahead: int, *, laws: bool = False, source: FeatureSource | None = None
+) -> Readings:
+    """Of a head beside its own target, or what `source` holds of that."""
+    features = (source or Online(head.target, head.feature_layers))(batch)
     return Unrolled(head, HeadSettings()).eval().read(batch, features, lookahead, laws=laws)
 
 
-def model_readings(draft: Decoder, target: Decoder, batch: Batch, lookahead: int, *, laws: bool = False) -> Readings:
-    """Of an independent language model; where its vocabulary is wider than the target's by padding, it is cut."""
-    final = target(batch.tokens_BT, logits="none").final_BTC
+def model_readings(
+    draft: Decoder,
+    target: Decoder,
+    batch: Batch,
+    lookahead: int,
+    *,
+    laws: bool = False,
+    source: FeatureSource | None = None,
+) -> Readings:
+    """Of an independent language model beside the target, or what `source` holds of that; where its vocabulary is wider than the
+    target's by padding, it is cut.
+    """
+    final = (source or Online(target, (target.shape.num_layers,)))(batch).final_BTW
     states = draft(batch.tokens_BT, logits="none").final_BTC
     width = min(draft.shape.vocab_size, target.shape.vocab_size)
     ids = None if width == target.shape.vocab_size else torch.arange(width, device=target.device)
