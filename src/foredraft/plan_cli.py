@@ -35,7 +35,7 @@ def plan(
     ],
     draft: Annotated[
         str | None,
-        typer.Option("--draft", "-d", help="Weigh this model alone: a public name or the folder of a config.json."),
+        typer.Option("--draft", "-d", help="Weigh this draft alone: a public name, or the folder of a model or head."),
     ] = None,
     machine: Annotated[
         str, typer.Option("--machine", "-m", help="Accelerator, e.g. H100, or a Machine record as JSON.")
@@ -80,7 +80,7 @@ def plan(
         objective=objective, engine=engine, devices=devices, dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
         horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours, kinds=_names(kinds), always=always, draws=draws, seed=seed,
     )  # fmt: skip
-    own, given = _observations(observations or ()), _shape(draft) if draft else None
+    own, given = _observations(observations or ()), _draft(draft) if draft else None
     made = make(_shape(target), _machine(machine), load, options, own, given)
     if out:
         _write_plan(made, out, figures)
@@ -90,6 +90,12 @@ def plan(
     from foredraft.report.terminal import plan_tables
 
     print_blocks(plan_tables(made))
+
+
+def _draft(name: str) -> "Shape":
+    from foredraft import shapes
+
+    return shapes.of_draft(name) if Path(name).exists() else shapes.shape(name)
 
 
 def _shape(name: str) -> "Shape":

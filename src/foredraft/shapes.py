@@ -265,6 +265,23 @@ def from_config(config: dict[str, Any] | str | Path, name: str | None = None) ->
         raise ValueError(f"{where}: {error}") from None
 
 
+def of_draft(folder: str | Path) -> Shape:
+    """The shape behind the folder of a trained draft, or behind its config.json; a head by its tensors where its config names a
+    model, as vLLM's EAGLE-1/2 do.
+    """
+    found, file = from_config(folder), Path(folder) / "model.safetensors"
+    if found.draft_head or not file.is_file():
+        return found
+    with file.open("rb") as stored:
+        header = stored.read(int.from_bytes(stored.read(8), "little"))  # names of tensors, before their values
+    return as_eagle(found) if b'"fc.weight"' in header else found
+
+
+def as_eagle(shape: Shape) -> Shape:
+    """A folder's model as the EAGLE-1/2 head that its tensors show it to be."""
+    return msgspec.structs.replace(shape, draft_head="eagle", final_norm=False, tie_embeddings=False)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a config.json, a directory that holds one, or shape(name)")

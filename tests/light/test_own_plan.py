@@ -562,7 +562,12 @@ def test_a_trained_head_is_planned_by_its_own_rows() -> None:
     """The one that is asked for, at no cost of training; of a depth that was not measured nothing is said."""
     layers = max(row.draft_layers or 0 for row in rows() if row.method == "eagle3")
     always = msgspec.structs.replace(OURS, always=True)
-    found = plan(TARGET, MACHINE, WORKLOAD, always, rows(), eagle3_head(TARGET, layers, 4096))
+    head = eagle3_head(TARGET, layers, 4096)
+    with pytest.raises(ValueError, match=f"{len(HEAD_BUDGETS)} drafts of its kind and depth were measured"):
+        plan(TARGET, MACHINE, WORKLOAD, always, rows(), head)
+    one = next(row.draft for row in rows() if row.method == "eagle3" and row.draft_layers == layers)
+    others = {row.draft for row in rows() if row.method == "eagle3"} - {one}
+    found = plan(TARGET, MACHINE, WORKLOAD, always, [row for row in rows() if row.draft not in others], head)
     assert found.draft is not None
     assert (found.draft.kind, found.draft.num_layers, found.draft.training_gpu_hours) == ("head", layers, 0.0)
     assert found.runners_up == ()

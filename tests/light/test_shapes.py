@@ -1,11 +1,12 @@
 """Shapes are checked against published totals, memory reports of a real engine, and their own arithmetic."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from foredraft.shapes import Shape, eagle3_head, eagle_head, from_config, known_shapes, scaled, shape
+from foredraft.shapes import Shape, eagle3_head, eagle_head, from_config, known_shapes, of_draft, scaled, shape
 
 # Parameter totals of the checkpoints, as Hugging Face's safetensors index gives them.
 EXACT = {
@@ -457,3 +458,17 @@ def test_a_shape_is_frozen_and_strict():
         Shape(**(dict.fromkeys(TINY, 1)))  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         shape("Qwen3-8B").num_layers = 1  # type: ignore[misc]
+
+
+def test_a_trained_head_is_told_by_its_tensors(tmp_path: Path) -> None:
+    """vLLM's EAGLE-1/2 folders name a model in their config; `fc` gives them away. A model stays one."""
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert of_draft(tmp_path).draft_head is None
+    for names, head in ((("fc.weight", "layers.0.mlp.up_proj.weight"), "eagle"), (("model.norm.weight",), None)):
+        header = json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in names}).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        assert of_draft(tmp_path).draft_head == head

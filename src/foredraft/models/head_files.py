@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from foredraft.models.layers import Wiring
 from foredraft.models.load import read_settings
 from foredraft.models.rope import Rope, rope_to_config
 from foredraft.records import write, write_bytes
-from foredraft.shapes import Shape, unfolded
+from foredraft.shapes import Shape, as_eagle, unfolded
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 # Variants that change the numbers and are not built here; absent means false.
@@ -60,7 +59,7 @@ def _head_shape(shape: Shape, checkpoint: Checkpoint) -> Shape:
         return shape
     if "fc.weight" not in checkpoint.stored:
         raise ValueError("not a draft head: architectures names none, and there is no tensor fc.weight")
-    return msgspec.structs.replace(shape, draft_head="eagle", final_norm=False, tie_embeddings=False)
+    return as_eagle(shape)
 
 
 def _check_fit(shape: Shape, config: dict[str, Any], target: Decoder, checkpoint: Checkpoint) -> None:

@@ -201,7 +201,13 @@ def _head_at_hand(target: Shape, machine: Machine, own: Sequence[Observation], s
         made = shape_of(target, row)
         return bool(made and (made.draft_head, made.num_layers) == (shape.draft_head, shape.num_layers))
 
-    if not (curve := measured_curve(target, own, alike) if any(map(alike, own)) else None):
+    found = {row.draft for row in own if alike(row)}
+    if len(found) > 1:
+        raise ValueError(
+            f"{shape.name}: {len(found)} drafts of its kind and depth were measured ({', '.join(sorted(map(str, found))[:3])}, …); "
+            "give --observations of this one alone"
+        )
+    if not (curve := measured_curve(target, own, alike) if found else None):
         raise ValueError(
             f"{shape.name}: nothing says how much is accepted of it; give --observations of foredraft measure"
         )
