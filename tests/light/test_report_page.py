@@ -350,6 +350,15 @@ def test_names_tell_drafts_apart_and_scylla_from_eagle_3():
     assert len({str(look) for look in drawn.values()}) == len(arms)
 
 
+def test_a_head_is_called_after_its_family():
+    """EAGLE-2 and a one-layer Scylla are the same architecture."""
+    rows = [
+        observation(method="eagle", family=family, draft_layers=1) for family in ("eagle2", "scylla-then", "mine", None)
+    ]
+    assert [arm_of(Row(row)).method for row in rows] == ["eagle2", "scylla", "eagle", "eagle"]
+    assert arm_of(Row(observation(method="draft_model", family="scylla-then"))).method == "draft_model"
+
+
 def test_no_two_methods_look_alike():
     arms = [arm_of(Row(observation(method=f"m{i}"))) for i in range(9)] + [arm_of(Row(observation(method="ngram")))]
     assert len({(look["color"], look["marker"]) for look in measured.looks(arms).values()}) == len(arms)

@@ -14,6 +14,7 @@ from foredraft.report.found import Row
 
 PLAIN = "none"  # the method of decoding without a draft
 UNTOLD = {"exports", "final", "best", "draft", "run"}  # folders of a run whose names say nothing of it
+HEADS = "eagle", "eagle2", "eagle3"
 METHODS = {"none": "no draft", "draft_model": "language model", "ngram": "n-gram", "eagle": "EAGLE", "eagle2": "EAGLE-2",
            "eagle3": "EAGLE-3", "scylla": "Scylla", "lookahead": "Lookahead", "medusa": "Medusa", "hydra": "Hydra",
            "lm": "language model", "mtp": "MTP"}  # fmt: skip
@@ -66,9 +67,12 @@ def arm_of(row: Row) -> Arm:
 
 
 def method_of(row: Row) -> str:
-    """As recorded; an EAGLE head of several layers is Scylla's."""
+    """As recorded; of EAGLE heads what their family is named after, and those of several layers are Scylla's."""
     o = row.observation
-    return "scylla" if o.method in ("eagle", "eagle2", "eagle3") and (o.draft_layers or 1) > 1 else o.method
+    if o.method not in HEADS:
+        return o.method
+    kin = (o.family or "").split("-")[0]
+    return kin if kin in (*HEADS, "scylla") else "scylla" if (o.draft_layers or 1) > 1 else o.method
 
 
 def load_of(row: Row) -> int | None:

@@ -1,0 +1,100 @@
+"""Scylla against EAGLE-2 and EAGLE-3 from what a sweep of grid.json measured.
+
+    python recipes/experiment/compare.py MEASUREMENTS.jsonl HINDSIGHT.json OUT.json
+
+Tokens per step by category and temperature, in trees as EAGLE-2 and EAGLE-3 were published (60 nodes); Scylla's lead over both,
+averaged over categories. Its interval takes the two sides' errors for independent, which on the same prompts they are not: it is
+too wide, not too narrow. Then throughput over plain decoding by batch, of the published tree and of the measured way of drafting
+that the cost law picks when it has seen plain decoding and drafts of at most two tokens (`foredraft validate --target`).
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from foredraft import records
+from foredraft.records import Estimate, Hindsight, Measurement
+
+PUBLISHED = 59  # nodes beside the root
+RIVALS = "eagle2", "eagle3"
+Z = 1.645  # half of a 90 % interval in standard errors
+
+
+def heads(rows: Iterable[Measurement]) -> list[Measurement]:
+    return [row for row in rows if row.way == "live" and (row.observation.draft or "").startswith((*RIVALS, "scylla"))]
+
+
+def name(draft: str | None) -> str:
+    return (draft or "").split("/")[0]
+
+
+def trees(rows: Iterable[Measurement], temperature: float) -> dict[str, dict[str, Estimate]]:
+    """τ by draft and category, of single requests in published trees; the measurement of the most requests."""
+    found: dict[str, dict[str, Estimate]] = defaultdict(dict)
+    for row in sorted(rows, key=lambda row: row.observation.num_requests or 0):
+        o = row.observation
+        if (o.temperature, o.tree_nodes, o.batch_size) == (temperature, PUBLISHED, 1) and row.category:
+            found[name(o.draft)][row.category] = row.intervals["tokens_per_step"]
+    return dict(found)
+
+
+def error(one: Estimate) -> float:
+    return (one.high - one.low) / 2 / Z
+
+
+def lead(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[str, float]:
+    """Mean over categories of the differences, with a 90 % interval."""
+    shared = sorted(set(ours) & set(theirs))
+    mean = sum(ours[c].value - theirs[c].value for c in shared) / len(shared)
+    spread = Z * sqrt(sum(error(ours[c]) ** 2 + error(theirs[c]) ** 2 for c in shared)) / len(shared)
+    return {"lead": mean, "low": mean - spread, "high": mean + spread, "categories": len(shared)}
+
+
+def speeds(rows: Iterable[Measurement], judged: Hindsight) -> dict[str, dict[str, dict[str, Any]]]:
+    """By draft and batch: gain of the published tree, of the cost law's pick, and of the best that was measured."""
+    foretold = {(name(c.draft), c.load, c.lookahead, c.tree_nodes): c.predicted for c in judged.cells}
+    timed: dict[tuple[str, int], dict[tuple[int, int], float]] = defaultdict(dict)
+    for row in rows:
+        o = row.observation
+        if row.category is None and o.temperature == 0 and o.speedup and o.batch_size:
+            timed[name(o.draft), o.batch_size][o.lookahead or 0, o.tree_nodes or 0] = o.speedup
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for (draft, batch), ways in sorted(timed.items()):
+        at = {way: foretold.get((draft, batch, *way), gain) for way, gain in ways.items()} | {(0, 0): 1.0}
+        gains, pick = ways | {(0, 0): 1.0}, max(at, key=lambda way: at[way])
+        best = max(gains, key=lambda way: gains[way])
+        published = next((gain for (_, nodes), gain in ways.items() if nodes == PUBLISHED), None)
+        found[draft][str(batch)] = {
+            "published": published, "planned": gains[pick], "planned_way": pick, "best": gains[best], "best_way": best,
+        }  # fmt: skip
+    return dict(found)
+
+
+def main(measurements: Path, hindsight: Path, out: Path) -> None:
+    rows = heads(records.read_lines(Measurement, measurements))
+    made: dict[str, Any] = {"tokens_per_step": {}, "leads": {}}
+    for temperature in (0.0, 1.0):
+        table = trees(rows, temperature)
+        key = f"temperature {temperature:g}"
+        made["tokens_per_step"][key] = {
+            draft: {c: [e.value, e.low, e.high] for c, e in of.items()} for draft, of in table.items()
+        }
+        made["leads"][key] = {
+            f"{draft} over {rival}": lead(table[draft], table[rival])
+            for draft in table
+            for rival in RIVALS
+            if draft not in RIVALS and rival in table
+        }
+    judged = records.read(list[Hindsight], hindsight)
+    greedy = next(one for one in judged if one.temperature == 0)
+    made["gain_by_batch"] = speeds(rows, greedy)
+    records.write(out, made)
+    print(json.dumps(made["leads"], indent=1))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
