@@ -322,6 +322,7 @@ FAULTS: dict[str, tuple[str, str, Change, str]] = {  # name: draft, format, chan
     "SGLang's stream ids alone": ("scylla", "vllm", config_with(**{IDS: ...}), "stream-ids-alone"),
     "vLLM's stream ids alone": ("scylla", "sglang", config_with(eagle_config=...), "stream-ids-alone"),
     "stream beyond the target": ("scylla", "vllm", config_with(**{IDS: [1, 2, 9], "eagle_config": {IDS: [0, 1, 8]}}), "stream-range"),
+    "an EAGLE-2 head without its fc": ("eagle", "vllm", without("fc.weight"), "fc"),
     "fc.bias missing for SGLang": ("eagle", "sglang", without("fc.bias"), "fc-bias"),
     "fc.bias present for vLLM": ("eagle", "vllm", added("fc.bias", torch.ones(64)), "fc-bias"),
     "a bias the config denies": ("eagle3", "vllm", added("midlayer.self_attn.q_proj.bias", torch.ones(64)), "bias-dropped"),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.key_types import typed
+from foredraft.deploy.launch import SPECULATIVE
 from foredraft.models.checkpoint import INDEX, SINGLE, Checkpoint, Stored
 from foredraft.shapes import unfolded
 
@@ -57,6 +58,7 @@ def opened(path: str | Path) -> tuple[Folder | None, list[Finding]]:
     found += wrong
     config = unfolded(raw)
     kind = kind_of(config, checkpoint)
+    kind = kind if kind != "lm" else _launched_as(path) or kind
     return Folder(path, raw, config, checkpoint, kind, _names(checkpoint, kind)), found
 
 
@@ -108,6 +110,15 @@ def kind_of(config: dict[str, Any], checkpoint: Checkpoint) -> str:
     if any("Eagle3" in one for one in architectures) or any(name.startswith("midlayer.") for name in names):
         return "eagle3"
     return "eagle" if any("Eagle" in one for one in architectures) else "lm"
+
+
+def _launched_as(path: Path) -> str | None:
+    """The head that the folder's own settings start it as, since one whose `fc` is missing looks like a model."""
+    try:
+        method = json.loads((path / SPECULATIVE).read_bytes())["method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or broken, which `launch` judges
+    return method if method in ("eagle", "eagle3") else None
 
 
 def _names(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
