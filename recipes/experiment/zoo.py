@@ -55,7 +55,7 @@ def card(name: str, run: Path, weights: Path, measured: list[Observation], targe
         f"{what[0].upper()}{what[1:]}{f' that drafts for {target}' if target else ''}. {parameters(weights)} It is for trying Foredraft out, "
         "and its text is not to be relied on for anything.\n",
         f"**Data.** English text of the sources below; no text is part of this repository.\n\n{SOURCES}\n",
-        f"**Training.** {trained(recipe)} The recipe:\n\n```json\n{json.dumps(shown(recipe), indent=1)}\n```\n",
+        *(f"**{'Then' if i else 'Training'}.** {trained(one)}\n" for i, one in enumerate(runs(run))),
     ]
     if held := held_out(run):
         lines.append(f"**Held out.** {held}\n")
@@ -69,9 +69,21 @@ def parameters(weights: Path) -> str:
     return f"{numbers:,} stored parameters, bfloat16."
 
 
-def trained(recipe: dict[str, Any]) -> str:
-    budgets = [f"{stage['tokens']:,.0f} tokens" for stage in recipe["stages"]]
-    return f"{' and then '.join(budgets)}, seed {recipe.get('seed', 0)}."
+def runs(run: Path) -> list[Path]:
+    """The trainings behind a draft, the first first: a recipe's `init` names the cell that it goes on from."""
+    init = Path(json.loads((run / "recipe.json").read_text())["model"].get("init") or "")
+    if "cells" not in init.parts:
+        return [run]
+    return [*runs(run.parent / init.parts[init.parts.index("cells") + 1]), run]
+
+
+def trained(run: Path) -> str:
+    recipe = json.loads((run / "recipe.json").read_text())
+    budgets = " and then ".join(f"{stage['tokens']:,.0f} tokens" for stage in recipe["stages"])
+    cell = run / "cell.json"
+    words = json.loads(cell.read_text())["definition"]["words"] if cell.is_file() else []
+    data = f" of `{words[words.index('--data') + 1]}`" if "--data" in words else ""
+    return f"{budgets}{data}, seed {recipe.get('seed', 0)}. The recipe:\n\n```json\n{json.dumps(shown(recipe), indent=1)}\n```"
 
 
 def shown(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +117,7 @@ def main(target_run: Path, sweep: Path, observations: Path, zoo: Path, names: li
     for name, cell in (item.split("=") for item in names):
         run = sweep / "cells" / cell
         copied(run / "final", zoo / name)
-        of = [
-            r for r in rows if (r.draft or "").split("/")[0] == cell and "/" not in (r.dataset or "") and r.accept_kind
-        ]
+        of = [r for r in rows if r.target == TARGET and (r.draft or "").split("/")[0] == cell and r.accept_kind]
         of.sort(key=lambda r: (r.temperature or 0, r.lookahead or 0))
         records.write_bytes(zoo / name / "README.md", card(name, run, zoo / name, of, TARGET).encode())
 
