@@ -160,15 +160,21 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
 
 
 def held_out_table(judged: Sequence[HeldOut]) -> Titled:
-    """By law: how far its predictions of what was held out lay from what was measured."""
-    table = Titled("Held out: one further run as predicted", "law", "rows", "mean error", "relative", "inside 90 %")
-    for law in dict.fromkeys(one.law for one in judged):
-        found = [one for one in judged if one.law == law]
+    """By law, target, kind of draft and temperature: how far predictions of what was held out lay from what was measured."""
+    table = Titled(
+        "Held out: one further run as predicted", "law", "for", "rows", "mean error", "relative", "inside 90 %"
+    )
+    groups: dict[tuple[str, str], list[HeldOut]] = {}
+    for one in judged:
+        row = one.row
+        heat = "" if row.temperature is None else f", T {row.temperature:g}"
+        groups.setdefault((one.law, f"{row.target}: {row.family or row.method}{heat}"), []).append(one)
+    for (law, which), found in groups.items():
         away = [abs(one.predicted.value - one.measured) for one in found]
         share = [gap / one.measured for gap, one in zip(away, found, strict=True) if one.measured]
         inside = sum(one.covered for one in found)
         table.add_row(
-            law, str(len(found)), f"{sum(away) / len(away):.3g} {found[0].predicted.unit}",
+            law, which, str(len(found)), f"{sum(away) / len(away):.3g} {found[0].predicted.unit}",
             f"{sum(share) / len(share):.1%}" if share else "–", f"{inside} of {len(found)}",
         )  # fmt: skip
     return table
