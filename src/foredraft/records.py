@@ -273,7 +273,8 @@ class Fit(Record, frozen=True):
 
     `draws` has one row per bootstrap draw in the order of `parameters`. `held_out_error` is the mean absolute error
     on the largest run, left out of a fit of its own, in the units of `output`; `rivals` gives the same for the other
-    forms tried on the same data.
+    forms tried on the same data. `checkpoints_of`: so many runs, whose checkpoints stood for `num_clusters` runs, so that intervals
+    leave out how runs differ.
     """
 
     law: str
@@ -288,6 +289,7 @@ class Fit(Record, frozen=True):
     held_out_error: float | None = None
     rivals: dict[str, float] = {}
     at_bound: tuple[str, ...] = ()
+    checkpoints_of: int | None = None
     provenance: tuple[Provenance, ...] = ()
 
 

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 from foredraft.laws import forms
-from foredraft.laws.fit import accept_prob_from_counts, choose, fit, fit_all, missing_fields, predict, predict_draws
+from foredraft.laws.fit import (
+    accept_prob_from_counts,
+    behind,
+    choose,
+    fit,
+    fit_all,
+    missing_fields,
+    predict,
+    predict_draws,
+)
 from foredraft.records import Estimate, Fit, Observation, Provenance
 
 SIMULATIONS, DRAWS = 300, 150
@@ -494,6 +503,20 @@ def test_choose_compares_like_with_like() -> None:
         choose((forms.LAW_1_1, forms.LAW_1_2), GOOD)
     with pytest.raises(ValueError, match="needs 3 runs for an interval"):
         choose((forms.LAW_1_1,), GOOD[:2])
+
+
+def test_checkpoints_of_one_run_stand_for_runs_and_say_so() -> None:
+    """A run saved along its way gives a law in tokens, with an interval that knows what it leaves out; runs are preferred."""
+    one = [msgspec.structs.replace(row, run="one") for row in GOOD]
+    with pytest.raises(ValueError, match="the data have 1"):
+        fit(forms.LAW_1_1, one, draws=20)
+    (found,) = (made for made in fit_all(one, draws=20)[0] if made.law == "law_1_1")
+    assert (found.checkpoints_of, found.num_clusters) == (1, len({row.draft_tokens for row in GOOD}))
+    assert behind(found) == f"{len(GOOD)} observations in {found.num_clusters} checkpoints of 1 run"
+    apart = fit(forms.LAW_1_1, GOOD, draws=20)
+    assert apart.checkpoints_of is None
+    assert found.parameters == pytest.approx(apart.parameters)
+    assert fit(forms.LAW_1_1, GOOD, draws=20, checkpoints=True).checkpoints_of is None
 
 
 def test_drafts_of_two_recipes_are_fitted_apart() -> None:

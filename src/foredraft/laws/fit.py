@@ -6,6 +6,7 @@ R²; nothing is dropped in silence. Refuses to know: files, and what a predictio
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -129,17 +130,29 @@ def _check_spare(law: Law, table: Table) -> None:
 
 
 def fit(
-    law: Law, observations: Iterable[Observation], *, draws: int = 200, seed: int = 0, missing: str = "error"
+    law: Law,
+    observations: Iterable[Observation],
+    *,
+    draws: int = 200,
+    seed: int = 0,
+    missing: str = "error",
+    checkpoints: bool = False,
 ) -> Fit:
     """Fit `law` to observations of one pool; raises a one-line ValueError that says what the data lack.
 
     missing="skip" leaves out rows without a needed field (`missing_fields` counts them); `residual_sd` is on the link's
-    scale; the first entry of `provenance` names the pool.
+    scale; the first entry of `provenance` names the pool. `checkpoints` lets what one run was measured at along its way stand for
+    runs, as both papers' laws in tokens do: the interval then leaves out how runs differ, and `checkpoints_of` says so.
     """
     table = _table(law, list(observations), missing)
     _check_support(law, table)
+    runs = int(table.runs.max()) + 1
+    if checkpoints:
+        places = np.column_stack([table.runs, *table.inputs.values()])
+        table = replace(table, runs=np.unique(places, axis=0, return_inverse=True)[1].reshape(-1))
     _check_spare(law, table)
-    return _fit(law, table, draws, seed)
+    made = _fit(law, table, draws, seed)
+    return msgspec.structs.replace(made, checkpoints_of=runs if checkpoints and runs < made.num_clusters else None)
 
 
 def _fit(law: Law, table: Table, draws: int, seed: int) -> Fit:
@@ -290,6 +303,25 @@ def fit_all(
     return fits, reasons
 
 
+def _fit_pool(law: Law, pool: Sequence[Observation], draws: int, seed: int) -> Fit:
+    """Over runs where there are enough, else over their checkpoints; where neither will do, what runs are lacking."""
+    try:
+        return fit(law, pool, draws=draws, seed=seed)
+    except ValueError as lacking:
+        try:
+            return fit(law, pool, draws=draws, seed=seed, checkpoints=True)
+        except ValueError:
+            raise lacking from None
+
+
+def behind(fit: Fit) -> str:
+    """What a fit stands on, in words."""
+    runs = f"{fit.num_clusters} run{'' if fit.num_clusters == 1 else 's'}"
+    if fit.checkpoints_of:
+        runs = f"{fit.num_clusters} checkpoints of {fit.checkpoints_of} run{'' if fit.checkpoints_of == 1 else 's'}"
+    return f"{fit.num_observations} observations in {runs}"
+
+
 def _fit_pools(law: Law, rows: Sequence[Observation], draws: int, seed: int) -> tuple[list[Fit], dict[str, str]]:
     pools: dict[tuple, list[Observation]] = {}
     for row in rows:
@@ -303,7 +335,7 @@ def _fit_pools(law: Law, rows: Sequence[Observation], draws: int, seed: int) -> 
     fits, failed = [], {}
     for pool in pools.values():
         try:
-            fits.append(fit(law, pool, draws=draws, seed=seed))
+            fits.append(_fit_pool(law, pool, draws, seed))
         except ValueError as error:
             failed.setdefault(str(error), []).append(pool_label(law, pool[0]))
     more = {text: f" (and {len(labels) - 1} more pools)" if len(labels) > 1 else "" for text, labels in failed.items()}

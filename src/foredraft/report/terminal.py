@@ -7,6 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from foredraft.laws.fit import behind
 from foredraft.laws.held_out import HeldOut
 from foredraft.machines import device_time
 from foredraft.records import DraftChoice, Estimate, Fit, Hindsight, Plan
@@ -135,7 +136,7 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
     for fit in fits:
         pool = _pool(fit)
         table = Titled(
-            f"{fit.law}: {fit.formula}\n{fit.num_observations} observations in {fit.num_clusters} runs; {pool}",
+            f"{fit.law}: {fit.formula}\n{behind(fit)}; {pool}",
             "parameter",
             "value",
             "90 % interval",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foredraft.laws.fit import by_range
+from foredraft.laws.fit import behind, by_range
 from foredraft.laws.forms import law_named
 from foredraft.laws.held_out import HeldOut, determined, judge
 from foredraft.records import Fit, Observation
@@ -62,10 +62,7 @@ def _picture(fit: Fit, i: int, rows: Sequence[Observation]) -> Picture:
     error = ""
     if fit.held_out_error is not None:
         error = f" Mean error on its largest run, held out of a fit to the rest: {fit.held_out_error:.3g}."
-    caption = (
-        f"{fit.formula}; {_conditions(fit)}. {style.plural(fit.num_observations, 'observation')} in "
-        f"{style.plural(fit.num_clusters, 'run')}; {style.percent(LEVEL)} interval of the mean.{told}{held}{error}"
-    )
+    caption = f"{fit.formula}; {_conditions(fit)}. {behind(fit)}; {style.percent(LEVEL)} interval of the mean.{told}{held}{error}"
     return Picture(f"law-{i}", _title(fit), caption, painter(fit, inside, beyond), 4.2)
 
 
@@ -92,7 +89,7 @@ def _table(fits: Sequence[Fit], rows: Sequence[Observation]) -> Table:
             NONE if (r2 := determined(fit, rows)) is None else f"{r2:.3f}",
             NONE if fit.held_out_error is None else f"{fit.held_out_error:.3g}",
             ", ".join(f"{name} {error:.3g}" for name, error in fit.rivals.items()) or NONE,
-            f"{fit.num_observations} ({fit.num_clusters})",
+            f"{fit.num_observations} ({fit.num_clusters}{' checkpoints' if fit.checkpoints_of else ''})",
         )
         for fit in fits
     ]
