@@ -396,6 +396,20 @@ class Cell(Record, frozen=True):
     predicted: float
 
 
+class Foretold(Record, frozen=True):
+    """A draft of a study whose tokens per step the others foretell; `kind` lm or head, chains of `lookahead`."""
+
+    draft: str
+    kind: str
+    lookahead: int
+    predicted: Estimate
+    measured: float
+
+    @property
+    def covered(self) -> bool:
+        return self.predicted.low <= self.measured <= self.predicted.high
+
+
 class DraftRegret(Record, frozen=True):
     """The independent draft that is picked of those timed at one load, the best measured one, and the share of throughput
     lost between them. Parameters and training tokens. `by`: the planner's "cost law", or "SDSL", which picks the draft nearest to
@@ -425,6 +439,7 @@ class Hindsight(Record, frozen=True):
     calibration_error: float
     cells: tuple[Cell, ...] = ()
     choices: tuple[DraftRegret, ...] = ()
+    drafts: tuple[Foretold, ...] = ()
     lacking: tuple[str, ...] = ()
 
     @property

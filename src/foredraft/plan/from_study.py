@@ -4,10 +4,12 @@ Promises: nothing beyond the study's range is tried; a draft that was measured s
 published measurements, step times.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from scipy.special import ndtri
 
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
@@ -46,6 +48,13 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
     return found, missing
 
 
+def heads_at(study: Study, machine: Machine, wanted: Tried) -> list[Candidate]:
+    """A head of one of the study's lines at other tokens, as `heads` would weigh it; none where no law reaches there."""
+    line = study.lines.get((wanted.method, wanted.family, wanted.shape.num_layers))
+    law = study.token_laws.get((wanted.method, wanted.family, wanted.shape.num_layers))
+    return [_head(study, machine, line[0], wanted.tokens, law)] if line and law else []
+
+
 def head_name(shape: Shape) -> str:
     """What a plan calls a head."""
     if shape.draft_head == "eagle":
@@ -82,11 +91,15 @@ def _of_curve(curve: tuple[tuple[int, float], ...], drifts: bool) -> CurvePoster
 
 
 def _gain(law: Fit | None, num_layers: int, tokens: float, measured: float) -> tuple[float, ...]:
-    """Draws of (τ-1) at `tokens` over that at the `measured` ones; 1 where they are the same."""
+    """Draws of (τ-1) at `tokens` over that at the `measured` ones; 1 where they are the same. Both the draft to come and the
+    measured one lie off the law by about its residuals.
+    """
     if law is None or tokens == measured:
         return (1.0,)
     depth = {"draft_layers": float(num_layers)} if "draft_layers" in law.domain else {}
     here, there = (predict_draws(law, draft_tokens=d, **depth) - 1 for d in (tokens, measured))
+    normal = ndtri((np.arange(len(here)) + 0.5) / len(here))
+    here = here + math.sqrt(2) * law.residual_sd * np.random.default_rng(0).permutation(normal)
     return tuple((np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)).tolist())
 
 

@@ -18,6 +18,7 @@ from foredraft.laws.fit import fit
 from foredraft.laws.forms import LossLaw
 from foredraft.plan import from_study
 from foredraft.plan.drafts import kind_of
+from foredraft.plan.foretold import foretold
 from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
 from foredraft.plan.search import Problem, Settings, rank
 from foredraft.plan.served import Calibrated, Place, Timed, calibrated, load, timed
@@ -58,6 +59,7 @@ def judge(target: Shape, machine: Machine, own: Sequence[Observation], temperatu
         calibration_error=known.error,
         cells=tuple(_cells(place, known, [one for one in rows if one.row.depth > seen], _plain_speeds(rows))),
         choices=choices,
+        drafts=tuple(foretold(target, machine, own, temperature)),
         lacking=lacking,
     )
 

@@ -268,8 +268,20 @@ def hindsight_tables(judged: Sequence[Hindsight]) -> Blocks:
                 )
                 picks.add_row(one.by, str(one.load), planned, best, f"{one.regret:.1%}")
             blocks.append(picks)
+        if found.drafts:
+            blocks.append(_foretold_table(found))
         blocks += [f"not judged: {why}" for why in found.lacking]
     return blocks
+
+
+def _foretold_table(found: Hindsight) -> Titled:
+    title = "largest and longest trained drafts, foretold from the others"
+    table = Titled(title, "kind", "drafts", "mean error of τ", "inside 90 %")
+    for kind in dict.fromkeys(one.kind for one in found.drafts):
+        these = [one for one in found.drafts if one.kind == kind]
+        error = sum(abs(one.predicted.value / one.measured - 1) for one in these) / len(these)
+        table.add_row(kind, str(len(these)), f"{error:.1%}", f"{sum(one.covered for one in these)} of {len(these)}")
+    return table
 
 
 def _curve_errors(title: str, summary: Mapping[str, Any], lookaheads: Iterable[int]) -> Titled:
