@@ -273,7 +273,10 @@ def of_draft(folder: str | Path) -> Shape:
     if found.draft_head or not file.is_file():
         return found
     with file.open("rb") as stored:
-        header = stored.read(int.from_bytes(stored.read(8), "little"))  # names of tensors, before their values
+        length = int.from_bytes(stored.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file}: truncated or corrupt; export or download it again")
+        header = stored.read(length)  # names of tensors, before their values
     return as_eagle(found) if b'"fc.weight"' in header else found
 
 

@@ -472,3 +472,6 @@ def test_a_trained_head_is_told_by_its_tensors(tmp_path: Path) -> None:
         header = json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in names}).encode()
         (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
         assert of_draft(tmp_path).draft_head == head
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 16)
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        of_draft(tmp_path)
