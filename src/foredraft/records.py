@@ -134,6 +134,9 @@ class Estimate(Record, frozen=True):
     level: float = 0.9
     extrapolates: tuple[str, ...] = ()
 
+    def covers(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
 
 class BreakEven(Record, frozen=True):
     """Served tokens after which a draft's training has paid for itself; `high` is None where some draws never pay it back."""
@@ -404,10 +407,6 @@ class Foretold(Record, frozen=True):
     lookahead: int
     predicted: Estimate
     measured: float
-
-    @property
-    def covered(self) -> bool:
-        return self.predicted.low <= self.measured <= self.predicted.high
 
 
 class DraftRegret(Record, frozen=True):

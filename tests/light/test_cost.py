@@ -1,5 +1,6 @@
 """The cost law: monotone, made of the stated parts, right on measured capacities, with the signs that MagicDec and queueing give."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_a_step_is_a_target_pass_draft_passes_and_the_cost_of_speculation():
     parts = made.target.seconds(8 * 4, held, made.blend) + 3 * made.draft.seconds(8, held, made.blend)
     assert float(made.step_s(8, 3)) == pytest.approx(float(parts) + made.speculation_s)
     assert float(made.step_s(8, 0)) == pytest.approx(float(made.target.seconds(8, held, made.blend)))
+
+
+def test_each_level_of_a_tree_costs_more_than_that_of_a_chain():
+    """Where a level is ranked on the host, as ours is: the same passes and tokens, and one ranking per level."""
+    made = dataclasses.replace(server(DRAFT), tree_level_s=2e-3)
+    chain, tree = (float(made.step_s(8, 3, width=width, nodes=3)) for width in (1, 2))
+    wider = float(server(DRAFT).step_s(8, 3, width=2, nodes=3))
+    assert tree == pytest.approx(wider + 3 * 2e-3)
+    assert float(server(DRAFT).step_s(8, 3)) == chain < tree
+    slower = adjusted(made, dict.fromkeys(KNOBS, 1.0) | {"tree": 1.5})
+    assert float(slower.step_s(8, 3, width=2, nodes=3)) == pytest.approx(wider + 3 * 3e-3)
 
 
 def test_blend_runs_from_the_sum_to_the_maximum():
@@ -213,7 +225,7 @@ def test_speedup_without_speculation_is_one():
 # Calibration.
 
 PLANTED = {
-    "memory": 1.15, "compute": 0.8, "target_fixed": 1.4, "draft_weight": 1.1, "draft_fixed": 0.7, "speculation": 1.5,
+    "memory": 1.15, "compute": 0.8, "target_fixed": 1.4, "draft_weight": 1.1, "draft_fixed": 0.7, "speculation": 1.5, "tree": 1.2,
     "capacity": 0.95, "prefill": 1.3, "blend": 0.8,
 }  # fmt: skip
 

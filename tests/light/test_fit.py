@@ -23,6 +23,7 @@ from foredraft.laws.fit import (
     missing_fields,
     predict,
     predict_draws,
+    run_sd,
 )
 from foredraft.records import Estimate, Fit, Observation, Provenance
 
@@ -247,6 +248,27 @@ def test_new_run_intervals_cover_the_next_run() -> None:
         truth = float(forms.TOKENS_SATURATING.predict(SATURATING, draft_tokens=3e9)) + rng.normal(0, 0.05)
         hits.append(estimate.low <= truth <= estimate.high)
     assert acceptable(float(np.mean(hits)))
+
+
+def test_beyond_the_data_a_run_is_no_surer_than_the_law_was_of_its_own_largest() -> None:
+    """A curve that rises late: the straight line misses its own last budget, and says so of the next."""
+    late = [observe(i, draft_tokens=1e6 * 2**i, tokens_per_step=1.5 + 0.02 * i + 0.01 * (-1) ** i) for i in range(8)]
+    late[-1] = msgspec.structs.replace(late[-1], tokens_per_step=2.2)
+    found = fit(forms.LAW_1_1, late, draws=DRAWS)
+    inside, beyond = run_sd(found, draft_tokens=1.28e8), run_sd(found, draft_tokens=2.56e8)
+    assert inside == found.residual_sd < beyond
+    assert found.held_out_error is not None
+    assert found.held_out_error == pytest.approx(0.55, abs=0.05)
+    assert beyond == pytest.approx(found.held_out_error * 1.2533, rel=1e-3)
+    assert predict(found, new_run=True, draft_tokens=2.56e8).covers(3.0)
+    bounded = fit(
+        forms.ACCEPT_SIZE, [observe(i, draft_params=1e6 * 2**i, accept_prob=0.3 + 0.002 * i**2) for i in range(8)]
+    )
+    level = predict(bounded, draft_params=2.56e8).value
+    assert bounded.held_out_error is not None
+    assert run_sd(bounded, draft_params=2.56e8) == pytest.approx(
+        bounded.held_out_error * 1.2533 / (level * (1 - level)), rel=1e-3
+    )
 
 
 # --- Recovery ---

@@ -45,6 +45,17 @@ def test_the_largest_of_every_method_is_held_out_and_nothing_else():
         without_largest(rows, ("size",))
 
 
+def test_a_chain_has_no_width():
+    """Where the widest tree is held out, chains stay whatever their lookahead; a tree says how wide it chose."""
+
+    def row(i: int, topk: int) -> Observation:
+        return msgspec.structs.replace(budgets()[0], run=f"{i}", tree_nodes=i, lookahead=i, topk=topk)
+
+    chains, trees = [row(i, 1) for i in (1, 3, 5)], [row(i, 4) for i in (2, 4, 5)]
+    assert without_largest([*chains, *trees], ("tree_nodes",)) == ([*chains, *trees[:2]], trees[2:])
+    assert without_largest(chains, ("tree_nodes",)) == (chains, [])
+
+
 def test_every_family_has_a_largest_of_its_own():
     short = [msgspec.structs.replace(one, family="answers only") for one in budgets()[:9]]
     held = without_largest([*budgets(), *short])[1]
@@ -59,7 +70,7 @@ def test_a_law_is_held_to_what_it_did_not_see():
         kept, held = without_largest(budgets(bend=bend), ("draft_tokens",))
         judged = judge(fit(LAW_1_1, kept), held)
         assert len(judged) == 3
-        assert all(one.covered is not caught for one in judged)
+        assert all(one.predicted.covers(one.measured) is not caught for one in judged)
         assert all(one.predicted.extrapolates == ("draft_tokens",) for one in judged)
 
 

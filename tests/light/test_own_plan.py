@@ -341,7 +341,13 @@ PLACE = Place(TARGET, MACHINE, "foredraft", dtype="float32")
 def test_costs_of_a_probed_machine_follow_its_step():
     ours = engine_efficiency("foredraft", MACHINE)
     assert ours.bandwidth == ours.compute == 1
-    assert ours.target_fixed_s == ours.speculation_s == 2 * ours.draft_fixed_s == MACHINE.step_overhead_s
+    assert (
+        ours.target_fixed_s
+        == ours.speculation_s
+        == 2 * ours.draft_fixed_s
+        == MACHINE.step_overhead_s
+        == ours.tree_level_s
+    )
     unprobed = msgspec.structs.replace(MACHINE, step_overhead_s=None)
     assert engine_efficiency("foredraft", unprobed) == engine_efficiency("foredraft") == ENGINES["vllm"]
     assert engine_efficiency("vLLM", MACHINE) == ENGINES["vllm"]
@@ -510,7 +516,7 @@ def test_the_largest_and_longest_are_foretold_from_the_others():
         f"scylla-L{i}-d{max(HEAD_BUDGETS):.2g}/final" for i in (1, 2, 3)
     }
     assert np.mean([abs(one.predicted.value / one.measured - 1) for one in found]) < 0.03
-    assert np.mean([one.covered for one in found]) > 0.8
+    assert np.mean([one.predicted.covers(one.measured) for one in found]) > 0.8
     flat = [
         msgspec.structs.replace(row, tokens_per_step=1.0, survival=(1e-9,) * (row.lookahead or 1))
         if row.draft_tokens == max(LM_BUDGETS) and row.method == "draft_model" and (row.topk or 1) == 1
@@ -519,7 +525,7 @@ def test_the_largest_and_longest_are_foretold_from_the_others():
     ]
     fallen = [one for one in judge(TARGET, MACHINE, flat).drafts if one.measured == 1.0]
     assert fallen
-    assert not any(one.covered for one in fallen)
+    assert not any(one.predicted.covers(one.measured) for one in fallen)
 
 
 def test_hindsight_sees_a_world_that_does_not():

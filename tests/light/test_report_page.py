@@ -377,10 +377,10 @@ def test_rows_beyond_the_range_are_predictions_that_a_law_is_held_to():
     law = fit(LAW_1_1, rows[:5], draws=100)
     (held,) = judge(law, rows)
     assert held.measured == rows[5].tokens_per_step
-    assert held.covered
+    assert held.predicted.covers(held.measured)
     assert held.predicted.value == pytest.approx(held.measured, abs=0.03)
     (missed,) = judge(law, [*rows[:5], line(3.2e6, shift=1.0)])
-    assert not missed.covered
+    assert not missed.predicted.covers(missed.measured)
     section = fitted.section(Found((), (), fits=(law,), rows=tuple(map(Row, rows))))
     assert section is not None
     assert "White diamonds (1)" in section.pictures[0].caption

@@ -11,8 +11,8 @@ One forward pass over n tokens of sequences that hold c cached tokens in all:
                                                   compute = n · FLOPs per token / effective rate,
 
 p = 1 is their sum, p → ∞ their maximum; the data decide (`blend`). A speculative step is one target pass over the
-verified tokens, `depth` draft passes and a fixed cost of speculation. A closed loop of C clients runs min(C, capacity
-/ tokens held per sequence) sequences; the rest queue.
+verified tokens, `depth` draft passes, a fixed cost of speculation and, of a tree, one of ranking each level. A closed
+loop of C clients runs min(C, capacity / tokens held per sequence) sequences; the rest queue.
 
 Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; memory against batch, MagicDec, arXiv
 2408.11049; linear step time fitted on an H100, SpecDecode-Bench, arXiv 2601.11580. All times in seconds, sizes in
@@ -38,7 +38,8 @@ class Efficiency(Record, frozen=True):
 
     Defaults: published rows of vLLM on H100 (Qwen3-32B with three drafts, Llama-3.1-8B), see docs/log.md. `reserve`
     and `speculation_reserve` are the shares of memory that activations, graphs and the drafter's buffers keep from
-    the KV cache (four measured capacities); `occupancy` is the share of the cache that sequences fill when they
+    the KV cache (four measured capacities); no published rows tell
+    `tree_level_s`; `occupancy` is the share of the cache that sequences fill when they
     compete for it, the rest lost to admission and preemption.
     """
 
@@ -50,6 +51,7 @@ class Efficiency(Record, frozen=True):
     draft_fixed_s: float = 5e-4
     draft_layer_s: float = 4.5e-5
     speculation_s: float = 1.5e-3
+    tree_level_s: float = 0.0
     memory_use: float = 0.9
     reserve: float = 0.067
     speculation_reserve: float = 0.024
@@ -73,7 +75,7 @@ def engine_efficiency(engine: str | None, machine: Machine | None = None) -> Eff
         step_s = machine.step_overhead_s
         return Efficiency(
             bandwidth=1.0, compute=1.0, target_fixed_s=step_s, target_layer_s=LAYER_S, draft_fixed_s=0.5 * step_s,
-            draft_layer_s=LAYER_S, speculation_s=step_s,
+            draft_layer_s=LAYER_S, speculation_s=step_s, tree_level_s=step_s,
         )  # fmt: skip
     return next((known for name, known in ENGINES.items() if name in (engine or "").lower()), ENGINES["vllm"])
 
@@ -174,6 +176,7 @@ class Server:
     speculation_s: float
     prefill_s: float
     blend: float
+    tree_level_s: float = 0.0
 
     def step_s(
         self, batch: ArrayLike, depth: ArrayLike, *, width: ArrayLike = 1, nodes: ArrayLike | None = None
@@ -188,7 +191,8 @@ class Server:
         verified = 1 + (depth if nodes is None else np.asarray(nodes, dtype=float))
         step = self.target.seconds(batch * verified, held, self.blend)
         drafting = self.draft.seconds(batch * width, held, self.blend) if self.draft else 0.0
-        return step + depth * drafting + np.where(depth > 0, self.speculation_s, 0.0)
+        ranking = np.where(np.asarray(width) > 1, self.tree_level_s, 0.0)
+        return step + depth * (drafting + ranking) + np.where(depth > 0, self.speculation_s, 0.0)
 
     @property
     def held_tokens(self) -> float:
@@ -255,6 +259,7 @@ def serve(
     prefill_flops = sum(shape.flops_per_token(input_len / 2) for shape in (target, draft) if shape) * input_len
     return Server(
         target_pass, draft_pass, input_len, output_len, capacity * eff.occupancy, eff.speculation_s, prefill_flops / rate, eff.blend,
+        eff.tree_level_s,
     )  # fmt: skip
 
 
@@ -314,6 +319,7 @@ KNOBS = {
     "draft_weight": 0.15,
     "draft_fixed": 0.4,
     "speculation": 0.5,
+    "tree": 0.5,
     "capacity": 0.15,
     "prefill": 0.4,
     "blend": 0.4,
@@ -390,6 +396,7 @@ def adjusted(server: Server, knobs: Mapping[str, float]) -> Server:
         target=server.target.scaled(fixed=knobs["target_fixed"], memory=memory, compute=compute),
         draft=draft,
         speculation_s=server.speculation_s * knobs["speculation"],
+        tree_level_s=server.tree_level_s * knobs["tree"],
         capacity_tokens=server.capacity_tokens * knobs["capacity"],
         prefill_s=server.prefill_s * knobs["prefill"],
         blend=1 + (server.blend - 1) * knobs["blend"],

@@ -5,7 +5,7 @@ R²; nothing is dropped in silence. Refuses to know: files, and what a predictio
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -18,6 +18,8 @@ from foredraft.laws.law import Array, Law
 from foredraft.laws.speedup import accept_prob_from_rate
 from foredraft.laws.varpro import Table, bootstrap, point, residuals, shape_grid, wild_weights
 from foredraft.records import Estimate, Fit, Observation, Provenance
+
+MIN_SLOPE = 1e-3  # of a bounded link at its very ends
 
 # --- From observations to a table ---
 
@@ -226,14 +228,30 @@ def predict(fit: Fit, level: float = 0.9, *, new_run: bool = False, seed: int = 
     eta = law.linear(np.array(fit.draws), **inputs)
     if new_run:
         quantiles = ndtri((np.arange(len(eta)) + 0.5) / len(eta))
-        eta = eta + fit.residual_sd * np.random.default_rng(seed).permutation(quantiles)
+        eta = eta + run_sd(fit, **inputs) * np.random.default_rng(seed).permutation(quantiles)
     ends = np.quantile(law.link.inverse(eta), [(1 - level) / 2, (1 + level) / 2])
     low, value, high = np.clip([ends[0], law.predict(fit.parameters, **inputs), ends[1]], *law.limits).tolist()
-    outside = tuple(
+    source = f"{law.name} on {fit.num_observations} observations in {fit.num_clusters} runs"
+    return Estimate(
+        value=value, low=low, high=high, unit=law.unit, source=source, level=level, extrapolates=_outside(fit, inputs)
+    )
+
+
+def run_sd(fit: Fit, **inputs: float) -> float:
+    """How far one further run lies off the law, as a standard deviation on the link's scale: as the residuals do; beyond the data
+    no less than the law missed when it foretold the largest run from the rest, since there the form itself is in doubt.
+    """
+    if fit.held_out_error is None or not _outside(fit, inputs):
+        return fit.residual_sd
+    law = law_named(fit.law)
+    slope = abs(float(law.link.slope(law.linear(fit.parameters, **inputs))))
+    return max(fit.residual_sd, math.sqrt(math.pi / 2) * fit.held_out_error / max(slope, MIN_SLOPE))
+
+
+def _outside(fit: Fit, inputs: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(
         n for n, (least, most) in fit.domain.items() if not least * (1 - 1e-9) <= inputs[n] <= most * (1 + 1e-9)
     )
-    source = f"{law.name} on {fit.num_observations} observations in {fit.num_clusters} runs"
-    return Estimate(value=value, low=low, high=high, unit=law.unit, source=source, level=level, extrapolates=outside)
 
 
 # --- Choice of form ---

@@ -188,6 +188,13 @@ ACCEPT_CHINCHILLA = _accept(
     source="the loss law of arXiv:2203.15556 inside a bounded link",
 )  # fmt: skip
 
+ACCEPT_LOSS_PLANE = _accept(
+    "accept_loss_plane", "logit α = c0 + c1·ln x + c2·ln y", ("draft_perplexity", "target_perplexity"),
+    (Term("c0", _one), Term("c1", _log("draft_perplexity")), Term("c2", _log("target_perplexity"))),
+    "x, y perplexities of draft and target in one tokenizer, whose logs are losses; c1, c2 in logits per nat",
+    leading="draft_perplexity", leads_down=True, distinct={"draft_perplexity": 2, "target_perplexity": 2},
+)  # fmt: skip
+
 
 @cache
 def accept_gap(loss_law: str = TEXT_LOSS_LAWS[0]) -> Law:
@@ -304,7 +311,7 @@ TAU_LAWS = (
 @cache
 def laws() -> dict[str, Law]:
     """All laws by name; `accept_gap` once per text loss law."""
-    accept = (ACCEPT_PLANE, ACCEPT_SIZE, ACCEPT_RATIO, ACCEPT_RATIO_TOKENS, ACCEPT_CHINCHILLA)
+    accept = (ACCEPT_PLANE, ACCEPT_LOSS_PLANE, ACCEPT_SIZE, ACCEPT_RATIO, ACCEPT_RATIO_TOKENS, ACCEPT_CHINCHILLA)
     gaps = map(accept_gap, loss_laws())
     return {law.name: law for law in (LOSS_LAW, *accept, *gaps, *TAU_LAWS)}
 

@@ -25,10 +25,6 @@ class HeldOut(Record, frozen=True):
     predicted: Estimate
     measured: float
 
-    @property
-    def covered(self) -> bool:
-        return self.predicted.low <= self.measured <= self.predicted.high
-
 
 def without_largest(
     rows: Iterable[Observation], dials: Sequence[str] = DIALS
@@ -44,13 +40,18 @@ def without_largest(
     taken: dict[tuple, set[float]] = {}
     for row in rows:
         for name in dials:
-            if (value := getattr(row, name)) is not None:
+            if (value := _setting(row, name)) is not None:
                 taken.setdefault((*_kin(row), name), set()).add(value)
     largest = {key: max(values) for key, values in taken.items() if len(values) > 2}
-    out = [any(getattr(row, n) == largest.get((*_kin(row), n), object()) for n in dials) for row in rows]
+    out = [any(_setting(row, n) == largest.get((*_kin(row), n), object()) for n in dials) for row in rows]
     return [row for row, gone in zip(rows, out, strict=True) if not gone], [
         row for row, gone in zip(rows, out, strict=True) if gone
     ]
+
+
+def _setting(row: Observation, dial: str) -> float | None:
+    """A dial's value; a chain has no width, whose nodes are its lookahead."""
+    return None if dial == "tree_nodes" and row.topk == 1 else getattr(row, dial)
 
 
 def _kin(row: Observation) -> tuple[str, str, str | None]:

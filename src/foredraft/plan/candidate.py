@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 
 from foredraft.laws import forms
 from foredraft.laws.acceptance import CurvePosterior
+from foredraft.laws.fit import run_sd
 from foredraft.plan.trees import PUBLISHED, Tail
 from foredraft.records import DraftChoice, Fit, Machine
 from foredraft.shapes import Shape
@@ -92,7 +93,7 @@ class Sized:
             centre = law.linear(fitted.parameters, **self.inputs)
             eta = rng.choice(law.linear(np.array(fitted.draws), **self.inputs), size=num)
             eta = np.full(num, float(np.asarray(centre))) if "data" in frozen else eta
-            scatter = 0.0 if "draft" in frozen else fitted.residual_sd * rng.standard_normal(num)
+            scatter = 0.0 if "draft" in frozen else run_sd(fitted, **self.inputs) * rng.standard_normal(num)
             level[here] = logit(np.clip(law.link.inverse(eta + scatter), 1e-4, 1 - 1e-4))[here]
         if "loss law" in frozen:
             centre = level.mean()

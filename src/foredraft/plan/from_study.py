@@ -13,7 +13,7 @@ from scipy.special import ndtri
 
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
-from foredraft.laws.fit import predict_draws
+from foredraft.laws.fit import predict_draws, run_sd
 from foredraft.plan import evidence
 from foredraft.plan.candidate import TTT_STEPS, Behind, Candidate, Curve, Sized, choice
 from foredraft.plan.study import Study, Tried, mean_curve, pool
@@ -99,7 +99,8 @@ def _gain(law: Fit | None, num_layers: int, tokens: float, measured: float) -> t
     depth = {"draft_layers": float(num_layers)} if "draft_layers" in law.domain else {}
     here, there = (predict_draws(law, draft_tokens=d, **depth) - 1 for d in (tokens, measured))
     normal = ndtri((np.arange(len(here)) + 0.5) / len(here))
-    here = here + math.sqrt(2) * law.residual_sd * np.random.default_rng(0).permutation(normal)
+    off = math.hypot(law.residual_sd, run_sd(law, draft_tokens=tokens, **depth))
+    here = here + off * np.random.default_rng(0).permutation(normal)
     return tuple((np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)).tolist())
 
 

@@ -173,7 +173,7 @@ def held_out_table(judged: Sequence[HeldOut]) -> Titled:
     for (law, which), found in groups.items():
         away = [abs(one.predicted.value - one.measured) for one in found]
         share = [gap / one.measured for gap, one in zip(away, found, strict=True) if one.measured]
-        inside = sum(one.covered for one in found)
+        inside = sum(one.predicted.covers(one.measured) for one in found)
         table.add_row(
             law, which, str(len(found)), f"{sum(away) / len(away):.3g} {found[0].predicted.unit}",
             f"{sum(share) / len(share):.1%}" if share else "–", f"{inside} of {len(found)}",
@@ -280,7 +280,12 @@ def _foretold_table(found: Hindsight) -> Titled:
     for kind in dict.fromkeys(one.kind for one in found.drafts):
         these = [one for one in found.drafts if one.kind == kind]
         error = sum(abs(one.predicted.value / one.measured - 1) for one in these) / len(these)
-        table.add_row(kind, str(len(these)), f"{error:.1%}", f"{sum(one.covered for one in these)} of {len(these)}")
+        table.add_row(
+            kind,
+            str(len(these)),
+            f"{error:.1%}",
+            f"{sum(one.predicted.covers(one.measured) for one in these)} of {len(these)}",
+        )
     return table
 
 

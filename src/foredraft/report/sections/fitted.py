@@ -118,7 +118,7 @@ def _summary(judged: Sequence[tuple[Fit, Sequence[HeldOut]]]) -> Table:
             f"{len(made)}",
             f"{np.mean([abs(j.predicted.value - j.measured) for j in made]):.3g}\u00a0{law_named(fit.law).unit}",
             f"{100 * np.mean([abs(j.predicted.value / j.measured - 1) for j in made if j.measured]):.1f}\u00a0%",
-            f"{sum(j.covered for j in made)} of {len(made)}",
+            f"{sum(j.predicted.covers(j.measured) for j in made)} of {len(made)}",
         )
         for fit, made in judged
     ]
@@ -140,7 +140,7 @@ def _held_out(judged: Sequence[tuple[Fit, Sequence[HeldOut]]]) -> Table:
             number(j.predicted, ".3f"),
             f"{j.measured:.3f}",
             signed(j.predicted.value / j.measured - 1) if j.measured else NONE,
-            "yes" if j.covered else "no",
+            "yes" if j.predicted.covers(j.measured) else "no",
         )
         for fit, made in judged
         for j in made
