@@ -15,6 +15,8 @@ from foredraft.records import write_bytes
 RESULTS = Path(__file__).parents[1] / "results"
 WRONG_DEFAULTS = ("fixed costs × 0.4", "fixed costs × 2.5", "bandwidth 0.6, compute 0.45", "all of them low")
 RACES = ("31m-float32-b1", "31m-float32-b8", "31m-bfloat16-b1", "31m-bfloat16-b8", "100m-float32-b1", "100m-float32-b8")
+TARGET, SCYLLA = "tales-11m", "scylla-L2-d2.4M-then"
+FORMATS = {"relative_error": ".1%", "error": ".3f"}
 START, END = "<!-- results -->\n", "<!-- /results -->"
 
 
@@ -58,6 +60,7 @@ def table() -> str:
             f"{ladder['ladder_ratio_error']:.1%} mean error",
         ),
         ("SDSL Table 5, N* of four targets", f"{sdsl['table_5_worst_relative_error']:.2%} worst error"),
+        *_experiment(),
         *(_race(name, races[name]) for name in RACES if name in races),
         (
             "one step's pass in float32, 100 M Llama, 1 token: share of the memory's read rate; 5 and 16 tokens over one",
@@ -70,6 +73,55 @@ def table() -> str:
         ),
     ]
     return "| what | measured |\n|---|---|\n" + "".join(f"| {what} | {figure} |\n" for what, figure in rows)
+
+
+def _experiment() -> list[tuple[str, str]]:
+    """The sweep of recipes/experiment: laws held to what they were not shown, the planner in hindsight, Scylla against EAGLE."""
+    laws = {
+        (one["law"], one["target"], one["family"], one["temperature"]): one for one in _read("experiment/laws.json")
+    }
+    judged, compared = _read("experiment/hindsight.json"), _read("experiment/compared.json")
+    inside, held = (sum(one[name] for one in laws.values()) for name in ("inside_90", "held_out"))
+
+    def errors(law: str, family: str, what: str) -> str:
+        return ", ".join(f"{laws[law, TARGET, family, heat][what]:{FORMATS[what]}}" for heat in (0.0, 1.0))
+
+    cells = judged[0]["cells"]
+    missed = sum(abs(one["predicted"] / one["measured"] - 1) for one in cells) / len(cells)
+    lost = [one["regret"] for one in judged[0]["choices"] if one["by"] == "cost law"]
+    return [
+        (
+            "own drafts of an 11 M target, held out (T = 0, T = 1): τ of the longest budgets, independent models; Scylla",
+            f"{errors('law_1_1', 'lm', 'relative_error')}; {errors('law_1_1', 'scylla', 'relative_error')}",
+        ),
+        (
+            "the same of the largest models; the deepest Scylla",
+            f"{errors('law_1_2', 'lm', 'relative_error')}; {errors('law_1_2', 'scylla', 'relative_error')}",
+        ),
+        (
+            "α of held-out models from perplexities: SDSL's plane; the plane in losses, bounded",
+            f"{errors('accept_plane', 'lm', 'error')}; {errors('accept_loss_plane', 'lm', 'error')}",
+        ),
+        ("held-out outcomes of all laws within their 90 % intervals", f"{inside / held:.0%} of {held}"),
+        (
+            f"speedup of {len(cells)} own cells (chains and trees, batch 1 to 32) from plain decoding and k ≤ 2",
+            f"{missed:.1%} mean error",
+        ),
+        (
+            "throughput lost by the planned independent draft, batch "
+            + ", ".join(f"{one['load']}" for one in judged[0]["choices"] if one["by"] == "cost law"),
+            ", ".join(f"{one:.1%}" for one in lost),
+        ),
+        *(_leads(compared["leads"][f"temperature {heat}"], heat) for heat in (0, 1)),
+    ]
+
+
+def _leads(leads: dict[str, Any], heat: int) -> tuple[str, str]:
+    over = {rival: leads[f"{SCYLLA} over {rival}"] for rival in ("eagle2", "eagle3")}
+    figures = (f"{x['lead']:+.2f} ({x['low']:+.2f} to {x['high']:+.2f})" for x in over.values())
+    return f"τ of Scylla (2 layers) over EAGLE-2, over EAGLE-3, trees of 60 nodes, 7 categories, T = {heat}", "; ".join(
+        figures
+    )
 
 
 def _race(name: str, race: dict[str, Any]) -> tuple[str, str]:

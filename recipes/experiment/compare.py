@@ -1,6 +1,9 @@
 """Scylla against EAGLE-2 and EAGLE-3 from what a sweep of grid.json measured.
 
-    python recipes/experiment/compare.py MEASUREMENTS.jsonl HINDSIGHT.json OUT.json
+    python recipes/experiment/compare.py MEASUREMENTS.jsonl HINDSIGHT.json OUT
+
+OUT/compared.json holds the tables, OUT/measurements.jsonl those of the measurements that they and the report rest on (of a table that
+lies there already they are all that is needed).
 
 Tokens per step by category and temperature, in trees as EAGLE-2 and EAGLE-3 were published (60 nodes); Scylla's lead over both,
 averaged over categories. Its interval takes the two sides' errors for independent, which on the same prompts they are not: it is
@@ -74,8 +77,14 @@ def speeds(rows: Iterable[Measurement], judged: Hindsight) -> dict[str, dict[str
     return dict(found)
 
 
+def kept(rows: Iterable[Measurement]) -> list[Measurement]:
+    """Whole cells, and the categories of published trees."""
+    return [row for row in rows if row.category is None or row.observation.tree_nodes == PUBLISHED]
+
+
 def main(measurements: Path, hindsight: Path, out: Path) -> None:
-    rows = heads(records.read_lines(Measurement, measurements))
+    whole = kept(records.read_lines(Measurement, measurements))
+    rows = heads(whole)
     made: dict[str, Any] = {"tokens_per_step": {}, "leads": {}}
     for temperature in (0.0, 1.0):
         table = trees(rows, temperature)
@@ -92,7 +101,8 @@ def main(measurements: Path, hindsight: Path, out: Path) -> None:
     judged = records.read(list[Hindsight], hindsight)
     greedy = next(one for one in judged if one.temperature == 0)
     made["gain_by_batch"] = speeds(rows, greedy)
-    records.write(out, made)
+    records.write(out / "compared.json", made)
+    records.write_lines(out / "measurements.jsonl", whole)
     print(json.dumps(made["leads"], indent=1))
 
 

@@ -37,6 +37,12 @@ class Ladder(NamedTuple):
     rows: Sequence[Row]
 
     @property
+    def name(self) -> str:
+        """Short: target, method and temperature."""
+        short = self.setting._replace(dataset=None, machine=None, engine=None, dtype=None)
+        return f"{short.words()}, {METHODS.get(self.method, self.method)}"
+
+    @property
     def best(self) -> Row:
         """N*: the draft with the greatest measured gain."""
         return max(self.rows, key=lambda row: row.observation.speedup or 0.0)
@@ -190,7 +196,7 @@ def _throughput(ladders: Sequence[Ladder], known: Mapping[tuple[Draft, float | N
                 sizes,
                 line,
                 marks.look(i),
-                f"{ladder.setting.target}, {METHODS.get(ladder.method, ladder.method)}: measured",
+                f"{ladder.name}: measured",
             )
             star = ladder.best.observation
             axes.plot(star.draft_params, star.speedup, "*", color=COLOURS[i], mec=style.BLACK, ms=15, zorder=5)
@@ -208,7 +214,7 @@ def _throughput(ladders: Sequence[Ladder], known: Mapping[tuple[Draft, float | N
 
     behind = requests([row for ladder in shown for row in ladder.rows])
     caption = (
-        f"{shown[0].setting.words()}; batch {load_of(shown[0].rows[0]) or 'not recorded'}; {behind}. Each size at its best "
+        f"{shown[0].setting._replace(temperature=None).words()}; batch {load_of(shown[0].rows[0]) or 'not recorded'}; {behind}. Each size at its best "
         f"lookahead and token budget. {levels(spans)} Star: N*, the best measured draft. Dotted: the theory's count, which "
         "leaves memory and overhead out, at the measured α and its best lookahead."
     )
@@ -239,9 +245,7 @@ def _latency(ladders: Sequence[Ladder], name: str) -> Picture | None:
             if (place := distance(row, ladder.best)) is not None and (span := _latency_span(row, name))
         ]
         if len(points) >= LEAST_SIZES:
-            lines[f"{ladder.setting.target}, {METHODS.get(ladder.method, ladder.method)}"] = sorted(
-                points, key=lambda point: point[0]
-            )
+            lines[ladder.name] = sorted(points, key=lambda point: point[0])
     if not lines:
         return None
     spans = [span for line in lines.values() for _, span in line]
@@ -256,7 +260,7 @@ def _latency(ladders: Sequence[Ladder], name: str) -> Picture | None:
 
     rows = [row for ladder in ladders for row in ladder.rows]
     star = "N*: the draft with the greatest measured gain, at distance 0; N, M parameters of draft and target."
-    caption = f"{star} {ladders[0].setting.words()}; {requests(rows)}. {levels(spans)}"
+    caption = f"{star} {ladders[0].setting._replace(temperature=None).words()}; {requests(rows)}. {levels(spans)}"
     return Picture(
         f"sdsl-4-{name.removesuffix('_s')}", f"4. {title} by distance from the best size", caption, paint, 3.9
     )
