@@ -269,15 +269,20 @@ def of_draft(folder: str | Path) -> Shape:
     """The shape behind the folder of a trained draft, or behind its config.json; a head by its tensors where its config names a
     model, as vLLM's EAGLE-1/2 do.
     """
-    found, file = from_config(folder), Path(folder) / "model.safetensors"
-    if found.draft_head or not file.is_file():
-        return found
+    found = from_config(folder)
+    return as_eagle(found) if found.draft_head is None and b'"fc.weight"' in _tensor_names(Path(folder)) else found
+
+
+def _tensor_names(folder: Path) -> bytes:
+    """What lists a folder's tensors: the index of its shards, or its file's header; nothing where it holds no weights."""
+    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not file.is_file():
+        return index.read_bytes() if index.is_file() else b""
     with file.open("rb") as stored:
         length = int.from_bytes(stored.read(8), "little")
         if length > file.stat().st_size:
             raise ValueError(f"{file}: truncated or corrupt; export or download it again")
-        header = stored.read(length)  # names of tensors, before their values
-    return as_eagle(found) if b'"fc.weight"' in header else found
+        return stored.read(length)
 
 
 def as_eagle(shape: Shape) -> Shape:

@@ -475,3 +475,8 @@ def test_a_trained_head_is_told_by_its_tensors(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 16)
     with pytest.raises(ValueError, match="truncated or corrupt"):
         of_draft(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for name, head in (("fc.weight", "eagle"), ("model.norm.weight", None)):
+        shards = {"metadata": {}, "weight_map": {name: "model-00001-of-00002.safetensors"}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
+        assert of_draft(tmp_path).draft_head == head
