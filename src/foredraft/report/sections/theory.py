@@ -214,8 +214,8 @@ def _throughput(ladders: Sequence[Ladder], known: Mapping[tuple[Draft, float | N
 
     behind = requests([row for ladder in shown for row in ladder.rows])
     caption = (
-        f"{shown[0].setting._replace(temperature=None).words()}; batch {load_of(shown[0].rows[0]) or 'not recorded'}; {behind}. Each size at its best "
-        f"lookahead and token budget. {levels(spans)} Star: N*, the best measured draft. Dotted: the theory's count, which "
+        f"{shown[0].setting._replace(temperature=None).words()}; batch {load_of(shown[0].rows[0]) or 'not recorded'}; {behind}. "
+        f"Each size at its best lookahead and token budget. {levels(spans)} Star: N*, the best measured draft. Dotted: the theory's count, which "
         "leaves memory and overhead out, at the measured α and its best lookahead."
     )
     return Picture("sdsl-2-throughput", "2. Gain by the draft's size", caption, paint, 4.2)
