@@ -6,13 +6,16 @@ Three questions. Acceptance: each draft's chain by vLLM (float32), by our engine
 speculation, EAGLE-2 and Scylla at fixed lookaheads, and Scylla with the planner's schedule, each under every concurrency. Prediction: the
 cost law, calibrated on no speculation and one lookahead, against the other cells; the schedule against each fixed lookahead.
 
-A setting is a server; what it gave lies in the folder OUT/ and is not measured again (delete its file to repeat it). PATTERN is a regular
-expression on settings, such as scylla@ or accept. The planner sees what its user would: the settings of CALIBRATION and our own engine's
-acceptance. Times mean something on a quiet machine only. vLLM comes from `make peers` or `make test-engine`.
+A setting is a server, in turn with one of the bare target, so that a machine that is slower for a minute is so for both: its tokens/s are the
+mean gain over the other's in the same minute, times the other's mean over all. What it gave lies in the folder OUT/ and is not measured
+again (delete its file to repeat it). PATTERN is a regular expression on settings, such as scylla@ or accept. The planner sees what its user
+would: one lookahead, no speculation beside it, and our own engine's acceptance. Times mean something on a quiet machine only. vLLM comes
+from `make peers` or `make test-engine`.
 """
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -57,7 +60,7 @@ CHAIN = 5  # lookahead at which acceptance is compared
 TREES = ("5,4,16", "5,10,60")  # ours: as wide as pays here, and as EAGLE-2 is published
 LOOKAHEADS = (1, 2, 3, PUBLISHED)
 PLANNED = "planned"
-CALIBRATION = ("none", f"{SCYLLA}@3")  # a lookahead in the middle, with others to foretell on both sides
+NONE, KNOWN = "none", f"{SCYLLA}@3"  # calibrated on: a lookahead in the middle, with others to foretell on both sides
 LOADS, QUICK_LOADS = (1, 2, 4, 8, 16, 32), (1, 4)
 NEW, QUICK_NEW = 96, 24
 CONTEXT = 512
@@ -76,9 +79,9 @@ class Setting(NamedTuple):
 ACCEPT = [Setting(f"accept-{draft}", draft, CHAIN, True) for draft in DRAFTS]
 FIXED = [Setting(f"{draft}@{k}", draft, k) for draft in (SCYLLA, EAGLE) for k in LOOKAHEADS]
 SETTINGS = [
-    *ACCEPT, Setting("none"), *sorted(FIXED, key=lambda one: one.name not in CALIBRATION), Setting(PLANNED, SCYLLA),
+    *ACCEPT, *sorted(FIXED, key=lambda one: one.name != KNOWN), Setting(PLANNED, SCYLLA),
 ]  # fmt: skip
-QUICK = (f"accept-{SCYLLA}", *CALIBRATION, f"{SCYLLA}@2", f"{EAGLE}@{PUBLISHED}", PLANNED)
+QUICK = (f"accept-{SCYLLA}", KNOWN, f"{SCYLLA}@2", f"{EAGLE}@{PUBLISHED}", PLANNED)
 
 
 class Bench(NamedTuple):
@@ -111,8 +114,9 @@ def main() -> None:
     for draft in DRAFTS:
         _own(bench, draft)
     names = [one.name for one in SETTINGS if not asked.quick or one.name in QUICK]
-    for setting in SETTINGS:
-        if setting.name in names and re.search(asked.only, setting.name) and not bench.of(setting.name).is_file():
+    wanted = [one for one in SETTINGS if one.name in names and re.search(asked.only, one.name)]
+    for setting in wanted:
+        if not bench.of(setting.name).is_file():
             records.write_lines(bench.of(setting.name), _measured(bench, setting, machine))
             _say(f"wrote {bench.of(setting.name)}")
     rows = {one.name: _rows(bench.of(one.name)) for one in SETTINGS if bench.of(one.name).is_file()}
@@ -142,16 +146,29 @@ def _write(
     )
     target = shapes.from_config(TARGET)
     found = {"conditions": _conditions(bench, rows), "acceptance": served_figures.acceptance(own, rows)}
-    speeds = {name: of for name, of in rows.items() if not name.startswith("accept-")}
+    speeds = _levelled({name: of for name, of in rows.items() if not name.startswith("accept-")})
     found["throughput"] = served_figures.throughput(speeds, f"{EAGLE}@{PUBLISHED}", PLANNED)
-    if set(CALIBRATION) <= set(speeds):
-        fixed = {name: of for name, of in speeds.items() if name == "none" or name.startswith(f"{SCYLLA}@")}
-        found["prediction"] = served_figures.prediction(target, machine, bench.dtype, fixed, CALIBRATION, own[SCYLLA])
+    if KNOWN in speeds:
+        fixed = {name: of for name, of in speeds.items() if name == NONE or name.startswith(f"{SCYLLA}@")}
+        found["prediction"] = served_figures.prediction(target, machine, bench.dtype, fixed, (NONE, KNOWN), own[SCYLLA])
     if PLANNED in speeds:
         made = records.read(Plan, bench.folder / "Plan.json")
         found["schedule"] = served_figures.schedule(made, speeds, PLANNED, f"{SCYLLA}@")
     records.write(out, msgspec.to_builtins(found, str_keys=True))
     _say(f"wrote {out}, {bench.folder / 'observations.jsonl'}")
+
+
+def _levelled(rows: dict[str, list[Observation]]) -> dict[str, list[Observation]]:
+    """By setting, and of no speculation: tokens/s as they would be had every setting met the machine at its mean."""
+    bare = [row for of in rows.values() for row in of if row.method == "none"]
+    mean = served_figures.speeds(bare)
+    drafted = {name: [row for row in of if row.method != "none"] for name, of in rows.items()}
+    return {NONE: bare} | {
+        name: [
+            msgspec.structs.replace(row, output_tok_s=(row.speedup or 0.0) * mean[row.concurrency or 0]) for row in of
+        ]
+        for name, of in drafted.items()
+    }
 
 
 def _conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, Any]:
@@ -201,10 +218,9 @@ def _foredraft(*words: object) -> None:
 
 def _plan(bench: Bench, machine: Machine) -> Plan:
     """Scylla's schedule, from the settings of CALIBRATION and our own engine's acceptance."""
-    missing = [name for name in CALIBRATION if not bench.of(name).is_file()]
-    if missing:
-        raise SystemExit(f"{PLANNED} needs {' and '.join(missing)}: leave out --only, or measure them first")
-    seen = [row for name in CALIBRATION for row in _rows(bench.of(name))]
+    if not bench.of(KNOWN).is_file():
+        raise SystemExit(f"{PLANNED} needs {KNOWN}: leave out --only, or measure it first")
+    seen = _rows(bench.of(KNOWN))
     chains = [row for row in _rows(bench.of(f"own-{SCYLLA}")) if (row.topk or 1) == 1]
     target = shapes.from_config(TARGET)
     workload = Workload(
@@ -225,13 +241,17 @@ def _mean(values: Iterable[float | None]) -> float:
 
 
 def _measured(bench: Bench, setting: Setting, machine: Machine) -> list[Observation]:
-    """A row for each round and load of a setting."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = _command(bench, setting, machine, Path(folder))
-        _say(f"starting vLLM: {setting.name}")
-        given = vllm_server.environment(bench.python, bench.threads) | _preload(bench.python)
-        with vllm_server.serving(command, given, Path(folder) / "log") as url:
-            return asyncio.run(_loads(bench, setting, machine, url))
+    """A row for each round and load of a setting, and of the bare target in turn."""
+    given = vllm_server.environment(bench.python, bench.threads) | _preload(bench.python)
+    with contextlib.ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        settings = [setting] if setting.accept else [Setting(NONE), setting]
+        urls = []
+        for one in settings:
+            _say(f"starting vLLM: {one.name}")
+            command = _command(bench, one, machine, folder)
+            urls.append(running.enter_context(vllm_server.serving(command, given, folder / f"{one.name}.log")))
+        return asyncio.run(_loads(bench, list(zip(settings, urls, strict=True)), machine))
 
 
 def _preload(python: Path) -> dict[str, str]:
@@ -260,18 +280,27 @@ def _command(bench: Bench, setting: Setting, machine: Machine, folder: Path) -> 
 
 def _num_requests(load: int) -> int:
     """So many that the load's beginning and end weigh little."""
-    return max(16, 3 * load)
+    return max(16, 4 * load)
 
 
-async def _loads(bench: Bench, setting: Setting, machine: Machine, url: str) -> list[Observation]:
+async def _loads(bench: Bench, servers: list[tuple[Setting, str]], machine: Machine) -> list[Observation]:
+    """Of one server its acceptance; of two every load, on each in turn, and the gain of the second over the first."""
     questions = read_questions(PROMPTS, Skips("stop"))
-    loads = (1,) if setting.accept else bench.loads
-    await _load(bench, setting, machine, url, questions, max(loads), 8)  # warms up
+    for setting, url in servers:
+        await _load(bench, setting, machine, url, questions, 1 if setting.accept else max(bench.loads), 8)  # warms up
+    if len(servers) == 1:
+        ((setting, url),) = servers
+        return [await _load(bench, setting, machine, url, questions, 1, bench.new)]
     rows = []
-    for _ in range(1 if setting.accept else bench.rounds):
-        for load in loads:
-            rows.append(await _load(bench, setting, machine, url, questions, load, bench.new))
-            _say(f"{setting.name}, concurrency {load}: {rows[-1].output_tok_s or 0:.0f} tokens/s")
+    for number in range(bench.rounds):
+        for load in bench.loads:
+            pair = {}
+            for setting, url in servers[:: 1 if number % 2 else -1]:
+                pair[setting.name] = await _load(bench, setting, machine, url, questions, load, bench.new)
+            bare, drafted = (pair[setting.name] for setting, _ in servers)
+            gain = (drafted.output_tok_s or 0.0) / (bare.output_tok_s or 1.0)
+            rows += [bare, msgspec.structs.replace(drafted, speedup=gain)]
+            _say(f"{servers[1][0].name}, concurrency {load}: {drafted.output_tok_s or 0:.0f} tokens/s, × {gain:.2f}")
     return rows
 
 

@@ -2,7 +2,8 @@
 
     python recipes/experiment/laws.py OBSERVATIONS.jsonl OUT.json
 
-Held out are, of each target and recipe, the largest draft, the deepest head, the longest budget and the widest tree. By law, target,
+Held out are, of each target and recipe, the largest draft, the deepest head and the longest budget; of the laws in width the widest
+tree. By law, target,
 recipe and temperature: rows held out, mean error absolute and relative, how many lay inside the 90 % interval of one further run; and
 the range of R² over the fits to the rest.
 """
@@ -16,6 +17,7 @@ import numpy as np
 
 from foredraft import records
 from foredraft.laws.fit import by_range, fit_all
+from foredraft.laws.forms import law_named
 from foredraft.laws.held_out import HeldOut, determined, judge, without_largest
 from foredraft.records import Observation
 
@@ -39,15 +41,19 @@ def summary(held: list[HeldOut], r_squared: list[float]) -> dict[str, Any]:
 
 
 def main(observations: Path, out: Path) -> None:
-    kept, away = without_largest(records.read_lines(Observation, observations))
+    rows = records.read_lines(Observation, observations)
     judged: dict[Key, list[HeldOut]] = defaultdict(list)
     fitted: dict[Key, list[float]] = defaultdict(list)
-    for fit in fit_all(kept)[0]:
-        for one in judge(fit, away):
-            judged[place(fit.law, one.row)].append(one)
-        inside = by_range(fit, kept)[0]
-        if inside and (value := determined(fit, kept)) is not None:
-            fitted[place(fit.law, inside[0])].append(value)
+    for dials, wide in ((("draft_params", "draft_layers", "draft_tokens"), False), (("tree_nodes",), True)):
+        kept, away = without_largest(rows, dials)
+        for fit in fit_all(kept)[0]:
+            if (law_named(fit.law).leading == "tree_nodes") is not wide:
+                continue
+            for one in judge(fit, away):
+                judged[place(fit.law, one.row)].append(one)
+            inside = by_range(fit, kept)[0]
+            if inside and (value := determined(fit, kept)) is not None:
+                fitted[place(fit.law, inside[0])].append(value)
     made = [
         {"law": law, "target": target, "family": family, "temperature": heat} | summary(judged[key], fitted[key])
         for key in sorted({*judged, *fitted}, key=str)
