@@ -230,6 +230,18 @@ def test_a_speculators_folder_is_nested_and_stands_alone(
     assert torch.equal(tensors["embed_tokens.weight"], target.embed_tokens.weight)
 
 
+def test_a_head_over_the_whole_vocabulary_has_a_map_in_other_runtimes(
+    drafts: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    whole = exported(drafts, "eagle3 whole vocabulary", checkpoint, tmp_path / "whole", format="hf")
+    tensors = safetensors.torch.load_file(whole / "model.safetensors")
+    assert torch.equal(tensors["d2t"], torch.zeros(VOCAB, dtype=torch.int64))
+    assert torch.equal(tensors["t2d"], torch.ones(VOCAB, dtype=torch.bool))
+    assert {one.code for one in errors(check(whole, checkpoint, "vllm"))} == {"d2t-spare"}, "vLLM has --format vllm"
+    half = exported(drafts, "eagle3", checkpoint, tmp_path / "half", format="hf")
+    assert errors(check(half, checkpoint, "vllm")) == []
+
+
 # Faults, planted one by one in a good folder; each must be caught by its own code.
 
 Change = Callable[[Path], object]

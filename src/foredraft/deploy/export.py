@@ -25,6 +25,7 @@ from foredraft.deploy.vocabulary import copy_tokenizer, fitted, vocabulary
 from foredraft.models.checkpoint import SINGLE
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import IDS, save_head
+from foredraft.models.heads import Eagle3Head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
 
@@ -128,12 +129,18 @@ def _refuse(draft: Draft, format: str) -> None:
 
 
 def _engines(draft: Draft, format: str) -> tuple[str, ...]:
-    """The engines whose rules a folder of this format keeps: models and plain EAGLE-3 heads load in both."""
-    shape = draft.shape
-    if draft.kind == "eagle" and format == "sglang":
+    """The engines whose rules a folder of this format keeps: models and plain EAGLE-3 heads load in both, but vLLM stops at a map
+    that maps nothing.
+    """
+    if (draft.kind == "eagle" and format == "sglang") or (format == "hf" and _maps_nothing(draft)):
         return ("sglang",)
-    own_class = draft.kind == "eagle3" and (shape.qkv_bias or shape.mlp_bias or shape.qk_norm)
-    return ("vllm",) if format == "speculators" or draft.kind == "eagle" or own_class else ("vllm", "sglang")
+    return ("vllm",) if format == "speculators" or draft.kind == "eagle" or _own_class(draft) else ("vllm", "sglang")
+
+
+def _own_class(draft: Draft) -> bool:
+    """Whether an EAGLE-3 head has what vLLM alone computes: biases, or norms of queries and keys."""
+    shape = draft.shape
+    return draft.kind == "eagle3" and (shape.qkv_bias or shape.mlp_bias or shape.qk_norm)
 
 
 def _weights(
@@ -151,6 +158,8 @@ def _weights(
         notes = _with_embedding(draft.model, target, folder, dtype)
         if settings.format == "speculators":
             _as_speculators(folder, settings, target, config)
+        elif _maps_nothing(draft):
+            _with_map(folder, draft.shape.vocab_size)
         return notes
     return []
 
@@ -189,6 +198,20 @@ def _with_embedding(head: Head, target: Path, folder: Path, dtype: torch.dtype) 
     tensors = safetensors.torch.load_file(folder / SINGLE) | {"embed_tokens.weight": table.to(dtype).contiguous()}
     records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     return []
+
+
+def _maps_nothing(draft: Draft) -> bool:
+    """Whether a plain EAGLE-3 head drafts the whole vocabulary, each token under its own id."""
+    head = draft.model
+    whole = isinstance(head, Eagle3Head) and len(head.d2t) == draft.shape.vocab_size and not bool(head.d2t.any())
+    return whole and not _own_class(draft)
+
+
+def _with_map(folder: Path, vocab_size: int) -> None:
+    """The map that maps nothing: OpenVINO's exporter (optimum-intel 2.2) leaves one that is missing as memory held it."""
+    tensors = safetensors.torch.load_file(folder / SINGLE)
+    maps = {"d2t": torch.zeros(vocab_size, dtype=torch.int64), "t2d": torch.ones(vocab_size, dtype=torch.bool)}
+    records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors | maps, metadata={"format": "pt"}))
 
 
 def _as_speculators(folder: Path, settings: Settings, target: Path, config: dict[str, Any]) -> None:
