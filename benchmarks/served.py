@@ -6,11 +6,10 @@ Three questions. Acceptance: each draft's chain by vLLM (float32), by our engine
 speculation, EAGLE-2 and Scylla at fixed lookaheads, and Scylla with the planner's schedule, each under every concurrency. Prediction: the
 cost law, calibrated on no speculation and one lookahead, against the other cells; the schedule against each fixed lookahead.
 
-A setting is a server, in turn with one of the bare target, so that a machine that is slower for a minute is so for both: its tokens/s are the
-mean gain over the other's in the same minute, times the other's mean over all. What it gave lies in the folder OUT/ and is not measured
-again (delete its file to repeat it). PATTERN is a regular expression on settings, such as scylla@ or accept. The planner sees what its user
-would: one lookahead, no speculation beside it, and our own engine's acceptance. Times mean something on a quiet machine only. vLLM comes
-from `make peers` or `make test-engine`.
+A setting is a server, in turn with one of the bare target, whose tokens/s are thus known over the whole run: they swing most. What a setting
+gave lies in the folder OUT/ and is not measured again (delete its file to repeat it). PATTERN is a regular expression on settings, such as
+scylla@ or accept. The planner sees what its user would: one lookahead, no speculation beside it, and our own engine's acceptance. Times mean
+something on a quiet machine only; on two cores, --threads 1 leaves one to the client. vLLM comes from `make peers` or `make test-engine`.
 """
 
 import argparse
@@ -146,7 +145,7 @@ def _write(
     )
     target = shapes.from_config(TARGET)
     found = {"conditions": _conditions(bench, rows), "acceptance": served_figures.acceptance(own, rows)}
-    speeds = _levelled({name: of for name, of in rows.items() if not name.startswith("accept-")})
+    speeds = _by_setting({name: of for name, of in rows.items() if not name.startswith("accept-")})
     found["throughput"] = served_figures.throughput(speeds, f"{EAGLE}@{PUBLISHED}", PLANNED)
     if KNOWN in speeds:
         fixed = {name: of for name, of in speeds.items() if name == NONE or name.startswith(f"{SCYLLA}@")}
@@ -158,17 +157,10 @@ def _write(
     _say(f"wrote {out}, {bench.folder / 'observations.jsonl'}")
 
 
-def _levelled(rows: dict[str, list[Observation]]) -> dict[str, list[Observation]]:
-    """By setting, and of no speculation: tokens/s as they would be had every setting met the machine at its mean."""
-    bare = [row for of in rows.values() for row in of if row.method == "none"]
-    mean = served_figures.speeds(bare)
+def _by_setting(rows: dict[str, list[Observation]]) -> dict[str, list[Observation]]:
+    """No speculation apart, as it was measured beside every setting."""
     drafted = {name: [row for row in of if row.method != "none"] for name, of in rows.items()}
-    return {NONE: bare} | {
-        name: [
-            msgspec.structs.replace(row, output_tok_s=(row.speedup or 0.0) * mean[row.concurrency or 0]) for row in of
-        ]
-        for name, of in drafted.items()
-    }
+    return {NONE: [row for of in rows.values() for row in of if row.method == "none"]} | drafted
 
 
 def _conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, Any]:

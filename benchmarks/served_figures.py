@@ -67,6 +67,12 @@ def _spread(rows: Sequence[Observation]) -> float | None:
     return max(ratios, default=None)
 
 
+def _means(rows: Sequence[Observation]) -> list[Observation]:
+    """A row for each load, with the mean tokens/s of its rounds."""
+    first = {load(row): row for row in reversed(rows)}
+    return [msgspec.structs.replace(first[at], output_tok_s=speed) for at, speed in speeds(rows).items()]
+
+
 def prediction(
     target: Shape, machine: Machine, dtype: str, rows: Rows, known: Sequence[str], own: Sequence[Observation]
 ) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def prediction(
     chain = max((row for row in own if (row.topk or 1) == 1), key=lambda row: row.lookahead or 0)
     cells = []
     for name in (one for one in rows if one not in known):
-        for one in timed(place, rows[name], 0.0):
+        for one in timed(place, _means(rows[name]), 0.0):
             tau = 1 + sum((chain.survival or ())[: int(one.row.depth)])
             told, foreseen = (
                 float(predict_served([one.server], [row], fit.knobs)[0])

@@ -61,6 +61,7 @@ def table() -> str:
         ),
         ("SDSL Table 5, N* of four targets", f"{sdsl['table_5_worst_relative_error']:.2%} worst error"),
         *_experiment(),
+        *_served(),
         *(_race(name, races[name]) for name in RACES if name in races),
         (
             "one step's pass in float32, 100 M Llama, 1 token: share of the memory's read rate; 5 and 16 tokens over one",
@@ -113,6 +114,28 @@ def _experiment() -> list[tuple[str, str]]:
             ", ".join(f"{one:.1%}" for one in lost),
         ),
         *(_leads(compared["leads"][f"temperature {heat}"], heat) for heat in (0, 1)),
+    ]
+
+
+def _served() -> list[tuple[str, str]]:
+    """The zoo's drafts on vLLM's server (benchmarks/served.py)."""
+    found = _read("served.json")
+    speeds, foretold = found["throughput"], found["prediction"]
+    loads = sorted(speeds["planned_over_none"], key=int)
+    over = "; ".join(
+        ", ".join(f"{speeds[key][load]:.2f}×" for load in loads)
+        for key in ("planned_over_published", "planned_over_none")
+    )
+    return [
+        (
+            "acceptance by position in vLLM less our engine's, four drafts, chains of 5: largest difference",
+            f"{max(one['most_apart'] for one in found['acceptance'].values()):.3f}",
+        ),
+        (f"Scylla as planned on vLLM (CPU) over EAGLE-2 as published; over no draft, {', '.join(loads)} clients", over),
+        (
+            "tokens/s there at other lookaheads from no draft and one; lost by the planned schedule to the best fixed lookahead",
+            f"{foretold['error']['mean']:.1%} mean error; {found['schedule']['regret_mean']:.1%}",
+        ),
     ]
 
 
