@@ -30,7 +30,7 @@ results: .venv/.dev ## measure what README claims (the peers by make peers-bench
 	$(BIN)/python benchmarks/near_ties.py results/near_ties.json
 	$(BIN)/python recipes/experiment/laws.py results/experiment/observations.jsonl results/experiment/laws.json
 	$(BIN)/foredraft validate results/experiment/observations.jsonl --target zoo/tales-11m --machine results/experiment/machine.json --out results/experiment > /dev/null
-	$(BIN)/python recipes/experiment/compare.py results/experiment/measurements.jsonl results/experiment/hindsight.json results/experiment > /dev/null
+	$(BIN)/python recipes/experiment/compare.py results/experiment/hindsight.json results/experiment results/experiment/measurements.jsonl > /dev/null
 	$(BIN)/python recipes/readme_table.py README.md
 
 peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is measured against, each in a venv of its own

@@ -16,6 +16,11 @@ RESULTS = Path(__file__).parents[1] / "results"
 WRONG_DEFAULTS = ("fixed costs × 0.4", "fixed costs × 2.5", "bandwidth 0.6, compute 0.45", "all of them low")
 RACES = ("31m-float32-b1", "31m-float32-b8", "31m-bfloat16-b1", "31m-bfloat16-b8", "100m-float32-b1", "100m-float32-b8")
 TARGET, SCYLLA = "tales-11m", "scylla-L2-d2.4M-then"
+RIVALS = {
+    "eagle2": "EAGLE-2 (1.6 M tokens: the answers once)",
+    "eagle3": "EAGLE-3 (the same)",
+    "eagle2-long": "EAGLE-2 of 2.65 M tokens",
+}
 FORMATS = {"relative_error": ".1%", "error": ".3f"}
 START, END = "<!-- results -->\n", "<!-- /results -->"
 
@@ -140,9 +145,9 @@ def _served() -> list[tuple[str, str]]:
 
 
 def _leads(leads: dict[str, Any], heat: int) -> tuple[str, str]:
-    over = {rival: leads[f"{SCYLLA} over {rival}"] for rival in ("eagle2", "eagle3")}
+    over = {name: leads[key] for rival, name in RIVALS.items() if (key := f"{SCYLLA} over {rival}") in leads}
     figures = (f"{x['lead']:+.2f} ({x['low']:+.2f} to {x['high']:+.2f})" for x in over.values())
-    return f"τ of Scylla (2 layers) over EAGLE-2, over EAGLE-3, trees of 60 nodes, 7 categories, T = {heat}", "; ".join(
+    return f"τ of Scylla (2 layers, 2.65 M tokens) over {'; '.join(over)}; trees of 60 nodes, T = {heat}", "; ".join(
         figures
     )
 

@@ -1,9 +1,9 @@
 """Scylla against EAGLE-2 and EAGLE-3 from what a sweep of grid.json measured.
 
-    python recipes/experiment/compare.py MEASUREMENTS.jsonl HINDSIGHT.json OUT
+    python recipes/experiment/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl...
 
-OUT/compared.json holds the tables, OUT/measurements.jsonl those of the measurements that they and the report rest on (of a table that
-lies there already they are all that is needed).
+OUT/compared.json holds the tables, OUT/measurements.jsonl those of the measurements that they and the report rest on; given that file
+again, the same comes out. A draft called eagle2-long is EAGLE-2 trained on as many tokens as Scylla.
 
 Tokens per step by category and temperature, in trees as EAGLE-2 and EAGLE-3 were published (60 nodes); Scylla's lead over both,
 averaged over categories. Its interval takes the two sides' errors for independent, which on the same prompts they are not: it is
@@ -23,7 +23,7 @@ from foredraft import records
 from foredraft.records import Estimate, Hindsight, Measurement
 
 PUBLISHED = 59  # nodes beside the root
-RIVALS = "eagle2", "eagle3"
+RIVALS = "eagle2", "eagle3", "eagle2-long"
 Z = 1.645  # half of a 90 % interval in standard errors
 
 
@@ -82,8 +82,8 @@ def kept(rows: Iterable[Measurement]) -> list[Measurement]:
     return [row for row in rows if row.category is None or row.observation.tree_nodes == PUBLISHED]
 
 
-def main(measurements: Path, hindsight: Path, out: Path) -> None:
-    whole = kept(records.read_lines(Measurement, measurements))
+def main(hindsight: Path, out: Path, *measurements: Path) -> None:
+    whole = kept(row for file in measurements for row in records.read_lines(Measurement, file))
     rows = heads(whole)
     made: dict[str, Any] = {"tokens_per_step": {}, "leads": {}}
     for temperature in (0.0, 1.0):
