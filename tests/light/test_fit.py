@@ -21,6 +21,7 @@ from foredraft.laws.fit import (
     fit,
     fit_all,
     missing_fields,
+    outcome,
     predict,
     predict_draws,
     run_sd,
@@ -583,6 +584,13 @@ def test_fit_all_reports_every_law_and_pool() -> None:
         "accept_gap[besiroglu]",
     }
     assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_a_trees_survival_is_no_alpha() -> None:
+    """A tree's position is passed by any of its branches; the same numbers of a chain are an α."""
+    chain = observe("a", survival=(0.5, 0.25), steps=100, lookahead=2, topk=1)
+    assert outcome(forms.ACCEPT_SIZE, chain) == pytest.approx(0.5)
+    assert outcome(forms.ACCEPT_SIZE, msgspec.structs.replace(chain, topk=4, tree_nodes=16)) is None
 
 
 def test_alpha_from_counts() -> None:

@@ -25,7 +25,11 @@ MIN_SLOPE = 1e-3  # of a bounded link at its very ends
 
 
 def _counts(row: Observation) -> tuple[float, float] | None:
-    """(accepted, tried) tokens behind a constant α: from survival and steps, or from a run at lookahead 1."""
+    """(accepted, tried) tokens behind a constant α: from survival and steps, or from a run at lookahead 1; None of a tree, whose
+    positions have several tries.
+    """
+    if (row.topk or 1) > 1:
+        return None
     if row.survival and row.steps:
         reached = (1.0, *row.survival)
         return row.steps * sum(row.survival), row.steps * sum(reached[:-1])
