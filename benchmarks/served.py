@@ -113,9 +113,8 @@ def main() -> None:
     for draft in DRAFTS:
         _own(bench, draft)
     names = [one.name for one in SETTINGS if not asked.quick or one.name in QUICK]
-    wanted = [one for one in SETTINGS if one.name in names and re.search(asked.only, one.name)]
-    for setting in wanted:
-        if not bench.of(setting.name).is_file():
+    for setting in SETTINGS:
+        if setting.name in names and re.search(asked.only, setting.name) and not bench.of(setting.name).is_file():
             records.write_lines(bench.of(setting.name), _measured(bench, setting, machine))
             _say(f"wrote {bench.of(setting.name)}")
     rows = {one.name: _rows(bench.of(one.name)) for one in SETTINGS if bench.of(one.name).is_file()}
@@ -290,9 +289,12 @@ async def _loads(bench: Bench, servers: list[tuple[Setting, str]], machine: Mach
             for setting, url in servers[:: 1 if number % 2 else -1]:
                 pair[setting.name] = await _load(bench, setting, machine, url, questions, load, bench.new)
             bare, drafted = (pair[setting.name] for setting, _ in servers)
-            gain = (drafted.output_tok_s or 0.0) / (bare.output_tok_s or 1.0)
-            rows += [bare, msgspec.structs.replace(drafted, speedup=gain)]
-            _say(f"{servers[1][0].name}, concurrency {load}: {drafted.output_tok_s or 0:.0f} tokens/s, × {gain:.2f}")
+            if drafted.output_tok_s and bare.output_tok_s:
+                drafted = msgspec.structs.replace(drafted, speedup=drafted.output_tok_s / bare.output_tok_s)
+                _say(
+                    f"{servers[1][0].name}, concurrency {load}: {drafted.output_tok_s:.0f} tokens/s, × {drafted.speedup:.2f}"
+                )
+            rows += [bare, drafted]
     return rows
 
 

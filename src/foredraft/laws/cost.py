@@ -38,9 +38,8 @@ class Efficiency(Record, frozen=True):
 
     Defaults: published rows of vLLM on H100 (Qwen3-32B with three drafts, Llama-3.1-8B), see docs/log.md. `reserve`
     and `speculation_reserve` are the shares of memory that activations, graphs and the drafter's buffers keep from
-    the KV cache (four measured capacities); no published rows tell
-    `tree_level_s`; `occupancy` is the share of the cache that sequences fill when they
-    compete for it, the rest lost to admission and preemption.
+    the KV cache (four measured capacities); no published rows tell `tree_level_s`; `occupancy`
+    is the share of the cache that sequences fill when they compete for it, the rest lost to admission and preemption.
     """
 
     bandwidth: float = 0.8
