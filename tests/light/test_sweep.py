@@ -173,6 +173,17 @@ def test_a_measurement_says_the_tokens_of_its_export_and_the_run_it_came_from():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("init", "says"), [("@scylla-L2", "101024"), ("@scylla-L2-d20k-then", "21024"), ("somewhere/final", None)]
+)
+def test_a_draft_that_goes_on_from_another_was_trained_on_the_tokens_of_both(init, says):
+    recipe = {"model": {"kind": "eagle3", "layers": 2, "init": init}, "stages": [{"tokens": 1024}]}
+    entry = {"spec": ["@3"], "of": ["long"]}
+    cells = by_name(expand(grid(drafts=GRID["drafts"] | {"long": {"recipe": recipe}}, measure=[entry])))
+    words = cells["long-m1-b1-t0"].words
+    assert (words[words.index("--draft-tokens") + 1] if "--draft-tokens" in words else None) == says
+
+
 def test_stems_are_measured_where_asked():
     entry = {"spec": ["@3"], "of": ["scylla-*"], "stems": True}
     cells = by_name(expand(grid(measure=[entry])))

@@ -50,7 +50,7 @@ def expand(grid: Grid) -> list[Cell]:
     cells = [_named(name, cell, grid) for name, cell in grid.cells.items()]
     drafts: list[Draft] = []
     for name, family in grid.drafts.items():
-        made = family_of(name, family, grid)
+        made = family_of(name, family, grid, {draft.where: draft.tokens for draft in drafts})
         cells += made.cells
         drafts += made.drafts
     found = [
@@ -82,8 +82,8 @@ def _named(name: str, cell: Named, grid: Grid) -> Cell:
     return Cell(name=name, words=cell.run, inputs=given(cell.reads), alone=cell.alone, kin=" ".join(cell.run[:2]))
 
 
-def family_of(name: str, family: Drafts, grid: Grid) -> Family:
-    """Cells and drafts of `drafts.NAME`."""
+def family_of(name: str, family: Drafts, grid: Grid, trained: Mapping[str, float | None] | None = None) -> Family:
+    """Cells and drafts of `drafts.NAME`; `trained`: the tokens of earlier drafts, by reference, which a recipe's `init` may name."""
     if family.folder:
         return Family([], [Draft(name, family.folder, None, name)])
     cells: list[Cell] = []
@@ -96,6 +96,8 @@ def family_of(name: str, family: Drafts, grid: Grid) -> Family:
                 f"drafts.{name}.recipe.stages: tokens is the budget of one stage; say what follows as then"
             )
         runs, made = _runs(label, recipe, name, family, grid)
+        before = (trained or {}).get(init) if (init := recipe["model"].get("init")) else 0.0
+        made = [draft._replace(tokens=_sum(before, draft.tokens)) for draft in made]
         cells += runs
         drafts += made
         for draft in made if family.then else ():
@@ -103,6 +105,10 @@ def family_of(name: str, family: Drafts, grid: Grid) -> Family:
             cells.append(_then(draft, recipe, name, family, grid))
             drafts.append(Draft(after, f"@{after}", draft.tokens, draft.run, f"{name}-then"))
     return Family(cells, drafts)
+
+
+def _sum(before: float | None, tokens: float | None) -> float | None:
+    return None if before is None or tokens is None else before + tokens
 
 
 def _labels(**dials: float | None) -> Iterator[str]:
