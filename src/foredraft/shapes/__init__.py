@@ -1,0 +1,14 @@
+"""The shape of a transformer: of targets, drafts and draft heads, from configs, by a public name, or sized for a target.
+
+Refuses to know: torch, tokenizers, how fast anything runs.
+"""
+
+from foredraft.shapes.config import as_eagle, from_config, of_draft, unfolded
+from foredraft.shapes.counts import BYTES_PER_VALUE, Shape, bytes_per_value
+from foredraft.shapes.drafts import LEAST_BODY, eagle3_head, eagle_head, scaled
+from foredraft.shapes.public import known_shapes, shape
+
+__all__ = [
+    "BYTES_PER_VALUE", "LEAST_BODY", "Shape", "as_eagle", "bytes_per_value", "eagle3_head", "eagle_head", "from_config", "known_shapes",
+    "of_draft", "scaled", "shape", "unfolded",
+]  # fmt: skip

@@ -1,0 +1,106 @@
+"""Drafts for a target: EAGLE heads of its widths, and smaller models of its family."""
+
+import math
+
+import msgspec
+
+from foredraft.shapes.counts import Shape
+
+
+def eagle3_head(target: Shape, num_layers: int = 1, draft_vocab: int = 32000) -> Shape:
+    """EAGLE-3 head (arXiv:2503.01840): fc 3H → H, q/k/v of layer 0 from 2H, own LM head over `draft_vocab` tokens.
+
+    Llama-style layers of the target's widths, without biases; the embedding is the target's.
+    """
+    if draft_vocab > target.vocab_size:
+        raise ValueError(f"draft_vocab ({draft_vocab}) must not exceed the target's vocab_size ({target.vocab_size})")
+    return _head(target, "eagle3", num_layers, draft_vocab)
+
+
+def eagle_head(target: Shape, num_layers: int = 1) -> Shape:
+    """EAGLE-1/2 head (arXiv:2401.15077): fc 2H → H, no input norm in layer 0, no final norm, both tables borrowed."""
+    return _head(target, "eagle", num_layers, None)
+
+
+def _head(target: Shape, kind: str, num_layers: int, draft_vocab: int | None) -> Shape:
+    if target.embed_dim:
+        raise ValueError(f"{target.name}: an EAGLE head needs embed_dim equal to hidden_size ({target.hidden_size})")
+    return Shape(
+        name=f"{target.name}-{kind}-{num_layers}L", family="llama", draft_head=kind, num_layers=num_layers,
+        hidden_size=target.hidden_size, num_heads=target.num_heads, num_kv_heads=target.num_kv_heads,
+        head_dim=target.head_dim, intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
+        draft_vocab_size=draft_vocab, target_hidden_size=target.hidden_size, final_norm=kind == "eagle3",
+        max_position_embeddings=target.max_position_embeddings,
+    )  # fmt: skip
+
+
+LEAST_BODY = 5e4  # non-embedding parameters of the smallest model that `scaled` builds
+_DENSE_SIBLING = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3"}
+
+
+def scaled(target: Shape, params: float) -> Shape:
+    """A buildable small LM of the target's family and vocabulary with about `params` non-embedding parameters.
+
+    Within 5 % from 5e6 on. Width over depth grows from 64 at 1e8 to 128 at 1e10 parameters, as in the public families;
+    grouped queries as in the target; dense where the target is a mixture of experts. The embedding is tied where it
+    exceeds a tenth of `params`, about where Llama-3.2, Qwen2.5 and Qwen3 stop tying theirs.
+    """
+    if not (math.isfinite(params) and params >= LEAST_BODY):
+        raise ValueError(f"params must be at least 5e4 non-embedding parameters, got {params}")
+    widths = (*range(64, 1024, 64), *range(1024, 32769, 128))
+    candidates = [c for hidden in widths for c in _of_width(target, hidden, params)]
+    best = min(candidates, key=lambda c: _misfit(c, target, params))
+    tied = target.tie_embeddings or best.vocab_size * best.hidden_size > 0.1 * params
+    return msgspec.structs.replace(best, name=f"{target.name}-scaled-{params:.3g}", tie_embeddings=tied)
+
+
+def _of_width(target: Shape, hidden: int, params: float) -> list[Shape]:
+    """The shapes of one width at the two depths around the request, the MLP's width taking up the rest."""
+    step = 16 if hidden < 512 else 64
+    draft = _with_width(target, hidden, max(step, round(_mlp_ratio(target) * hidden / step) * step))
+    ends = draft.non_embedding_params - _layers_only(draft)
+    depth = (params - ends) / _layers_only(draft)
+    found = []
+    for num_layers in {math.floor(depth), math.ceil(depth)}:
+        if 1 <= num_layers <= 160:
+            slope = (3 if draft.gated_mlp else 2) * hidden
+            short = ((params - ends) / num_layers - _layers_only(draft)) / slope
+            mlp = max(step, draft.intermediate_size + round(short / step) * step)
+            found.append(msgspec.structs.replace(draft, num_layers=num_layers, intermediate_size=mlp))
+    return found or [draft]
+
+
+def _layers_only(draft: Shape) -> int:
+    """Parameters of one layer, from the difference that a second one makes."""
+    more = msgspec.structs.replace(draft, num_layers=draft.num_layers + 1)
+    return more.non_embedding_params - draft.non_embedding_params
+
+
+def _mlp_ratio(target: Shape) -> float:
+    """MLP width over hidden size, held to what small models of the public families use."""
+    low, high = (2.5, 4.0) if target.gated_mlp else (4.0, 4.0)
+    return min(max(target.intermediate_size / target.hidden_size, low), high)
+
+
+def _with_width(target: Shape, hidden: int, intermediate: int) -> Shape:
+    """One layer of the target's kind at another width."""
+    head_dim = 128 if hidden >= 1024 and target.head_dim >= 128 else 64
+    num_heads, group = hidden // head_dim, target.num_heads // target.num_kv_heads
+    group = max(g for g in range(1, group + 1) if num_heads % g == 0)
+    return msgspec.structs.replace(
+        target, family=_DENSE_SIBLING.get(target.family, target.family), num_layers=1,
+        hidden_size=hidden, num_heads=num_heads, num_kv_heads=num_heads // group, head_dim=head_dim,
+        intermediate_size=intermediate, embed_dim=None, final_norm=True, num_experts=0, experts_per_token=0,
+        moe_intermediate_size=None, shared_intermediate_size=0, sparse_step=1, dense_layers=(),
+        training_tokens=None, training_source=None,
+    )  # fmt: skip
+
+
+def _misfit(draft: Shape, target: Shape, params: float) -> float:
+    """What to minimise: log distances from the usual aspect, the target's MLP and query ratios, above all the size."""
+    doublings = min(max((math.log10(params) - 8) / 2, 0.0), 1.0)
+    aspect = math.log(draft.hidden_size / draft.num_layers / (64 * 2**doublings))
+    mlp = math.log(draft.intermediate_size / draft.hidden_size / _mlp_ratio(target))
+    size = math.log(draft.non_embedding_params / params)
+    group = math.log(draft.num_heads / draft.num_kv_heads * target.num_kv_heads / target.num_heads)
+    return abs(aspect) + abs(mlp) + abs(group) + 50 * abs(size)
