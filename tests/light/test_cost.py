@@ -295,6 +295,36 @@ def test_one_set_of_multipliers_for_several_servers_and_trees():
     assert cost.calibrate_served(swapped, rows, noise=0.005).misfit > 3 * found.misfit
 
 
+def swung(seed: int, swing: float) -> tuple[list[Server], list[Row], list[float]]:
+    """A run for each load, plain and k = 1, 2, on a machine whose speed differs from run to run; the runs' loads."""
+    plain, speculative = server(), server(DRAFT)
+    made = rows(plain, speculative, PLANTED, (0, 1, 2), 0.005, seed)
+    moods = np.exp(swing * np.random.default_rng(seed).standard_normal(10))
+    runs = [row.concurrency for row in made]
+    made = [row._replace(output_tok_s=row.output_tok_s * moods[round(np.log2(row.concurrency))]) for row in made]
+    return [speculative if row.depth else plain for row in made], made, runs
+
+
+def test_a_machine_that_swings_from_run_to_run_spoils_ratios_less_when_runs_are_told():
+    plain, speculative = server(), server(DRAFT)
+    truth = [(n, k, float(tokens_per_step_constant(0.7, k)) if k else 1.0) for n in (1, 16, 256) for k in (0, 4)]
+    right = predict_rows(plain, speculative, np.array(truth), PLANTED).reshape(-1, 2)
+    missed = {False: [], True: []}
+    for seed in range(20):
+        served, made, runs = swung(seed, 0.2)
+        for told, errors in missed.items():
+            knobs = cost.calibrate_served(served, made, noise=0.03, runs=runs if told else None).knobs
+            found = predict_rows(plain, speculative, np.array(truth), knobs).reshape(-1, 2)
+            errors.append(np.abs(found[:, 1] / found[:, 0] / (right[:, 1] / right[:, 0]) - 1).mean())
+    assert np.mean(missed[True]) < 0.75 * np.mean(missed[False])
+
+
+def test_of_a_single_run_the_level_counts_in_full():
+    served, made, _ = swung(0, 0.0)
+    told = cost.calibrate_served(served, made, runs=["one"] * len(made))
+    assert told.knobs == pytest.approx(cost.calibrate_served(served, made).knobs)
+
+
 # What is refused.
 
 

@@ -19,7 +19,7 @@ Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; me
 bytes; arguments broadcast as numpy arrays.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -324,6 +324,8 @@ KNOBS = {
     "blend": 0.4,
 }
 
+SWING = 0.15  # sd of log speed between runs on a shared machine: plain decoding of one model, 2 cores, six batches: 0.11 to 0.16
+
 
 def calibrate(
     plain: Server, speculative: Server, rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0
@@ -334,26 +336,45 @@ def calibrate(
 
 
 def calibrate_served(
-    served: Sequence[Server], rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0
+    served: Sequence[Server],
+    rows: Sequence[Row],
+    *,
+    noise: float = 0.03,
+    looseness: float = 1.0,
+    runs: Sequence[Hashable] | None = None,
 ) -> Calibration:
     """The multipliers of greatest posterior given `rows`, one set for all; each row was measured on the server at its
     place in `served` (the same object for the same server).
 
-    `noise` is the sd of log throughput; `looseness` multiplies the prior sds, for servers whose shapes are guessed. Raises
-    ValueError without rows.
+    `noise` is the sd of log throughput; `looseness` multiplies the prior sds, for servers whose shapes are guessed. `runs`
+    says which rows were measured in one run: a run's mean may lie off by `SWING`, so that its ratios weigh more than its
+    level, while the level of all runs together counts in full. Raises ValueError without rows.
     """
     if not rows:
         raise ValueError("calibration needs at least one measured row with a throughput")
     table, places = np.array(rows, dtype=float), _places(served)
     prior = np.array(list(KNOBS.values())) * looseness
+    levelled = _levelled(runs if runs is not None else range(len(rows)), noise)
 
     def misfit(log_knobs: Array) -> Array:
         predicted = _predicted(places, table, dict(zip(KNOBS, np.exp(log_knobs), strict=True)))
-        return np.concatenate([np.log(predicted / table[:, 3]) / noise, log_knobs / prior])
+        return np.concatenate([levelled @ np.log(predicted / table[:, 3]) / noise, log_knobs / prior])
 
     solution = least_squares(misfit, np.zeros(len(KNOBS)), loss="soft_l1", x_scale=prior)
     covariance = np.linalg.inv(solution.jac.T @ solution.jac)
     return Calibration(dict(zip(KNOBS, np.exp(solution.x).tolist(), strict=True)), covariance, float(solution.cost))
+
+
+def _levelled(runs: Sequence[Hashable], noise: float) -> Array:
+    """The matrix [rows, rows] that weighs each run's distance from the mean run by its own sd, noise and swing together."""
+    index = {run: i for i, run in enumerate(dict.fromkeys(runs))}
+    member = np.zeros((len(index), len(runs)))
+    member[[index[run] for run in runs], np.arange(len(runs))] = 1.0
+    sizes = member.sum(axis=1)
+    means = member / sizes[:, None]
+    apart = means - means.mean(axis=0)
+    taken = np.where(sizes > 1, 1 - 1 / np.sqrt(1 + sizes * (SWING / noise) ** 2), 0.0)
+    return np.eye(len(runs)) - member.T @ (taken[:, None] * apart)
 
 
 def predict_rows(plain: Server, speculative: Server, table: Array, knobs: Mapping[str, float]) -> Array:

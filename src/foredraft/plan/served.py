@@ -163,9 +163,10 @@ def calibrated(place: Place, rows: Sequence[Timed]) -> Calibrated | None:
     if not any(one.row.depth == 0 for one in rows):
         return None
     served, table = [one.server for one in rows], [one.row for one in rows]
+    runs = [one.observation.provenance.command or i for i, one in enumerate(rows)]
     noise = NOISE
     while True:
-        found = calibrate_served(served, table, noise=noise, looseness=place.looseness)
+        found = calibrate_served(served, table, noise=noise, looseness=place.looseness, runs=runs)
         missed = np.log(predict_served(served, table, found.knobs) / [one.output_tok_s for one in table])
         scatter = 1.4826 * float(np.median(np.abs(missed)))
         if noise > NOISE or scatter < SECOND * NOISE:
