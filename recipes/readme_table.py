@@ -15,11 +15,10 @@ from foredraft.records import write_bytes
 RESULTS = Path(__file__).parents[1] / "results"
 WRONG_DEFAULTS = ("fixed costs × 0.4", "fixed costs × 2.5", "bandwidth 0.6, compute 0.45", "all of them low")
 RACES = ("31m-float32-b1", "31m-float32-b8", "31m-bfloat16-b1", "31m-bfloat16-b8", "100m-float32-b1", "100m-float32-b8")
-TARGET, SCYLLA = "tales-11m", "scylla-L2-d2.4M-then"
+TARGET, SCYLLA = "tales-11m", "scylla-L2-long"
 RIVALS = {
-    "eagle2": "EAGLE-2 (1.6 M tokens: the answers once)",
-    "eagle3": "EAGLE-3 (the same)",
-    "eagle2-long": "EAGLE-2 of 2.65 M tokens",
+    "of 5.05 M tokens of answers": ("eagle2-long-d5.05M", "eagle3-long-d5.05M"),
+    "of 2.65 M tokens of answers": ("eagle2-long-d2.65M", "eagle3-long-d2.65M"),
 }
 FORMATS = {"relative_error": ".1%", "error": ".3f"}
 START, END = "<!-- results -->\n", "<!-- /results -->"
@@ -118,7 +117,7 @@ def _experiment() -> list[tuple[str, str]]:
             + ", ".join(f"{one['load']}" for one in judged[0]["choices"] if one["by"] == "cost law"),
             ", ".join(f"{one:.1%}" for one in lost),
         ),
-        *(_leads(compared["leads"][f"temperature {heat}"], heat) for heat in (0, 1)),
+        *(_leads(compared["leads"][f"temperature {heat}"], heat, rivals) for heat in (0, 1) for rivals in RIVALS),
     ]
 
 
@@ -144,11 +143,11 @@ def _served() -> list[tuple[str, str]]:
     ]
 
 
-def _leads(leads: dict[str, Any], heat: int) -> tuple[str, str]:
-    over = {name: leads[key] for rival, name in RIVALS.items() if (key := f"{SCYLLA} over {rival}") in leads}
-    figures = (f"{x['lead']:+.2f} ({x['low']:+.2f} to {x['high']:+.2f})" for x in over.values())
-    return f"τ of Scylla (2 layers, 2.65 M tokens) over {'; '.join(over)}; trees of 60 nodes, T = {heat}", "; ".join(
-        figures
+def _leads(leads: dict[str, Any], heat: int, rivals: str) -> tuple[str, str]:
+    over = [leads[f"{SCYLLA} over {rival}"] for rival in RIVALS[rivals]]
+    return (
+        f"τ of Scylla (2 layers; 2.4 M tokens of text, 2.65 M of answers) over EAGLE-2; EAGLE-3 {rivals}; trees of 60 nodes, T = {heat}",
+        "; ".join(f"{x['lead']:+.2f} ({x['low']:+.2f} to {x['high']:+.2f})" for x in over),
     )
 
 

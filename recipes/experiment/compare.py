@@ -3,7 +3,7 @@
     python recipes/experiment/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl...
 
 OUT/compared.json holds the tables, OUT/measurements.jsonl those of the measurements that they and the report rest on; given that file
-again, the same comes out. A draft called eagle2-long is EAGLE-2 trained on as many tokens as Scylla.
+again, the same comes out.
 
 Tokens per step by category and temperature, in trees as EAGLE-2 and EAGLE-3 were published (60 nodes); Scylla's lead over both,
 averaged over categories. Its interval takes the two sides' errors for independent, which on the same prompts they are not: it is
@@ -15,6 +15,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from foredraft import records
 from foredraft.records import Estimate, Hindsight, Measurement
 
 PUBLISHED = 59  # nodes beside the root
-RIVALS = "eagle2", "eagle3", "eagle2-long"
+RIVAL, OURS = "eagle", "scylla"  # how their drafts' names begin
 Z = 1.645  # half of a 90 % interval in standard errors
 
 
 def heads(rows: Iterable[Measurement]) -> list[Measurement]:
-    return [row for row in rows if row.way == "live" and (row.observation.draft or "").startswith((*RIVALS, "scylla"))]
+    return [row for row in rows if row.way == "live" and (row.observation.draft or "").startswith((RIVAL, OURS))]
 
 
 def name(draft: str | None) -> str:
@@ -94,9 +95,8 @@ def main(hindsight: Path, out: Path, *measurements: Path) -> None:
         }
         made["leads"][key] = {
             f"{draft} over {rival}": lead(table[draft], table[rival])
-            for draft in table
-            for rival in RIVALS
-            if draft not in RIVALS and rival in table
+            for draft, rival in product(table, table)
+            if draft.startswith(OURS) and rival.startswith(RIVAL)
         }
     judged = records.read(list[Hindsight], hindsight)
     greedy = next(one for one in judged if one.temperature == 0)
