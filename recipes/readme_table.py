@@ -135,7 +135,10 @@ def _served() -> list[tuple[str, str]]:
             "acceptance by position in vLLM less our engine's, four drafts, chains of 5: largest difference",
             f"{max(one['most_apart'] for one in found['acceptance'].values()):.3f}",
         ),
-        (f"Scylla as planned on vLLM (CPU) over EAGLE-2 as published; over no draft, {', '.join(loads)} clients", over),
+        (
+            f"Scylla as planned on vLLM (CPU) over EAGLE-2 of as many tokens, lookahead 5; over no draft, {', '.join(loads)} clients",
+            over,
+        ),
         (
             "tokens/s there at other lookaheads from no draft and one; lost by the planned schedule to the best fixed lookahead",
             f"{foretold['error']['mean']:.1%} mean error; {found['schedule']['regret_mean']:.1%}",
