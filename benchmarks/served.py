@@ -59,10 +59,8 @@ CHAIN = 5  # lookahead at which acceptance is compared
 TREES = ("5,4,16", "5,10,60")  # ours: as wide as pays here, and as EAGLE-2 is published
 LOOKAHEADS = (1, 2, 3, PUBLISHED)
 PLANNED = "planned"
-NONE, KNOWN = (
-    "none",
-    f"{SCYLLA}@{PUBLISHED}",
-)  # calibrated on: the longest, so that the others lie between what was seen
+NONE = "none"
+KNOWN = f"{SCYLLA}@{max(LOOKAHEADS)}"  # calibrated on beside none, so that the others lie between what was seen
 LOADS, QUICK_LOADS = (1, 2, 4, 8, 16, 32), (1, 4)
 NEW, QUICK_NEW = 96, 24
 CONTEXT = 512

@@ -319,10 +319,13 @@ def test_a_machine_that_swings_from_run_to_run_spoils_ratios_less_when_runs_are_
     assert np.mean(missed[True]) < 0.75 * np.mean(missed[False])
 
 
-def test_of_a_single_run_the_level_counts_in_full():
-    served, made, _ = swung(0, 0.0)
-    told = cost.calibrate_served(served, made, runs=["one"] * len(made))
-    assert told.knobs == pytest.approx(cost.calibrate_served(served, made).knobs)
+def test_the_level_of_all_runs_together_counts_in_full():
+    served, made, runs = swung(0, 0.2)
+    made = [row._replace(output_tok_s=0.6 * row.output_tok_s) for row in made]
+    knobs = cost.calibrate_served(served, made, noise=0.03, runs=runs).knobs
+    off = np.log(cost.predict_served(served, made, knobs) / [row.output_tok_s for row in made])
+    assert off.mean() == pytest.approx(0.0, abs=0.01)
+    assert max(abs(off[np.array(runs) == run].mean()) for run in set(runs)) > 0.1, "each run may lie off"
 
 
 # What is refused.

@@ -347,34 +347,31 @@ def calibrate_served(
     place in `served` (the same object for the same server).
 
     `noise` is the sd of log throughput; `looseness` multiplies the prior sds, for servers whose shapes are guessed. `runs`
-    says which rows were measured in one run: a run's mean may lie off by `SWING`, so that its ratios weigh more than its
-    level, while the level of all runs together counts in full. Raises ValueError without rows.
+    says which rows were measured in one run (left out: all): a run's mean may lie off by `SWING`, so that its ratios weigh more
+    than its level, while the level of all runs together counts in full. Raises ValueError without rows.
     """
     if not rows:
         raise ValueError("calibration needs at least one measured row with a throughput")
     table, places = np.array(rows, dtype=float), _places(served)
     prior = np.array(list(KNOBS.values())) * looseness
-    levelled = _levelled(runs if runs is not None else range(len(rows)), noise)
+    number = {run: i for i, run in enumerate(dict.fromkeys(runs or ()))}
+    run_of = np.array([number[run] for run in runs] if runs else [0] * len(rows))
 
     def misfit(log_knobs: Array) -> Array:
         predicted = _predicted(places, table, dict(zip(KNOBS, np.exp(log_knobs), strict=True)))
-        return np.concatenate([levelled @ np.log(predicted / table[:, 3]) / noise, log_knobs / prior])
+        return np.concatenate([_levelled(np.log(predicted / table[:, 3]), run_of, noise) / noise, log_knobs / prior])
 
     solution = least_squares(misfit, np.zeros(len(KNOBS)), loss="soft_l1", x_scale=prior)
     covariance = np.linalg.inv(solution.jac.T @ solution.jac)
     return Calibration(dict(zip(KNOBS, np.exp(solution.x).tolist(), strict=True)), covariance, float(solution.cost))
 
 
-def _levelled(runs: Sequence[Hashable], noise: float) -> Array:
-    """The matrix [rows, rows] that weighs each run's distance from the mean run by its own sd, noise and swing together."""
-    index = {run: i for i, run in enumerate(dict.fromkeys(runs))}
-    member = np.zeros((len(index), len(runs)))
-    member[[index[run] for run in runs], np.arange(len(runs))] = 1.0
-    sizes = member.sum(axis=1)
-    means = member / sizes[:, None]
-    apart = means - means.mean(axis=0)
-    taken = np.where(sizes > 1, 1 - 1 / np.sqrt(1 + sizes * (SWING / noise) ** 2), 0.0)
-    return np.eye(len(runs)) - member.T @ (taken[:, None] * apart)
+def _levelled(off: Array, run_of: NDArray[np.intp], noise: float) -> Array:
+    """Log errors with each run's distance from the mean run divided by its sd, noise and swing together, over that of noise alone."""
+    sizes = np.bincount(run_of)
+    means = np.bincount(run_of, off) / sizes
+    kept = 1 / np.sqrt(1 + sizes * (SWING / noise) ** 2)
+    return off - ((1 - kept) * (means - means.mean()))[run_of]
 
 
 def predict_rows(plain: Server, speculative: Server, table: Array, knobs: Mapping[str, float]) -> Array:

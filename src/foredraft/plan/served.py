@@ -163,7 +163,7 @@ def calibrated(place: Place, rows: Sequence[Timed]) -> Calibrated | None:
     if not any(one.row.depth == 0 for one in rows):
         return None
     served, table = [one.server for one in rows], [one.row for one in rows]
-    runs = [one.observation.provenance.command or i for i, one in enumerate(rows)]
+    runs = [one.observation.provenance.command for one in rows]
     noise = NOISE
     while True:
         found = calibrate_served(served, table, noise=noise, looseness=place.looseness, runs=runs)

@@ -82,7 +82,7 @@ def _named(name: str, cell: Named, grid: Grid) -> Cell:
     return Cell(name=name, words=cell.run, inputs=given(cell.reads), alone=cell.alone, kin=" ".join(cell.run[:2]))
 
 
-def family_of(name: str, family: Drafts, grid: Grid, trained: Mapping[str, float | None] | None = None) -> Family:
+def family_of(name: str, family: Drafts, grid: Grid, trained: Mapping[str, float | None]) -> Family:
     """Cells and drafts of `drafts.NAME`; `trained`: the tokens of earlier drafts, by reference, which a recipe's `init` may name."""
     if family.folder:
         return Family([], [Draft(name, family.folder, None, name)])
@@ -96,7 +96,8 @@ def family_of(name: str, family: Drafts, grid: Grid, trained: Mapping[str, float
                 f"drafts.{name}.recipe.stages: tokens is the budget of one stage; say what follows as then"
             )
         runs, made = _runs(label, recipe, name, family, grid)
-        before = (trained or {}).get(init) if (init := recipe["model"].get("init")) else 0.0
+        init = recipe["model"].get("init")
+        before = trained.get(init) if init else 0.0
         made = [draft._replace(tokens=_sum(before, draft.tokens)) for draft in made]
         cells += runs
         drafts += made
