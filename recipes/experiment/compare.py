@@ -1,6 +1,6 @@
 """Scylla against EAGLE-2 and EAGLE-3 from what a sweep of grid.json measured.
 
-    python recipes/experiment/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl...
+    python recipes/experiment/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl
 
 OUT/compared.json holds the tables, OUT/measurements.jsonl those of the measurements that they and the report rest on; given that file
 again, the same comes out.
@@ -83,8 +83,8 @@ def kept(rows: Iterable[Measurement]) -> list[Measurement]:
     return [row for row in rows if row.category is None or row.observation.tree_nodes == PUBLISHED]
 
 
-def main(hindsight: Path, out: Path, *measurements: Path) -> None:
-    whole = kept(row for file in measurements for row in records.read_lines(Measurement, file))
+def main(hindsight: Path, out: Path, measurements: Path) -> None:
+    whole = kept(records.read_lines(Measurement, measurements))
     rows = heads(whole)
     made: dict[str, Any] = {"tokens_per_step": {}, "leads": {}}
     for temperature in (0.0, 1.0):
