@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from foredraft import records
+from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import new_head
 from foredraft.models.layers import Wiring
@@ -29,7 +30,6 @@ from foredraft.shapes import from_config
 from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective
 from foredraft.train.language_model import LanguageModelObjective, new_decoder
 from foredraft.train.objective import Objective
-from foredraft.train.tokens import Batch
 
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 320, "num_attention_heads": 5, "num_key_value_heads": 5,

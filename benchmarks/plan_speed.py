@@ -18,7 +18,7 @@ from foredraft.plan.plan import plan
 from foredraft.plan.search import Problem, Settings, modes_for, rank
 from foredraft.records import Workload
 
-HELP = [sys.executable, "-m", "foredraft.cli", "plan", "--help"]
+HELP = [sys.executable, "-m", "foredraft", "plan", "--help"]
 LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 

@@ -30,17 +30,17 @@ import served_figures
 import vllm_server
 
 from foredraft import records, shapes
+from foredraft.data.prompts import Question, read_questions
+from foredraft.data.sources import Skips
 from foredraft.deploy.export import Settings as Export
 from foredraft.deploy.export import export
 from foredraft.measure.endpoint import Load, one_round, started
 from foredraft.measure.endpoint import Settings as Asked
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
-from foredraft.measure.prompts import Question, read_questions
 from foredraft.plan.plan import plan
 from foredraft.plan.search import Settings as Planning
 from foredraft.records import Machine, Observation, Plan, Workload
-from foredraft.train.sources import Skips
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "zoo"
@@ -205,7 +205,7 @@ def _by_us(row: Observation) -> Observation:
 
 def _foredraft(*words: object) -> None:
     _say("foredraft " + " ".join(map(str, words[:2])))
-    subprocess.run([sys.executable, "-m", "foredraft.cli", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "foredraft", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
 def _plan(bench: Bench, machine: Machine) -> Plan:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from foredraft import records
+from foredraft.data.tokens import TokenFolder
+from foredraft.recipe import LanguageModel, Recipe, Stage, Watch
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
-from foredraft.train.recipe import LanguageModel, Recipe, Stage, Watch
-from foredraft.train.tokens import TokenFolder
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6, "num_attention_heads": 2,

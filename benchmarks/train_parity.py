@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from foredraft import records
+from foredraft.data.tokens import Packing, TokenFolder
+from foredraft.recipe import LanguageModel, Recipe, Stage, Watch
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch, objective_of, opened
 from foredraft.train.optimiser import rate
-from foredraft.train.recipe import LanguageModel, Recipe, Stage, Watch
-from foredraft.train.tokens import Packing, TokenFolder
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 8, "num_attention_heads": 5,

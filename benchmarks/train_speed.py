@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from foredraft import records
+from foredraft.data.tokens import TokenData
+from foredraft.recipe import LanguageModel, Recipe, Stage
 from foredraft.train.ceiling import ceiling
 from foredraft.train.devices import Devices
 from foredraft.train.launch import objective_of, opened
 from foredraft.train.loop import Run
 from foredraft.train.progress import Meter
-from foredraft.train.recipe import LanguageModel, Recipe, Stage
-from foredraft.train.tokens import TokenData
 
 BATCH, LENGTH, VOCAB, WARM = 16, 256, 8192, 3
 CONFIG = {

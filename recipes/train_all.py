@@ -23,7 +23,7 @@ PROMPTS = "def read(self, size", "import os\nimport sys\n\nclass ", "    if not 
 
 def foredraft(*arguments: Any) -> str:
     """Run a verb and give what it printed; its talk goes to the terminal."""
-    command = [sys.executable, "-m", "foredraft.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "foredraft", *map(str, arguments)]
     print("$ foredraft", *arguments, file=sys.stderr)
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
 

@@ -81,7 +81,7 @@ def main(target: Path, out: Path) -> None:
 
 
 def foredraft(*arguments: Any) -> None:
-    subprocess.run([sys.executable, "-m", "foredraft.cli", *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-m", "foredraft", *map(str, arguments)], check=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ PIECE = 2400  # characters between the prompts cut from one document
 
 
 def foredraft(*arguments: Any) -> None:
-    subprocess.run([sys.executable, "-m", "foredraft.cli", *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-m", "foredraft", *map(str, arguments)], check=True)
 
 
 def texts(path: Path) -> Iterator[str]:

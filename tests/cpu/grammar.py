@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from foredraft import records
-from foredraft.train.tokens import TokenData
+from foredraft.data.tokens import TokenData
 
 VOCAB, DOCUMENT, NOISE = 64, 50, 0.1
 CONFIG = {

@@ -51,7 +51,7 @@ def test_spec_bench_files(tmp_path: Path) -> None:
 def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("the fox\nthe dog\n")
     given = ("--file", str(tmp_path / "prompts.txt"), "--max-tokens", "6", "--rounds", "1", "--threads", "1")
-    command = [sys.executable, "-m", "foredraft.cli", "bench", str(checkpoint), *given]
+    command = [sys.executable, "-m", "foredraft", "bench", str(checkpoint), *given]
     table = subprocess.run([*command, "--draft", "ngram@2", "--out", str(tmp_path)], capture_output=True, text=True)
     assert table.returncode == 0, table.stderr
     assert "ngram@2" in table.stdout

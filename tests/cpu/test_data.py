@@ -18,14 +18,14 @@ import torch
 import zstandard
 
 from foredraft import records, text
-from foredraft.train import regenerate as room
-from foredraft.train import tokenizer as tokenizers
-from foredraft.train.chat import Template
-from foredraft.train.prepare import Prepared, prepare
-from foredraft.train.samples import samples
-from foredraft.train.sources import Message, Skips
-from foredraft.train.token_writer import TokenWriter
-from foredraft.train.tokens import Packing, TokenFolder, check, shuffled
+from foredraft.data import regenerate as room
+from foredraft.data import tokenizer as tokenizers
+from foredraft.data.chat import Template
+from foredraft.data.prepare import Prepared, prepare
+from foredraft.data.samples import samples
+from foredraft.data.sources import Message, Skips
+from foredraft.data.token_writer import TokenWriter
+from foredraft.data.tokens import Packing, TokenFolder, check, shuffled
 
 SPOKEN = "the quick brown fox jumps over the lazy dog and runs away from seven small birds"
 WORDS = SPOKEN.split()
@@ -116,7 +116,7 @@ class Ran(NamedTuple):
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """The command line in this process, which has torch loaded."""
-    from foredraft.cli import main
+    from foredraft.cli.main import main
 
     def run(*args: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["foredraft", "data", *args])

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from foredraft import cli, records
+from foredraft import records
+from foredraft.cli import main as cli
 from foredraft.deploy import launch
 from foredraft.deploy.check import check
 from foredraft.deploy.draft import hollow, read_draft

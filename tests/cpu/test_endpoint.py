@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from foredraft import cli, records
+from foredraft import records
+from foredraft.cli import main as cli
+from foredraft.data.prompts import Question
 from foredraft.laws.fit import fit_all
 from foredraft.measure import endpoint, endpoint_wire
 from foredraft.measure.endpoint import TRIAL, Load, Round, Settings, rounds, started
@@ -21,7 +23,6 @@ from foredraft.measure.endpoint_counts import Spec, samples, spec_of, totals
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.measure.endpoint_wire import Server
-from foredraft.measure.prompts import Question
 from foredraft.records import Measurement, Observation
 
 STEPS = ((3, 2), (3, 0), (3, 3), (3, 1))  # drafted and accepted, over and over, in every answer

@@ -18,7 +18,7 @@ PROMPT = "the quick brown"
 
 
 def cli(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "foredraft.cli", *args], capture_output=True, text=True, input=stdin)
+    return subprocess.run([sys.executable, "-m", "foredraft", *args], capture_output=True, text=True, input=stdin)
 
 
 @pytest.fixture(scope="module")

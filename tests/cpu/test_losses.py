@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.train import read_out as reading
+from foredraft.teacher import read_out as reading
+from foredraft.teacher.read_out import Reading, read_out
 from foredraft.train.losses import against_text, divergence
-from foredraft.train.read_out import Reading, read_out
 
 NAMES = ("soft_ce", "kl", "rkl", "tv", "nla")
 ROWS, VOCAB, WIDTH = 7, 11, 5

@@ -11,21 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft import cli, records, text
+from foredraft import records, text
+from foredraft.cli import main as app
+from foredraft.cli import measure as cli
+from foredraft.data.prompts import Encoding, Prompt, read_prompts
+from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.laws.fit import fit_all
 from foredraft.measure.arms import Spec, arms_on, name_of, run_of, spec_of, trained_tokens
 from foredraft.measure.bootstrap import DRAWS, divided, figure, figures, ratio, wanted
-from foredraft.measure.forced import forced, surprise
-from foredraft.measure.kept import Kept
 from foredraft.measure.live import Counts, groups_of, run_arms, turns
 from foredraft.measure.measure import Settings, Subject, by_category, chains, measure, work
-from foredraft.measure.prompts import Encoding, Prompt, read_prompts
 from foredraft.models import load, load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement, Observation, Provenance
-from foredraft.train.judge import padded
-from foredraft.train.sources import Skips
+from foredraft.teacher.forced import forced, surprise
+from foredraft.teacher.judge import padded
+from foredraft.teacher.kept import Kept
 
 LOOKAHEAD, ANSWER = 3, 16
 CLOCK = ("output_tok_s", "speedup", "ttft_s", "tpot_s", "ttot_s")  # what no seed can repeat
@@ -506,7 +508,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         code = 0
         capsys.readouterr()
         try:
-            cli.main()
+            app.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         told, talk = capsys.readouterr()

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from foredraft import cli, machines, records
+from foredraft import machines, records
+from foredraft.cli import main as cli
+from foredraft.hardware import read_rate, seconds, write_rate
 from foredraft.measure import probe as probing
 from foredraft.measure.probe import (
     VERIFIED,
@@ -21,7 +23,6 @@ from foredraft.measure.probe import (
     step_overhead,
     verification,
 )
-from foredraft.measure.rates import read_rate, seconds, write_rate
 from foredraft.models import load
 from foredraft.models.kernels import processor_name
 from foredraft.records import Machine
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 def quick() -> Any:
     """Smaller tensors, the same measurements."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("foredraft.measure.rates.SWEPT_BYTES", 2**22)
+    patch.setattr("foredraft.hardware.SWEPT_BYTES", 2**22)
     patch.setattr(probing, "STACKED_BYTES", {"cpu": 2**20})
     patch.setattr(probing, "WIDTH", {"cpu": 256})
     yield

@@ -115,7 +115,7 @@ def test_without_ray_one_line_says_how_to_install_it(tmp_path: Path):
     (tmp_path / "ray.py").write_text("raise ImportError('No module named ray')")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [sys.executable, "-m", "foredraft.cli", "sweep", "grid.json", "--out", "out", "--ray", "local"],
+        [sys.executable, "-m", "foredraft", "sweep", "grid.json", "--out", "out", "--ray", "local"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 2

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from foredraft import records
+from foredraft.data.tokens import TokenData
 from foredraft.records import Observation
 from foredraft.sweep.folder import Sweep
-from foredraft.train.tokens import TokenData
 
 SLOWEST_S = 300.0  # on a machine with much else to do
 STAGE = {"length": 32, "batch": 4, "learning_rate": 3e-3, "schedule": "constant"}
@@ -37,7 +37,7 @@ def here(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.random.default_rng(0).integers(1, 300, 4000).astype("<u2").tofile(here / "text" / "tokens.bin")
     np.ones(4000, dtype="u1").tofile(here / "text" / "mask.bin")
     np.arange(0, 4001, 100).astype("<i8").tofile(here / "text" / "documents.bin")
-    from foredraft.train.tokenizer import sha256
+    from foredraft.data.tokenizer import sha256
 
     data = TokenData(
         version=1, vocab_size=300, eos_id=0, tokenizer_sha256=sha256(here / "target"), dtype="uint16", num_tokens=4000, num_documents=40,
@@ -49,7 +49,7 @@ def here(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(here: Path) -> list[str]:
-    return [sys.executable, "-m", "foredraft.cli", "sweep", "grid.json", "--out", "out", "--cpus-per-cell", "1"]
+    return [sys.executable, "-m", "foredraft", "sweep", "grid.json", "--out", "out", "--cpus-per-cell", "1"]
 
 
 def test_a_killed_sweep_of_real_verbs_goes_on(here: Path):

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_group
 
-from foredraft import tour
-from foredraft.cli import app
+from foredraft.cli.main import app, tour
 from foredraft.records import Estimate, ScheduleStep
 
 

@@ -14,9 +14,9 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.layers import Wiring
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
-from foredraft.train.acceptance import Acceptance, acceptance, tally
-from foredraft.train.judge import judge, model_readings, padded
-from foredraft.train.readings import Readings, predicted
+from foredraft.teacher.acceptance import Acceptance, acceptance, tally
+from foredraft.teacher.judge import judge, model_readings, padded
+from foredraft.teacher.readings import Readings, predicted
 
 VOCAB, LOOKAHEAD = 32, 4
 

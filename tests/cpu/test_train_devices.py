@@ -12,9 +12,9 @@ from processes import together
 from safetensors.torch import load_file
 
 from foredraft import records
+from foredraft.recipe import Eagle3, LanguageModel, Recipe, Stage, Watch
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
-from foredraft.train.recipe import Eagle3, LanguageModel, Recipe, Stage, Watch
 
 STEPS = 12
 
@@ -109,7 +109,7 @@ def test_torchrun_starts_it(folders, alone, tmp_path):
     """The documented command, on the CPU."""
     records.write(tmp_path / "recipe.json", recipe())
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "foredraft.cli",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "foredraft",
         "train", str(tmp_path / "recipe.json"), "--data", str(folders[0]), "--held-out", str(folders[1]),
         "--out", str(tmp_path / "run"), "--json",
     ]  # fmt: skip

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from foredraft.data.draft_vocab import coverage, most_frequent
+from foredraft.data.tokens import Batch, Packing, TokenFolder
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
 from foredraft.decode.heads import Head
@@ -21,16 +23,14 @@ from foredraft.models.heads import DraftHead, Eagle3Head, new_head
 from foredraft.models.layers import Wiring
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
-from foredraft.train import chains
-from foredraft.train.chains import joint
-from foredraft.train.draft_vocab import coverage, most_frequent
-from foredraft.train.feature_cache import CachedFeatures, planned, write_features
-from foredraft.train.features import Online, apart
+from foredraft.teacher import chains
+from foredraft.teacher.chains import joint
+from foredraft.teacher.feature_cache import CachedFeatures, planned, write_features
+from foredraft.teacher.features import Online, apart
+from foredraft.teacher.judge import judge
+from foredraft.teacher.matching import Teacher, match
+from foredraft.teacher.unroll import unroll
 from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective, HeadSettings, Unrolled
-from foredraft.train.judge import judge
-from foredraft.train.matching import Teacher, match
-from foredraft.train.tokens import Batch, Packing, TokenFolder
-from foredraft.train.unroll import unroll
 
 VOCAB, DRAFTABLE = 48, range(2, 46)
 KINDS = {"eagle": ("eagle", 1), "eagle3": ("eagle3", 1), "scylla": ("eagle3", 2)}
@@ -545,7 +545,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_written(
 ):
     plan = planned(RANDOM, packing, (1, 2, 3), 12)
     usage = type("Usage", (), {"free": plan.num_bytes})
-    monkeypatch.setattr("foredraft.train.feature_cache.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("foredraft.teacher.feature_cache.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match=r"73,920 bytes of features do not fit the 73,920 free"):
         write_features(tmp_path / "features", plan, RANDOM, packing, say=print)
     assert list((tmp_path / "features").iterdir()) == []

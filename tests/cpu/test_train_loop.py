@@ -12,12 +12,13 @@ from grammar import CONFIG, VOCAB, write_folder
 from typer.testing import CliRunner
 
 from foredraft import records, shapes
-from foredraft.cli import app
+from foredraft.cli.main import app
 from foredraft.models import load
 from foredraft.models.layers import wiring_from_config
 from foredraft.models.save import config_of
+from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe, Stage, Watch
 from foredraft.records import Estimate
-from foredraft.train import attention
+from foredraft.teacher import attention
 from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
 from foredraft.train.from_plan import from_plan
@@ -25,7 +26,6 @@ from foredraft.train.language_model import LanguageModelObjective, new_decoder
 from foredraft.train.launch import launch, objective_of, opened
 from foredraft.train.loop import Course, Stopped, diverged, followed, train
 from foredraft.train.optimiser import rate
-from foredraft.train.recipe import Eagle, Eagle3, LanguageModel, Recipe, Stage, Watch
 
 STEP = 8 * 32  # tokens
 QUIET = Watch(log_every=1, held_out_every=10**6, save_every=10**6)

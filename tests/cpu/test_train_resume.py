@@ -11,9 +11,9 @@ from grammar import CONFIG, write_folder
 from processes import ended, reached, start
 from safetensors.torch import load_file
 
+from foredraft.recipe import LanguageModel, Recipe, Stage, Watch
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
-from foredraft.train.recipe import LanguageModel, Recipe, Stage, Watch
 
 STEPS, STAGES = 120, (90, 30)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from foredraft import cli, text
+from foredraft import text
+from foredraft.cli import main as cli
+from foredraft.data.prompts import Encoding, read_prompts
+from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
-from foredraft.measure.prompts import Encoding, read_prompts
 from foredraft.models.decoder import Decoder
-from foredraft.train.sources import Skips
 
 ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "zoo"

@@ -9,14 +9,14 @@ import pytest
 from vllm_here import post, serving
 
 from foredraft import text
+from foredraft.data.prompts import Question, read_questions
+from foredraft.data.sources import Skips
 from foredraft.measure.definitions import Counters
 from foredraft.measure.endpoint import Round, Settings, rounds, started
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
-from foredraft.measure.prompts import Question, read_questions
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement
-from foredraft.train.sources import Skips
 
 WITHIN = 0.02  # absolute, of acceptance at every position
 LOADS = (1, 4)

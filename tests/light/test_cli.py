@@ -11,7 +11,7 @@ PLAN = ("plan", "Llama-3.1-8B", "--machine", "H100", "--concurrency", "1,64", "-
 
 
 def foredraft(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "foredraft.cli", *args], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run([sys.executable, "-m", "foredraft", *args], capture_output=True, text=True, cwd=cwd)
 
 
 def test_plan_writes_its_documents_and_prints_the_answer(tmp_path: Path) -> None:

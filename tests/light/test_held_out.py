@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from foredraft import records
-from foredraft.cli import app
+from foredraft.cli.main import app
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LAW_1_1
 from foredraft.laws.held_out import judge, without_largest

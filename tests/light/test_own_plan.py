@@ -11,7 +11,7 @@ from own_study import HEAD_BUDGETS, LENGTHS, LM_BUDGETS, MACHINE, TARGET, Truth,
 from typer.testing import CliRunner
 
 from foredraft import records
-from foredraft.cli import app
+from foredraft.cli.main import app
 from foredraft.laws.cost import ENGINES, engine_efficiency, predict_served
 from foredraft.laws.forms import LossLaw
 from foredraft.machines import machine
@@ -25,10 +25,10 @@ from foredraft.plan.sdsl import AcceptPlane, optimal_draft
 from foredraft.plan.search import Settings
 from foredraft.plan.served import Place, calibrated, timed
 from foredraft.plan.study import pool, scaled_like, shape_of, study
+from foredraft.recipe import Eagle
 from foredraft.records import Observation, Plan, Provenance, Workload
 from foredraft.shapes import Shape, eagle3_head, scaled, shape
 from foredraft.train.from_plan import from_plan
-from foredraft.train.recipe import Eagle
 
 LOADS = (1, 8, 32)
 WORKLOAD = Workload(concurrency=LOADS, input_len=LENGTHS["input_len"], output_len=LENGTHS["output_len"])

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from foredraft import records
+from foredraft.recipe import Recipe
 from foredraft.records import Observation, Plan
 from foredraft.sweep.cells import Cell, Places, definitions, dependants, difference, missing, ordered
 from foredraft.sweep.expand import expand, laid, short
@@ -25,7 +26,6 @@ from foredraft.sweep.local_runner import LocalRunner
 from foredraft.sweep.planned import planned
 from foredraft.sweep.run import Driver, failures, prepared
 from foredraft.sweep.table import most_telling
-from foredraft.train.recipe import Recipe
 
 # Stands in for `foredraft`: trains by steps that it keeps in a file, measures by writing an observation, fails as its words say.
 STAND_IN = """
@@ -603,7 +603,7 @@ def test_a_head_is_trained_as_the_family_of_heads_says(tmp_path: Path):
 
 
 def foredraft(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "foredraft.cli", "sweep", *words]
+    command = [sys.executable, "-m", "foredraft", "sweep", *words]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=SLOWEST_S)
 
 

@@ -13,8 +13,8 @@ from foredraft.decode.engine import Engine
 from foredraft.decode.proposals import Budget
 from foredraft.models.decoder import Decoder
 from foredraft.models.placing import context_limit
+from foredraft.recipe import Recipe
 from foredraft.shapes import Shape
-from foredraft.train.recipe import Recipe
 
 PLAIN = "plain"
 LEVELS = 4  # drafted in a step where a spec names no number
@@ -124,7 +124,7 @@ def _exported(name: str) -> float | None:
 
 def tokenizer_name(folder: str | Path) -> str:
     """A name that two folders share if their tokenizers are one: the hash of tokenizer.json, or else the folder's name."""
-    from foredraft.train import tokenizer
+    from foredraft.data import tokenizer
 
     if not (Path(folder) / tokenizer.TOKENIZER).is_file():
         return name_of(str(folder))

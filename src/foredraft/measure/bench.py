@@ -16,8 +16,8 @@ import torch
 
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
+from foredraft.hardware import read_rate
 from foredraft.measure.bootstrap import ratio
-from foredraft.measure.rates import read_rate
 from foredraft.models import kernels
 from foredraft.records import Estimate, Record, StepRecord
 

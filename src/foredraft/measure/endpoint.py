@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from foredraft.data.prompts import CHATS, Question
 from foredraft.measure.endpoint_counts import Totals
 from foredraft.measure.endpoint_http import Address
 from foredraft.measure.endpoint_wire import (
@@ -24,7 +25,6 @@ from foredraft.measure.endpoint_wire import (
     found,
     read_totals,
 )
-from foredraft.measure.prompts import CHATS, Question
 from foredraft.records import Record
 
 SETTLE_S, STEP_S = 3.0, 0.1  # how long the totals are waited for, which an engine brings up to date behind its answers

@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from foredraft.data.prompts import Question
 from foredraft.measure.endpoint_counts import Spec, Totals, spec_of, totals
 from foredraft.measure.endpoint_http import Address, NotJson, Refused, ask, get_json, get_text
-from foredraft.measure.prompts import Question
 
 ENGINES = ("auto", "vllm", "sglang")
 PATHS = {"chat": "/v1/chat/completions", "raw": "/v1/completions", "native": "/generate"}

@@ -19,8 +19,8 @@ import numpy as np
 from foredraft.decode.batch import Request
 from foredraft.decode.batch import Sequence as Running
 from foredraft.decode.engine import Engine
+from foredraft.hardware import settle
 from foredraft.measure.bootstrap import Array
-from foredraft.measure.rates import settle
 
 TIMES = ("seconds", "tokens", "requests", "first_s", "whole_s", "between_s", "gaps")  # columns of Run.times_GT
 

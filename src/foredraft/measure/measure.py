@@ -17,19 +17,19 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from foredraft.data.prompts import Prompt
 from foredraft.decode.batch import Request
 from foredraft.decode.sampling import Sampling
 from foredraft.measure import rows
 from foredraft.measure.arms import PLAIN, Arm, longest, shape_of
 from foredraft.measure.bootstrap import Array
-from foredraft.measure.forced import forced, surprise
-from foredraft.measure.kept import Kept
 from foredraft.measure.live import Run, groups_of, run_arms, turns
-from foredraft.measure.prompts import Prompt
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
 from foredraft.records import Measurement, Record
-from foredraft.train.judge import Text
+from foredraft.teacher.forced import forced, surprise
+from foredraft.teacher.judge import Text
+from foredraft.teacher.kept import Kept
 
 WAYS = ("both", "live", "forced")
 UNTIMED = 16  # sequences decoded at once where no clock is read

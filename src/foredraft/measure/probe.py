@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from foredraft import __version__, shapes
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
-from foredraft.measure.rates import SWEPT_BYTES, read_rate, seconds, write_rate
+from foredraft.hardware import SWEPT_BYTES, read_rate, seconds, write_rate
 from foredraft.models import kernels
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, wanted
-from foredraft.measure.forced import SUMS
 from foredraft.measure.live import TIMES, Counts
 from foredraft.records import Estimate, Measurement, Observation
+from foredraft.teacher.forced import SUMS
 
 LIVE, FORCED = "foredraft measure, live", "foredraft measure, teacher-forced"
 TAU, SHARE = "tokens/step", "probability"

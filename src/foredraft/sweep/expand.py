@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foredraft import records
+from foredraft.recipe import Recipe
 from foredraft.sweep.cells import EXPORTS, FINAL, RECIPE, Cell, given, ordered
 from foredraft.sweep.grid import EACH, OPTIONS, Drafts, Grid, Measure, Named
-from foredraft.train.recipe import Recipe
 
 NGRAM = "ngram"
 KEPT = "@./../../kept"  # below the sweep's folder: what a target said of the prompts, for all teacher-forced cells

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from foredraft.records import Record
 
 LOG, LOCK, RUNNING = "log.txt", "lock", "running.txt"
-FOREDRAFT = sys.executable, "-m", "foredraft.cli"
+FOREDRAFT = sys.executable, "-m", "foredraft"
 TAIL_LINES, TAIL_BYTES = 12, 8192
 GRACE_S = 60.0  # for a process that was asked to stop to save what it has
 POLL_S = 0.05

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from foredraft import records
 from foredraft.models.checkpoint import SINGLE, Checkpoint
+from foredraft.recipe import Recipe
 from foredraft.records import Record
-from foredraft.train.recipe import Recipe
 
 OPTIMISER, STATE, BEST = "optimiser.safetensors", "state.json", "best.json"
 _NAME = re.compile(r"step-(\d{8})")

@@ -20,9 +20,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from foredraft.data.tokens import Batch
 from foredraft.models.layers import FusionLayer, Layer
 from foredraft.train.objective import Loss, Objective
-from foredraft.train.tokens import Batch
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process, say one that compiles
 

@@ -4,8 +4,8 @@ Promises: sizes and token budgets are the plan's own; the expected tokens per st
 know: how a plan is made.
 """
 
+from foredraft.recipe import Eagle, Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import DraftChoice, Plan
-from foredraft.train.recipe import Eagle, Eagle3, LanguageModel, Prediction, Recipe, Stage
 
 LENGTH = 1024
 HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW, at EAGLE's usual width of …

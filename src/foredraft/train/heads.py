@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import save_head
 from foredraft.models.heads import DraftHead, Eagle3Head, EagleHead
 from foredraft.models.layers import FusionLayer, Layer
-from foredraft.train.acceptance import acceptance, tally
-from foredraft.train.features import Features, FeatureSource, Online
-from foredraft.train.matching import Teacher, match
+from foredraft.teacher.acceptance import acceptance, tally
+from foredraft.teacher.features import Features, FeatureSource, Online
+from foredraft.teacher.matching import Teacher, match
+from foredraft.teacher.readings import Readings, predicted, read
+from foredraft.teacher.unroll import aligned, unroll, within
 from foredraft.train.objective import Loss
-from foredraft.train.readings import Readings, predicted, read
-from foredraft.train.tokens import Batch
-from foredraft.train.unroll import aligned, unroll, within
 
 NOISE = 0.2 * 512  # EAGLE's width of the uniform noise, by tokens of the window
 

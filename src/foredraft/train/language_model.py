@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from foredraft import shapes
+from foredraft.data.tokenizer import FILES
+from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
 from foredraft.models.layers import Layer, Wiring, wiring_from_config
 from foredraft.models.load import load, read_settings
 from foredraft.models.save import INIT_STD, save
+from foredraft.recipe import LanguageModel
 from foredraft.shapes import Shape
-from foredraft.train.acceptance import acceptance, tally
-from foredraft.train.attention import attend
-from foredraft.train.features import apart
-from foredraft.train.judge import model_readings
+from foredraft.teacher.acceptance import acceptance, tally
+from foredraft.teacher.attention import attend
+from foredraft.teacher.features import apart
+from foredraft.teacher.judge import model_readings
+from foredraft.teacher.read_out import Reading, read_out
+from foredraft.teacher.readings import predicted
 from foredraft.train.objective import Loss
-from foredraft.train.read_out import Reading, read_out
-from foredraft.train.readings import predicted
-from foredraft.train.recipe import LanguageModel
-from foredraft.train.tokenizer import FILES
-from foredraft.train.tokens import Batch
 
 KEPT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

@@ -12,20 +12,20 @@ from pathlib import Path
 
 import torch
 
+from foredraft.data.tokens import DATA, TOKENIZER, Packing, TokenFolder, check
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
 from foredraft.models.heads import DraftHead, new_head
 from foredraft.models.load import load
+from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe
+from foredraft.teacher.feature_cache import CachedFeatures, planned, write_features
 from foredraft.train.ceiling import ceiling
 from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
-from foredraft.train.feature_cache import CachedFeatures, planned, write_features
 from foredraft.train.heads import HeadObjective, HeadSettings
 from foredraft.train.language_model import LanguageModelObjective, Served, decoder_of, kept_keys
 from foredraft.train.loop import Data, train
 from foredraft.train.objective import Objective
-from foredraft.train.recipe import Eagle, Eagle3, LanguageModel, Recipe
-from foredraft.train.tokens import DATA, TOKENIZER, Packing, TokenFolder, check
 
 
 def launch(
@@ -125,7 +125,7 @@ def head_of(recipe: Recipe, target: Decoder, data: Data) -> DraftHead:
 
 def draft_vocab(size: int, whole: int, data: Data) -> list[int]:
     """The tokens a head may draft, and what share of each folder's labels they are, which bounds what it can draft rightly."""
-    from foredraft.train.draft_vocab import coverage, most_frequent
+    from foredraft.data.draft_vocab import coverage, most_frequent
 
     ids = most_frequent(data.stages[0].folder, size)
     folders = {

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from foredraft import records
+from foredraft.data.tokens import Batch, Packing
+from foredraft.recipe import Recipe, Stage
 from foredraft.train.checkpoints import Best, Checkpoints, Course, State, difference, optimiser_state, weights
 from foredraft.train.devices import Devices, fill, whole
 from foredraft.train.objective import Loss, Objective
 from foredraft.train.optimiser import begin, optimisers_of, rate, scale_gradients, set_rate, state_of
 from foredraft.train.progress import Meter, Talk
-from foredraft.train.recipe import Recipe, Stage
-from foredraft.train.tokens import Batch, Packing
 
 CHECKPOINTS, EXPORTS, FINAL, BEST, RECIPE = "checkpoints", "exports", "final", "best", "recipe.json"
 MEMORY = 0.95  # of the running mean of the loss

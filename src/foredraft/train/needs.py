@@ -14,8 +14,10 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.heads import Eagle3Head, EagleHead, default_feature_layers
 from foredraft.models.layers import Wiring
 from foredraft.models.load import read_settings
+from foredraft.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import Estimate, Record
 from foredraft.shapes import BYTES_PER_VALUE, Shape, eagle3_head, eagle_head
+from foredraft.teacher.read_out import GROUP_BYTES
 from foredraft.train.ceiling import ceiling
 from foredraft.train.devices import Devices
 from foredraft.train.heads import training_flops
@@ -23,8 +25,6 @@ from foredraft.train.language_model import settings_of
 from foredraft.train.launch import check_target, head_settings
 from foredraft.train.loop import micro_batches
 from foredraft.train.optimiser import MOMENTS
-from foredraft.train.read_out import GROUP_BYTES
-from foredraft.train.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 
 # Share of the ceiling that training reaches: from small models in eager mode to large or compiled ones (results/train_speed.json).
 SHARES = 0.25, 0.45, 0.6

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from foredraft.train.tokens import Batch
+from foredraft.data.tokens import Batch
 
 
 class Loss(NamedTuple):

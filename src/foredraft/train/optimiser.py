@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from foredraft.train.recipe import Recipe, Stage
+from foredraft.recipe import Recipe, Stage
 
 ADAM_EPS = 1e-8
 MOMENTS = 2  # tensors of AdamW's state, as large as its weights

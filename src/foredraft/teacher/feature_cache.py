@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.data.tokens import Batch, Packing
 from foredraft.models.decoder import Decoder
 from foredraft.records import Record, read, require, write
-from foredraft.train.features import Features, Online
-from foredraft.train.tokens import Batch, Packing
+from foredraft.teacher.features import Features, Online
 
 VALUES, KEYS, CACHE = "features.bin", "keys.bin", "cache.json"
 KEY_BYTES = 16

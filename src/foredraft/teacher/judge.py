@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
-from foredraft.train.acceptance import Acceptance, acceptance, tally
-from foredraft.train.features import FeatureSource, Online
+from foredraft.teacher.acceptance import Acceptance, acceptance, tally
+from foredraft.teacher.features import FeatureSource, Online
+from foredraft.teacher.matching import Teacher
+from foredraft.teacher.readings import Readings, begun, predicted, read
 from foredraft.train.heads import HeadSettings, Unrolled
-from foredraft.train.matching import Teacher
-from foredraft.train.readings import Readings, begun, predicted, read
-from foredraft.train.tokens import Batch
 
 Text = tuple[Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]
 

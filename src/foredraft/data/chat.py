@@ -8,7 +8,7 @@ tokens.
 import re
 from typing import Any, NamedTuple
 
-from foredraft.train.sources import Message
+from foredraft.data.sources import Message
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters, which no text may hold
 _MARKS = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")

@@ -58,7 +58,7 @@ def after_planning(zoo: Path, out: Path, step: ScheduleStep) -> Iterator[Step]:
 def run(step: Step) -> None:
     """The verb in a process of its own, its words shown; raises ValueError where it fails."""
     print(f"\n── {step.title}\n$ foredraft {' '.join(step.words)}", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "foredraft.cli", *step.words], check=False)
+    done = subprocess.run([sys.executable, "-m", "foredraft", *step.words], check=False)
     if done.returncode:
         raise ValueError(f"foredraft {step.words[0]} ended with exit code {done.returncode}: its reason is above")
 

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foredraft import records
+from foredraft.data.chat import Template
+from foredraft.data.sources import Document, Message, Regenerated, Skips, origins, read
 from foredraft.decode.batch import Request, Sequence
 from foredraft.decode.engine import Engine
 from foredraft.decode.sampling import Sampling
 from foredraft.records import Record, StepRecord, require
-from foredraft.train.chat import Template
-from foredraft.train.sources import Document, Message, Regenerated, Skips, origins, read
 
 GROUP = 8  # batches to a group
 SAMPLE = 2**20  # bytes of each weight file that tell checkpoints apart

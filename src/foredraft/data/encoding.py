@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foredraft.train.chat import Rendered, Template
-from foredraft.train.sources import Document
-from foredraft.train.tokenizer import num_ids
+from foredraft.data.chat import Rendered, Template
+from foredraft.data.sources import Document
+from foredraft.data.tokenizer import num_ids
 
 
 class Encoded(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from foredraft.console import (
+from foredraft.cli.console import (
     JSON,
     Device,
     Dtype,
@@ -23,12 +23,12 @@ from foredraft.console import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from foredraft.data.prompts import Prompt, Question
+    from foredraft.data.sources import Skips
     from foredraft.measure.endpoint import Settings as Loads
     from foredraft.measure.endpoint_http import Address
     from foredraft.measure.measure import Settings, Subject
-    from foredraft.measure.prompts import Prompt, Question
     from foredraft.records import Measurement, Provenance
-    from foredraft.train.sources import Skips
 
 
 OBSERVATIONS, MEASUREMENTS = "observations.jsonl", "measurements.jsonl"
@@ -208,9 +208,9 @@ def _of_server(
     """A running server, load by load; what is measured is on disk before the next load begins."""
     import asyncio
 
+    from foredraft.data.prompts import read_questions
+    from foredraft.data.sources import Skips
     from foredraft.measure.endpoint import Settings
-    from foredraft.measure.prompts import read_questions
-    from foredraft.train.sources import Skips
 
     if len(given["draft"]) > 1:
         raise ValueError(f"draft: a server has one, got {', '.join(given['draft'])}; name the one that it runs")
@@ -264,11 +264,11 @@ def _prepared(
     import msgspec
 
     from foredraft import text
+    from foredraft.data.prompts import Encoding, read_prompts
+    from foredraft.data.sources import Skips
     from foredraft.measure.arms import arms_on, longest, spec_of
     from foredraft.measure.measure import Subject, by_category
-    from foredraft.measure.prompts import Encoding, read_prompts
     from foredraft.models.load import load
-    from foredraft.train.sources import Skips
 
     kind, skips = dtype_of(given["dtype"]), Skips(asked.on_error)
     specs, tokenizer = [spec_of(one) for one in drafts], text.tokenizer_of(target)

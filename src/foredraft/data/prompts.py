@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from foredraft import text
+from foredraft.data.sources import Skips
 from foredraft.records import Record
-from foredraft.train.sources import Skips
 
 CHATS = ("auto", "always", "never")
 FORMATS = (None, "chat", "raw")

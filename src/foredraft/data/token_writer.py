@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foredraft import records
-from foredraft.train.tokens import DATA, DOCUMENTS, MASK, TOKENS, VERSION, Source, TokenData, width
+from foredraft.data.tokens import DATA, DOCUMENTS, MASK, TOKENS, VERSION, Source, TokenData, width
 
 BUFFER = 2**20
 

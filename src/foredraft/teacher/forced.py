@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.data.tokens import Batch
 from foredraft.decode.drafters import fitted
 from foredraft.measure.bootstrap import Array
-from foredraft.measure.kept import Kept
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
-from foredraft.train.acceptance import tally
-from foredraft.train.judge import Text, head_readings, model_readings, padded
-from foredraft.train.readings import Readings, predicted
-from foredraft.train.tokens import Batch
+from foredraft.teacher.acceptance import tally
+from foredraft.teacher.judge import Text, head_readings, model_readings, padded
+from foredraft.teacher.kept import Kept
+from foredraft.teacher.readings import Readings, predicted
 
 TOKENS_PER_BATCH = 4096
 SUMS = (

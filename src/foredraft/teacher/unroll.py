@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foredraft.models.heads import DraftHead
 from foredraft.models.layers import Placing
-from foredraft.train.chains import Chains
+from foredraft.teacher.chains import Chains
 
 
 def unroll(

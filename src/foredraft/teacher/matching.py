@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from foredraft.teacher.read_out import CHUNK_BYTES, GROUP_BYTES, compute_dtype
 from foredraft.train.losses import against_target
-from foredraft.train.read_out import CHUNK_BYTES, GROUP_BYTES, compute_dtype
 
 
 class Teacher(NamedTuple):

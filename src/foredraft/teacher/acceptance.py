@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from foredraft.records import Estimate, Record, require
-from foredraft.train.readings import Laws, Readings
+from foredraft.teacher.readings import Laws, Readings
 
 DRAWS = 200
 SOURCE = "teacher-forced"

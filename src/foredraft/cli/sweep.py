@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.console import JSON, print_blocks, print_json
+from foredraft.cli.console import JSON, print_blocks, print_json
 
 if TYPE_CHECKING:
     from foredraft.sweep.local_runner import Runner

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from foredraft.console import print_json
+from foredraft.cli.console import print_json
 
 
 class ExportByDefault(TyperGroup):

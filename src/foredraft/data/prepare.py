@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from foredraft import records
-from foredraft.train import tokenizer as tokenizers
-from foredraft.train.chat import Template
-from foredraft.train.encoding import Encoder
-from foredraft.train.sources import Document, Mode, Origin, Skips, origins, read
-from foredraft.train.token_writer import TokenWriter
-from foredraft.train.tokens import Source, TokenData
+from foredraft.data import tokenizer as tokenizers
+from foredraft.data.chat import Template
+from foredraft.data.encoding import Encoder
+from foredraft.data.sources import Document, Mode, Origin, Skips, origins, read
+from foredraft.data.token_writer import TokenWriter
+from foredraft.data.tokens import Source, TokenData
 
 WORKERS = 2  # one turns ids into arrays while the other has all cores tokenise
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 2048, 2**22

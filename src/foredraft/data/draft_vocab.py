@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from foredraft.train.tokens import TokenFolder
+from foredraft.data.tokens import TokenFolder
 
 PIECE = 2**24  # tokens counted at a time
 

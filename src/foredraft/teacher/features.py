@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from foredraft.train.tokens import Batch
+from foredraft.data.tokens import Batch
 
 
 class Features(NamedTuple):

@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from foredraft.data.tokens import Batch
 from foredraft.decode.batch import Request
 from foredraft.measure.bootstrap import Array
 from foredraft.models.decoder import Decoder
 from foredraft.records import write_bytes
-from foredraft.train.feature_cache import digests, fingerprint
-from foredraft.train.features import Features, FeatureSource, Online
-from foredraft.train.judge import Text
-from foredraft.train.tokens import Batch
+from foredraft.teacher.feature_cache import digests, fingerprint
+from foredraft.teacher.features import Features, FeatureSource, Online
+from foredraft.teacher.judge import Text
 
 Named = dict[str, Tensor]
 

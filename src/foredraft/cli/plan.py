@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.console import JSON, fail, print_blocks, print_json
+from foredraft.cli.console import JSON, fail, print_blocks, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.console import JSON, Device, Dtype, dtype_of, print_json, progress_bar
+from foredraft.cli.console import JSON, Device, Dtype, dtype_of, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from foredraft.train.samples import Sample
-    from foredraft.train.tokens import TokenData
+    from foredraft.data.samples import Sample
+    from foredraft.data.tokens import TokenData
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,8 +41,8 @@ def tokenizer(
     """Train a byte-level BPE on INPUTS, with an end token and a plain chat template; it loads with AutoTokenizer."""
     from itertools import islice
 
-    from foredraft.train.sources import Skips, origins, read
-    from foredraft.train.tokenizer import train
+    from foredraft.data.sources import Skips, origins, read
+    from foredraft.data.tokenizer import train
 
     skips = Skips(on_error)
     found = (document for origin in origins(inputs) for document in read(origin, "chat", skips))
@@ -79,8 +79,8 @@ def prepare(
     """Turn INPUTS into a token folder: memory-mapped ids, document boundaries, loss mask, counts."""
     import time
 
-    from foredraft.train.prepare import prepare as make
-    from foredraft.train.sources import origins
+    from foredraft.data.prepare import prepare as make
+    from foredraft.data.sources import origins
 
     total, start = sum(origin.bytes or 0 for origin in origins(inputs)), time.perf_counter()
     with progress_bar() as bar:
@@ -109,9 +109,9 @@ def show(
     json: JSON = False,
 ) -> None:
     """Print documents as training will see them, and the counts. What is not to be predicted is dim, or in ⟦brackets⟧."""
-    from foredraft.train.samples import samples
-    from foredraft.train.tokenizer import load
-    from foredraft.train.tokens import TokenFolder
+    from foredraft.data.samples import samples
+    from foredraft.data.tokenizer import load
+    from foredraft.data.tokens import TokenFolder
 
     opened = TokenFolder.open(folder)
     found = samples(opened, load(folder), num, tokens, seed)
@@ -148,9 +148,9 @@ def regenerate(
 ) -> None:  # fmt: skip
     """Let a target answer prompts, into JSONL for `prepare --chat`. Interrupted, the same command goes on."""
     from foredraft import text
-    from foredraft.train import regenerate as room
-    from foredraft.train.sources import Skips
-    from foredraft.train.tokenizer import load, sha256
+    from foredraft.data import regenerate as room
+    from foredraft.data.sources import Skips
+    from foredraft.data.tokenizer import load, sha256
 
     kind, skips = dtype_of(dtype), Skips(on_error)
     asked = room.prompts(inputs, plain, skips, num)

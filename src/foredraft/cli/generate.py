@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.console import (
+from foredraft.cli.console import (
     JSON,
     Device,
     Dtype,

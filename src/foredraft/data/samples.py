@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from foredraft.data.tokens import TokenFolder
 from foredraft.records import Record
-from foredraft.train.tokens import TokenFolder
 
 BEFORE = 40  # tokens shown ahead of the first that is to be predicted
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.console import JSON, Device, Threads, print_json, set_threads
+from foredraft.cli.console import JSON, Device, Threads, print_json, set_threads
 
 if TYPE_CHECKING:
+    from foredraft.recipe import Recipe
     from foredraft.train.checkpoints import State
     from foredraft.train.needs import Needs
-    from foredraft.train.recipe import Recipe
 
 
 def train(
@@ -70,8 +70,8 @@ def _recipe(path: Path, num_folders: int) -> "Recipe":
     import msgspec
 
     from foredraft import records
+    from foredraft.recipe import Recipe
     from foredraft.train.from_plan import from_plan
-    from foredraft.train.recipe import Recipe
 
     held = records.read(dict[str, Any], path)
     if "objective" in held and "schedule" in held:

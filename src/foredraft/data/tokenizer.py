@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foredraft import records
-from foredraft.train.tokens import TOKENIZER
+from foredraft.data.tokens import TOKENIZER
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 BYTES = 256  # a byte-level BPE holds each byte as an id of its own

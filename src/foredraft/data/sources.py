@@ -19,8 +19,8 @@ from typing import IO, Any, Literal, NamedTuple
 
 import msgspec
 
+from foredraft.data.tokens import Source
 from foredraft.records import Record
-from foredraft.train.tokens import Source
 
 Mode = Literal["text", "chat", "prompts"]
 Broken = Callable[[str], None]  # takes "file:line: why"; raises to stop

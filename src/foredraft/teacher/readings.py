@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft.train.matching import Teacher, groups
+from foredraft.teacher.matching import Teacher, groups
 
 
 class Laws(NamedTuple):

@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 
 from foredraft import __version__
-from foredraft.console import JSON, fail, print_blocks, print_json
-from foredraft.data_cli import app as data_app
-from foredraft.deploy_cli import app as deploy_app
-from foredraft.generate_cli import bench, generate
-from foredraft.measure_cli import measure, probe
-from foredraft.plan_cli import fit, plan, reproduce, validate
-from foredraft.report_cli import report
-from foredraft.sweep_cli import sweep
-from foredraft.train_cli import train
+from foredraft.cli.console import JSON, fail, print_blocks, print_json
+from foredraft.cli.data import app as data_app
+from foredraft.cli.deploy import app as deploy_app
+from foredraft.cli.generate import bench, generate
+from foredraft.cli.measure import measure, probe
+from foredraft.cli.plan import fit, plan, reproduce, validate
+from foredraft.cli.report import report
+from foredraft.cli.sweep import sweep
+from foredraft.cli.train import train
 
 app = typer.Typer(
     add_completion=False,
@@ -59,7 +59,7 @@ def tour(
     ),
 ) -> None:
     """The whole loop in five minutes: probe, plan, train the planned draft briefly, decode, measure, report."""
-    from foredraft.tour import tour as run
+    from foredraft.cli.tour import tour as run
 
     page = run(zoo, observations, out)
     print(f"\nwrote {page}: what was predicted, and what came out", file=sys.stderr)
