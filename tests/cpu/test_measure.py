@@ -13,7 +13,6 @@ import torch
 
 from foredraft import records, text
 from foredraft.cli import main as app
-from foredraft.cli import measure as cli
 from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
