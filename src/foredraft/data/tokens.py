@@ -1,7 +1,7 @@
 """Token folders, and windows of tokens out of them: the one form in which training reads text.
 
 Promises: a folder is opened by mapping it, and refused in one line unless its files are as large as data.json says;
-the sample at a position depends on (seed, position) alone, so that a run may stop, go on and change its world size.
+the sample at a position depends on (seed, position) and numpy's generator alone, so that a run may stop, go on and change its world size.
 Refuses to know: tokenizers, losses, where the text came from.
 
 A folder holds tokens.bin (little-endian, uint16 up to 65,536 ids, else uint32), mask.bin (a byte per token, 1 where
@@ -12,6 +12,7 @@ Shapes: B windows, T tokens of a window, D documents.
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,6 @@ VERSION = 1
 TOKENS, MASK, DOCUMENTS, DATA = "tokens.bin", "mask.bin", "documents.bin", "data.json"
 TOKENIZER = "tokenizer.json"
 NARROW = 65536  # ids that fit two bytes
-ROUNDS = 6  # of the shuffle's Feistel network
-_WORD = 2**64 - 1
 
 
 class Source(Record, frozen=True):
@@ -149,6 +148,7 @@ class Packing:
                 f"{folder.path}: {folder.data.num_tokens:,} tokens hold no window of length {length:,}; lower length or prepare more data"
             )
         self.folder, self.length, self.seed, self.reset_at_documents = folder, length, seed, reset_at_documents
+        self._order = lru_cache(maxsize=2)(partial(shuffled, len(self), seed))  # of an epoch; a batch may span two
 
     def __len__(self) -> int:
         return self.folder.data.num_tokens // self.length
@@ -158,10 +158,8 @@ class Packing:
         assert first >= 0, f"first must not be negative, got {first}"
         samples = np.arange(first, first + count, dtype=np.int64)
         epochs = samples // len(self)
-        order = np.empty_like(samples)
-        for epoch in np.unique(epochs):
-            order[epochs == epoch] = shuffled(samples[epochs == epoch] % len(self), len(self), self.seed, int(epoch))
-        return order
+        orders = [self._order(int(epoch))[samples[epochs == epoch] % len(self)] for epoch in np.unique(epochs)]
+        return np.concatenate(orders)
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples `first` … `first + count - 1`, each of `length` tokens, on the CPU."""
@@ -176,33 +174,9 @@ class Packing:
         return Batch(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(mask), torch.from_numpy(documents))
 
 
-def shuffled(index: np.ndarray[Any, Any], size: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    """Where a permutation of 0 … size-1, made from (seed, epoch), sends each of `index`. Nothing is stored.
-
-    A Feistel network over the next even power of two, walked until it is back inside (Black and Rogaway, Ciphers with
-    Arbitrary Finite Domains, CT-RSA 2002).
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = np.random.SeedSequence([seed & _WORD, epoch]).generate_state(ROUNDS, np.uint64)
-    out = _feistel(index.astype(np.uint64), half, keys)
-    while (outside := out >= size).any():
-        out[outside] = _feistel(out[outside], half, keys)
-    return out.astype(np.int64)
-
-
-def _feistel(value: np.ndarray[Any, Any], half: int, keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    bits, low = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = value >> bits, value & low
-    for key in keys:
-        left, right = right, left ^ (_mixed(right ^ key) & low)
-    return (left << bits) | right
-
-
-def _mixed(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """splitmix64's finaliser: every input bit reaches every output bit."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+def shuffled(size: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
+    """The permutation of 0 … size-1 that (seed, epoch) gives, [size] int64."""
+    return np.random.default_rng([seed % 2**64, epoch]).permutation(size)
 
 
 def check(folder: TokenFolder, vocab_size: int, tokenizer_path: str | Path | None = None) -> None:
