@@ -17,13 +17,14 @@ from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.laws.fit import fit_all
-from foredraft.measure.arms import Spec, arms_on, name_of, run_of, spec_of, trained_tokens
+from foredraft.measure.arms import Spec, arms_on, spec_of
 from foredraft.measure.bootstrap import DRAWS, divided, figure, figures, ratio, wanted
 from foredraft.measure.live import Counts, groups_of, run_arms, turns
 from foredraft.measure.measure import Settings, Subject, by_category, chains, measure, work
 from foredraft.models import load, load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement, Observation, Provenance
+from foredraft.runs import name_of, run_name, trained_tokens
 from foredraft.teacher.forced import forced, surprise
 from foredraft.teacher.judge import padded
 from foredraft.teacher.kept import Kept
@@ -416,7 +417,7 @@ def test_a_run_names_its_exports_and_says_their_tokens(tmp_path: Path):
     (tmp_path / "mine" / "recipe.json").write_text(json.dumps(recipe))
     assert [trained_tokens(folder) for folder in folders] == [20000, None, 5000]
     assert [name_of(str(folder)) for folder in folders] == ["mine/final", "mine/best", "mine/exports/tokens-5000"]
-    assert {run_of(str(folder)) for folder in folders} == {"mine"}
+    assert {run_name(folder) for folder in folders} == {"mine"}
     (tmp_path / "mine" / "recipe.json").write_text(json.dumps(recipe | {"model": {"kind": "lm", "init": "elsewhere"}}))
     assert trained_tokens(folders[0]) is None
 

@@ -232,8 +232,8 @@ def _folder_fields(given: dict[str, Any]) -> dict[str, Any]:
     folder = given["draft"][0] if given["draft"] else ""
     if not (Path(folder) / "config.json").is_file():
         return {}
-    from foredraft.measure.arms import name_of, trained_tokens
     from foredraft.models.load import read_settings
+    from foredraft.runs import name_of, trained_tokens
 
     tokens = given["draft_tokens"] or trained_tokens(folder)
     return {"draft": [name_of(folder)], "draft_layers": read_settings(folder)[0].num_layers, "draft_tokens": tokens}
@@ -297,8 +297,9 @@ def _fields(
     """What all rows share."""
     import torch
 
-    from foredraft.measure.arms import name_of, tokenizer_name, trained_tokens
+    from foredraft.measure.arms import tokenizer_name
     from foredraft.measure.probe import device_name
+    from foredraft.runs import name_of, trained_tokens
 
     references = sum(bool(prompt.reference) for prompt in prompts)
     note = (
@@ -316,14 +317,14 @@ def _fields(
 
 def _draft_fields(folder: str, given: dict[str, Any]) -> dict[str, Any]:
     """What the rows of one draft have of their own; what neither its folder nor an option says stays unknown."""
-    from foredraft.measure.arms import name_of, run_of, trained_tokens
+    from foredraft.runs import name_of, run_name, trained_tokens
 
     if folder == "ngram":
         return {"draft": "ngram"} | ({} if given["run"] else {"run": "ngram"})
     tokens = trained_tokens(folder)
     fields = {"draft": name_of(folder), "draft_tokens": given["draft_tokens"] if tokens is None else tokens}
     fields |= {name: given[name] for name in ("draft_params", "family") if given[name]}
-    return fields | ({} if given["run"] else {"run": run_of(folder)})
+    return fields | ({} if given["run"] else {"run": run_name(folder)})
 
 
 def _provenance(note: str) -> "Provenance":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from foredraft.deploy.launch import METHODS, SERVE
 from foredraft.records import Observation, Plan
+from foredraft.runs import RECIPE, run_folder
 
 if TYPE_CHECKING:
     from foredraft.deploy.draft import Draft
@@ -59,18 +60,12 @@ def _table(draft: "Draft", record: "Deployed") -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""])
 
 
-def run_of(folder: Path) -> Path | None:
-    """The folder of the training run that a draft comes from, where its recipe lies."""
-    parents = (folder.resolve(), *folder.resolve().parents[:2])
-    return next((parent for parent in parents if (parent / "recipe.json").is_file()), None)
-
-
 def _training(folder: Path) -> str:
-    run = run_of(folder)
+    run = run_folder(folder)
     if run is None:
         return ""
     try:
-        recipe = json.loads((run / "recipe.json").read_bytes())
+        recipe = json.loads((run / RECIPE).read_bytes())
         lines = list(_recipe(recipe, folder))
     except (ValueError, KeyError, TypeError):
         return ""
@@ -140,7 +135,7 @@ def _note(folder: Path, note: str | None) -> str:
 
 
 def _own_card(folder: Path) -> str | None:
-    run = run_of(folder)
+    run = run_folder(folder)
     for place in (folder, *([run] if run else [])):
         for name in CARDS:
             if (place / name).is_file():

@@ -28,6 +28,7 @@ from foredraft.models.head_files import IDS, save_head
 from foredraft.models.heads import Eagle3Head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
+from foredraft.runs import name_of
 
 FORMATS = ("vllm", "sglang", "speculators", "hf")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,7 +96,7 @@ def export(
     name = Path(target).resolve().name
     record = Deployed(
         kind=held.kind, format=settings.format, engines=_engines(held, settings.format),
-        dtype=settings.dtype or str(held.dtype).removeprefix("torch."), target=name, draft=_named(Path(draft)), planned=plan is not None,
+        dtype=settings.dtype or str(held.dtype).removeprefix("torch."), target=name, draft=name_of(draft), planned=plan is not None,
     )  # fmt: skip
     with records.whole_folder(out) as folder:
         notes = _weights(held, Path(target), config, folder, settings, DTYPES[record.dtype])
@@ -263,10 +264,3 @@ def _launch(folder: Path, out: Path, target: Path, record: Deployed, plan: Plan 
         return
     records.write_bytes(folder / launch.SERVE, script.encode())
     (folder / launch.SERVE).chmod(0o755)
-
-
-def _named(folder: Path) -> str:
-    """A draft's name: its folder's, with its run's before it where the folder is one of a run's own."""
-    parts = folder.resolve().parts
-    own = parts[-1] in ("final", "best") or "exports" in parts[-2:-1]
-    return "/".join(parts[-3 if "exports" in parts[-2:-1] else -2 :]) if own else parts[-1]

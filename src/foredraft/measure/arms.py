@@ -8,17 +8,16 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from foredraft import records, text
+from foredraft import text
 from foredraft.decode.engine import Engine
 from foredraft.decode.proposals import Budget
 from foredraft.models.decoder import Decoder
 from foredraft.models.placing import context_limit
-from foredraft.recipe import Recipe
+from foredraft.runs import name_of
 from foredraft.shapes import Shape
 
 PLAIN = "plain"
 LEVELS = 4  # drafted in a step where a spec names no number
-RUNS_OWN = ("final", "best", "exports")  # folders of a training run's folder, which bear no name of their own
 
 
 class Spec(NamedTuple):
@@ -83,50 +82,11 @@ def shape_of(arm: Arm) -> Shape | None:
     return model.shape if model is not None else None
 
 
-def name_of(folder: str) -> str:
-    """A folder's own name; of what a training run exported, the run's with it: "eagle3/final", "lm/exports/tokens-1e6"."""
-    parts = Path(folder).resolve().parts
-    start = len(parts) - 1
-    while start > 1 and (parts[start] in RUNS_OWN or parts[start - 1] == "exports"):
-        start -= 1
-    return "/".join(parts[start:])
-
-
-def run_of(folder: str) -> str:
-    """The run that made a folder: all exports of one run are one cluster of a bootstrap over runs."""
-    return name_of(folder).split("/")[0]
-
-
-def trained_tokens(folder: str | Path) -> float | None:
-    """Tokens that the weights in an export of `foredraft train` have seen, as its run's recipe says; None where no recipe
-    stands beside it, where it was the best of several, or where it went on from other weights.
-    """
-    folder = Path(folder).resolve()
-    run = folder.parents[1] if folder.parent.name == "exports" else folder.parent
-    file = run / "recipe.json"
-    if not (file.is_file() and (folder.name == "final" or folder.parent.name == "exports")):
-        return None
-    recipe = records.read(Recipe, file)
-    if recipe.model.init is not None:
-        return None
-    if folder.name == "final":
-        return float(recipe.tokens)
-    return _exported(folder.name)
-
-
-def _exported(name: str) -> float | None:
-    """The budget in an export's name, "tokens-1e+06"."""
-    try:
-        return float(name.removeprefix("tokens-"))
-    except ValueError:
-        return None
-
-
 def tokenizer_name(folder: str | Path) -> str:
     """A name that two folders share if their tokenizers are one: the hash of tokenizer.json, or else the folder's name."""
     from foredraft.data import tokenizer
 
     if not (Path(folder) / tokenizer.TOKENIZER).is_file():
-        return name_of(str(folder))
+        return name_of(folder)
     vocabulary = json.loads((Path(folder) / tokenizer.TOKENIZER).read_bytes()).get("model", {}).get("vocab", ())
     return f"{len(vocabulary)} words, sha256 {tokenizer.sha256(folder)[:12]}"

@@ -15,13 +15,13 @@ import msgspec
 import numpy as np
 
 from foredraft import __version__
-from foredraft.measure.arms import name_of
 from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, wanted
 from foredraft.measure.definitions import Counters
 from foredraft.measure.endpoint import Round, grown, traffic
 from foredraft.measure.endpoint_counts import Spec
 from foredraft.measure.endpoint_wire import Answer, Server
 from foredraft.records import Estimate, Measurement, Observation, Provenance
+from foredraft.runs import name_of
 
 SOURCE = "foredraft measure --endpoint"
 NEAR = 0.05  # how far drafted tokens per step may lie from a whole number that stands for all steps
