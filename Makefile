@@ -20,9 +20,10 @@ lint: .venv/.dev
 size: ## lines per file, longest first
 	@find src -name '*.py' | xargs wc -l | sort -rn
 
-results: .venv/.dev ## measure what README claims (the peers by make peers-bench), and write the table into README
+results: .venv/.dev ## measure what README and docs/results.md claim (the peers by make peers-bench), and write them there
 	$(BIN)/foredraft validate --out results/validation --json > /dev/null
 	$(BIN)/foredraft reproduce sdsl --out results/sdsl --json > /dev/null
+	$(BIN)/foredraft plan Llama-3.1-70B -m H100 -n 4 -c 1-256 --out build/plan > /dev/null && cp build/plan/speedup.png docs/images/plan.png
 	$(BIN)/python benchmarks/plan_speed.py results/plan_speed.json
 	$(BIN)/python benchmarks/cost_defaults.py results/cost_defaults.json
 	$(BIN)/python benchmarks/few_rows.py results/few_rows.json
@@ -31,7 +32,7 @@ results: .venv/.dev ## measure what README claims (the peers by make peers-bench
 	$(BIN)/python recipes/experiment/laws.py results/experiment/observations.jsonl results/experiment/laws.json
 	$(BIN)/foredraft validate results/experiment/observations.jsonl --target zoo/tales-11m --machine results/experiment/machine.json --out results/experiment > /dev/null
 	$(BIN)/python recipes/experiment/compare.py results/experiment/hindsight.json results/experiment results/experiment/measurements.jsonl > /dev/null
-	$(BIN)/python recipes/readme_table.py README.md
+	$(BIN)/python recipes/results_tables.py
 
 peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is measured against, each in a venv of its own
 

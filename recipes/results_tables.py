@@ -1,7 +1,7 @@
-"""Write the results table of README from results/, so that no number is typed twice; with --check, only say whether
-it is current.
+"""Write what was measured into the documents: the whole table into docs/results.md, its headlines into README, so that no number
+is typed twice; with --check, only say whether both are current.
 
-python recipes/readme_table.py README.md [--check]
+python recipes/results_tables.py [--check] [ROOT]
 """
 
 import sys
@@ -12,7 +12,8 @@ import msgspec
 
 from foredraft.records import write_bytes
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
 WRONG_DEFAULTS = ("fixed costs × 0.4", "fixed costs × 2.5", "bandwidth 0.6, compute 0.45", "all of them low")
 RACES = ("31m-float32-b1", "31m-float32-b8", "31m-bfloat16-b1", "31m-bfloat16-b8", "100m-float32-b1", "100m-float32-b8")
 TARGET, SCYLLA = "tales-11m", "scylla-L2-long"
@@ -82,18 +83,15 @@ def table() -> str:
 
 def _experiment() -> list[tuple[str, str]]:
     """The sweep of recipes/experiment: laws held to what they were not shown, the planner in hindsight, Scylla against EAGLE."""
-    laws = {
-        (one["law"], one["target"], one["family"], one["temperature"]): one for one in _read("experiment/laws.json")
-    }
+    laws, (inside, held_out) = _laws(), _coverage()
     judged, compared = _read("experiment/hindsight.json"), _read("experiment/compared.json")
-    inside, held = (sum(one[name] for one in laws.values()) for name in ("inside_90", "held_out"))
 
     def errors(law: str, family: str, what: str) -> str:
         return ", ".join(f"{laws[law, TARGET, family, heat][what]:{FORMATS[what]}}" for heat in (0.0, 1.0))
 
     cells = judged[0]["cells"]
-    missed = sum(abs(one["predicted"] / one["measured"] - 1) for one in cells) / len(cells)
-    lost = [one["regret"] for one in judged[0]["choices"] if one["by"] == "cost law"]
+    missed = sum(abs(cell["predicted"] / cell["measured"] - 1) for cell in cells) / len(cells)
+    choices = [choice for choice in judged[0]["choices"] if choice["by"] == "cost law"]
     return [
         (
             "own drafts of an 11 M target, held out (T = 0, T = 1): τ of the longest budgets, independent models; Scylla",
@@ -107,24 +105,36 @@ def _experiment() -> list[tuple[str, str]]:
             "α of held-out models from perplexities: SDSL's plane; the plane in losses, bounded",
             f"{errors('accept_plane', 'lm', 'error')}; {errors('accept_loss_plane', 'lm', 'error')}",
         ),
-        ("held-out outcomes of all laws within their 90 % intervals", f"{inside / held:.0%} of {held}"),
+        ("held-out outcomes of all laws within their 90 % intervals", f"{inside / held_out:.0%} of {held_out}"),
         (
             f"speedup of {len(cells)} own cells (chains and trees, batch 1 to 32) from plain decoding and k ≤ 2",
             f"{missed:.1%} mean error",
         ),
         (
             "throughput lost by the planned independent draft, batch "
-            + ", ".join(f"{one['load']}" for one in judged[0]["choices"] if one["by"] == "cost law"),
-            ", ".join(f"{one:.1%}" for one in lost),
+            + ", ".join(f"{choice['load']}" for choice in choices),
+            ", ".join(f"{choice['regret']:.1%}" for choice in choices),
         ),
         *(_leads(compared["leads"][f"temperature {heat}"], heat, rivals) for heat in (0, 1) for rivals in RIVALS),
     ]
 
 
+def _laws() -> dict[tuple[str, str, str, float], dict[str, Any]]:
+    """Each law's held-out errors, by law, target, family and temperature."""
+    rows = _read("experiment/laws.json")
+    return {(row["law"], row["target"], row["family"], row["temperature"]): row for row in rows}
+
+
+def _coverage() -> tuple[int, int]:
+    """Held-out outcomes inside their 90 % intervals, and all of them."""
+    laws = _laws().values()
+    return sum(row["inside_90"] for row in laws), sum(row["held_out"] for row in laws)
+
+
 def _served() -> list[tuple[str, str]]:
     """The zoo's drafts on vLLM's server (benchmarks/served.py)."""
-    found = _read("served.json")
-    speeds, foretold = found["throughput"], found["prediction"]
+    served = _read("served.json")
+    speeds, prediction = served["throughput"], served["prediction"]
     loads = sorted(speeds["planned_over_none"], key=int)
     over = "; ".join(
         ", ".join(f"{speeds[key][load]:.2f}×" for load in loads)
@@ -133,7 +143,7 @@ def _served() -> list[tuple[str, str]]:
     return [
         (
             "acceptance by position in vLLM less our engine's, four drafts, chains of 5: largest difference",
-            f"{max(one['most_apart'] for one in found['acceptance'].values()):.3f}",
+            f"{max(draft['most_apart'] for draft in served['acceptance'].values()):.3f}",
         ),
         (
             f"Scylla as planned on vLLM (CPU) over EAGLE-2 of as many tokens, lookahead 5; over no draft, {', '.join(loads)} clients",
@@ -141,7 +151,7 @@ def _served() -> list[tuple[str, str]]:
         ),
         (
             "tokens/s there at other lookaheads from no draft and one; lost by the planned schedule to the best fixed lookahead",
-            f"{foretold['error']['mean']:.1%} mean error; {found['schedule']['regret_mean']:.1%}",
+            f"{prediction['error']['mean']:.1%} mean error; {served['schedule']['regret_mean']:.1%}",
         ),
     ]
 
@@ -157,17 +167,17 @@ def _leads(leads: dict[str, Any], heat: int, rivals: str) -> tuple[str, str]:
 def _race(name: str, race: dict[str, Any]) -> tuple[str, str]:
     """Our plain decoding over each peer's, with the spread over rounds."""
     size, dtype, batch = name.split("-")
-    over = {arm.split("/")[0]: found for arm, found in race["speed_over"].items() if arm.endswith("/plain")}
+    over = {name.split("/")[0]: speed for name, speed in race["speed_over"].items() if name.endswith("/plain")}
     figures = (f"{peer} {x['median']:.2f}× ({x['p5']:.2f} to {x['p95']:.2f})" for peer, x in over.items())
     return f"plain greedy decoding over, {size.upper()} Llama, {dtype}, batch {batch[1:]}, 2 CPU threads", "; ".join(
         figures
     )
 
 
-def _passes(found: dict[str, Any]) -> str:
-    more = found["over_one_token"]
+def _passes(model: dict[str, Any]) -> str:
+    more = model["over_one_token"]
     return (
-        f"{found['share_of_read']['median']:.0%}; {more['5 tokens']['median']:.2f}×, {more['16 tokens']['median']:.2f}×"
+        f"{model['share_of_read']['median']:.0%}; {more['5 tokens']['median']:.2f}×, {more['16 tokens']['median']:.2f}×"
     )
 
 
@@ -179,19 +189,48 @@ def _read(name: str) -> dict[str, Any]:
     return msgspec.json.decode((RESULTS / name).read_bytes())
 
 
-def current(readme: str) -> str:
-    """`readme` with the table as results/ has it."""
-    before, rest = readme.split(START)
-    return before + START + table() + END + rest.split(END)[1]
+def headlines() -> str:
+    """Six figures for a visitor, as a Markdown list."""
+    tables, speed = _read("validation/summary.json")["tables"], _read("plan_speed.json")
+    curves, load = tables["inferencex_golden_acceptance_length"], tables["tomasruizt_vllm_scripts_throughput"]
+    inside, held_out = _coverage()
+    lead = _read("experiment/compared.json")["leads"]["temperature 0"][f"{SCYLLA} over eagle2-long-d5.05M"]
+    peer = _read("peers.json")["races"]["31m-float32-b1"]["speed_over"]
+    figures = [
+        f"acceptance length at 5 draft tokens from 1 and 2, seven heads of today's models: **{curves['tokens_per_step_error_k5']:.1%}** mean "
+        f"error; taking acceptance for constant, {curves['constant_alpha_error_k5']:.1%}",
+        f"throughput at 3 to 6 draft tokens from none, 1 and 2, on vLLM at 1 to 256 clients: **{load['throughput_ratio_error']:.1%}** mean "
+        f"error; the planned lookahead loses {load['best_k_regret_mean']:.1%} to the best, the best fixed one {load['best_fixed_k_regret_mean']:.1%}",
+        f"speedup from shapes and machine alone, Spec-Bench: **{tables['specbench_leaderboard']['ladder_ratio_error']:.1%}** mean error",
+        f"held-out outcomes inside their 90 % intervals: **{inside / held_out:.0%}** of {held_out}",
+        f"tokens per step of Scylla over EAGLE-2, as many training tokens, trees of 60 nodes: **{lead['lead']:+.2f}** "
+        f"({lead['low']:+.2f} to {lead['high']:+.2f}), on an 11 M target",
+        f"plain decoding of our engine over transformers, 31 M Llama on 2 CPU threads: "
+        f"**{_over(peer, 'transformers')['median']:.2f}×**, over vLLM {_over(peer, 'vllm')['median']:.2f}×; a full plan takes "
+        f"{speed['plan_again_median_s']:.2f} s",
+    ]
+    return "".join(f"- {figure}\n" for figure in figures)
 
 
-def main(path: str, *flags: str) -> None:
-    text = Path(path).read_text()
-    if "--check" in flags:
-        raise SystemExit(
-            0 if current(text) == text else f"{path}: the results table is not that of results/; run make results"
-        )
-    write_bytes(path, current(text).encode())
+def _over(speeds: dict[str, Any], peer: str) -> dict[str, float]:
+    """Our plain decoding over a peer's."""
+    return next(speed for name, speed in speeds.items() if name == f"{peer}/plain")
+
+
+def current(document: str, text: str) -> str:
+    """`document` with `text` between its marks."""
+    before, after = document.split(START)
+    return before + START + text + END + after.split(END)[1]
+
+
+def main(*words: str) -> None:
+    root = next((Path(word) for word in words if not word.startswith("--")), ROOT)
+    for path, text in ((root / "README.md", headlines()), (root / "docs" / "results.md", table())):
+        document = path.read_text(encoding="utf-8")
+        if "--check" not in words:
+            write_bytes(path, current(document, text).encode())
+        elif current(document, text) != document:
+            raise SystemExit(f"{path}: its figures are not those of results/; run make results")
 
 
 if __name__ == "__main__":
