@@ -11,7 +11,7 @@ tensor one. `link_bytes_per_s` is one way, summed over a device's links to its p
 
 import re
 
-from foredraft.records import Machine
+from foredraft.records import Machine, with_hint
 
 MIB = 2.0**20
 NVLINK_LATENCY_S, PCIE_LATENCY_S = 3e-6, 8e-6
@@ -159,7 +159,8 @@ def machine(name: str) -> Machine:
     best = {found for size, found in fits if size == max(fits)[0]}
     if len(best) != 1:
         meant = f"could be {' or '.join(sorted(best))}" if best else f"is not known; have {', '.join(MACHINES)}"
-        raise ValueError(f"machine {name!r} {meant}; name one, or describe yours in a Machine record")
+        message = f"machine {name!r} {meant}; name one, or describe yours in a Machine record"
+        raise with_hint(ValueError(message), "foredraft list machines")
     return MACHINES[best.pop()]
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -41,6 +42,14 @@ def require(
                 raise ValueError(f"{name} must not be negative, got {item}")
             if name in unit and item > 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {item}")
+
+
+def with_hint(error: E, hint: str) -> E:
+    """`error` with what to do next as its note (PEP 678), which the command line prints after "hint:"; raise it where the remedy
+    is known: `raise with_hint(ValueError("…"), "foredraft list machines")`.
+    """
+    error.add_note(hint)
+    return error
 
 
 class Provenance(Record, frozen=True):

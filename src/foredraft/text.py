@@ -22,7 +22,7 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
 from foredraft.models.load import load
 from foredraft.models.placing import context_limit
-from foredraft.records import Plan, StepRecord
+from foredraft.records import Plan, StepRecord, with_hint
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
 EXTENDED = 192  # nodes of a tree that a drafter may extend, beyond those
@@ -243,9 +243,8 @@ def tokenizer_of(target: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(target), local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{target}: no tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json beside config.json"
-        ) from None
+        message = f"{target}: no tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json beside config.json"
+        raise with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
 
 
 def report(prompt: str, answer: Answer, sequence: Sequence) -> dict[str, Any]:

@@ -19,33 +19,24 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Threads = Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")]
 WIDTH = 110  # columns of tables into a pipe or file
-HINTS = {  # a word of the message -> the next command
-    "no shape named": "foredraft list models; or pass the folder of a Hugging Face config.json",
-    "machine": "foredraft list machines",
-    "KV cache holds": "raise --devices, or lower --dtype, --input-len or --output-len",
-    "foredraft[report]": "pip install 'foredraft[report]'",
-    "foredraft[plot]": "pip install 'foredraft[plot]', or pass --no-figures",
-    "no prediction can be judged": "foredraft validate --help lists the columns of each kind",
-    "No such file": "check the path",
-    "no outcome column": "foredraft validate --help lists the columns of each kind",
-    "another --out": "a run goes on only with its own recipe and data",
-    "no token folder": "foredraft data prepare FILES --tokenizer DIR --out DIR",
-    "learns from a target": "--target DIR, a Hugging Face folder",
-    "no tokenizer": "save the tokenizer into the model's folder",
-    "foredraft[sweep]": "pip install 'foredraft[sweep]', or leave out --ray",
-    "No module named": "pip install 'foredraft[full]'",
-    "exceeds the context": "lower --input-len, --output-len or --max-lookahead",
-    "no law can be fitted": "each line above says which dial to vary; foredraft list laws",
-}
+FULL = "pip install 'foredraft[full]'"
 
 
-def fail(message: str, hint: str | None = None) -> NoReturn:
-    """End with exit code 2: the message as one line, then `hint` or the one that a word of the message calls for."""
+def fail(error: Exception) -> NoReturn:
+    """End with exit code 2: the error as one line on stderr, then its notes as hints (see `records.with_hint`)."""
+    named_file = isinstance(error, OSError) and error.filename
+    message = f"{error.filename}: {error.strerror}" if named_file else str(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    hint = hint or next((text for word, text in HINTS.items() if word in message), None)
-    if hint:
+    for hint in getattr(error, "__notes__", ()) or _usual_hints(error):
         print(f"\nhint: {hint}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _usual_hints(error: Exception) -> tuple[str, ...]:
+    """What helps against an error that Python itself raised."""
+    if isinstance(error, FileNotFoundError):
+        return ("check the path",)
+    return (FULL,) if isinstance(error, ModuleNotFoundError) else ()
 
 
 def print_json(record: Any) -> None:

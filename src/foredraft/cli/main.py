@@ -37,10 +37,8 @@ def main() -> None:
     """Run the command line; a ValueError or a missing file becomes one line on stderr and exit code 2."""
     try:
         app()
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (ValueError, ImportError) as error:
-        fail(str(error))
+    except (OSError, ValueError, ImportError) as error:
+        fail(error)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import JSON, fail, print_blocks, print_json
+from foredraft.cli.console import JSON, print_blocks, print_json
+from foredraft.records import with_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -183,7 +184,7 @@ def fit(
     rows, dials = _observations(runs), DIALS if hold_out == "all" else _names(hold_out)
     kept, held = without_largest(rows, dials)
     if dials and not held:
-        fail(f"no run is the largest of at least three in {hold_out}", "foredraft fit RUNS")
+        raise with_hint(ValueError(f"no run is the largest of at least three in {hold_out}"), "foredraft fit RUNS")
     fits, lacking = fit_all(kept, draws=draws, seed=seed)
     judged = [one for fitted in fits for one in judge(fitted, held)]
     if json:
@@ -194,7 +195,8 @@ def fit(
 
         print_blocks(fit_tables(fits, lacking) + ([held_out_table(judged)] if judged else []))
     if not fits:
-        fail("no law can be fitted to these observations")
+        message = "no law can be fitted to these observations"
+        raise with_hint(ValueError(message), "each line above says which dial to vary; foredraft list laws")
     if out:
         _write_fits(fits, judged, rows, out, figures)
 
@@ -263,6 +265,7 @@ def validate(
 
 def _judged(files: "Sequence[Path]", machine: str | None) -> "tuple[dict[str, Validation], dict[str, str]]":
     """By table: what was predicted beside what was measured; and of tables that allow no prediction why not."""
+    from foredraft.published.tables import COLUMNS_HELP
     from foredraft.validate import validate as judge
 
     tables = {path.name: _observations([path]) for path in files} if files else _shipped_tables()
@@ -273,7 +276,7 @@ def _judged(files: "Sequence[Path]", machine: str | None) -> "tuple[dict[str, Va
         except ValueError as error:
             refused[name] = str(error)
     if not judged:
-        fail("; ".join(f"{name}: {why}" for name, why in refused.items()))
+        raise with_hint(ValueError("; ".join(f"{name}: {why}" for name, why in refused.items())), COLUMNS_HELP)
     return judged, refused
 
 
@@ -328,7 +331,7 @@ def reproduce(
 ) -> None:
     """Reproduce a paper's numbers from its own theory, beside the published ones."""
     if what != "sdsl":
-        fail(f"nothing named {what!r} to reproduce", "foredraft reproduce sdsl")
+        raise with_hint(ValueError(f"nothing named {what!r} to reproduce"), "foredraft reproduce sdsl")
     from foredraft import records
     from foredraft.plan.sdsl import reproduce as run
 

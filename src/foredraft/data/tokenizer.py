@@ -65,9 +65,8 @@ def load(path: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=Path(path).is_dir())
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
-        ) from None
+        message = f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
+        raise records.with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{path}: the tokenizer has no eos_token, which ends documents; name one in tokenizer_config.json"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.records import Record, read, require
+from foredraft.records import Record, read, require, with_hint
 
 VERSION = 1
 TOKENS, MASK, DOCUMENTS, DATA = "tokens.bin", "mask.bin", "documents.bin", "data.json"
@@ -106,7 +106,8 @@ class TokenFolder:
         if not (path / DATA).is_file():
             held = ", ".join(sorted(found.parent.name for found in path.glob(f"*/{DATA}")))
             remedy = f"it holds some: {held}; give one of them" if held else "make one with foredraft data prepare"
-            raise ValueError(f"{path}: no token folder ({DATA} is missing); {remedy}")
+            message = f"{path}: no token folder ({DATA} is missing); {remedy}"
+            raise with_hint(ValueError(message), "foredraft data prepare FILES --tokenizer DIR --out DIR")
         data = read(TokenData, path / DATA)
         tokens = _mapped(path / TOKENS, "<u2" if data.dtype == "uint16" else "<u4", data.num_tokens)
         mask = _mapped(path / MASK, "u1", data.num_tokens)

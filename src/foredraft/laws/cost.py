@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
-from foredraft.records import Machine, Record
+from foredraft.records import Machine, Record, with_hint
 from foredraft.shapes import Shape
 
 Array = NDArray[np.float64]
@@ -247,10 +247,11 @@ def serve(
     placed = {"tensor_parallel": tensor_parallel, "dtype": dtype, "kv_dtype": kv_dtype or dtype}
     capacity = capacity_tokens(target, machine, draft=draft, efficiency=eff, speculate=speculate, **placed)
     if capacity < input_len + output_len:
-        raise ValueError(
+        message = (
             f"{target.name}{' with ' + draft.name if draft else ''} on {tensor_parallel}×{machine.name}: the KV cache holds "
             f"{max(capacity, 0):,.0f} tokens, one sequence needs {input_len + output_len:,.0f}; use more devices or a smaller dtype"
         )
+        raise with_hint(ValueError(message), "raise --devices, or lower --dtype, --input-len or --output-len")
     target_pass = PassCost.of(target, machine, eff, fixed_s=eff.target_fixed_s, layer_s=eff.target_layer_s, **placed)
     fixed = {"fixed_s": eff.draft_fixed_s, "layer_s": eff.draft_layer_s}
     draft_pass = PassCost.of(draft, machine, eff, **fixed, **placed) if draft else None

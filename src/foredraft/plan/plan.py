@@ -37,6 +37,7 @@ from foredraft.records import (
     RunnerUp,
     ScheduleStep,
     Workload,
+    with_hint,
 )
 from foredraft.shapes import LEAST_BODY, Shape
 
@@ -63,10 +64,11 @@ def plan(
         target.max_position_embeddings
         and workload.input_len + workload.output_len + options.max_lookahead > target.max_position_embeddings
     ):
-        raise ValueError(
+        message = (
             f"input_len + output_len + max_lookahead ({workload.input_len + workload.output_len + options.max_lookahead:,.0f}) exceeds "
             f"the context of {target.name} ({target.max_position_embeddings:,})"
         )
+        raise with_hint(ValueError(message), "lower --input-len, --output-len or --max-lookahead")
     problem = _problem(target, machine, workload, options, own)
     if draft:
         only = named(target, machine, own, workload.temperature, draft)

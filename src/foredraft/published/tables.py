@@ -11,7 +11,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from foredraft.records import Observation, Provenance
+from foredraft.records import Observation, Provenance, with_hint
 
 # Observation field -> the column names under which tables carry it (compared in lower case, spaces and dashes as underscores).
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -157,6 +157,7 @@ METHODS = {  # spellings of one method, after `_key`
     "pld": "ngram",
     "prompt_lookup": "ngram",
 }
+COLUMNS_HELP = "foredraft validate --help lists the columns of each kind"
 OUTCOMES = ("tokens_per_step", "survival", "accept_prob", "output_tok_s", "speedup", "kv_cache_tokens")
 # EAGLE-3's figure 1 counts training data in ShareGPTs: 68 k dialogues of about 1,500 tokens. The product is an assumption and its rows say so.
 SHAREGPT_TOKENS = 1.0e8
@@ -179,9 +180,8 @@ def read_table(path: str | Path, *, trust: str = "repository") -> tuple[list[Obs
     if not rows:
         raise ValueError(f"{name}: no rows below the header")
     if not any(cells.has(field) for field in OUTCOMES):
-        raise ValueError(
-            f"{name}: no outcome column; one of tau / acceptance_length, per_position_acceptance, throughput, speedup or alpha is needed"
-        )
+        message = f"{name}: no outcome column; one of tau / acceptance_length, per_position_acceptance, throughput, speedup or alpha is needed"
+        raise with_hint(ValueError(message), COLUMNS_HELP)
     observations, source = [], name
     for number, row in rows:
         if None in row:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from foredraft.records import Estimate
+from foredraft.records import Estimate, with_hint
 
 SIZE_IN, DPI = (7.0, 4.5), 150
 # Okabe and Ito's palette, legible to colour-blind readers and apart in grey.
@@ -29,7 +29,8 @@ def draw(directory: str | Path, figures: Mapping[str, Callable[[Any], None]]) ->
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'foredraft[plot]'") from None
+        message = "figures need matplotlib: pip install 'foredraft[plot]'"
+        raise with_hint(ImportError(message), "or pass --no-figures") from None
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []

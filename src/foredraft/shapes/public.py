@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from foredraft.records import Record
+from foredraft.records import Record, with_hint
 from foredraft.shapes.config import from_config
 from foredraft.shapes.counts import Shape
 
@@ -58,7 +58,8 @@ def shape(name: str) -> Shape:
     found = next((_index()[key] for key in _keys(name) if key in _index()), None)
     if found is None:
         near = _nearest(name)
-        raise ValueError(f"no shape named {name!r}; nearest: {', '.join(near)}; or give its config.json to from_config")
+        message = f"no shape named {name!r}; nearest: {', '.join(near)}; or give its config.json to from_config"
+        raise with_hint(ValueError(message), "foredraft list models; or pass the folder of a Hugging Face config.json")
     row = _table().shapes[found]
     built = from_config(row.config, found)
     return msgspec.structs.replace(built, training_tokens=row.training_tokens, training_source=row.training_source)

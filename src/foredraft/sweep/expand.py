@@ -217,7 +217,8 @@ def training(
     if not data and any(stage.data is None for stage in decoded.stages):
         raise ValueError(f"{where}: data is missing: name a token folder there or for the whole sweep")
     if decoded.needs_target and target is None:
-        raise ValueError(f"{where}: this recipe learns from a target: name its folder")
+        message = f"{where}: this recipe learns from a target: name its folder"
+        raise records.with_hint(ValueError(message), "target: a Hugging Face folder, in the sweep's document")
     if target is None and decoded.model.init is None and getattr(decoded.model, "config", None) is None:
         raise ValueError(f"{where}: model.params is a size in the target's family: name the target, or give a config")
     words = ["train", f"@./{RECIPE}", "--out", "@."]

@@ -12,6 +12,7 @@ import os
 from concurrent.futures import Future
 from typing import Any
 
+from foredraft.records import with_hint
 from foredraft.sweep.job import Job, Outcome, execute
 
 LOCAL = "local"
@@ -92,7 +93,7 @@ def _connected(address: str, workers: int, cpus: float) -> Any:
     try:
         import ray
     except ImportError:
-        raise ValueError(INSTALL) from None
+        raise with_hint(ValueError(INSTALL), "or leave out --ray") from None
     try:
         if address == LOCAL:
             size = max(1, round(workers * cpus))

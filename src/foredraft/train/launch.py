@@ -18,6 +18,7 @@ from foredraft.models.head_files import load_head
 from foredraft.models.heads import DraftHead, new_head
 from foredraft.models.load import load
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe
+from foredraft.records import with_hint
 from foredraft.teacher.feature_cache import CachedFeatures, planned, write_features
 from foredraft.train.ceiling import ceiling
 from foredraft.train.checkpoints import State
@@ -51,7 +52,9 @@ def launch(
 
 def check_target(recipe: Recipe, target: Path | None) -> None:
     if recipe.needs_target and target is None:
-        raise ValueError("this recipe learns from a target: give --target")
+        raise with_hint(
+            ValueError("this recipe learns from a target: give --target"), "--target DIR, a Hugging Face folder"
+        )
 
 
 def opened(recipe: Recipe, data: Sequence[Path], held_out: Path | None) -> Data:

@@ -104,9 +104,10 @@ class Run:
         changed = difference(old.recipe, self.recipe)
         changed += [f"data {a} → {b}" for a, b in zip(old.data, new.data, strict=False) if a != b]
         if changed:
-            raise ValueError(
+            message = (
                 f"{self.out}: holds a run of another recipe ({'; '.join(changed)}); give the old one, or another --out"
             )
+            raise records.with_hint(ValueError(message), "a run goes on only with its own recipe and data")
         return msgspec.structs.replace(old, recipe=self.recipe, world=self.devices.world)
 
     @property

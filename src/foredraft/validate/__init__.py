@@ -9,7 +9,8 @@ prediction needs are counted and named. Refuses to know: formulas (they are laws
 from collections.abc import Sequence
 
 from foredraft.plan import evidence
-from foredraft.records import Observation
+from foredraft.published.tables import COLUMNS_HELP
+from foredraft.records import Observation, with_hint
 from foredraft.validate import curves, ladders, throughput
 from foredraft.validate.findings import Choice, CurvePoint, RatioPoint, Validation, merge
 
@@ -23,13 +24,9 @@ def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Vali
     parts = [curves.judge(rows, law), throughput.judge(rows, law, machine), ladders.judge(rows, law, machine)]
     whole = merge(parts)
     if not (whole.curves or whole.ratios or whole.ladders):
-        raise ValueError(
-            "no prediction can be judged: "
-            + (
-                "; ".join(f"{n} rows lack {what}" for what, n in whole.lacking.items())
-                or "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"
-            )
-        )
+        lacking = "; ".join(f"{n} rows lack {what}" for what, n in whole.lacking.items())
+        usual = "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"
+        raise with_hint(ValueError(f"no prediction can be judged: {lacking or usual}"), COLUMNS_HELP)
     return whole
 
 
