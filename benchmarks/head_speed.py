@@ -22,13 +22,13 @@ import torch
 
 from foredraft import records
 from foredraft.data.tokens import Batch
-from foredraft.models.decoder import Decoder
+from foredraft.models.decoder import Decoder, new_decoder
 from foredraft.models.heads import new_head
 from foredraft.models.layers import Wiring
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective
-from foredraft.train.language_model import LanguageModelObjective, new_decoder
+from foredraft.train.language_model import LanguageModelObjective
 from foredraft.train.objective import Objective
 
 CONFIG = {

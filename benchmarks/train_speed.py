@@ -21,8 +21,8 @@ import torch
 
 from foredraft import records
 from foredraft.data.tokens import TokenData
+from foredraft.hardware import matmul_rate
 from foredraft.recipe import LanguageModel, Recipe, Stage
-from foredraft.train.ceiling import ceiling
 from foredraft.train.devices import Devices
 from foredraft.train.launch import objective_of, opened
 from foredraft.train.loop import Run
@@ -62,7 +62,7 @@ def pair(compile: bool, steps: int, device: str, root: Path) -> dict[str, Any]:
     objective = objective_of(recipe, None, data, devices)
     run = Run(recipe, objective, data, root / f"run-{compile}", devices)
     run.begin_stage()
-    top, took = ceiling(devices.device, "bfloat16"), {"foredraft": [], "transformers": []}
+    top, took = matmul_rate(devices.device, "bfloat16"), {"foredraft": [], "transformers": []}
     meter = Meter(objective.flops_per_token, top)
 
     class Turns(TrainerCallback):

@@ -1,6 +1,6 @@
-"""How fast a device reads and writes its memory.
+"""Rates of this device: how fast it reads and writes its memory and multiplies matrices (the ceiling that MFU is a share of).
 
-Promises: over a tensor that no cache holds, the device waited for. Refuses to know: models.
+Promises: measured here and now, the device waited for, memory over a tensor that no cache holds. Refuses to know: models.
 """
 
 import time
@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 
 SWEPT_BYTES = 2**28  # a tensor well beyond any cache
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}  # of a square matrix, past the cost of a launch
+MATMUL_S, MATMUL_WARMUPS = 0.2, 2  # seconds to measure for, and products before
 
 
 def read_rate(device: torch.device | str = "cpu", repeats: int = 7) -> float:
@@ -25,19 +27,30 @@ def write_rate(device: torch.device | str = "cpu", repeats: int = 7) -> float:
     return SWEPT_BYTES / min(seconds(lambda: data.fill_(2.0), data.device, repeats))
 
 
+def matmul_rate(device: torch.device, dtype: str) -> float:
+    """FLOP/s of square matrix products in "bfloat16", "float16" or "float32" on one device: the best of those timed."""
+    size = MATMUL_SIZE.get(device.type, MATMUL_SIZE["cuda"])
+    x = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
+    seconds(lambda: torch.mm(x, x), device, MATMUL_WARMUPS)
+    times: list[float] = []
+    while sum(times) < MATMUL_S:
+        times += seconds(lambda: torch.mm(x, x), device, 1)
+    return 2 * size**3 / min(times)
+
+
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
     """Wall time of each of `repeats` runs of `work`, from an idle device to an idle device."""
-    took = []
+    times = []
     for _ in range(repeats):
-        settle(device)
+        synchronize(device)
         start = time.perf_counter()
         work()
-        settle(device)
-        took.append(time.perf_counter() - start)
-    return took
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return times
 
 
-def settle(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for a device that works on its own."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from foredraft import records, shapes
 from foredraft.cli.main import app
 from foredraft.models import load
+from foredraft.models.decoder import new_decoder
 from foredraft.models.layers import wiring_from_config
 from foredraft.models.save import config_of
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe, Stage, Watch
@@ -22,7 +23,7 @@ from foredraft.teacher import attention
 from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
 from foredraft.train.from_plan import from_plan
-from foredraft.train.language_model import LanguageModelObjective, new_decoder
+from foredraft.train.language_model import LanguageModelObjective
 from foredraft.train.launch import launch, objective_of, opened
 from foredraft.train.loop import Course, Stopped, diverged, followed, train
 from foredraft.train.optimiser import rate

@@ -19,7 +19,7 @@ import numpy as np
 from foredraft.decode.batch import Request
 from foredraft.decode.batch import Sequence as Running
 from foredraft.decode.engine import Engine
-from foredraft.hardware import settle
+from foredraft.hardware import synchronize
 from foredraft.measure.bootstrap import Array
 
 TIMES = ("seconds", "tokens", "requests", "first_s", "whole_s", "between_s", "gaps")  # columns of Run.times_GT
@@ -150,7 +150,7 @@ def _group(engine: Engine, requests: Sequence[Request]) -> tuple[list[float], li
     positions = budget if isinstance(budget, int) else budget.levels
     sequences = [engine.add(request) for request in requests]
     watch = _Watch(sequences, positions)
-    settle(engine.target.device)
+    synchronize(engine.target.device)
     seconds = watch.run(engine)
     made = [(sequence.answer, watch.counts(sequence)) for sequence in sequences]
     return watch.times(seconds, sequences), made

@@ -20,17 +20,15 @@ from torch import Tensor, nn
 from foredraft import __version__, shapes
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
-from foredraft.hardware import SWEPT_BYTES, read_rate, seconds, write_rate
+from foredraft.hardware import MATMUL_SIZE, SWEPT_BYTES, matmul_rate, read_rate, seconds, write_rate
 from foredraft.models import kernels
-from foredraft.models.decoder import Decoder
+from foredraft.models.decoder import Decoder, new_decoder
 from foredraft.models.graphs import Graphed
 from foredraft.models.layers import wiring_from_config
 from foredraft.models.linear import linear
 from foredraft.models.load import load
 from foredraft.models.placing import causal_mask
 from foredraft.records import Machine, Provenance
-from foredraft.train.ceiling import SIZES, ceiling
-from foredraft.train.language_model import new_decoder
 
 VERIFIED = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 256  # tokens in the cache where a target's pass is timed
@@ -70,7 +68,7 @@ def probe(
         name=device_name(where), memory_bytes=memory_bytes(where), cache_bytes=cache_bytes(where),
         bandwidth_bytes_per_s=_median(lambda: read_rate(where, 3), repeats),
         write_bytes_per_s=_median(lambda: write_rate(where, 3), repeats),
-        flops_per_s={name: _median(lambda name=name: ceiling(where, name), min(repeats, 3)) for name in DTYPES[where.type]},
+        flops_per_s={name: _median(lambda name=name: matmul_rate(where, name), min(repeats, 3)) for name in DTYPES[where.type]},
         step_overhead_s=step_overhead(where, repeats), verify_s=verify_s,
         threads=torch.get_num_threads() if where.type == "cpu" else None, source="measured by foredraft probe",
         measured=_how(where, repeats, f"{passed}, {kind}, one sequence"),
@@ -80,7 +78,7 @@ def probe(
 
 def _how(device: torch.device, repeats: int, passed: str) -> dict[str, str]:
     """How each figure came about."""
-    swept, size = f"a float32 tensor of {SWEPT_BYTES // 2**20} MiB", SIZES[device.type]
+    swept, size = f"a float32 tensor of {SWEPT_BYTES // 2**20} MiB", MATMUL_SIZE[device.type]
     runs = f"median of {repeats}"
     return {
         "bandwidth_bytes_per_s": f"summing {swept}; {runs} bests of 3",

@@ -16,6 +16,7 @@ from foredraft.models.rope import Rotary
 from foredraft.shapes import Shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "opt")
+INIT_STD = 0.02
 POSITION_OFFSET = 2  # OPT's table begins with two rows for padding
 
 
@@ -100,3 +101,14 @@ class Decoder(nn.Module):
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits of hidden states that are normed already."""
         return linear(final_BTC, self.head_weight_VC)
+
+
+def new_decoder(shape: Shape, wiring: Wiring, seed: int) -> Decoder:
+    """Transformers' start: normal weights of deviation 0.02, biases of zero, norms of one; a seed gives one model."""
+    decoder, generator = Decoder(shape, wiring), torch.Generator().manual_seed(seed)
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, 0, INIT_STD, generator=generator)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return decoder

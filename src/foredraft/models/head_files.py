@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from foredraft.models.checkpoint import SINGLE, Checkpoint, fill
-from foredraft.models.decoder import Decoder
+from foredraft.models.decoder import INIT_STD, Decoder
 from foredraft.models.heads import (
-    INIT_STD,
     Eagle3Head,
     EagleHead,
     check_features,

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from foredraft import shapes
 from foredraft.models.cache import Cache, new_cache
-from foredraft.models.decoder import Decoder
+from foredraft.models.decoder import INIT_STD, Decoder
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import FusionLayer, KeyValues, Layer, Placing, Wiring, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rope, Rotary
 from foredraft.shapes import Shape
-
-INIT_STD = 0.02
 
 
 class DraftHead(nn.Module, ABC):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foredraft.models.checkpoint import SINGLE
+from foredraft.models.decoder import INIT_STD
 from foredraft.models.layers import Wiring
 from foredraft.models.load import PREFIXES, stored_name
 from foredraft.models.rope import rope_to_config
@@ -26,7 +27,6 @@ ARCHITECTURES = {
     "seed_oss": "SeedOssForCausalLM",
     "opt": "OPTForCausalLM",
 }
-INIT_STD = 0.02
 
 
 def save(

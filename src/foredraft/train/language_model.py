@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foredraft import shapes
 from foredraft.data.tokenizer import FILES
 from foredraft.data.tokens import Batch
-from foredraft.models.decoder import Decoder
+from foredraft.models.decoder import Decoder, new_decoder
 from foredraft.models.layers import Layer, Wiring, wiring_from_config
 from foredraft.models.load import load, read_settings
-from foredraft.models.save import INIT_STD, save
+from foredraft.models.save import save
 from foredraft.recipe import LanguageModel
 from foredraft.shapes import Shape
 from foredraft.teacher.acceptance import acceptance, tally
@@ -134,17 +134,6 @@ def _reading(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> R
     """The states that predict a next token, and the LM head."""
     final_BTC = decoder(tokens_BT, logits="none", **place).final_BTC
     return Reading(final_BTC[:, :-1].flatten(0, 1), decoder.head_weight_VC)
-
-
-def new_decoder(shape: Shape, wiring: Wiring, seed: int) -> Decoder:
-    """Transformers' start: normal weights of deviation 0.02, biases of zero, norms of one; a seed gives one model."""
-    decoder, generator = Decoder(shape, wiring), torch.Generator().manual_seed(seed)
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, 0, INIT_STD, generator=generator)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    return decoder
 
 
 def settings_of(model: LanguageModel, target: Path | None) -> tuple[Shape, Wiring, dict[str, Any]]:

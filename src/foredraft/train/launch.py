@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from foredraft.data.tokens import DATA, TOKENIZER, Packing, TokenFolder, check
+from foredraft.hardware import matmul_rate
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
 from foredraft.models.heads import DraftHead, new_head
@@ -20,7 +21,6 @@ from foredraft.models.load import load
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe
 from foredraft.records import with_hint
 from foredraft.teacher.feature_cache import CachedFeatures, planned, write_features
-from foredraft.train.ceiling import ceiling
 from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
 from foredraft.train.heads import HeadObjective, HeadSettings
@@ -47,7 +47,7 @@ def launch(
     check_target(recipe, target)
     read = opened(recipe, data, held_out)
     objective = objective_of(recipe, target, read, devices, features)
-    return train(recipe, objective, read, out, devices, ceiling(devices.device, recipe.precision))
+    return train(recipe, objective, read, out, devices, matmul_rate(devices.device, recipe.precision))
 
 
 def check_target(recipe: Recipe, target: Path | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from foredraft.hardware import matmul_rate
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import Eagle3Head, EagleHead, default_feature_layers
 from foredraft.models.layers import Wiring
@@ -18,7 +19,6 @@ from foredraft.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import Estimate, Record
 from foredraft.shapes import BYTES_PER_VALUE, Shape, eagle3_head, eagle_head
 from foredraft.teacher.read_out import GROUP_BYTES
-from foredraft.train.ceiling import ceiling
 from foredraft.train.devices import Devices
 from foredraft.train.heads import training_flops
 from foredraft.train.language_model import settings_of
@@ -58,7 +58,7 @@ def needs(recipe: Recipe, devices: Devices, target: Path | None = None) -> Needs
     frozen = read_settings(target)[0] if target else None
     trained = trained_shape(recipe, target)
     flops = sum(stage.steps * stage.tokens_per_step * _flops(recipe, stage, trained, target) for stage in recipe.stages)
-    rate = ceiling(devices.device, recipe.precision)
+    rate = matmul_rate(devices.device, recipe.precision)
     times = [flops / (rate * devices.world * share) for share in SHARES]
     return Needs(
         params=trained.params, frozen_params=frozen.params if frozen else 0, tokens=recipe.tokens,
