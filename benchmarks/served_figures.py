@@ -91,7 +91,7 @@ def prediction(
         for one in timed(place, _means(rows[name]), 0.0):
             tau = 1 + sum((chain.survival or ())[: int(one.row.depth)])
             told, foreseen = (
-                float(predict_served([one.server], [row], fit.knobs)[0])
+                float(predict_served([one.server], [row], fit.multipliers)[0])
                 for row in (one.row, one.row._replace(tokens_per_step=tau))
             )
             cells.append(
@@ -103,7 +103,7 @@ def prediction(
         "error_of_all": every.error if every else None,
         "rows": fit.num_rows,
         "own_error": fit.error,
-        "knobs": fit.knobs,
+        "knobs": fit.multipliers,
         "cells": cells,
     }
     return found | ({"error": _error(cells, "predicted"), "error_foreseen": _error(cells, "foreseen")} if cells else {})

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from scipy.special import expit
 
-from foredraft.laws.cost import KNOBS, Server, adjusted, engine_efficiency, serve
+from foredraft.laws.cost import MULTIPLIERS, ServerCost, adjusted, engine_efficiency, serve
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.records import Machine, Observation, Provenance
 from foredraft.shapes import Shape, eagle3_head, eagle_head, from_config, scaled
@@ -43,7 +43,7 @@ class Truth:
     size: dict[str, float] = field(default_factory=lambda: {"c0": 2.4, "A": 90.0, "B": 60.0, "a": 0.32, "b": 0.32})
     head: dict[str, float] = field(default_factory=lambda: {"c0": 1.9, "A": 0.9, "B": 30.0, "a": 0.7, "b": 0.27})
     fade: float = 0.3
-    knobs: dict[str, float] = field(default_factory=lambda: KNOWN_COSTS)
+    multipliers: dict[str, float] = field(default_factory=lambda: KNOWN_COSTS)
     alpha_noise: float = 0.03
     speed_noise: float = 0.015
 
@@ -68,17 +68,17 @@ class Truth:
 
     @property
     def knobs_key(self) -> tuple[tuple[str, float], ...]:
-        return tuple(self.knobs.items())
+        return tuple(self.multipliers.items())
 
 
 @cache
-def true_server(shape: Shape | None, knobs: tuple[tuple[str, float], ...]) -> Server:
+def true_server(shape: Shape | None, multipliers: tuple[tuple[str, float], ...]) -> ServerCost:
     plain = serve(
         TARGET, MACHINE, draft=shape, dtype="float32", efficiency=engine_efficiency("foredraft", MACHINE),
         speculate=shape is not None, input_len=LENGTHS["input_len"], output_len=LENGTHS["output_len"],
     )  # fmt: skip
-    assert set(dict(knobs)) == set(KNOBS)
-    return adjusted(plain, dict(knobs))
+    assert set(dict(multipliers)) == set(MULTIPLIERS)
+    return adjusted(plain, dict(multipliers))
 
 
 def tau_of(accept: np.ndarray, depth: int, width: int = 1, nodes: int | None = None) -> float:

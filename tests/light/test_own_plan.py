@@ -364,12 +364,12 @@ def test_calibration_on_small_cells_foretells_large_ones():
     assert 0.005 < found.error < 0.02
     rest = [one for one in everything if one.row.depth > 1]
 
-    def error(knobs: dict[str, float]) -> float:
-        speeds = predict_served([one.server for one in rest], [one.row for one in rest], knobs)
+    def error(multipliers: dict[str, float]) -> float:
+        speeds = predict_served([one.server for one in rest], [one.row for one in rest], multipliers)
         return float(np.mean(np.abs(speeds / [one.row.output_tok_s for one in rest] - 1)))
 
-    assert error(found.knobs) < 0.03
-    assert error(dict.fromkeys(found.knobs, 1.0)) > 3 * error(found.knobs)
+    assert error(found.multipliers) < 0.03
+    assert error(dict.fromkeys(found.multipliers, 1.0)) > 3 * error(found.multipliers)
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,10 @@ def engine_efficiency(engine: str | None, machine: Machine | None = None) -> Eff
             bandwidth=1.0, compute=1.0, target_fixed_s=step_s, target_layer_s=LAYER_S, draft_fixed_s=0.5 * step_s,
             draft_layer_s=LAYER_S, speculation_s=step_s, tree_level_s=step_s,
         )  # fmt: skip
-    return next((known for name, known in ENGINES.items() if name in (engine or "").lower()), ENGINES["vllm"])
+    return next((shares for name, shares in ENGINES.items() if name in (engine or "").lower()), ENGINES["vllm"])
 
 
-class Load(NamedTuple):
+class ServedLoad(NamedTuple):
     """What a server does at one concurrency: output tokens/s, seconds to the first token and per output token,
     sequences running.
     """
@@ -160,11 +160,11 @@ class PassCost:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerCost:
     """A target with at most one draft under a workload of fixed mean lengths.
 
     `capacity_tokens` is what running sequences can hold in the KV cache beside both models; inf where it is unknown.
-    `draft` None with speculation means a drafter that costs nothing but `speculation_s` (n-gram look-up).
+    `draft` None with speculation means a drafter that costs nothing but `speculation_s` (prompt lookup).
     """
 
     target: PassCost
@@ -186,15 +186,15 @@ class Server:
         depth 0 is plain decoding. `nodes` is `depth` (a chain) unless a tree is given.
         """
         batch, depth = np.asarray(batch, dtype=float), np.asarray(depth, dtype=float)
-        held = batch * self.held_tokens
+        cached = batch * self.cached_tokens
         verified = 1 + (depth if nodes is None else np.asarray(nodes, dtype=float))
-        step = self.target.seconds(batch * verified, held, self.blend)
-        drafting = self.draft.seconds(batch * width, held, self.blend) if self.draft else 0.0
+        step = self.target.seconds(batch * verified, cached, self.blend)
+        drafting = self.draft.seconds(batch * width, cached, self.blend) if self.draft else 0.0
         ranking = np.where(np.asarray(width) > 1, self.tree_level_s, 0.0)
         return step + depth * (drafting + ranking) + np.where(depth > 0, self.speculation_s, 0.0)
 
     @property
-    def held_tokens(self) -> float:
+    def cached_tokens(self) -> float:
         """Cached tokens of one running sequence, averaged over its life."""
         return self.input_len + self.output_len / 2
 
@@ -206,19 +206,19 @@ class Server:
         *,
         width: ArrayLike = 1,
         nodes: ArrayLike | None = None,
-    ) -> Load:
+    ) -> ServedLoad:
         """What `concurrency` clients see who each ask again at once: throughput, TTFT (queueing included) and TPOT.
 
         Decoding of a sequence's `output_len` tokens takes output_len / τ steps, shared by those that run; prefills
         interrupt everybody.
         """
         concurrency, tau = np.asarray(concurrency, dtype=float), np.asarray(tokens_per_step, dtype=float)
-        running = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.held_tokens, 1.0))
+        running = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.cached_tokens, 1.0))
         decode_s = self.output_len / tau * self.step_s(running, depth, width=width, nodes=nodes)
         service_s = decode_s / running + self.prefill_s  # the engine's time for one request
         waiting = concurrency - running
         tpot_s = (decode_s + (running - 1) * self.prefill_s) / self.output_len
-        return Load(self.output_len / service_s, self.prefill_s + waiting * service_s, tpot_s, running)
+        return ServedLoad(self.output_len / service_s, self.prefill_s + waiting * service_s, tpot_s, running)
 
 
 def serve(
@@ -233,7 +233,7 @@ def serve(
     kv_dtype: str | None = None,
     efficiency: Efficiency | None = None,
     speculate: bool = True,
-) -> Server:
+) -> ServerCost:
     """A server of `target`, and of `draft` beside it, on `tensor_parallel` machines.
 
     `speculate` False leaves out the memory that a drafter's buffers take. Raises ValueError when the models do not
@@ -257,7 +257,7 @@ def serve(
     draft_pass = PassCost.of(draft, machine, eff, **fixed, **placed) if draft else None
     rate = machine.flops_per_s[dtype] * eff.compute * tensor_parallel
     prefill_flops = sum(shape.flops_per_token(input_len / 2) for shape in (target, draft) if shape) * input_len
-    return Server(
+    return ServerCost(
         target_pass, draft_pass, input_len, output_len, capacity * eff.occupancy, eff.speculation_s, prefill_flops / rate, eff.blend,
         eff.tree_level_s,
     )  # fmt: skip
@@ -287,16 +287,16 @@ def capacity_tokens(
 
 
 class Calibration(NamedTuple):
-    """Multipliers (see KNOBS), the covariance of their logarithms, and the misfit (half the sum of robust squares,
+    """`multipliers` (see MULTIPLIERS), the covariance of their logarithms, and the misfit (half the sum of robust squares,
     prior included).
     """
 
-    knobs: dict[str, float]
+    multipliers: dict[str, float]
     covariance: Array
     misfit: float
 
 
-class Row(NamedTuple):
+class CostRow(NamedTuple):
     """A measured load for calibration: `output_tok_s` at `concurrency` clients, chain length or tree depth `depth` and
     `tokens_per_step`; of a tree its `width`, and the `nodes` that are verified (NaN: a chain).
     """
@@ -312,7 +312,7 @@ class Row(NamedTuple):
 # Multipliers on a server's coefficients: name -> sd of its logarithm where shapes and machine are known. Calibrating
 # Qwen3-32B with three drafts on an H100 moved the defaults by 1 % (memory), up to 10 % (compute), 1 to 8 % (draft
 # weights) and up to 20 % (fixed costs); others' software differs more.
-KNOBS = {
+MULTIPLIERS = {
     "memory": 0.15,
     "compute": 0.25,
     "target_fixed": 0.5,
@@ -329,93 +329,104 @@ SWING = 0.15  # sd of log speed between runs on a shared machine: plain decoding
 
 
 def calibrate(
-    plain: Server, speculative: Server, rows: Sequence[Row], *, noise: float = 0.03, looseness: float = 1.0
+    plain: ServerCost,
+    speculative: ServerCost,
+    rows: Sequence[CostRow],
+    *,
+    noise: float = 0.03,
+    prior_width: float = 1.0,
 ) -> Calibration:
     """As `calibrate_served`, with rows of depth 0 on `plain` and the others on `speculative`."""
     served = [speculative if row.depth > 0 else plain for row in rows]
-    return calibrate_served(served, rows, noise=noise, looseness=looseness)
+    return calibrate_served(served, rows, noise=noise, prior_width=prior_width)
 
 
 def calibrate_served(
-    served: Sequence[Server],
-    rows: Sequence[Row],
+    served: Sequence[ServerCost],
+    rows: Sequence[CostRow],
     *,
     noise: float = 0.03,
-    looseness: float = 1.0,
+    prior_width: float = 1.0,
     runs: Sequence[Hashable] | None = None,
 ) -> Calibration:
     """The multipliers of greatest posterior given `rows`, one set for all; each row was measured on the server at its
     place in `served` (the same object for the same server).
 
-    `noise` is the sd of log throughput; `looseness` multiplies the prior sds, for servers whose shapes are guessed. `runs`
+    `noise` is the sd of log throughput; `prior_width` multiplies the priors' sds, for servers whose shapes are guessed. `runs`
     says which rows were measured in one run (left out: all): a run's mean may lie off by `SWING`, so that its ratios weigh more
     than its level, while the level of all runs together counts in full. Raises ValueError without rows.
     """
     if not rows:
         raise ValueError("calibration needs at least one measured row with a throughput")
     table, places = np.array(rows, dtype=float), _places(served)
-    prior = np.array(list(KNOBS.values())) * looseness
+    prior = np.array(list(MULTIPLIERS.values())) * prior_width
     number = {run: i for i, run in enumerate(dict.fromkeys(runs or ()))}
     run_of = np.array([number[run] for run in runs] if runs else [0] * len(rows))
 
-    def misfit(log_knobs: Array) -> Array:
-        predicted = _predicted(places, table, dict(zip(KNOBS, np.exp(log_knobs), strict=True)))
-        return np.concatenate([_levelled(np.log(predicted / table[:, 3]), run_of, noise) / noise, log_knobs / prior])
+    def misfit(log_multipliers: Array) -> Array:
+        predicted = _predicted(places, table, dict(zip(MULTIPLIERS, np.exp(log_multipliers), strict=True)))
+        off = _levelled(np.log(predicted / table[:, 3]), run_of, noise)
+        return np.concatenate([off / noise, log_multipliers / prior])
 
-    solution = least_squares(misfit, np.zeros(len(KNOBS)), loss="soft_l1", x_scale=prior)
+    solution = least_squares(misfit, np.zeros(len(MULTIPLIERS)), loss="soft_l1", x_scale=prior)
     covariance = np.linalg.inv(solution.jac.T @ solution.jac)
-    return Calibration(dict(zip(KNOBS, np.exp(solution.x).tolist(), strict=True)), covariance, float(solution.cost))
+    multipliers = dict(zip(MULTIPLIERS, np.exp(solution.x).tolist(), strict=True))
+    return Calibration(multipliers, covariance, float(solution.cost))
 
 
 def _levelled(off: Array, run_of: NDArray[np.intp], noise: float) -> Array:
     """Log errors with each run's distance from the mean run divided by its sd, noise and swing together, over that of noise alone."""
     sizes = np.bincount(run_of)
     means = np.bincount(run_of, off) / sizes
-    kept = 1 / np.sqrt(1 + sizes * (SWING / noise) ** 2)
-    return off - ((1 - kept) * (means - means.mean()))[run_of]
+    share = 1 / np.sqrt(1 + sizes * (SWING / noise) ** 2)
+    return off - ((1 - share) * (means - means.mean()))[run_of]
 
 
-def predict_rows(plain: Server, speculative: Server, table: Array, knobs: Mapping[str, float]) -> Array:
+def predict_rows(plain: ServerCost, speculative: ServerCost, table: Array, multipliers: Mapping[str, float]) -> Array:
     """Output tokens/s of each row (concurrency, depth, τ, …) under calibrated servers."""
-    return _predicted(_places([speculative if depth > 0 else plain for depth in table[:, 1]]), table, knobs)
+    return _predicted(_places([speculative if depth > 0 else plain for depth in table[:, 1]]), table, multipliers)
 
 
-def predict_served(served: Sequence[Server], rows: Sequence[Row], knobs: Mapping[str, float]) -> Array:
+def predict_served(served: Sequence[ServerCost], rows: Sequence[CostRow], multipliers: Mapping[str, float]) -> Array:
     """Output tokens/s of each row on the server at its place in `served`, calibrated."""
-    return _predicted(_places(served), np.array(rows, dtype=float), knobs)
+    return _predicted(_places(served), np.array(rows, dtype=float), multipliers)
 
 
-def _places(served: Sequence[Server]) -> list[tuple[Server, NDArray[np.intp]]]:
+def _places(served: Sequence[ServerCost]) -> list[tuple[ServerCost, NDArray[np.intp]]]:
     """Each server with the places of its rows."""
     ids = np.array([id(server) for server in served])
-    return [(server, np.flatnonzero(ids == id(server))) for server in {id(one): one for one in served}.values()]
+    servers = {id(server): server for server in served}
+    return [(server, np.flatnonzero(ids == name)) for name, server in servers.items()]
 
 
-def _predicted(places: Sequence[tuple[Server, NDArray[np.intp]]], table: Array, knobs: Mapping[str, float]) -> Array:
-    """Output tokens/s; a table's columns are Row's, of which those from the throughput on may be missing."""
+def _predicted(
+    places: Sequence[tuple[ServerCost, NDArray[np.intp]]], table: Array, multipliers: Mapping[str, float]
+) -> Array:
+    """Output tokens/s; a table's columns are CostRow's, of which those from the throughput on may be missing."""
     speeds = np.empty(len(table))
     for server, here in places:
         concurrency, depth, tau = table[here, :3].T
         width, nodes = table[here, 4:6].T if table.shape[1] > 4 else (1.0, np.nan)
         nodes = np.where(np.isnan(nodes), depth, nodes)
         tau = np.where(depth > 0, tau, 1.0)
-        speeds[here] = adjusted(server, knobs).load(concurrency, depth, tau, width=width, nodes=nodes).output_tok_s
+        load = adjusted(server, multipliers).load(concurrency, depth, tau, width=width, nodes=nodes)
+        speeds[here] = load.output_tok_s
     return speeds
 
 
-def adjusted(server: Server, knobs: Mapping[str, float]) -> Server:
+def adjusted(server: ServerCost, multipliers: Mapping[str, float]) -> ServerCost:
     """`server` with calibration's multipliers applied."""
-    memory, compute = knobs["memory"], knobs["compute"]
+    memory, compute, weight = (multipliers[name] for name in ("memory", "compute", "draft_weight"))
     draft = server.draft and server.draft.scaled(
-        fixed=knobs["draft_fixed"], memory=memory * knobs["draft_weight"], compute=compute * knobs["draft_weight"]
+        fixed=multipliers["draft_fixed"], memory=memory * weight, compute=compute * weight
     )
     return replace(
         server,
-        target=server.target.scaled(fixed=knobs["target_fixed"], memory=memory, compute=compute),
+        target=server.target.scaled(fixed=multipliers["target_fixed"], memory=memory, compute=compute),
         draft=draft,
-        speculation_s=server.speculation_s * knobs["speculation"],
-        tree_level_s=server.tree_level_s * knobs["tree"],
-        capacity_tokens=server.capacity_tokens * knobs["capacity"],
-        prefill_s=server.prefill_s * knobs["prefill"],
-        blend=1 + (server.blend - 1) * knobs["blend"],
+        speculation_s=server.speculation_s * multipliers["speculation"],
+        tree_level_s=server.tree_level_s * multipliers["tree"],
+        capacity_tokens=server.capacity_tokens * multipliers["capacity"],
+        prefill_s=server.prefill_s * multipliers["prefill"],
+        blend=1 + (server.blend - 1) * multipliers["blend"],
     )

@@ -16,7 +16,7 @@ from foredraft.laws import forms
 from foredraft.laws.forms import law_named
 from foredraft.laws.law import Array, Law
 from foredraft.laws.speedup import accept_prob_from_rate
-from foredraft.laws.varpro import Table, bootstrap, point, residuals, shape_grid, wild_weights
+from foredraft.laws.varpro import FitTable, bootstrap, point, residuals, shape_grid, wild_weights
 from foredraft.records import Estimate, Fit, Observation, Provenance
 
 MIN_SLOPE = 1e-3  # of a bounded link at its very ends
@@ -59,7 +59,7 @@ def _complete(law: Law, row: Observation) -> bool:
     return not missing_fields(law, (row,))
 
 
-def _table(law: Law, observations: Sequence[Observation], missing: str) -> Table:
+def _table(law: Law, observations: Sequence[Observation], missing: str) -> FitTable:
     if missing not in ("error", "skip"):
         raise ValueError(f"missing must be error or skip, got {missing}")
     if not observations:
@@ -83,7 +83,9 @@ def _table(law: Law, observations: Sequence[Observation], missing: str) -> Table
         raise ValueError(
             f"{law.name} has no finite value at run {bad.run}: leave it out (is its draft the target itself?)"
         )
-    return Table(rows, inputs, features, output, trials, np.unique([row.run for row in rows], return_inverse=True)[1])
+    return FitTable(
+        rows, inputs, features, output, trials, np.unique([row.run for row in rows], return_inverse=True)[1]
+    )
 
 
 def _responses(law: Law, rows: Sequence[Observation]) -> tuple[Array, Array | None]:
@@ -98,7 +100,7 @@ def _responses(law: Law, rows: Sequence[Observation]) -> tuple[Array, Array | No
     return output, None
 
 
-def _check_support(law: Law, table: Table, what: str = "the data have") -> None:
+def _check_support(law: Law, table: FitTable, what: str = "the data have") -> None:
     """Raise ValueError, saying what to add, unless the inputs vary enough to tell the parameters apart."""
     for name, least in law.distinct.items():
         if (num := len(np.unique(table.inputs[name]))) < least:
@@ -118,7 +120,7 @@ def _check_support(law: Law, table: Table, what: str = "the data have") -> None:
         )
 
 
-def _check_spare(law: Law, table: Table) -> None:
+def _check_spare(law: Law, table: FitTable) -> None:
     """An interval needs more runs than parameters: a run that the fit must pass through says nothing of its noise."""
     runs, num = int(table.runs.max()) + 1, len(law.parameters)
     if runs <= num:
@@ -161,7 +163,7 @@ def fit(
     return msgspec.structs.replace(made, checkpoints_of=runs if checkpoints and runs < made.num_clusters else None)
 
 
-def _fit(law: Law, table: Table, draws: int, seed: int) -> Fit:
+def _fit(law: Law, table: FitTable, draws: int, seed: int) -> Fit:
     solved = point(law, table)
     samples = bootstrap(law, table, solved, draws, np.random.default_rng(seed))
     num = len(table.rows)
@@ -261,7 +263,7 @@ def _outside(fit: Fit, inputs: Mapping[str, float]) -> tuple[str, ...]:
 # --- Choice of form ---
 
 
-def _held_out(law: Law, table: Table) -> float | None:
+def _held_out(law: Law, table: FitTable) -> float | None:
     """Mean absolute error on the runs that reach the largest leading dial, from a fit to the rest.
 
     Where every run reaches it (trajectories of checkpoints), only the rows at that value are held out. None where the

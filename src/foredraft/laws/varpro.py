@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Table:
+class FitTable:
     """What the fitter sees of the observations: features [R, J], output, the trials behind it or None, runs as ids."""
 
     rows: tuple[Observation, ...]
@@ -39,8 +39,8 @@ class Table:
     trials: Array | None
     runs: Array
 
-    def keep(self, mask: Array) -> "Table":
-        return Table(
+    def keep(self, mask: Array) -> "FitTable":
+        return FitTable(
             rows=tuple(row for row, kept in zip(self.rows, mask, strict=True) if kept),
             inputs={name: values[mask] for name, values in self.inputs.items()},
             features=self.features[mask],
@@ -156,7 +156,7 @@ def shape_grid(law: Law, num: int) -> Array:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def _least_squares(law: Law, table: Table) -> Solved:
+def _least_squares(law: Law, table: FitTable) -> Solved:
     """Multi-start fit: the best few of a grid over the shapes, each refined; then Huber's for a relative law."""
     response = law.link.forward(table.output)
     weight = table.output**-2.0 if law.relative else np.ones_like(response)
@@ -175,7 +175,7 @@ def _multi_start(law: Law, features: Array, response: Array, weight: Array) -> A
     return found[np.argmin(error)]
 
 
-def _robust(law: Law, table: Table, solved: Solved) -> Solved:
+def _robust(law: Law, table: FitTable, solved: Solved) -> Solved:
     """Huber's fit from a least-squares start; the threshold follows the robust sd of its own residuals."""
     spare = len(solved.response) / max(len(solved.response) - len(law.parameters), 1)
     for _ in range(3):
@@ -189,7 +189,7 @@ def _robust(law: Law, table: Table, solved: Solved) -> Solved:
     return solved
 
 
-def _binomial(law: Law, table: Table) -> Solved:
+def _binomial(law: Law, table: FitTable) -> Solved:
     """Binomial maximum likelihood by Fisher scoring under the law's link, ending in a working response and weights."""
     assert table.trials is not None
     mean = (table.output * table.trials + 0.5) / (table.trials + 1)
@@ -213,12 +213,12 @@ def _binomial(law: Law, table: Table) -> Solved:
     return Solved(theta, response, weight)
 
 
-def residuals(law: Law, table: Table, solved: Solved) -> Array:
+def residuals(law: Law, table: FitTable, solved: Solved) -> Array:
     """Residuals [R] on the link's scale."""
     return solved.response - law.linear_gradient(table.features, solved.theta[None])[0][0]
 
 
-def point(law: Law, table: Table) -> Solved:
+def point(law: Law, table: FitTable) -> Solved:
     return _least_squares(law, table) if table.trials is None else _binomial(law, table)
 
 
@@ -248,7 +248,7 @@ def wild_weights(runs: Array, draws: int, rng: np.random.Generator) -> Array:
     return (weights * factor)[:, runs]
 
 
-def bootstrap(law: Law, table: Table, solved: Solved, draws: int, rng: np.random.Generator) -> Array:
+def bootstrap(law: Law, table: FitTable, solved: Solved, draws: int, rng: np.random.Generator) -> Array:
     """Parameters [draws, P] refitted to the fit plus its corrected residuals times wild weights."""
     fitted, jacobian = (out[0] for out in law.linear_gradient(table.features, solved.theta[None]))
     weight = _huber_weight(solved.weight, solved.response - fitted, solved.threshold)

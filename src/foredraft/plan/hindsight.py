@@ -92,9 +92,11 @@ def _cells(place: Place, known: Calibrated, rows: Sequence[Timed], plain: dict[i
     if not rows:
         return []
     bare = {id(s): place.server(None, s.input_len, s.output_len, speculate=False) for s in (one.server for one in rows)}
-    fast = predict_served([one.server for one in rows], [one.row for one in rows], known.knobs)
+    fast = predict_served([one.server for one in rows], [one.row for one in rows], known.multipliers)
     slow = predict_served(
-        [bare[id(one.server)] for one in rows], [one.row._replace(depth=0.0, nodes=0.0) for one in rows], known.knobs
+        [bare[id(one.server)] for one in rows],
+        [one.row._replace(depth=0.0, nodes=0.0) for one in rows],
+        known.multipliers,
     )
     return [
         Cell(

@@ -6,7 +6,7 @@ what a run that settles the factor can be expected to remove. Refuses to know: h
 
 import numpy as np
 
-from foredraft.laws.cost import KNOBS
+from foredraft.laws.cost import MULTIPLIERS
 from foredraft.plan.candidate import TRAINING_MFU, Candidate
 from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
 from foredraft.plan.search import NOTHING, Problem, Scored, simulate
@@ -65,7 +65,7 @@ def _run(problem: Problem, candidate: Candidate, factor: str) -> tuple[str, str,
     if factor == "costs":
         return (
             f"serve {problem.target.name} without a draft and with any draft at k = 1, at concurrency 1 and {max(problem.workload.concurrency)}",
-            f"the cost law's {len(KNOBS)} coefficients on this machine",
+            f"the cost law's {len(MULTIPLIERS)} coefficients on this machine",
             2 * measuring,
         )
     if factor == "draft" and candidate.behind:

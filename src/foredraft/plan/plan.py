@@ -351,7 +351,7 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
     )
     if found := problem.calibrated:
         notes.append(f"cost law calibrated on {found.num_rows} own rows, mean error {found.error:.1%}")
-    elif problem.place.looseness > 1:
+    elif problem.place.prior_width > 1:
         notes.append("costs from the machine's probe alone: measure a few speeds here and give them to --observations")
     if best.candidate and best.candidate.behind:
         notes.append(best.candidate.behind.note)

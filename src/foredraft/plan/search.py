@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foredraft.laws.cost import KNOBS, Load, Server, adjusted
+from foredraft.laws.cost import MULTIPLIERS, ServedLoad, ServerCost, adjusted
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate
@@ -113,23 +113,23 @@ class Problem:
     def concurrency(self) -> Array:
         return np.array(self.workload.concurrency, dtype=float)
 
-    def server(self, draft: Shape | None, speculate: bool = True) -> Server:
+    def server(self, draft: Shape | None, speculate: bool = True) -> ServerCost:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
         made = self.place.server(draft, self.workload.input_len, self.workload.output_len, speculate=speculate)
-        return adjusted(made, self.calibrated.knobs) if self.calibrated else made
+        return adjusted(made, self.calibrated.multipliers) if self.calibrated else made
 
     @property
     def place(self) -> Place:
         settings = self.settings
         return Place(self.target, self.machine, settings.engine, settings.devices, settings.dtype, settings.kv_dtype)
 
-    def knob_draws(self) -> Array:
-        """Multipliers on a server's coefficients, [S, knobs]: of the calibration's posterior, else of the prior."""
+    def multiplier_draws(self) -> Array:
+        """Multipliers on a server's coefficients, [S, multipliers]: of the calibration's posterior, else of the prior."""
         rng = np.random.default_rng(self.settings.seed + 2)
         if self.calibrated:
             return self.calibrated.draws(self.settings.draws, rng)
-        spread = np.array(list(KNOBS.values())) * self.place.looseness
-        return np.exp(rng.standard_normal((self.settings.draws, len(KNOBS))) * spread)
+        spread = np.array(list(MULTIPLIERS.values())) * self.place.prior_width
+        return np.exp(rng.standard_normal((self.settings.draws, len(MULTIPLIERS))) * spread)
 
     def scatter_draws(self) -> Array:
         """What calibration leaves of speculative and of plain throughput at each load, as factors [2, C, S]; 1 without."""
@@ -205,14 +205,19 @@ def _between(accept: Array, topk: int, tail: float, sizes: Sequence[int]) -> Arr
     return np.stack([np.interp(chain, chain[picked], column) for column in taus.T], axis=1)
 
 
-def evaluate(problem: Problem, server: Server, tau: Array, modes: Sequence[Mode]) -> Load:
+def evaluate(problem: Problem, server: ServerCost, tau: Array, modes: Sequence[Mode]) -> ServedLoad:
     """Throughput, TTFT, TPOT and running sequences at every concurrency, mode and draw, [C, M, S]; `tau` is [S, M]."""
     depth, width, nodes = (np.array(values, dtype=float)[None, :, None] for values in zip(*modes, strict=True))
     return server.load(problem.concurrency[:, None, None], depth, tau.T[None], width=width, nodes=nodes)
 
 
 def gains(
-    problem: Problem, candidate: Candidate | None, load: Load, plain: Load, tau: Array, modes: Sequence[Mode]
+    problem: Problem,
+    candidate: Candidate | None,
+    load: ServedLoad,
+    plain: ServedLoad,
+    tau: Array,
+    modes: Sequence[Mode],
 ) -> Array:
     """log of the objective over no speculation, [C, M, S]; `tau` broadcasts against that.
 
@@ -240,7 +245,7 @@ def training_s(problem: Problem, candidate: Candidate | None) -> float:
     return (candidate.choice.training_gpu_hours if candidate else 0.0) * 3600 / problem.settings.horizon_tokens
 
 
-def score(problem: Problem, candidate: Candidate | None, plain: Server) -> Scored:
+def score(problem: Problem, candidate: Candidate | None, plain: ServerCost) -> Scored:
     """The candidate at its best modes. Raises ValueError where it does not fit beside the target or costs more to train
     than allowed.
     """
@@ -316,7 +321,7 @@ class Outcome(NamedTuple):
 def simulate(
     problem: Problem, scored: Scored, *, frozen: frozenset[str] = NOTHING, costs_frozen: bool = False
 ) -> Outcome:
-    """The chosen modes under joint draws of acceptance and of the cost law's knobs."""
+    """The chosen modes under joint draws of acceptance and of the cost law's multipliers."""
     settings = problem.settings
     rng = np.random.default_rng(settings.seed + 1)
     candidate = scored.candidate
@@ -327,7 +332,7 @@ def simulate(
     spread = 0.0 if "trees" in frozen else tail.sd
     tails = tail.middle * np.exp(spread * np.random.default_rng(settings.seed + 3).standard_normal(settings.draws))
     tau = tokens_per_step(accept, modes, tails)[:, places].T
-    knobs = problem.knob_draws()
+    multipliers = problem.multiplier_draws()
     server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
     plain = problem.server(None, speculate=False)
     depth, width, nodes = (
@@ -335,10 +340,12 @@ def simulate(
     )
     loads, bare = [], []
     for s in range(settings.draws):
-        knob = dict(zip(KNOBS, knobs[s] if not costs_frozen else np.ones(len(KNOBS)), strict=True))
-        loads.append(adjusted(server, knob).load(problem.concurrency, depth, tau[:, s], width=width, nodes=nodes))
-        bare.append(adjusted(plain, knob).load(problem.concurrency, 0.0, 1.0))
-    load, none = (Load(*(np.stack(values, axis=-1) for values in zip(*group, strict=True))) for group in (loads, bare))
+        draw = dict(zip(MULTIPLIERS, multipliers[s] if not costs_frozen else np.ones(len(MULTIPLIERS)), strict=True))
+        loads.append(adjusted(server, draw).load(problem.concurrency, depth, tau[:, s], width=width, nodes=nodes))
+        bare.append(adjusted(plain, draw).load(problem.concurrency, 0.0, 1.0))
+    load, none = (
+        ServedLoad(*(np.stack(values, axis=-1) for values in zip(*group, strict=True))) for group in (loads, bare)
+    )
     if problem.calibrated and not costs_frozen:
         load, none = (_sped(one, by) for one, by in zip((load, none), problem.scatter_draws(), strict=True))
     lift = gains(problem, candidate, load, none, tau, scored.modes)
@@ -346,6 +353,6 @@ def simulate(
     return Outcome(problem.weights @ lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, none.output_tok_s)
 
 
-def _sped(load: Load, by: Array) -> Load:
+def _sped(load: ServedLoad, by: Array) -> ServedLoad:
     """A load that is `by` times as fast."""
-    return Load(load.output_tok_s * by, load.ttft_s / by, load.tpot_s / by, load.running)
+    return ServedLoad(load.output_tok_s * by, load.ttft_s / by, load.tpot_s / by, load.running)

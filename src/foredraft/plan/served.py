@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft.laws.cost import (
-    KNOBS,
+    MULTIPLIERS,
+    CostRow,
     Efficiency,
-    Row,
-    Server,
+    ServerCost,
     calibrate_served,
     engine_efficiency,
     predict_served,
@@ -52,11 +52,11 @@ class Place:
         return engine_efficiency(self.engine, self.machine)
 
     @property
-    def looseness(self) -> float:
+    def prior_width(self) -> float:
         """How wide the cost law's prior is, against that of published servers."""
         return OWN_LOOSENESS if self.engine == "foredraft" and self.machine.step_overhead_s else 1.0
 
-    def server(self, draft: Shape | None, input_len: float, output_len: float, *, speculate: bool) -> Server:
+    def server(self, draft: Shape | None, input_len: float, output_len: float, *, speculate: bool) -> ServerCost:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
         return serve(
             self.target, self.machine, draft=draft, input_len=input_len, output_len=output_len,
@@ -69,8 +69,8 @@ class Timed(NamedTuple):
     """An own row with the server that it was measured on, and as calibration reads it."""
 
     observation: Observation
-    server: Server
-    row: Row
+    server: ServerCost
+    row: CostRow
 
 
 def timed(place: Place, own: Iterable[Observation], temperature: float) -> list[Timed]:
@@ -132,11 +132,11 @@ def _near(length: float | None) -> float:
     return float(np.exp(LENGTH_STEP * np.round(np.log(length) / LENGTH_STEP)))
 
 
-def _row(row: Observation) -> Row:
+def _row(row: Observation) -> CostRow:
     depth = row.lookahead or 0 if row.method != "none" else 0
     width = float(row.topk or 1)
     nodes = float(row.tree_nodes or depth) if width > 1 else float(depth)
-    return Row(load(row), depth, row.tokens_per_step or 1.0, row.output_tok_s or 0.0, width, nodes)
+    return CostRow(load(row), depth, row.tokens_per_step or 1.0, row.output_tok_s or 0.0, width, nodes)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Calibrated:
     leave of log throughput, the mean relative error, and over how many rows and which loads.
     """
 
-    knobs: dict[str, float]
+    multipliers: dict[str, float]
     covariance: Array
     scatter: float
     error: float
@@ -153,9 +153,9 @@ class Calibrated:
     loads: tuple[int, int]
 
     def draws(self, num: int, rng: np.random.Generator) -> Array:
-        """Multipliers on the calibrated servers, [num, knobs]."""
+        """Multipliers on the calibrated servers, [num, multipliers]."""
         whole = 0.5 * (self.covariance + self.covariance.T)
-        return np.exp(rng.standard_normal((num, len(KNOBS))) @ np.linalg.cholesky(whole).T)
+        return np.exp(rng.standard_normal((num, len(MULTIPLIERS))) @ np.linalg.cholesky(whole).T)
 
 
 def calibrated(place: Place, rows: Sequence[Timed]) -> Calibrated | None:
@@ -166,14 +166,14 @@ def calibrated(place: Place, rows: Sequence[Timed]) -> Calibrated | None:
     runs = [one.observation.provenance.command for one in rows]
     noise = NOISE
     while True:
-        found = calibrate_served(served, table, noise=noise, looseness=place.looseness, runs=runs)
-        missed = np.log(predict_served(served, table, found.knobs) / [one.output_tok_s for one in table])
+        found = calibrate_served(served, table, noise=noise, prior_width=place.prior_width, runs=runs)
+        missed = np.log(predict_served(served, table, found.multipliers) / [one.output_tok_s for one in table])
         scatter = 1.4826 * float(np.median(np.abs(missed)))
         if noise > NOISE or scatter < SECOND * NOISE:
             break
         noise = scatter
     loads = [load(one.observation) for one in rows]
     return Calibrated(
-        found.knobs, found.covariance, max(scatter, NOISE), float(np.mean(np.abs(np.expm1(missed)))), len(rows),
+        found.multipliers, found.covariance, max(scatter, NOISE), float(np.mean(np.abs(np.expm1(missed)))), len(rows),
         (min(loads), max(loads)),
     )  # fmt: skip

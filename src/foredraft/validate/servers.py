@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft import shapes
-from foredraft.laws.cost import PassCost, Server, engine_efficiency, serve
+from foredraft.laws.cost import PassCost, ServerCost, engine_efficiency, serve
 from foredraft.machines import machine
 from foredraft.plan.drafts import draft_shape, kind_of
 from foredraft.records import Observation
@@ -20,9 +20,9 @@ GUESS_LOOSENESS = 3.0  # how much wider calibration may move the coefficients of
 class Servers(NamedTuple):
     """Without and with speculation, how far calibration may move them, and what was assumed to build them."""
 
-    plain: Server
-    speculative: Server
-    looseness: float
+    plain: ServerCost
+    speculative: ServerCost
+    prior_width: float
     assumed: tuple[str, ...]
 
 
@@ -44,7 +44,7 @@ def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: st
         return Servers(*_guessed(kind_of(row.method), plain_tok_s, lengths), GUESS_LOOSENESS, (*assumed, note))
 
 
-def known_servers(row: Observation, lengths: tuple, machine_name: str | None = None) -> tuple[Server, Server]:
+def known_servers(row: Observation, lengths: tuple, machine_name: str | None = None) -> tuple[ServerCost, ServerCost]:
     """From shapes and machine. Raises ValueError naming what is not known."""
     name = row.machine or machine_name
     if not name:
@@ -66,7 +66,7 @@ def fewest(target: shapes.Shape, where) -> int:
     return next(n for n in (1, 2, 4, 8, 16, 32, 64) if n * where.memory_bytes * 0.75 > target.weight_bytes() or n == 64)
 
 
-def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tuple[Server, Server]:
+def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tuple[ServerCost, ServerCost]:
     """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a
     twentieth of its cost.
     """
@@ -85,6 +85,6 @@ def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tup
         "prefill_s": 0.2 * step,
         "blend": 3.0,
     }
-    return Server(target=model(1.0), draft=None, **parts), Server(
+    return ServerCost(target=model(1.0), draft=None, **parts), ServerCost(
         target=model(1.0), draft=None if kind == "lookup" else model(0.05), **parts
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from foredraft.laws import acceptance, cost
 from foredraft.laws.acceptance import PositionLaw
-from foredraft.laws.cost import Row
+from foredraft.laws.cost import CostRow
 from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation
 from foredraft.validate.curves import known_part
@@ -122,12 +122,12 @@ def predict_group(
             1 + np.cumsum(acceptance.posterior(law, known_part(curves[0]), drifts=drifts).median_curve()),
             shop.assumed,
         )
-        knobs = _calibrated(shop, plain, known, taus)
+        multipliers = _calibrated(shop, plain, known, taus)
     else:
-        taus, knobs = _likeliest_curve(shop, plain, known, law)
+        taus, multipliers = _likeliest_curve(shop, plain, known, law)
         notes = (*shop.assumed, f"{setting(group[0])}: no τ in the rows, read from their throughput")
     wanted = np.array([(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s) for row in group])
-    model = cost.predict_rows(shop.plain, shop.speculative, wanted, knobs)
+    model = cost.predict_rows(shop.plain, shop.speculative, wanted, multipliers)
     misses: dict[int, dict[int, float]] = defaultdict(dict)
     for (n, k, _, measured), value in zip(wanted, model, strict=True):
         if k <= KNOWN_LOOKAHEAD:
@@ -141,12 +141,16 @@ def predict_group(
 def _calibrated(
     shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray
 ) -> dict[str, float]:
-    return cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), looseness=shop.looseness).knobs
+    return cost.calibrate(
+        shop.plain, shop.speculative, _rows(plain, known, taus), prior_width=shop.prior_width
+    ).multipliers
 
 
-def _rows(plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray) -> list[Row]:
-    bare = [Row(n, 0, 1.0, speed) for n, speed in plain.items()]
-    return bare + [Row(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in known]
+def _rows(plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray) -> list[CostRow]:
+    bare = [CostRow(n, 0, 1.0, speed) for n, speed in plain.items()]
+    return bare + [
+        CostRow(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in known
+    ]
 
 
 def _likeliest_curve(
@@ -160,11 +164,11 @@ def _likeliest_curve(
     )
     tried = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
     fits = [
-        cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), looseness=shop.looseness)
+        cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), prior_width=shop.prior_width)
         for taus in tried
     ]
     best = min(range(len(tried)), key=lambda i: fits[i].misfit)
-    return tried[best], fits[best].knobs
+    return tried[best], fits[best].multipliers
 
 
 def _carried(misses: Mapping[int, float], k: int) -> float:
