@@ -24,13 +24,15 @@ from foredraft.models.layers import Wiring
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 from foredraft.teacher import chains
+from foredraft.teacher import teacher as teachers
 from foredraft.teacher.chains import joint
 from foredraft.teacher.feature_cache import CachedFeatures, planned, write_features
 from foredraft.teacher.features import Online, apart
 from foredraft.teacher.judge import judge
-from foredraft.teacher.matching import Teacher, match
+from foredraft.teacher.teacher import Teacher
 from foredraft.teacher.unroll import unroll
 from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective, HeadSettings, Unrolled
+from foredraft.train.lm_head import lm_head_loss
 
 VOCAB, DRAFTABLE = 48, range(2, 46)
 KINDS = {"eagle": ("eagle", 1), "eagle3": ("eagle3", 1), "scylla": ("eagle3", 2)}
@@ -246,7 +248,7 @@ def test_documents_apart_begin_at_position_0_and_see_only_themselves():
 @pytest.mark.parametrize(
     "loss", [{"soft_ce": 1.0}, {"soft_ce": 0.5}, {"soft_ce": 0.1, "tv": 0.9}, {"kl": 1.0}, {"nla": 1.0}]
 )
-def test_losses_do_not_depend_on_groups_and_follow_their_names(loss: dict[str, float]):
+def test_losses_do_not_depend_on_groups_and_follow_their_names(loss: dict[str, float], monkeypatch: pytest.MonkeyPatch):
     """In one group and in many; values and gradients against the formulas over all logits at once."""
     torch.manual_seed(0)
     states, matrix = torch.randn(2, 30, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
@@ -259,14 +261,15 @@ def test_losses_do_not_depend_on_groups_and_follow_their_names(loss: dict[str, f
     live = counted & (full.argmax(-1) >= 2) & (full.argmax(-1) < 12)
     expected = sum(weights @ (share * terms[name] * live).sum(1) for name, share in loss.items())
     wanted = torch.autograd.grad(torch.as_tensor(expected), [states, matrix], retain_graph=True)
-    for room in (300, None):
-        found = match(states, matrix, teacher, counted, weights, loss, room)
+    for room in (300, 2**25):
+        monkeypatch.setitem(teachers.GROUP_BYTES, "cpu", room)
+        found = lm_head_loss(states, matrix, counted, loss, teacher=teacher, weights_S=weights, monitor="agree")
         torch.testing.assert_close(found.total, expected)
         for own, other in zip(torch.autograd.grad(found.total, [states, matrix]), wanted, strict=True):
             torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
-        assert found.counts_S.tolist() == live.sum(1).tolist()
+        assert found.terms["places"].tolist() == live.sum(1).tolist()
         hits = ((states @ matrix.T).argmax(-1) == full.argmax(-1) - 2) & live
-        assert found.hits_S.tolist() == hits.sum(1).tolist()
+        assert found.terms["agree"].tolist() == hits.sum(1).tolist()
 
 
 def test_a_batch_without_a_label_has_a_loss_of_nothing():

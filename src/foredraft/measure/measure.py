@@ -28,8 +28,8 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
 from foredraft.records import Measurement, Record
 from foredraft.teacher.forced import forced, surprise
-from foredraft.teacher.judge import Text
 from foredraft.teacher.kept import Kept
+from foredraft.teacher.teacher import Text
 
 WAYS = ("both", "live", "forced")
 UNTIMED = 16  # sequences decoded at once where no clock is read

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 128  # queries at a time where no kernel serves
+from foredraft.teacher.attention import blockwise, blockwise_backward
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -130,7 +131,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> tuple[
     if kind == "cuda":
         out, lse, *kept = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
         return out, lse, kept[:6]
-    return *_blockwise(q, k, v, documents), None
+    return *blockwise(q, k, v, documents), None
 
 
 def _causal_backward(
@@ -145,7 +146,7 @@ def _causal_backward(
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
         lengths, chance = kept[:4], kept[4:]
         return kernel(grad, q, k, v, out, lse, *lengths, 0.0, True, *chance)
-    return _blockwise_backward(grad, q, k, v, documents, out, lse)
+    return blockwise_backward(grad, q, k, v, documents, out, lse)
 
 
 def _kernel(q: Tensor, documents: Tensor | None) -> str:
@@ -154,41 +155,3 @@ def _kernel(q: Tensor, documents: Tensor | None) -> str:
     if q.device.type == "cpu":
         return "cpu"
     return "cuda" if q.device.type == "cuda" and q.dtype in _HALF and q.shape[-1] % 8 == 0 else "blocks"
-
-
-def _blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
-    outs, sums = [], []
-    for start in range(0, q.shape[2], BLOCK):
-        scores = _block(q, k, documents, start)
-        sums.append(scores.logsumexp(-1))
-        weights = (scores - sums[-1][..., None]).exp().to(v.dtype)
-        outs.append(weights @ v[:, :, : scores.shape[-1]])
-    return torch.cat(outs, 2), torch.cat(sums, 2)
-
-
-def _block(q: Tensor, k: Tensor, documents: Tensor | None, start: int) -> Tensor:
-    """Scores of BLOCK queries from `start` on over all keys that any of them sees, float32."""
-    rows = torch.arange(start, min(start + BLOCK, q.shape[2]), device=q.device)
-    stop = start + len(rows)
-    scores = (q[:, :, start:stop] @ k[:, :, :stop].transpose(2, 3)).float() * q.shape[-1] ** -0.5
-    hidden = (torch.arange(stop, device=q.device) > rows[:, None])[None]
-    if documents is not None:
-        hidden = hidden | (documents[:, start:stop, None] != documents[:, None, :stop])
-    return scores.masked_fill(hidden[:, None], -torch.inf)
-
-
-def _blockwise_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    parts, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
-    delta = (grad.float() * out).sum(-1, keepdim=True)
-    for start in range(0, q.shape[2], BLOCK):
-        here = slice(start, start + BLOCK)
-        weights = (_block(q, k, documents, start) - lse[:, :, here, None]).exp()
-        stop = weights.shape[-1]
-        towards = (grad[:, :, here] @ v[:, :, :stop].transpose(2, 3)).float()
-        slopes = (weights * (towards - delta[:, :, here]) * q.shape[-1] ** -0.5).to(q.dtype)
-        parts.append(slopes @ k[:, :, :stop])
-        grad_k[:, :, :stop] += slopes.transpose(2, 3) @ q[:, :, here]
-        grad_v[:, :, :stop] += weights.to(v.dtype).transpose(2, 3) @ grad[:, :, here]
-    return torch.cat(parts, 2), grad_k, grad_v

@@ -21,9 +21,10 @@ from foredraft.measure.bootstrap import Array
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
 from foredraft.teacher.acceptance import tally
-from foredraft.teacher.judge import Text, head_readings, model_readings, padded
+from foredraft.teacher.judge import head_readings, model_readings, padded
 from foredraft.teacher.kept import Kept
 from foredraft.teacher.readings import Readings, predicted
+from foredraft.teacher.teacher import Text
 
 TOKENS_PER_BATCH = 4096
 SUMS = (

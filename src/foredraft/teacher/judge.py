@@ -5,7 +5,7 @@ Promises: every text stands alone, as a request would. Refuses to know: how draf
 Shapes: B texts of a batch, T tokens, padded on the right.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead
 from foredraft.teacher.acceptance import Acceptance, acceptance, tally
 from foredraft.teacher.features import FeatureSource, Online
-from foredraft.teacher.matching import Teacher
 from foredraft.teacher.readings import Readings, begun, predicted, read
+from foredraft.teacher.teacher import Teacher, Text
 from foredraft.train.heads import HeadSettings, Unrolled
-
-Text = tuple[Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from foredraft.models.decoder import Decoder
 from foredraft.records import write_bytes
 from foredraft.teacher.feature_cache import digests, fingerprint
 from foredraft.teacher.features import Features, FeatureSource, Online
-from foredraft.teacher.judge import Text
+from foredraft.teacher.teacher import Text
 
 Named = dict[str, Tensor]
 

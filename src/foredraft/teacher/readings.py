@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft.teacher.matching import Teacher, groups
+from foredraft.teacher.teacher import Teacher, groups
 
 
 class Laws(NamedTuple):

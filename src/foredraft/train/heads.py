@@ -25,9 +25,10 @@ from foredraft.models.heads import DraftHead, Eagle3Head, EagleHead
 from foredraft.models.layers import FusionLayer, Layer
 from foredraft.teacher.acceptance import acceptance, tally
 from foredraft.teacher.features import Features, FeatureSource, Online
-from foredraft.teacher.matching import Teacher, match
 from foredraft.teacher.readings import Readings, predicted, read
+from foredraft.teacher.teacher import Teacher
 from foredraft.teacher.unroll import aligned, unroll, within
+from foredraft.train.lm_head import lm_head_loss
 from foredraft.train.objective import Loss
 
 NOISE = 0.2 * 512  # EAGLE's width of the uniform noise, by tokens of the window
@@ -95,11 +96,16 @@ class Unrolled(nn.Module):
         labels = F.pad(batch.mask_BT[:, 1:], (0, 1))
         counted = within(batch.documents_BT, settings.unroll) & labels
         matrix, teacher = self.readout(features)
-        found = match(states.flatten(1, 2), matrix, teacher, counted.flatten(1), weights, settings.loss)
+        found = lm_head_loss(
+            states.flatten(1, 2), matrix, counted.flatten(1), settings.loss,
+            teacher=teacher, weights_S=weights, monitor="agree",
+        )  # fmt: skip
+        losses = torch.stack([share * found.terms[name] for name, share in settings.loss.items()]).sum(0)
+        places = found.terms["places"]
         total = settings.token_weight * found.total
         if settings.feature_weight:
             total = total + settings.feature_weight * (weights * regression(states, features.final_BTW, counted)).sum()
-        return total, (weights * found.counts_S).sum(), torch.stack((found.losses_S, found.counts_S, found.hits_S))
+        return total, (weights * places).sum(), torch.stack((losses, places, found.terms["agree"]))
 
     def tallied(self, batch: Batch, features: Features) -> dict[str, Tensor]:
         emitted = predicted(batch.mask_BT, batch.documents_BT)

@@ -29,8 +29,9 @@ from foredraft.teacher.acceptance import acceptance, tally
 from foredraft.teacher.attention import attend
 from foredraft.teacher.features import apart
 from foredraft.teacher.judge import model_readings
-from foredraft.teacher.read_out import Reading, read_out
 from foredraft.teacher.readings import predicted
+from foredraft.teacher.teacher import Teacher
+from foredraft.train.lm_head import lm_head_loss
 from foredraft.train.objective import Loss
 
 KEPT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -121,19 +122,21 @@ class LanguageModelObjective:
             positions_BT, seen_BTT = apart(documents_BT)
             place = {"positions_BT": positions_BT, "mask_BTS": seen_BTT}
             counted_BT = counted_BT & (documents_BT[:, 1:] == documents_BT[:, :-1])
-        weights_R = counted_BT.flatten().float()
-        draft, target = _reading(self.trained, batch.tokens_BT, place), None
+        states_RC, teacher = _states(self.trained, batch.tokens_BT, place), None
         if self.frozen is not None and self._distils:
             with torch.no_grad():
-                target = _reading(self.frozen, batch.tokens_BT, place)
-        total, terms = read_out(draft, labels_BT.flatten(), weights_R, loss, target, compiled=self._compiled)
-        return total, terms, weights_R.sum()
+                teacher = Teacher(_states(self.frozen, batch.tokens_BT, place), self.frozen.head_weight_VC)
+        found = lm_head_loss(
+            states_RC[None], self.trained.head_weight_VC, counted_BT.flatten()[None], loss, teacher=teacher,
+            labels_M=labels_BT.flatten(), monitor="accept_prob" if teacher else None, compiled=self._compiled,
+        )  # fmt: skip
+        terms = {name: by_step[0] for name, by_step in found.terms.items()}
+        return found.total, terms, terms.pop("places")
 
 
-def _reading(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> Reading:
-    """The states that predict a next token, and the LM head."""
-    final_BTC = decoder(tokens_BT, logits="none", **place).final_BTC
-    return Reading(final_BTC[:, :-1].flatten(0, 1), decoder.head_weight_VC)
+def _states(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> Tensor:
+    """The hidden states that predict a next token."""
+    return decoder(tokens_BT, logits="none", **place).final_BTC[:, :-1].flatten(0, 1)
 
 
 def settings_of(model: LanguageModel, target: Path | None) -> tuple[Shape, Wiring, dict[str, Any]]:

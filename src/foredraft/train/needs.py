@@ -18,7 +18,7 @@ from foredraft.models.load import read_settings
 from foredraft.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import Estimate, Record
 from foredraft.shapes import BYTES_PER_VALUE, Shape, eagle3_head, eagle_head
-from foredraft.teacher.read_out import GROUP_BYTES
+from foredraft.teacher.teacher import GROUP_BYTES
 from foredraft.train.devices import Devices
 from foredraft.train.heads import training_flops
 from foredraft.train.language_model import settings_of

@@ -1,0 +1,195 @@
+"""The loss through the LM head, group by group of places, so that the logits of all places never live at once.
+
+The gradient of a sum over places is known as soon as a place's logits are, so each group's is computed at once and its
+logits are forgotten (as in Cut Cross-Entropy, arXiv 2411.09009, and Liger kernels, arXiv 2410.10989). A language model is
+one step with the text's next tokens as labels; a draft head is several, against the target's probabilities over what the
+head can draft, renormalised (EAGLE-3's p): places whose argmax it cannot draft do not count.
+
+Promises: the value and gradients of the loss over all logits, in the memory of one group, whatever its size. Refuses to know:
+how states were made.
+
+Shapes: S steps, M places, n places of a group, C hidden size of the draft, V its vocabulary, U the target's, K terms.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from foredraft.teacher.teacher import Teacher, group_size, groups
+from foredraft.train.losses import against_target, against_text
+
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**30}  # of a group's logits in float32 at a time (on a CPU: what its cache holds)
+
+Terms = Callable[..., tuple[Tensor, Tensor]]
+
+
+class LossSums(NamedTuple):
+    """Sums over places. `total`: the weighted loss of all steps, differentiable; `terms`: by name each step's sum [S], detached:
+    those of the loss, "accept_prob" (Σ min(p, q)) and "agree" (target and draft have one argmax) where asked for, and "places".
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class _Job(NamedTuple):
+    """What the loss is made of besides the draft, none of it differentiated."""
+
+    counted_SM: Tensor
+    weights_S: Tensor
+    loss: dict[str, float]
+    names: tuple[str, ...]
+    teacher: Teacher | None
+    labels_M: Tensor | None
+    terms: Terms
+
+    def groups(self, head_VC: Tensor) -> Iterator[Tensor | slice]:
+        """Places that count; with labels all places, nearly all of which do, in shapes that a compiler can rely on."""
+        widest = max(len(head_VC), len(self.teacher.head_UW) if self.teacher else 0)
+        if self.labels_M is None:
+            yield from groups(self.counted_SM, widest, head_VC.element_size())
+            return
+        size, num = group_size(self.counted_SM, widest, head_VC.element_size()), len(self.labels_M)
+        yield from (slice(start, min(start + size, num)) for start in range(0, num, size))
+
+
+def lm_head_loss(
+    states_SMC: Tensor,
+    head_VC: Tensor,
+    counted_SM: Tensor,
+    loss: Mapping[str, float],
+    *,
+    teacher: Teacher | None = None,
+    labels_M: Tensor | None = None,
+    weights_S: Tensor | None = None,
+    monitor: str | None = None,
+    compiled: bool = False,
+) -> LossSums:
+    """Σ_s w_s Σ_places Σ_names share · loss over the places that `counted_SM` marks; `loss` names those of `losses`.
+
+    "ce" needs `labels_M`, all others need `teacher`; `monitor` names "accept_prob" or "agree". Gradients reach `states_SMC` and
+    `head_VC`; matrix products are in autocast's type. `compiled`: what follows them as one kernel of torch.compile.
+    """
+    if teacher is None and set(loss) != {"ce"}:
+        raise ValueError(f"loss {', '.join(sorted(set(loss) - {'ce'}))} needs a target")
+    if labels_M is None and "ce" in loss:
+        raise ValueError("loss ce is a language model's, against the text; a head's is soft_ce, kl, rkl, tv or nla")
+    names = (*loss, *([monitor] if monitor else []), "places")
+    weights_S = torch.ones(len(states_SMC), device=states_SMC.device) if weights_S is None else weights_S
+    job = _Job(
+        counted_SM, weights_S, dict(loss), names, teacher, labels_M, _compiled_terms() if compiled else chunk_terms
+    )
+    dtype = compute_dtype(head_VC)
+    with torch.autocast(head_VC.device.type, enabled=False):  # which would round the sums too
+        total, sums = _LmHeadLoss.apply(states_SMC, head_VC, job, dtype)  # type: ignore[misc]
+    return LossSums(total, dict(zip(names, sums.unbind(), strict=True)))
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """What matrices are multiplied in: autocast's type where it is on."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+
+
+class _LmHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Tensor, job: _Job, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        wants, matrix = ctx.needs_input_grad[:2], head.to(dtype)
+        if job.teacher:
+            job = job._replace(teacher=job.teacher._replace(head_UW=job.teacher.head_UW.to(dtype)))
+        grad_states = torch.zeros_like(states, dtype=dtype) if wants[0] else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants[1] else None
+        sums = torch.zeros(len(job.names), len(states), device=states.device)
+        for places in job.groups(matrix):
+            x = states[:, places].to(dtype)
+            group_sums, live, slopes = _group(x, matrix, places, job, any(wants))
+            sums += group_sums
+            scale = (live * job.weights_S[:, None])[..., None].to(dtype)  # of the rows, so of either side of a product
+            if grad_states is not None:
+                grad_states[:, places] = (slopes @ matrix) * scale
+            if grad_head is not None:
+                grad_head += slopes.flatten(0, 1).T @ (x * scale).flatten(0, 1)
+        ctx.dtypes = states.dtype, head.dtype
+        ctx.save_for_backward(grad_states, grad_head)
+        ctx.mark_non_differentiable(sums)
+        shares = sums.new_tensor(list(job.loss.values()))
+        return (shares[:, None] * sums[: len(shares)] * job.weights_S).sum(), sums
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if slope is None else slope.to(dtype) * grads[0] for slope, dtype in slopes), None, None
+
+
+def _group(
+    x_SnC: Tensor, head_VC: Tensor, places: Tensor | slice, job: _Job, wants_slope: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of one group [K, S], which of its places count [S, n], and where asked for the loss's gradient in its logits."""
+    steps, num, device = *x_SnC.shape[:2], x_SnC.device
+    truth_nU = job.teacher.logits(places, x_SnC.dtype) if job.teacher else None
+    labels_n = None if job.labels_M is None else job.labels_M[places]
+    counted_Sn, ids_V = job.counted_SM[:, places], job.teacher.ids_V if job.teacher else None
+    slopes = x_SnC.new_empty(steps, num if wants_slope else 0, len(head_VC))
+    sums, live = torch.zeros(len(job.names), steps, device=device), torch.empty_like(counted_Sn)
+    size = max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * steps * len(head_VC)))
+    for start in range(0, num, size):
+        rows = slice(start, start + size)
+        truth, labels = (None if part is None else part[rows] for part in (truth_nU, labels_n))
+        out = slopes[:, rows] if wants_slope else None
+        logits = x_SnC[:, rows] @ head_VC.T
+        chunk, live[:, rows] = job.terms(logits, truth, ids_V, labels, counted_Sn[:, rows], job.loss, job.names, out)
+        sums += chunk
+    return sums, live, slopes
+
+
+def chunk_terms(
+    logits_SnV: Tensor,
+    truth_nU: Tensor | None,
+    ids_V: Tensor | None,
+    labels_n: Tensor | None,
+    counted_Sn: Tensor,
+    loss: dict[str, float],
+    names: tuple[str, ...],
+    slopes_SnV: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A chunk's sums [K, S] in the order of `names`, and which of its places count [S, n]; `slopes_SnV` takes the gradient."""
+    soft, wants_slope = {name: share for name, share in loss.items() if name != "ce"}, slopes_SnV is not None
+    values, slope, live_Sn = {}, None, counted_Sn
+    if truth_nU is not None:
+        truth_nV = truth_nU if ids_V is None else truth_nU[:, ids_V]
+        values, slope = against_target(logits_SnV, truth_nV, soft, wants_slope, acceptance="accept_prob" in names)
+        if ids_V is not None or "agree" in names:
+            best_n = _draft_argmax(truth_nU, ids_V)
+            live_Sn = counted_Sn & (best_n >= 0)
+            values["agree"] = _agree(logits_SnV, best_n)
+    if "ce" in loss and labels_n is not None:
+        values["ce"], hard = against_text(logits_SnV, labels_n, wants_slope)
+        if hard is not None:
+            slope = hard * loss["ce"] if slope is None else slope + hard * loss["ce"]
+    if slopes_SnV is not None and slope is not None:
+        slopes_SnV.copy_(slope)
+    values["places"] = torch.ones_like(logits_SnV[..., 0], dtype=torch.float32)
+    return torch.stack([(values[name] * live_Sn).sum(1) for name in names]), live_Sn
+
+
+@cache
+def _compiled_terms() -> Terms:
+    return torch.compile(chunk_terms, dynamic=False)
+
+
+def _draft_argmax(truth_nU: Tensor, ids_V: Tensor | None) -> Tensor:
+    """The target's argmax by its id in the draft's vocabulary, [n]; -1 where it has none."""
+    best_n = truth_nU.argmax(-1)
+    if ids_V is None:
+        return best_n
+    draft_n = torch.searchsorted(ids_V, best_n).clamp(max=len(ids_V) - 1)
+    return torch.where(ids_V[draft_n] == best_n, draft_n, -1)
+
+
+def _agree(logits_SnV: Tensor, best_n: Tensor) -> Tensor:
+    """Whether the draft's argmax is `best_n`, float32 [S, n]; on a CPU a maximum is several times as fast as its place."""
+    logits_Sn = logits_SnV.gather(-1, best_n.clamp(min=0).expand(len(logits_SnV), -1)[..., None])[..., 0]
+    return (logits_Sn >= logits_SnV.amax(-1)).float()
