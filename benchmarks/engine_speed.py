@@ -21,14 +21,14 @@ import torch
 
 from foredraft import records
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import LanguageModel
 from foredraft.decode.engine import Engine
-from foredraft.decode.heads import Head
+from foredraft.decode.head_drafter import HeadDrafter
+from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.measure.bench import read_rate
 from foredraft.models import kernels
+from foredraft.models.forward import causal_mask
 from foredraft.models.heads import new_head
 from foredraft.models.load import load
-from foredraft.models.placing import causal_mask
 
 ROUNDS, CONTEXT, NEW = 8, 64, 32
 ROOM = {"max_batch": 1, "max_context": CONTEXT + NEW}
@@ -81,9 +81,9 @@ def figures(target_at: Path, draft_at: Path, dtype: torch.dtype) -> dict[str, An
     passes |= {f"batch 8, {n} tokens": a_pass(target, 8, n) for n in (1, 5)}
     passes |= {"draft": a_pass(draft, 1, 1), "head": a_pass(head, 1, 1, hidden)}
     drafters = {
-        "self": (LanguageModel(target, target.new_cache(1, 256)), 4),
-        "draft": (LanguageModel(draft, draft.new_cache(1, 256)), 4),
-        "head": (Head(head, head.new_cache(1, 256)), 3),
+        "self": (ModelDrafter(target, target.new_cache(1, 256)), 4),
+        "draft": (ModelDrafter(draft, draft.new_cache(1, 256)), 4),
+        "head": (HeadDrafter(head, head.new_cache(1, 256)), 3),
     }
     engines = {name: Engine(target, drafter, lookahead=k, **ROOM) for name, (drafter, k) in drafters.items()}
     engines["plain"] = Engine(target, lookahead=0, **ROOM)

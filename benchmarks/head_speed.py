@@ -24,7 +24,7 @@ from foredraft import records
 from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder, new_decoder
 from foredraft.models.heads import new_head
-from foredraft.models.layers import Wiring
+from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective
@@ -41,7 +41,7 @@ ROWS, LENGTH = 16, 256
 
 def new_target() -> Decoder:
     shape = from_config(CONFIG, name="12M")
-    return new_decoder(shape, Wiring(norm_eps=1e-5, activation="silu", rope=rope_from_config(CONFIG)), 0)
+    return new_decoder(shape, ModelConfig(norm_eps=1e-5, activation="silu", rope=rope_from_config(CONFIG)), 0)
 
 
 def head(kind: str, layers: int = 1, draft_vocab: int | None = None) -> Objective:

@@ -7,8 +7,8 @@ from worker import Answered, FirstToken, Run, serve
 
 from foredraft import text
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import LanguageModel
 from foredraft.decode.engine import Engine
+from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.models.load import load
 
 
@@ -40,7 +40,7 @@ def _loaded(settings: dict[str, Any], method: str) -> Engine:
 def _with_itself(settings: dict[str, Any]) -> Engine:
     """The target drafts for itself, which `load_engine` refuses: a draft must be smaller."""
     target, draft = (load(settings["target"], getattr(torch, settings["dtype"])) for _ in range(2))
-    drafter = LanguageModel(draft, draft.new_cache(settings["batch"], settings["context"] + text.NODES))
+    drafter = ModelDrafter(draft, draft.new_cache(settings["batch"], settings["context"] + text.NODES))
     return Engine(
         target, drafter, lookahead=settings["lookahead"]["self"], max_batch=settings["batch"], max_context=settings["context"]
     )  # fmt: skip

@@ -11,8 +11,8 @@ def __getattr__(name: str) -> Any:
         "Engine": "engine",
         "Request": "batch",
         "Sampling": "sampling",
-        "NGram": "drafters",
-        "LanguageModel": "drafters",
+        "NGramDrafter": "ngram",
+        "ModelDrafter": "model_drafter",
     }
     if name not in homes:
         raise AttributeError(f"module 'foredraft' has no attribute {name!r}")

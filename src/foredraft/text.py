@@ -12,16 +12,18 @@ import torch
 
 from foredraft import records
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import Drafter, LanguageModel, NGram
+from foredraft.decode.drafter import Drafter
 from foredraft.decode.engine import Engine, Schedule
-from foredraft.decode.heads import Head
+from foredraft.decode.head_drafter import HeadDrafter
+from foredraft.decode.model_drafter import ModelDrafter
+from foredraft.decode.ngram import NGramDrafter
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
+from foredraft.models.forward import context_limit
 from foredraft.models.head_files import load_head
 from foredraft.models.load import load
-from foredraft.models.placing import context_limit
 from foredraft.records import Plan, StepRecord, with_hint
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
@@ -61,7 +63,7 @@ def engine_on(
     cache_bytes: int | None = None,
 ) -> Engine:
     """`load_engine` for a target that is loaded already, which several engines may share."""
-    hard = context_limit(model.shape, model.wiring)  # of learned positions and sliding windows
+    hard = context_limit(model.shape, model.config)  # of learned positions and sliding windows
     context = max_context or min(model.shape.max_position_embeddings or 4096, 4096)
     context = min(context, hard - NODES) if hard else context
     levels = lookahead.lookahead if isinstance(lookahead, Budget) else lookahead
@@ -82,10 +84,10 @@ def engine_on(
 def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
     """A drafter by name, or from the folder of a language model or of a draft head."""
     if draft == "ngram":
-        return NGram()
+        return NGramDrafter()
     if is_head(draft):
         head = load_head(draft, target, target.dtype, target.device)
-        return Head(head, head.new_cache(max_batch, slots + EXTENDED))
+        return HeadDrafter(head, head.new_cache(max_batch, slots + EXTENDED))
     model = load(draft, target.dtype, target.device)
     if model.shape.params >= target.shape.params:
         raise ValueError(
@@ -96,7 +98,7 @@ def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Draf
             f"draft vocab_size {model.shape.vocab_size} is not the target's {target.shape.vocab_size}: "
             "they do not share a tokenizer; train a draft with the target's"
         )
-    return LanguageModel(model, model.new_cache(max_batch, slots + EXTENDED), vocab_size=target.shape.vocab_size)
+    return ModelDrafter(model, model.new_cache(max_batch, slots + EXTENDED), vocab_size=target.shape.vocab_size)
 
 
 def is_head(folder: str | Path) -> bool:
@@ -132,7 +134,7 @@ def budget_of(lookahead: int, tree: str | None) -> Budget:
     return Budget(lookahead, int(topk), int(num)).check()
 
 
-class Answer:
+class Completion:
     """One request's text as it grows. `on_text(piece, drafted)` gets what can be shown; `drafted` says whether a
     draft had it right.
     """
@@ -197,14 +199,14 @@ def generate(
     chat: bool = False,
     on_text: Callable[[int, str, bool], None] | None = None,
     on_step: Callable[[StepRecord], object] | None = None,
-) -> list[tuple[Answer, Sequence]]:
-    """Answer `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Texts stand in the answers, counts in the
+) -> list[tuple[Completion, Sequence]]:
+    """Completion `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Texts stand in the answers, counts in the
     sequences.
     """
     made = []
     for index, prompt in enumerate(prompts):
         show = None if on_text is None else lambda piece, drafted, index=index: on_text(index, piece, drafted)
-        answer = Answer(tokenizer, stops, show)
+        answer = Completion(tokenizer, stops, show)
         request = Request(
             prompt=tuple(encode(tokenizer, prompt, chat)),
             max_tokens=max_tokens,
@@ -247,7 +249,7 @@ def tokenizer_of(target: str | Path) -> Any:
         raise with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
 
 
-def report(prompt: str, answer: Answer, sequence: Sequence) -> dict[str, Any]:
+def report(prompt: str, answer: Completion, sequence: Sequence) -> dict[str, Any]:
     """One answer for scripts."""
     return {
         "prompt": prompt, "text": answer.text, "tokens": sequence.answer, "finish": sequence.finish, "steps": sequence.steps,

@@ -24,7 +24,7 @@ from foredraft.deploy.export import Settings, export
 from foredraft.deploy.findings import errors
 from foredraft.deploy.vocabulary import fitted
 from foredraft.models import Decoder, Eagle3Head, load, load_head, new_head, save_head
-from foredraft.models.layers import Wiring
+from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import Rope
 from foredraft.models.save import save
 from foredraft.records import DraftChoice, Estimate, Observation, Plan, Provenance, ScheduleStep, Workload
@@ -67,7 +67,7 @@ def drafts(checkpoint: Path, target: Decoder, tmp_path_factory: pytest.TempPathF
 def save_own_embedding(target: Decoder, folder: Path) -> None:
     head = new_head(target, draft_vocab=range(100))
     assert isinstance(head, Eagle3Head)
-    own = Eagle3Head(head.shape, head.wiring, target, head.feature_layers, head.d2t, own_embedding=True)
+    own = Eagle3Head(head.shape, head.config, target, head.feature_layers, head.d2t, own_embedding=True)
     own.load_state_dict(head.state_dict() | {"embed_tokens.weight": torch.randn(VOCAB, 64)})
     save_head(own, folder)
 
@@ -78,9 +78,9 @@ def save_with_biases(target: Decoder, folder: Path, family: str, kind: str = "ea
     bias, norms = family == "qwen2", family == "qwen3"
     shape = msgspec.structs.replace(plain.shape, family=family, qkv_bias=bias, qk_norm=norms)
     if isinstance(plain, Eagle3Head):
-        head: Any = Eagle3Head(shape, plain.wiring, target, plain.feature_layers, plain.d2t)
+        head: Any = Eagle3Head(shape, plain.config, target, plain.feature_layers, plain.d2t)
     else:
-        head = type(plain)(shape, plain.wiring, target)
+        head = type(plain)(shape, plain.config, target)
     generator = torch.Generator().manual_seed(3)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.1, generator=generator)
@@ -94,12 +94,12 @@ def small_model(folder: Path, family: str, vocab: int, tokenizer: Path) -> None:
         intermediate_size=48, vocab_size=vocab, tie_embeddings=opt, qkv_bias=family in ("qwen2", "opt"), o_bias=opt, mlp_bias=opt,
         qk_norm=family == "qwen3", max_position_embeddings=512, gated_mlp=not opt, layer_norm=opt, position_rows=514 if opt else 0,
     )  # fmt: skip
-    wiring = Wiring(norm_eps=1e-5, activation="relu" if opt else "silu", rope=None if opt else Rope())
+    model_config = ModelConfig(norm_eps=1e-5, activation="relu" if opt else "silu", rope=None if opt else Rope())
     torch.manual_seed(1)
-    model = Decoder(shape, wiring)
+    model = Decoder(shape, model_config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.3 if parameter.dim() == 1 else 0.0, 0.3)
-    save(model.state_dict(), shape, wiring, folder)
+    save(model.state_dict(), shape, model_config, folder)
     shutil.copyfile(tokenizer / "tokenizer.json", folder / "tokenizer.json")
 
 

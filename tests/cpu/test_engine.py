@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import Drafter, LanguageModel, NGram, Places
+from foredraft.decode.drafter import Drafter
 from foredraft.decode.engine import Engine
-from foredraft.decode.heads import Head
+from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.decode.layout import ancestors
+from foredraft.decode.model_drafter import ModelDrafter
+from foredraft.decode.ngram import NGramDrafter, NGramIndex
 from foredraft.decode.proposals import PAD, Budget, Proposal
 from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
+from foredraft.models.forward import Output
 from foredraft.models.heads import DraftHead, new_head
-from foredraft.models.layers import Wiring
-from foredraft.models.placing import Output
+from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 
@@ -32,7 +34,7 @@ def model(seed: int, layers: int = 2, hidden: int = 32) -> Decoder:
     }  # fmt: skip
     shape = from_config(config, name=f"tiny-{seed}")
     torch.manual_seed(seed)
-    decoder = Decoder(shape, Wiring(norm_eps=1e-5, activation="silu", rope=rope_from_config(config)))
+    decoder = Decoder(shape, ModelConfig(norm_eps=1e-5, activation="silu", rope=rope_from_config(config)))
     for parameter in decoder.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.25)
@@ -81,14 +83,14 @@ class Tree:
 
 
 def lm(draft: Decoder) -> Drafter:
-    return LanguageModel(draft, draft.new_cache(8, 300))
+    return ModelDrafter(draft, draft.new_cache(8, 300))
 
 
 def trained(kind: str, layers: int = 1, steps: int = 60) -> DraftHead:
     """A head that has learned a little of its target's greedy answers here: enough for some tokens to be accepted."""
     head = new_head(TARGET, kind, layers, feature_layers=(0, 1, 2) if kind == "eagle3" else None)
     texts = [torch.tensor([[*prompt, *plain(prompt)]]) for prompt in PROMPTS]
-    joined = [torch.cat(TARGET(text, streams=head.feature_layers).streams, -1) for text in texts]
+    joined = [torch.cat(TARGET(text, hidden_states=head.feature_layers).hidden_states, -1) for text in texts]
     optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(steps):
         outputs = [head(t[:, 1:-1], head.combine(f[:, :-2])).logits_BTV[0] for t, f in zip(texts, joined, strict=True)]
@@ -104,14 +106,14 @@ def a_head(kind: str, layers: int = 1) -> DraftHead:
     return trained(kind, layers)
 
 
-def headed(kind: str, layers: int = 1) -> Head:
+def headed(kind: str, layers: int = 1) -> HeadDrafter:
     head = a_head(kind, layers)
-    return Head(head, head.new_cache(8, 300))
+    return HeadDrafter(head, head.new_cache(8, 300))
 
 
 DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
     "none": lambda: None,
-    "ngram": NGram,
+    "ngram": NGramDrafter,
     "same": lambda: lm(TARGET),
     "near": lambda: lm(blended(0.1)),
     "other": lambda: lm(OTHER),
@@ -180,7 +182,7 @@ def test_captured_passes_change_nothing(name: str, greedy: list[list[int]]) -> N
 
         return replay
 
-    passes = [engine.score, *([engine.drafter.run] if isinstance(engine.drafter, Head | LanguageModel) else [])]
+    passes = [engine.score, *([engine.drafter.run] if isinstance(engine.drafter, HeadDrafter | ModelDrafter) else [])]
     for graphed in passes:
         graphed.capture = again
     assert [sequence.answer for sequence in engine.generate(requests())] == greedy
@@ -295,7 +297,7 @@ def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
     with pytest.raises(ValueError, match="may verify; got 16"):
         later.generate(requests(max_tokens=4)[:1])
     with pytest.raises(ValueError, match="drafts no trees"):
-        Engine(TARGET, NGram(), lookahead=budget, max_batch=1, max_context=64)
+        Engine(TARGET, NGramDrafter(), lookahead=budget, max_batch=1, max_context=64)
     with pytest.raises(ValueError, match="at least one token"):
         Request(prompt=(), max_tokens=1)
 
@@ -316,19 +318,19 @@ def test_ancestors_of_a_tree() -> None:
 
 def test_ngram_takes_the_latest_of_the_longest_matches() -> None:
     text = [1, 2, 3, 9, 1, 2, 3, 8, 2, 3]
-    places = Places(range(3, 0, -1))
+    places = NGramIndex(range(3, 0, -1))
     assert places.after(text, 3) == [8, 2, 3]
     assert places.after([*text, 9], 2) == [1, 2]
-    assert Places(range(3, 0, -1)).after([1, 2, 3], 3) == []
+    assert NGramIndex(range(3, 0, -1)).after([1, 2, 3], 3) == []
 
 
 def test_ngram_goes_on_with_a_period_shorter_than_what_is_asked_for() -> None:
-    assert Places(range(3, 0, -1)).after([5, 1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
-    assert Places(range(3, 0, -1)).after([7, 7], 3) == [7, 7, 7]
+    assert NGramIndex(range(3, 0, -1)).after([5, 1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
+    assert NGramIndex(range(3, 0, -1)).after([7, 7], 3) == [7, 7, 7]
 
 
 def test_ngram_agrees_with_a_search_of_the_whole_text() -> None:
-    generator, text, places = torch.Generator().manual_seed(0), [0], Places(range(3, 0, -1))
+    generator, text, places = torch.Generator().manual_seed(0), [0], NGramIndex(range(3, 0, -1))
     for _ in range(200):
         text += torch.randint(
             0, 4, (int(torch.randint(1, 4, (1,), generator=generator)),), generator=generator
@@ -346,7 +348,7 @@ def test_ngram_agrees_with_a_search_of_the_whole_text() -> None:
 class Checked:
     """A head drafter whose every proposal is compared with one computed anew, without cache, batch or beam."""
 
-    def __init__(self, drafter: Head) -> None:
+    def __init__(self, drafter: HeadDrafter) -> None:
         self.drafter, self.name, self.reads, self.cache, self.trees, self.seen = (
             drafter,
             "checked",
@@ -407,7 +409,7 @@ def naive_ranked(head: DraftHead, tokens: list[int], path: list[int]) -> list[in
 
 def naive_law(head: DraftHead, tokens: list[int], path: list[int]) -> torch.Tensor:
     """log q of the token after `tokens` + `path`, from whole passes: true features, then the head's own outputs."""
-    streams = TARGET(torch.tensor([tokens[:-1]]), streams=head.feature_layers).streams
+    streams = TARGET(torch.tensor([tokens[:-1]]), hidden_states=head.feature_layers).hidden_states
     hidden = head.combine(torch.cat(streams, -1))
     ids = torch.tensor([tokens[1:]])
     for token in path:

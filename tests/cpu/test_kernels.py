@@ -13,7 +13,7 @@ from torch import Tensor
 from foredraft.models import kernels
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import new_head
-from foredraft.models.layers import wiring_from_config
+from foredraft.models.layers import model_config_of
 from foredraft.models.linear import linear
 from foredraft.shapes import from_config
 
@@ -61,7 +61,7 @@ def _compiled() -> None:
 def random_decoder(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> Decoder:
     torch.manual_seed(0)
     shape = from_config(config, name="tiny")
-    decoder = Decoder(shape, wiring_from_config(config, shape))
+    decoder = Decoder(shape, model_config_of(config, shape))
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return decoder.requires_grad_(False).eval().to(dtype)

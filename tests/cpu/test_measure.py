@@ -336,10 +336,10 @@ def test_a_step_at_the_end_is_followed_no_further_than_the_answer(checkpoint: Pa
     """By hand: a target that drafts for itself at lookahead 3, 6 tokens: 4, and then 2 of 4."""
     target = load(checkpoint)
     from foredraft.decode.batch import Request
-    from foredraft.decode.drafters import LanguageModel
     from foredraft.decode.engine import Engine
+    from foredraft.decode.model_drafter import ModelDrafter
 
-    engine = Engine(target, LanguageModel(target, target.new_cache(1, 256)), lookahead=3, max_batch=1, max_context=32)
+    engine = Engine(target, ModelDrafter(target, target.new_cache(1, 256)), lookahead=3, max_batch=1, max_context=32)
     run = run_arms({"self": engine}, [Request(prompt=(5, 6), max_tokens=6)], 1)["self"]
     assert run.counts == [Counts(2, 6, 6, 6, at_risk=(2, 2, 1), reached=(2, 2, 1))]
 

@@ -24,8 +24,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from foredraft import shapes
 from foredraft.models import Decoder, Eagle3Head, EagleHead, load, load_head, new_head, save_head
+from foredraft.models.forward import causal_mask
 from foredraft.models.heads import default_feature_layers
-from foredraft.models.placing import causal_mask
 from foredraft.models.rope import Rope, frequencies, rope_from_config, rope_to_config
 
 torch.set_num_threads(1)  # for tensors this small, threads cost more than they give
@@ -126,13 +126,13 @@ def test_logits_and_every_hidden_state_of_whole_sequences(pair):
     theirs = pair.theirs(tokens, output_hidden_states=True)
     hook.remove()
     depth = pair.ours.shape.num_layers
-    output = pair.ours(tokens, streams=tuple(range(depth + 1)))
+    output = pair.ours(tokens, hidden_states=tuple(range(depth + 1)))
     torch.testing.assert_close(output.logits_BTV, theirs.logits, **CLOSE)
     assert len(theirs.hidden_states) == depth + 1
-    for ours, expected in zip(output.streams, theirs.hidden_states, strict=True):
+    for ours, expected in zip(output.hidden_states, theirs.hidden_states, strict=True):
         torch.testing.assert_close(ours, expected, **CLOSE)
     torch.testing.assert_close(output.pre_norm_BTC, last[0].reshape(output.pre_norm_BTC.shape), **CLOSE)
-    assert torch.equal(output.final_BTC, output.streams[-1])
+    assert torch.equal(output.final_BTC, output.hidden_states[-1])
     assert theirs.logits.std() > 0.3, "negative control: logits all near zero would agree with anything"
 
 
@@ -251,7 +251,7 @@ def test_after_compaction_the_cache_holds_the_accepted_path(pair, tree, compacts
 
 def test_compaction_moves_rows_in_order_and_nothing_else():
     shape = shapes.from_config(LLAMA | {"model_type": "llama"})
-    cache = Decoder(shape, wiring()).new_cache(3, 8)
+    cache = Decoder(shape, model_config()).new_cache(3, 8)
     cache.kv[:] = torch.arange(8.0)[:, None]
     cache.compact(torch.tensor([[3, 4, 7], [2, 6, -1], [-1, -1, -1]]), torch.tensor([2, 1, 5]))
     held = cache.kv[0, 0, :, 0, :, 0].tolist()
@@ -261,10 +261,10 @@ def test_compaction_moves_rows_in_order_and_nothing_else():
     assert cache.num_bytes == cache.kv.numel() * 4 == shape.kv_bytes_per_token("float32") * 24
 
 
-def wiring(**fields: Any) -> Any:
-    from foredraft.models.layers import Wiring
+def model_config(**fields: Any) -> Any:
+    from foredraft.models.layers import ModelConfig
 
-    return Wiring(**({"norm_eps": 1e-6, "activation": "silu", "rope": Rope()} | fields))
+    return ModelConfig(**({"norm_eps": 1e-6, "activation": "silu", "rope": Rope()} | fields))
 
 
 def test_logits_of_chosen_rows_only(pair):
@@ -300,7 +300,7 @@ def test_shards_types_and_old_configs_load_the_same(pair, tmp_path):
         config["rope_scaling"] = None if scaling["type"] == "default" else scaling
     (tmp_path / "config.json").write_text(json.dumps(config))
     ours = load(tmp_path)
-    assert ours.wiring == pair.ours.wiring
+    assert ours.config == pair.ours.config
     expected = pair.ours.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
     assert sum(tensor.numel() for tensor in ours.parameters()) == ours.shape.params
@@ -382,7 +382,7 @@ def test_the_outer_original_context_wins_as_in_transformers():
 
 
 def test_a_cast_of_the_model_leaves_the_frequencies_alone():
-    decoder = Decoder(shapes.from_config(LLAMA | {"model_type": "llama"}), wiring()).to(torch.bfloat16)
+    decoder = Decoder(shapes.from_config(LLAMA | {"model_type": "llama"}), model_config()).to(torch.bfloat16)
     assert decoder.rotary is not None
     assert torch.equal(decoder.rotary.frequencies, frequencies(Rope(), 16))
 
@@ -533,17 +533,17 @@ def test_contexts_beyond_a_window_or_table_are_refused(tmp_path, config, limit, 
     if limit is None:
         ours.new_cache(1, 4 * CONTEXT)
         edit_config(tmp_path, layer_types=None)  # as old configs have it
-        assert load(tmp_path).wiring.window is None
+        assert load(tmp_path).config.window is None
         return
     ours.new_cache(1, limit)
     edit_config(tmp_path, layer_types=None)
-    assert load(tmp_path).wiring == ours.wiring
+    assert load(tmp_path).config == ours.config
     refused(rf"{limit + 1} slots reach beyond {field} \({limit}\)", ours.new_cache, 1, limit + 1)
     refused(rf"{limit + 1} slots reach beyond {field}", ours, some_tokens(1, limit + 1))
 
 
 def test_misuse_is_caught_at_the_border():
-    decoder = Decoder(shapes.from_config(LLAMA | {"model_type": "llama"}), wiring())
+    decoder = Decoder(shapes.from_config(LLAMA | {"model_type": "llama"}), model_config())
     tokens, cache = some_tokens(2, 3), decoder.new_cache(2, 8)
     positions = torch.arange(3).expand(2, 3)
     for call in (
@@ -554,7 +554,7 @@ def test_misuse_is_caught_at_the_border():
         lambda: decoder(tokens, positions, cache, mask_BTS=torch.ones(2, 3, 8)),
         lambda: decoder(tokens, positions, cache, mask_BTS=torch.ones(2, 2, 8, dtype=torch.bool)),
         lambda: decoder(tokens, logits="first"),
-        lambda: decoder(tokens, streams=(4,)),
+        lambda: decoder(tokens, hidden_states=(4,)),
     ):
         with pytest.raises(AssertionError):
             call()
@@ -593,7 +593,7 @@ def head(request, target) -> Any:
 
 
 def features(head: Any, tokens: Tensor) -> Tensor:
-    return torch.cat(head.target(tokens, streams=head.feature_layers, logits="none").streams, -1)
+    return torch.cat(head.target(tokens, hidden_states=head.feature_layers, logits="none").hidden_states, -1)
 
 
 class Naive:
@@ -768,7 +768,7 @@ def test_a_saved_head_loads_to_the_same_numbers(head, target, tmp_path, engine):
     save_head(head, tmp_path, engine=engine)
     back, tokens = load_head(tmp_path, target), some_tokens(2, 9)
     assert type(back) is type(head)
-    assert (back.feature_layers, back.wiring) == (head.feature_layers, head.wiring)
+    assert (back.feature_layers, back.config) == (head.feature_layers, head.config)
     given = features(head, tokens[:, :-1])
     ours, theirs = head(tokens[:, 1:], head.combine(given)), back(tokens[:, 1:], back.combine(given))
     assert torch.equal(ours.logits_BTV, theirs.logits_BTV)
@@ -817,7 +817,7 @@ def test_streams_that_are_not_the_default_are_written_as_both_engines_count(targ
 def test_a_head_of_another_width_brings_its_own_embedding(target, tmp_path):
     shape = msgspec.structs.replace(shapes.eagle3_head(target.shape, 1, 23), hidden_size=32)
     d2t = torch.tensor(DRAFTABLE) - torch.arange(23)
-    head = Eagle3Head(shape, wiring(), target, default_feature_layers(6), d2t, own_embedding=True)
+    head = Eagle3Head(shape, model_config(), target, default_feature_layers(6), d2t, own_embedding=True)
     save_head(head, tmp_path)
     back, tokens = load_head(tmp_path, target), some_tokens(1, 5)
     given = features(head, tokens)
@@ -882,7 +882,7 @@ def test_folders_and_requests_that_are_no_head(folder, target, tmp_path_factory)
     refused("feature_layers must be three streams", new_head, target, feature_layers=(1, 2))
     head, out = new_head(target, "eagle"), tmp_path_factory.mktemp("bias")
     refused("engine must be 'vllm' or 'sglang'", save_head, head, out, engine="trt")
-    biased = EagleHead(head.shape, head.wiring, target, fc_bias=True)
+    biased = EagleHead(head.shape, head.config, target, fc_bias=True)
     refused("fc.bias is not zero", save_head, biased, out)
     save_head(biased, out, engine="sglang")
     assert torch.equal(load_head(out, target).fc.bias, biased.fc.bias)
@@ -894,7 +894,7 @@ def test_new_heads_follow_their_seed_and_begin_as_the_targets_head(target):
     assert not torch.equal(one.fc.weight, other.fc.weight)
     assert isinstance(one, Eagle3Head)
     assert torch.equal(one.lm_head.weight, target.head_weight_VC[list(DRAFTABLE)])
-    assert one.wiring.rope == target.wiring.rope
+    assert one.config.rope == target.config.rope
     assert one.feature_layers == (2, 3, 3)
     assert sum(p.numel() for p in one.parameters()) == one.shape.params
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import LanguageModel
 from foredraft.decode.engine import Engine
+from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.models.decoder import Decoder
-from foredraft.models.layers import Wiring
+from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 from foredraft.teacher.acceptance import Acceptance, acceptance, tally
@@ -29,7 +29,7 @@ def model(seed: int, vocab: int = VOCAB, noise: float = 0.0) -> Decoder:
     }  # fmt: skip
     torch.manual_seed(seed)
     made = Decoder(
-        from_config(config, name="tiny"), Wiring(norm_eps=1e-5, activation="silu", rope=rope_from_config(config))
+        from_config(config, name="tiny"), ModelConfig(norm_eps=1e-5, activation="silu", rope=rope_from_config(config))
     )
     for parameter in made.parameters():
         if parameter.dim() > 1:
@@ -46,7 +46,7 @@ PROMPTS = [tuple(np.random.default_rng(i).integers(0, VOCAB, 1 + i % 7).tolist()
 def live(draft: Decoder, requests: list[Request]) -> tuple[list[list[int]], float, float]:
     """Answers, and what the engine counts: 1 + accepted per step, and tokens emitted per step."""
     engine = Engine(
-        TARGET, LanguageModel(draft, draft.new_cache(4, 160)), lookahead=LOOKAHEAD, max_batch=4, max_context=128
+        TARGET, ModelDrafter(draft, draft.new_cache(4, 160)), lookahead=LOOKAHEAD, max_batch=4, max_context=128
     )
     sequences = [engine.add(request) for request in requests]
     steps = list(engine.run())

@@ -16,11 +16,11 @@ from foredraft.data.draft_vocab import coverage, most_frequent
 from foredraft.data.tokens import Batch, Packing, TokenFolder
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
-from foredraft.decode.heads import Head
+from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
 from foredraft.models.heads import DraftHead, Eagle3Head, new_head
-from foredraft.models.layers import Wiring
+from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 from foredraft.teacher import chains
@@ -46,7 +46,7 @@ def model(seed: int, std: float, tie: bool = False) -> Decoder:
     }  # fmt: skip
     torch.manual_seed(seed)
     made = Decoder(
-        from_config(config, name="tiny"), Wiring(norm_eps=1e-5, activation="silu", rope=rope_from_config(config))
+        from_config(config, name="tiny"), ModelConfig(norm_eps=1e-5, activation="silu", rope=rope_from_config(config))
     )
     for parameter in made.parameters():
         if parameter.dim() > 1:
@@ -372,7 +372,7 @@ def answers() -> list[list[int]]:
 
 def drafted(head: DraftHead) -> tuple[list[list[int]], float, float]:
     """Answers, 1 + accepted per step, and tokens emitted per step, at chains of 4."""
-    engine = Engine(speaker(), Head(head, head.new_cache(8, 160)), lookahead=4, max_batch=8, max_context=64)
+    engine = Engine(speaker(), HeadDrafter(head, head.new_cache(8, 160)), lookahead=4, max_batch=8, max_context=64)
     sequences = [engine.add(request) for request in REQUESTS]
     steps = list(engine.run())
     rows = sum(len(step.accepted) for step in steps)

@@ -15,7 +15,7 @@ from foredraft import records, shapes
 from foredraft.cli.main import app
 from foredraft.models import load
 from foredraft.models.decoder import new_decoder
-from foredraft.models.layers import wiring_from_config
+from foredraft.models.layers import model_config_of
 from foredraft.models.save import config_of
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe, Stage, Watch
 from foredraft.records import Estimate
@@ -113,7 +113,7 @@ def test_a_saved_model_has_equal_logits_in_transformers_and_here(name, tmp_path)
     transformers = pytest.importorskip("transformers")
     config = CONFIG | FAMILIES[name]
     shape = shapes.from_config(config)
-    decoder = new_decoder(shape, wiring_from_config(config, shape), seed=1)
+    decoder = new_decoder(shape, model_config_of(config, shape), seed=1)
     with torch.no_grad():
         for parameter in decoder.parameters():  # so that norms and biases are seen too
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
@@ -127,12 +127,12 @@ def test_a_saved_model_has_equal_logits_in_transformers_and_here(name, tmp_path)
     torch.testing.assert_close(again, own, rtol=0, atol=0)
     written = json.loads((tmp_path / "config.json").read_bytes())
     assert msgspec.structs.replace(shapes.from_config(written, "x"), name=shape.name) == shape
-    assert config_of(shape, wiring_from_config(written, shape)) | {"dtype": "float32"} == written
+    assert config_of(shape, model_config_of(written, shape)) | {"dtype": "float32"} == written
 
 
 def test_new_weights_are_spread_as_transformers_spreads_them():
     shape = shapes.from_config(CONFIG | {"hidden_size": 128, "intermediate_size": 256, "attention_bias": True})
-    decoder = new_decoder(shape, wiring_from_config(CONFIG, shape), seed=0)
+    decoder = new_decoder(shape, model_config_of(CONFIG, shape), seed=0)
     for name, parameter in decoder.named_parameters():
         if parameter.dim() > 1:
             assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.05), name
@@ -426,7 +426,7 @@ def test_a_dry_run_says_what_a_run_takes_and_starts_none(folders, tmp_path):
     assert (
         found["params"]
         == shape.params
-        == sum(p.numel() for p in new_decoder(shape, wiring_from_config(CONFIG, shape), 0).parameters())
+        == sum(p.numel() for p in new_decoder(shape, model_config_of(CONFIG, shape), 0).parameters())
     )
     assert found["tokens"] == 20 * STEP
     assert found["flops"] == pytest.approx(20 * STEP * 3 * shape.flops_per_token(16.5))

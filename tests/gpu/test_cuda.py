@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import Drafter, LanguageModel, NGram
+from foredraft.decode.drafter import Drafter
 from foredraft.decode.engine import Engine
-from foredraft.decode.heads import Head
+from foredraft.decode.head_drafter import HeadDrafter
+from foredraft.decode.model_drafter import ModelDrafter
+from foredraft.decode.ngram import NGramDrafter
 from foredraft.decode.proposals import Budget
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import new_head
-from foredraft.models.layers import wiring_from_config
+from foredraft.models.layers import model_config_of
 from foredraft.shapes import from_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -25,7 +27,7 @@ def model(device: str, layers: int = 4, dtype: torch.dtype = torch.float32) -> D
     config = CONFIG | {"num_hidden_layers": layers}
     shape = from_config(config, name="tiny")
     torch.manual_seed(0)
-    decoder = Decoder(shape, wiring_from_config(config, shape))
+    decoder = Decoder(shape, model_config_of(config, shape))
     for parameter in decoder.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -35,11 +37,11 @@ def model(device: str, layers: int = 4, dtype: torch.dtype = torch.float32) -> D
 def drafter(kind: str, target: Decoder) -> Drafter | None:
     if kind == "lm":
         small = model("cuda", 2, target.dtype)
-        return LanguageModel(small, small.new_cache(8, 400))
+        return ModelDrafter(small, small.new_cache(8, 400))
     if kind in ("eagle", "eagle3"):
         head = new_head(target, kind, 2, dtype=target.dtype).requires_grad_(False).eval()
-        return Head(head, head.new_cache(8, 600))
-    return NGram() if kind == "ngram" else None
+        return HeadDrafter(head, head.new_cache(8, 600))
+    return NGramDrafter() if kind == "ngram" else None
 
 
 def answers(target: Decoder, kind: str, budget: Budget, batch: int, *, graphs: bool = True) -> list[list[int]]:

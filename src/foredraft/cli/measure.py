@@ -232,11 +232,11 @@ def _folder_fields(given: dict[str, Any]) -> dict[str, Any]:
     folder = given["draft"][0] if given["draft"] else ""
     if not (Path(folder) / "config.json").is_file():
         return {}
-    from foredraft.models.load import read_settings
+    from foredraft.models.load import read_config
     from foredraft.runs import name_of, trained_tokens
 
     tokens = given["draft_tokens"] or trained_tokens(folder)
-    return {"draft": [name_of(folder)], "draft_layers": read_settings(folder)[0].num_layers, "draft_tokens": tokens}
+    return {"draft": [name_of(folder)], "draft_layers": read_config(folder)[0].num_layers, "draft_tokens": tokens}
 
 
 async def _loads(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import Drafter, each, prefill
+from foredraft.decode.drafter import Drafter, each, prefill
 from foredraft.decode.layout import lay_out
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
-from foredraft.decode.sampling import likeliest
+from foredraft.decode.sampling import argmax
 from foredraft.decode.verify import Verdict, depths, verify_chain, verify_greedy, verify_tree
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed
@@ -114,8 +114,8 @@ class Engine:
             sequence = self.waiting.popleft()
             row = len(self.running)
             reads = self.drafter.reads if self.drafter else ()
-            streams = prefill(self.target, self.cache, row, sequence, reads)
-            sequence.fresh = torch.cat(streams, -1) if streams else None
+            hidden_states = prefill(self.target, self.cache, row, sequence, reads)
+            sequence.fresh = torch.cat(hidden_states, -1) if hidden_states else None
             if self.drafter:
                 self.drafter.admit(row, sequence)
             self.running.append(sequence)
@@ -154,16 +154,18 @@ class Engine:
         return self.drafter.propose(self.running, budget), budget.levels
 
     def _score(self, proposal: Proposal) -> tuple[Tensor, Tensor | None]:
-        """One target pass over root and nodes: logits [B, N, V], and the streams that the drafter reads [B, N, F]."""
+        """One target pass over root and nodes: logits [B, N, V], and the hidden states that the drafter reads [B, N, F]."""
         device = self.target.device
         root_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in self.running], device=device)
         positions_BN, slots_BN, mask_BNS = lay_out(proposal, [sequence.cached for sequence in self.running], device)
         reads = self.drafter.reads if self.drafter else ()
         tokens_BN = torch.cat((root_B1, proposal.tokens.to(device)), 1)
         cache = self.cache.rows(0, len(self.running))
-        output = self.score(tokens_BN, positions_BN, cache=cache, slots_BT=slots_BN, mask_BTS=mask_BNS, streams=reads)
+        output = self.score(
+            tokens_BN, positions_BN, cache=cache, slots_BT=slots_BN, mask_BTS=mask_BNS, hidden_states=reads
+        )
         assert output.logits_BTV is not None
-        return output.logits_BTV, torch.cat(output.streams, -1) if reads else None
+        return output.logits_BTV, torch.cat(output.hidden_states, -1) if reads else None
 
     def _verify(self, logits_BNV: Tensor, proposal: Proposal) -> Verdict:
         """One rule for determined proposals, one for drawn chains; as many uniforms as the depth asks, from each
@@ -171,7 +173,7 @@ class Engine:
         """
         samplings = [sequence.request.sampling for sequence in self.running]
         if proposal.q is None and not any(sampling.temperature for sampling in samplings):
-            return verify_greedy(likeliest(logits_BNV), proposal.tokens, proposal.parents)
+            return verify_greedy(argmax(logits_BNV), proposal.tokens, proposal.parents)
         p_BNV = each(logits_BNV, samplings).double()  # so that a long vocabulary's sums do not round
         draws = [1 + max(depths(row)) for row in proposal.parents]
         uniforms = torch.zeros(len(draws), max(draws), dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foredraft.decode.proposals import Proposal
 from foredraft.decode.verify import depths
-from foredraft.models.placing import causal_mask
+from foredraft.models.forward import causal_mask
 
 
 def lay_out(proposal: Proposal, cached: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ class Sampling(Record, frozen=True):
             raise ValueError(f"top_k must not be negative (0: no limit), got {self.top_k}")
 
 
-def likeliest(logits: torch.Tensor) -> torch.Tensor:
+def argmax(logits: torch.Tensor) -> torch.Tensor:
     """The tokens of temperature 0: the first of the largest logits. Raises ValueError on a NaN."""
     largest, ids = logits.max(-1)
     if torch.isnan(largest).any():
@@ -47,7 +47,7 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         raise ValueError("logits hold NaN: the model's weights or its input are broken")
     logits = logits.float()
     if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, likeliest(logits)[..., None], 1.0)
+        return torch.zeros_like(logits).scatter_(-1, argmax(logits)[..., None], 1.0)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         border = logits.topk(sampling.top_k, dim=-1).values[..., -1:]

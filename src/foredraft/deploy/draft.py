@@ -14,7 +14,7 @@ from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.head_files import load_head
 from foredraft.models.heads import Eagle3Head, EagleHead
-from foredraft.models.load import PREFIXES, load, read_settings
+from foredraft.models.load import PREFIXES, load, read_config
 from foredraft.shapes import Shape
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -50,9 +50,9 @@ def read_draft(folder: str | Path, target: str | Path) -> Draft:
 
 def hollow(target: str | Path) -> Decoder:
     """A decoder of the target's shape without weights, which is all that a head's file needs of it."""
-    shape, wiring = read_settings(target)
+    shape, model_config = read_config(target)
     with torch.device("meta"):
-        return Decoder(shape, wiring)
+        return Decoder(shape, model_config)
 
 
 def as_llama(head: Head) -> Head:
@@ -72,9 +72,9 @@ def as_llama(head: Head) -> Head:
     with torch.device("meta"):
         made: Head
         if isinstance(head, Eagle3Head):
-            made = Eagle3Head(shape, head.wiring, head.target, head.feature_layers, torch.zeros_like(head.d2t, device="cpu"), own)  # fmt: skip
+            made = Eagle3Head(shape, head.config, head.target, head.feature_layers, torch.zeros_like(head.d2t, device="cpu"), own)  # fmt: skip
         else:
-            made = EagleHead(shape, head.wiring, head.target, own_embedding=own, fc_bias="fc.bias" in state)
+            made = EagleHead(shape, head.config, head.target, own_embedding=own, fc_bias="fc.bias" in state)
     made.load_state_dict(state, strict=True, assign=True)
     return made.requires_grad_(False).eval()
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.key_types import typed
 from foredraft.deploy.launch import SPECULATIVE
-from foredraft.models.checkpoint import INDEX, SINGLE, Checkpoint, Stored
+from foredraft.models.checkpoint import INDEX, SINGLE, Checkpoint, StoredTensor
 from foredraft.shapes import unfolded
 
 CONFIG = "config.json"
@@ -38,7 +38,7 @@ class Folder(NamedTuple):
     def speculators(self) -> bool:
         return any(key in self.raw for key in SPECULATORS)
 
-    def stored(self, name: str) -> Stored | None:
+    def stored(self, name: str) -> StoredTensor | None:
         """The header of a tensor by its name in a loader."""
         return self.checkpoint.stored[self.names[name]] if name in self.names else None
 

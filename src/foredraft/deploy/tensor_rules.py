@@ -14,7 +14,7 @@ from foredraft.deploy.folder import SINGLE, Folder
 from foredraft.deploy.loaders import Shape, Sizes, Wanted, lacking, sizes_of, wanted
 from foredraft.models.checkpoint import FLOATS
 from foredraft.models.decoder import Decoder
-from foredraft.models.load import PREFIXES, read_settings, stored_name
+from foredraft.models.load import PREFIXES, read_config, stored_name
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may
@@ -60,9 +60,9 @@ def _types(folder: Folder) -> Iterator[Finding]:
 def _model(folder: Folder) -> Iterator[Finding]:
     """A standalone model against the tensors of its own config."""
     try:
-        shape, wiring = read_settings(folder.path)
+        shape, model_config = read_config(folder.path)
         with torch.device("meta"):
-            decoder = Decoder(shape, wiring)
+            decoder = Decoder(shape, model_config)
     except (ValueError, TypeError) as error:
         yield Finding(
             code="config", where="config.json", effect=str(error), remedy="give a config of a supported family"

@@ -12,7 +12,7 @@ from foredraft import text
 from foredraft.decode.engine import Engine
 from foredraft.decode.proposals import Budget
 from foredraft.models.decoder import Decoder
-from foredraft.models.placing import context_limit
+from foredraft.models.forward import context_limit
 from foredraft.runs import name_of
 from foredraft.shapes import Shape
 
@@ -70,7 +70,7 @@ def arms_on(target: Decoder, specs: list[Spec], max_batch: int, max_context: int
 
 def longest(target: Decoder) -> int | None:
     """Most tokens of prompt and answer together: what the model was made for, less drafted nodes where a table ends."""
-    hard = context_limit(target.shape, target.wiring)
+    hard = context_limit(target.shape, target.config)
     limits = target.shape.max_position_embeddings, hard - text.NODES if hard else None
     return min((limit for limit in limits if limit is not None), default=None)
 

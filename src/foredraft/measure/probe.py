@@ -23,11 +23,11 @@ from foredraft.decode.engine import Engine
 from foredraft.hardware import MATMUL_SIZE, SWEPT_BYTES, matmul_rate, read_rate, seconds, write_rate
 from foredraft.models import kernels
 from foredraft.models.decoder import Decoder, new_decoder
+from foredraft.models.forward import causal_mask
 from foredraft.models.graphs import Graphed
-from foredraft.models.layers import wiring_from_config
+from foredraft.models.layers import model_config_of
 from foredraft.models.linear import linear
 from foredraft.models.load import load
-from foredraft.models.placing import causal_mask
 from foredraft.records import Machine, Provenance
 
 VERIFIED = (1, 2, 4, 8, 16, 32, 64)
@@ -200,7 +200,7 @@ def _timed(step: Callable[[], None], device: torch.device, repeats: int) -> floa
 
 def step_overhead(device: torch.device, repeats: int) -> float:
     """Seconds of a whole step of the engine, proposing to committing, on a model whose arithmetic costs next to nothing."""
-    model = new_decoder(shapes.from_config(TINY, "tiny"), wiring_from_config(TINY, shapes.from_config(TINY, "tiny")), 0)
+    model = new_decoder(shapes.from_config(TINY, "tiny"), model_config_of(TINY, shapes.from_config(TINY, "tiny")), 0)
     engine = Engine(model.to(device).requires_grad_(False).eval(), max_batch=1, max_context=4 * STEPS)
     found = []
     for _ in range(repeats + 1):

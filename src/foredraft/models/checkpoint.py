@@ -19,7 +19,7 @@ FLOATS = ("F32", "F16", "BF16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """Where a tensor lies and what its file's header says of it; `kind` as safetensors spells it: F32, BF16, I64, …"""
 
     file: Path
@@ -61,20 +61,20 @@ def _opened(path: Path, name: str = "") -> Iterator[Any]:
         raise ValueError(f"{path}: truncated or corrupt{about} ({reason}); download or save it again") from None
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def _header(path: Path) -> dict[str, StoredTensor]:
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
-        return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+        return {name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def _sharded(index: Path) -> dict[str, Stored]:
+def _sharded(index: Path) -> dict[str, StoredTensor]:
     """The index's tensors, once every shard is there and holds what the index says."""
     try:
         placed = json.loads(index.read_bytes())["weight_map"]
         shards = sorted({str(shard) for shard in placed.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: no usable weight_map ({type(error).__name__}: {error})") from None
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for shard in shards:
         stored |= _shard(index, shard)
     for name, shard in placed.items():
@@ -83,7 +83,7 @@ def _sharded(index: Path) -> dict[str, Stored]:
     return stored
 
 
-def _shard(index: Path, shard: str) -> dict[str, Stored]:
+def _shard(index: Path, shard: str) -> dict[str, StoredTensor]:
     if Path(shard).name != shard:
         raise ValueError(f"{index}: shard {shard!r} must be the name of a file in the same folder")
     if not (index.parent / shard).is_file():

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import Cache, new_cache
+from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
-from foredraft.models.layers import Attend, KeyValues, Layer, Wiring, norm
+from foredraft.models.layers import Attend, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
-from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rotary
 from foredraft.shapes import Shape
 
@@ -23,19 +23,19 @@ POSITION_OFFSET = 2  # OPT's table begins with two rows for padding
 class Decoder(nn.Module):
     """A causal language model with weights of shape `shape`; parameters are named as in Hugging Face's Llama."""
 
-    def __init__(self, shape: Shape, wiring: Wiring) -> None:
+    def __init__(self, shape: Shape, model_config: ModelConfig) -> None:
         super().__init__()
         if shape.family not in FAMILIES:
             raise ValueError(f"model_type {shape.family!r} cannot be run (have {', '.join(FAMILIES)})")
-        self.shape, self.wiring = shape, wiring
-        self.rotary = Rotary(wiring.rope, shape.head_dim) if wiring.rope else None
-        self.fits = fits_layer(shape, wiring)
+        self.shape, self.config = shape, model_config
+        self.rotary = Rotary(model_config.rope, shape.head_dim) if model_config.rope else None
+        self.fits = fits_layer(shape, model_config)
         width, hidden = shape.embed_width, shape.hidden_size
         self.embed_tokens = nn.Embedding(shape.vocab_size, width)
         self.embed_positions = nn.Embedding(shape.position_rows, hidden) if shape.position_rows else None
         self.project_in = Linear(width, hidden, bias=False) if shape.embed_dim else nn.Identity()
-        self.layers = nn.ModuleList(Layer(shape, wiring, i) for i in range(shape.num_layers))
-        self.norm = norm(hidden, shape, wiring) if shape.final_norm else nn.Identity()
+        self.layers = nn.ModuleList(Layer(shape, model_config, i) for i in range(shape.num_layers))
+        self.norm = norm(hidden, shape, model_config) if shape.final_norm else nn.Identity()
         self.project_out = Linear(hidden, width, bias=False) if shape.embed_dim else nn.Identity()
         self.lm_head = None if shape.tie_embeddings else Linear(width, shape.vocab_size, bias=False)
 
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, slots: int) -> Cache:
         """Room for `batch` sequences of `slots` tokens, draft nodes included."""
-        check_context(slots, self.shape, self.wiring)
+        check_context(slots, self.shape, self.config)
         return new_cache(self.shape, batch, slots, self.dtype, self.device)
 
     def forward(
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         slots_BT: Tensor | None = None,
         mask_BTS: Tensor | None = None,
         *,
-        streams: tuple[int, ...] = (),
+        hidden_states: tuple[int, ...] = (),
         logits: LogitsAt = "all",
         attend: Attend | None = None,
     ) -> Output:
@@ -74,23 +74,25 @@ class Decoder(nn.Module):
         `positions_BT` is each token's place in its text, `slots_BT` where its keys and values go in the cache (nodes of
         a tree at one depth share a position, never a slot), `mask_BTS` which slots it sees, its own included (True:
         seen; the first S slots are read; a batch of 1 serves all). Left out: positions 0, 1, … (without a cache only),
-        slots = positions, and a causal mask over slots. `streams` asks for hidden states (see `Output`), `logits` for
+        slots = positions, and a causal mask over slots. `hidden_states` asks for hidden states (see `Output`), `logits` for
         "all", "last", "none", or rows [B, R] of the T. `attend` computes attention in the layers' stead.
         """
-        positions_BT, placing = place(
+        positions_BT, metadata = attention_metadata(
             tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits
         )
-        placing = placing._replace(attend=attend)
+        metadata = metadata._replace(attend=attend)
         if cache is None:
-            check_context(tokens_BT.shape[1], self.shape, self.wiring)
-        assert all(0 <= i <= len(self.layers) for i in streams), f"streams {streams} of {len(self.layers)} layers"
+            check_context(tokens_BT.shape[1], self.shape, self.config)
+        assert all(0 <= i <= len(self.layers) for i in hidden_states), (
+            f"hidden states {hidden_states} of {len(self.layers)} layers"
+        )
         x_BTC, kept = self._embed(tokens_BT, positions_BT), {}
         for i, layer in enumerate(self.layers):
-            if i in streams:
+            if i in hidden_states:
                 kept[i] = x_BTC
-            x_BTC = layer(x_BTC, placing)
+            x_BTC = layer(x_BTC, metadata)
         final = kept[len(self.layers)] = self.project_out(self.norm(x_BTC))
-        return Output(read_out(final, logits, self.head), final, x_BTC, tuple(kept[i] for i in streams))
+        return Output(read_out(final, logits, self.head), final, x_BTC, tuple(kept[i] for i in hidden_states))
 
     def _embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         x_BTC = self.project_in(self.embed_tokens(tokens_BT))
@@ -103,9 +105,9 @@ class Decoder(nn.Module):
         return linear(final_BTC, self.head_weight_VC)
 
 
-def new_decoder(shape: Shape, wiring: Wiring, seed: int) -> Decoder:
+def new_decoder(shape: Shape, model_config: ModelConfig, seed: int) -> Decoder:
     """Transformers' start: normal weights of deviation 0.02, biases of zero, norms of one; a seed gives one model."""
-    decoder, generator = Decoder(shape, wiring), torch.Generator().manual_seed(seed)
+    decoder, generator = Decoder(shape, model_config), torch.Generator().manual_seed(seed)
     for module in decoder.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, 0, INIT_STD, generator=generator)

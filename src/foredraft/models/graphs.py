@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foredraft.models.cache import Cache
-from foredraft.models.placing import Output
+from foredraft.models.forward import Output
 
 MOST_TOKENS = 128  # of a sequence in a pass: more is a prompt, which comes in too many lengths
 MOST_GRAPHS = 256

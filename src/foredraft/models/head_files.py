@@ -22,8 +22,8 @@ from foredraft.models.heads import (
     default_feature_layers,
     draftable,
 )
-from foredraft.models.layers import Wiring
-from foredraft.models.load import read_settings
+from foredraft.models.layers import ModelConfig
+from foredraft.models.load import read_config
 from foredraft.models.rope import Rope, rope_to_config
 from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape, as_eagle, unfolded
@@ -37,7 +37,7 @@ def load_head(
     folder: str | Path, target: Decoder, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Eagle3Head | EagleHead:
     """The draft head in a folder, frozen, beside the target whose embedding (and, EAGLE-1/2, LM head) it borrows."""
-    checkpoint, (shape, wiring) = Checkpoint(folder), read_settings(folder)
+    checkpoint, (shape, model_config) = Checkpoint(folder), read_config(folder)
     file = Path(folder) / "config.json"
     config = unfolded(json.loads(file.read_bytes()))
     try:
@@ -46,7 +46,7 @@ def load_head(
         streams = _feature_layers(config, target) if shape.draft_head == "eagle3" else ()
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    head, names = _empty(shape, wiring, streams, target, checkpoint), _Names(checkpoint)
+    head, names = _empty(shape, model_config, streams, target, checkpoint), _Names(checkpoint)
     fill(head, checkpoint, names.on_file, names.spare, dtype, device)
     names.check_twins()
     return head.to(device).requires_grad_(False).eval()
@@ -78,16 +78,16 @@ def _check_fit(shape: Shape, config: dict[str, Any], target: Decoder, checkpoint
 
 
 def _empty(
-    shape: Shape, wiring: Wiring, streams: tuple[int, ...], target: Decoder, checkpoint: Checkpoint
+    shape: Shape, model_config: ModelConfig, streams: tuple[int, ...], target: Decoder, checkpoint: Checkpoint
 ) -> Eagle3Head | EagleHead:
     """The module on the meta device, with its vocabulary's map."""
     own, bias = "embed_tokens.weight" in checkpoint.stored, "fc.bias" in checkpoint.stored
     if shape.draft_head == "eagle":
         with torch.device("meta"):
-            return EagleHead(shape, wiring, target, own_embedding=own, fc_bias=bias)
+            return EagleHead(shape, model_config, target, own_embedding=own, fc_bias=bias)
     d2t = _vocabulary(shape, checkpoint)
     with torch.device("meta"):
-        return Eagle3Head(shape, wiring, target, streams, d2t, own)
+        return Eagle3Head(shape, model_config, target, streams, d2t, own)
 
 
 def _feature_layers(config: dict[str, Any], target: Decoder) -> tuple[int, ...]:
@@ -225,8 +225,8 @@ def head_config(head: Eagle3Head | EagleHead, dtype: torch.dtype, engine: str) -
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_dim,
-        "hidden_act": head.wiring.activation,
-        "rms_norm_eps": head.wiring.norm_eps,
+        "hidden_act": head.config.activation,
+        "rms_norm_eps": head.config.norm_eps,
         "max_position_embeddings": shape.max_position_embeddings,
         "attention_bias": shape.qkv_bias,
         "mlp_bias": shape.mlp_bias,
@@ -236,7 +236,7 @@ def head_config(head: Eagle3Head | EagleHead, dtype: torch.dtype, engine: str) -
         "use_cache": True,
         "initializer_range": INIT_STD,
     }
-    config |= rope_to_config(head.wiring.rope or Rope())
+    config |= rope_to_config(head.config.rope or Rope())
     config |= _eagle3_config(head) if isinstance(head, Eagle3Head) else {}
     return {key: value for key, value in config.items() if value is not None}
 

@@ -1,6 +1,6 @@
 """Draft heads: small decoders that read their target's hidden states. EAGLE-3, Scylla (EAGLE-3 with more layers), EAGLE-1/2.
 
-Promises: both kinds are driven alike. Ask the target for `streams=head.feature_layers`, join them, `combine` them once,
+Promises: both kinds are driven alike. Ask the target for `hidden_states=head.feature_layers`, join them, `combine` them once,
 then run the head with the tokens one place ahead; feed `pre_norm_BTC` of its output back as the next `hidden_BTC`.
 Refuses to know: trees, sampling, losses, files.
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from foredraft import shapes
 from foredraft.models.cache import Cache, new_cache
 from foredraft.models.decoder import INIT_STD, Decoder
+from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
-from foredraft.models.layers import FusionLayer, KeyValues, Layer, Placing, Wiring, norm
+from foredraft.models.layers import AttentionMetadata, FusionLayer, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
-from foredraft.models.placing import LogitsAt, Output, check_context, place, read_out
 from foredraft.models.rope import Rope, Rotary
 from foredraft.shapes import Shape
 
@@ -33,12 +33,17 @@ class DraftHead(nn.Module, ABC):
     norm: nn.Module
 
     def __init__(
-        self, shape: Shape, wiring: Wiring, target: Decoder, feature_layers: tuple[int, ...], own_embedding: bool
+        self,
+        shape: Shape,
+        model_config: ModelConfig,
+        target: Decoder,
+        feature_layers: tuple[int, ...],
+        own_embedding: bool,
     ) -> None:
         super().__init__()
-        self.shape, self.wiring, self.feature_layers = shape, wiring, feature_layers
-        self.rotary = Rotary(wiring.rope or Rope(), shape.head_dim)
-        self.fits = fits_layer(shape, wiring)
+        self.shape, self.config, self.feature_layers = shape, model_config, feature_layers
+        self.rotary = Rotary(model_config.rope or Rope(), shape.head_dim)
+        self.fits = fits_layer(shape, model_config)
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size) if own_embedding else None
         self._borrowed = (target,)  # in a tuple, where nn.Module does not register it
 
@@ -52,7 +57,7 @@ class DraftHead(nn.Module, ABC):
 
     def new_cache(self, batch: int, slots: int) -> Cache:
         """Room for `batch` sequences of `slots` rows, draft nodes included."""
-        check_context(slots, self.shape, self.wiring)
+        check_context(slots, self.shape, self.config)
         return new_cache(self.shape, batch, slots, self.dtype, self.fc.weight.device)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
@@ -76,8 +81,10 @@ class DraftHead(nn.Module, ABC):
         The rest is as in `Decoder.forward`; logits are over the head's own vocabulary (see `target_ids`).
         """
         assert hidden_BTC.shape == (*tokens_BT.shape, self.shape.hidden_size), (hidden_BTC.shape, tokens_BT.shape)
-        _, placing = place(tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits)
-        pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, placing)
+        _, metadata = attention_metadata(
+            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits
+        )
+        pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, metadata)
         final = self.norm(pre_norm)
         return Output(read_out(final, logits, self.head), final, pre_norm)
 
@@ -86,7 +93,7 @@ class DraftHead(nn.Module, ABC):
         """The target's features as `hidden_BTC` of a first step."""
 
     @abstractmethod
-    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, placing: Placing) -> Tensor:
+    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         """All layers."""
 
     @abstractmethod
@@ -108,18 +115,18 @@ class Eagle3Head(DraftHead):
     def __init__(
         self,
         shape: Shape,
-        wiring: Wiring,
+        model_config: ModelConfig,
         target: Decoder,
         feature_layers: tuple[int, ...],
         d2t: Tensor,
         own_embedding: bool = False,
     ) -> None:
-        super().__init__(shape, wiring, target, feature_layers, own_embedding)
+        super().__init__(shape, model_config, target, feature_layers, own_embedding)
         hidden, width = shape.hidden_size, shape.target_hidden_size or shape.hidden_size
         self.fc = Linear(3 * width, hidden, bias=False)
-        more = (Layer(shape, wiring, i) for i in range(1, shape.num_layers))
-        self.layers = nn.ModuleList([FusionLayer(shape, wiring), *more])
-        self.norm = norm(hidden, shape, wiring)
+        more = (Layer(shape, model_config, i) for i in range(1, shape.num_layers))
+        self.layers = nn.ModuleList([FusionLayer(shape, model_config), *more])
+        self.norm = norm(hidden, shape, model_config)
         self.lm_head = Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", draftable(d2t, shape.vocab_size))
@@ -131,11 +138,11 @@ class Eagle3Head(DraftHead):
         """[B, T, 3 × target's hidden size], streams low to high, to [B, T, C]."""
         return self.fc(features_BTF.to(self.dtype))
 
-    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, placing: Placing) -> Tensor:
+    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         first, *more = self.layers
-        x_BTC = first(embeds_BTC, hidden_BTC, placing)
+        x_BTC = first(embeds_BTC, hidden_BTC, metadata)
         for layer in more:
-            x_BTC = layer(x_BTC, placing)
+            x_BTC = layer(x_BTC, metadata)
         return x_BTC
 
     def head(self, final_BTC: Tensor) -> Tensor:
@@ -152,21 +159,27 @@ class EagleHead(DraftHead):
     """
 
     def __init__(
-        self, shape: Shape, wiring: Wiring, target: Decoder, *, own_embedding: bool = False, fc_bias: bool = False
+        self,
+        shape: Shape,
+        model_config: ModelConfig,
+        target: Decoder,
+        *,
+        own_embedding: bool = False,
+        fc_bias: bool = False,
     ) -> None:
-        super().__init__(shape, wiring, target, (target.shape.num_layers,), own_embedding)
+        super().__init__(shape, model_config, target, (target.shape.num_layers,), own_embedding)
         self.fc = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
-        self.layers = nn.ModuleList(Layer(shape, wiring, i, input_norm=i > 0) for i in range(shape.num_layers))
+        self.layers = nn.ModuleList(Layer(shape, model_config, i, input_norm=i > 0) for i in range(shape.num_layers))
         self.norm = nn.Identity()
 
     def combine(self, features_BTF: Tensor) -> Tensor:
         """The target's final hidden state as it is."""
         return features_BTF.to(self.dtype)
 
-    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, placing: Placing) -> Tensor:
+    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         x_BTC = self.fc(torch.cat((embeds_BTC, hidden_BTC), dim=-1))
         for layer in self.layers:
-            x_BTC = layer(x_BTC, placing)
+            x_BTC = layer(x_BTC, metadata)
         return x_BTC
 
     def head(self, final_BTC: Tensor) -> Tensor:
@@ -211,19 +224,19 @@ def new_head(
     `kind` is "eagle3" (Scylla from two layers on) or "eagle". `draft_vocab` are the target ids it may draft, all by
     default; an EAGLE-3 head's LM head and final norm begin as the target's, cut to them.
     """
-    rope, eps = target.wiring.rope or Rope(), target.wiring.norm_eps
-    wiring = Wiring(norm_eps=eps, activation="silu", rope=rope)
+    rope, eps = target.config.rope or Rope(), target.config.norm_eps
+    model_config = ModelConfig(norm_eps=eps, activation="silu", rope=rope)
     if kind == "eagle":
         if draft_vocab is not None or feature_layers is not None:
             raise ValueError(
                 "draft_vocab and feature_layers are for 'eagle3': an 'eagle' head drafts all tokens from one stream"
             )
-        head: Eagle3Head | EagleHead = EagleHead(shapes.eagle_head(target.shape, num_layers), wiring, target)
+        head: Eagle3Head | EagleHead = EagleHead(shapes.eagle_head(target.shape, num_layers), model_config, target)
     elif kind == "eagle3":
         d2t = _offsets(draft_vocab, target.shape.vocab_size)
         layers = feature_layers or default_feature_layers(target.shape.num_layers)
         check_features(layers, target)
-        head = Eagle3Head(shapes.eagle3_head(target.shape, num_layers, len(d2t)), wiring, target, layers, d2t)
+        head = Eagle3Head(shapes.eagle3_head(target.shape, num_layers, len(d2t)), model_config, target, layers, d2t)
     else:
         raise ValueError(f"kind must be 'eagle3' or 'eagle', got {kind!r}")
     _initialise(head, seed)

@@ -138,10 +138,10 @@ def fits_linear(x: Tensor, weight: Tensor) -> bool:
     return usable(rows, x.dtype, x.device) and same and weight.shape[1] % STEP[x.dtype] == 0 and weight.is_contiguous()
 
 
-def fits_layer(shape: Shape, wiring: Any) -> frozenset[torch.dtype]:
+def fits_layer(shape: Shape, model_config: Any) -> frozenset[torch.dtype]:
     """Types in which every layer of such a model can run here: sizes that fill the registers, norms before, a known function."""
     sizes = (shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
-    if not wiring.pre_norm or wiring.activation not in ACTIVATIONS or shape.head_dim % 16:
+    if not model_config.pre_norm or model_config.activation not in ACTIVATIONS or shape.head_dim % 16:
         return frozenset()
     return frozenset(dtype for dtype, step in STEP.items() if all(size % step == 0 for size in sizes))
 
@@ -173,7 +173,7 @@ class _Pass(ctypes.Structure):
 class LayerWeights:
     """Where a layer's weights lie. Made once: the module drops it when its weights move (`nn.Module._apply`)."""
 
-    def __init__(self, layer: Any, shape: Shape, wiring: Any) -> None:
+    def __init__(self, layer: Any, shape: Shape, model_config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         modules = {
             "in_norm": layer.input_layernorm, "q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj,
@@ -192,8 +192,8 @@ class LayerWeights:
         self.struct = _Layer(
             **{name: None if held is None else held.data_ptr() for name, held in self._held.items()},
             hidden=shape.hidden_size, attention_in=attention.q_proj.in_features, heads=shape.num_heads, key_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim, inner=shape.intermediate_size, activation=ACTIVATIONS[wiring.activation],
-            layer_norm=isinstance(layer.post_attention_layernorm, nn.LayerNorm), eps=wiring.norm_eps, qk_eps=wiring.norm_eps,
+            head_dim=shape.head_dim, inner=shape.intermediate_size, activation=ACTIVATIONS[model_config.activation],
+            layer_norm=isinstance(layer.post_attention_layernorm, nn.LayerNorm), eps=model_config.norm_eps, qk_eps=model_config.norm_eps,
         )  # fmt: skip
         self.address = ctypes.addressof(self.struct)
 

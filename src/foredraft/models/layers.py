@@ -1,6 +1,6 @@
 """The parts of a decoder layer, for every family: norms, attention, MLP, and the settings a `Shape` does not count.
 
-Promises: one module per part, switched by `Shape` and `Wiring`, never by a family's name. Refuses to know: embeddings,
+Promises: one module per part, switched by `Shape` and `ModelConfig`, never by a family's name. Refuses to know: embeddings,
 LM heads, files.
 """
 
@@ -21,7 +21,7 @@ from foredraft.shapes import Shape
 ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "relu": F.relu, "gelu": F.gelu}
 
 
-class Wiring(Record, frozen=True):
+class ModelConfig(Record, frozen=True):
     """What changes a layer's values but not its size. `rope` is None where positions are learned (OPT).
 
     `pre_norm`: norms stand before attention and MLP (False: OPT-350m, after the sum). `window`: tokens that sliding
@@ -40,16 +40,16 @@ class Wiring(Record, frozen=True):
             raise ValueError(f"activation {self.activation!r} is not supported (have {', '.join(ACTIVATIONS)})")
 
 
-def wiring_from_config(config: dict[str, Any], shape: Shape) -> Wiring:
+def model_config_of(config: dict[str, Any], shape: Shape) -> ModelConfig:
     """The rest of a Hugging Face config; what it leaves out takes transformers' default of its family."""
     if shape.family == "opt":
         if not config.get("layer_norm_elementwise_affine", True):
             raise ValueError("layer_norm_elementwise_affine must be true: norms without weights are not supported")
         activation, pre_norm = config.get("activation_function", "relu"), config.get("do_layer_norm_before", True)
-        return msgspec.convert({"norm_eps": 1e-5, "activation": activation, "pre_norm": pre_norm}, Wiring)
+        return msgspec.convert({"norm_eps": 1e-5, "activation": activation, "pre_norm": pre_norm}, ModelConfig)
     activation, eps = config.get("hidden_act", "silu"), config.get("rms_norm_eps", 1e-6)
     plain = {"norm_eps": eps, "activation": activation, "window": _window(config, shape)}
-    return msgspec.structs.replace(msgspec.convert(plain, Wiring), rope=rope_from_config(config))
+    return msgspec.structs.replace(msgspec.convert(plain, ModelConfig), rope=rope_from_config(config))
 
 
 def _window(config: dict[str, Any], shape: Shape) -> int | None:
@@ -78,7 +78,7 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor: ...
 
 
-class Placing(NamedTuple):
+class AttentionMetadata(NamedTuple):
     """Where a pass's tokens stand and what they see; the same for all layers. `mask` None: causal among themselves.
 
     `kernel`: the same for our own kernels, where they run this pass.
@@ -93,15 +93,15 @@ class Placing(NamedTuple):
     kernel: kernels.KernelPass | None = None
 
 
-def norm(size: int, shape: Shape, wiring: Wiring) -> nn.Module:
+def norm(size: int, shape: Shape, model_config: ModelConfig) -> nn.Module:
     """LayerNorm with bias or RMSNorm; both compute in float32 inside."""
-    return (nn.LayerNorm if shape.layer_norm else nn.RMSNorm)(size, eps=wiring.norm_eps)
+    return (nn.LayerNorm if shape.layer_norm else nn.RMSNorm)(size, eps=model_config.norm_eps)
 
 
 class Attention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245). `index` is its layer's place in the cache."""
 
-    def __init__(self, shape: Shape, wiring: Wiring, index: int, input_size: int | None = None) -> None:
+    def __init__(self, shape: Shape, model_config: ModelConfig, index: int, input_size: int | None = None) -> None:
         super().__init__()
         self.index, self.head_dim, self.grouped = index, shape.head_dim, shape.num_heads != shape.num_kv_heads
         size, queries, keys = input_size or shape.hidden_size, shape.num_heads, shape.num_kv_heads
@@ -109,28 +109,28 @@ class Attention(nn.Module):
         self.k_proj = Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
         self.v_proj = Linear(size, keys * shape.head_dim, bias=shape.qkv_bias)
         self.o_proj = Linear(queries * shape.head_dim, shape.hidden_size, bias=shape.o_bias)
-        self.q_norm = nn.RMSNorm(shape.head_dim, eps=wiring.norm_eps) if shape.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(shape.head_dim, eps=wiring.norm_eps) if shape.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(shape.head_dim, eps=model_config.norm_eps) if shape.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(shape.head_dim, eps=model_config.norm_eps) if shape.qk_norm else nn.Identity()
 
-    def forward(self, x_BTC: Tensor, placing: Placing) -> Tensor:
+    def forward(self, x_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         q_BNTD = self.q_norm(self._split(self.q_proj(x_BTC))).transpose(1, 2)
         k_BKTD = self.k_norm(self._split(self.k_proj(x_BTC))).transpose(1, 2)
         v_BKTD = self._split(self.v_proj(x_BTC)).transpose(1, 2)
-        if placing.rotation is not None:
-            q_BNTD, k_BKTD = rotate(q_BNTD, placing.rotation), rotate(k_BKTD, placing.rotation)
-        return self.o_proj(self._attend(q_BNTD, k_BKTD, v_BKTD, placing).transpose(1, 2).flatten(2))
+        if metadata.rotation is not None:
+            q_BNTD, k_BKTD = rotate(q_BNTD, metadata.rotation), rotate(k_BKTD, metadata.rotation)
+        return self.o_proj(self._attend(q_BNTD, k_BKTD, v_BKTD, metadata).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, T, heads·D] to [B, T, heads, D]."""
         return x.unflatten(-1, (-1, self.head_dim))
 
-    def _attend(self, q_BNTD: Tensor, k: Tensor, v: Tensor, placing: Placing) -> Tensor:
+    def _attend(self, q_BNTD: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> Tensor:
         """The mask's width says how many slots are read, so that short contexts do not pay for a long cache."""
-        if placing.attend is not None:
-            return placing.attend(self.index, q_BNTD, k, v)
-        mask = placing.mask_B1TS
-        if placing.cache is not None:
-            k, v = placing.cache.write(self.index, k, v, placing.slots_BT)
+        if metadata.attend is not None:
+            return metadata.attend(self.index, q_BNTD, k, v)
+        mask = metadata.mask_B1TS
+        if metadata.cache is not None:
+            k, v = metadata.cache.write(self.index, k, v, metadata.slots_BT)
         if mask is not None:
             k, v = k[:, :, : mask.shape[-1]], v[:, :, : mask.shape[-1]]
         causal = mask is None and q_BNTD.shape[2] > 1
@@ -140,10 +140,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """act(gate(x)) · up(x), or act(up(x)) where nothing gates (OPT), then down."""
 
-    def __init__(self, shape: Shape, wiring: Wiring) -> None:
+    def __init__(self, shape: Shape, model_config: ModelConfig) -> None:
         super().__init__()
         hidden, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
-        self.activation = ACTIVATIONS[wiring.activation]
+        self.activation = ACTIVATIONS[model_config.activation]
         self.gate_proj = Linear(hidden, inner, bias=bias) if shape.gated_mlp else None
         self.up_proj = Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias)
@@ -161,24 +161,24 @@ class Block(nn.Module):
     post_attention_layernorm: nn.Module
     mlp: Mlp
 
-    def __init__(self, shape: Shape, wiring: Wiring, index: int, input_size: int | None = None) -> None:
+    def __init__(self, shape: Shape, model_config: ModelConfig, index: int, input_size: int | None = None) -> None:
         super().__init__()
-        self.shape, self.wiring, self.index = shape, wiring, index
-        self.self_attn = Attention(shape, wiring, index, input_size)
-        self.post_attention_layernorm = norm(shape.hidden_size, shape, wiring)
-        self.mlp = Mlp(shape, wiring)
+        self.shape, self.config, self.index = shape, model_config, index
+        self.self_attn = Attention(shape, model_config, index, input_size)
+        self.post_attention_layernorm = norm(shape.hidden_size, shape, model_config)
+        self.mlp = Mlp(shape, model_config)
         self._weights: kernels.LayerWeights | None = None
 
-    def block(self, x_BTC: Tensor, normed_BTI: Tensor, placing: Placing) -> Tensor:
+    def block(self, x_BTC: Tensor, normed_BTI: Tensor, metadata: AttentionMetadata) -> Tensor:
         """The layer, `normed_BTI` being what attention reads."""
-        if placing.kernel is not None:
-            return self.by_kernel(x_BTC, normed_BTI, placing.kernel)
-        x_BTC = x_BTC + self.self_attn(normed_BTI, placing)
+        if metadata.kernel is not None:
+            return self.by_kernel(x_BTC, normed_BTI, metadata.kernel)
+        x_BTC = x_BTC + self.self_attn(normed_BTI, metadata)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
 
     def by_kernel(self, x_BTC: Tensor, normed_BTI: Tensor | None, kernel: kernels.KernelPass) -> Tensor:
         if self._weights is None:
-            self._weights = kernels.LayerWeights(self, self.shape, self.wiring)
+            self._weights = kernels.LayerWeights(self, self.shape, self.config)
         return kernel.layer(self._weights, self.index, x_BTC, normed_BTI)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -190,28 +190,28 @@ class Block(nn.Module):
 class Layer(Block):
     """One decoder layer. `input_norm` False leaves the first norm out (layer 0 of an EAGLE head)."""
 
-    def __init__(self, shape: Shape, wiring: Wiring, index: int, *, input_norm: bool = True) -> None:
-        super().__init__(shape, wiring, index)
-        self.input_layernorm = norm(shape.hidden_size, shape, wiring) if input_norm else nn.Identity()
+    def __init__(self, shape: Shape, model_config: ModelConfig, index: int, *, input_norm: bool = True) -> None:
+        super().__init__(shape, model_config, index)
+        self.input_layernorm = norm(shape.hidden_size, shape, model_config) if input_norm else nn.Identity()
 
-    def forward(self, x_BTC: Tensor, placing: Placing) -> Tensor:
-        if placing.kernel is not None and not isinstance(self.input_layernorm, nn.Identity):
-            return self.by_kernel(x_BTC, None, placing.kernel)
-        if self.wiring.pre_norm:
-            return self.block(x_BTC, self.input_layernorm(x_BTC), placing)
-        x_BTC = self.input_layernorm(x_BTC + self.self_attn(x_BTC, placing))
+    def forward(self, x_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
+        if metadata.kernel is not None and not isinstance(self.input_layernorm, nn.Identity):
+            return self.by_kernel(x_BTC, None, metadata.kernel)
+        if self.config.pre_norm:
+            return self.block(x_BTC, self.input_layernorm(x_BTC), metadata)
+        x_BTC = self.input_layernorm(x_BTC + self.self_attn(x_BTC, metadata))
         return self.post_attention_layernorm(x_BTC + self.mlp(x_BTC))
 
 
 class FusionLayer(Block):
     """Layer 0 of an EAGLE-3 head: attention reads the embedding beside the feature, the residual is the raw feature."""
 
-    def __init__(self, shape: Shape, wiring: Wiring) -> None:
-        super().__init__(shape, wiring, 0, input_size=2 * shape.hidden_size)
-        self.input_layernorm = norm(shape.hidden_size, shape, wiring)
-        self.hidden_norm = norm(shape.hidden_size, shape, wiring)
+    def __init__(self, shape: Shape, model_config: ModelConfig) -> None:
+        super().__init__(shape, model_config, 0, input_size=2 * shape.hidden_size)
+        self.input_layernorm = norm(shape.hidden_size, shape, model_config)
+        self.hidden_norm = norm(shape.hidden_size, shape, model_config)
 
-    def forward(self, embeds_BTC: Tensor, x_BTC: Tensor, placing: Placing) -> Tensor:
+    def forward(self, embeds_BTC: Tensor, x_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         return self.block(
-            x_BTC, torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1), placing
+            x_BTC, torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1), metadata
         )

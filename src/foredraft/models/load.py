@@ -14,7 +14,7 @@ import torch
 from foredraft import shapes
 from foredraft.models.checkpoint import Checkpoint, fill
 from foredraft.models.decoder import Decoder
-from foredraft.models.layers import Wiring, wiring_from_config
+from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.shapes import Shape
 
 # Where a checkpoint may hang its decoder, likeliest first; a bare model has no prefix.
@@ -32,10 +32,10 @@ _OPT = (
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
     """The decoder in a Hugging Face folder (config.json and safetensors), frozen, in evaluation mode."""
-    shape, wiring = read_settings(path)
+    shape, model_config = read_config(path)
     checkpoint = Checkpoint(path)
     with torch.device("meta"):
-        decoder = Decoder(shape, wiring)
+        decoder = Decoder(shape, model_config)
     prefix = _prefix(shape, checkpoint)
     fill(
         decoder,
@@ -50,22 +50,22 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.dev
     return decoder.requires_grad_(False).eval()
 
 
-def read_settings(path: str | Path) -> tuple[Shape, Wiring]:
-    """Shape and wiring of a folder's config.json, in one-line errors that name it."""
+def read_config(path: str | Path) -> tuple[Shape, ModelConfig]:
+    """Shape and model_config of a folder's config.json, in one-line errors that name it."""
     shape, file = shapes.from_config(path), Path(path) / "config.json"
     config = shapes.unfolded(json.loads(file.read_bytes()))
     try:
-        return shape, _wiring(config, shape)
+        return shape, _model_config(config, shape)
     except (msgspec.ValidationError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _wiring(config: dict[str, Any], shape: Shape) -> Wiring:
+def _model_config(config: dict[str, Any], shape: Shape) -> ModelConfig:
     if "hidden_size" not in config:
         raise ValueError("text_config: multimodal models are not supported")
     if config.get("quantization_config"):
         raise ValueError("quantization_config: quantised weights are not supported; give the original checkpoint")
-    return wiring_from_config(config, shape)
+    return model_config_of(config, shape)
 
 
 def _prefix(shape: Shape, checkpoint: Checkpoint) -> str:

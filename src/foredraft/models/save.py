@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foredraft.models.checkpoint import SINGLE
 from foredraft.models.decoder import INIT_STD
-from foredraft.models.layers import Wiring
+from foredraft.models.layers import ModelConfig
 from foredraft.models.load import PREFIXES, stored_name
 from foredraft.models.rope import rope_to_config
 from foredraft.records import write
@@ -32,7 +32,7 @@ ARCHITECTURES = {
 def save(
     state: Mapping[str, Tensor],
     shape: Shape,
-    wiring: Wiring,
+    model_config: ModelConfig,
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
@@ -48,12 +48,12 @@ def save(
         partial.replace(folder / SINGLE)
     finally:
         partial.unlink(missing_ok=True)
-    config = config_of(shape, wiring) | {"dtype": str(dtype).removeprefix("torch.")}
+    config = config_of(shape, model_config) | {"dtype": str(dtype).removeprefix("torch.")}
     write(folder / "config.json", config | dict(more or {}))
 
 
-def config_of(shape: Shape, wiring: Wiring) -> dict[str, Any]:
-    """The Hugging Face config that `shapes.from_config` and `layers.wiring_from_config` read back to the same values."""
+def config_of(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
+    """The Hugging Face config that `shapes.from_config` and `layers.model_config_of` read back to the same values."""
     if shape.family not in ARCHITECTURES:
         raise ValueError(f"model_type {shape.family!r} cannot be written (have {', '.join(ARCHITECTURES)})")
     sizes = {
@@ -61,28 +61,28 @@ def config_of(shape: Shape, wiring: Wiring) -> dict[str, Any]:
         "hidden_size": shape.hidden_size, "num_hidden_layers": shape.num_layers, "num_attention_heads": shape.num_heads,
         "tie_word_embeddings": shape.tie_embeddings, "use_cache": True,
     }  # fmt: skip
-    return sizes | (_opt(shape, wiring) if shape.family == "opt" else _llama(shape, wiring))
+    return sizes | (_opt(shape, model_config) if shape.family == "opt" else _llama(shape, model_config))
 
 
-def _opt(shape: Shape, wiring: Wiring) -> dict[str, Any]:
+def _opt(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
     return {
         "ffn_dim": shape.intermediate_size, "word_embed_proj_dim": shape.embed_width, "enable_bias": shape.qkv_bias,
-        "max_position_embeddings": shape.max_position_embeddings, "activation_function": wiring.activation,
-        "do_layer_norm_before": wiring.pre_norm, "_remove_final_layer_norm": wiring.pre_norm and not shape.final_norm,
+        "max_position_embeddings": shape.max_position_embeddings, "activation_function": model_config.activation,
+        "do_layer_norm_before": model_config.pre_norm, "_remove_final_layer_norm": model_config.pre_norm and not shape.final_norm,
         "layer_norm_elementwise_affine": True, "dropout": 0.0, "init_std": INIT_STD,
     }  # fmt: skip
 
 
-def _llama(shape: Shape, wiring: Wiring) -> dict[str, Any]:
-    assert wiring.rope is not None, "families other than OPT have rotary positions"
+def _llama(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
+    assert model_config.rope is not None, "families other than OPT have rotary positions"
     config = {
         "intermediate_size": shape.intermediate_size, "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim, "hidden_act": wiring.activation, "rms_norm_eps": wiring.norm_eps,
-        "initializer_range": INIT_STD, **rope_to_config(wiring.rope),
+        "head_dim": shape.head_dim, "hidden_act": model_config.activation, "rms_norm_eps": model_config.norm_eps,
+        "initializer_range": INIT_STD, **rope_to_config(model_config.rope),
     }  # fmt: skip
     if shape.max_position_embeddings:
         config["max_position_embeddings"] = shape.max_position_embeddings
-    return config | _biases(shape) | _window(shape, wiring)
+    return config | _biases(shape) | _window(shape, model_config)
 
 
 def _biases(shape: Shape) -> dict[str, Any]:
@@ -97,13 +97,13 @@ def _biases(shape: Shape) -> dict[str, Any]:
     return said.get(shape.family, {})
 
 
-def _window(shape: Shape, wiring: Wiring) -> dict[str, Any]:
+def _window(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
     """Mistral slides unless told otherwise; of the others only Qwen can."""
     if shape.family == "mistral":
-        return {"sliding_window": wiring.window}
+        return {"sliding_window": model_config.window}
     if shape.family.startswith("qwen"):
-        slides = wiring.window is not None
+        slides = model_config.window is not None
         return {"use_sliding_window": slides} | (
-            {"sliding_window": wiring.window, "max_window_layers": 0} if slides else {}
+            {"sliding_window": model_config.window, "max_window_layers": 0} if slides else {}
         )
     return {}

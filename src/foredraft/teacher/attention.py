@@ -22,7 +22,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 def attend(layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
-    """Causal attention of every layer, a `Placing`'s `attend`: in blocks where they are faster, else the library's."""
+    """Causal attention of every layer, an `AttentionMetadata`'s `attend`: in blocks where they are faster, else the library's."""
     dtype = v_BKTD.dtype  # rotation leaves queries and keys in float32 under autocast
     q, k = q_BNTD.to(dtype), k_BKTD.to(dtype)
     short = q.shape[2] <= LONGEST and q.device.type == "cpu" and dtype in DTYPES

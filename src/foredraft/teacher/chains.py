@@ -24,7 +24,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 class Chains:
-    """The attention of one training-time test, a `Placing`'s `attend`: its n-th call for a layer is step n.
+    """The attention of one training-time test, an `AttentionMetadata`'s `attend`: its n-th call for a layer is step n.
 
     `documents_BT` keeps attention inside documents (None: a row sees all earlier ones).
     """

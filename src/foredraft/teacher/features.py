@@ -43,9 +43,9 @@ class Online:
     def __call__(self, batch: Batch) -> Features:
         tokens_BT, _, documents_BT = batch
         positions, mask = (None, None) if not self.within_documents else apart(documents_BT)
-        output = self.target(tokens_BT, positions, mask_BTS=mask, streams=self.streams, logits="none")
-        alone = len(output.streams) == 1
-        return Features(output.streams[0] if alone else torch.cat(output.streams, -1), output.final_BTC)
+        output = self.target(tokens_BT, positions, mask_BTS=mask, hidden_states=self.streams, logits="none")
+        alone = len(output.hidden_states) == 1
+        return Features(output.hidden_states[0] if alone else torch.cat(output.hidden_states, -1), output.final_BTC)
 
 
 def apart(documents_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from foredraft.data.tokens import Batch
-from foredraft.decode.drafters import fitted
+from foredraft.decode.drafter import fitted
 from foredraft.measure.bootstrap import Array
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import DraftHead

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foredraft.models.heads import DraftHead
-from foredraft.models.layers import Placing
+from foredraft.models.layers import AttentionMetadata
 from foredraft.teacher.chains import Chains
 
 
@@ -41,8 +41,8 @@ def unroll(
     hidden, states = hidden_BTC[:, :rows].to(head.dtype), []  # the residual stream stays whole under autocast
     for step in range(steps):
         rotation = head.rotary(places_BR[:1] + step, head.dtype)
-        placing = Placing(rotation, None, places_BR, None, chains)
-        hidden = head.run(embeds_BTC[:, 1 + step : 1 + step + rows], hidden, placing)
+        metadata = AttentionMetadata(rotation, None, places_BR, None, chains)
+        hidden = head.run(embeds_BTC[:, 1 + step : 1 + step + rows], hidden, metadata)
         states.append(head.norm(hidden))
     return states
 

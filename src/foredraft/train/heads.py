@@ -208,10 +208,10 @@ def restored(head: DraftHead, state: Mapping[str, Tensor]) -> Eagle3Head | Eagle
     with torch.device("meta"):
         if isinstance(head, Eagle3Head):
             made: Eagle3Head | EagleHead = Eagle3Head(
-                head.shape, head.wiring, target, head.feature_layers, weights["d2t"], own
+                head.shape, head.config, target, head.feature_layers, weights["d2t"], own
             )
         else:
-            made = EagleHead(head.shape, head.wiring, target, own_embedding=own, fc_bias="fc.bias" in weights)
+            made = EagleHead(head.shape, head.config, target, own_embedding=own, fc_bias="fc.bias" in weights)
     made.load_state_dict(weights, strict=True, assign=True)
     return made
 

@@ -20,8 +20,8 @@ from foredraft import shapes
 from foredraft.data.tokenizer import FILES
 from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder, new_decoder
-from foredraft.models.layers import Layer, Wiring, wiring_from_config
-from foredraft.models.load import load, read_settings
+from foredraft.models.layers import Layer, ModelConfig, model_config_of
+from foredraft.models.load import load, read_config
 from foredraft.models.save import save
 from foredraft.recipe import LanguageModel
 from foredraft.shapes import Shape
@@ -109,7 +109,7 @@ class LanguageModelObjective:
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
         """config.json, model.safetensors and the tokenizer."""
         served, decoder = self._served, self.trained
-        save(state, decoder.shape, decoder.wiring, folder, dtype=served.dtype, more=served.keys)
+        save(state, decoder.shape, decoder.config, folder, dtype=served.dtype, more=served.keys)
         if served.tokenizer:
             for name in FILES:
                 if (served.tokenizer / name).is_file():
@@ -139,19 +139,19 @@ def _states(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> Te
     return decoder(tokens_BT, logits="none", **place).final_BTC[:, :-1].flatten(0, 1)
 
 
-def settings_of(model: LanguageModel, target: Path | None) -> tuple[Shape, Wiring, dict[str, Any]]:
-    """Shape, wiring and token ids of what a recipe asks for; `params` takes the target's family and vocabulary."""
+def settings_of(model: LanguageModel, target: Path | None) -> tuple[Shape, ModelConfig, dict[str, Any]]:
+    """Shape, model_config and token ids of what a recipe asks for; `params` takes the target's family and vocabulary."""
     if model.config is not None:
         shape = shapes.from_config(model.config, name=str(model.config.get("_name_or_path") or "trained"))
-        return shape, wiring_from_config(model.config, shape), kept_keys(model.config)
+        return shape, model_config_of(model.config, shape), kept_keys(model.config)
     folder = target if model.init is None else Path(model.init)
     if folder is None:
         raise ValueError("model.params is relative to a target: give --target, or model.config instead")
-    shape, wiring = read_settings(folder)
+    shape, model_config = read_config(folder)
     if model.params is not None:
         shape = shapes.scaled(shape, model.params)
-        wiring = msgspec.structs.replace(wiring, pre_norm=True)
-    return shape, wiring, kept_keys(json.loads((folder / "config.json").read_bytes()))
+        model_config = msgspec.structs.replace(model_config, pre_norm=True)
+    return shape, model_config, kept_keys(json.loads((folder / "config.json").read_bytes()))
 
 
 def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +161,6 @@ def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def decoder_of(model: LanguageModel, target: Path | None, seed: int) -> tuple[Decoder, dict[str, Any]]:
     """The decoder to train, float32, and the token ids that its config keeps."""
-    shape, wiring, keys = settings_of(model, target)
-    decoder = new_decoder(shape, wiring, seed) if model.init is None else load(model.init)
+    shape, model_config, keys = settings_of(model, target)
+    decoder = new_decoder(shape, model_config, seed) if model.init is None else load(model.init)
     return decoder.requires_grad_(True).train(), keys

@@ -13,8 +13,8 @@ import torch
 from foredraft.hardware import matmul_rate
 from foredraft.models.decoder import Decoder
 from foredraft.models.heads import Eagle3Head, EagleHead, default_feature_layers
-from foredraft.models.layers import Wiring
-from foredraft.models.load import read_settings
+from foredraft.models.layers import ModelConfig
+from foredraft.models.load import read_config
 from foredraft.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import Estimate, Record
 from foredraft.shapes import BYTES_PER_VALUE, Shape, eagle3_head, eagle_head
@@ -55,7 +55,7 @@ class Needs(Record, frozen=True):
 def needs(recipe: Recipe, devices: Devices, target: Path | None = None) -> Needs:
     """Raises ValueError where the recipe needs a target and has none, or a batch does not spread over the devices."""
     check_target(recipe, target)
-    frozen = read_settings(target)[0] if target else None
+    frozen = read_config(target)[0] if target else None
     trained = trained_shape(recipe, target)
     flops = sum(stage.steps * stage.tokens_per_step * _flops(recipe, stage, trained, target) for stage in recipe.stages)
     rate = matmul_rate(devices.device, recipe.precision)
@@ -76,8 +76,8 @@ def trained_shape(recipe: Recipe, target: Path | None) -> Shape:
         return settings_of(model, target)[0]
     assert target is not None, "check_target came first"
     if model.init is not None:
-        return read_settings(model.init)[0]
-    shape = read_settings(target)[0]
+        return read_config(model.init)[0]
+    shape = read_config(target)[0]
     if isinstance(model, Eagle3):
         return eagle3_head(shape, model.layers, min(model.draft_vocab or shape.vocab_size, shape.vocab_size))
     return eagle_head(shape, model.layers)
@@ -86,23 +86,23 @@ def trained_shape(recipe: Recipe, target: Path | None) -> Shape:
 def _flops(recipe: Recipe, stage: Stage, trained: Shape, target: Path | None) -> float:
     """Training FLOPs of one token of a stage's windows."""
     if target is None or isinstance(recipe.model, LanguageModel):
-        frozen = read_settings(target)[0] if target and recipe.needs_target else None
+        frozen = read_config(target)[0] if target and recipe.needs_target else None
         context = (stage.length + 1) / 2
         return 3 * trained.flops_per_token(context) + (frozen.flops_per_token(context) if frozen else 0.0)
     with torch.device("meta"):
-        teacher = Decoder(*read_settings(target))
+        teacher = Decoder(*read_config(target))
         head = _hollow(trained, teacher)
     return training_flops(head, head_settings(recipe), stage.length)
 
 
 def _hollow(shape: Shape, target: Decoder) -> Eagle3Head | EagleHead:
     """A head of that shape without weights."""
-    wiring = Wiring(norm_eps=target.wiring.norm_eps, activation="silu", rope=target.wiring.rope)
+    model_config = ModelConfig(norm_eps=target.config.norm_eps, activation="silu", rope=target.config.rope)
     if shape.draft_head == "eagle":
-        return EagleHead(shape, wiring, target)
+        return EagleHead(shape, model_config, target)
     d2t = torch.zeros(shape.draft_vocab_size or shape.vocab_size, dtype=torch.int64, device="cpu")
     with torch.device("cpu"):
-        return Eagle3Head(shape, wiring, target, default_feature_layers(target.shape.num_layers), d2t)
+        return Eagle3Head(shape, model_config, target, default_feature_layers(target.shape.num_layers), d2t)
 
 
 def memory(recipe: Recipe, devices: Devices, trained: Shape, frozen: Shape | None) -> float:

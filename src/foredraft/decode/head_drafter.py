@@ -13,15 +13,15 @@ from torch import Tensor
 
 from foredraft.decode.batch import Sequence
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
-from foredraft.decode.sampling import likeliest
+from foredraft.decode.sampling import argmax
 from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import Cache
+from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
 from foredraft.models.heads import DraftHead
-from foredraft.models.placing import Output, causal_mask
 
 
-class Head:
+class HeadDrafter:
     """A draft head with its cache: a chain, or the tree that the budget asks for."""
 
     trees = True
@@ -82,7 +82,7 @@ class Head:
         width = int(base_B1.max()) + lookahead - 1
         for depth in range(lookahead):
             assert output.logits_BTV is not None
-            tokens.append(self.head.target_ids(likeliest(output.logits_BTV)))
+            tokens.append(self.head.target_ids(argmax(output.logits_BTV)))
             if depth + 1 < lookahead:
                 positions = base_B1 + depth
                 mask = causal_mask(positions, width)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foredraft.models import kernels
 from foredraft.models.cache import Cache
-from foredraft.models.layers import KeyValues, Placing, Wiring
+from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig
 from foredraft.models.rope import Rotary
 from foredraft.shapes import Shape
 
@@ -23,17 +23,17 @@ class Output(NamedTuple):
 
     `logits_BTV`: None, of all T tokens, or of the R rows asked for. `final_BTC`: the hidden state the LM head reads
     (Hugging Face's `hidden_states[-1]`, EAGLE-1/2's feature). `pre_norm_BTC`: what the last layer left, before the
-    final norm (what an EAGLE-3 head feeds itself). `streams`: the hidden states asked for, in that order; index i is
+    final norm (what an EAGLE-3 head feeds itself). `hidden_states`: the hidden states asked for, in that order; index i is
     Hugging Face's `hidden_states[i]`, the stream entering layer i, and the number of layers gives `final_BTC`.
     """
 
     logits_BTV: Tensor | None
     final_BTC: Tensor
     pre_norm_BTC: Tensor
-    streams: tuple[Tensor, ...] = ()
+    hidden_states: tuple[Tensor, ...] = ()
 
 
-def place(
+def attention_metadata(
     tokens_BT: Tensor,
     positions_BT: Tensor | None,
     cache: KeyValues | None,
@@ -42,8 +42,8 @@ def place(
     rotary: Rotary | None,
     dtype: torch.dtype,
     fits: frozenset[torch.dtype] = frozenset(),
-) -> tuple[Tensor, Placing]:
-    """Positions and `Placing` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
+) -> tuple[Tensor, AttentionMetadata]:
+    """Positions and `AttentionMetadata` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
 
     `fits`: types in which the layers can run by our own kernels, which they then do where the pass is small enough.
     """
@@ -69,9 +69,9 @@ def place(
     ):
         rotation = rotary(positions_BT, torch.float32) if rotary else None
         kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype)
-        return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS, kernel=kernel)
+        return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS, kernel=kernel)
     rotation = rotary(positions_BT, dtype) if rotary else None
-    return positions_BT, Placing(rotation, cache, slots_BT, mask_B1TS)
+    return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS)
 
 
 def causal_mask(slots_BT: Tensor, width: int) -> Tensor:
@@ -99,16 +99,16 @@ def read_out(x_BTC: Tensor, at: LogitsAt, head: Callable[[Tensor], Tensor]) -> T
     return head(x_BTC if at == "all" else x_BTC[:, -1:])
 
 
-def context_limit(shape: Shape, wiring: Wiring) -> int | None:
+def context_limit(shape: Shape, model_config: ModelConfig) -> int | None:
     """The longest context that is computed rightly: a learned table's rows (two are OPT's padding), or the window."""
-    limits = [wiring.window, shape.position_rows - 2 if shape.position_rows else None]
+    limits = [model_config.window, shape.position_rows - 2 if shape.position_rows else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def check_context(length: int, shape: Shape, wiring: Wiring) -> None:
+def check_context(length: int, shape: Shape, model_config: ModelConfig) -> None:
     """Refuse what would reach beyond the limit. A cache's slots bound its positions, so no value is read back."""
-    limit = context_limit(shape, wiring)
+    limit = context_limit(shape, model_config)
     if limit is None or length <= limit:
         return
-    field = "sliding_window" if limit == wiring.window else "max_position_embeddings"
+    field = "sliding_window" if limit == model_config.window else "max_position_embeddings"
     raise ValueError(f"{shape.name}: {length} slots reach beyond {field} ({limit}), which is not supported; use fewer")

@@ -1,0 +1,92 @@
+"""What every drafter offers the engine: all stand behind `propose`, and none can change what is emitted. What they share.
+
+Promises: each row's proposal depends on that row's text and settings alone. Refuses to know: what becomes of a proposal.
+
+Shapes: B running sequences, M tokens that a drafter has not seen yet, V vocabulary.
+"""
+
+from collections.abc import Sequence as Listed
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from foredraft.decode.batch import Sequence
+from foredraft.decode.proposals import Budget, Proposal
+from foredraft.decode.sampling import Sampling, probabilities
+from foredraft.models.cache import Cache
+from foredraft.models.decoder import Decoder
+from foredraft.models.forward import causal_mask
+from foredraft.models.kernels import chunk
+
+
+class Drafter(Protocol):
+    """What the engine asks of a drafter. `reads` names the target's hidden states whose values it needs for each token
+    (none: it reads tokens alone); `cache` is what it holds per sequence; `trees`, whether it drafts any.
+    """
+
+    name: str
+    reads: tuple[int, ...]
+    trees: bool
+
+    @property
+    def cache(self) -> Cache | None: ...
+
+    def admit(self, row: int, sequence: Sequence) -> None:
+        """A sequence enters at `row`: read its prompt but for the last token."""
+        ...
+
+    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+        """Draft for rows 0 … n-1."""
+        ...
+
+    def move(self, source: int, row: int) -> None:
+        """The sequence of row `source` now stands at `row`."""
+        ...
+
+
+def fitted(logits_BV: Tensor, vocab_size: int) -> Tensor:
+    """Logits over the target's vocabulary: rows that only the draft has are cut, those it lacks are impossible."""
+    lacking = max(vocab_size - logits_BV.shape[-1], 0)
+    if not lacking and logits_BV.shape[-1] == vocab_size:
+        return logits_BV
+    return torch.nn.functional.pad(logits_BV[..., :vocab_size], (0, lacking), value=-torch.inf)
+
+
+def each(logits_BV: Tensor, samplings: Listed[Sampling]) -> Tensor:
+    """The law of every row under its own settings; logits may have further axes between."""
+    if len(set(samplings)) == 1:
+        return probabilities(logits_BV, samplings[0])
+    return torch.stack([probabilities(logits, sampling) for logits, sampling in zip(logits_BV, samplings, strict=True)])
+
+
+def prefill(
+    model: Decoder, cache: Cache, row: int, sequence: Sequence, hidden_states: tuple[int, ...] = ()
+) -> tuple[Tensor, ...]:
+    """Read all tokens but the last into `row`; give the hidden states asked for, each [M, C]."""
+    num, device, into = sequence.cached, model.device, cache.rows(row, row + 1)
+    tokens, positions = torch.tensor([sequence.tokens[:-1]], device=device), torch.arange(num, device=device)[None]
+    size, parts = chunk(num, model.dtype, device), []
+    for start in range(0, num, size):
+        some = positions[:, start : start + size]
+        mask = causal_mask(some, int(some[0, -1]) + 1)
+        output = model(
+            tokens[:, start : start + size], some, into, mask_BTS=mask, hidden_states=hidden_states, logits="none"
+        )
+        parts.append(output.hidden_states)
+    return tuple(torch.cat(stream, 1)[0] for stream in zip(*parts, strict=True))
+
+
+def unread(running: Listed[Sequence], seen: Listed[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens since `seen`, padded on the right by the last one at its own place: tokens and positions [B, M], index
+    of the last [B].
+    """
+    counts = [len(sequence.tokens) - start for sequence, start in zip(running, seen, strict=False)]
+    width = max(counts)
+    tokens = [
+        s.tokens[len(s.tokens) - n :] + [s.tokens[-1]] * (width - n) for s, n in zip(running, counts, strict=True)
+    ]
+    starts = torch.tensor([len(s.tokens) - n for s, n in zip(running, counts, strict=True)], device=device)
+    last = torch.tensor([n - 1 for n in counts], device=device)
+    offsets = torch.arange(width, device=device).minimum(last[:, None])
+    return torch.tensor(tokens, device=device), starts[:, None] + offsets, last

@@ -1,0 +1,96 @@
+"""Drafting with an independent model: chains, drawn or of its argmax, and trees.
+
+Shapes: B running sequences, M tokens that the model has not read yet, V vocabulary.
+"""
+
+from collections.abc import Sequence as Listed
+
+import torch
+from torch import Tensor
+
+from foredraft.decode.batch import Sequence
+from foredraft.decode.drafter import each, fitted, prefill, unread
+from foredraft.decode.proposals import Budget, Proposal, in_line
+from foredraft.decode.sampling import argmax
+from foredraft.decode.trees import Extend, grow
+from foredraft.decode.verify import draw
+from foredraft.models.cache import Cache
+from foredraft.models.decoder import Decoder
+from foredraft.models.forward import Output, causal_mask
+from foredraft.models.graphs import Graphed
+
+
+class ModelDrafter:
+    """An independent model with a cache of its own. In a chain greedy requests get its argmax, sampled ones a draw from
+    its law under the same settings; in a tree all get its likeliest tokens.
+    """
+
+    reads: tuple[int, ...] = ()
+    trees = True
+
+    def __init__(
+        self, model: Decoder, cache: Cache, *, vocab_size: int | None = None, name: str = "draft_model"
+    ) -> None:
+        """`vocab_size` is the target's where it differs by padding rows: the law is cut or padded to it."""
+        self.model, self.run, self.cache, self.name = model, Graphed(model), cache, name
+        self.vocab_size = vocab_size or model.shape.vocab_size
+        self.seen = [0] * cache.batch
+
+    def admit(self, row: int, sequence: Sequence) -> None:
+        self.seen[row] = 0
+        prefill(self.model, self.cache, row, sequence)
+        self.seen[row] = sequence.cached
+
+    def move(self, source: int, row: int) -> None:
+        self.cache.kv[:, :, row] = self.cache.kv[:, :, source]
+        self.seen[row] = self.seen[source]
+
+    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+        """Read the tokens that came since, then extend one token at a time, or a level of the tree; what was drafted is
+        overwritten by what is read next.
+        """
+        cache = self.cache.rows(0, len(running))
+        tokens_BM, positions_BM, last_B = unread(running, self.seen, self.model.device)
+        ends = [len(sequence.tokens) for sequence in running]
+        mask = causal_mask(positions_BM, max(ends))
+        output = self.run(
+            tokens_BM, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B[:, None]
+        )
+        self.seen[: len(running)] = ends
+        base_B1 = torch.tensor(ends, device=self.model.device)[:, None]
+        if budget.branches:
+            return grow(self._fitted(output), base_B1, budget, self._extending(cache))
+        return self._chain(running, output, base_B1, cache, budget.lookahead)
+
+    def _chain(
+        self, running: Listed[Sequence], output: Output, base_B1: Tensor, cache: Cache, lookahead: int
+    ) -> Proposal:
+        """Where all requests are greedy, chance has no part in it."""
+        samplings = [sequence.request.sampling for sequence in running]
+        greedy = not any(sampling.temperature for sampling in samplings)
+        width = int(base_B1.max()) + lookahead - 1
+        tokens: list[Tensor] = []
+        laws: list[Tensor] = []
+        for depth in range(lookahead):
+            logits = self._fitted(output)[:, 0]
+            if greedy:
+                tokens.append(argmax(logits))
+            else:
+                laws.append(each(logits, samplings))
+                uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
+                tokens.append(draw(laws[-1].double(), uniforms))
+            if depth + 1 < lookahead:
+                tokens_B1, position_B1 = tokens[-1][:, None], base_B1 + depth
+                mask = causal_mask(position_B1, width)
+                output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
+        return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(laws, 1))
+
+    def _extending(self, cache: Cache) -> Extend:
+        def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+            return self._fitted(self.run(tokens, positions, cache=cache, slots_BT=slots, mask_BTS=mask))
+
+        return extend
+
+    def _fitted(self, output: Output) -> Tensor:
+        assert output.logits_BTV is not None
+        return fitted(output.logits_BTV, self.vocab_size)
