@@ -20,7 +20,7 @@ import zstandard
 from foredraft import records, text
 from foredraft.data import regenerate as room
 from foredraft.data import tokenizer as tokenizers
-from foredraft.data.chat import Template
+from foredraft.data.chat import ChatTemplate
 from foredraft.data.prepare import Prepared, prepare
 from foredraft.data.samples import samples
 from foredraft.data.sources import Message, Skips
@@ -434,13 +434,27 @@ def test_marked_templates_are_rendered_and_masked_as_transformers_does(chatml: P
     theirs = tokenizer.apply_chat_template(
         said, chat_template=MARKED, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    rendered = Template(tokenizer, MARKED).render(TALK)
+    rendered = ChatTemplate(tokenizer, MARKED).render(TALK)
     assert rendered.text == tokenizer.apply_chat_template(said, chat_template=MARKED, tokenize=False)
     encoding = tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     ours = [int(any(start < b and a < end for start, end in rendered.spans)) for a, b in encoding.offsets]
     assert encoding.ids == theirs["input_ids"]
     assert ours == theirs["assistant_masks"]
     assert 0 < sum(ours) < len(ours)
+
+
+def test_marks_inside_a_macro_are_refused(chatml: Path) -> None:
+    """Transformers says of them where the macro's text begins, not where the answer does."""
+    answer = "{% generation %}{{ m.content }}{% endgeneration %}"
+    loop = "{% for m in messages %}{{ say(m) }}" + answer + "{% endfor %}"
+    inside = (
+        "{% macro say(m) %}{{ m.role }}: " + answer + "{% endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}"
+    )
+    outside = "{% macro say(m) %}{{ m.role }}: {% endmacro %}" + loop
+    with pytest.raises(ValueError, match="inside a macro"):
+        ChatTemplate(tokenizers.load(chatml), inside)
+    rendered = ChatTemplate(tokenizers.load(chatml), outside).render(TALK[4:5])
+    assert [rendered.text[slice(*span)] for span in rendered.spans] == ["fox"]
 
 
 def test_templates_without_an_end_token_end_with_the_documents(tmp_path: Path, bpe: Path) -> None:
@@ -460,18 +474,20 @@ THINKING = CHATML.replace(
 
 def test_a_template_that_rewrites_what_was_said_is_refused_not_guessed_at(chatml: Path) -> None:
     tokenizer: Any = tokenizers.load(chatml)
-    last = Template(tokenizer, THINKING).render((TALK[1], Message(role="assistant", content="<think>fox?</think>fox")))
+    last = ChatTemplate(tokenizer, THINKING).render(
+        (TALK[1], Message(role="assistant", content="<think>fox?</think>fox"))
+    )
     assert last.text[slice(*last.spans[0])] == "<think>fox?</think>fox<|im_end|>"
-    plain = Template(tokenizer, THINKING).render(TALK[:5])
+    plain = ChatTemplate(tokenizer, THINKING).render(TALK[:5])
     assert [plain.text[slice(*span)] for span in plain.spans][1:] == ["fox<|im_end|>"]
     thought = (TALK[1], Message(role="assistant", content="<think>dog?</think>fox"), *TALK[3:5])
     with pytest.raises(ValueError, match="does not keep the words of turn 2"):
-        Template(tokenizer, THINKING).render(thought)
+        ChatTemplate(tokenizer, THINKING).render(thought)
     shouting = CHATML.replace(
         "message['content'] | trim", "(message['content'] | upper if not loop.last else message['content'])"
     )
     with pytest.raises(ValueError, match="does not keep the words of turn 5"):
-        Template(tokenizer, shouting).render(TALK[:5])
+        ChatTemplate(tokenizer, shouting).render(TALK[:5])
 
 
 @pytest.mark.parametrize(
@@ -481,7 +497,6 @@ def test_a_template_that_rewrites_what_was_said_is_refused_not_guessed_at(chatml
         ({"messages": [{"role": "wizard", "content": "a"}]}, "'role' is 'wizard'"),
         ({"messages": [{"role": "user"}]}, "an object with 'role' and 'content'"),
         ({"conversations": "hello"}, "'conversations' must be a list"),
-        ({"messages": [{"role": "assistant", "content": "a \ufdd0"}]}, "noncharacter"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "tool", "content": "c"},
                        {"role": "assistant", "content": "d"}]}, "the chat template fails: no tools"),
     ],

@@ -6,13 +6,14 @@ tokens.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from foredraft.data.sources import Message
 
-OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters, which no text may hold
-_MARKS = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
-_MACRO = "{% macro foredraft_said() %}{{ '" + OPEN + "' }}{{ caller() }}{{ '" + CLOSE + "' }}{% endmacro %}"
+_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_MARK_IN_MACRO = re.compile(r"\{%[-+]?\s*macro\b(?:(?!\bendmacro\b).)*" + _MARK.pattern, re.DOTALL)
 
 
 class Rendered(NamedTuple):
@@ -25,15 +26,18 @@ class Rendered(NamedTuple):
     closed: bool = False
 
 
-class End(NamedTuple):
+class AnswerEnd(NamedTuple):
     """Where an answer ends in the text, and the special token that it ends with, "" for none."""
 
     at: int
     token: str
 
 
-class Template:
-    """A chat template with the special tokens it may end answers with. Raises ValueError where the tokenizer has none."""
+class ChatTemplate:
+    """A chat template with the special tokens it may end answers with.
+
+    Raises ValueError where the tokenizer has none, or where it marks answers inside a macro, which transformers misplaces.
+    """
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         self.tokenizer, self.text = tokenizer, template or tokenizer.chat_template
@@ -43,103 +47,102 @@ class Template:
             raise ValueError(
                 f"the tokenizer has several chat templates ({', '.join(self.text)}); give one with --template"
             )
-        self.marked = marked(self.text)
-        self.ends = sorted(
+        if _MARK_IN_MACRO.search(self.text):
+            raise ValueError("the chat template has {% generation %} inside a macro; give one without with --template")
+        self.marked = bool(_MARK.search(self.text))
+        self.end_tokens = sorted(
             {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len, reverse=True
         )
 
     def render(self, messages: tuple[Message, ...]) -> Rendered:
-        """Text and answers of a conversation up to its last answer. Raises ValueError where it has no answer, or the template fails on it."""
+        """Return text and answers of a conversation up to its last answer.
+
+        Raises ValueError where it has no answer, or where the template fails on it.
+        """
         if not any(message.role == "assistant" for message in messages):
             raise ValueError("no turn of the assistant")
         last = max(i for i, message in enumerate(messages) if message.role == "assistant")
         messages = messages[: last + 1]  # nothing is learnt from what follows
-        if any(mark in message.content for message in messages for mark in (OPEN, CLOSE)):
-            raise ValueError("holds a Unicode noncharacter (U+FDD0 or U+FDD1)")
         return self._by_marks(messages) if self.marked else self._by_prefixes(messages)
 
     def prompt(self, messages: tuple[Message, ...]) -> str:
-        """The text up to where the assistant is to speak."""
-        return self._apply(messages, self.text, True)
+        """Return the text up to where the assistant is to speak."""
+        return self._apply(messages, add_generation_prompt=True)
 
-    def _apply(self, messages: tuple[Message, ...], template: str, prompt: bool = False) -> str:
-        from jinja2 import TemplateError
-
-        said = [{"role": message.role, "content": message.content} for message in messages]
-        try:
+    def _apply(self, messages: tuple[Message, ...], add_generation_prompt: bool = False) -> str:
+        with _template_errors():
             return self.tokenizer.apply_chat_template(
-                said, chat_template=template, tokenize=False, add_generation_prompt=prompt
+                _turns(messages), chat_template=self.text, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template fails: {error}") from None
 
     def _by_marks(self, messages: tuple[Message, ...]) -> Rendered:
-        """Answers are what stands between the template's own {% generation %} marks."""
-        assert self.marked is not None
-        pieces = re.split(f"([{OPEN}{CLOSE}])", self._apply(messages, self.marked))
-        text, spans, start = "", [], 0
-        for piece in pieces:
-            if piece == OPEN:
-                start = len(text)
-            elif piece == CLOSE:
-                spans.append((start, len(text)))
-            else:
-                text += piece
-        spans = [span for span in spans if span[0] < span[1]]
+        """Answers are what stands in the template's own {% generation %} blocks, as transformers' assistant mask has it."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        render: Any = render_jinja_template  # annotated as giving a str
+        with _template_errors():
+            (text,), (blocks,) = render(
+                [_turns(messages)], chat_template=self.text, return_assistant_tokens_mask=True, **self.tokenizer.special_tokens_map
+            )  # fmt: skip
+        spans = tuple((start, end) for start, end in blocks if start < end)
         if not spans:
             raise ValueError("the chat template marks nothing as generated in it")
-        return Rendered(text, tuple(spans), text[slice(*spans[-1])].endswith(tuple(self.ends)))
+        return Rendered(text, spans, text[slice(*spans[-1])].endswith(tuple(self.end_tokens)))
 
     def _by_prefixes(self, messages: tuple[Message, ...]) -> Rendered:
         """Answers are found by rendering the conversation up to each of them, and by their words; the last one first,
         since it shows which end token answers have.
         """
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        text = self._apply(messages, self.text)
+        text = self._apply(messages)
         spans: list[tuple[int, int]] = []
         token = ""
         for i in reversed(answers):
-            before = self._apply(messages[:i], self.text, True) if i else self._opening(text, messages[0])
-            found = self._end(text, before, messages[: i + 1], token if spans else None)
-            token = token if spans else found.token
-            spans.append((len(before), found.at))
+            before = self.prompt(messages[:i]) if i else self._opening(text, messages[0])
+            end = self._end(text, before, messages[: i + 1], token if spans else None)
+            token = token if spans else end.token
+            spans.append((len(before), end.at))
         return Rendered(text, tuple(reversed(spans)), bool(token))
 
     def _opening(self, text: str, message: Message) -> str:
-        """What stands before an answer with which the conversation begins."""
+        """Return what stands before an answer with which the conversation begins."""
         at = text.find(message.content.strip())
         if at < 0:
             raise ValueError("the chat template does not keep the words of turn 1")
         return text[:at]
 
-    def _end(self, text: str, before: str, messages: tuple[Message, ...], token: str | None) -> End:
-        """Where an answer, the last of `messages`, ends with its end token: `token`, or any where that is None."""
+    def _end(self, text: str, before: str, messages: tuple[Message, ...], token: str | None) -> AnswerEnd:
+        """Return where an answer, the last of `messages`, ends with its end token: `token`, or any where that is None."""
         words = messages[-1].content.strip()
         at = text.find(words, len(before)) if text.startswith(before) else -1
-        said = at + len(words)
-        if token and at >= 0 and (rest := text[said:]).lstrip().startswith(token):
-            return End(said + rest.index(token) + len(token), token)
-        after = text if token is None else self._apply(messages, self.text)
+        words_end = at + len(words)
+        if token and at >= 0 and (tail := text[words_end:]).lstrip().startswith(token):
+            return AnswerEnd(words_end + tail.index(token) + len(token), token)
+        after = text if token is None else self._apply(messages)
         if not text.startswith(before) or not text.startswith(after):
             raise ValueError(
                 f"the chat template does not keep the words of turn {len(messages)} in a longer conversation; "
                 "mark what the assistant says with {% generation %} in --template"
             )
-        said = said if at >= 0 and said <= len(after) else len(before)
-        rest = after[said:]
-        ends = [(place, -len(end), end) for end in self.ends if (place := rest.find(end)) >= 0]
+        words_end = words_end if at >= 0 and words_end <= len(after) else len(before)
+        tail = after[words_end:]
+        ends = [(place, -len(end), end) for end in self.end_tokens if (place := tail.find(end)) >= 0]
         if ends:
             place, _, end = min(ends)
-            return End(said + place + len(end), end)
-        return End(said + len(rest.rstrip()), "")
+            return AnswerEnd(words_end + place + len(end), end)
+        return AnswerEnd(words_end + len(tail.rstrip()), "")
 
 
-def marked(template: str) -> str | None:
-    """The template with its {% generation %} blocks as calls that print marks around them; None where it has none.
+def _turns(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
-    Both are blocks to jinja, so that what it trims around them is trimmed as ever.
-    """
-    if not _MARKS.search(template):
-        return None
-    called = _MARKS.sub(lambda m: f"{m[1]}{'endcall' if m[2] else 'call foredraft_said()'}{m[3]}", template)
-    return _MACRO + ("\n" if called.startswith("\n") else "") + called
+
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """Raise ValueError for what a chat template raises."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"the chat template fails: {error}") from None

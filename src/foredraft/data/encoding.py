@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foredraft.data.chat import Rendered, Template
+from foredraft.data.chat import ChatTemplate, Rendered
 from foredraft.data.sources import Document
 from foredraft.data.tokenizer import num_ids
 
@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
 class Encoder:
     """Encodes with a transformers tokenizer whose tokenizer.json has the hash `sha256`; conversations need a template."""
 
-    def __init__(self, tokenizer: Any, sha256: str, template: Template | None = None) -> None:
+    def __init__(self, tokenizer: Any, sha256: str, template: ChatTemplate | None = None) -> None:
         self.eos_id, self.num_ids = tokenizer.eos_token_id, num_ids(tokenizer)
         self.sha256, self.template = sha256, template
         self.backend = tokenizer.backend_tokenizer
@@ -37,31 +37,31 @@ class Encoder:
         self.backend.no_padding()
 
     def batch(self, documents: Sequence[Document]) -> list[Encoded]:
-        """All of `documents`, in their order."""
-        made: list[Encoded | None] = [None] * len(documents)
+        """Return all of `documents` encoded, in their order."""
+        rows: list[Encoded | None] = [None] * len(documents)
         plain, spanned = [], []
         for i, document in enumerate(documents):
             try:
                 if document.regenerated:
-                    made[i] = self._exact(document)
+                    rows[i] = self._exact(document)
                 elif document.messages:
                     spanned.append((i, self._rendered(document), False))
                 elif document.prompt:
-                    whole = document.prompt + document.text
-                    spanned.append((i, Rendered(whole, ((len(document.prompt), len(whole)),)), True))
+                    text = document.prompt + document.text
+                    spanned.append((i, Rendered(text, ((len(document.prompt), len(text)),)), True))
                 else:
                     plain.append(i)
             except ValueError as error:
-                made[i] = _failed(document, str(error))
+                rows[i] = _failed(document, str(error))
         texts = [documents[i].text for i in plain]
         for i, encoding in zip(plain, self.backend.encode_batch_fast(texts, add_special_tokens=True), strict=True):
-            made[i] = self._plain(documents[i], np.array(encoding.ids, np.uint32))
+            rows[i] = self._plain(documents[i], np.array(encoding.ids, np.uint32))
         for special in (False, True):
-            part = [(i, rendered) for i, rendered, wanted in spanned if wanted == special]
-            found = self.backend.encode_batch([rendered.text for _, rendered in part], add_special_tokens=special)
-            for (i, rendered), encoding in zip(part, found, strict=True):
-                made[i] = self._spanned(documents[i], rendered, encoding)
-        return [one for one in made if one is not None]
+            part = [(i, rendered) for i, rendered, prefixed in spanned if prefixed == special]
+            encodings = self.backend.encode_batch([rendered.text for _, rendered in part], add_special_tokens=special)
+            for (i, rendered), encoding in zip(part, encodings, strict=True):
+                rows[i] = self._spanned(documents[i], rendered, encoding)
+        return [row for row in rows if row is not None]
 
     def _rendered(self, document: Document) -> Rendered:
         assert self.template is not None, "conversations are read with a template only"
@@ -82,14 +82,14 @@ class Encoder:
         return self._ended(document, ids[:stop], mask[:stop], not rendered.closed)
 
     def _exact(self, document: Document) -> Encoded:
-        said = document.regenerated
-        assert said is not None
-        if said.tokenizer_sha256 != self.sha256:
+        answer = document.regenerated
+        assert answer is not None
+        if answer.tokenizer_sha256 != self.sha256:
             raise ValueError(
-                f"regenerated with the tokenizer {said.tokenizer_sha256[:12]}, this is {self.sha256[:12]}; prepare it with the target's"
+                f"regenerated with the tokenizer {answer.tokenizer_sha256[:12]}, this is {self.sha256[:12]}; prepare it with the target's"
             )
-        ids, mask = np.array(said.tokens, np.uint32), np.zeros(len(said.tokens), np.uint8)
-        for start, end in said.answers:
+        ids, mask = np.array(answer.tokens, np.uint32), np.zeros(len(answer.tokens), np.uint8)
+        for start, end in answer.answers:
             if not 0 <= start < end <= len(ids):
                 raise ValueError(f"an answer at {start}…{end} lies outside its {len(ids)} tokens")
             mask[start:end] = 1
@@ -100,7 +100,7 @@ class Encoder:
     def _ended(
         self, document: Document, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], counts: bool
     ) -> Encoded:
-        """With the end token, to be predicted where it `counts`, unless it is there."""
+        """Append the end token, to be predicted where it `counts`, unless it is there."""
         if len(ids) == 0 or ids[-1] != self.eos_id:
             ids, mask = np.append(ids, np.uint32(self.eos_id)), np.append(mask, np.uint8(counts))
         return Encoded(document, ids, mask)

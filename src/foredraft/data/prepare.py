@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from foredraft import records
 from foredraft.data import tokenizer as tokenizers
-from foredraft.data.chat import Template
+from foredraft.data.chat import ChatTemplate
 from foredraft.data.encoding import Encoder
 from foredraft.data.sources import Document, Mode, Origin, Skips, origins, read
 from foredraft.data.token_writer import TokenWriter
@@ -65,7 +65,7 @@ def prepare(
         raise ValueError(f"documents must be at least 1, got {documents}")
     found, skips = origins(inputs), Skips(on_error)
     loaded = tokenizers.load(tokenizer)
-    shape = Template(loaded, template) if chat else None
+    shape = ChatTemplate(loaded, template) if chat else None
     names = (TRAIN, HELD_OUT) if val_share else ("",)
     with records.whole_folder(out) as folder, ExitStack() as files:
         writers = {

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foredraft import records
-from foredraft.data.chat import Template
+from foredraft.data.chat import ChatTemplate
 from foredraft.data.sources import Document, Message, Regenerated, Skips, origins, read
 from foredraft.decode.batch import Request, Sequence
 from foredraft.decode.engine import Engine
@@ -131,7 +131,7 @@ def digest(asked: list[Asked]) -> str:
 class Talk:
     """One prompt on its way: what was said, in tokens and in words, and what is yet to be asked."""
 
-    def __init__(self, asked: Asked, settings: Settings, tokenizer: Any, template: Template | None) -> None:
+    def __init__(self, asked: Asked, settings: Settings, tokenizer: Any, template: ChatTemplate | None) -> None:
         self.asked, self.settings, self.tokenizer, self.template = asked, settings, tokenizer, template
         self.left = asked.turns
         self.messages: list[Message] = []
@@ -234,7 +234,7 @@ def regenerate(
     What `out` holds already is kept, but for a torn last line. Raises ValueError where it was begun with other
     settings, on a prompt that does not fit the engine's context (unless skipped), or without a chat template.
     """
-    template, skips = None if settings.plain else Template(tokenizer), skips or Skips("stop")
+    template, skips = None if settings.plain else ChatTemplate(tokenizer), skips or Skips("stop")
     out = Path(out)
     there = _reopened(out, settings)
     written, tokens, size = 0, 0, settings.batch * GROUP
