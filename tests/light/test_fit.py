@@ -15,7 +15,6 @@ import pytest
 
 from foredraft.laws import forms
 from foredraft.laws.fit import (
-    accept_prob_from_counts,
     behind,
     choose,
     fit,
@@ -124,15 +123,6 @@ def deep_runs(rng: np.random.Generator) -> list[Observation]:
     return rows
 
 
-def requests(rng: np.random.Generator, num: int = 40, alpha: float = 0.8, lookahead: int = 5) -> list[Observation]:
-    rows = []
-    for run in range(num):
-        steps = int(rng.integers(10, 80))
-        accepted = int(np.minimum(rng.geometric(1 - alpha, steps) - 1, lookahead).sum())
-        rows.append(observe(run, lookahead=lookahead, accepted=accepted, drafted=steps * lookahead))
-    return rows
-
-
 CASES = {
     "law_1_1": (forms.LAW_1_1, log_linear_runs, LOG_LINEAR, ({"draft_tokens": 3e9}, {"draft_tokens": 1e12})),
     "loss_law": (
@@ -229,15 +219,6 @@ def test_ignoring_runs_undercovers() -> None:
         apart = [msgspec.structs.replace(row, run=str(i)) for i, row in enumerate(rows)]
         estimates.append(predict(fit(forms.LAW_1_1, apart, draws=DRAWS, seed=seed), draft_tokens=3e9))
     assert covers(estimates, float(forms.LAW_1_1.predict(LOG_LINEAR, draft_tokens=3e9))) < 0.8
-
-
-def test_intervals_of_alpha_from_counts_cover() -> None:
-    estimates = [
-        accept_prob_from_counts(requests(np.random.default_rng(seed)), draws=400, seed=seed)
-        for seed in range(SIMULATIONS)
-    ]
-    assert acceptable(covers(estimates, 0.8))
-    assert not acceptable(covers(estimates, 0.8, width=0.5))
 
 
 def test_new_run_intervals_cover_the_next_run() -> None:
@@ -591,22 +572,3 @@ def test_a_trees_survival_is_no_alpha() -> None:
     chain = observe("a", survival=(0.5, 0.25), steps=100, lookahead=2, topk=1)
     assert outcome(forms.ACCEPT_SIZE, chain) == pytest.approx(0.5)
     assert outcome(forms.ACCEPT_SIZE, msgspec.structs.replace(chain, topk=4, tree_nodes=16)) is None
-
-
-def test_alpha_from_counts() -> None:
-    """All accepted or none: the point sits at the end and the interval is one-sided; mixed lookaheads are refused."""
-    found = accept_prob_from_counts(requests(np.random.default_rng(0), num=4000, alpha=0.7))
-    assert found.value == pytest.approx(0.7, abs=0.01)
-    full = accept_prob_from_counts([observe(i, lookahead=1, accepted=10, drafted=10) for i in range(3)])
-    assert (full.value, full.high) == (1.0, 1.0)
-    assert full.low == pytest.approx(0.05 ** (1 / 30))
-    none = accept_prob_from_counts([observe(i, lookahead=1, accepted=0, drafted=10) for i in range(3)])
-    assert (none.low, none.value) == (0.0, 0.0)
-    assert none.high == pytest.approx(1 - 0.05 ** (1 / 30))
-    rows = [observe(0, lookahead=1, accepted=1, drafted=2), observe(1, lookahead=2, accepted=1, drafted=2)]
-    with pytest.raises(ValueError, match=r"lookahead must be one value of at least 1, got \[1, 2\]"):
-        accept_prob_from_counts(rows)
-    with pytest.raises(ValueError, match="at least 2 requests"):
-        accept_prob_from_counts(rows[:1])
-    with pytest.raises(ValueError, match="needs lookahead, accepted and drafted"):
-        accept_prob_from_counts([])

@@ -14,10 +14,8 @@ def random_fraction(rng, denominator=12):
     return Fraction(int(rng.integers(0, denominator + 1)), denominator)
 
 
-def random_tree(rng, nodes):
-    """Random parents, with fractions that add to at most 1 over siblings."""
-    parents = [int(rng.integers(-1, node)) for node in range(nodes)]
-    return parents, [random_fraction(rng) / parents.count(parent) for parent in parents]
+def chain(accept):
+    return law.tokens_per_step_from_survival(law.survival(accept))
 
 
 def enumerate_chain(accept, bonus=1):
@@ -34,25 +32,18 @@ def enumerate_chain(accept, bonus=1):
 def tree_outcomes(parents, accept, node=-1):
     """Every outcome below `node` as (probability, tokens): the target picks one child and goes on, or none."""
     children = [child for child, parent in enumerate(parents) if parent == node]
-    yield 1 - sum((accept[child] for child in children), Fraction(0)), 1
+    yield 1 - sum(accept[child] for child in children), 1
     for child in children:
         for weight, tokens in tree_outcomes(parents, accept, child):
             yield accept[child] * weight, 1 + tokens
 
 
-def enumerate_tree(parents, accept):
+def tokens_by_rank(parents, table, ranks):
+    """τ of a tree whose nodes are accepted as their depth and rank say, over all its outcomes."""
+    accept = table[law.node_depths(parents), ranks]
     outcomes = list(tree_outcomes(parents, accept))
-    assert sum(weight for weight, _ in outcomes) == 1
+    assert sum(weight for weight, _ in outcomes) == pytest.approx(1)
     return sum(weight * tokens for weight, tokens in outcomes)
-
-
-def independent_siblings(parents, accept):
-    """Wrong on purpose: a level survives if any of its siblings does, each tossed on its own."""
-    children = [child for child, parent in enumerate(parents) if parent == -1]
-    missed = Fraction(1)
-    for child in children:
-        missed *= 1 - accept[child]
-    return 1 + (1 - missed)
 
 
 @pytest.mark.parametrize("lookahead", range(6))
@@ -60,7 +51,7 @@ def test_chain_equals_enumeration_exactly(lookahead):
     rng = np.random.default_rng(lookahead)
     for _ in range(5):
         accept = [random_fraction(rng) for _ in range(lookahead)]
-        tokens = law.tokens_per_step_chain(np.array(accept, dtype=object))
+        tokens = chain(np.array(accept, dtype=object))
         assert tokens == enumerate_chain(accept)
         assert tokens != enumerate_chain(accept, bonus=0)
 
@@ -68,8 +59,8 @@ def test_chain_equals_enumeration_exactly(lookahead):
 def test_chain_batches_and_agrees_with_constant():
     accept = np.array([0.0, 0.3, 0.85, 1.0])
     for lookahead in range(9):
-        chain = law.tokens_per_step_chain(np.repeat(accept[:, None], lookahead, axis=1))
-        np.testing.assert_allclose(law.tokens_per_step_constant(accept, lookahead), chain, rtol=1e-14)
+        steps = chain(np.repeat(accept[:, None], lookahead, axis=1))
+        np.testing.assert_allclose(law.tokens_per_step_constant(accept, lookahead), steps, rtol=1e-14)
 
 
 def test_constant_is_stable_near_one():
@@ -77,37 +68,6 @@ def test_constant_is_stable_near_one():
     assert law.tokens_per_step_constant(1 - 1e-13, 7) == pytest.approx(exact, rel=1e-14)
     assert law.tokens_per_step_constant(1, 7) == 8
     assert law.tokens_per_step_constant(0.7, 2.5) == pytest.approx((1 - 0.7**3.5) / 0.3, rel=1e-14)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_tree_equals_enumeration_exactly(seed):
-    rng = np.random.default_rng(seed)
-    parents, accept = random_tree(rng, int(rng.integers(1, 9)))
-    assert law.tokens_per_step_tree(parents, np.array(accept, dtype=object)) == enumerate_tree(parents, accept)
-
-
-def test_independent_siblings_are_a_different_law():
-    parents, accept = [-1, -1], [Fraction(1, 2), Fraction(1, 3)]
-    assert law.tokens_per_step_tree(parents, np.array(accept, dtype=object)) == Fraction(11, 6)
-    assert independent_siblings(parents, accept) == Fraction(5, 3)
-
-
-def test_chain_is_a_tree():
-    accept = np.random.default_rng(0).random((3, 5))
-    np.testing.assert_allclose(
-        law.tokens_per_step_tree(law.chain_parents(5), accept), law.tokens_per_step_chain(accept), rtol=1e-14
-    )
-
-
-def test_tree_by_rank_reads_the_table():
-    parents = [-1, -1, 0, 0, 1]
-    table = [[0.6, 0.2], [0.5, 0.3]]
-    assert law.node_depths(parents).tolist() == [0, 0, 1, 1, 1]
-    assert law.node_ranks(parents).tolist() == [0, 1, 0, 1, 0]
-    expected = 1 + 0.6 + 0.2 + 0.6 * 0.5 + 0.6 * 0.3 + 0.2 * 0.5
-    assert law.tokens_per_step_tree_by_rank(parents, table) == pytest.approx(expected, rel=1e-14)
-    swapped = law.tokens_per_step_tree_by_rank([-1], table, ranks=[1])
-    assert swapped == pytest.approx(1.2, rel=1e-14)
 
 
 def all_trees(nodes, depth, topk):
@@ -137,9 +97,9 @@ def test_best_tree_equals_brute_force(seed):
     best = law.best_tree(table, 4)
     for nodes in range(5):
         trees = all_trees(nodes, 3, 3)
-        brute = max(law.tokens_per_step_tree_by_rank(parents, table, ranks) for parents, ranks in trees)
+        brute = max(tokens_by_rank(parents, table, ranks) for parents, ranks in trees)
         assert best.tokens_per_step[nodes] == pytest.approx(brute, rel=1e-13)
-    again = law.tokens_per_step_tree_by_rank(best.parents, table, best.ranks)
+    again = tokens_by_rank(best.parents.tolist(), table, best.ranks.tolist())
     assert again == pytest.approx(best.tokens_per_step[-1], rel=1e-13)
 
 
@@ -175,7 +135,8 @@ def test_accept_prob_inverts_rate_and_tokens():
     rate = np.array([np.mean([a**i for i in range(1, g + 1)]) for a, g in zip(alpha, lookahead, strict=True)])
     np.testing.assert_allclose(law.accept_prob_from_rate(rate, lookahead), alpha, atol=1e-9)
     tokens = law.tokens_per_step_constant(alpha, lookahead)
-    np.testing.assert_allclose(law.accept_prob_from_tokens_per_step(tokens, lookahead), alpha, atol=1e-9)
+    rates = law.rate_from_tokens_per_step(tokens, lookahead)
+    np.testing.assert_allclose(law.accept_prob_from_rate(rates, lookahead), alpha, atol=1e-9)
     assert law.accept_prob_from_rate(0, 5) == 0
     assert law.accept_prob_from_rate(1, 5) == 1
     assert isinstance(law.accept_prob_from_rate(0.5, 5), float)
@@ -186,8 +147,7 @@ def test_converters_round_trip():
     joint = law.survival(accept)
     np.testing.assert_allclose(law.accept_given_prefix_from_survival(joint), accept, rtol=1e-14)
     tokens = law.tokens_per_step_from_survival(joint)
-    np.testing.assert_allclose(tokens, law.tokens_per_step_chain(accept))
-    np.testing.assert_allclose(law.tokens_per_step_from_accepted(law.accepted_per_step(tokens)), tokens)
+    np.testing.assert_allclose(tokens, chain(accept))
     np.testing.assert_allclose(law.tokens_per_step_from_rate(law.rate_from_tokens_per_step(tokens, 3), 3), tokens)
     unseen = law.accept_given_prefix_from_survival([0.5, 0.0, 0.0])
     assert unseen[:2].tolist() == [0.5, 0.0]
@@ -195,28 +155,47 @@ def test_converters_round_trip():
 
 
 @pytest.mark.parametrize(
+    ("conditional", "joint", "tau"),
+    [
+        ((0.5, 0.5, 0.5), (0.5, 0.25, 0.125), 1.875),
+        ((0.8, 0.75, 0.5), (0.8, 0.6, 0.3), 2.7),
+        ((1.0, 0.0), (1.0, 0.0), 2.0),
+    ],
+)
+def test_joint_and_conditional_by_position(conditional, joint, tau):
+    assert law.survival(conditional) == pytest.approx(joint)
+    assert law.accept_given_prefix_from_survival(joint) == pytest.approx(conditional)
+    assert law.tokens_per_step_from_survival(joint) == pytest.approx(tau)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "lookahead", "rate"),
+    [(0.5, 1, 0.5), (0.5, 2, 0.375), (0.8, 3, (0.8 + 0.64 + 0.512) / 3), (0.0, 4, 0.0), (1.0, 4, 1.0)],
+)
+def test_accepted_over_drafted_is_not_alpha(alpha, lookahead, rate):
+    """Σ α^i / k by hand, and solved back."""
+    assert law.rate_from_tokens_per_step(law.tokens_per_step_constant(alpha, lookahead), lookahead) == pytest.approx(
+        rate
+    )
+    assert law.accept_prob_from_rate(rate, lookahead) == pytest.approx(alpha, abs=1e-9)
+
+
+@pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: law.tokens_per_step_chain([0.5, 1.2]), "accept_given_prefix must lie in"),
-        (lambda: law.tokens_per_step_chain([0.5, np.nan]), "accept_given_prefix must lie in"),
+        (lambda: chain([0.5, 1.2]), "accept_given_prefix must lie in"),
+        (lambda: chain([0.5, np.nan]), "accept_given_prefix must lie in"),
         (lambda: law.tokens_per_step_constant(0.5, -1), "lookahead must lie in"),
-        (lambda: law.tokens_per_step_tree([-1, 1], [0.5, 0.5]), r"parents\[1\]"),
-        (lambda: law.tokens_per_step_tree([-1, -1], [0.6, 0.6]), "accept adds to 1.2 > 1 over the children"),
-        (lambda: law.tokens_per_step_tree([-1, 0], [0.6]), "one per node"),
-        (lambda: law.tokens_per_step_tree_by_rank([-1, 0], [[0.5]]), "add rows or ranks"),
-        (lambda: law.tokens_per_step_tree_by_rank([-1, -1], [[0.3, 0.1]], [0, 0]), "ranks must differ"),
         (lambda: law.best_tree([[0.9, 0.9]], 3), "adds to more than 1"),
         (lambda: law.best_tree([[0.9]], -1), "tree_nodes must not be negative"),
         (lambda: law.rank_acceptance(0.5, 0, 1), "topk must be at least 1"),
         (lambda: law.accept_prob_from_rate(1.1, 5), "rate must lie in"),
         (lambda: law.accept_prob_from_rate(0.5, 0), "lookahead must be positive"),
-        (lambda: law.accept_prob_from_tokens_per_step(7.0, 5), "must not exceed lookahead"),
-        (lambda: law.accepted_per_step(0.5), "add 1 if the bonus token was left out"),
-        (lambda: law.tokens_per_step_from_accepted(-0.5), "accepted_per_step must lie in"),
+        (lambda: law.rate_from_tokens_per_step(7.0, 5), "must not exceed lookahead"),
+        (lambda: law.rate_from_tokens_per_step(0.5, 5), "add 1 if the bonus token was left out"),
         (lambda: law.accept_given_prefix_from_survival([0.5, 0.6]), "survival must not rise"),
         (lambda: law.speedup_leviathan(0.5, 3, -0.1), "cost_ratio must lie in"),
         (lambda: law.tokens_per_flop(0.5, 3, 0, 1e9), "draft_params must be positive"),
-        (lambda: law.best_integer_lookahead(1.0, 100), "accept_prob is 1"),
     ],
 )
 def test_impossible_values_are_refused_in_one_line(call, words):
@@ -238,10 +217,6 @@ def test_leviathan_tables():
     np.testing.assert_allclose(law.speedup_leviathan(alpha, lookahead, cost), expected, atol=5.1e-4)
     forgot_bonus = law.speedup_leviathan(alpha, lookahead, cost) - 1 / (lookahead * cost + 1)
     assert np.all(np.abs(forgot_bonus - expected) > 0.1)
-
-
-def test_operations_factor():
-    assert law.operations_factor_leviathan(0.8, 5, 0.05) == pytest.approx(0.2 * (5 * 0.05 + 6) / (1 - 0.8**6))
 
 
 def test_tokens_per_flop_is_leviathan_speedup_over_plain_decoding():
@@ -277,13 +252,3 @@ def test_optimal_lookahead_at_the_ends():
     huge = law.optimal_lookahead(0.5, 1e9)  # α^{r−1} underflows here
     slope = [law.tokens_per_flop(0.5, huge + step, 1.0, 1e9) for step in (-0.01, 0, 0.01)]
     assert slope[1] > max(slope[0], slope[2])
-
-
-def test_best_integer_lookahead_equals_brute_force():
-    rng = np.random.default_rng(12)
-    alpha, ratio = rng.uniform(0.05, 0.95, 300), 10 ** rng.uniform(-0.3, 4, 300)
-    grid = np.arange(400)
-    found = law.tokens_per_flop(alpha[:, None], grid, 1.0, ratio[:, None])
-    best = law.best_integer_lookahead(alpha, ratio)
-    np.testing.assert_allclose(found[np.arange(300), best], found.max(axis=1), rtol=1e-13)
-    assert np.mean(best == found.argmax(axis=1)) > 0.99  # ties aside

@@ -15,8 +15,7 @@ from scipy.special import ndtri
 from foredraft.laws import forms
 from foredraft.laws.forms import law_named
 from foredraft.laws.law import Array, Law
-from foredraft.laws.speedup import accept_prob_from_rate
-from foredraft.laws.varpro import FitTable, bootstrap, point, residuals, shape_grid, wild_weights
+from foredraft.laws.varpro import FitTable, bootstrap, point, residuals, shape_grid
 from foredraft.records import Estimate, Fit, Observation, Provenance
 
 MIN_SLOPE = 1e-3  # of a bounded link at its very ends
@@ -364,47 +363,3 @@ def _fit_pools(law: Law, rows: Sequence[Observation], draws: int, seed: int) -> 
             failed.setdefault(str(error), []).append(pool_label(law, pool[0]))
     more = {text: f" (and {len(labels) - 1} more pools)" if len(labels) > 1 else "" for text, labels in failed.items()}
     return fits, {f"{law.name} [{labels[0]}]": text + more[text] for text, labels in failed.items()}
-
-
-# --- A constant α from counts ---
-
-
-def accept_prob_from_counts(
-    observations: Iterable[Observation], *, draws: int = 2000, seed: int = 0, level: float = 0.9
-) -> Estimate:
-    """Constant α per token from accepted and drafted counts of requests (run = request) at one lookahead.
-
-    The interval is a cluster bootstrap of the pooled rate over requests, leverage-corrected and t-scaled as in `fit`.
-    Where all or none were accepted, it is Clopper and Pearson's on the drafted tokens.
-    """
-    rows = list(observations)
-    lookahead, accepted, drafted = _rate_table(rows)
-    rate = float(accepted.sum() / drafted.sum())
-    if rate in (0.0, 1.0):
-        bound = ((1 - level) / 2) ** (1 / drafted.sum())
-        rates = (bound, 1.0) if rate else (0.0, 1 - bound)
-    else:
-        share = drafted / drafted.sum()
-        pull = (accepted - rate * drafted) / drafted.sum() / (1 - share)
-        wild = wild_weights(np.arange(len(drafted)), draws, np.random.default_rng(seed))
-        rates = np.clip(np.quantile(rate + wild @ pull, [(1 - level) / 2, (1 + level) / 2]), 0, 1)
-    low, value, high = (float(accept_prob_from_rate(one, lookahead)) for one in (rates[0], rate, rates[1]))
-    source = f"accepted/drafted of {len(drafted)} requests at lookahead {lookahead}"
-    return Estimate(value=value, low=low, high=high, unit="probability per token", source=source, level=level)
-
-
-def _rate_table(rows: Sequence[Observation]) -> tuple[int, Array, Array]:
-    """Lookahead, and accepted and drafted tokens per run."""
-    if any(row.lookahead is None or row.accepted is None or row.drafted is None for row in rows) or not rows:
-        raise ValueError("accept_prob_from_counts needs lookahead, accepted and drafted of every request: add them")
-    lookaheads = {row.lookahead for row in rows if row.lookahead is not None}
-    if len(lookaheads) > 1 or min(lookaheads) < 1:
-        raise ValueError(f"lookahead must be one value of at least 1, got {sorted(lookaheads)}: solve each apart")
-    runs = np.unique([row.run for row in rows], return_inverse=True)[1]
-    accepted = np.bincount(runs, [row.accepted or 0 for row in rows])
-    drafted = np.bincount(runs, [row.drafted or 0 for row in rows])
-    if (drafted > 0).sum() < 2:
-        raise ValueError(
-            "accept_prob_from_counts needs at least 2 requests (runs) with drafted tokens: name a run per request"
-        )
-    return lookaheads.pop(), accepted[drafted > 0], drafted[drafted > 0]

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
 
 from foredraft.laws.law import LOG_MINUS_LOG, LOGIT, Array, Inputs, Law, Term
-from foredraft.records import Estimate, Record, decode
+from foredraft.records import Record, decode
 
 # Features, and the bounds of powers, that several laws share.
 
@@ -121,32 +120,6 @@ ACCEPT_PLANE = Law(
 )
 SDSL_PLANE: Mapping[str, float] = {"A1": -0.0067, "B1": 0.01297, "C1": 0.642}
 """Published coefficients (arXiv:2603.11053): 13 targets and their drafts on HellaSwag, R² 0.602."""
-SDSL_PLANE_RESIDUAL_SD = 0.00128**0.5
-"""Square root of the plane's published MSE, probability."""
-SDSL_PLANE_DOMAIN: Mapping[str, tuple[float, float]] = {
-    "draft_perplexity": (4.0, 40.0),
-    "target_perplexity": (4.0, 40.0),
-}
-"""About the range of its data. With a draft no better than its target the plane cannot exceed 0.70 at target perplexity
-10, where standalone drafts measure .72-.89."""
-
-
-def sdsl_accept_prob(draft_perplexity: float, target_perplexity: float, level: float = 0.9) -> Estimate:
-    """α on the published plane; the interval is for a new pair and rests on the residual sd alone."""
-    inputs = {"draft_perplexity": draft_perplexity, "target_perplexity": target_perplexity}
-    value = float(ACCEPT_PLANE.predict(SDSL_PLANE, **inputs))
-    half = float(ndtri((1 + level) / 2)) * SDSL_PLANE_RESIDUAL_SD
-    low, mid, high = np.clip([value - half, value, value + half], 0, 1).tolist()
-    outside = tuple(name for name, (least, most) in SDSL_PLANE_DOMAIN.items() if not least <= inputs[name] <= most)
-    return Estimate(
-        value=mid,
-        low=low,
-        high=high,
-        unit=ACCEPT_PLANE.unit,
-        source=ACCEPT_PLANE.source,
-        level=level,
-        extrapolates=outside,
-    )
 
 
 def _accept(name: str, formula: str, inputs: tuple[str, ...], terms: tuple[Term, ...], note: str, **kwargs: Any) -> Law:

@@ -153,12 +153,6 @@ class Law:
         eta = (self.basis(flat, vectors[:, num:]) * vectors[:, None, :num]).sum(axis=-1)
         return eta.reshape(theta.shape[:-1] + features.shape[:-1])
 
-    def gradient(self, parameters: Mapping[str, float] | ArrayLike, **inputs: ArrayLike) -> Array:
-        """d output / d parameters [*inputs, P] at one parameter vector."""
-        features = self.features(inputs)
-        eta, slopes = self.linear_gradient(features.reshape(-1, len(self.terms)), self.theta(parameters)[None])
-        return (self.link.slope(eta[0])[:, None] * slopes[0]).reshape(*features.shape[:-1], -1)
-
     def refuse(self, observations: Iterable[Observation]) -> None:
         """Raise ValueError on observations whose outcomes or inputs are not comparable under this law."""
         rows = list(observations)

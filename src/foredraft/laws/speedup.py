@@ -1,8 +1,8 @@
-"""Exact combinatorics of speculative decoding: from acceptance to tokens per step, and from tokens per step to speed.
+"""Exact combinatorics of speculative decoding: from acceptance to tokens per step, and from tokens per step to speed; and the
+way from one definition of acceptance to another.
 
-Promises: every formula is exact under its stated assumption and broadcasts over numpy arrays; chains and trees also
-take `fractions.Fraction` and then answer in fractions. Refuses to know: where acceptance comes from, how long a step
-takes, files.
+Promises: every formula is exact under its stated assumption and broadcasts over numpy arrays; survival and τ of a chain also
+take `fractions.Fraction` and then answer in fractions. Refuses to know: where acceptance comes from, how long a step takes.
 
 Chains: `accept_given_prefix[i]` is P(draft token i accepted | all before it accepted), on the last axis.
 Trees: `parents[i]` is the index of node i's parent, -1 for the root, which is excluded; parents come before children.
@@ -52,16 +52,6 @@ def _positive(name: str, values: ArrayLike) -> np.ndarray:
 # Chains
 
 
-def survival(accept_given_prefix: ArrayLike) -> Numeric:
-    """S_i = Π_{j≤i} α_j, P(at least i draft tokens accepted), i = 1..γ on the last axis."""
-    return np.cumprod(_probability("accept_given_prefix", accept_given_prefix), axis=-1)
-
-
-def tokens_per_step_chain(accept_given_prefix: ArrayLike) -> Numeric:
-    """τ = 1 + Σ_i Π_{j≤i} α_j, tokens per target step with the bonus token; exact for any chain."""
-    return 1 + survival(accept_given_prefix).sum(axis=-1)
-
-
 def tokens_per_step_constant(accept_prob: ArrayLike, lookahead: ArrayLike) -> Numeric:
     """τ = (1 − α^{γ+1})/(1 − α), tokens per target step at a constant α (arXiv 2211.17192 eq. 1); γ may be real."""
     alpha, gamma = _probability("accept_prob", accept_prob).astype(float), _not_negative("lookahead", lookahead)
@@ -73,62 +63,12 @@ def tokens_per_step_constant(accept_prob: ArrayLike, lookahead: ArrayLike) -> Nu
 # Trees
 
 
-def _checked_parents(parents: Sequence[int] | np.ndarray) -> list[int]:
-    checked = [int(parent) for parent in parents]
-    for node, parent in enumerate(checked):
-        if not -1 <= parent < node:
-            raise ValueError(f"parents[{node}] must lie in [-1, {node - 1}], got {parent}: list parents first")
-    return checked
-
-
-def chain_parents(lookahead: int) -> np.ndarray:
-    """The chain of `lookahead` tokens as a tree."""
-    return np.arange(lookahead) - 1
-
-
 def node_depths(parents: Sequence[int] | np.ndarray) -> np.ndarray:
     """Depth of each node; the root's children have depth 0."""
     depths: list[int] = []
-    for parent in _checked_parents(parents):
+    for parent in parents:
         depths.append(0 if parent < 0 else depths[parent] + 1)
     return np.array(depths, dtype=int)
-
-
-def node_ranks(parents: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Rank of each node among its siblings in order of index: the first child listed has rank 0."""
-    seen: dict[int, int] = {}
-    ranks = []
-    for parent in _checked_parents(parents):
-        ranks.append(seen.get(parent, 0))
-        seen[parent] = ranks[-1] + 1
-    return np.array(ranks, dtype=int)
-
-
-def _check_siblings(parents: list[int], accept: np.ndarray) -> None:
-    """Siblings exclude each other, so their probabilities must add to at most 1."""
-    for parent in sorted(set(parents)):
-        total = accept[..., [node for node, above in enumerate(parents) if above == parent]].sum(axis=-1)
-        if np.any(total > 1 + ROUNDING):
-            worst, where = float(np.max(total)), "the root" if parent < 0 else f"node {parent}"
-            raise ValueError(f"accept adds to {worst:.4g} > 1 over the children of {where}: at most one is accepted")
-
-
-def node_reach(parents: Sequence[int] | np.ndarray, accept: ArrayLike) -> np.ndarray:
-    """P(node accepted) = Π of `accept` over its path; `accept[..., i]` is P(node i accepted | its parent accepted)."""
-    above = _checked_parents(parents)
-    reach = np.array(_probability("accept", accept))
-    if reach.shape[-1:] != (len(above),):
-        raise ValueError(f"accept must have {len(above)} values, one per node, on its last axis, got {reach.shape}")
-    _check_siblings(above, reach)
-    for node, parent in enumerate(above):
-        if parent >= 0:
-            reach[..., node] = reach[..., node] * reach[..., parent]
-    return reach
-
-
-def tokens_per_step_tree(parents: Sequence[int] | np.ndarray, accept: ArrayLike) -> Numeric:
-    """τ = 1 + Σ_nodes Π_path accept, tokens per target step with the bonus token; exact, one path being accepted."""
-    return 1 + node_reach(parents, accept).sum(axis=-1)
 
 
 def _checked_table(accept_by_depth_rank: ArrayLike) -> np.ndarray:
@@ -138,22 +78,6 @@ def _checked_table(accept_by_depth_rank: ArrayLike) -> np.ndarray:
     if np.any(table.sum(axis=1) > 1 + ROUNDING):
         raise ValueError("accept_by_depth_rank has a row that adds to more than 1: ranks exclude each other")
     return table
-
-
-def tokens_per_step_tree_by_rank(
-    parents: Sequence[int] | np.ndarray,
-    accept_by_depth_rank: ArrayLike,
-    ranks: Sequence[int] | np.ndarray | None = None,
-) -> Numeric:
-    """τ of a tree when acceptance depends on depth and rank alone; `ranks` defaults to the order of siblings."""
-    table, depths = _checked_table(accept_by_depth_rank), node_depths(parents)
-    ranks = node_ranks(parents) if ranks is None else np.asarray(ranks, dtype=int)
-    if len(depths) and (depths.max() >= table.shape[0] or ranks.max() >= table.shape[1]):
-        need = (int(depths.max()) + 1, int(ranks.max()) + 1)
-        raise ValueError(f"accept_by_depth_rank has shape {table.shape} but the tree needs {need}: add rows or ranks")
-    if len(set(zip(parents, ranks.tolist(), strict=True))) < len(depths):
-        raise ValueError("ranks must differ among siblings: two children of one node cannot be the same choice")
-    return tokens_per_step_tree(parents, table[depths, ranks])
 
 
 @dataclass(frozen=True)
@@ -225,22 +149,38 @@ def rank_acceptance(accept_prob: ArrayLike, topk: int, tail: ArrayLike) -> np.nd
     return np.concatenate([first, -np.diff(missed, axis=-1)], axis=-1)
 
 
-# Definitions that collide: one converter for each pair
+# Definitions of acceptance, of chains: a rate is accepted over drafted tokens, joint acceptance is survival (vLLM's rates by
+# position), conditional acceptance is given that all before were accepted.
 
 
-def tokens_per_step_from_accepted(accepted_per_step: ArrayLike) -> Numeric:
-    """τ from draft tokens accepted per step (counts without the bonus token: HF, AIC)."""
-    return 1 + _not_negative("accepted_per_step", accepted_per_step)
+def survival(accept_given_prefix: ArrayLike) -> Numeric:
+    """S_i = Π_{j≤i} α_j, P(at least i draft tokens accepted), i = 1..γ on the last axis."""
+    return np.cumprod(_probability("accept_given_prefix", accept_given_prefix), axis=-1)
 
 
-def accepted_per_step(tokens_per_step: ArrayLike) -> Numeric:
-    """Draft tokens accepted per step, without the bonus token, from τ (vLLM's, SGLang's and EAGLE's accept length)."""
-    return _within("tokens_per_step", tokens_per_step, 1, math.inf, "add 1 if the bonus token was left out") - 1
+def accept_given_prefix_from_survival(joint: ArrayLike) -> Numeric:
+    """α_i = S_i / S_{i−1}; NaN where S_{i−1} is 0, for nothing was seen there."""
+    joint = _checked_survival(joint).astype(float)
+    before = np.concatenate([np.ones_like(joint[..., :1]), joint[..., :-1]], axis=-1)
+    return np.divide(joint, before, out=np.full(joint.shape, np.nan), where=before > 0)
+
+
+def tokens_per_step_from_survival(joint: ArrayLike) -> Numeric:
+    """τ = 1 + Σ_i S_i, tokens per target step with the bonus token; exact for any chain."""
+    return 1 + _checked_survival(joint).sum(axis=-1)
+
+
+def _checked_survival(joint: ArrayLike) -> np.ndarray:
+    values = _probability("survival", joint)
+    if np.any(np.diff(values, axis=-1) > ROUNDING):
+        raise ValueError("survival must not rise along positions: conditional rates belong in accept_given_prefix")
+    return values
 
 
 def rate_from_tokens_per_step(tokens_per_step: ArrayLike, lookahead: ArrayLike) -> Numeric:
     """Acceptance rate accepted/drafted = (τ − 1)/γ of a chain; not α, which is conditional on the prefix."""
-    rate = np.asarray(accepted_per_step(tokens_per_step) / _positive("lookahead", lookahead))
+    tau = _within("tokens_per_step", tokens_per_step, 1, math.inf, "add 1 if the bonus token was left out")
+    rate = np.asarray((tau - 1) / _positive("lookahead", lookahead))
     if np.any(rate > 1 + ROUNDING):
         raise ValueError(f"tokens_per_step must not exceed lookahead + 1, got an acceptance rate of {rate.max():.4g}")
     return np.minimum(rate, 1.0)[()]
@@ -249,25 +189,6 @@ def rate_from_tokens_per_step(tokens_per_step: ArrayLike, lookahead: ArrayLike) 
 def tokens_per_step_from_rate(rate: ArrayLike, lookahead: ArrayLike) -> Numeric:
     """τ = 1 + γ·rate of a chain from the acceptance rate accepted/drafted."""
     return 1 + _positive("lookahead", lookahead) * _probability("rate", rate, "rate is accepted / drafted")
-
-
-def tokens_per_step_from_survival(joint: ArrayLike) -> Numeric:
-    """τ = 1 + Σ_i S_i from joint per-position acceptance (vLLM's per-position rates)."""
-    return 1 + _checked_survival(joint).sum(axis=-1)
-
-
-def accept_given_prefix_from_survival(joint: ArrayLike) -> Numeric:
-    """α_i = S_i / S_{i−1} from joint per-position acceptance; NaN where S_{i−1} is 0, for nothing was seen there."""
-    joint = _checked_survival(joint)
-    before = np.concatenate([np.ones_like(joint[..., :1]), joint[..., :-1]], axis=-1)
-    return np.divide(joint, before, out=np.full(joint.shape, np.nan), where=before > 0)
-
-
-def _checked_survival(joint: ArrayLike) -> np.ndarray:
-    values = _probability("survival", joint).astype(float)
-    if np.any(np.diff(values, axis=-1) > ROUNDING):
-        raise ValueError("survival must not rise along positions: conditional rates belong in accept_given_prefix")
-    return values
 
 
 def accept_prob_from_rate(rate: ArrayLike, lookahead: ArrayLike) -> Numeric:
@@ -287,11 +208,6 @@ def _solve_accept_prob(rate: float, lookahead: float) -> float:
     return float(brentq(excess, 0.0, 1.0))  # pyright: ignore[reportArgumentType]
 
 
-def accept_prob_from_tokens_per_step(tokens_per_step: ArrayLike, lookahead: ArrayLike) -> Numeric:
-    """The constant α at which a chain of γ yields τ tokens per step, bonus token included."""
-    return accept_prob_from_rate(rate_from_tokens_per_step(tokens_per_step, lookahead), lookahead)
-
-
 # Speed
 
 
@@ -299,12 +215,6 @@ def speedup_leviathan(accept_prob: ArrayLike, lookahead: ArrayLike, cost_ratio: 
     """Walltime speedup (1 − α^{γ+1})/((1 − α)(γc + 1)), c = draft step / target step (arXiv 2211.17192 Theorem 3.8)."""
     cost = 1 + np.asarray(lookahead) * _not_negative("cost_ratio", cost_ratio)
     return tokens_per_step_constant(accept_prob, lookahead) / cost
-
-
-def operations_factor_leviathan(accept_prob: ArrayLike, lookahead: ArrayLike, flops_ratio: ArrayLike) -> Numeric:
-    """Growth of arithmetic per token (1 − α)(γĉ + γ + 1)/(1 − α^{γ+1}), ĉ = draft / target FLOPs (Theorem 3.11)."""
-    flops = 1 + np.asarray(lookahead) * (1 + _not_negative("flops_ratio", flops_ratio))
-    return flops / tokens_per_step_constant(accept_prob, lookahead)
 
 
 def tokens_per_flop(
@@ -342,13 +252,3 @@ def _lambert_excess(depth: np.ndarray) -> np.ndarray:
     for _ in range(8):
         excess = excess - (excess - np.log1p(excess) - depth) * (1 + excess) / excess
     return excess
-
-
-def best_integer_lookahead(accept_prob: ArrayLike, params_ratio: ArrayLike) -> Numeric:
-    """The whole γ with the largest T(N, γ): the better neighbour of γ*, since T has one maximum."""
-    gamma = np.asarray(optimal_lookahead(accept_prob, params_ratio))
-    if np.any(np.isinf(gamma)):
-        raise ValueError("accept_prob is 1, so no lookahead is the best: give accept_prob below 1")
-    low = np.floor(gamma)
-    gain = [tokens_per_flop(accept_prob, lookahead, 1.0, params_ratio) for lookahead in (low, low + 1)]
-    return np.where(gain[1] > gain[0], low + 1, low).astype(int)[()]

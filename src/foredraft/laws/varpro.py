@@ -239,7 +239,7 @@ def _leverage_corrected(jacobian: Array, weight: Array, residual: Array, runs: A
     return corrected / root
 
 
-def wild_weights(runs: Array, draws: int, rng: np.random.Generator) -> Array:
+def _wild_weights(runs: Array, draws: int, rng: np.random.Generator) -> Array:
     """Webb's weights per cluster, times a factor per draw for a t with (clusters - 1) degrees: [draws, R]."""
     num = runs.max() + 1
     points = np.sqrt([0.5, 1.0, 1.5])
@@ -253,6 +253,6 @@ def bootstrap(law: Law, table: FitTable, solved: Solved, draws: int, rng: np.ran
     fitted, jacobian = (out[0] for out in law.linear_gradient(table.features, solved.theta[None]))
     weight = _huber_weight(solved.weight, solved.response - fitted, solved.threshold)
     residual = _leverage_corrected(jacobian, weight, solved.response - fitted, table.runs)
-    response = fitted + residual * wild_weights(table.runs, draws, rng)
+    response = fitted + residual * _wild_weights(table.runs, draws, rng)
     shapes = np.repeat(solved.theta[None, len(law.terms) :], draws, axis=0)
     return _solve(law, table.features, response, solved.weight, shapes, solved.threshold)
