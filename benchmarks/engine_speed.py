@@ -24,7 +24,7 @@ from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.decode.model_drafter import ModelDrafter
-from foredraft.measure.bench import read_rate
+from foredraft.hardware import read_rate
 from foredraft.models import kernels
 from foredraft.models.forward import causal_mask
 from foredraft.models.heads import new_head

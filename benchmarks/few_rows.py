@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from foredraft import records
-from foredraft.measure.bench import read_rate
+from foredraft.hardware import read_rate
 from foredraft.models import kernels
 from foredraft.models.linear import linear
 

@@ -11,7 +11,7 @@ tensor one. `link_bytes_per_s` is one way, summed over a device's links to its p
 
 import re
 
-from foredraft.records import Machine, with_hint
+from foredraft.records import Machine, read, with_hint
 
 MIB = 2.0**20
 NVLINK_LATENCY_S, PCIE_LATENCY_S = 3e-6, 8e-6
@@ -162,6 +162,11 @@ def machine(name: str) -> Machine:
         message = f"machine {name!r} {meant}; name one, or describe yours in a Machine record"
         raise with_hint(ValueError(message), "foredraft list machines")
     return MACHINES[best.pop()]
+
+
+def named(name: str) -> Machine:
+    """A known accelerator, or the Machine record in a .json file."""
+    return read(Machine, name) if name.endswith(".json") else machine(name)
 
 
 def _variants(words: frozenset[str]) -> frozenset[str]:

@@ -132,6 +132,19 @@ class Workload(Record, frozen=True):
             )
 
 
+def concurrency_of(text: str) -> tuple[int, ...]:
+    """Concurrencies in words: "1,8,64" as it stands, "1-256" as the powers of 2 between. Raises ValueError on any other."""
+    try:
+        if "-" in text:
+            low, high = map(int, text.split("-"))
+            if not 0 < low <= high:
+                raise ValueError
+            return (low, *(n for n in (2**i for i in range(31)) if low < n < high), *((high,) if high > low else ()))
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"concurrency must be a list such as 1,8,64 or a range such as 1-256, got {text!r}") from None
+
+
 class Estimate(Record, frozen=True):
     """A number with its interval. `extrapolates` names the inputs that left the range of the data behind it."""
 

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from foredraft import text
-from foredraft.decode.batch import Request
-from foredraft.measure.bench import bench, read_rate, spec_bench_prompts
+from foredraft.hardware import read_rate
+from foredraft.measure.bench import Bench, bench
+from foredraft.measure.settings import MeasureSettings
 
 
-def test_arms_answer_alike_and_are_counted_alike(checkpoint: Path) -> None:
-    requests = [Request(prompt=(5, 6, 7, i), max_tokens=12) for i in range(6)]
-    arms = {
-        name: lambda draft=draft: text.load_engine(checkpoint, draft, max_batch=2, max_context=64)
-        for name, draft in (("plain", None), ("ngram", "ngram"))
-    }
+@pytest.fixture(scope="module")
+def result(checkpoint: Path) -> Bench:
+    settings = MeasureSettings(max_tokens=12, batches=(2,), rounds=1)
     ticks: list[int] = []
-    plain, ngram = bench(arms, requests, rounds=1, progress=lambda: ticks.append(1))
-    assert len(ticks) == 2 * 3 * 2  # rounds with the warm-up, groups of 2, arms
+    bench_of = bench(str(checkpoint), ["ngram"], [f"the fox {i}" for i in range(6)], settings, ticks.append)
+    assert ticks == [(1 + 3) * 2] * (1 + 3) * 2  # the warm-up's group and those of 2 requests, on both configurations
+    return bench_of
+
+
+def test_configurations_answer_alike_and_are_counted_alike(result: Bench) -> None:
+    plain, ngram = result.rows
     assert plain.ratio.value == plain.ratio.low == plain.ratio.high == 1
     assert plain.tokens_per_step.value == 1
     assert ngram.tokens_per_step.value >= 1
@@ -30,22 +32,13 @@ def test_arms_answer_alike_and_are_counted_alike(checkpoint: Path) -> None:
     assert plain.gb_s > 0
 
 
-def test_nothing_to_do_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one arm"):
-        bench({}, [])
+def test_nothing_to_do_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="at least one prompt"):
+        bench(str(checkpoint), [], [], MeasureSettings())
 
 
 def test_memory_is_read_at_a_believable_rate() -> None:
     assert 1e8 < read_rate(repeats=2) < 1e13
-
-
-def test_spec_bench_files(tmp_path: Path) -> None:
-    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
-    good.write_text('{"question_id": 1, "category": "qa", "turns": ["Who?", "Why?"]}\n')
-    bad.write_text('{"question_id": 1}\n')
-    assert spec_bench_prompts(good) == ["Who?"]
-    with pytest.raises(ValueError, match=r"bad.jsonl:1: not a Spec-Bench line"):
-        spec_bench_prompts(bad)
 
 
 def test_the_command(checkpoint: Path, tmp_path: Path) -> None:

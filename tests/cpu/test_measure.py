@@ -17,10 +17,12 @@ from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.laws.fit import fit_all
-from foredraft.measure.arms import Spec, arms_on, spec_of
-from foredraft.measure.bootstrap import DRAWS, divided, figure, figures, ratio, wanted
-from foredraft.measure.live import Counts, groups_of, run_arms, turns
-from foredraft.measure.measure import Settings, Subject, by_category, chains, measure, work
+from foredraft.measure.bootstrap import DRAWS, divided, figure, figures, ratio, requests_for_width
+from foredraft.measure.configurations import DraftSpec, configurations_on, spec_of
+from foredraft.measure.live import Counts, decode_in_turn, groups_of, turns
+from foredraft.measure.measure import chains, measure, work
+from foredraft.measure.settings import MeasureSettings
+from foredraft.measure.subject import Subject, by_category
 from foredraft.models import load, load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement, Observation, Provenance
@@ -58,10 +60,10 @@ def prompts(num: int = 8) -> list[Prompt]:
     )
 
 
-def subject(checkpoint: Path, specs: list[Spec], asked: list[Prompt], max_batch: int = 4) -> Subject:
+def subject(checkpoint: Path, specs: list[DraftSpec], asked: list[Prompt], max_batch: int = 4) -> Subject:
     target = load(checkpoint)
     fields = {"run": "r", "target": "t", "dataset": "p", "provenance": Provenance(source="test", note="n")}
-    return Subject(target, arms_on(target, specs, max_batch, 64), asked, fields, {})
+    return Subject(target, configurations_on(target, specs, max_batch, 64), asked, fields, {})
 
 
 def counted(rows: list[Measurement]) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def measured(checkpoint: Path, drafts: dict[str, str]) -> Callable[[int], list[M
             spec_of(f"{drafts['head']}@{LOOKAHEAD}"),
             spec_of("ngram@3"),
         ]
-        settings = Settings(max_tokens=ANSWER, batches=(1, 4), temperatures=(0.0, 1.0), seed=seed)
+        settings = MeasureSettings(max_tokens=ANSWER, batches=(1, 4), temperatures=(0.0, 1.0), seed=seed)
         return measure(subject(checkpoint, specs, prompts()), settings)
 
     return made
@@ -189,7 +191,7 @@ def test_counts_are_the_engines_and_categories_add_up(rows: list[Measurement]):
 def test_a_category_is_timed_only_where_its_requests_ran_alone(checkpoint: Path):
     """Six requests in groups of four: the second group mixes both categories and is filled up with the first."""
     asked = prompts(6)  # three of each: a a a b | b b a a
-    found = measure(subject(checkpoint, [], asked), Settings(max_tokens=4, batches=(4,), way="live"))
+    found = measure(subject(checkpoint, [], asked), MeasureSettings(max_tokens=4, batches=(4,), way="live"))
     assert [row.category for row in found] == [None, "a", "b"]
     assert [row.observation.output_tok_s is None for row in found] == [False, True, True]
     assert [row.observation.num_requests for row in found] == [6, 3, 3]
@@ -200,8 +202,8 @@ def test_trees_accept_at_least_what_their_chains_do(checkpoint: Path, drafts: di
     """The tree of a model holds its likeliest chain; teacher-forced, both are one chain."""
     folder = drafts["small"]
     made = subject(checkpoint, [spec_of(f"{folder}@3"), spec_of(f"{folder}@3,2,8")], prompts(4))
-    assert len(chains(made.arms)) == 1
-    found = measure(made, Settings(max_tokens=ANSWER))
+    assert len(chains(made.configurations)) == 1
+    found = measure(made, MeasureSettings(max_tokens=ANSWER))
     chain, tree = (one(found, "live", "draft_model", 0.0, tree_nodes=nodes) for nodes in (3, 8))
     assert tree.observation.topk == 2
     assert (tree.observation.survival or (0,))[0] >= (chain.observation.survival or (1,))[0]
@@ -210,10 +212,10 @@ def test_trees_accept_at_least_what_their_chains_do(checkpoint: Path, drafts: di
 
 def test_progress_is_told_as_often_as_announced(checkpoint: Path, drafts: dict[str, str]):
     made = subject(checkpoint, [spec_of(f"{drafts['small']}@2")], prompts(3), 2)
-    settings, told = Settings(max_tokens=4, batches=(1, 2), rounds=2), []
+    settings, told = MeasureSettings(max_tokens=4, batches=(1, 2), rounds=2), []
     measure(made, settings, lambda done, what: told.append(done))
     assert sum(told) == work(made, settings)
-    engines = {arm.spec.name: arm.engine for arm in made.arms}
+    engines = {arm.spec.name: arm.engine for arm in made.configurations}
     assert turns(engines, 3, 2, rounds=2) == 2 * (1 + 2 * 2)
 
 
@@ -312,7 +314,7 @@ def test_perplexity_is_that_of_transformers(checkpoint: Path):
 def test_references_are_judged_behind_their_prompts(checkpoint: Path, drafts: dict[str, str]):
     ids, answer = (5, 6, 7), (8, 9)
     asked = [Prompt(where="p", category=None, ids=ids, reference=answer), Prompt(where="p", category=None, ids=ids)]
-    settings = Settings(max_tokens=6, way="forced")
+    settings = MeasureSettings(max_tokens=6, way="forced")
     found = measure(subject(checkpoint, [spec_of(f"{drafts['small']}@2")], asked), settings)
     target, draft = load(checkpoint), load(drafts["small"])
     wanted = [([*ids, *answer], [False] * 3 + [True] * 2), (list(ids), [True] * 3)]
@@ -340,7 +342,7 @@ def test_a_step_at_the_end_is_followed_no_further_than_the_answer(checkpoint: Pa
     from foredraft.decode.model_drafter import ModelDrafter
 
     engine = Engine(target, ModelDrafter(target, target.new_cache(1, 256)), lookahead=3, max_batch=1, max_context=32)
-    run = run_arms({"self": engine}, [Request(prompt=(5, 6), max_tokens=6)], 1)["self"]
+    run = decode_in_turn({"self": engine}, [Request(prompt=(5, 6), max_tokens=6)], 1)["self"]
     assert run.counts == [Counts(2, 6, 6, 6, at_risk=(2, 2, 1), reached=(2, 2, 1))]
 
 
@@ -357,8 +359,8 @@ def test_an_interval_is_as_wide_as_theory_says():
     assert found.high - found.low == pytest.approx(2 * 1.645 * tokens.std() / 10 / 20, rel=0.1)
     again = ratio(sums[:, 0], sums[:, 1], "tokens/step", "test")
     assert (again.low, again.high) == pytest.approx((found.low, found.high), rel=0.01)
-    assert wanted(found, 400, (found.high - found.low) / 2) == 1600
-    assert wanted(found, 400, (found.high - found.low) * 2) == 100
+    assert requests_for_width(found, 400, (found.high - found.low) / 2) == 1600
+    assert requests_for_width(found, 400, (found.high - found.low) * 2) == 100
 
 
 def test_tokens_of_one_request_are_drawn_together():
@@ -378,7 +380,7 @@ def test_what_one_request_or_none_says():
     bounded = figure(alone, lambda s: divided(s[..., 0], s[..., 1]), "t", "test", (1.0, 4.0))
     assert bounded is not None
     assert (bounded.value, bounded.low, bounded.high) == (1.5, 1.0, 4.0)
-    assert wanted(bounded, 1, 0.1) is None
+    assert requests_for_width(bounded, 1, 0.1) is None
     never = np.array([[0.0, 5.0, 0.0]] * 10)
     share = figure(never, lambda s: divided(s[..., 0], s[..., 1]), "p", "test", (0, 1))
     assert share is not None

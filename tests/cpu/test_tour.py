@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_group
 
-from foredraft.cli.main import app, tour
+from foredraft import tour
+from foredraft.cli.main import app
 from foredraft.records import Estimate, ScheduleStep
 
 

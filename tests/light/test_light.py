@@ -109,6 +109,8 @@ MAY = {
     },
     "deploy": {"records", "runs", "shapes", "kinds", "engines", "models", "data.tokenizer"},
     "sweep": {"records", "recipe", "kinds"},
+    "tour": {"records", "text", "decode"},
+    "api": {"records", "recipe", "shapes", "machines", "text", "laws", "plan", "data", "decode", "train", "measure"},
 }
 
 

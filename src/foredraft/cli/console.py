@@ -6,6 +6,7 @@ Refuses to know: any verb, and any room.
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -18,6 +19,12 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Threads = Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for documents and figures; nothing is written without it.")
+]
+Figures = Annotated[
+    bool, typer.Option("--figures/--no-figures", help="Draw figures into --out (needs matplotlib: foredraft[plot]).")
+]
 WIDTH = 110  # columns of tables into a pipe or file
 FULL = "pip install 'foredraft[full]'"
 
@@ -81,3 +88,52 @@ def set_threads(threads: int | None) -> None:
         raise ValueError(f"threads must be at least 1, got {threads}")
     if threads:
         torch.set_num_threads(threads)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The words of a list such as head,lm."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
+    """The numbers of a list such as 1,8, none of an empty text. Raises ValueError, naming the option, on any other."""
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(f"{option} must be a number or a list such as 1,8, got {text!r}") from None
+
+
+def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
+    """The prompt, the lines of the file, or what stands on stdin. Raises ValueError where that is none or two of them."""
+    if prompt is not None and file is not None:
+        raise ValueError("prompt and --file: give one of them")
+    if file is not None:
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"{file}: no prompts in the file")
+        return lines
+    words = prompt if prompt is not None else "" if sys.stdin.isatty() else sys.stdin.read()
+    if not words.strip():
+        raise ValueError("prompt: give one as an argument, with --file or on stdin")
+    return [words]
+
+
+def refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:
+    """Raise ValueError, naming them and `why`, if any of these options or arguments stand on the command line."""
+    sources = {name: ctx.get_parameter_source(name) for name in options}
+    typed = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if typed:
+        shown = (name.upper() if name == "target" else f"--{name.replace('_', '-')}" for name in typed)
+        raise ValueError(f"{', '.join(shown)}: {why}")
+
+
+def command() -> str:
+    """The command line as typed, for a record's provenance."""
+    import shlex
+
+    return shlex.join(["foredraft", *sys.argv[1:]])
+
+
+def say_written(paths: Iterable[Path]) -> None:
+    """Name on stderr the files that were written, of figures the PNG alone."""
+    print("wrote " + ", ".join(str(path) for path in paths if path.suffix != ".svg"), file=sys.stderr)

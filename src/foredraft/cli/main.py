@@ -1,24 +1,30 @@
 """One verb per arrow. Data on stdout, talk on stderr; an error is one line and a hint with what to try next.
 
-Refuses to know: how anything is computed; every verb imports its room when it runs, so that `--help` stays instant.
+A file per verb, which holds its options and how its result is shown. Refuses to know: how anything is computed; every verb imports
+its room when it runs, so that `--help` stays instant.
 """
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from foredraft import __version__
-from foredraft.cli.console import JSON, fail, print_blocks, print_json
+from foredraft.cli.bench import bench
+from foredraft.cli.console import fail
 from foredraft.cli.data import app as data_app
 from foredraft.cli.deploy import app as deploy_app
-from foredraft.cli.generate import bench, generate
-from foredraft.cli.measure import measure, probe
-from foredraft.cli.plan import fit, plan, reproduce, validate
+from foredraft.cli.fit import fit
+from foredraft.cli.generate import generate
+from foredraft.cli.list import show
+from foredraft.cli.measure import measure
+from foredraft.cli.plan import plan
+from foredraft.cli.probe import probe
 from foredraft.cli.report import report
+from foredraft.cli.reproduce import reproduce
 from foredraft.cli.sweep import sweep
+from foredraft.cli.tour import tour
 from foredraft.cli.train import train
+from foredraft.cli.validate import validate
 
 app = typer.Typer(
     add_completion=False,
@@ -29,8 +35,9 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
-for verb in (train, report, probe, measure, sweep, plan, fit, validate, reproduce, generate, bench):
+for verb in (train, report, probe, measure, sweep, plan, fit, validate, reproduce, generate, bench, tour):
     app.command()(verb)
+app.command("list")(show)
 
 
 def main() -> None:
@@ -46,35 +53,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         print(__version__)
         raise typer.Exit
-
-
-@app.command()
-def tour(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the tour makes.")] = Path("tour"),
-    zoo: Annotated[Path, typer.Option(help="Folder of trained models, of the repository.")] = Path("zoo"),
-    observations: Annotated[Path, typer.Option(help="What was measured on its target.")] = Path(
-        "results/experiment/observations.jsonl"
-    ),
-) -> None:
-    """The whole loop in five minutes: probe, plan, train the planned draft briefly, decode, measure, report."""
-    from foredraft.cli.tour import tour as run
-
-    page = run(zoo, observations, out)
-    print(f"\nwrote {page}: what was predicted, and what came out", file=sys.stderr)
-
-
-@app.command("list")
-def show(what: Annotated[str, typer.Argument(help="models, machines or laws.")], json: JSON = False) -> None:
-    """What is known by name: model shapes, machines, laws."""
-    from foredraft.report.terminal import named_things
-
-    things = named_things(what)
-    if json:
-        print_json(things)
-        return
-    from foredraft.report.terminal import listing
-
-    print_blocks([listing(what, things)])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
-"""The verbs `foredraft probe` and `foredraft measure`. Refuses to know: how anything is computed; they import their room
-when they run.
-"""
+"""The verb `foredraft measure`: our own engine, or a running server with --endpoint."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,66 +11,28 @@ from foredraft.cli.console import (
     Device,
     Dtype,
     Threads,
-    dtype_of,
+    command,
+    numbers,
     print_blocks,
     print_json,
     progress_bar,
+    refuse,
     set_threads,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from foredraft.data.prompts import Prompt, Question
     from foredraft.data.sources import Skips
-    from foredraft.measure.endpoint import Settings as Loads
-    from foredraft.measure.endpoint_http import Address
-    from foredraft.measure.measure import Settings, Subject
-    from foredraft.records import Measurement, Provenance
-
+    from foredraft.records import Measurement
 
 OBSERVATIONS, MEASUREMENTS = "observations.jsonl", "measurements.jsonl"
-
-
-class Asked(NamedTuple):
-    """Prompts to read, what becomes of a broken line, whether a chat template wraps them, and whether an end token ends an answer."""
-
-    file: Path
-    num: int | None
-    on_error: str
-    chat: str
-    stop: bool
-
-
-def probe(
-    target: Annotated[
-        Path | None, typer.Option("--target", "-t", help="Time this model's own pass instead of a stack of matrices.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the Machine record to this file.")] = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    threads: Threads = None,
-    repeats: Annotated[int, typer.Option(help="Times that each figure is measured; the median is told.")] = 7,
-    json: JSON = False,
-) -> None:
-    """Measure this machine: memory, matrix products, the engine's overhead, what verifying 1 to 64 tokens costs."""
-    from foredraft import records
-    from foredraft.measure.probe import probe as run
-
-    set_threads(threads)
-    machine = run(device, target, dtype=dtype_of(dtype), repeats=repeats, command=_command())
-    if out:
-        records.write(out, machine)
-        print(f"wrote {out}", file=sys.stderr)
-    if json:
-        print_json(machine)
-        return
-    from foredraft.report.measured import machine_tables
-
-    print_blocks(machine_tables(machine))
+OF_ENGINE = "target", "batch", "way", "rounds", "kept", "params", "dtype", "device", "threads"
+OF_ENDPOINT = "concurrency", "request_rate", "model", "engine", "method", "machine", "api_key", "timeout"
 
 
 def measure(
+    ctx: typer.Context,
     target: Annotated[
         str | None,
         typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer; none with --endpoint."),
@@ -165,25 +125,50 @@ def measure(
     json: JSON = False,
 ) -> None:
     """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
-    asked = Asked(prompts, num, on_error, chat, stop)
-    given = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family, "kept": kept}
-    decoding: dict[str, Any] = {
-        "max_tokens": max_tokens, "temperatures": _list("temperature", temperature, float), "seed": seed, "width": width,
-    }  # fmt: skip
-    if endpoint is not None:
-        from foredraft.measure.endpoint_http import address_of
+    from foredraft.data.sources import Skips
 
-        decoding["concurrency"] = _list("concurrency", concurrency or ("" if request_rate else "1"), int)
-        decoding["rates"] = _list("request-rate", request_rate or "", float)
-        given |= {"model": model, "engine": engine, "method": method, "machine": machine, "draft": draft or []}
-        rows = _of_server(address_of(endpoint, api_key, timeout), asked, out, given, decoding)
+    skips = Skips(on_error)
+    shared: dict[str, Any] = {
+        "max_tokens": max_tokens, "temperatures": numbers("temperature", temperature, float), "seed": seed, "width": width,
+        "chat": chat, "stop": stop,
+    }  # fmt: skip
+    facts = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family}
+    if endpoint is not None:
+        refuse(ctx, OF_ENGINE, "a server at --endpoint has its own; leave out")
+        from foredraft.measure.endpoint import Settings
+        from foredraft.measure.endpoint_http import address_of
+        from foredraft.measure.served import measure_server, server_subject_of
+
+        if len(draft or ()) > 1:
+            raise ValueError(f"draft: a server has one, got {', '.join(draft or ())}; name the one that it runs")
+        loads = {
+            "concurrency": numbers("concurrency", concurrency or ("" if request_rate else "1"), int),
+            "rates": numbers("request-rate", request_rate or "", float),
+        }
+        facts |= {"model": model, "engine": engine, "method": method, "machine": machine, "command": command()}
+        facts["draft"] = draft[0] if draft else None
+        settings = Settings(**shared, **loads)
+        server = server_subject_of(address_of(endpoint, api_key, timeout), prompts, settings, skips, facts, num)
+        _say_skipped(skips)
+        rows = measure_server(server, settings, lambda *load: _write(*load, out))
     elif target is not None:
-        from foredraft.measure.measure import Settings
+        refuse(ctx, OF_ENDPOINT, "only with --endpoint; leave out, or name the server's URL with --endpoint")
+        from foredraft.measure.measure import measure as rows_of
+        from foredraft.measure.measure import work
+        from foredraft.measure.settings import MeasureSettings
+        from foredraft.measure.subject import subject_of
 
         set_threads(threads)
-        settings = Settings(batches=_list("batch", batch, int), way=way, rounds=rounds, params=params, **decoding)
-        rows = _with_progress(*_prepared(target, draft or [], asked, settings, device, given | {"dtype": dtype}))
-        _write(rows, out)
+        settings = MeasureSettings(
+            **shared, batches=numbers("batch", batch, int), way=way, rounds=rounds, params=params, num=num, dtype=dtype,
+            device=device, run=run, family=family, draft_tokens=draft_tokens, draft_params=draft_params, cache=kept,
+        )  # fmt: skip
+        subject = subject_of(target, draft or (), prompts, settings, skips, command())
+        _say_skipped(skips)
+        with progress_bar() as bar:
+            task = bar.add_task("loading", total=work(subject, settings))
+            rows = rows_of(subject, settings, lambda done, what: bar.update(task, advance=done, description=what))
+        _write(rows, (), out)
     else:
         raise ValueError("TARGET is missing: the folder of a checkpoint; or pass --endpoint URL for a running server")
     print(f"wrote {out / OBSERVATIONS}, {out / MEASUREMENTS}", file=sys.stderr)
@@ -195,167 +180,16 @@ def measure(
     print_blocks(measurement_tables(rows))
 
 
-def _write(rows: "Sequence[Measurement]", out: Path) -> None:
+def _write(rows: "Sequence[Measurement]", warnings: "Sequence[str]", out: Path) -> None:
     from foredraft import records
 
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     records.write_lines(out / OBSERVATIONS, [row.observation for row in rows if row.category is None])
     records.write_lines(out / MEASUREMENTS, rows)
-
-
-def _of_server(
-    address: "Address", asked: Asked, out: Path, given: dict[str, Any], decoding: dict[str, Any]
-) -> "list[Measurement]":
-    """A running server, load by load; what is measured is on disk before the next load begins."""
-    import asyncio
-
-    from foredraft.data.prompts import read_questions
-    from foredraft.data.sources import Skips
-    from foredraft.measure.endpoint import Settings
-
-    if len(given["draft"]) > 1:
-        raise ValueError(f"draft: a server has one, got {', '.join(given['draft'])}; name the one that it runs")
-    given = given | _folder_fields(given)
-    skips = Skips(asked.on_error)
-    settings = Settings(chat=asked.chat, stop=asked.stop, **decoding)
-    questions = read_questions(asked.file, skips, asked.num)
-    _say_skipped(skips)
-    note = (
-        f"{asked.file.name}: {len(questions)} prompts, {skips.count} lines skipped; "
-        f"answers of at most {settings.max_tokens} tokens"
-    )
-    given = given | {"note": note, "dataset": asked.file.stem, "command": _command()}
-    return asyncio.run(_loads(address, questions, settings, out, given))
-
-
-def _folder_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """What the folder of a server's draft says of it, where --draft names one that is here; the server says nothing of that."""
-    folder = given["draft"][0] if given["draft"] else ""
-    if not (Path(folder) / "config.json").is_file():
-        return {}
-    from foredraft.models.load import read_config
-    from foredraft.runs import name_of, trained_tokens
-
-    tokens = given["draft_tokens"] or trained_tokens(folder)
-    return {"draft": [name_of(folder)], "draft_layers": read_config(folder)[0].num_layers, "draft_tokens": tokens}
-
-
-async def _loads(
-    address: "Address", questions: "Sequence[Question]", settings: "Loads", out: Path, given: dict[str, Any]
-) -> "list[Measurement]":
-    from foredraft.measure.endpoint import rounds, started
-    from foredraft.measure.endpoint_rows import base_of, rows_of
-
-    running = await started(address, questions, settings, given["model"], given["engine"])
-    found: list[Measurement] = []
-    async for one in rounds(running, settings):
-        base = base_of(running.server, one, given)
-        rows, warnings = rows_of(one, base, settings.width)
-        found += rows
-        for warning in warnings:
-            print(f"warning: {one.load}: {warning}", file=sys.stderr)
-        _write(found, out)
-    return found
-
-
-def _prepared(
-    target: str, drafts: list[str], asked: Asked, settings: "Settings", device: str, given: dict[str, Any]
-) -> "tuple[Subject, Settings]":
-    """Everything loaded and checked, before anything is decoded."""
-    import msgspec
-
-    from foredraft import text
-    from foredraft.data.prompts import Encoding, read_prompts
-    from foredraft.data.sources import Skips
-    from foredraft.measure.arms import arms_on, longest, spec_of
-    from foredraft.measure.measure import Subject, by_category
-    from foredraft.models.load import load
-
-    kind, skips = dtype_of(given["dtype"]), Skips(asked.on_error)
-    specs, tokenizer = [spec_of(one) for one in drafts], text.tokenizer_of(target)
-    model = load(target, kind, device)
-    encoding = Encoding(tokenizer, asked.chat, settings.max_tokens, longest(model))
-    prompts = by_category(read_prompts(asked.file, encoding, skips, asked.num))
-    _say_skipped(skips)
-    context = max(len(prompt.ids) for prompt in prompts) + settings.max_tokens
-    arms = arms_on(model, specs, settings.together, context)
-    ends = text.stop_ids(target, tokenizer) if asked.stop else frozenset()
-    settings = msgspec.structs.replace(settings, stop_ids=ends)
-    fields = _fields(target, asked.file, prompts, settings, device, given, skips.count)
-    by_draft = {spec.draft: _draft_fields(spec.draft, given) for spec in specs if spec.draft}
-    return Subject(model, arms, prompts, fields, by_draft, given["kept"]), settings
-
-
-def _fields(
-    target: str,
-    file: Path,
-    prompts: "list[Prompt]",
-    settings: "Settings",
-    device: str,
-    given: dict[str, Any],
-    skipped: int,
-) -> dict[str, Any]:
-    """What all rows share."""
-    import torch
-
-    from foredraft.measure.arms import tokenizer_name
-    from foredraft.measure.probe import device_name
-    from foredraft.runs import name_of, trained_tokens
-
-    references = sum(bool(prompt.reference) for prompt in prompts)
-    note = (
-        f"{file.name}: {len(prompts)} prompts, {skipped} lines skipped; seed {settings.seed}, answers of at most "
-        f"{settings.max_tokens} tokens{', ending at the end token' if settings.stop_ids else ''}; {settings.rounds} timed rounds; "
-        f"{torch.get_num_threads()} threads; parameters {settings.params}; perplexities over {references} references and "
-        f"{len(prompts) - references} prompts"
-    )
-    return {
-        "run": given["run"] or name_of(target), "target": name_of(target), "target_tokens": trained_tokens(target),
-        "dataset": file.stem, "engine": "foredraft", "machine": device_name(torch.device(device)), "dtype": given["dtype"],
-        "target_tokenizer": tokenizer_name(target), "provenance": _provenance(note),
-    }  # fmt: skip
-
-
-def _draft_fields(folder: str, given: dict[str, Any]) -> dict[str, Any]:
-    """What the rows of one draft have of their own; what neither its folder nor an option says stays unknown."""
-    from foredraft.runs import name_of, run_name, trained_tokens
-
-    if folder == "ngram":
-        return {"draft": "ngram"} | ({} if given["run"] else {"run": "ngram"})
-    tokens = trained_tokens(folder)
-    fields = {"draft": name_of(folder), "draft_tokens": given["draft_tokens"] if tokens is None else tokens}
-    fields |= {name: given[name] for name in ("draft_params", "family") if given[name]}
-    return fields | ({} if given["run"] else {"run": run_name(folder)})
-
-
-def _provenance(note: str) -> "Provenance":
-    from foredraft.measure.probe import provenance
-
-    return provenance("foredraft measure", _command(), note)
-
-
-def _with_progress(subject: "Subject", settings: "Settings") -> "list[Measurement]":
-    from foredraft.measure.measure import measure as run
-    from foredraft.measure.measure import work
-
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=work(subject, settings))
-        return run(subject, settings, lambda done, what: bar.update(task, advance=done, description=what))
 
 
 def _say_skipped(skips: "Skips") -> None:
     if skips.count:
         more = f" and {skips.count - len(skips.named)} more" if skips.count > len(skips.named) else ""
         print(f"skipped {skips.count} of the file's lines: {'; '.join(skips.named)}{more}", file=sys.stderr)
-
-
-def _list(name: str, text: str, kind: type) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise ValueError(f"{name} must be a number or a list such as 1,8, got {text!r}") from None
-
-
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["foredraft", *sys.argv[1:]])

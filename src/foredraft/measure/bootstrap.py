@@ -58,13 +58,13 @@ def figures(
     sums_DK: Array, of: Figure, num: int, unit: str, source: str, limits: tuple[float, float] | None = None
 ) -> tuple[Estimate, ...]:
     """`figure` of each of `num` values that `of` gives, [..., num], up to the first that the requests do not say."""
-    found = []
+    estimates = []
     for i in range(num):
-        one = figure(sums_DK, lambda sums, i=i: of(sums)[..., i], unit, source, limits)
-        if one is None:
+        estimate = figure(sums_DK, lambda sums, i=i: of(sums)[..., i], unit, source, limits)
+        if estimate is None:
             break
-        found.append(one)
-    return tuple(found)
+        estimates.append(estimate)
+    return tuple(estimates)
 
 
 def weights(num: int) -> Array:
@@ -72,7 +72,7 @@ def weights(num: int) -> Array:
     return np.random.default_rng(SEED).multinomial(num, np.full(num, 1 / num), size=DRAWS).astype(float)
 
 
-def wanted(estimate: Estimate | None, num: int, width: float) -> int | None:
+def requests_for_width(estimate: Estimate | None, num: int, width: float) -> int | None:
     """Requests of this kind after which the interval would be `width` wide, from `num` that made it as wide as it is.
 
     A width falls as 1/√requests. None of fewer than two requests, which show no spread. Raises ValueError on width ≤ 0.

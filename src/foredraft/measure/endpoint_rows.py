@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from foredraft import __version__
-from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, wanted
+from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, requests_for_width
 from foredraft.measure.definitions import Counters
 from foredraft.measure.endpoint import Round, grown, traffic
 from foredraft.measure.endpoint_counts import Spec
@@ -45,13 +45,12 @@ def base_of(server: Server, made: Round, given: Mapping[str, Any]) -> dict[str, 
     model = (
         name_of(server.model) if server.model.startswith("/") else server.model
     )  # vLLM's name of a local folder is its path
-    names = given.get("draft") or []
     algorithm = str(info.get("speculative_algorithm") or "").upper()
     speculates = bool(algorithm) or any(one.spec for one in made.answers) or bool(made.after and made.after.spec)
     method = given.get("method") or METHODS.get(algorithm) or ("unknown" if speculates else "none")
-    run = given.get("run") or (names[0] if names else model)
+    run = given.get("run") or given.get("draft") or model
     return {
-        "run": run, "target": model, "method": method, "draft": names[0] if names else None, "family": given.get("family"),
+        "run": run, "target": model, "method": method, "draft": given.get("draft"), "family": given.get("family"),
         "dataset": given.get("dataset"),
         "engine": server.engine, "machine": given.get("machine"), "draft_params": given.get("draft_params"),
         "draft_tokens": given.get("draft_tokens"), "draft_layers": given.get("draft_layers"), "tensor_parallel": _number(info, "tp_size"),
@@ -126,7 +125,7 @@ def _row(
     return Measurement(
         observation=Observation(**{key: value for key, value in fields.items() if value is not None}), way="live",
         category=category, intervals=intervals, survival=accepted.survival, accept_given_prefix=accepted.given,
-        wanted_requests=wanted(intervals.get("tokens_per_step"), len(answers), width), ttot_s=ttot,
+        wanted_requests=requests_for_width(intervals.get("tokens_per_step"), len(answers), width), ttot_s=ttot,
     )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""Arms answering prompts on the engine: what every request's steps counted, and the seconds of those that ran together.
+"""Configurations answering prompts on the engine: what every request's steps counted, and the seconds of those that ran together.
 
 Requests run in groups of the batch; the last group is filled up with the first requests again, which are timed with it but
-counted once. Every group runs on every arm in turn, so that a slow minute hurts all alike.
+counted once. Every group runs on every configuration in turn, so that a slow minute hurts all alike.
 
 Promises: counts are the engine's own, from its first pass over the prompts, and the same for the same seed; one clock for
-every arm. Refuses to know: what the counts mean.
+every configuration. Refuses to know: what the counts mean.
 
 Shapes: D requests, G groups, S positions of a chain or levels of a tree.
 """
@@ -21,8 +21,11 @@ from foredraft.decode.batch import Sequence as Running
 from foredraft.decode.engine import Engine
 from foredraft.hardware import synchronize
 from foredraft.measure.bootstrap import Array
+from foredraft.records import StepRecord
 
-TIMES = ("seconds", "tokens", "requests", "first_s", "whole_s", "between_s", "gaps")  # columns of Run.times_GT
+TIMES = (
+    "seconds", "tokens", "requests", "first_s", "whole_s", "between_s", "gaps", "passes", "draft_s", "target_s", "other_s",
+)  # fmt: skip  # columns of Decoding.times_GT
 
 
 class Counts(NamedTuple):
@@ -38,11 +41,12 @@ class Counts(NamedTuple):
     reached: tuple[int, ...]
 
 
-class Run(NamedTuple):
-    """One arm over all requests: `answers` and `counts` of each [D], and `times_GT` of each group, medians over rounds.
+class Decoding(NamedTuple):
+    """One configuration over all requests: `answers` and `counts` of each [D], and `times_GT` of each group, medians over rounds.
 
-    Seconds of a group in all, tokens and requests in it, and over its requests the sums of the time to the first token, of
-    the time to the last, of the time between those, and of the tokens behind the first.
+    Seconds of a group in all, tokens and requests in it; over its requests the sums of the time to the first token, of the time
+    to the last, of the time between those, and of the tokens behind the first; the target's passes, and over these the sums of
+    the time to draft, to score and of everything else.
     """
 
     answers: list[list[int]]
@@ -50,13 +54,14 @@ class Run(NamedTuple):
     times_GT: Array
 
 
-class _Watch:
+class _Group:
     """Counts and clocks of the requests of one group."""
 
     def __init__(self, sequences: Sequence[Running], positions: int) -> None:
         self.steps: dict[int, list[tuple[int, int, int]]] = {sequence.id: [] for sequence in sequences}
         self.first_s: dict[int, float] = {}
         self.last_s: dict[int, float] = {}
+        self.passes: list[StepRecord] = []
         self.positions = positions
 
     def run(self, engine: Engine) -> float:
@@ -64,6 +69,7 @@ class _Watch:
         start = time.perf_counter()
         for step in engine.run():
             now = time.perf_counter() - start
+            self.passes.append(step)
             for sequence, *counted in zip(engine.running, step.drafted, step.accepted, step.emitted, strict=True):
                 self.steps[sequence.id].append((counted[0], counted[1], counted[2]))
                 self.first_s.setdefault(sequence.id, now)
@@ -72,11 +78,13 @@ class _Watch:
 
     def counts(self, sequence: Running) -> Counts:
         steps = self.steps[sequence.id]
-        kept = [min(accepted, emitted) for _, accepted, emitted in steps]
         at_risk, reached = Counter[int](), Counter[int]()
-        for held, (_, accepted, emitted) in zip(kept, steps, strict=True):
-            reached.update(range(held))
-            at_risk.update(range(held + (emitted > accepted)))  # a token was emitted behind them: the next was refused
+        for _, accepted, emitted in steps:
+            inside = min(accepted, emitted)
+            reached.update(range(inside))
+            at_risk.update(
+                range(inside + (emitted > accepted))
+            )  # a token was emitted behind them: the next was refused
         drafted, accepted, emitted = (sum(column) for column in zip(*steps, strict=True))
         places = range(self.positions)
         return Counts(
@@ -87,8 +95,10 @@ class _Watch:
         """A row of TIMES."""
         tokens = [len(sequence.answer) for sequence in sequences]
         first, last = ([at[sequence.id] for sequence in sequences] for at in (self.first_s, self.last_s))
+        parts = (sum(getattr(step, name) for step in self.passes) for name in ("draft_s", "target_s", "other_s"))
         return [
             seconds, sum(tokens), len(tokens), sum(first), sum(last), sum(last) - sum(first), sum(tokens) - len(tokens),
+            len(self.passes), *parts,
         ]  # fmt: skip
 
 
@@ -97,18 +107,18 @@ def groups_of(num: int, batch: int) -> list[list[int]]:
     return [[i % num for i in range(start, start + batch)] for start in range(0, num, batch)]
 
 
-def run_arms(
+def decode_in_turn(
     engines: Mapping[str, Engine],
     requests: Sequence[Request],
     batch: int,
     *,
     rounds: int = 1,
     progress: Callable[[], object] | None = None,
-) -> dict[str, Run]:
-    """Every arm answers every group of `batch` requests, `rounds` times after a warm-up, which is not timed.
+) -> dict[str, Decoding]:
+    """Let every configuration answer every group of `batch` requests, `rounds` times after a warm-up, which is not timed.
 
     The warm-up is one group; on a GPU, where every new shape costs once, all of them. `progress` is called after each group of
-    each arm: `turns(…)` times in all. Raises ValueError without a round or a request.
+    each configuration: `turns(…)` times in all. Raises ValueError without a round or a request.
     """
     if rounds < 1 or not requests:
         raise ValueError(f"rounds ({rounds}) and requests ({len(requests)}) must be at least 1")
@@ -116,27 +126,25 @@ def run_arms(
     engine = next(iter(engines.values()))
     warm = _warm(groups, engine)
     times = {name: np.zeros((rounds, len(groups), len(TIMES))) for name in engines}
-    found: dict[str, dict[int, tuple[list[int], Counts]]] = {name: {} for name in engines}
+    answered: dict[str, dict[int, tuple[list[int], Counts]]] = {name: {} for name in engines}
     for number, todo in enumerate([warm, *[groups] * rounds]):
         for g, group in enumerate(todo):
             for name, engine in engines.items():
-                row, made = _group(engine, [requests[i] for i in group])
+                row, results = _group(engine, [requests[i] for i in group])
                 if number:
                     times[name][number - 1, g] = row
-                    found[name] = dict(zip(group, made, strict=True)) | found[name]
+                    answered[name] = dict(zip(group, results, strict=True)) | answered[name]
                 if progress:
                     progress()
     order = range(len(requests))
     return {
-        name: Run(
-            [found[name][i][0] for i in order], [found[name][i][1] for i in order], np.median(times[name], axis=0)
-        )
-        for name in engines
+        name: Decoding([results[i][0] for i in order], [results[i][1] for i in order], np.median(times[name], axis=0))
+        for name, results in answered.items()
     }
 
 
 def turns(engines: Mapping[str, Engine], num: int, batch: int, rounds: int) -> int:
-    """How often `run_arms` will call `progress` with `num` requests."""
+    """How often `decode_in_turn` will call `progress` with `num` requests."""
     groups = groups_of(num, batch)
     return len(engines) * (len(_warm(groups, next(iter(engines.values())))) + rounds * len(groups))
 
@@ -149,8 +157,7 @@ def _group(engine: Engine, requests: Sequence[Request]) -> tuple[list[float], li
     budget = engine.schedule(len(requests))
     positions = budget if isinstance(budget, int) else budget.levels
     sequences = [engine.add(request) for request in requests]
-    watch = _Watch(sequences, positions)
+    group = _Group(sequences, positions)
     synchronize(engine.target.device)
-    seconds = watch.run(engine)
-    made = [(sequence.answer, watch.counts(sequence)) for sequence in sequences]
-    return watch.times(seconds, sequences), made
+    seconds = group.run(engine)
+    return group.times(seconds, sequences), [(sequence.answer, group.counts(sequence)) for sequence in sequences]

@@ -30,6 +30,12 @@ Draft = tuple[Shape, float]  # and the tokens that it was trained on
 KNOWN_LOOKAHEAD = 2  # what calibration may look at: a quick run at one and two draft tokens
 
 
+def judge_by_class(target: Shape, machine: Machine, observations: Sequence[Observation]) -> list[Hindsight]:
+    """`judge` at temperature 0 and above it, as far as there are timed rows of either."""
+    sampled = {(row.temperature or 0.0) > 0 for row in observations if row.output_tok_s} or {False}
+    return [judge(target, machine, observations, float(above_zero)) for above_zero in sorted(sampled)]
+
+
 def judge(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float = 0.0) -> Hindsight:
     """Every timed cell beyond k = 2 (beyond the smallest k where that is larger) from plain rows and the others, and the regret
     of the planned independent draft at each load.

@@ -18,6 +18,14 @@ def observations() -> tuple[Observation, ...]:
     return tuple(decode(Observation, line, name=f"observations.jsonl:{i}") for i, line in enumerate(lines, 1))
 
 
+def tables() -> dict[str, list[Observation]]:
+    """The shipped observations by the table that they stand in."""
+    by_table: dict[str, list[Observation]] = {}
+    for row in observations():
+        by_table.setdefault(row.run.rsplit(":", 1)[0], []).append(row)
+    return by_table
+
+
 def document(source: str) -> str:
     """The document or repository that a source string points into: what counts as one table when tables are held out
     of a fit.

@@ -8,10 +8,11 @@ rows will be used for.
 import csv
 import math
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from foredraft.records import Observation, Provenance, with_hint
+from foredraft.records import Observation, Provenance, read_lines, with_hint
 
 # Observation field -> the column names under which tables carry it (compared in lower case, spaces and dashes as underscores).
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -161,6 +162,15 @@ COLUMNS_HELP = "foredraft validate --help lists the columns of each kind"
 OUTCOMES = ("tokens_per_step", "survival", "accept_prob", "output_tok_s", "speedup", "kv_cache_tokens")
 # EAGLE-3's figure 1 counts training data in ShareGPTs: 68 k dialogues of about 1,500 tokens. The product is an assumption and its rows say so.
 SHAREGPT_TOKENS = 1.0e8
+
+
+def read_observations(paths: Iterable[Path]) -> list[Observation]:
+    """Rows of CSV tables and of JSONL files of observations, one file after another."""
+    return [
+        row
+        for path in paths
+        for row in (read_table(path)[0] if path.suffix == ".csv" else read_lines(Observation, path))
+    ]
 
 
 def read_table(path: str | Path, *, trust: str = "repository") -> tuple[list[Observation], list[str]]:

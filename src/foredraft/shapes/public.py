@@ -4,12 +4,13 @@ import difflib
 import re
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from foredraft.records import Record, with_hint
-from foredraft.shapes.config import from_config
+from foredraft.shapes.config import from_config, of_draft
 from foredraft.shapes.counts import Shape
 
 
@@ -63,6 +64,16 @@ def shape(name: str) -> Shape:
     row = _table().shapes[found]
     built = from_config(row.config, found)
     return msgspec.structs.replace(built, training_tokens=row.training_tokens, training_source=row.training_source)
+
+
+def named(name: str) -> Shape:
+    """The shape of a public model, or of the config.json at a path."""
+    return from_config(name) if Path(name).exists() else shape(name)
+
+
+def named_draft(name: str) -> Shape:
+    """The shape of a public model, or of the draft in the folder at a path, a head included."""
+    return of_draft(name) if Path(name).exists() else shape(name)
 
 
 def _nearest(name: str) -> list[str]:

@@ -6,7 +6,8 @@ machines); hyperparameters fitted across tables are fitted without the judged do
 prediction needs are counted and named. Refuses to know: formulas (they are laws), and how tables are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from foredraft.plan import evidence
 from foredraft.published.tables import COLUMNS_HELP
@@ -30,4 +31,24 @@ def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Vali
     return whole
 
 
-__all__ = ["Choice", "CurvePoint", "RatioPoint", "Validation", "merge", "validate"]
+class Judged(NamedTuple):
+    """By table: what was predicted beside what was measured; and of tables that allow no prediction why not."""
+
+    tables: dict[str, Validation]
+    refused: dict[str, str]
+
+
+def validate_tables(tables: Mapping[str, Sequence[Observation]], *, machine: str | None = None) -> Judged:
+    """Judge each table by itself. Raises ValueError, one line, when none allows a prediction."""
+    judged, refused = {}, {}
+    for name, rows in tables.items():
+        try:
+            judged[name] = validate(rows, machine=machine)
+        except ValueError as error:
+            refused[name] = str(error)
+    if not judged:
+        raise with_hint(ValueError("; ".join(f"{name}: {why}" for name, why in refused.items())), COLUMNS_HELP)
+    return Judged(judged, refused)
+
+
+__all__ = ["Choice", "CurvePoint", "Judged", "RatioPoint", "Validation", "merge", "validate", "validate_tables"]

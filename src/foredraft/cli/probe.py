@@ -1,0 +1,37 @@
+"""The verb `foredraft probe`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foredraft.cli.console import JSON, Device, Dtype, Threads, command, dtype_of, print_blocks, print_json, set_threads
+
+
+def probe(
+    target: Annotated[
+        Path | None, typer.Option("--target", "-t", help="Time this model's own pass instead of a stack of matrices.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the Machine record to this file.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(help="Times that each figure is measured; the median is told.")] = 7,
+    json: JSON = False,
+) -> None:
+    """Measure this machine: memory, matrix products, the engine's overhead, what verifying 1 to 64 tokens costs."""
+    from foredraft import records
+    from foredraft.measure.probe import probe as run
+
+    set_threads(threads)
+    machine = run(device, target, dtype=dtype_of(dtype), repeats=repeats, command=command())
+    if out:
+        records.write(out, machine)
+        print(f"wrote {out}", file=sys.stderr)
+    if json:
+        print_json(machine)
+        return
+    from foredraft.report.measured import machine_tables
+
+    print_blocks(machine_tables(machine))

@@ -1,0 +1,92 @@
+"""The verb `foredraft validate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foredraft.cli.console import JSON, Figures, Out, print_blocks, print_json, say_written
+
+if TYPE_CHECKING:
+    from foredraft.validate import Validation
+
+
+def validate(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="CSV tables; the published measurements of the package when left out.")
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--machine", "-m", help="Stands in for rows that state no machine; with --target a Machine record too."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="FILES are own measurements of this model: judge the planner on them."),
+    ] = None,
+    out: Out = None,
+    figures: Figures = True,
+    json: JSON = False,
+) -> None:
+    """Predict published measurements from what a quick run would show, and report the errors.
+
+    AL(k) curves (k, mean_acceptance_length or per-position acceptance): τ at larger k from k ≤ 2. Throughput tables
+    (concurrency or batch_size, k, throughput): the ratio to no draft and the best k, from the no-draft rows and k ≤
+    2. Batch ladders (batch_size, speedup, τ or chain length): the ratio from shape and machine. With --target: every own
+    cell's speedup from plain rows and k ≤ 2, and what the planned independent draft loses against the best measured one.
+    """
+    if target:
+        _hindsight(target, files or [], machine, out, json)
+        return
+    from foredraft import published
+    from foredraft.published.tables import read_observations
+    from foredraft.validate import merge, validate_tables
+
+    tables = {path.name: read_observations([path]) for path in files} if files else published.tables()
+    judged, refused = validate_tables(tables, machine=machine)
+    total = merge(judged.values())
+    by_table = {
+        name: each.summary() | {"lacking": each.lacking, "assumed": each.assumed} for name, each in judged.items()
+    }
+    report = {"summary": total.summary(), "tables": by_table, "not_judged": refused}
+    if out:
+        _write(report, total, out, figures)
+    if json:
+        print_json(report | {"points": total})
+        return
+    from foredraft.report.terminal import validation_tables
+
+    print_blocks(validation_tables(judged, refused))
+
+
+def _write(report: dict[str, Any], total: "Validation", out: Path, figures: bool) -> None:
+    from foredraft import records
+
+    written = [out / "summary.json", out / "Validation.json"]
+    for path, record in zip(written, (report, total), strict=True):
+        records.write(path, record)
+    if figures:
+        from foredraft.report.validation import draw_validation
+
+        written += draw_validation(total, out)
+    say_written(written)
+
+
+def _hindsight(target: str, files: list[Path], machine: str | None, out: Path | None, json: bool) -> None:
+    from foredraft import machines, records, shapes
+    from foredraft.plan.hindsight import judge_by_class
+    from foredraft.published.tables import read_observations
+
+    if not (files and machine):
+        raise ValueError("--target judges own measurements: give their files and --machine")
+    judged = judge_by_class(shapes.named(target), machines.named(machine), read_observations(files))
+    if out:
+        records.write(out / "hindsight.json", judged)
+        say_written([out / "hindsight.json"])
+    if json:
+        print_json([{"error": each.error, "hindsight": each} for each in judged])
+        return
+    from foredraft.report.terminal import hindsight_tables
+
+    print_blocks(hindsight_tables(judged))
