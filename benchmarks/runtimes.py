@@ -29,8 +29,8 @@ from foredraft.data.prompts import Encoding, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.models.decoder import Decoder
-from foredraft.models.head_files import load_head
-from foredraft.models.heads import Eagle3Head
+from foredraft.models.eagle3 import Eagle3Head
+from foredraft.models.heads import load_head
 
 ROOT = Path(__file__).parents[1]
 TARGET, DRAFT, PROMPTS, WORK = "zoo/tales-11m", "zoo/eagle3", "zoo/prompts.jsonl", "build/runtimes"

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from foredraft.models.head_files import save_head
-from foredraft.models.heads import new_head
+from foredraft.models.heads import new_head, save_head
 from foredraft.models.load import load
 from foredraft.records import write
 

@@ -22,7 +22,7 @@ from foredraft.decode.sampling import Sampling
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import context_limit
-from foredraft.models.head_files import load_head
+from foredraft.models.heads import load_head
 from foredraft.models.load import load
 from foredraft.records import Plan, StepRecord, with_hint
 

@@ -16,8 +16,9 @@ from foredraft.decode.ngram import NGramDrafter, NGramIndex
 from foredraft.decode.proposals import PAD, Budget, Proposal
 from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
+from foredraft.models.draft_head import DraftHead
 from foredraft.models.forward import Output
-from foredraft.models.heads import DraftHead, new_head
+from foredraft.models.heads import new_head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config

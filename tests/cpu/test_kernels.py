@@ -90,9 +90,9 @@ def a_pass(model: Decoder, tokens_BT: Tensor, contexts: list[int], mask: Tensor 
 def test_a_pass_gives_torchs_logits(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_decoder(FAMILIES[family], dtype)
     if family == "sizes of 16" and dtype == torch.bfloat16:
-        assert dtype not in model.fits  # pairs of 16
+        assert dtype not in model.kernel_dtypes  # pairs of 16
         return
-    assert dtype in model.fits
+    assert dtype in model.kernel_dtypes
     tokens = torch.randint(0, 101, (3, 7))
     ours = a_pass(model, tokens, [5, 30, 17])
     by_torch(monkeypatch)

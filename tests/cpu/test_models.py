@@ -24,8 +24,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from foredraft import shapes
 from foredraft.models import Decoder, Eagle3Head, EagleHead, load, load_head, new_head, save_head
+from foredraft.models.draft_head import HeadLayout
+from foredraft.models.eagle3 import default_feature_layers
 from foredraft.models.forward import causal_mask
-from foredraft.models.heads import default_feature_layers
 from foredraft.models.rope import Rope, frequencies, rope_from_config, rope_to_config
 
 torch.set_num_threads(1)  # for tensors this small, threads cost more than they give
@@ -717,6 +718,7 @@ EAGLE3_LAYER = {
     "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64), "self_attn.o_proj": (64, 64),
     "mlp.gate_proj": (112, 64), "mlp.up_proj": (112, 64), "mlp.down_proj": (64, 112), "post_attention_layernorm": (64,),
 }  # fmt: skip
+LAYOUTS = {("eagle", "vllm"): None, ("eagle", "sglang"): HeadLayout("LlamaForCausalLMEagle", fc_bias=True)}
 NORMS = {"input_layernorm": (64,), "hidden_norm": (64,)}
 WIDE = {"self_attn.q_proj": (64, 128), "self_attn.k_proj": (32, 128), "self_attn.v_proj": (32, 128)}
 EAGLE3_ENDS = {"fc.weight": (64, 192), "norm.weight": (64,), "lm_head.weight": (23, 64), "d2t": (23,), "t2d": (97,)}
@@ -752,7 +754,7 @@ def test_the_flat_eagle3_file_has_the_published_names_and_shapes(target, tmp_pat
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_flat_eagle_file_has_the_published_names_and_shapes(target, tmp_path, engine):
-    save_head(random_head(target, "eagle", 2), tmp_path, engine=engine)
+    save_head(random_head(target, "eagle", 2), tmp_path, layout=LAYOUTS["eagle", engine])
     tensors = load_file(tmp_path / "model.safetensors")
     second = under("layers.1", EAGLE3_LAYER | {"input_layernorm": (64,)})
     bias = {"fc.bias": (64,)} if engine == "sglang" else {}
@@ -765,7 +767,7 @@ def test_the_flat_eagle_file_has_the_published_names_and_shapes(target, tmp_path
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_saved_head_loads_to_the_same_numbers(head, target, tmp_path, engine):
-    save_head(head, tmp_path, engine=engine)
+    save_head(head, tmp_path, layout=LAYOUTS.get((head.shape.draft_head, engine)))
     back, tokens = load_head(tmp_path, target), some_tokens(2, 9)
     assert type(back) is type(head)
     assert (back.feature_layers, back.config) == (head.feature_layers, head.config)
@@ -811,7 +813,7 @@ def test_streams_that_are_not_the_default_are_written_as_both_engines_count(targ
     )
     edit_config(tmp_path, eagle_config={})
     edit_config(tmp_path, **{key: [1, 2, 7]})
-    refused("feature_layers must be three streams from 0 to 6, got .1, 2, 7.", load_head, tmp_path, target)
+    refused("feature_layers must be three hidden states from 0 to 6, got .1, 2, 7.", load_head, tmp_path, target)
 
 
 def test_a_head_of_another_width_brings_its_own_embedding(target, tmp_path):
@@ -873,18 +875,19 @@ def test_wrong_configs_of_a_head(target, tmp_path, changes, match):
 
 def test_folders_and_requests_that_are_no_head(folder, target, tmp_path_factory):
     refused("not a draft head: architectures names none, and there is no tensor fc.weight", load_head, folder, target)
-    refused("an EAGLE-3 head reads streams 2, L/2 and L−3, but its target has 2 layers", default_feature_layers, 2)
+    refused(
+        "an EAGLE-3 head reads hidden states 2, L/2 and L−3, but its target has 2 layers", default_feature_layers, 2
+    )
     refused("kind must be 'eagle3' or 'eagle', got 'medusa'", new_head, target, "medusa")
     refused("draft_vocab must name at least one token", new_head, target, draft_vocab=())
     refused("d2t must name each token once", new_head, target, draft_vocab=(3, 3))
     refused("d2t must hold offsets to ids below 97", new_head, target, draft_vocab=(3, 97))
     refused("draft_vocab and feature_layers are for 'eagle3'", new_head, target, "eagle", draft_vocab=(3,))
-    refused("feature_layers must be three streams", new_head, target, feature_layers=(1, 2))
+    refused("feature_layers must be three hidden states", new_head, target, feature_layers=(1, 2))
     head, out = new_head(target, "eagle"), tmp_path_factory.mktemp("bias")
-    refused("engine must be 'vllm' or 'sglang'", save_head, head, out, engine="trt")
     biased = EagleHead(head.shape, head.config, target, fc_bias=True)
     refused("fc.bias is not zero", save_head, biased, out)
-    save_head(biased, out, engine="sglang")
+    save_head(biased, out, layout=LAYOUTS["eagle", "sglang"])
     assert torch.equal(load_head(out, target).fc.bias, biased.fc.bias)
 
 

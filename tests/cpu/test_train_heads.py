@@ -18,8 +18,9 @@ from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.models.decoder import Decoder
-from foredraft.models.head_files import load_head
-from foredraft.models.heads import DraftHead, Eagle3Head, new_head
+from foredraft.models.draft_head import DraftHead
+from foredraft.models.eagle3 import Eagle3Head
+from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config

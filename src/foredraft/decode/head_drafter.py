@@ -16,9 +16,9 @@ from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
 from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import Cache
+from foredraft.models.draft_head import DraftHead
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
-from foredraft.models.heads import DraftHead
 
 
 class HeadDrafter:

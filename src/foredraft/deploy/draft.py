@@ -12,13 +12,12 @@ import torch
 
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
-from foredraft.models.head_files import load_head
-from foredraft.models.heads import Eagle3Head, EagleHead
+from foredraft.models.draft_head import DraftHead
+from foredraft.models.heads import load_head
 from foredraft.models.load import PREFIXES, load, read_config
 from foredraft.shapes import Shape
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-Head = Eagle3Head | EagleHead
 
 
 class Draft(NamedTuple):
@@ -26,7 +25,7 @@ class Draft(NamedTuple):
 
     folder: Path
     kind: str
-    model: Decoder | Head
+    model: Decoder | DraftHead
     dtype: torch.dtype
 
     @property
@@ -45,7 +44,7 @@ def read_draft(folder: str | Path, target: str | Path) -> Draft:
         return Draft(path, "lm", load(path, dtype), dtype)
     dtype = TYPES.get(fc.kind, torch.float32)
     head = as_llama(load_head(path, hollow(target), dtype))
-    return Draft(path, "eagle3" if isinstance(head, Eagle3Head) else "eagle", head, dtype)
+    return Draft(path, str(head.shape.draft_head), head, dtype)
 
 
 def hollow(target: str | Path) -> Decoder:
@@ -55,7 +54,7 @@ def hollow(target: str | Path) -> Decoder:
         return Decoder(shape, model_config)
 
 
-def as_llama(head: Head) -> Head:
+def as_llama(head: DraftHead) -> DraftHead:
     """A head whose q, k and v have biases and o none (Qwen2's) as one of Llama's classes, which have all four: o's is zeros.
 
     Others as they are; norms of queries and keys (Qwen3's) stay a family of their own.
@@ -68,15 +67,7 @@ def as_llama(head: Head) -> Head:
     if shape.o_bias and not head.shape.o_bias:
         zeros = {f"layers.{i}.self_attn.o_proj.bias": head.fc.weight.new_zeros(shape.hidden_size) for i in range(shape.num_layers)}  # fmt: skip
         state |= zeros
-    own = head.embed_tokens is not None
-    with torch.device("meta"):
-        made: Head
-        if isinstance(head, Eagle3Head):
-            made = Eagle3Head(shape, head.config, head.target, head.feature_layers, torch.zeros_like(head.d2t, device="cpu"), own)  # fmt: skip
-        else:
-            made = EagleHead(shape, head.config, head.target, own_embedding=own, fc_bias="fc.bias" in state)
-    made.load_state_dict(state, strict=True, assign=True)
-    return made.requires_grad_(False).eval()
+    return head.with_weights(state, shape).requires_grad_(False).eval()
 
 
 def target_embedding(target: str | Path) -> torch.Tensor | None:

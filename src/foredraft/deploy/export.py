@@ -17,15 +17,16 @@ from foredraft import records
 from foredraft.deploy import launch
 from foredraft.deploy.card import card
 from foredraft.deploy.check import check
-from foredraft.deploy.draft import Draft, Head, read_draft, target_embedding, token_keys
+from foredraft.deploy.draft import Draft, read_draft, target_embedding, token_keys
 from foredraft.deploy.findings import Finding, errors
 from foredraft.deploy.folder import CONFIG
 from foredraft.deploy.target_rules import config_of
 from foredraft.deploy.vocabulary import copy_tokenizer, fitted, vocabulary
 from foredraft.models.checkpoint import SINGLE
 from foredraft.models.decoder import Decoder
-from foredraft.models.head_files import IDS, save_head
-from foredraft.models.heads import Eagle3Head
+from foredraft.models.draft_head import DraftHead, HeadLayout
+from foredraft.models.eagle3 import IDS, Eagle3Head
+from foredraft.models.heads import save_head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
 from foredraft.runs import name_of
@@ -150,11 +151,15 @@ def _weights(
     """Weights and config; give what was done that was not asked for."""
     if isinstance(draft.model, Decoder):
         return _write_model(draft, draft.model, target, config, folder, dtype)
-    engine = "sglang" if settings.format == "sglang" else "vllm"
+    layout = (
+        HeadLayout("LlamaForCausalLMEagle", fc_bias=True)
+        if (settings.format, draft.kind) == ("sglang", "eagle")
+        else None
+    )
     more = token_keys(config)
     if draft.shape.qk_norm:
         more["architectures"] = ["Eagle3Qwen3ForCausalLM"]
-    save_head(draft.model, folder, dtype=dtype, engine=engine, more=more)
+    save_head(draft.model, folder, dtype=dtype, layout=layout, more=more)
     if settings.format in ("hf", "speculators"):
         notes = _with_embedding(draft.model, target, folder, dtype)
         if settings.format == "speculators":
@@ -196,7 +201,7 @@ def _write_model(
     return [f"vocabulary: {have} rows {'filled up to' if rows > have else 'cut to'} the target's {rows}"]
 
 
-def _with_embedding(head: Head, target: Path, folder: Path, dtype: torch.dtype) -> list[str]:
+def _with_embedding(head: DraftHead, target: Path, folder: Path, dtype: torch.dtype) -> list[str]:
     """The target's embedding into a head's file, which then stands alone."""
     if head.embed_tokens is not None:
         return []

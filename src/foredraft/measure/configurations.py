@@ -11,8 +11,8 @@ from foredraft import text
 from foredraft.decode.engine import Engine
 from foredraft.decode.proposals import Budget
 from foredraft.models.decoder import Decoder
+from foredraft.models.draft_head import DraftHead
 from foredraft.models.forward import context_limit
-from foredraft.models.heads import DraftHead
 
 PLAIN = "plain"
 LEVELS = 4  # drafted in a step where a spec names no number

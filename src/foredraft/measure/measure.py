@@ -24,7 +24,7 @@ from foredraft.measure.live import Decoding, decode_in_turn, groups_of, turns
 from foredraft.measure.settings import MeasureSettings
 from foredraft.measure.subject import Fields, Subject
 from foredraft.models.decoder import Decoder
-from foredraft.models.heads import DraftHead
+from foredraft.models.draft_head import DraftHead
 from foredraft.records import Measurement
 from foredraft.shapes import Shape
 from foredraft.teacher.forced import forced, surprise

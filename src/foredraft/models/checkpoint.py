@@ -27,6 +27,10 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
 
+class TensorError(ValueError):
+    """What is wrong with a tensor, with its file and name."""
+
+
 class Checkpoint:
     """The tensors of a folder, by name. Only headers are read until a tensor is asked for."""
 
@@ -44,10 +48,9 @@ class Checkpoint:
         with _opened(self.stored[name].file, name) as file:
             return file.get_tensor(name)
 
-    def fail(self, name: str, problem: str) -> ValueError:
-        """An error about one tensor."""
+    def fail(self, name: str, problem: str) -> TensorError:
         where = self.stored[name].file if name in self.stored else self.where
-        return ValueError(f"{where}: tensor {name} {problem}")
+        return TensorError(f"{where}: tensor {name} {problem}")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Decoder(nn.Module):
             raise ValueError(f"model_type {shape.family!r} cannot be run (have {', '.join(FAMILIES)})")
         self.shape, self.config = shape, model_config
         self.rotary = Rotary(model_config.rope, shape.head_dim) if model_config.rope else None
-        self.fits = fits_layer(shape, model_config)
+        self.kernel_dtypes = fits_layer(shape, model_config)
         width, hidden = shape.embed_width, shape.hidden_size
         self.embed_tokens = nn.Embedding(shape.vocab_size, width)
         self.embed_positions = nn.Embedding(shape.position_rows, hidden) if shape.position_rows else None
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         "all", "last", "none", or rows [B, R] of the T. `attend` computes attention in the layers' stead.
         """
         positions_BT, metadata = attention_metadata(
-            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.fits
+            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes
         )
         metadata = metadata._replace(attend=attend)
         if cache is None:

@@ -41,11 +41,11 @@ def attention_metadata(
     mask_BTS: Tensor | None,
     rotary: Rotary | None,
     dtype: torch.dtype,
-    fits: frozenset[torch.dtype] = frozenset(),
+    kernel_dtypes: frozenset[torch.dtype] = frozenset(),
 ) -> tuple[Tensor, AttentionMetadata]:
     """Positions and `AttentionMetadata` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
 
-    `fits`: types in which the layers can run by our own kernels, which they then do where the pass is small enough.
+    `kernel_dtypes`: types in which the layers can run by our own kernels, which they then do where the pass is small enough.
     """
     assert tokens_BT.dim() == 2, f"tokens must be [B, T], got {tuple(tokens_BT.shape)}"
     if positions_BT is None:
@@ -62,7 +62,7 @@ def attention_metadata(
         mask_BTS = causal_mask(slots_BT, cache.slots)
     mask_B1TS = None if mask_BTS is None else _mask(mask_BTS, tokens_BT)
     if (
-        dtype in fits
+        dtype in kernel_dtypes
         and mask_BTS is not None
         and isinstance(cache, Cache)
         and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device)

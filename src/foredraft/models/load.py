@@ -3,7 +3,6 @@
 Promises: the decoder holds every weight of the folder, in the wanted type. Refuses to know: how a tensor file is read.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -51,21 +50,22 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.dev
 
 
 def read_config(path: str | Path) -> tuple[Shape, ModelConfig]:
-    """Shape and model_config of a folder's config.json, in one-line errors that name it."""
-    shape, file = shapes.from_config(path), Path(path) / "config.json"
-    config = shapes.unfolded(json.loads(file.read_bytes()))
+    """Shape and model config of a folder's config.json. Raises ValueError, one line that names the file."""
+    return parse_config(shapes.unfolded(shapes.read_config(path)), path)
+
+
+def parse_config(keys: dict[str, Any], folder: str | Path) -> tuple[Shape, ModelConfig]:
+    """`read_config` of the keys that were read from the folder's config.json, unfolded (see `shapes.unfolded`)."""
+    file = Path(folder) / "config.json"
+    shape = shapes.from_config(keys, Path(folder).resolve().name, where=str(file))
     try:
-        return shape, _model_config(config, shape)
+        if "hidden_size" not in keys:
+            raise ValueError("text_config: multimodal models are not supported")
+        if keys.get("quantization_config"):
+            raise ValueError("quantization_config: quantised weights are not supported; give the original checkpoint")
+        return shape, model_config_of(keys, shape)
     except (msgspec.ValidationError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _model_config(config: dict[str, Any], shape: Shape) -> ModelConfig:
-    if "hidden_size" not in config:
-        raise ValueError("text_config: multimodal models are not supported")
-    if config.get("quantization_config"):
-        raise ValueError("quantization_config: quantised weights are not supported; give the original checkpoint")
-    return model_config_of(config, shape)
 
 
 def _prefix(shape: Shape, checkpoint: Checkpoint) -> str:

@@ -38,14 +38,13 @@ _FAMILIES: dict[str, tuple[dict[str, str], int | None, int | None]] = {
 }
 
 
-def from_config(config: dict[str, Any] | str | Path, name: str | None = None) -> Shape:
-    """The shape behind a Hugging Face config: a dict, a `config.json`, or the directory that holds one."""
-    where = "config"
+def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *, where: str = "config") -> Shape:
+    """The shape behind a Hugging Face config: a dict (`where` it is from, for errors), a `config.json`, or the directory that holds one."""
     if not isinstance(config, dict):
         path = Path(config)
         path = path / "config.json" if path.is_dir() else path
         where, name = str(path), name or path.resolve().parent.name
-        config = _read_config(path)
+        config = read_config(path)
     try:
         return _shape_of(_text_part(config), name)
     except (msgspec.ValidationError, ValueError) as error:
@@ -57,7 +56,11 @@ def of_draft(folder: str | Path) -> Shape:
     model, as vLLM's EAGLE-1/2 do.
     """
     found = from_config(folder)
-    return as_eagle(found) if found.draft_head is None and b'"fc.weight"' in _tensor_names(Path(folder)) else found
+    return (
+        as_head(found, "eagle", {})
+        if found.draft_head is None and b'"fc.weight"' in _tensor_names(Path(folder))
+        else found
+    )
 
 
 def _tensor_names(folder: Path) -> bytes:
@@ -72,12 +75,15 @@ def _tensor_names(folder: Path) -> bytes:
         return stored.read(length)
 
 
-def as_eagle(shape: Shape) -> Shape:
-    """A folder's model as the EAGLE-1/2 head that its tensors show it to be."""
-    return msgspec.structs.replace(shape, draft_head="eagle", final_norm=False, tie_embeddings=False)
+def as_head(shape: Shape, draft_head: str, config: dict[str, Any]) -> Shape:
+    """A folder's model as the head that its tensors show it to be; `config` is its unfolded config.json."""
+    return msgspec.structs.replace(shape, **_head_fields(draft_head, config))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The keys of a config.json, or of the directory that holds one, as they stand there."""
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a config.json, a directory that holds one, or shape(name)")
     try:
@@ -185,12 +191,16 @@ def _draft_fields(config: dict[str, Any]) -> dict[str, Any]:
     """An EAGLE head's own config (flat format) names itself in `architectures`."""
     for architecture in config.get("architectures") or ():
         if found := _HEAD.search(architecture):
-            eagle3 = found[0].endswith("3")
-            return {
-                "draft_head": "eagle3" if eagle3 else "eagle",
-                "draft_vocab_size": config.get("draft_vocab_size") if eagle3 else None,
-                "target_hidden_size": config.get("target_hidden_size"),
-                "final_norm": eagle3,
-                "tie_embeddings": False,
-            }
+            return _head_fields("eagle3" if found[0].endswith("3") else "eagle", config)
     return {}
+
+
+def _head_fields(draft_head: str, config: dict[str, Any]) -> dict[str, Any]:
+    eagle3 = draft_head == "eagle3"
+    return {
+        "draft_head": draft_head,
+        "draft_vocab_size": config.get("draft_vocab_size") if eagle3 else None,
+        "target_hidden_size": config.get("target_hidden_size"),
+        "final_norm": eagle3,
+        "tie_embeddings": False,
+    }

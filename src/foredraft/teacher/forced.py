@@ -19,7 +19,7 @@ from foredraft.data.tokens import Batch
 from foredraft.decode.drafter import fitted
 from foredraft.measure.bootstrap import Array
 from foredraft.models.decoder import Decoder
-from foredraft.models.heads import DraftHead
+from foredraft.models.draft_head import DraftHead
 from foredraft.teacher.acceptance import tally
 from foredraft.teacher.judge import head_readings, model_readings, padded
 from foredraft.teacher.kept import Kept

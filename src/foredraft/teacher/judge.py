@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
-from foredraft.models.heads import DraftHead
+from foredraft.models.draft_head import DraftHead
 from foredraft.teacher.acceptance import Acceptance, acceptance, tally
 from foredraft.teacher.features import FeatureSource, Online
 from foredraft.teacher.readings import Readings, begun, predicted, read

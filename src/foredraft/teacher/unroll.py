@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft.models.heads import DraftHead
+from foredraft.models.draft_head import DraftHead
 from foredraft.models.layers import AttentionMetadata
 from foredraft.teacher.chains import Chains
 

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
-from foredraft.models.head_files import save_head
-from foredraft.models.heads import DraftHead, Eagle3Head, EagleHead
+from foredraft.models.draft_head import DraftHead
+from foredraft.models.eagle import EagleHead
+from foredraft.models.eagle3 import Eagle3Head
+from foredraft.models.heads import save_head
 from foredraft.models.layers import FusionLayer, Layer
 from foredraft.teacher.acceptance import acceptance, tally
 from foredraft.teacher.features import Features, FeatureSource, Online

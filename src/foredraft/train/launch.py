@@ -15,8 +15,8 @@ import torch
 from foredraft.data.tokens import DATA, TOKENIZER, Packing, TokenFolder, check
 from foredraft.hardware import matmul_rate
 from foredraft.models.decoder import Decoder
-from foredraft.models.head_files import load_head
-from foredraft.models.heads import DraftHead, new_head
+from foredraft.models.draft_head import DraftHead
+from foredraft.models.heads import load_head, new_head
 from foredraft.models.load import load
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe
 from foredraft.records import with_hint

@@ -12,7 +12,8 @@ import torch
 
 from foredraft.hardware import matmul_rate
 from foredraft.models.decoder import Decoder
-from foredraft.models.heads import Eagle3Head, EagleHead, default_feature_layers
+from foredraft.models.eagle import EagleHead
+from foredraft.models.eagle3 import Eagle3Head, default_feature_layers
 from foredraft.models.layers import ModelConfig
 from foredraft.models.load import read_config
 from foredraft.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage

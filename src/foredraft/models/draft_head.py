@@ -1,0 +1,197 @@
+"""What all draft heads share: small decoders that read their target's hidden states.
+
+Promises: every kind is driven alike. Ask the target for `hidden_states=head.feature_layers`, join them, `combine` them once,
+then run the head with the tokens one place ahead; feed `pre_norm_BTC` of its output back as the next `hidden_BTC`.
+Refuses to know: trees, sampling, losses.
+
+Alignment: row t holds the embedding of token t+1 and the hidden state of token t, stands at position t, and its logits
+predict token t+2.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from foredraft.models.cache import Cache, new_cache
+from foredraft.models.checkpoint import Checkpoint
+from foredraft.models.decoder import INIT_STD, Decoder
+from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
+from foredraft.models.kernels import fits_layer
+from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig
+from foredraft.models.linear import Linear, linear
+from foredraft.models.rope import Rope, Rotary
+from foredraft.shapes import Shape
+
+
+class HeadLayout(NamedTuple):
+    """What engines differ in of a head's folder: its class in `architectures`, and whether its `fc` must have a bias."""
+
+    architecture: str
+    fc_bias: bool = False
+
+
+class DraftHead(nn.Module, ABC):
+    """A head whose target's tables are borrowed: they are no parameters of this module."""
+
+    layout: ClassVar[HeadLayout]  # of the flat format, where nobody asks for another
+    fc: Linear
+    layers: nn.ModuleList
+    norm: nn.Module
+
+    def __init__(
+        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], own_embedding: bool
+    ) -> None:
+        super().__init__()
+        self.shape, self.config, self.feature_layers = shape, config, feature_layers
+        self.rotary = Rotary(config.rope or Rope(), shape.head_dim)
+        self.kernel_dtypes = fits_layer(shape, config)
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size) if own_embedding else None
+        self.lm_head: Linear | None = None  # None: the target's is read
+        self._borrowed = (target,)  # in a tuple, where nn.Module does not register it
+
+    @classmethod
+    @abstractmethod
+    def new(
+        cls,
+        target: Decoder,
+        num_layers: int = 1,
+        draft_vocab: Iterable[int] | None = None,
+        feature_layers: tuple[int, ...] | None = None,
+    ) -> Self:
+        """A head for `target` before `initialise`. Raises ValueError on what the kind does not have."""
+
+    @classmethod
+    @abstractmethod
+    def from_checkpoint(
+        cls,
+        shape: Shape,
+        config: ModelConfig,
+        target: Decoder,
+        config_keys: Mapping[str, Any],
+        checkpoint: Checkpoint,
+    ) -> Self:
+        """The head of a folder on the meta device, its vocabulary's map apart. `config_keys`: its config.json, unfolded."""
+
+    @abstractmethod
+    def hollow(self, shape: Shape) -> Self:
+        """A head like this one, in `shape`."""
+
+    @abstractmethod
+    def combine(self, features_BTF: Tensor) -> Tensor:
+        """The target's hidden states, joined, as `hidden_BTC` of a first step."""
+
+    @abstractmethod
+    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """All layers."""
+
+    @property
+    def target(self) -> Decoder:
+        return self._borrowed[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fc.weight.dtype
+
+    @property
+    def draft_ids(self) -> Tensor | None:
+        """The target's ids that the head can draft, in the order of its own vocabulary; None for all."""
+        return None
+
+    def target_ids(self, draft_ids: Tensor) -> Tensor:
+        """Ids in the head's vocabulary as the target's ids."""
+        return draft_ids
+
+    def with_weights(self, state: Mapping[str, Tensor], shape: Shape | None = None) -> Self:
+        """A head like this one (in `shape`, where it changes) that holds `state`, not copied."""
+        with torch.device("meta"):
+            head = self.hollow(shape or self.shape)
+        head.load_state_dict(state, strict=True, assign=True)
+        return head
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Normal weights of deviation 0.02 in the order of the parameters, on the CPU, so that a seed gives one head everywhere."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, INIT_STD, generator=generator)
+
+    def new_cache(self, batch: int, slots: int) -> Cache:
+        """Room for `batch` sequences of `slots` rows, draft nodes included."""
+        check_context(slots, self.shape, self.config)
+        return new_cache(self.shape, batch, slots, self.dtype, self.fc.weight.device)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Embeddings of target token ids: the head's own table if its file carries one, else the target's."""
+        table = self.target.embed_tokens if self.embed_tokens is None else self.embed_tokens
+        return table(tokens_BT).to(self.dtype)
+
+    def head(self, final_BTC: Tensor) -> Tensor:
+        """Logits over the head's vocabulary."""
+        return (
+            linear(final_BTC, self.target.head_weight_VC.to(self.dtype))
+            if self.lm_head is None
+            else self.lm_head(final_BTC)
+        )
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        hidden_BTC: Tensor,
+        positions_BT: Tensor | None = None,
+        cache: KeyValues | None = None,
+        slots_BT: Tensor | None = None,
+        mask_BTS: Tensor | None = None,
+        *,
+        logits: LogitsAt = "all",
+    ) -> Output:
+        """One draft step. `tokens_BT` are target ids, `hidden_BTC` what `combine` or the last step's `pre_norm_BTC` gave.
+
+        The rest is as in `Decoder.forward`; logits are over the head's own vocabulary (see `target_ids`).
+        """
+        assert hidden_BTC.shape == (*tokens_BT.shape, self.shape.hidden_size), (hidden_BTC.shape, tokens_BT.shape)
+        _, metadata = attention_metadata(
+            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes
+        )
+        pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, metadata)
+        final = self.norm(pre_norm)
+        return Output(read_out(final, logits, self.head), final, pre_norm)
+
+    # On file
+
+    @staticmethod
+    def names_on_file(checkpoint: Checkpoint) -> "NamesOnFile":
+        return NamesOnFile(checkpoint)
+
+    def tensors_on_file(self, layout: HeadLayout) -> dict[str, Tensor]:
+        """The tensors of the flat format by their names there."""
+        return self.state_dict()
+
+    def keys_on_file(self) -> dict[str, Any]:
+        """The config keys of this kind alone."""
+        return {}
+
+
+class NamesOnFile:
+    """What the parameters of a head are called in a folder: by their own names."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def of_parameter(self, name: str) -> str:
+        return name
+
+    def is_spare(self, name: str) -> bool:
+        """Whether a tensor is no parameter of ours, and may be there."""
+        return name.endswith("rotary_emb.inv_freq")
+
+    def check(self) -> None:
+        """Raise ValueError where two tensors of the folder contradict each other."""
+
+
+def llama_like(target: Decoder) -> ModelConfig:
+    """The config of a new head's layers: Llama's, with the target's rope and norm."""
+    return ModelConfig(norm_eps=target.config.norm_eps, activation="silu", rope=target.config.rope or Rope())

@@ -1,0 +1,87 @@
+"""EAGLE-1/2 (arXiv 2401.15077, 2406.16858) as a draft head, and what its folder calls things."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from foredraft.models.checkpoint import Checkpoint
+from foredraft.models.decoder import Decoder
+from foredraft.models.draft_head import DraftHead, HeadLayout, llama_like
+from foredraft.models.layers import AttentionMetadata, Layer, ModelConfig
+from foredraft.models.linear import Linear
+from foredraft.shapes import Shape, eagle_head
+
+
+class EagleHead(DraftHead):
+    """`fc` joins embedding and hidden state at every step; the target's LM head.
+
+    Its output predicts the target's normed hidden state, so nothing is normed at the end.
+    """
+
+    layout = HeadLayout("LlamaForCausalLM")
+
+    def __init__(
+        self, shape: Shape, config: ModelConfig, target: Decoder, *, own_embedding: bool = False, fc_bias: bool = False
+    ) -> None:
+        super().__init__(shape, config, target, (target.shape.num_layers,), own_embedding)
+        self.fc = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
+        self.layers = nn.ModuleList(Layer(shape, config, i, input_norm=i > 0) for i in range(shape.num_layers))
+        self.norm = nn.Identity()
+
+    @classmethod
+    def new(
+        cls,
+        target: Decoder,
+        num_layers: int = 1,
+        draft_vocab: Iterable[int] | None = None,
+        feature_layers: tuple[int, ...] | None = None,
+    ) -> Self:
+        if draft_vocab is not None or feature_layers is not None:
+            raise ValueError(
+                "draft_vocab and feature_layers are for 'eagle3': an 'eagle' head drafts all tokens from one hidden state"
+            )
+        return cls(eagle_head(target.shape, num_layers), llama_like(target), target)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        shape: Shape,
+        config: ModelConfig,
+        target: Decoder,
+        config_keys: Mapping[str, Any],
+        checkpoint: Checkpoint,
+    ) -> Self:
+        width = target.shape.embed_width
+        if shape.hidden_size != width:
+            raise ValueError(f"an EAGLE-1/2 head needs the target's hidden_size {width}, got {shape.hidden_size}")
+        own_embedding, fc_bias = "embed_tokens.weight" in checkpoint.stored, "fc.bias" in checkpoint.stored
+        with torch.device("meta"):
+            return cls(shape, config, target, own_embedding=own_embedding, fc_bias=fc_bias)
+
+    def hollow(self, shape: Shape) -> Self:
+        own_embedding, fc_bias = self.embed_tokens is not None, self.fc.bias is not None
+        return type(self)(shape, self.config, self.target, own_embedding=own_embedding, fc_bias=fc_bias)
+
+    def combine(self, features_BTF: Tensor) -> Tensor:
+        """The target's final hidden state as it is."""
+        return features_BTF.to(self.dtype)
+
+    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
+        x_BTC = self.fc(torch.cat((embeds_BTC, hidden_BTC), dim=-1))
+        for layer in self.layers:
+            x_BTC = layer(x_BTC, metadata)
+        return x_BTC
+
+    def tensors_on_file(self, layout: HeadLayout) -> dict[str, Tensor]:
+        """`fc` with a bias or without, as the engine has it. Raises ValueError where a bias would be lost."""
+        tensors, bias = dict(self.state_dict()), self.fc.bias
+        if layout.fc_bias:
+            return {"fc.bias": torch.zeros(self.shape.hidden_size)} | tensors
+        if bias is not None and bool(bias.any()):
+            raise ValueError(
+                "fc.bias is not zero, and vLLM's EAGLE head has no bias; train without one or save for sglang"
+            )
+        tensors.pop("fc.bias", None)
+        return tensors

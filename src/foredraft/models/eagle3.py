@@ -1,0 +1,239 @@
+"""EAGLE-3 (arXiv 2503.01840) and, with more layers, Scylla (arXiv 2505.07858) as a draft head, and what its folder calls things."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from foredraft.models.checkpoint import Checkpoint, TensorError
+from foredraft.models.decoder import Decoder
+from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like
+from foredraft.models.layers import AttentionMetadata, FusionLayer, Layer, ModelConfig, norm
+from foredraft.models.linear import Linear
+from foredraft.shapes import Shape, eagle3_head
+
+IDS = "eagle_aux_hidden_state_layer_ids"
+
+
+class Eagle3Head(DraftHead):
+    """`fc` joins three of the target's hidden states and never sees the head's own output.
+
+    `d2t` [V of the head] int64: target id minus own id; `t2d` [V of the target] bool: the tokens that the head can draft.
+    """
+
+    layout = HeadLayout("LlamaForCausalLMEagle3")
+
+    def __init__(
+        self,
+        shape: Shape,
+        config: ModelConfig,
+        target: Decoder,
+        feature_layers: tuple[int, ...],
+        d2t: Tensor,
+        own_embedding: bool = False,
+    ) -> None:
+        super().__init__(shape, config, target, feature_layers, own_embedding)
+        hidden, width = shape.hidden_size, shape.target_hidden_size or shape.hidden_size
+        self.fc = Linear(3 * width, hidden, bias=False)
+        later_layers = (Layer(shape, config, i) for i in range(1, shape.num_layers))
+        self.layers = nn.ModuleList([FusionLayer(shape, config), *later_layers])
+        self.norm = norm(hidden, shape, config)
+        self.lm_head = Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
+        self.register_buffer("d2t", d2t)
+        self.register_buffer("t2d", draftable(d2t, shape.vocab_size))
+
+    lm_head: Linear
+    d2t: Tensor
+    t2d: Tensor
+
+    @classmethod
+    def new(
+        cls,
+        target: Decoder,
+        num_layers: int = 1,
+        draft_vocab: Iterable[int] | None = None,
+        feature_layers: tuple[int, ...] | None = None,
+    ) -> Self:
+        d2t = _offsets(draft_vocab, target.shape.vocab_size)
+        feature_layers = feature_layers or default_feature_layers(target.shape.num_layers)
+        check_features(feature_layers, target)
+        return cls(eagle3_head(target.shape, num_layers, len(d2t)), llama_like(target), target, feature_layers, d2t)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        shape: Shape,
+        config: ModelConfig,
+        target: Decoder,
+        config_keys: Mapping[str, Any],
+        checkpoint: Checkpoint,
+    ) -> Self:
+        feature_layers, d2t = _feature_layers(config_keys, target), _vocabulary_map(shape, checkpoint)
+        with torch.device("meta"):
+            return cls(shape, config, target, feature_layers, d2t, "embed_tokens.weight" in checkpoint.stored)
+
+    def hollow(self, shape: Shape) -> Self:
+        return type(self)(shape, self.config, self.target, self.feature_layers, self.d2t, self.embed_tokens is not None)
+
+    @property
+    def draft_ids(self) -> Tensor | None:
+        return None if bool(self.t2d.all()) else self.t2d.nonzero()[:, 0]
+
+    def target_ids(self, draft_ids: Tensor) -> Tensor:
+        return draft_ids + self.d2t[draft_ids]
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """The LM head and the final norm begin as the target's, cut to what the head can draft."""
+        super().initialise(seed)
+        ids = torch.nonzero(self.t2d)[:, 0]
+        self.lm_head.weight.copy_(self.target.head_weight_VC[ids.to(self.target.device)])
+        if isinstance(self.target.norm, nn.RMSNorm) and self.target.norm.weight is not None:
+            self.norm.weight.copy_(self.target.norm.weight)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def combine(self, features_BTF: Tensor) -> Tensor:
+        """[B, T, 3 × target's hidden size], hidden states low to high, to [B, T, C]."""
+        return self.fc(features_BTF.to(self.dtype))
+
+    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
+        first_layer, *later_layers = self.layers
+        x_BTC = first_layer(embeds_BTC, hidden_BTC, metadata)
+        for layer in later_layers:
+            x_BTC = layer(x_BTC, metadata)
+        return x_BTC
+
+    @staticmethod
+    def names_on_file(checkpoint: Checkpoint) -> NamesOnFile:
+        return _Names(checkpoint)
+
+    def tensors_on_file(self, layout: HeadLayout) -> dict[str, Tensor]:
+        """A head over the whole vocabulary has no map: vLLM 0.32 refuses one that maps nothing."""
+        state = self.state_dict()
+        if len(self.d2t) == self.shape.vocab_size and not self.d2t.any():
+            state = {name: tensor for name, tensor in state.items() if name not in ("d2t", "t2d")}
+        tensors = {re.sub(r"^layers\.0\.", "midlayer.", name): tensor for name, tensor in state.items()}
+        return tensors | {twin: tensor for name, tensor in tensors.items() if (twin := _twin(name))}
+
+    def keys_on_file(self) -> dict[str, Any]:
+        """The ids of the hidden states are left out where they are the default."""
+        shape, entered = self.shape, list(self.feature_layers)
+        keys: dict[str, Any] = {
+            "draft_vocab_size": shape.draft_vocab_size or shape.vocab_size,
+            "target_hidden_size": shape.target_hidden_size or shape.hidden_size,
+            "norm_before_residual": False,
+            "fc_norm": False,
+            "norm_output": False,
+        }
+        depth = self.target.shape.num_layers
+        if depth >= 3 and entered == list(default_feature_layers(depth)):
+            return keys
+        left_layers = {IDS: [i - 1 for i in entered], "use_aux_hidden_state": True}
+        return keys | {IDS: entered, "eagle_config": left_layers}
+
+
+def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
+    """The hidden states EAGLE-3 reads: those entering layers 2, L/2 and L−3 (Hugging Face's `hidden_states` indices)."""
+    if num_layers < 3:
+        raise ValueError(
+            f"an EAGLE-3 head reads hidden states 2, L/2 and L−3, but its target has {num_layers} layers; name three"
+        )
+    return 2, num_layers // 2, num_layers - 3
+
+
+def check_features(layers: tuple[int, ...], target: Decoder) -> None:
+    """Raise unless these are three of the target's hidden states."""
+    depth = target.shape.num_layers
+    if len(layers) != 3 or not all(0 <= layer <= depth for layer in layers):
+        raise ValueError(f"feature_layers must be three hidden states from 0 to {depth}, got {list(layers)}")
+
+
+def _feature_layers(config_keys: Mapping[str, Any], target: Decoder) -> tuple[int, ...]:
+    """vLLM counts hidden states by the layer they enter, SGLang (under eagle_config) by the layer they leave."""
+    entered, left_layers = config_keys.get(IDS), (config_keys.get("eagle_config") or {}).get(IDS)
+    if entered and left_layers and [i + 1 for i in left_layers] != list(entered):
+        raise ValueError(f"{IDS} {entered} must be one more than eagle_config's {left_layers}")
+    layers = entered or [i + 1 for i in left_layers or ()] or default_feature_layers(target.shape.num_layers)
+    check_features(tuple(layers), target)
+    return tuple(layers)
+
+
+def _offsets(draft_vocab: Iterable[int] | None, vocab_size: int) -> Tensor:
+    ids = torch.arange(vocab_size) if draft_vocab is None else torch.tensor(sorted(int(i) for i in draft_vocab))
+    if not len(ids):
+        raise ValueError("draft_vocab must name at least one token")
+    return ids - torch.arange(len(ids))
+
+
+def draftable(d2t: Tensor, vocab_size: int) -> Tensor:
+    """The mask t2d behind the offsets d2t; raises where they leave the vocabulary or name a token twice."""
+    ids = d2t + torch.arange(len(d2t), device=d2t.device)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(
+            f"d2t must hold offsets to ids below {vocab_size}, got ids {int(ids.min())} to {int(ids.max())}"
+        )
+    mask = torch.zeros(vocab_size, dtype=torch.bool, device=d2t.device)
+    mask[ids] = True
+    if int(mask.sum()) != len(ids):
+        raise ValueError(f"d2t must name each token once, got {int(mask.sum())} tokens in {len(ids)} entries")
+    return mask
+
+
+def _vocabulary_map(shape: Shape, checkpoint: Checkpoint) -> Tensor:
+    """d2t, checked against t2d where the file has it; a head over the whole vocabulary may lack both."""
+    size = shape.draft_vocab_size or shape.vocab_size
+    if "d2t" not in checkpoint.stored and size == shape.vocab_size:
+        return torch.zeros(size, dtype=torch.int64, device="cpu")
+    if "d2t" not in checkpoint.stored:
+        raise TensorError(
+            f"{checkpoint.where}: lacks tensor d2t, which draft_vocab_size {size} of {shape.vocab_size} needs"
+        )
+    _check_map(checkpoint, "d2t", ("I64", "I32"), size)
+    d2t = checkpoint.tensor("d2t").to(torch.int64)
+    try:
+        mask = draftable(d2t, shape.vocab_size)
+    except ValueError as error:
+        raise TensorError(f"{checkpoint.stored['d2t'].file}: {error}") from None
+    if "t2d" in checkpoint.stored:
+        _check_map(checkpoint, "t2d", ("BOOL",), shape.vocab_size)
+        if not torch.equal(checkpoint.tensor("t2d"), mask):
+            raise checkpoint.fail("t2d", "must mark the tokens of d2t, which holds offsets: target id less own id")
+    return d2t
+
+
+def _check_map(checkpoint: Checkpoint, name: str, kinds: tuple[str, ...], size: int) -> None:
+    stored = checkpoint.stored[name]
+    if stored.kind not in kinds or stored.shape != (size,):
+        raise checkpoint.fail(name, f"is {stored.kind} {list(stored.shape)}; it must be {kinds[0]} [{size}]")
+
+
+class _Names(NamesOnFile):
+    """Layer 0 is `midlayer.` or `layers.0.`, the norms of later layers `input_layernorm` (vLLM), `hidden_norm` (SGLang) or both."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        has_midlayer = any(name.startswith("midlayer.") for name in checkpoint.stored)
+        self.first_layer = "midlayer." if has_midlayer else "layers.0."
+        pairs = {_twin(name): name for name in checkpoint.stored}
+        self.twins = {twin: name for twin, name in pairs.items() if twin in checkpoint.stored}
+
+    def of_parameter(self, name: str) -> str:
+        name = re.sub(r"^layers\.0\.", self.first_layer, name)
+        twin, stored = _twin(name), self.checkpoint.stored
+        return twin if twin and name not in stored and twin in stored else name
+
+    def is_spare(self, name: str) -> bool:
+        return name in ("d2t", "t2d") or name in self.twins or super().is_spare(name)
+
+    def check(self) -> None:
+        """vLLM uses one of the two norms, SGLang the other: they must agree."""
+        for twin, name in self.twins.items():
+            if not torch.equal(self.checkpoint.tensor(twin), self.checkpoint.tensor(name)):
+                raise self.checkpoint.fail(twin, f"differs from {name}; engines disagree about which one counts")
+
+
+def _twin(name: str) -> str:
+    """The second name of a later layer's first norm, or nothing."""
+    match = re.fullmatch(r"layers\.([1-9]\d*)\.input_layernorm\.weight", name)
+    return f"layers.{match[1]}.hidden_norm.weight" if match else ""
