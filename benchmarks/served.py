@@ -29,7 +29,7 @@ import msgspec
 import served_figures
 import vllm_server
 
-from foredraft import records, shapes
+from foredraft import kinds, records, shapes
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
 from foredraft.deploy.export import Settings as Export
@@ -218,7 +218,7 @@ def _plan(bench: Bench, machine: Machine) -> Plan:
     workload = Workload(
         input_len=_mean(row.input_len for row in seen), output_len=_mean(row.output_len for row in seen), concurrency=bench.loads
     )  # fmt: skip
-    head = shapes.eagle_head(target, DRAFTS[SCYLLA][1])
+    head = kinds.EAGLE.shape(target, DRAFTS[SCYLLA][1])
     made = plan(target, machine, workload, Planning(engine="vllm", dtype=bench.dtype), [*seen, *chains], head)
     records.write(bench.folder / "Plan.json", made)
     return made

@@ -33,13 +33,13 @@ def plan(
     `target` and `draft` (to weigh it alone): a shape, a public name, or a folder; `machine`: a record, its name or its file;
     `observations`: own measurements. Raises ValueError, one line, where the target does not fit or a name is not known.
     """
-    from foredraft import machines, shapes
+    from foredraft import kinds, machines, shapes
     from foredraft.plan import plan as room
 
     if isinstance(target, str):
         target = shapes.named(target)
     if isinstance(draft, str):
-        draft = shapes.named_draft(draft)
+        draft = kinds.shape_named(draft)
     if isinstance(machine, str):
         machine = machines.named(machine)
     return room.plan(target, machine, workload, settings, observations, draft)

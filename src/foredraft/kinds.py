@@ -5,14 +5,17 @@ how well a kind drafts.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
-from foredraft.shapes import Shape, eagle3_head, eagle_head
+from foredraft import shapes
+from foredraft.records import DraftChoice
+from foredraft.shapes import HeadParts, Shape
 
 Role = Literal["none", "lookup", "lm", "head"]
-ShapeOf = Callable[[Shape, int, int | None], Shape]
 
 
 @dataclass(frozen=True)
@@ -21,42 +24,55 @@ class Kind:
 
     `name`: as recipes, plans, configs and checkpoints write it. `role`: none, lookup (prompt lookup and kin: no model), lm (an
     independent model) or head (on the target's hidden states). `methods`: how measurements spell it, with the label of each
-    spelling. `hidden_states`: how many of the target's it reads per token. `passes`: forward passes of the draft per step: none,
-    one per drafted "token", or one per "block". `unrolled`: trained on its own outputs, so that a training token costs several
-    passes. `shape_of`: its shape from the target's shape, its layers and its draft vocabulary (None: the usual one); None for
-    what has no shape of its own. `deep_label`: label of one with two or more layers. `engine_names`: what each engine calls it.
+    spelling. `passes`: forward passes of the draft per step: none, one per drafted "token", or one per "block". `unrolled`:
+    trained on its own outputs, so that a training token costs several passes. `parts`: what makes a head of a transformer; None
+    for what is no head, and for heads of no known shape. `draft_vocab`: the usual rows of its own LM head, None for all of the
+    target's. `deep_label`: label of one with two or more layers. `engine_names`: what each engine calls it.
     """
 
     name: str
     label: str
     role: Role
     methods: Mapping[str, str]
-    hidden_states: int = 0
     passes: Literal["none", "token", "block"] = "token"
     unrolled: bool = False
-    shape_of: ShapeOf | None = None
+    parts: HeadParts | None = None
+    draft_vocab: int | None = None
     deep_label: str | None = None
     engine_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def drifts(self) -> bool:
+        """Whether acceptance falls with position, since it drafts on from its own estimates of the target's hidden states."""
+        return self.role == "head"
+
+    @property
+    def hidden_states(self) -> int:
+        """How many of the target's hidden states it reads per token."""
+        return self.parts.hidden_states if self.parts else 0
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the kind that a folder of such weights is: multi-layer heads and kin are EAGLE-3's."""
+        return self.parts.kind if self.parts else self.name
 
     def label_at(self, num_layers: int | None) -> str:
         """The label of a draft of so many layers."""
         return self.deep_label if self.deep_label and (num_layers or 1) > 1 else self.label
 
-    def shape(self, target: Shape, num_layers: int = 1, draft_vocab: int | None = None) -> Shape | None:
-        """The shape of such a draft beside `target`; None where the kind has none of its own."""
-        return self.shape_of(target, num_layers, draft_vocab) if self.shape_of else None
+    def shape(self, target: Shape, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
+        """The shape of such a head beside `target`; `draft_vocab` None is the usual one.
+
+        Raises ValueError, which names what is lacking, where the kind is none or its shape is not known.
+        """
+        if self.parts is None:
+            raise ValueError(f"a shape for method {self.name}")
+        usual = min(self.draft_vocab, target.vocab_size) if self.draft_vocab else None
+        return shapes.head(target, self.parts, num_layers, draft_vocab or usual)
 
 
-USUAL_DRAFT_VOCAB = 32000  # of published EAGLE-3 heads
-
-
-def _eagle(target: Shape, num_layers: int, draft_vocab: int | None) -> Shape:
-    return eagle_head(target, num_layers)
-
-
-def _eagle3(target: Shape, num_layers: int, draft_vocab: int | None) -> Shape:
-    return eagle3_head(target, num_layers, draft_vocab or min(USUAL_DRAFT_VOCAB, target.vocab_size))
-
+_EAGLE = HeadParts(kind="eagle", hidden_states=1, fc_embedding=True, wide_layer=False, norms=-1, own_lm_head=False)
+_EAGLE3 = HeadParts(kind="eagle3", hidden_states=3, fc_embedding=False, wide_layer=True, norms=2, own_lm_head=True)
 
 NONE = Kind("none", "no draft", "none", {"none": "no draft"}, passes="none")
 NGRAM = Kind(
@@ -68,12 +84,12 @@ LM = Kind(
     engine_names={"vllm": "draft_model", "sglang": "STANDALONE", "foredraft": "draft_model"},
 )  # fmt: skip
 EAGLE = Kind(
-    "eagle", "EAGLE-1/2", "head", {"eagle": "EAGLE", "eagle1": "EAGLE", "eagle2": "EAGLE-2"}, hidden_states=1, shape_of=_eagle,
-    deep_label="Scylla", engine_names={"vllm": "eagle", "sglang": "EAGLE", "foredraft": "eagle"},
+    "eagle", "EAGLE-1/2", "head", {"eagle": "EAGLE", "eagle1": "EAGLE", "eagle2": "EAGLE-2"}, parts=_EAGLE,
+    engine_names={"vllm": "eagle", "sglang": "EAGLE", "foredraft": "eagle"},
 )  # fmt: skip
 EAGLE3 = Kind(
     "eagle3", "EAGLE-3", "head", {"eagle3": "EAGLE-3", "eagle_3": "EAGLE-3", "hass": "HASS", "griffin": "GRIFFIN"},
-    hidden_states=3, unrolled=True, shape_of=_eagle3, deep_label="Scylla",
+    unrolled=True, parts=_EAGLE3, draft_vocab=32000, deep_label="Scylla",
     engine_names={"vllm": "eagle3", "sglang": "EAGLE3", "foredraft": "eagle3"},
 )  # fmt: skip
 # Measured by others; costed as an EAGLE-3 head of as many layers, one decoder layer on the target's hidden states.
@@ -93,6 +109,7 @@ LABELS = {method: label for kind in KINDS for method, label in kind.methods.item
 _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 
 
+@cache
 def of_method(method: str) -> Kind:
     """The kind that a measurement's `method` names, by itself or by one of its words (samd_eagle2); an unknown one is a head whose
     shape nobody knows.
@@ -104,12 +121,41 @@ def of_method(method: str) -> Kind:
     return next(heads, Kind(method, method, "head", {method: method}))
 
 
+def role_of(method: str) -> Role:
+    """The role of the kind that a measurement's `method` names."""
+    return of_method(method).role
+
+
 def of_name(name: str) -> Kind:
     """The kind of a recipe, plan or checkpoint by its own name. Raises ValueError on any other."""
-    found = next((kind for kind in KINDS if kind.name == name), None)
-    if found is None:
+    kind = next((kind for kind in KINDS if kind.name == name), None)
+    if kind is None:
         raise ValueError(f"kind must be one of {', '.join(kind.name for kind in KINDS)}, got {name!r}")
-    return found
+    return kind
+
+
+def of_choice(draft: DraftChoice) -> Kind:
+    """The kind of a plan's draft. Raises ValueError on a head that does not say which, or on a kind that no folder can be."""
+    if draft.kind == "lookup":
+        return NGRAM
+    if draft.kind == "head" and draft.method is None:
+        raise ValueError(
+            f"draft.method is missing: this plan is too old to say which kind of head {draft.name} is; plan again"
+        )
+    name = draft.method if draft.kind == "head" else draft.kind
+    if name not in CHECKPOINTS:
+        raise ValueError(f"draft.kind must be lookup or one of {', '.join(CHECKPOINTS)}, got {name!r}")
+    return CHECKPOINTS[str(name)]
+
+
+def of_shape(shape: Shape) -> Kind:
+    """The kind of a model or head of that shape."""
+    return of_name(shape.head.kind) if shape.head else LM
+
+
+def of_role(role: str) -> tuple[Kind, ...]:
+    """The kinds of a role that can be trained, the usual one first."""
+    return tuple(kind for kind in reversed(CHECKPOINTS.values()) if kind.role == role)
 
 
 _HEAD_NAME = re.compile(r"^Eagle3?(?=[A-Z])|Eagle3?$|^Eagle3?Speculator$")
@@ -131,3 +177,17 @@ def of_checkpoint(config: Mapping[str, Any], tensors: Collection[str] = ()) -> K
     if third or marks:
         return EAGLE3
     return EAGLE if spelt else LM
+
+
+def shape_of_folder(folder: str | Path) -> Shape:
+    """The shape of the model or head in a folder, or behind its config.json. Raises ValueError as `shapes.from_config`."""
+    file = Path(folder) / "config.json" if Path(folder).is_dir() else Path(folder)
+    config = shapes.unfolded(shapes.read_config(file))
+    shape = shapes.from_config(config, file.resolve().parent.name, where=str(file))
+    parts = of_checkpoint(config, shapes.tensor_names(file.parent)).parts
+    return shapes.as_head(shape, parts, config) if parts else shape
+
+
+def shape_named(name: str) -> Shape:
+    """The shape of a public model, or of the draft in the folder at a path, a head included."""
+    return shape_of_folder(name) if Path(name).exists() else shapes.shape(name)

@@ -9,10 +9,11 @@ from functools import cache
 import numpy as np
 from scipy.special import expit
 
+from foredraft import kinds
 from foredraft.laws.cost import MULTIPLIERS, ServerCost, adjusted, engine_efficiency, serve
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.records import Machine, Observation, Provenance
-from foredraft.shapes import Shape, eagle3_head, eagle_head, from_config, scaled
+from foredraft.shapes import Shape, from_config, scaled
 
 TARGET = from_config(
     {
@@ -49,13 +50,13 @@ class Truth:
 
     def level(self, shape: Shape, tokens: float) -> float:
         """Logit of the first position."""
-        law, dial = (self.head, shape.num_layers) if shape.draft_head else (self.size, shape.params)
-        lower = 0.5 if shape.draft_head == "eagle" else 0.0
+        law, dial = (self.head, shape.num_layers) if shape.head else (self.size, shape.params)
+        lower = 0.5 if kinds.of_shape(shape) is kinds.EAGLE else 0.0
         return law["c0"] - law["A"] * dial ** -law["a"] - law["B"] * tokens ** -law["b"] - lower
 
     def accept(self, shape: Shape, tokens: float, temperature: float = 0.0, moved: float = 0.0) -> np.ndarray:
         """accept_given_prefix [K]: heads fall with position, models rise a little; sampling costs half a logit."""
-        drift = -self.fade if shape.draft_head else 0.3 * self.fade
+        drift = -self.fade if shape.head else 0.3 * self.fade
         fading = drift * (1 - 0.6 ** np.arange(POSITIONS))
         return expit(self.level(shape, tokens) + fading - (0.5 if temperature else 0.0) + moved)
 
@@ -93,10 +94,10 @@ def drafts() -> Iterator[tuple[str, str, Shape, float]]:
     for size in SIZES:
         for tokens in LM_BUDGETS:
             yield f"lm-n{size:.2g}-d{tokens:.2g}", "draft_model", scaled(TARGET, size), tokens
-    yield "eagle2", "eagle", eagle_head(TARGET), 2e6
+    yield "eagle2", "eagle", kinds.EAGLE.shape(TARGET), 2e6
     for depth in DEPTHS:
         for tokens in HEAD_BUDGETS:
-            yield f"scylla-L{depth}-d{tokens:.2g}", "eagle3", eagle3_head(TARGET, depth, 4096), tokens
+            yield f"scylla-L{depth}-d{tokens:.2g}", "eagle3", kinds.EAGLE3.shape(TARGET, depth, 4096), tokens
 
 
 def observed(
@@ -126,7 +127,7 @@ def observed(
             found.append(
                 Observation(run=name, method="none", batch_size=batch, output_tok_s=plain, **_less(base, "run"))
             )
-            specs = [(k, 1, k) for k in (1, 3, 5)] + ([(5, 4, 15)] if shape.draft_head else [])
+            specs = [(k, 1, k) for k in (1, 3, 5)] + ([(5, 4, 15)] if shape.head else [])
             for depth, width, nodes in specs:
                 tau = tau_of(accept, depth, width, nodes)
                 speed = noisy(truth.speed(shape, batch, depth, tau, width, nodes))

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from foredraft import kinds
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import (
     MAX_POSITIONS,
@@ -20,7 +21,6 @@ from foredraft.laws.acceptance import (
 )
 from foredraft.laws.speedup import tokens_per_step_constant
 from foredraft.plan import evidence
-from foredraft.plan.drafts import kind_of
 from foredraft.published import document, observations
 from foredraft.records import Observation, Provenance, decode
 from foredraft.validate import curves, validate
@@ -265,7 +265,7 @@ def test_no_document_drowns_the_rest(monkeypatch):
     home = {acceptance.curve_key(row): document(row.provenance.source) for row in observations()}
     weights: dict[str, set[float]] = {}
     for key, lesson in by_draft.items():
-        assert lesson.drifts == (kind_of(key[1]) == "head")
+        assert lesson.drifts == kinds.of_method(key[1]).drifts
         if len(lesson.curve) >= 3:
             weights.setdefault(home[key], set()).add(lesson.weight)
     assert all(len(found) == 1 for found in weights.values())

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foredraft import kinds
 from foredraft.laws import cost
 from foredraft.laws.cost import (
     MULTIPLIERS,
@@ -21,7 +22,7 @@ from foredraft.laws.cost import (
 )
 from foredraft.laws.speedup import tokens_per_step_constant
 from foredraft.machines import machine
-from foredraft.shapes import eagle3_head, shape
+from foredraft.shapes import shape
 
 H100 = machine("H100 94GB")
 TARGET, DRAFT, LARGE_DRAFT = shape("Qwen3-32B"), shape("Qwen3-1.7B"), shape("Qwen3-4B")
@@ -191,7 +192,7 @@ def decode_speedup(draft, context: float, batch: int, devices: int = 8) -> float
 @pytest.mark.parametrize("batch", [128, 256])
 @pytest.mark.parametrize("devices", [4, 8])
 def test_magicdec_long_context_keeps_speculation_worth_it_at_large_batch(batch, devices):
-    head = eagle3_head(shape("Llama-3.1-8B"))
+    head = kinds.EAGLE3.shape(shape("Llama-3.1-8B"))
     short, long, longest = (decode_speedup(head, context, batch, devices) for context in (256, 8_000, 32_000))
     assert 1.0 < long < longest
     assert short < long / 1.5
@@ -199,7 +200,7 @@ def test_magicdec_long_context_keeps_speculation_worth_it_at_large_batch(batch, 
 
 
 def test_magicdec_batch_hurts_at_short_context_and_helps_at_long():
-    head = eagle3_head(shape("Llama-3.1-8B"))
+    head = kinds.EAGLE3.shape(shape("Llama-3.1-8B"))
     short, long = ([decode_speedup(head, context, batch) for batch in (32, 128, 256)] for context in (256, 32_000))
     assert short == sorted(short, reverse=True)
     assert long == sorted(long)
@@ -208,7 +209,7 @@ def test_magicdec_batch_hurts_at_short_context_and_helps_at_long():
 
 def test_magicdec_a_draft_with_a_cache_of_its_own_gains_less():
     """Negative control: a 1B model, whose cache is a quarter of the target's, gains far less at long context than a head does."""
-    head, model = eagle3_head(shape("Llama-3.1-8B")), shape("Llama-3.2-1B")
+    head, model = kinds.EAGLE3.shape(shape("Llama-3.1-8B")), shape("Llama-3.2-1B")
     assert decode_speedup(model, 32_000, 256) < 0.7 * decode_speedup(head, 32_000, 256)
 
 

@@ -28,15 +28,16 @@ def test_a_method_is_told_by_its_words(method, kind):
 
 def test_an_unknown_method_is_a_head_without_a_shape():
     kind = kinds.of_method("ngram_table")
-    assert (kind.role, kind.shape(TARGET)) == ("head", None)
+    assert kind.role == "head"
+    with pytest.raises(ValueError, match="a shape for method ngram_table"):
+        kind.shape(TARGET)
     with pytest.raises(ValueError, match="kind must be one of"):
         kinds.of_name("ngram_table")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind.shape_of], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind.parts], ids=lambda kind: kind.name)
 def test_a_shape_has_the_layers_asked_for(kind):
     shape = kind.shape(TARGET, 2)
-    assert shape is not None
     assert (shape.num_layers, shape.hidden_size) == (2, TARGET.hidden_size)
 
 

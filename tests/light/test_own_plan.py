@@ -10,7 +10,7 @@ import pytest
 from own_study import HEAD_BUDGETS, LENGTHS, LM_BUDGETS, MACHINE, TARGET, Truth, drafts, observed, tau_of
 from typer.testing import CliRunner
 
-from foredraft import records
+from foredraft import kinds, records
 from foredraft.cli.main import app
 from foredraft.laws.cost import ENGINES, engine_efficiency, predict_served
 from foredraft.laws.forms import LossLaw
@@ -27,7 +27,7 @@ from foredraft.plan.served import Place, calibrated, timed
 from foredraft.plan.study import pool, scaled_like, shape_of, study
 from foredraft.recipe import Eagle
 from foredraft.records import Observation, Plan, Provenance, Workload
-from foredraft.shapes import Shape, eagle3_head, scaled, shape
+from foredraft.shapes import Shape, scaled, shape
 from foredraft.train.from_plan import from_plan
 
 LOADS = (1, 8, 32)
@@ -64,7 +64,7 @@ def drafted(found: Plan) -> tuple[Shape, float]:
     assert choice.draft_tokens is not None
     if choice.kind == "lm":
         return scaled(TARGET, choice.non_embedding_params), choice.draft_tokens
-    return eagle3_head(TARGET, choice.num_layers, 4096), choice.draft_tokens
+    return kinds.EAGLE3.shape(TARGET, choice.num_layers, 4096), choice.draft_tokens
 
 
 def log_speed(shape: Shape, tokens: float, depths: dict[int, int] | None = None) -> float:
@@ -174,7 +174,7 @@ def test_an_eagle_2_head_is_one():
     found, _ = weighed(rows())
     (head,) = [one for one in found if one.choice.name == "EAGLE head"]
     assert head.shape is not None
-    assert head.shape.draft_head == "eagle"
+    assert kinds.of_shape(head.shape) is kinds.EAGLE
     assert head.choice.draft_tokens == 2e6
 
 
@@ -329,7 +329,7 @@ def test_a_model_smaller_than_its_embedding_is_none():
 
 def test_a_heads_draft_words_are_told_from_its_parameters():
     row = next(row for row in rows() if row.method == "eagle3")
-    few = eagle3_head(TARGET, 1, 1000)
+    few = kinds.EAGLE3.shape(TARGET, 1, 1000)
     assert shape_of(TARGET, msgspec.structs.replace(row, draft_params=float(few.params))) == few
 
 
@@ -592,7 +592,7 @@ def test_a_trained_head_is_planned_by_its_own_rows() -> None:
     """The one that is asked for, at no cost of training; of a depth that was not measured nothing is said."""
     layers = max(row.draft_layers or 0 for row in rows() if row.method == "eagle3")
     always = msgspec.structs.replace(OURS, always=True)
-    head = eagle3_head(TARGET, layers, 4096)
+    head = kinds.EAGLE3.shape(TARGET, layers, 4096)
     with pytest.raises(ValueError, match=f"{len(HEAD_BUDGETS)} drafts of its kind and depth were measured"):
         plan(TARGET, MACHINE, WORKLOAD, always, rows(), head)
     one = next(row.draft for row in rows() if row.method == "eagle3" and row.draft_layers == layers)
@@ -602,4 +602,4 @@ def test_a_trained_head_is_planned_by_its_own_rows() -> None:
     assert (found.draft.kind, found.draft.num_layers, found.draft.training_gpu_hours) == ("head", layers, 0.0)
     assert found.runners_up == ()
     with pytest.raises(ValueError, match="nothing says how much is accepted of it"):
-        plan(TARGET, MACHINE, WORKLOAD, OURS, rows(), eagle3_head(TARGET, layers + 1, 4096))
+        plan(TARGET, MACHINE, WORKLOAD, OURS, rows(), kinds.EAGLE3.shape(TARGET, layers + 1, 4096))

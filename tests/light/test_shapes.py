@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foredraft.shapes import Shape, eagle3_head, eagle_head, from_config, known_shapes, of_draft, scaled, shape
+from foredraft import kinds
+from foredraft.shapes import Shape, from_config, known_shapes, scaled, shape
 
 # Parameter totals of the checkpoints, as Hugging Face's safetensors index gives them.
 EXACT = {
@@ -360,7 +361,7 @@ def test_training_tokens_come_with_a_source():
 
 
 def test_eagle3_head_counts_its_tensors():
-    head = eagle3_head(shape("Llama-3.1-8B"))
+    head = kinds.EAGLE3.shape(shape("Llama-3.1-8B"))
     h, kv, mlp = 4096, 1024, 14336
     layer = 2 * h * (h + 2 * kv) + h * h + 3 * h * mlp
     assert head.non_embedding_params == 3 * h * h + layer + 4 * h  # input, hidden, post-attention and final norm
@@ -373,7 +374,7 @@ def test_eagle3_head_counts_its_tensors():
 
 def test_eagle3_extra_layers_take_the_plain_width():
     target = shape("Llama-3.1-8B")
-    extra = eagle3_head(target, num_layers=3).params - eagle3_head(target, num_layers=2).params
+    extra = kinds.EAGLE3.shape(target, num_layers=3).params - kinds.EAGLE3.shape(target, num_layers=2).params
     assert extra == (target.non_embedding_params - 4096) / 32
 
 
@@ -381,33 +382,34 @@ def test_eagle3_head_matches_the_memory_vllm_gives_it():
     # Qwen3-32B with RedHatAI's head: 63.94 - 61.03 GiB loaded; that format carries a copy of the target's embedding.
     target = shape("Qwen3-32B")
     embedding = 2 * target.vocab_size * target.hidden_size
-    assert (eagle3_head(target).weight_bytes() + embedding) / 2**30 == pytest.approx(63.94 - 61.03, rel=0.01)
+    assert (kinds.EAGLE3.shape(target).weight_bytes() + embedding) / 2**30 == pytest.approx(63.94 - 61.03, rel=0.01)
 
 
 def test_eagle_head_reads_the_lm_head_that_it_does_not_store():
     target = shape("Llama-2-7B")
-    head = eagle_head(target)
+    head = kinds.EAGLE.shape(target)
     h, mlp = 4096, 11008
     assert head.params == head.non_embedding_params == 2 * h * h + 4 * h * h + 3 * h * mlp + h
     assert head.read_bytes(1) - head.weight_bytes() == 2 * (32000 + 1) * h
     assert head.read_bytes(1) == head.read_bytes(1, recurrent=True)
-    assert eagle_head(target, 2).params - head.params == (target.non_embedding_params - h) / 32
+    assert kinds.EAGLE.shape(target, 2).params - head.params == (target.non_embedding_params - h) / 32
 
 
-def test_a_heads_own_config_is_recognised():
+def test_a_heads_own_config_is_recognised(tmp_path: Path) -> None:
     config = {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 50, "num_hidden_layers": 1}
-    head = from_config(TINY | config, "head")
-    assert (head.draft_head, head.draft_vocab_size, head.final_norm) == ("eagle3", 50, True)
-    assert head.params == eagle3_head(from_config(TINY), draft_vocab=50).params
+    (tmp_path / "config.json").write_text(json.dumps(TINY | config))
+    head = kinds.shape_of_folder(tmp_path)
+    assert (kinds.of_shape(head), head.draft_vocab_size) == (kinds.EAGLE3, 50)
+    assert head.params == kinds.EAGLE3.shape(from_config(TINY), draft_vocab=50).params
 
 
 def test_heads_refuse_what_cannot_be():
     with pytest.raises(ValueError, match=r"draft_vocab .200. must not exceed"):
-        eagle3_head(from_config(TINY), draft_vocab=200)
+        kinds.EAGLE3.shape(from_config(TINY), draft_vocab=200)
     with pytest.raises(ValueError, match=r"num_layers must be positive"):
-        eagle_head(from_config(TINY), num_layers=0)
+        kinds.EAGLE.shape(from_config(TINY), num_layers=0)
     with pytest.raises(ValueError, match=r"embed_dim"):
-        eagle_head(shape("OPT-350M"))
+        kinds.EAGLE.shape(shape("OPT-350M"))
 
 
 SIZES = [5e6, 1e7, 2.3e7, 6e7, 1.17e8, 1.89e8, 3.13e8, 4.1e8, 1e9, 3e9, 8e9, 3e10, 7e10]
@@ -467,16 +469,19 @@ def test_a_trained_head_is_told_by_its_tensors(tmp_path: Path) -> None:
         "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 512,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert of_draft(tmp_path).draft_head is None
-    for names, head in ((("fc.weight", "layers.0.mlp.up_proj.weight"), "eagle"), (("model.norm.weight",), None)):
+    assert kinds.shape_of_folder(tmp_path).head is None
+    for names, kind in (
+        (("fc.weight", "layers.0.mlp.up_proj.weight"), kinds.EAGLE),
+        (("model.norm.weight",), kinds.LM),
+    ):
         header = json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in names}).encode()
         (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-        assert of_draft(tmp_path).draft_head == head
+        assert kinds.of_shape(kinds.shape_of_folder(tmp_path)) is kind
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 16)
     with pytest.raises(ValueError, match="truncated or corrupt"):
-        of_draft(tmp_path)
+        kinds.shape_of_folder(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    for name, head in (("fc.weight", "eagle"), ("model.norm.weight", None)):
+    for name, kind in (("fc.weight", kinds.EAGLE), ("model.norm.weight", kinds.LM)):
         shards = {"metadata": {}, "weight_map": {name: "model-00001-of-00002.safetensors"}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
-        assert of_draft(tmp_path).draft_head == head
+        assert kinds.of_shape(kinds.shape_of_folder(tmp_path)) is kind

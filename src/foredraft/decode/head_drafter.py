@@ -11,6 +11,7 @@ from collections.abc import Sequence as Listed
 import torch
 from torch import Tensor
 
+from foredraft import kinds
 from foredraft.decode.batch import Sequence
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
@@ -28,7 +29,7 @@ class HeadDrafter:
 
     def __init__(self, head: DraftHead, cache: Cache) -> None:
         self.head, self.run, self.cache = head, Graphed(head), cache
-        self.name, self.reads = str(head.shape.draft_head), head.feature_layers
+        self.name, self.reads = kinds.of_shape(head.shape).name, head.feature_layers
 
     def admit(self, row: int, sequence: Sequence) -> None:
         """Read the prompt's pairs but for the last, which the first proposal reads."""

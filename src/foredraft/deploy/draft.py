@@ -44,7 +44,7 @@ def read_draft(folder: str | Path, target: str | Path) -> Draft:
         return Draft(path, "lm", load(path, dtype), dtype)
     dtype = TYPES.get(fc.kind, torch.float32)
     head = as_llama(load_head(path, hollow(target), dtype))
-    return Draft(path, str(head.shape.draft_head), head, dtype)
+    return Draft(path, kinds.of_shape(head.shape).name, head, dtype)
 
 
 def hollow(target: str | Path) -> Decoder:

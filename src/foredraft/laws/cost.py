@@ -125,7 +125,7 @@ class PassCost:
         exchanges = (
             2 * shape.num_layers if tensor_parallel > 1 else 0
         )  # one all-reduce after attention, one after the MLP
-        recurrent = shape.draft_head is not None
+        recurrent = shape.head is not None
         share = 2 * (tensor_parallel - 1) / tensor_parallel
         link = share * shape.hidden_size * 2 / (machine.link_bytes_per_s or np.inf)
         return cls(

@@ -6,12 +6,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from foredraft import kinds
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout, llama_like
 from foredraft.models.layers import AttentionMetadata, Layer, ModelConfig
 from foredraft.models.linear import Linear
-from foredraft.shapes import Shape, eagle_head
+from foredraft.shapes import Shape
 
 
 class EagleHead(DraftHead):
@@ -42,7 +43,7 @@ class EagleHead(DraftHead):
             raise ValueError(
                 "draft_vocab and feature_layers are for 'eagle3': an 'eagle' head drafts all tokens from one hidden state"
             )
-        return cls(eagle_head(target.shape, num_layers), llama_like(target), target)
+        return cls(kinds.EAGLE.shape(target.shape, num_layers), llama_like(target), target)
 
     @classmethod
     def from_checkpoint(

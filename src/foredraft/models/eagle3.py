@@ -7,12 +7,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from foredraft import kinds
 from foredraft.models.checkpoint import Checkpoint, TensorError
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like
 from foredraft.models.layers import AttentionMetadata, FusionLayer, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear
-from foredraft.shapes import Shape, eagle3_head
+from foredraft.shapes import Shape
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 
@@ -59,7 +60,9 @@ class Eagle3Head(DraftHead):
         d2t = _offsets(draft_vocab, target.shape.vocab_size)
         feature_layers = feature_layers or default_feature_layers(target.shape.num_layers)
         check_features(feature_layers, target)
-        return cls(eagle3_head(target.shape, num_layers, len(d2t)), llama_like(target), target, feature_layers, d2t)
+        return cls(
+            kinds.EAGLE3.shape(target.shape, num_layers, len(d2t)), llama_like(target), target, feature_layers, d2t
+        )
 
     @classmethod
     def from_checkpoint(
@@ -202,10 +205,10 @@ def _vocabulary_map(shape: Shape, checkpoint: Checkpoint) -> Tensor:
     return d2t
 
 
-def _check_map(checkpoint: Checkpoint, name: str, kinds: tuple[str, ...], size: int) -> None:
+def _check_map(checkpoint: Checkpoint, name: str, dtypes: tuple[str, ...], size: int) -> None:
     stored = checkpoint.stored[name]
-    if stored.kind not in kinds or stored.shape != (size,):
-        raise checkpoint.fail(name, f"is {stored.kind} {list(stored.shape)}; it must be {kinds[0]} [{size}]")
+    if stored.kind not in dtypes or stored.shape != (size,):
+        raise checkpoint.fail(name, f"is {stored.kind} {list(stored.shape)}; it must be {dtypes[0]} [{size}]")
 
 
 class _Names(NamesOnFile):

@@ -57,13 +57,13 @@ def load_head(
     checkpoint, file = Checkpoint(folder), Path(folder) / "config.json"
     keys = shapes.unfolded(shapes.read_config(folder))
     shape, config = parse_config(keys, folder)
-    kind = kinds.of_checkpoint(keys, checkpoint.stored).name
+    kind = kinds.of_checkpoint(keys, checkpoint.stored)
     try:
-        if kind not in HEADS:
+        if kind.parts is None or kind.name not in HEADS:
             raise ValueError("not a draft head: architectures names none, and there is no tensor fc.weight")
-        shape = shapes.as_head(shape, kind, keys)
+        shape = shapes.as_head(shape, kind.parts, keys)
         _check_fit(shape, keys, target, checkpoint)
-        head = HEADS[kind].from_checkpoint(shape, config, target, keys, checkpoint)
+        head = HEADS[kind.name].from_checkpoint(shape, config, target, keys, checkpoint)
     except TensorError:
         raise
     except ValueError as error:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from foredraft import kinds
 from foredraft.laws import forms
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import run_sd
@@ -22,7 +23,7 @@ from foredraft.shapes import Shape
 
 Array = NDArray[np.float64]
 
-TTT_STEPS = 7  # EAGLE-3 unrolls the head this often per training token (arXiv 2503.01840)
+TTT_STEPS = 7  # how often training unrolls a head on its own outputs per token (arXiv 2503.01840)
 TRAINING_MFU = 0.35  # assumed share of peak while training
 
 
@@ -118,21 +119,20 @@ def _level_shift(accept: Array, gain: Array) -> Array:
     return np.interp(gain, accepted / base, shifts)
 
 
-def choice(
-    kind: str,
-    name: str,
-    shape: Shape,
-    machine: Machine,
-    tokens: float | None,
-    flops: float,
-    method: str | None = None,
-) -> DraftChoice:
-    """A draft of `shape` to train on `tokens` for `flops` on `machine`; `method` of a head."""
+def head_training_flops(target: Shape, shape: Shape, tokens: float) -> float:
+    """Of a head of `shape`: the target's pass, and three passes' worth of each of the head's."""
+    passes = TTT_STEPS if kinds.of_shape(shape).unrolled else 1
+    return tokens * (target.flops_per_token(0) + 3 * passes * shape.flops_per_token(0))
+
+
+def choice(name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
+    """A draft of `shape` to train on `tokens` for `flops` on `machine`."""
+    kind = kinds.of_shape(shape)
     rate = max(rate for dtype, rate in machine.flops_per_s.items() if dtype in ("bfloat16", "float16", "float32"))
     return DraftChoice(
-        kind=kind,
+        kind=kind.role,
         name=name,
-        method=method,
+        method=kind.name if kind.role == "head" else None,
         params=float(shape.params),
         non_embedding_params=float(shape.non_embedding_params),
         num_layers=shape.num_layers,

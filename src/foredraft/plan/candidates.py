@@ -13,16 +13,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from foredraft import shapes
+from foredraft import kinds, shapes
 from foredraft.laws import acceptance, forms
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import choose, fit, predict_draws
 from foredraft.plan import evidence, from_study
-from foredraft.plan.candidate import TTT_STEPS, Candidate, Curve, Sized, choice
-from foredraft.plan.drafts import kind_of
+from foredraft.plan.candidate import Candidate, Curve, Sized, choice, head_training_flops
 from foredraft.plan.study import mean_curve, on_target, shape_of, study
 from foredraft.records import DraftChoice, Fit, Machine, Observation
-from foredraft.shapes import Shape, eagle3_head, scaled
+from foredraft.shapes import Shape, scaled
 
 Array = NDArray[np.float64]
 
@@ -93,12 +92,11 @@ def _heads(
     )
     found = []
     for num_layers, layer_gain in layers.items():
-        shape = eagle3_head(target, num_layers, min(32000, target.vocab_size))
+        shape = kinds.EAGLE3.shape(target, num_layers)
         for tokens in (t for t in HEAD_TOKENS if low <= t <= high):
             gain = _gain(tokens_law, tokens) * layer_gain
-            flops = tokens * (target.flops_per_token(0) + 3 * TTT_STEPS * shape.flops_per_token(0))
-            name = "EAGLE-3 head" if num_layers == 1 else f"Scylla head, {num_layers} layers"
-            made = choice("head", name, shape, machine, tokens, flops, "eagle3")
+            flops = head_training_flops(target, shape, tokens)
+            made = choice(from_study.head_name(shape), shape, machine, tokens, flops)
             found.append(Candidate(made, shape, Curve(posterior, tuple(gain))))
     return found, missing
 
@@ -113,7 +111,9 @@ def head_posterior(target: Shape, own: Sequence[Observation]) -> CurvePosterior:
     """Acceptance of an EAGLE-3-like head on `target`: measured there if it was, else as heads have it in general. Of one
     layer: what more of them gain is counted apart.
     """
-    measured = measured_curve(target, own, lambda row: kind_of(row.method) == "head" and (row.draft_layers or 1) == 1)
+    measured = measured_curve(
+        target, own, lambda row: kinds.role_of(row.method) == "head" and (row.draft_layers or 1) == 1
+    )
     return measured or any_draft(drifts=True)
 
 
@@ -125,9 +125,7 @@ def _tokens_law(own: tuple[Observation, ...]) -> Fit:
     rivals = (forms.LAW_1_1, forms.TOKENS_SATURATING)
     for rows in (own, evidence.observations()):
         usable = [
-            row
-            for row in rows
-            if kind_of(row.method) == "head" and row.method != "eagle2" and row.draft_tokens and row.tokens_per_step
+            row for row in rows if kinds.of_method(row.method).unrolled and row.draft_tokens and row.tokens_per_step
         ]
         try:
             return choose(rivals, usable)
@@ -145,13 +143,12 @@ def _gain(law: Fit, tokens: float) -> Array:
 
 def _layer_gains(own: Sequence[Observation]) -> tuple[dict[int, float], dict[str, str]]:
     """How much deeper heads gain, by number of layers, where own runs say; depth 1 always."""
-    rows = [row for row in own if kind_of(row.method) == "head" and row.draft_layers and row.tokens_per_step]
+    rows = [row for row in own if kinds.role_of(row.method) == "head" and row.draft_layers and row.tokens_per_step]
     try:
         law = fit(forms.LAW_1_2, rows)
     except ValueError:
-        return {1: 1.0}, {
-            "Scylla head, 2 or more layers": "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"
-        }
+        why = "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"
+        return {1: 1.0}, {f"{kinds.EAGLE3.deep_label} head, 2 or more layers": why}
     gains = {
         n: float(predict_draws(law, draft_layers=float(n)).mean() - 1)
         for n in range(1, int(law.domain["draft_layers"][1]) + 1)
@@ -189,7 +186,7 @@ def public(target: Shape) -> list[Shape]:
 
 def named(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, draft: Shape) -> Candidate:
     """The one draft that the user names. Raises ValueError where nothing speaks for its acceptance."""
-    if draft.draft_head:
+    if draft.head:
         return _head_at_hand(target, machine, own, draft)
     return _lm(target, machine, own, temperature, draft, None)
 
@@ -199,7 +196,7 @@ def _head_at_hand(target: Shape, machine: Machine, own: Sequence[Observation], s
 
     def alike(row: Observation) -> bool:
         made = shape_of(target, row)
-        return bool(made and (made.draft_head, made.num_layers) == (shape.draft_head, shape.num_layers))
+        return bool(made and (made.head, made.num_layers) == (shape.head, shape.num_layers))
 
     found = {row.draft for row in own if alike(row)}
     if len(found) > 1:
@@ -211,7 +208,7 @@ def _head_at_hand(target: Shape, machine: Machine, own: Sequence[Observation], s
         raise ValueError(
             f"{shape.name}: nothing says how much is accepted of it; give --observations of foredraft measure"
         )
-    made = choice("head", from_study.head_name(shape), shape, machine, None, 0.0, shape.draft_head)
+    made = choice(from_study.head_name(shape), shape, machine, None, 0.0)
     return Candidate(made, shape, Curve(curve))
 
 
@@ -223,9 +220,7 @@ def _lm(
     """
     flops = 3 * shape.flops_per_token(0) * tokens if tokens else 0.0
     trained = tokens or shape.training_tokens
-    draft = (
-        choice("lm", "independent model", shape, machine, trained, flops) if tokens else _public_choice(shape, machine)
-    )
+    draft = choice(kinds.LM.label, shape, machine, trained, flops) if tokens else _public_choice(shape, machine)
     if not tokens and (curve := measured_curve(target, own, _of(shape))):
         return Candidate(draft, shape, Curve(curve))
     if not (target.training_tokens and trained):
@@ -250,7 +245,7 @@ def _lm(
 
 
 def _public_choice(shape: Shape, machine: Machine) -> DraftChoice:
-    return choice("lm", f"{shape.name} (public)", shape, machine, shape.training_tokens, 0.0)
+    return choice(f"{shape.name} (public)", shape, machine, shape.training_tokens, 0.0)
 
 
 def _of(shape: Shape) -> Callable[[Observation], bool]:
@@ -267,7 +262,7 @@ def measured_curve(
     for rows, noise in ((own, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
         picked = [row for row in rows if row.method != "none" and on_target(row, target) and wanted(row)]
         if mean := mean_curve(picked):
-            drifts = kind_of(picked[0].method) == "head"
+            drifts = kinds.of_method(picked[0].method).drifts
             return acceptance.posterior(evidence.position_law(), mean, drifts=drifts, extra_noise=noise)
     return None
 
@@ -295,13 +290,13 @@ def _as_alpha(row: Observation) -> Observation | None:
         else (row.tokens_per_step - 1 if row.lookahead == 1 and row.tokens_per_step else None)
     )
     mixed = (row.temperature or 0.0) > 0 and row.accept_kind != "sampled"
-    if kind_of(row.method) != "lm" or alpha is None or not row.draft_tokens or mixed:
+    if kinds.role_of(row.method) != "lm" or alpha is None or not row.draft_tokens or mixed:
         return None
     return msgspec.structs.replace(
         row,
         accept_prob=alpha,
         run=row.target,
-        method="lm",
+        method=kinds.LM.name,
         dataset=None,
         temperature=row.temperature or 0.0,
         accept_kind=None,
@@ -316,11 +311,11 @@ def _lookup(target: Shape, own: Sequence[Observation], temperature: float) -> Ca
     """Prompt look-up: nothing to train, no model; its acceptance hangs on the prompts, so without own runs every published
     curve is a draw.
     """
-    draft = DraftChoice(kind="lookup", name="n-gram look-up", params=0.0, non_embedding_params=0.0)
+    draft = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
     if measured := from_study.lookup(target, own, temperature):
         return Candidate(draft, None, Curve(measured))
     law = evidence.position_law()
-    curves = [c for key, c in acceptance.chain_curves(evidence.observations()).items() if key[1] == "ngram"]
+    curves = [c for key, c in acceptance.chain_curves(evidence.observations()).items() if key[1] == kinds.NGRAM.name]
     parts = [acceptance.posterior(law, curve, drifts=False, extra_noise=ELSEWHERE_NOISE) for curve in curves]
     mixed = CurvePosterior(
         np.concatenate([part.weights for part in parts]) / len(parts),

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
-from foredraft import published
+from foredraft import kinds, published
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import Lesson, PositionLaw
-from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation, decode
 from foredraft.shapes import Shape, shape
 
@@ -53,7 +52,10 @@ def fit_position_law(rows: Sequence[Observation]) -> PositionLaw:
     curves = acceptance.chain_curves(rows)
     sizes = Counter(home[key] for key, curve in curves.items() if len(curve) >= 3)
     return acceptance.fit_position_law(
-        [Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kind_of(key[1]) == "head") for key, curve in curves.items()]
+        [
+            Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kinds.of_method(key[1]).drifts)
+            for key, curve in curves.items()
+        ]
     )
 
 

@@ -11,11 +11,12 @@ from functools import cache
 import numpy as np
 from scipy.special import ndtri
 
+from foredraft import kinds
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import predict_draws, run_sd
 from foredraft.plan import evidence
-from foredraft.plan.candidate import TTT_STEPS, Behind, Candidate, Curve, Sized, choice
+from foredraft.plan.candidate import Behind, Candidate, Curve, Sized, choice, head_training_flops
 from foredraft.plan.study import Study, Tried, mean_curve, pool
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, scaled
@@ -57,19 +58,19 @@ def heads_at(study: Study, machine: Machine, wanted: Tried) -> list[Candidate]:
 
 def head_name(shape: Shape) -> str:
     """What a plan calls a head."""
-    if shape.draft_head == "eagle":
-        return "EAGLE head" if shape.num_layers == 1 else f"EAGLE head, {shape.num_layers} layers"
-    return "EAGLE-3 head" if shape.num_layers == 1 else f"Scylla head, {shape.num_layers} layers"
+    kind = kinds.of_shape(shape)
+    if shape.num_layers == 1:
+        return f"{kinds.LABELS[kind.name]} head"
+    return f"{kind.deep_label or kinds.LABELS[kind.name]} head, {shape.num_layers} layers"
 
 
 def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit | None) -> Candidate:
     near = study.nearest(like, like.shape.params, tokens)
     same = [one for one in study.lines[like.method, like.family, like.shape.num_layers] if one.tokens == near.tokens]
     name = head_name(like.shape) + (f" ({like.family})" if like.family else "")
-    unrolled = TTT_STEPS if like.method == "eagle3" else 1
-    flops = tokens * (study.target.flops_per_token(0) + 3 * unrolled * like.shape.flops_per_token(0))
+    flops = head_training_flops(study.target, like.shape, tokens)
     return Candidate(
-        choice("head", name, like.shape, machine, tokens, flops, like.method),
+        choice(name, like.shape, machine, tokens, flops),
         like.shape,
         Curve(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
         behind=_behind(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
@@ -186,7 +187,7 @@ def _as_measured(study: Study, machine: Machine, one: Tried) -> Candidate:
 
 
 def _trained(shape: Shape, machine: Machine, tokens: float) -> DraftChoice:
-    return choice("lm", "independent model", shape, machine, tokens, 3 * shape.flops_per_token(0) * tokens)
+    return choice(kinds.LM.label, shape, machine, tokens, 3 * shape.flops_per_token(0) * tokens)
 
 
 def _behind(study: Study, how: str) -> Behind:

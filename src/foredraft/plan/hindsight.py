@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from foredraft import kinds
 from foredraft.laws import forms
 from foredraft.laws.acceptance import MAX_POSITIONS
 from foredraft.laws.cost import predict_served
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LossLaw
 from foredraft.plan import from_study
-from foredraft.plan.drafts import kind_of
 from foredraft.plan.foretold import foretold
 from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
 from foredraft.plan.search import Problem, Settings, rank
@@ -146,7 +146,7 @@ def _optimum(tried: Study, own: Sequence[Observation]) -> DraftOptimum:
 
     Raises ValueError where the rows do not hold what they need: losses of several sizes and budgets, two targets.
     """
-    drafts = [row for row in own if kind_of(row.method) == "lm" and row.dataset == tried.dataset]
+    drafts = [row for row in own if kinds.role_of(row.method) == "lm" and row.dataset == tried.dataset]
     drafts = [row for row in drafts if (row.temperature or 0.0) == tried.temperature and row.accept_prob is not None]
     here = [row for row in drafts if on_target(row, tried.target)]
     loss, plane = fit(forms.LOSS_LAW, here), fit(forms.ACCEPT_PLANE, drafts)
@@ -175,7 +175,7 @@ def _best_by_draft(tried: Study, rows: Sequence[Timed]) -> dict[Draft, float]:
     known = {(one.shape, one.tokens) for one in tried.tried}
     best: dict[Draft, float] = {}
     for row, speed in ((one.observation, one.row.output_tok_s) for one in rows):
-        made = shape_of(tried.target, row) if kind_of(row.method) == "lm" else None
+        made = shape_of(tried.target, row) if kinds.role_of(row.method) == "lm" else None
         if made and row.draft_tokens and (made, row.draft_tokens) in known:
             key = made, row.draft_tokens
             best[key] = max(best.get(key, 0.0), speed)
@@ -187,7 +187,7 @@ def _choice(
 ) -> DraftRegret:
     """Of the drafts that were timed the one of the greatest planned gain, training aside, in ways that were timed of them."""
     here = [one for one in rows if load(one.observation) == batch]
-    models = [one.row for one in here if kind_of(one.observation.method) == "lm"]
+    models = [one.row for one in here if kinds.role_of(one.observation.method) == "lm"]
     workload = Workload(
         input_len=float(np.mean([one.server.input_len for one in here])),
         output_len=float(np.mean([one.server.output_len for one in here])),

@@ -6,6 +6,7 @@ what a run that settles the factor can be expected to remove. Refuses to know: h
 
 import numpy as np
 
+from foredraft import kinds
 from foredraft.laws.cost import MULTIPLIERS
 from foredraft.plan.candidate import TRAINING_MFU, Candidate
 from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
@@ -73,7 +74,7 @@ def _run(problem: Problem, candidate: Candidate, factor: str) -> tuple[str, str,
         return f"measure τ at k = 1 and 2 with {nearest}, on more prompts", FACTORS[factor], 2 * measuring
     if factor == "draft" and choice.kind == "head":
         return (
-            f"measure τ at k = 1 and 2 with a public EAGLE-3 head of {problem.target.name} on your prompts",
+            f"measure τ at k = 1 and 2 with a public {kinds.of_choice(choice).label} head of {problem.target.name} on your prompts",
             FACTORS[factor],
             2 * measuring,
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foredraft import kinds
 from foredraft.laws.cost import (
     MULTIPLIERS,
     CostRow,
@@ -23,7 +24,6 @@ from foredraft.laws.cost import (
     serve,
 )
 from foredraft.machines import machine as known_machine
-from foredraft.plan.drafts import kind_of
 from foredraft.plan.study import on_target, shape_of
 from foredraft.records import Machine, Observation
 from foredraft.shapes import Shape
@@ -98,13 +98,13 @@ def load(row: Observation) -> int:
 
 def _is_timed(row: Observation) -> bool:
     told = row.output_tok_s and load(row) and row.input_len and row.output_len
-    kind = kind_of(row.method)
-    return bool(told and (kind == "none" or (row.lookahead and row.tokens_per_step)))
+    role = kinds.role_of(row.method)
+    return bool(told and (role == "none" or (row.lookahead and row.tokens_per_step)))
 
 
 def _at(place: Place, row: Observation) -> bool:
     """Whether a row was measured there, with a draft whose shape can be told or none."""
-    able = kind_of(row.method) in ("none", "lookup") or shape_of(place.target, row) is not None
+    able = kinds.role_of(row.method) in ("none", "lookup") or shape_of(place.target, row) is not None
     return (
         able
         and on_target(row, place.target)

@@ -11,15 +11,16 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from foredraft import kinds
+from foredraft.kinds import Kind
 from foredraft.laws import acceptance, forms
 from foredraft.laws.acceptance import MAX_POSITIONS, Curve
 from foredraft.laws.fit import choose, fit
 from foredraft.laws.law import Law
 from foredraft.plan import evidence
-from foredraft.plan.drafts import EAGLE3_LIKE, EAGLE_LIKE, kind_of
 from foredraft.plan.trees import PUBLISHED, Tail, Tree, fitted
 from foredraft.records import Fit, Observation, Provenance
-from foredraft.shapes import LEAST_BODY, Shape, eagle3_head, eagle_head, scaled, shape
+from foredraft.shapes import LEAST_BODY, Shape, scaled, shape
 
 SIZE_LAWS = (forms.ACCEPT_CHINCHILLA, forms.ACCEPT_RATIO_TOKENS, forms.ACCEPT_SIZE)
 TOKEN_LAWS = (forms.LAW_1_1, forms.TOKENS_SATURATING)
@@ -150,7 +151,14 @@ def study(target: Shape, own: tuple[Observation, ...], temperature: float, kind:
     rows = pool(target, own, temperature, kind)
     groups: dict[tuple, list[Observation]] = {}
     for row in rows:
-        key = method_of(row), row.family, row.draft, row.draft_tokens, row.draft_layers, row.draft_params
+        key = (
+            kinds.of_method(row.method).checkpoint,
+            row.family,
+            row.draft,
+            row.draft_tokens,
+            row.draft_layers,
+            row.draft_params,
+        )
         groups.setdefault(key, []).append(row)
     tried = tuple(one for i, group in enumerate(groups.values()) if (one := _tried(target, group, i)))
     if len({(one.method, one.shape, one.tokens) for one in tried}) < 2:
@@ -164,7 +172,7 @@ def _tail(found: Study, own: Sequence[Observation], kind: str) -> Tail | None:
     trees: dict[str, dict[tuple[int, int, int], list[float]]] = {}
     for row in own:
         alike = (row.dataset, row.temperature or 0.0) == (found.dataset, found.temperature)
-        if not alike or kind_of(row.method) != kind or not on_target(row, found.target) or (row.topk or 1) == 1:
+        if not alike or kinds.role_of(row.method) != kind or not on_target(row, found.target) or (row.topk or 1) == 1:
             continue
         if row.draft and row.lookahead and row.topk and row.tree_nodes and row.tokens_per_step:
             dials = trees.setdefault(row.draft, {})
@@ -183,14 +191,22 @@ def _tried(target: Shape, group: Sequence[Observation], number: int) -> Tried | 
     made, curve = shape_of(target, row), mean_curve(group)
     if made is None or row.draft_tokens is None or not curve:
         return None
-    return Tried(row.run, row.draft or f"draft {number}", method_of(row), row.family, made, row.draft_tokens, curve)
+    return Tried(
+        row.run,
+        row.draft or f"draft {number}",
+        kinds.of_method(row.method).checkpoint,
+        row.family,
+        made,
+        row.draft_tokens,
+        curve,
+    )
 
 
 def pool(target: Shape, own: Iterable[Observation], temperature: float, kind: str) -> list[Observation]:
     """Chains of a kind on `target` that may be compared: of the workload's class of temperature (0 or not) the nearest one, of
     what is left the dataset (no category of one), then the pooling, of models then the family, with the most rows.
     """
-    rows = [row for row in own if kind_of(row.method) == kind and on_target(row, target) and _is_chain(row)]
+    rows = [row for row in own if kinds.role_of(row.method) == kind and on_target(row, target) and _is_chain(row)]
     rows = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)]
     if not rows:
         return []
@@ -225,38 +241,26 @@ def mean_curve(rows: Iterable[Observation]) -> dict[int, float]:
     }
 
 
-def method_of(row: Observation) -> str:
-    """How the draft of a row drafts, as far as its shape depends on it: eagle3 (Scylla and kin too), eagle, lm; or as it is
-    named.
-    """
-    if kind_of(row.method) == "lm":
-        return "lm"
-    if EAGLE3_LIKE.search(row.method):
-        return "eagle3"
-    return "eagle" if EAGLE_LIKE.search(row.method) else row.method
-
-
 def shape_of(target: Shape, row: Observation) -> Shape | None:
     """The draft that an own row was measured with: a head by its layers, a model by its public name or as the buildable one of
     its stored parameters. None where the row does not say, and where there is no model.
     """
-    method = method_of(row)
-    if method == "eagle":
-        return eagle_head(target, row.draft_layers or 1)
-    if method == "eagle3":
-        return _eagle3(target, row.draft_layers or 1, row.draft_params)
-    if method != "lm":
+    kind = kinds.of_method(row.method)
+    if kind.parts:
+        return _head(target, kind, row.draft_layers or 1, row.draft_params)
+    if kind.role != "lm":
         return None
     if row.draft and (public := _public(row.draft)) and row.draft_params in (None, float(public.params)):
         return public
     return scaled_like(target, row.draft_params, row.draft_layers) if row.draft_params else None
 
 
-def _eagle3(target: Shape, num_layers: int, params: float | None) -> Shape:
+def _head(target: Shape, kind: Kind, num_layers: int, params: float | None) -> Shape:
     """With as many draft words as its parameters tell; else the usual number."""
-    usual = eagle3_head(target, num_layers, min(32000, target.vocab_size))
+    usual = kind.shape(target, num_layers)
     words = round(((params or 0.0) - usual.non_embedding_params) / target.hidden_size)
-    return eagle3_head(target, num_layers, words) if 0 < words <= target.vocab_size else usual
+    own_words = usual.head is not None and usual.head.own_lm_head and 0 < words <= target.vocab_size
+    return kind.shape(target, num_layers, words) if own_words else usual
 
 
 @cache

@@ -4,13 +4,12 @@ Promises: a config that cannot be counted is an error that says what it lacks. R
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from foredraft.shapes.counts import Shape
+from foredraft.shapes.counts import HeadParts, Shape
 
 _SIZES = {
     "num_layers": "num_hidden_layers",
@@ -51,33 +50,38 @@ def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *,
         raise ValueError(f"{where}: {error}") from None
 
 
-def of_draft(folder: str | Path) -> Shape:
-    """The shape behind the folder of a trained draft, or behind its config.json; a head by its tensors where its config names a
-    model, as vLLM's EAGLE-1/2 do.
+def as_head(shape: Shape, parts: HeadParts, config: dict[str, Any]) -> Shape:
+    """A folder's model as a draft head of such parts; `config` is its unfolded config.json. Raises ValueError."""
+    head_fields = {
+        "head": parts, "tie_embeddings": False, "target_hidden_size": config.get("target_hidden_size"),
+        "draft_vocab_size": config.get("draft_vocab_size") if parts.own_lm_head else None,
+    }  # fmt: skip
+    try:
+        return msgspec.convert(msgspec.structs.asdict(shape) | head_fields, Shape)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
+def tensor_names(folder: str | Path) -> frozenset[str]:
+    """The names of a folder's tensors by its file's header or the index of its shards; none where it holds no weights.
+
+    Raises ValueError where these are broken.
     """
-    found = from_config(folder)
-    return (
-        as_head(found, "eagle", {})
-        if found.draft_head is None and b'"fc.weight"' in _tensor_names(Path(folder))
-        else found
-    )
+    file, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
+    try:
+        if file.is_file():
+            return frozenset(json.loads(_header(file))) - {"__metadata__"}
+        return frozenset(json.loads(index.read_bytes())["weight_map"]) if index.is_file() else frozenset()
+    except (ValueError, KeyError, TypeError):
+        broken = file if file.is_file() else index
+        raise ValueError(f"{broken}: truncated or corrupt; export or download it again") from None
 
 
-def _tensor_names(folder: Path) -> bytes:
-    """What lists a folder's tensors: the index of its shards, or its file's header; nothing where it holds no weights."""
-    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not file.is_file():
-        return index.read_bytes() if index.is_file() else b""
+def _header(file: Path) -> bytes:
+    """The header of a safetensors file, or as much of it as is there."""
     with file.open("rb") as stored:
         length = int.from_bytes(stored.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError(f"{file}: truncated or corrupt; export or download it again")
-        return stored.read(length)
-
-
-def as_head(shape: Shape, draft_head: str, config: dict[str, Any]) -> Shape:
-    """A folder's model as the head that its tensors show it to be; `config` is its unfolded config.json."""
-    return msgspec.structs.replace(shape, **_head_fields(draft_head, config))
+        return stored.read(min(length, file.stat().st_size))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _shape_of(config: dict[str, Any], name: str | None) -> Shape:
     fields["head_dim"] = config.get("head_dim", default_head_dim) or _divide(fields["hidden_size"], fields["num_heads"])
     fields["tie_embeddings"] = config.get("tie_word_embeddings", family == "opt")
     fields["max_position_embeddings"] = config.get("max_position_embeddings")
-    fields |= _switches(family, config) | _draft_fields(config)
+    fields |= _switches(family, config)
     name = name or config.get("_name_or_path") or family
     return msgspec.convert({"name": name, "family": family, **fields}, Shape)
 
@@ -181,26 +185,3 @@ def _opt_switches(config: dict[str, Any]) -> dict[str, Any]:
         "max_position_embeddings": positions, "position_rows": positions + 2 if isinstance(positions, int) else 0,
         "embed_dim": None if width == config["hidden_size"] else width, "final_norm": pre_norm,
     }  # fmt: skip
-
-
-# "LlamaForCausalLMEagle3" in the flat format; "Eagle3Qwen3ForCausalLM", "Eagle3Speculator" in vLLM's and speculators'.
-_HEAD = re.compile(r"^Eagle3?(?=[A-Z])|Eagle3?$")
-
-
-def _draft_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """An EAGLE head's own config (flat format) names itself in `architectures`."""
-    for architecture in config.get("architectures") or ():
-        if found := _HEAD.search(architecture):
-            return _head_fields("eagle3" if found[0].endswith("3") else "eagle", config)
-    return {}
-
-
-def _head_fields(draft_head: str, config: dict[str, Any]) -> dict[str, Any]:
-    eagle3 = draft_head == "eagle3"
-    return {
-        "draft_head": draft_head,
-        "draft_vocab_size": config.get("draft_vocab_size") if eagle3 else None,
-        "target_hidden_size": config.get("target_hidden_size"),
-        "final_norm": eagle3,
-        "tie_embeddings": False,
-    }

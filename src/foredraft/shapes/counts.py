@@ -24,13 +24,30 @@ def bytes_per_value(dtype: str) -> float:
     return BYTES_PER_VALUE[dtype]
 
 
+class HeadParts(Record, frozen=True):
+    """What makes a draft head of a transformer that borrows its target's embedding.
+
+    `kind`: its name, by which checkpoints are told apart. `hidden_states`: how many of the target's `fc` joins;
+    `fc_embedding`: and the embedding of the token with them, so that every pass of a step needs `fc`, not the first alone.
+    `wide_layer`: q, k and v of layer 0 read the embedding beside the hidden state (2H). `norms`: beyond two a layer, a final
+    one included. `own_lm_head`: it does not borrow the target's.
+    """
+
+    kind: str
+    hidden_states: int
+    fc_embedding: bool
+    wide_layer: bool
+    norms: int
+    own_lm_head: bool
+
+
 class Shape(Record, frozen=True):
     """What a transformer is made of. Sizes as in a Hugging Face `config.json`; `family` is its model_type.
 
     `embed_dim` is the embedding's width where it is not `hidden_size` (OPT-350m), which adds two projections.
     `position_rows` is the length of a learned position table (OPT: 2050). `layer_norm`: LayerNorm with bias or RMSNorm.
-    `draft_head` is None for a language model, else "eagle" or "eagle3": a head that borrows its target's embedding (and
-    "eagle" its LM head) and reads features of width `target_hidden_size`; `draft_vocab_size`: rows of its own LM head.
+    `head` is None for a language model, else what a draft head has in its place; a head reads hidden states of width
+    `target_hidden_size`, and its own LM head has `draft_vocab_size` rows. `final_norm` is a language model's.
     """
 
     name: str
@@ -59,7 +76,7 @@ class Shape(Record, frozen=True):
     shared_intermediate_size: int = 0
     sparse_step: int = 1
     dense_layers: tuple[int, ...] = ()
-    draft_head: str | None = None
+    head: HeadParts | None = None
     draft_vocab_size: int | None = None
     target_hidden_size: int | None = None
     training_tokens: float | None = None
@@ -85,9 +102,7 @@ class Shape(Record, frozen=True):
             )
         if self.num_experts and not (self.experts_per_token and self.moe_intermediate_size):
             raise ValueError("num_experts > 0 needs experts_per_token and moe_intermediate_size, both positive")
-        if self.draft_head not in (None, "eagle", "eagle3"):
-            raise ValueError(f"draft_head must be None, 'eagle' or 'eagle3', got {self.draft_head!r}")
-        if self.draft_head and self.embed_dim:
+        if self.head and self.embed_dim:
             raise ValueError("embed_dim must be None for a draft head: its target's embedding must be hidden_size wide")
 
     # the parts, in numbers of weights
@@ -111,10 +126,11 @@ class Shape(Record, frozen=True):
 
     @property
     def fc_params(self) -> int:
-        """Weights of a draft head's entry: EAGLE-3 takes 3 features (3H → H), EAGLE embedding and feature (2H → H)."""
-        feature = self.target_hidden_size or self.hidden_size
-        widths = {None: 0, "eagle": self.hidden_size + feature, "eagle3": 3 * feature}
-        return widths[self.draft_head] * self.hidden_size
+        """Weights of a draft head's `fc`, which joins hidden states, and the embedding where it takes it, to one of H."""
+        if self.head is None:
+            return 0
+        joined = self.head.hidden_states * (self.target_hidden_size or self.hidden_size)
+        return (joined + self.head.fc_embedding * self.hidden_size) * self.hidden_size
 
     @property
     def expert_params(self) -> int:
@@ -125,7 +141,7 @@ class Shape(Record, frozen=True):
         """Matrix weights of all layers when each sparse layer touches `experts` experts."""
         hidden, queries, keys = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.num_layers * (hidden * (queries + 2 * keys) + queries * hidden)
-        if self.draft_head == "eagle3":  # layer 0 projects the embedding beside the feature
+        if self.head and self.head.wide_layer:
             attention += hidden * (queries + 2 * keys)
         mlp = (3 if self.gated_mlp else 2) * hidden * self.intermediate_size
         router = hidden * self.num_experts
@@ -137,7 +153,7 @@ class Shape(Record, frozen=True):
     def _vectors(self) -> int:
         """Norm weights and biases."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        norms = 2 * self.num_layers + self.final_norm + {None: 0, "eagle": -1, "eagle3": 1}[self.draft_head]
+        norms = 2 * self.num_layers + (self.head.norms if self.head else self.final_norm)
         layer = self.qkv_bias * (queries + 2 * keys) + self.o_bias * self.hidden_size + self.qk_norm * 2 * self.head_dim
         mlp_bias = self.mlp_bias * ((1 + self.gated_mlp) * self.intermediate_size + self.hidden_size)
         dense = self.num_layers - self.num_sparse_layers
@@ -153,9 +169,10 @@ class Shape(Record, frozen=True):
     @property
     def embedding_params(self) -> int:
         """Stored token embedding, position table and LM head; a tied head counts once, a borrowed table not at all."""
-        head = 0 if self.tie_embeddings or self.draft_head == "eagle" else self.head_params
-        table = 0 if self.draft_head else self.vocab_size * self.embed_width + self.position_rows * self.hidden_size
-        return table + head
+        if self.head:
+            return self.head_params if self.head.own_lm_head else 0
+        table = self.vocab_size * self.embed_width + self.position_rows * self.hidden_size
+        return table + (0 if self.tie_embeddings else self.head_params)
 
     @property
     def non_embedding_params(self) -> int:
@@ -183,8 +200,8 @@ class Shape(Record, frozen=True):
         return 2.0 * (self._layer_weights(self.experts_per_token) + ends) + attention * context
 
     def _fc(self, recurrent: bool) -> int:
-        """The fc as one forward uses it: EAGLE-3's serves the target's features, so later draft forwards skip it."""
-        return 0 if recurrent and self.draft_head == "eagle3" else self.fc_params
+        """The `fc` as one forward uses it: one that joins the target's hidden states alone serves only the first of a step."""
+        return self.fc_params if self.head and (self.head.fc_embedding or not recurrent) else 0
 
     def weight_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of the stored weights."""
@@ -203,7 +220,7 @@ class Shape(Record, frozen=True):
         """Weight bytes that one forward pass over `tokens` tokens reads (all sequences together; arrays broadcast).
 
         Every matrix once; of an untied or borrowed embedding and a position table only the tokens' rows; of each sparse
-        layer the expected distinct experts. An "eagle" head reads its target's LM head though it does not store it.
+        layer the expected distinct experts. A head that borrows its target's LM head reads it though it does not store it.
         `recurrent` is a draft head's later forward pass of a step, fed by its own output.
         """
         if (tokens < 0) if isinstance(tokens, int | float) else (tokens < 0).any():

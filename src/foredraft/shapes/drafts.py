@@ -1,35 +1,23 @@
-"""Drafts for a target: EAGLE heads of its widths, and smaller models of its family."""
+"""Drafts for a target: heads of its widths, and smaller models of its family."""
 
 import math
 
 import msgspec
 
-from foredraft.shapes.counts import Shape
+from foredraft.shapes.counts import HeadParts, Shape
 
 
-def eagle3_head(target: Shape, num_layers: int = 1, draft_vocab: int = 32000) -> Shape:
-    """EAGLE-3 head (arXiv:2503.01840): fc 3H → H, q/k/v of layer 0 from 2H, own LM head over `draft_vocab` tokens.
-
-    Llama-style layers of the target's widths, without biases; the embedding is the target's.
-    """
-    if draft_vocab > target.vocab_size:
+def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
+    """A draft head of `parts` and the target's widths: Llama's layers without biases, an LM head of `draft_vocab` rows."""
+    if draft_vocab is not None and draft_vocab > target.vocab_size:
         raise ValueError(f"draft_vocab ({draft_vocab}) must not exceed the target's vocab_size ({target.vocab_size})")
-    return _head(target, "eagle3", num_layers, draft_vocab)
-
-
-def eagle_head(target: Shape, num_layers: int = 1) -> Shape:
-    """EAGLE-1/2 head (arXiv:2401.15077): fc 2H → H, no input norm in layer 0, no final norm, both tables borrowed."""
-    return _head(target, "eagle", num_layers, None)
-
-
-def _head(target: Shape, kind: str, num_layers: int, draft_vocab: int | None) -> Shape:
     if target.embed_dim:
-        raise ValueError(f"{target.name}: an EAGLE head needs embed_dim equal to hidden_size ({target.hidden_size})")
+        raise ValueError(f"{target.name}: a draft head needs embed_dim equal to hidden_size ({target.hidden_size})")
     return Shape(
-        name=f"{target.name}-{kind}-{num_layers}L", family="llama", draft_head=kind, num_layers=num_layers,
+        name=f"{target.name}-{parts.kind}-{num_layers}L", family="llama", head=parts, num_layers=num_layers,
         hidden_size=target.hidden_size, num_heads=target.num_heads, num_kv_heads=target.num_kv_heads,
         head_dim=target.head_dim, intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
-        draft_vocab_size=draft_vocab, target_hidden_size=target.hidden_size, final_norm=kind == "eagle3",
+        draft_vocab_size=draft_vocab, target_hidden_size=target.hidden_size,
         max_position_embeddings=target.max_position_embeddings,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from foredraft.records import Record, with_hint
-from foredraft.shapes.config import from_config, of_draft
+from foredraft.shapes.config import from_config
 from foredraft.shapes.counts import Shape
 
 
@@ -69,11 +69,6 @@ def shape(name: str) -> Shape:
 def named(name: str) -> Shape:
     """The shape of a public model, or of the config.json at a path."""
     return from_config(name) if Path(name).exists() else shape(name)
-
-
-def named_draft(name: str) -> Shape:
-    """The shape of a public model, or of the draft in the folder at a path, a head included."""
-    return of_draft(name) if Path(name).exists() else shape(name)
 
 
 def _nearest(name: str) -> list[str]:

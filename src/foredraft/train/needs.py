@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from foredraft import kinds
 from foredraft.hardware import matmul_rate
 from foredraft.models.decoder import Decoder
 from foredraft.models.eagle import EagleHead
@@ -18,7 +19,7 @@ from foredraft.models.layers import ModelConfig
 from foredraft.models.load import read_config
 from foredraft.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import Estimate, Record
-from foredraft.shapes import BYTES_PER_VALUE, Shape, eagle3_head, eagle_head
+from foredraft.shapes import BYTES_PER_VALUE, Shape
 from foredraft.teacher.teacher import GROUP_BYTES
 from foredraft.train.devices import Devices
 from foredraft.train.heads import training_flops
@@ -77,11 +78,11 @@ def trained_shape(recipe: Recipe, target: Path | None) -> Shape:
         return settings_of(model, target)[0]
     assert target is not None, "check_target came first"
     if model.init is not None:
-        return read_config(model.init)[0]
+        return kinds.shape_of_folder(model.init)
     shape = read_config(target)[0]
     if isinstance(model, Eagle3):
-        return eagle3_head(shape, model.layers, min(model.draft_vocab or shape.vocab_size, shape.vocab_size))
-    return eagle_head(shape, model.layers)
+        return kinds.EAGLE3.shape(shape, model.layers, min(model.draft_vocab or shape.vocab_size, shape.vocab_size))
+    return kinds.EAGLE.shape(shape, model.layers)
 
 
 def _flops(recipe: Recipe, stage: Stage, trained: Shape, target: Path | None) -> float:
@@ -99,7 +100,7 @@ def _flops(recipe: Recipe, stage: Stage, trained: Shape, target: Path | None) ->
 def _hollow(shape: Shape, target: Decoder) -> Eagle3Head | EagleHead:
     """A head of that shape without weights."""
     model_config = ModelConfig(norm_eps=target.config.norm_eps, activation="silu", rope=target.config.rope)
-    if shape.draft_head == "eagle":
+    if kinds.of_shape(shape) is kinds.EAGLE:
         return EagleHead(shape, model_config, target)
     d2t = torch.zeros(shape.draft_vocab_size or shape.vocab_size, dtype=torch.int64, device="cpu")
     with torch.device("cpu"):

@@ -5,10 +5,10 @@ from math import log
 
 from scipy.optimize import minimize_scalar
 
+from foredraft import kinds
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import Curve, PositionLaw
 from foredraft.laws.speedup import tokens_per_step_constant
-from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation
 from foredraft.validate.findings import KNOWN_LOOKAHEAD, CurvePoint, Validation
 
@@ -26,7 +26,7 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
             lacking[what] = lacking.get(what, 0) + len(asked)
             continue
         alpha = constant_alpha(known)
-        for k, (mid, low, high) in acceptance.predict(law, known, asked, drifts=kind_of(key[1]) == "head").items():
+        for k, (mid, low, high) in acceptance.predict(law, known, asked, drifts=kinds.of_method(key[1]).drifts).items():
             points.append(
                 CurvePoint(
                     curve=" · ".join(filter(None, key)),

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foredraft import shapes
+from foredraft import kinds, shapes
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import PositionLaw
 from foredraft.laws.speedup import speedup_leviathan
 from foredraft.plan import evidence
-from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation
 from foredraft.validate.findings import KNOWN_LOOKAHEAD, RatioPoint, Validation, setting
 from foredraft.validate.servers import DEFAULT_LENGTHS, known_servers
@@ -131,7 +130,7 @@ def usual_tau(row: Observation, depth: int, law: PositionLaw, without: frozenset
     """
     target = shapes.shape(row.target)
     curves = acceptance.chain_curves(evidence.observations(without))
-    drifts = kind_of(row.method) == "head"
+    drifts = kinds.of_method(row.method).drifts
 
     def taus(method: str) -> list[float]:
         kin = [curve for key, curve in curves.items() if key[1] == method and evidence.names(key[0], target)]

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foredraft import shapes
+from foredraft import kinds, shapes
 from foredraft.laws.cost import PassCost, ServerCost, engine_efficiency, serve
 from foredraft.machines import machine
-from foredraft.plan.drafts import draft_shape, kind_of
 from foredraft.records import Observation
 
 DEFAULT_LENGTHS = (256.0, 512.0)  # prompt and answer tokens where the rows state none
@@ -41,7 +40,7 @@ def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: st
         if not plain_tok_s:
             raise
         note = f"{row.target} with {row.draft or row.method}: costs from the rows' own speed, not knowing {error}"
-        return Servers(*_guessed(kind_of(row.method), plain_tok_s, lengths), GUESS_LOOSENESS, (*assumed, note))
+        return Servers(*_guessed(kinds.role_of(row.method), plain_tok_s, lengths), GUESS_LOOSENESS, (*assumed, note))
 
 
 def known_servers(row: Observation, lengths: tuple, machine_name: str | None = None) -> tuple[ServerCost, ServerCost]:
@@ -57,6 +56,18 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
         "efficiency": engine_efficiency(row.engine),
     }
     return serve(target, where, **given), serve(target, where, draft=draft_shape(row, target), **given)
+
+
+def draft_shape(row: Observation, target: shapes.Shape) -> shapes.Shape | None:
+    """The draft's shape for a measured row; None for prompt lookup and for no draft. Raises ValueError, which names what the
+    row does not say, where it is not known.
+    """
+    kind = kinds.of_method(row.method)
+    if kind.passes == "none":
+        return None
+    if kind.role == "lm" and not row.draft:
+        raise ValueError("the draft model's name")
+    return shapes.shape(row.draft) if kind.role == "lm" and row.draft else kind.shape(target)
 
 
 def fewest(target: shapes.Shape, where) -> int:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from foredraft import kinds
 from foredraft.laws import acceptance, cost
 from foredraft.laws.acceptance import PositionLaw
 from foredraft.laws.cost import CostRow
-from foredraft.plan.drafts import kind_of
 from foredraft.records import Observation
 from foredraft.validate.curves import known_part
 from foredraft.validate.findings import KNOWN_LOOKAHEAD, Choice, RatioPoint, Validation, setting
@@ -115,7 +115,7 @@ def predict_group(
     """Output tokens/s at every (load, k) of the group, from `plain` and the rows at k ≤ 2; and what was assumed."""
     known = [row for row in group if lookahead(row) <= KNOWN_LOOKAHEAD]
     shop = servers(group[0], plain, machine)
-    drifts = kind_of(group[0].method) == "head"
+    drifts = kinds.of_method(group[0].method).drifts
     curves = [curve for curve in acceptance.chain_curves(known).values() if curve]
     if curves:
         taus, notes = (
@@ -159,7 +159,7 @@ def _likeliest_curve(
     """Where no τ is stated: of curves drawn from the prior, the one that calibration can best reconcile with the
     measured speeds.
     """
-    draws = acceptance.posterior(law, {}, drifts=kind_of(known[0].method) == "head").draws(
+    draws = acceptance.posterior(law, {}, drifts=kinds.of_method(known[0].method).drifts).draws(
         CANDIDATE_CURVES, np.random.default_rng(0)
     )
     tried = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
