@@ -25,6 +25,7 @@ from foredraft.models.forward import context_limit
 from foredraft.models.heads import load_head
 from foredraft.models.load import load
 from foredraft.records import Plan, StepRecord, with_hint
+from foredraft.shapes import check_folder
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
 EXTENDED = 192  # nodes of a tree that a drafter may extend, beyond those
@@ -239,11 +240,12 @@ def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
 
 
 def tokenizer_of(target: str | Path) -> Any:
-    """The tokenizer in a model's folder."""
+    """The tokenizer in a model's folder; Python that the folder brings is never run."""
+    check_folder(target, weights=False, tokenizer=True)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(target), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(target), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         message = f"{target}: no tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json beside config.json"
         raise with_hint(ValueError(message), "save the tokenizer into the model's folder") from None

@@ -15,6 +15,7 @@ from foredraft.decode.sampling import Sampling
 from foredraft.models import new_head, save_head
 
 PROMPT = "the quick brown"
+ZOO = Path(__file__).parents[2] / "zoo" / "tales-11m"
 
 
 def cli(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -133,3 +134,27 @@ def test_a_plan_sets_the_lookahead_by_running_requests(checkpoint: Path, tmp_pat
     wrong = cli("generate", str(checkpoint), PROMPT, "--draft", "ngram", "--plan", str(checkpoint / "config.json"))
     assert wrong.returncode == 2
     assert "config.json" in wrong.stderr
+
+
+OWN_PYTHON = """open({mark!r}, "w").write("x")
+from transformers import PreTrainedTokenizerFast
+class Tok(PreTrainedTokenizerFast): pass
+"""
+
+
+def test_python_that_a_folder_brings_is_never_run(tmp_path: Path) -> None:
+    """transformers would ask on stdin whether to run it, and here the answer is yes."""
+    folder, mark = tmp_path / "evil", tmp_path / "RUN"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).symlink_to(ZOO / name)
+    keys = json.loads((ZOO / "tokenizer_config.json").read_bytes())
+    keys |= {"auto_map": {"AutoTokenizer": ["evil.Tok", None]}, "tokenizer_class": "Tok"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(keys))
+    (folder / "evil.py").write_text(OWN_PYTHON.format(mark=str(mark)))
+    command = [sys.executable, "-m", "foredraft", "generate", str(folder), "Once upon a time", "--max-tokens", "2"]
+    done = subprocess.run(command, input="y\n" * 9, capture_output=True, text=True, timeout=300, check=False)
+    assert not mark.exists()
+    assert done.returncode != 0
+    assert "no tokenizer" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -63,7 +63,9 @@ def load(path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=Path(path).is_dir())
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=Path(path).is_dir(), trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         message = f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
         raise records.with_hint(ValueError(message), "save the tokenizer into the model's folder") from None

@@ -22,7 +22,6 @@ from foredraft.deploy.findings import Finding, errors
 from foredraft.deploy.folder import CONFIG
 from foredraft.deploy.target_rules import config_of
 from foredraft.deploy.vocabulary import copy_tokenizer, fitted, vocabulary
-from foredraft.models.checkpoint import SINGLE
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.eagle3 import IDS, Eagle3Head
@@ -30,6 +29,7 @@ from foredraft.models.heads import save_head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
 from foredraft.runs import name_of
+from foredraft.shapes.folder import SINGLE
 
 FORMATS = ("vllm", "sglang", "speculators", "hf")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

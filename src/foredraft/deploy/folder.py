@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.key_types import typed
 from foredraft.deploy.launch import SPECULATIVE
-from foredraft.models.checkpoint import INDEX, SINGLE, Checkpoint, StoredTensor
+from foredraft.models.checkpoint import Checkpoint, StoredTensor
 from foredraft.shapes import unfolded
+from foredraft.shapes.folder import INDEX, SINGLE
 
 CONFIG = "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from foredraft.shapes.folder import INDEX, SINGLE, missing_weights
+
 FLOATS = ("F32", "F16", "BF16")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class StoredTensor(NamedTuple):
@@ -42,7 +42,7 @@ class Checkpoint:
         elif index.is_file():
             self.where, self.stored = index, _sharded(index)
         else:
-            raise ValueError(_nothing(self.folder))
+            raise ValueError(missing_weights(self.folder))
 
     def tensor(self, name: str) -> Tensor:
         with _opened(self.stored[name].file, name) as file:
@@ -94,17 +94,6 @@ def _shard(index: Path, shard: str) -> dict[str, StoredTensor]:
             f"{index.parent / shard}: no such file, though {index.name} names it; download the missing shard"
         )
     return _header(index.parent / shard)
-
-
-def _nothing(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder}: no such folder; give one that holds config.json and {SINGLE}"
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder / pickles[0]}: pickled weights are never loaded, they can run code; convert them to safetensors"
-        )
-    return f"{folder}: holds neither {SINGLE} nor {INDEX}"
 
 
 def check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]], ignore: Callable[[str], bool]) -> None:

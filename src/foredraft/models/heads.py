@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foredraft import kinds, shapes
-from foredraft.models.checkpoint import SINGLE, Checkpoint, TensorError, fill
+from foredraft.models.checkpoint import Checkpoint, TensorError, fill
 from foredraft.models.decoder import INIT_STD, Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.eagle import EagleHead
@@ -23,6 +23,7 @@ from foredraft.models.load import parse_config
 from foredraft.models.rope import Rope, rope_to_config
 from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape
+from foredraft.shapes.folder import SINGLE
 
 HEADS: dict[str, type[DraftHead]] = {kinds.EAGLE3.name: Eagle3Head, kinds.EAGLE.name: EagleHead}
 # Variants that change the numbers and are not built here; absent means false.

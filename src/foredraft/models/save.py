@@ -11,13 +11,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from foredraft.models.checkpoint import SINGLE
 from foredraft.models.decoder import INIT_STD
 from foredraft.models.layers import ModelConfig
 from foredraft.models.load import PREFIXES, stored_name
 from foredraft.models.rope import rope_to_config
 from foredraft.records import write
 from foredraft.shapes import Shape
+from foredraft.shapes.folder import SINGLE
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

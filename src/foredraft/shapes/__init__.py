@@ -6,9 +6,10 @@ Refuses to know: torch, tokenizers, how fast anything runs, and which kinds of d
 from foredraft.shapes.config import as_head, from_config, read_config, tensor_names, unfolded
 from foredraft.shapes.counts import BYTES_PER_VALUE, HeadParts, Shape, bytes_per_value
 from foredraft.shapes.drafts import LEAST_BODY, head, scaled
+from foredraft.shapes.folder import check_folder
 from foredraft.shapes.public import known_shapes, named, shape
 
 __all__ = [
-    "BYTES_PER_VALUE", "LEAST_BODY", "HeadParts", "Shape", "as_head", "bytes_per_value", "from_config", "head", "known_shapes", "named",
-    "read_config", "scaled", "shape", "tensor_names", "unfolded",
+    "BYTES_PER_VALUE", "LEAST_BODY", "HeadParts", "Shape", "as_head", "bytes_per_value", "check_folder", "from_config", "head", "known_shapes",
+    "named", "read_config", "scaled", "shape", "tensor_names", "unfolded",
 ]  # fmt: skip

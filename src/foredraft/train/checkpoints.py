@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from foredraft import records
-from foredraft.models.checkpoint import SINGLE, Checkpoint
+from foredraft.models.checkpoint import Checkpoint
 from foredraft.recipe import Recipe
 from foredraft.records import Record
+from foredraft.shapes.folder import SINGLE
 
 OPTIMISER, STATE, BEST = "optimiser.safetensors", "state.json", "best.json"
 _NAME = re.compile(r"step-(\d{8})")
