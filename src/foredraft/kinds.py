@@ -102,8 +102,10 @@ BLOCK = replace(
     EAGLE3, name="block", label="block-parallel", methods={"dflash": "DFlash", "dspark": "DSpark"}, passes="block", unrolled=False,
     deep_label=None, engine_names={},
 )  # fmt: skip
+MEDUSA = Kind("medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}, passes="block")
 
-KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, BLOCK)
+KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, BLOCK, MEDUSA)
+USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
 CHECKPOINTS = {kind.name: kind for kind in (LM, EAGLE, EAGLE3)}  # kinds that a folder of weights can be
 LABELS = {method: label for kind in KINDS for method, label in kind.methods.items()}
 _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}

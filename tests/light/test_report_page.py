@@ -20,8 +20,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from foredraft.report import inline
-from foredraft.report.arms import arm_of, at_least_load, by_setting, live, names
-from foredraft.report.found import Found, Row, find
+from foredraft.report.configurations import at_least_load, by_setting, config_of, names, online
+from foredraft.report.documents import Documents, Row, read_documents
 from foredraft.report.page import write_page
 from foredraft.report.parts import NONE, number
 from foredraft.report.sections import compared, fitted, headline, machine, measured, theory, trained
@@ -182,7 +182,7 @@ def test_an_observation_in_several_files_counts_once(tmp_path):
     other = [msgspec.structs.replace(row.observation, provenance=observation(run="b").provenance) for row in rows]
     records.write_lines(tmp_path / "a/observations.jsonl", other)
     records.write_lines(tmp_path / "b/observations.jsonl", [observation(), observation(batch_size=4)])
-    found = find([tmp_path])
+    found = read_documents([tmp_path])
     assert [(row.observation.batch_size, row.category) for row in found.rows] == [(1, None), (2, None), (1, "math"), (4, None)]  # fmt: skip
 
 
@@ -191,29 +191,29 @@ def test_a_sweep_speaks_for_its_cells(tmp_path):
     records.write_lines(tmp_path / "observations.jsonl", [observation(run="cell-1")])
     records.write_lines(tmp_path / "cells/cell-1/observations.jsonl", [observation(run="elsewhere")])
     records.write_lines(tmp_path / "cells/cell-2/run/metrics.jsonl", [{"step": 1, "tokens": 5, "loss": 2.0}])
-    found = find([tmp_path])
+    found = read_documents([tmp_path])
     assert [row.observation.run for row in found.rows] == ["cell-1"]
     assert [run.name for run in found.runs] == ["cell-2"]
 
 
 def test_folders_without_records_and_broken_records_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no records there; a report is made of Plan\.json"):
-        find([tmp_path])
+        read_documents([tmp_path])
     with pytest.raises(ValueError, match="nowhere: no such folder"):
-        find([tmp_path / "nowhere"])
+        read_documents([tmp_path / "nowhere"])
     (tmp_path / "Plan.json").write_text('{"objective": "throughput", "surprise": 1}')
     with pytest.raises(ValueError, match=r"Plan\.json: "):
-        find([tmp_path])
+        read_documents([tmp_path])
 
 
 def test_a_torn_last_line_of_a_run_is_left_out_and_a_broken_one_is_named(tmp_path):
     path = tmp_path / "run/metrics.jsonl"
     records.write_lines(path, [{"step": 1, "tokens": 10, "loss": 2.0}])
     path.write_bytes(path.read_bytes() + b'{"step": 2, "tok')
-    assert len(find([tmp_path]).runs[0].lines) == 1
+    assert len(read_documents([tmp_path]).runs[0].lines) == 1
     path.write_bytes(b'{"step": 1, "tok\n' + path.read_bytes())
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1: "):
-        find([tmp_path])
+        read_documents([tmp_path])
 
 
 def test_a_part_without_records_says_which_would_fill_it(tmp_path):
@@ -243,8 +243,8 @@ def test_without_jinja2_one_line_says_what_to_install(tmp_path, monkeypatch):
 # --- Predicted against measured ---
 
 
-def beside(*rows, **fields) -> Found:
-    return Found((), (), plans=(plan(**fields),), rows=tuple(Row(row.observation, row) for row in rows))
+def beside(*rows, **fields) -> Documents:
+    return Documents((), (), plans=(plan(**fields),), rows=tuple(Row(row.observation, row) for row in rows))
 
 
 def test_the_headline_gives_prediction_measurement_and_error():
@@ -298,8 +298,8 @@ def test_an_unmeasured_plan_is_called_so():
 def test_settings_never_share_a_figure_and_titles_tell_them_apart():
     both = [{"temperature": heat, "method": name} for heat in (0.0, 1.0) for name in ("eagle3", "ngram")]
     rows = tuple(Row(row.observation, row) for row in (measurement(**fields) for fields in both))
-    assert [len(of) for _, of in by_setting(live(rows))] == [2, 2]
-    made = measured.section(Found((), (), rows=rows))
+    assert [len(of) for _, of in by_setting(online(rows))] == [2, 2]
+    made = measured.section(Documents((), (), rows=rows))
     assert made is not None
     titles = [picture.title for picture in made.pictures]
     assert len(set(titles)) == len(titles)
@@ -311,7 +311,7 @@ def test_a_missing_value_is_missing_and_an_interval_is_shown_only_where_there_is
     assert number(estimate(2.0)) == "2.00\u00a0(1.80–2.20)"
     assert number(estimate(-2.0)) == "−2.00\u00a0(−1.80\u00a0to\u00a0−2.20)"
     bare = observation(speedup=None, ttft_s=None)
-    made = measured.section(Found((), (), rows=(Row(bare),)))
+    made = measured.section(Documents((), (), rows=(Row(bare),)))
     assert made is not None
     row = made.tables[0].rows[0]
     assert row[2:4] == ("3.00", NONE)
@@ -322,7 +322,7 @@ def test_a_missing_value_is_missing_and_an_interval_is_shown_only_where_there_is
 def test_alphas_of_different_kinds_stay_apart():
     greedy = measurement(way="forced", accept_probs={"greedy": 0.8})
     rows = (greedy, measurement(way="forced", temperature=1.0, accept_probs={"sampled": 0.6}), measurement())
-    made = measured.section(Found((), (), rows=tuple(Row(row.observation, row) for row in rows)))
+    made = measured.section(Documents((), (), rows=tuple(Row(row.observation, row) for row in rows)))
     assert made is not None
     table = next(table for table in made.tables if "Acceptance per token" in table.caption)
     assert [[cell[:5] for cell in row[1:]] for row in table.rows] == [["0.800", NONE, "0.600"]]
@@ -339,7 +339,7 @@ def test_a_row_per_arm_at_the_smallest_load_that_most_share():
 
 
 def test_names_tell_drafts_apart_and_scylla_from_eagle_3():
-    arms = [arm_of(Row(row)) for row in (
+    arms = [config_of(Row(row)) for row in (
         observation(), observation(draft="eagle3/exports/tokens-2000000"), observation(draft="deep/final", draft_layers=3),
         observation(draft="deep/final", draft_layers=3, tree_nodes=16), observation(method="none", draft=None),
     )]  # fmt: skip
@@ -355,12 +355,14 @@ def test_a_head_is_called_after_its_family():
     rows = [
         observation(method="eagle", family=family, draft_layers=1) for family in ("eagle2", "scylla-then", "mine", None)
     ]
-    assert [arm_of(Row(row)).method for row in rows] == ["eagle2", "scylla", "eagle", "eagle"]
-    assert arm_of(Row(observation(method="draft_model", family="scylla-then"))).method == "draft_model"
+    assert [config_of(Row(row)).method for row in rows] == ["eagle2", "scylla", "eagle", "eagle"]
+    assert config_of(Row(observation(method="draft_model", family="scylla-then"))).method == "draft_model"
 
 
 def test_no_two_methods_look_alike():
-    arms = [arm_of(Row(observation(method=f"m{i}"))) for i in range(9)] + [arm_of(Row(observation(method="ngram")))]
+    arms = [config_of(Row(observation(method=f"m{i}"))) for i in range(9)] + [
+        config_of(Row(observation(method="ngram")))
+    ]
     assert len({(look["color"], look["marker"]) for look in measured.looks(arms).values()}) == len(arms)
 
 
@@ -381,7 +383,7 @@ def test_rows_beyond_the_range_are_predictions_that_a_law_is_held_to():
     assert held.predicted.value == pytest.approx(held.measured, abs=0.03)
     (missed,) = judge(law, [*rows[:5], line(3.2e6, shift=1.0)])
     assert not missed.predicted.covers(missed.measured)
-    section = fitted.section(Found((), (), fits=(law,), rows=tuple(map(Row, rows))))
+    section = fitted.section(Documents((), (), fits=(law,), rows=tuple(map(Row, rows))))
     assert section is not None
     assert "White diamonds (1)" in section.pictures[0].caption
     assert section.tables[1].rows[0][-1] == "1 of 1"
@@ -403,7 +405,7 @@ def test_r_squared_is_of_the_rows_behind_the_fit_or_missing():
 
 def test_a_bend_is_where_reading_and_computing_take_equally_long():
     made = Machine(name="M", memory_bytes=1, bandwidth_bytes_per_s=1e10, flops_per_s={"float32": 2e11}, source="maker")
-    section = machine.section(Found((), (), machines=(made,)))
+    section = machine.section(Documents((), (), machines=(made,)))
     assert section is not None
     (picture,) = section.pictures  # no verification times: no second figure
     figure = inline.figure(picture)
@@ -413,7 +415,7 @@ def test_a_bend_is_where_reading_and_computing_take_equally_long():
 
 
 def test_training_figures_are_the_lines_of_the_run(tmp_path):
-    run = find([write_all(tmp_path)]).runs[0]
+    run = read_documents([write_all(tmp_path)]).runs[0]
     held = trained.line(run, "held_out_tokens_per_step")
     assert [(x, span.value) for x, span in held] == [(0.0, 1.0), (5000.0, 2.5)]
     assert (held[1][1].low, held[1][1].high) == (2.0, 3.0)
@@ -423,8 +425,8 @@ def test_training_figures_are_the_lines_of_the_run(tmp_path):
 
 
 def test_the_best_size_is_the_measured_one_and_distances_start_there(tmp_path):
-    rows = find([write_all(tmp_path)]).rows
-    found = theory.optima(live(rows))
+    rows = read_documents([write_all(tmp_path)]).rows
+    found = theory.optima(online(rows))
     (points,) = found.values()
     assert points == [(tokens, 3e5, 1e7) for tokens in (1e6, 2e6, 4e6, 8e6)]
     star = next(row for row in rows if row.observation.draft_params == 3e5)
@@ -449,8 +451,8 @@ def test_perplexities_of_two_tokenizers_share_no_figure():
     fields = {"accept_kind": "sampled", "target_perplexity": 9.0, "target_tokenizer": "a"}
     drafts = [{"draft": f"d{i}", "draft_perplexity": 10.0 + i, "draft_tokenizer": "b"} for i in range(4)]
     rows = tuple(Row(observation(accept_prob=0.5, **draft, **fields)) for draft in drafts)
-    assert theory.section(Found((), (), rows=rows)) is None
+    assert theory.section(Documents((), (), rows=rows)) is None
     same = tuple(Row(msgspec.structs.replace(row.observation, draft_tokenizer="a")) for row in rows)
-    section = theory.section(Found((), (), rows=same))
+    section = theory.section(Documents((), (), rows=same))
     assert section is not None
     assert [picture.name for picture in section.pictures] == ["sdsl-3-acceptance"]

@@ -29,7 +29,7 @@ NAMES = {
     "draft_perplexity": "perplexity of the draft per token, x", "target_perplexity": "perplexity of the target per token, y",
     "tokens_per_step": "τ", "accept_prob": "α", "loss": "loss",
 }  # fmt: skip
-Held = Mapping[str, float]
+Fixed = Mapping[str, float]
 
 
 def draw_fit(fit: Fit, observations: Iterable[Observation], directory: str | Path) -> list[Path]:
@@ -58,9 +58,9 @@ def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation], beyond: S
     axes = figure.subplots()
     axes.axvspan(*fit.domain[law.leading], color=GREY, alpha=0.1, lw=0, label="range of the data")
     groups, reach = _groups(law, [*rows, *beyond], fit), _reach(fit, law, beyond)
-    for (held, members), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
+    for (fixed, members), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
         colour = colour if len(groups) > 1 else BLUE
-        _law(axes, fit, law, held, colour, _held_label(held, bool(members)), reach)
+        _law(axes, fit, law, fixed, colour, _fixed_label(fixed, bool(members)), reach)
         inside = [row for row in members if _among(row, rows)]
         _dots(axes, law, inside, marker, colour if len(groups) > 1 else BLACK, 6 if len(rows) <= 30 else 4)
     if len(groups) == 1 and not groups[0][1] and rows:
@@ -106,25 +106,25 @@ def _leading_axis(axes: Any, low: float, high: float) -> None:
         axes.set_xlim(-0.15, max(high, 1) * BEYOND)
 
 
-def _groups(law: Law, rows: Sequence[Observation], fit: Fit) -> list[tuple[Held, list[Observation]]]:
+def _groups(law: Law, rows: Sequence[Observation], fit: Fit) -> list[tuple[Fixed, list[Observation]]]:
     """Rows by the values of all inputs but the leading one; where there are many, one line at the medians without rows."""
-    others = [name for name in law.inputs if name != law.leading]
-    found: dict[tuple[float, ...], list[Observation]] = {}
+    names_fixed = [name for name in law.inputs if name != law.leading]
+    groups: dict[tuple[float, ...], list[Observation]] = {}
     for row in rows:
-        found.setdefault(tuple(float(getattr(row, name)) for name in others), []).append(row)
-    if 1 <= len(found) <= len(COLOURS):
-        return [(dict(zip(others, key, strict=True)), members) for key, members in sorted(found.items())]
-    if found:
-        return [(dict(zip(others, np.median(list(found), axis=0).tolist(), strict=True)), [])]
-    return [({name: float(np.sqrt(np.prod(fit.domain[name]))) for name in others}, [])]
+        groups.setdefault(tuple(float(getattr(row, name)) for name in names_fixed), []).append(row)
+    if 1 <= len(groups) <= len(COLOURS):
+        return [(dict(zip(names_fixed, key, strict=True)), members) for key, members in sorted(groups.items())]
+    if groups:
+        return [(dict(zip(names_fixed, np.median(list(groups), axis=0).tolist(), strict=True)), [])]
+    return [({name: float(np.sqrt(np.prod(fit.domain[name]))) for name in names_fixed}, [])]
 
 
-def _held_label(held: Held, observed: bool) -> str:
+def _fixed_label(fixed: Fixed, observed: bool) -> str:
     """What the other inputs are held at."""
-    if not held:
+    if not fixed:
         return "law"
     at = ", ".join(
-        f"{NAMES.get(name, name).rsplit(', ', 1)[-1]} = {style.count(value)}" for name, value in held.items()
+        f"{NAMES.get(name, name).rsplit(', ', 1)[-1]} = {style.count(value)}" for name, value in fixed.items()
     )
     return f"law at {at}" + ("" if observed else " (medians)")
 
@@ -136,19 +136,19 @@ def _grid(low: float, high: float) -> np.ndarray:
     return np.concatenate([[0.0], np.geomspace(1, max(high, 1) * BEYOND, POINTS)])
 
 
-def _band(fit: Fit, law: Law, x: np.ndarray, held: Held) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _band(fit: Fit, law: Law, x: np.ndarray, fixed: Fixed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and ends of the interval over the leading input."""
-    inputs = {law.leading: x, **{name: np.full_like(x, value) for name, value in held.items()}}
+    inputs = {law.leading: x, **{name: np.full_like(x, value) for name, value in fixed.items()}}
     mean = np.clip(law.predict(fit.parameters, **inputs), *law.limits)
     low, high = np.quantile(predict_draws(fit, **inputs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return mean, low, high
 
 
-def _law(axes: Any, fit: Fit, law: Law, held: Held, colour: str, label: str, reach: tuple[float, float]) -> None:
+def _law(axes: Any, fit: Fit, law: Law, fixed: Fixed, colour: str, label: str, reach: tuple[float, float]) -> None:
     """Solid over the data, dashed beyond."""
     start, end = fit.domain[law.leading]
     x = np.union1d(_grid(*reach), [start, end])
-    mean, low, high = _band(fit, law, x, held)
+    mean, low, high = _band(fit, law, x, fixed)
     axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
     inside = (x >= start) & (x <= end)
     axes.plot(x[inside], mean[inside], "-", color=colour, label=label)
@@ -160,13 +160,13 @@ def _frame(
     axes: Any,
     fit: Fit,
     law: Law,
-    groups: Sequence[tuple[Held, list[Observation]]],
+    groups: Sequence[tuple[Fixed, list[Observation]]],
     rows: Sequence[Observation],
     reach: tuple[float, float],
 ) -> None:
     """Limits of the output: all data and means, and the interval as far as it stays within twice their range of them."""
     x = np.union1d(_grid(*reach), fit.domain[law.leading])
-    bands = [_band(fit, law, x, held) for held, _ in groups]
+    bands = [_band(fit, law, x, fixed) for fixed, _ in groups]
     core = np.array(
         [value for mean, _, _ in bands for value in mean] + [outcome(law, row) or np.nan for row in rows], dtype=float
     )
@@ -187,4 +187,4 @@ def _title(figure: Any, fit: Fit) -> None:
 
 def pool_words(fit: Fit) -> str:
     """What was held equal among the observations, counts as a reader writes them."""
-    return re.sub(r"=(\d{5,}(?:\.\d+)?)", lambda found: f"={style.count(float(found[1]))}", _pool(fit))
+    return re.sub(r"=(\d{5,}(?:\.\d+)?)", lambda match: f"={style.count(float(match[1]))}", _pool(fit))

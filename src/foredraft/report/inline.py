@@ -40,21 +40,21 @@ def figure(picture: Picture) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("figures need matplotlib: pip install 'foredraft[report]'") from None
-    made = Figure(figsize=(WIDTH_IN, picture.height_in), layout="constrained")
-    picture.paint(made)
-    made.suptitle("")
-    for axes in made.axes:
+    painted = Figure(figsize=(WIDTH_IN, picture.height_in), layout="constrained")
+    picture.paint(painted)
+    painted.suptitle("")
+    for axes in painted.axes:
         axes.set_ylabel(style.wrap(axes.get_ylabel(), LABEL_WIDTH))
-    return _plain(made)
+    return _plain(painted)
 
 
-def _plain(made: Any) -> Any:
+def _plain(figure: Any) -> Any:
     """Names of records are not mathematics, whatever dollars they hold."""
     from matplotlib.text import Text
 
-    for text in made.findobj(Text):
+    for text in figure.findobj(Text):
         text.set_parse_math(False)
-    return made
+    return figure
 
 
 def svg(picture: Picture) -> str:
@@ -62,18 +62,18 @@ def svg(picture: Picture) -> str:
     from matplotlib import rc_context
 
     with rc_context(LOOK):
-        held = io.BytesIO()
-        figure(picture).savefig(held, format="svg", transparent=True, metadata={"Date": None})
-    return inline(held.getvalue(), picture.name, picture.title)
+        buffer = io.BytesIO()
+        figure(picture).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return inline(buffer.getvalue(), picture.name, picture.title)
 
 
 def files(picture: Picture) -> Callable[[Any], None]:
     """The same picture for `style.draw`: a file that stands alone and so bears its title."""
 
-    def paint(made: Any) -> None:
-        picture.paint(made)
-        style.title(made, picture.title, 80)
-        _plain(made)
+    def paint(figure: Any) -> None:
+        picture.paint(figure)
+        style.title(figure, picture.title, 80)
+        _plain(figure)
 
     return paint
 
@@ -104,7 +104,7 @@ def _element(node: ElementTree.Element, name: str) -> str:
 
 def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
     """Ids and references made the picture's own, colours the page's, coordinates rounded to what is seen."""
-    made = {}
+    attributes = {}
     for key, value in node.attrib.items():
         key = key.removeprefix(XLINK)
         if key == "id":
@@ -118,9 +118,9 @@ def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
         elif key == "style":
             value = _ink(value)
         elif key == "d":
-            value = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", " ".join(value.split()))
-        made[key] = value
-    return made
+            value = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
+        attributes[key] = value
+    return attributes
 
 
 def _referred(node: ElementTree.Element) -> bool:
@@ -132,5 +132,5 @@ def _ink(value: str) -> str:
     """Colours as variables; fonts as the page's."""
     value = re.sub(r"font-family: [^;]*;?", "", value)
     value = re.sub(r"font: ([\d.]+px) [^;]*;?", r"font-size: \1;", value)
-    value = re.sub(r"#[0-9a-fA-F]{6}", lambda found: VARIABLES.get(found[0].lower(), found[0]), value)
+    value = re.sub(r"#[0-9a-fA-F]{6}", lambda match: VARIABLES.get(match[0].lower(), match[0]), value)
     return re.sub(r"\s+", " ", value).strip()

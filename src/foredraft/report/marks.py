@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from foredraft.report import style
-from foredraft.report.found import Span
+from foredraft.report.documents import Span
 from foredraft.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
@@ -50,11 +50,11 @@ def dots(
     shared = any(sum(spans[row] is not None for spans in series.values()) > 1 for row in range(len(names)))
     step = 0.72 / len(series) if shared else 0.0
     for i, (label, spans) in enumerate(series.items()):
-        kept = [(row, span) for row, span in enumerate(spans) if span is not None]
-        if not kept:
+        measured = [(row, span) for row, span in enumerate(spans) if span is not None]
+        if not measured:
             continue
-        value, bars = arrays([span for _, span in kept])
-        y = np.array([row for row, _ in kept]) + step * (i - (len(series) - 1) / 2)
+        value, bars = arrays([span for _, span in measured])
+        y = np.array([row for row, _ in measured]) + step * (i - (len(series) - 1) / 2)
         look = {**looks[label], "ls": "none", "ms": 6}
         axes.errorbar(value, y, xerr=_drawn(bars), capsize=2.5, elinewidth=1.3, label=label, **look)
     axes.set_yticks(range(len(names)), [style.wrap(name, NAME_WIDTH) for name in names])
@@ -64,12 +64,12 @@ def dots(
 
 def band(axes: Any, x: Sequence[float], spans: Sequence[Span], colour: str) -> None:
     """The interval along a line."""
-    kept = [(at, s.low, s.high) for at, s in zip(x, spans, strict=True) if s.low is not None and s.high is not None]
-    if kept:
-        axes.fill_between(*np.array(kept, dtype=float).T, color=colour, alpha=0.18, lw=0)
+    ends = [(at, s.low, s.high) for at, s in zip(x, spans, strict=True) if s.low is not None and s.high is not None]
+    if ends:
+        axes.fill_between(*np.array(ends, dtype=float).T, color=colour, alpha=0.18, lw=0)
 
 
-def one(axes: Any, horizontal: bool = True) -> None:
+def no_gain(axes: Any, horizontal: bool = True) -> None:
     """The line of no gain."""
     (axes.axhline if horizontal else axes.axvline)(1, color=GREY, lw=1, ls="--", zorder=1, label="no speculation")
 

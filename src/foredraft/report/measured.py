@@ -35,45 +35,45 @@ def machine_tables(machine: Machine) -> Blocks:
     return blocks
 
 
-def measurement_tables(found: Sequence[Measurement]) -> Blocks:
+def measurement_tables(measurements: Sequence[Measurement]) -> Blocks:
     """Live rows by temperature and batch, then acceptance by position, each with categories below the whole."""
     blocks: Blocks = []
-    live, forced = ([row for row in found if row.way == way] for way in ("live", "forced"))
-    for title, rows in _by_setting(live).items():
+    online, forced = ([row for row in measurements if row.way == way] for way in ("live", "forced"))
+    for title, rows in _by_setting(online).items():
         blocks += [_gains(title, rows), _times([row for row in rows if row.category is None])]
     if forced:
         blocks.append(_acceptance(forced))
-    positions = [row for row in found if row.category is None and row.survival]
+    positions = [row for row in measurements if row.category is None and row.survival]
     if positions:
         blocks.append(_positions(positions))
-    notes = dict.fromkeys(row.observation.provenance.note or "" for row in found if row.category is None)
-    told = "intervals: 90 %, over requests; wanted: requests for the width of τ asked for; PPL: perplexity of target p and draft q"
-    return [*blocks, Text("\n" + "\n".join((told, *notes)), style="dim")]
+    notes = dict.fromkeys(row.observation.provenance.note or "" for row in measurements if row.category is None)
+    legend = "intervals: 90 %, over requests; wanted: requests for the width of τ asked for; PPL: perplexity of target p and draft q"
+    return [*blocks, Text("\n" + "\n".join((legend, *notes)), style="dim")]
 
 
-def _load(seen: Observation) -> str:
+def _load(o: Observation) -> str:
     """What ran at once: of our engine a batch, of a server its clients, or requests that came by themselves."""
-    if seen.batch_size is not None:
-        return f"batch {seen.batch_size}"
-    return "requests at a rate" if seen.concurrency is None else f"concurrency {seen.concurrency}"
+    if o.batch_size is not None:
+        return f"batch {o.batch_size}"
+    return "requests at a rate" if o.concurrency is None else f"concurrency {o.concurrency}"
 
 
 def _by_setting(rows: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    found: dict[str, list[Measurement]] = {}
+    groups: dict[str, list[Measurement]] = {}
     for row in rows:
-        seen = row.observation
-        found.setdefault(f"{seen.target}, {_load(seen)}, temperature {seen.temperature:g}", []).append(row)
-    return found
+        o = row.observation
+        groups.setdefault(f"{o.target}, {_load(o)}, temperature {o.temperature:g}", []).append(row)
+    return groups
 
 
 def _gains(title: str, rows: Sequence[Measurement]) -> Titled:
     table = Titled(title, "draft", "category", "n", "τ", "wanted", "speedup", "tokens/s")
     for row in rows:
-        seen, within = row.observation, row.intervals
+        o, within = row.observation, row.intervals
         table.add_row(
-            _arm(row), row.category or "all", str(seen.num_requests), _value(seen.tokens_per_step, within.get("tokens_per_step")),
-            str(row.wanted_requests or "–"), _value(seen.speedup, within.get("speedup")),
-            _value(seen.output_tok_s, within.get("output_tok_s"), 0),
+            _configuration(row), row.category or "all", str(o.num_requests), _value(o.tokens_per_step, within.get("tokens_per_step")),
+            str(row.wanted_requests or "–"), _value(o.speedup, within.get("speedup")),
+            _value(o.output_tok_s, within.get("output_tok_s"), 0),
         )  # fmt: skip
     return table
 
@@ -81,9 +81,9 @@ def _gains(title: str, rows: Sequence[Measurement]) -> Titled:
 def _times(rows: Sequence[Measurement]) -> Titled:
     table = Titled("Times, all categories", "draft", "TTFT ms", "TPOT ms", "TTOT s")
     for row in rows:
-        seen, within = row.observation, row.intervals
+        o, within = row.observation, row.intervals
         table.add_row(
-            _arm(row), _value(seen.ttft_s, within.get("ttft_s"), 1, 1e3), _value(seen.tpot_s, within.get("tpot_s"), 2, 1e3),
+            _configuration(row), _value(o.ttft_s, within.get("ttft_s"), 1, 1e3), _value(o.tpot_s, within.get("tpot_s"), 2, 1e3),
             _value(row.ttot_s.value if row.ttot_s else None, row.ttot_s),
         )  # fmt: skip
     return table
@@ -93,13 +93,13 @@ def _acceptance(rows: Sequence[Measurement]) -> Titled:
     """The α of each row's own kind with its interval; of a model that draws, also that of its likeliest token."""
     table = Titled("Teacher-forced, chains", "draft", "category", "T", "τ", "kind", "α", "point α", "PPL p", "PPL q")
     for row in rows:
-        seen, alphas = row.observation, row.accept_probs
-        kind = seen.accept_kind or "–"
+        o, alphas = row.observation, row.accept_probs
+        kind = o.accept_kind or "–"
         point = alphas["point"].value if kind == "sampled" and "point" in alphas else None
         table.add_row(
-            _arm(row), row.category or "all", f"{seen.temperature:g}",
-            _value(seen.tokens_per_step, row.intervals.get("tokens_per_step")), kind, _value(seen.accept_prob, alphas.get(kind), 3),
-            _value(point, None, 3), _value(seen.target_perplexity, None, 1), _value(seen.draft_perplexity, None, 1),
+            _configuration(row), row.category or "all", f"{o.temperature:g}",
+            _value(o.tokens_per_step, row.intervals.get("tokens_per_step")), kind, _value(o.accept_prob, alphas.get(kind), 3),
+            _value(point, None, 3), _value(o.target_perplexity, None, 1), _value(o.draft_perplexity, None, 1),
         )  # fmt: skip
     return table
 
@@ -110,20 +110,20 @@ def _positions(rows: Sequence[Measurement]) -> Titled:
         "Accepted given all before, by position", "draft", "way", "T", "batch", *map(str, range(1, most + 1))
     )
     for row in rows:
-        seen = row.observation
-        shares = [f"{one.value:.3f}" for one in row.accept_given_prefix]
-        batch = str(seen.batch_size) if seen.batch_size else "–"
-        table.add_row(_arm(row), row.way, f"{seen.temperature:g}", batch, *shares, *["–"] * (most - len(shares)))
+        o = row.observation
+        shares = [f"{share.value:.3f}" for share in row.accept_given_prefix]
+        batch = str(o.batch_size) if o.batch_size else "–"
+        table.add_row(_configuration(row), row.way, f"{o.temperature:g}", batch, *shares, *["–"] * (most - len(shares)))
     return table
 
 
-def _arm(row: Measurement) -> str:
-    seen = row.observation
-    if seen.method == "none":
+def _configuration(row: Measurement) -> str:
+    o = row.observation
+    if o.method == "none":
         return "plain"
-    tree = f",{seen.topk},{seen.tree_nodes}" if (seen.topk or 1) > 1 else ""
-    depth = f"@{seen.lookahead}" if seen.lookahead is not None else ""
-    return f"{seen.draft or seen.method}{depth}{tree}"
+    tree = f",{o.topk},{o.tree_nodes}" if (o.topk or 1) > 1 else ""
+    depth = f"@{o.lookahead}" if o.lookahead is not None else ""
+    return f"{o.draft or o.method}{depth}{tree}"
 
 
 def _scaled(value: float | None, unit: float, name: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from foredraft import __version__
 from foredraft.records import Provenance, write_bytes
 from foredraft.report import inline, style
-from foredraft.report.found import Found, find
+from foredraft.report.documents import Documents, read_documents
 from foredraft.report.parts import Picture, Section, Table
 from foredraft.report.sections import compared, fitted, headline, machine, measured, planned, swept, theory, trained
 
@@ -36,17 +36,17 @@ def write_page(folders: Iterable[str | Path], out: str | Path, figures: str | Pa
 
     Raises ValueError where there are no records or one cannot be read, ImportError where the extra `report` is missing.
     """
-    found = find(folders)
-    parts = {part: part.section(found) for part in SECTIONS}
-    sections = [made for made in parts.values() if made]
-    html = render(found, sections, [part.FILLED_BY for part, made in parts.items() if made is None])
+    documents = read_documents(folders)
+    parts = {part: part.section(documents) for part in SECTIONS}
+    sections = [section for section in parts.values() if section]
+    html = render(documents, sections, [part.FILLED_BY for part, section in parts.items() if section is None])
     pictures = tuple(picture for section in sections for picture in section.pictures)
     drawn = style.draw(figures, {picture.name: inline.files(picture) for picture in pictures}) if figures else []
     write_bytes(out, html.encode())
     return Page(Path(out), pictures, tuple(drawn))
 
 
-def render(found: Found, sections: Sequence[Section], lacking: Sequence[str]) -> str:
+def render(documents: Documents, sections: Sequence[Section], lacking: Sequence[str]) -> str:
     """The page as a string; `lacking`: of each part that it leaves out, which record would fill it."""
     try:
         from jinja2 import Environment, StrictUndefined
@@ -59,47 +59,47 @@ def render(found: Found, sections: Sequence[Section], lacking: Sequence[str]) ->
     pictures = {picture.name: Markup(inline.svg(picture)) for section in sections for picture in section.pictures}
     return template.render(
         sheet=Markup((here / SHEET).read_text(encoding="utf-8")),
-        headline=headline.headline(found),
+        headline=headline.headline(documents),
         sections=sections,
         svg=pictures,
         lacking=lacking,
-        facts=facts(found),
-        sources=sources(found),
+        facts=facts(documents),
+        sources=sources(documents),
     )
 
 
-def facts(found: Found) -> list[tuple[str, str]]:
+def facts(documents: Documents) -> list[tuple[str, str]]:
     """When, from where, and with which versions."""
-    versions = {name: number for origin in _origins(found) for name, number in origin.versions.items()}
-    made = [
+    versions = {name: number for origin in _origins(documents) for name, number in origin.versions.items()}
+    lines = [
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by foredraft {__version__}"),
-        ("folders", ", ".join(path.name or str(path) for path in found.folders)),
-        ("documents", ", ".join(f"{many} × {name}" if many > 1 else name for name, many in _tally(found).items())),
+        ("folders", ", ".join(path.name or str(path) for path in documents.folders)),
+        ("documents", ", ".join(f"{many} × {name}" if many > 1 else name for name, many in _tally(documents).items())),
     ]
     if versions:
-        made.append(("measured with", ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))))
-    return made
+        lines.append(("measured with", ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))))
+    return lines
 
 
-def _tally(found: Found) -> dict[str, int]:
-    names = ("Fit*.json" if path.name.startswith("Fit") else path.name for path in found.paths)
+def _tally(documents: Documents) -> dict[str, int]:
+    names = ("Fit*.json" if path.name.startswith("Fit") else path.name for path in documents.paths)
     return dict(Counter(names).most_common())
 
 
-def _origins(found: Found) -> list[Provenance]:
+def _origins(documents: Documents) -> list[Provenance]:
     """Of every record that says where it comes from, each once."""
-    held: list[Provenance] = [row.observation.provenance for row in found.rows]
-    held += [origin for record in (*found.fits, *found.plans) for origin in record.provenance]
-    held += [machine.provenance for machine in found.machines if machine.provenance]
-    return list(dict.fromkeys(held))
+    origins: list[Provenance] = [row.observation.provenance for row in documents.rows]
+    origins += [origin for record in (*documents.fits, *documents.plans) for origin in record.provenance]
+    origins += [machine.provenance for machine in documents.machines if machine.provenance]
+    return list(dict.fromkeys(origins))
 
 
-def sources(found: Found) -> Table | None:
+def sources(documents: Documents) -> Table | None:
     """Where the numbers come from, those with the most rows first."""
-    tally = Counter((row.observation.provenance.source, row.observation.provenance.trust) for row in found.rows)
-    tally.update((origin.source, origin.trust) for fit in found.fits for origin in fit.provenance)
+    tally = Counter((row.observation.provenance.source, row.observation.provenance.trust) for row in documents.rows)
+    tally.update((origin.source, origin.trust) for fit in documents.fits for origin in fit.provenance)
     if not tally:
         return None
     rows = [(source, trust.replace("_", " "), f"{many}") for (source, trust), many in tally.most_common(MOST_SOURCES)]
-    left = f"; {len(tally) - MOST_SOURCES} more" if len(tally) > MOST_SOURCES else ""
-    return Table(f"Sources of observations and laws{left}", ("source", "trust", "records"), rows)
+    omitted = f"; {len(tally) - MOST_SOURCES} more" if len(tally) > MOST_SOURCES else ""
+    return Table(f"Sources of observations and laws{omitted}", ("source", "trust", "records"), rows)

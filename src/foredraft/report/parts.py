@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from foredraft.records import Estimate
 from foredraft.report import style
-from foredraft.report.found import Span
+from foredraft.report.documents import Span
 
 NONE = "–"  # not measured
 
@@ -91,12 +91,12 @@ def rate(value: float) -> str:
 
 def levels(spans: Sequence[Span]) -> str:
     """What a caption says of the intervals that `spans` have."""
-    found = sorted({span.level for span in spans if span.level is not None})
-    if not found:
+    shares = sorted({span.level for span in spans if span.level is not None})
+    if not shares:
         return "No intervals: the records give none."
     bare = sum(span.level is None for span in spans)
     lack = f" ({bare} of {len(spans)} points have none)" if bare else ""
-    return f"{' and '.join(style.percent(level) for level in found)} intervals{lack}."
+    return f"{' and '.join(style.percent(level) for level in shares)} intervals{lack}."
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

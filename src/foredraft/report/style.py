@@ -125,8 +125,8 @@ def title(figure: Any, text: str, width: int = 100) -> None:
 
 def legend(figure: Any, panels: Sequence[Any], most: int = 4, title: str | None = None) -> None:
     """One legend below all panels, each label once, in as many columns as the figure is wide enough for."""
-    found = [axes.get_legend_handles_labels() for axes in panels]
-    handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+    labelled = [axes.get_legend_handles_labels() for axes in panels]
+    handles = {label: handle for pair in labelled for handle, label in zip(*pair, strict=True)}
     room = 14 * figure.get_size_inches()[0]  # characters of 9 points to the inch
     lengths = [max(map(len, label.splitlines())) for label in handles]
     columns = min(most, len(lengths))
@@ -140,5 +140,7 @@ def shared_parts(names: Iterable[str]) -> tuple[str, dict[str, str]]:
     names = list(dict.fromkeys(names))
     split = {name: name.split(" · ") for name in names}
     common = [part for part in split[names[0]] if all(part in parts for parts in split.values())] if names else []
-    rest = {name: " · ".join(part for part in parts if part not in common) or name for name, parts in split.items()}
-    return " · ".join(common) if len(names) > 1 else "", rest
+    differing = {
+        name: " · ".join(part for part in parts if part not in common) or name for name, parts in split.items()
+    }
+    return " · ".join(common) if len(names) > 1 else "", differing

@@ -166,17 +166,17 @@ def held_out_table(judged: Sequence[HeldOut]) -> Titled:
         "Held out: one further run as predicted", "law", "for", "rows", "mean error", "relative", "inside 90 %"
     )
     groups: dict[tuple[str, str], list[HeldOut]] = {}
-    for one in judged:
-        row = one.row
+    for row_out in judged:
+        row = row_out.row
         heat = "" if row.temperature is None else f", T {row.temperature:g}"
-        groups.setdefault((one.law, f"{row.target}: {row.family or row.method}{heat}"), []).append(one)
-    for (law, which), found in groups.items():
-        away = [abs(one.predicted.value - one.measured) for one in found]
-        share = [gap / one.measured for gap, one in zip(away, found, strict=True) if one.measured]
-        inside = sum(one.predicted.covers(one.measured) for one in found)
+        groups.setdefault((row_out.law, f"{row.target}: {row.family or row.method}{heat}"), []).append(row_out)
+    for (law, which), group in groups.items():
+        away = [abs(row_out.predicted.value - row_out.measured) for row_out in group]
+        share = [gap / row_out.measured for gap, row_out in zip(away, group, strict=True) if row_out.measured]
+        inside = sum(row_out.predicted.covers(row_out.measured) for row_out in group)
         table.add_row(
-            law, which, str(len(found)), f"{sum(away) / len(away):.3g} {found[0].predicted.unit}",
-            f"{sum(share) / len(share):.1%}" if share else "–", f"{inside} of {len(found)}",
+            law, which, str(len(group)), f"{sum(away) / len(away):.3g} {group[0].predicted.unit}",
+            f"{sum(share) / len(share):.1%}" if share else "–", f"{inside} of {len(group)}",
         )  # fmt: skip
     return table
 
@@ -201,13 +201,13 @@ def _pool(fit: Fit) -> str:
 def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, str]) -> Blocks:
     """Errors by table, the points of small tables, and what was not judged."""
     blocks: Blocks = []
-    for name, found in judged.items():
-        summary = found.summary()
-        if found.curves:
+    for name, validation in judged.items():
+        summary = validation.summary()
+        if validation.curves:
             blocks.append(
-                _curve_errors(f"{name}: τ at larger k from k ≤ 2", summary, {p.lookahead for p in found.curves})
+                _curve_errors(f"{name}: τ at larger k from k ≤ 2", summary, {p.lookahead for p in validation.curves})
             )
-        if found.ratios:
+        if validation.ratios:
             table = Titled(f"{name}: throughput from the no-draft rows and k ≤ 2", "what", "value")
             for label, key in (
                 ("mean error of the ratio", "throughput_ratio_error"),
@@ -218,16 +218,17 @@ def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, st
             ):
                 if key in summary:
                     table.add_row(label, f"{summary[key]:.2%}")
-            table.add_row("rows predicted / choices of k", f"{len(found.ratios)} / {len(found.choices)}")
+            table.add_row("rows predicted / choices of k", f"{len(validation.ratios)} / {len(validation.choices)}")
             blocks.append(table)
-        if found.ladders:
+        if validation.ladders:
             blocks.append(
                 Text(
-                    f"{name}: ratio by batch from shape and machine: mean error {summary['ladder_ratio_error']:.1%} over {len(found.ladders)} rows\n"
+                    f"{name}: ratio by batch from shape and machine: mean error {summary['ladder_ratio_error']:.1%} "
+                    f"over {len(validation.ladders)} rows\n"
                 )
             )
-        notes = [f"{count} rows lack {what}" for what, count in found.lacking.items()] + [
-            f"assumed: {note}" for note in found.assumed
+        notes = [f"{count} rows lack {what}" for what, count in validation.lacking.items()] + [
+            f"assumed: {note}" for note in validation.assumed
         ]
         if notes:
             blocks.append(Text("\n".join(f"  {note}" for note in notes) + "\n", style="dim"))
@@ -241,50 +242,50 @@ def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, st
 def hindsight_tables(judged: Sequence[Hindsight]) -> Blocks:
     """Errors of speedup by kind of cell, and the planned independent draft at each load."""
     blocks: Blocks = []
-    for found in judged:
-        where = f"{found.target} on {found.machine}, temperature {found.temperature:g}"
+    for hindsight in judged:
+        where = f"{hindsight.target} on {hindsight.machine}, temperature {hindsight.temperature:g}"
         table = Titled(
-            f"{where}: speedups from {found.calibration_rows} rows up to k = {found.known_lookahead}",
+            f"{where}: speedups from {hindsight.calibration_rows} rows up to k = {hindsight.known_lookahead}",
             "cells",
             "number",
             "mean error",
         )
         groups: dict[str, list[float]] = {}
-        for cell in found.cells:
+        for cell in hindsight.cells:
             kind = "chains" if cell.tree_nodes <= cell.lookahead else "trees"
             for name in ("all", f"{kind} at batch {cell.load}"):
                 groups.setdefault(name, []).append(abs(cell.predicted / cell.measured - 1))
         for name, errors in groups.items():
             table.add_row(name, str(len(errors)), f"{sum(errors) / len(errors):.1%}")
         blocks.append(table)
-        if found.choices:
+        if hindsight.choices:
             picks = Titled(
                 "the chosen independent draft against the best measured", "by", "batch", "chosen", "best", "loses"
             )
-            for one in found.choices:
+            for choice in hindsight.choices:
                 planned, best = (
-                    f"{one.params:.3g} on {one.tokens:.3g}{f' (N* {one.optimum:.3g})' if one.optimum else ''}",
-                    f"{one.best_params:.3g} on {one.best_tokens:.3g}",
+                    f"{choice.params:.3g} on {choice.tokens:.3g}{f' (N* {choice.optimum:.3g})' if choice.optimum else ''}",
+                    f"{choice.best_params:.3g} on {choice.best_tokens:.3g}",
                 )
-                picks.add_row(one.by, str(one.load), planned, best, f"{one.regret:.1%}")
+                picks.add_row(choice.by, str(choice.load), planned, best, f"{choice.regret:.1%}")
             blocks.append(picks)
-        if found.drafts:
-            blocks.append(_foretold_table(found))
-        blocks += [f"not judged: {why}" for why in found.lacking]
+        if hindsight.drafts:
+            blocks.append(_predicted_drafts(hindsight))
+        blocks += [f"not judged: {why}" for why in hindsight.lacking]
     return blocks
 
 
-def _foretold_table(found: Hindsight) -> Titled:
+def _predicted_drafts(hindsight: Hindsight) -> Titled:
     title = "largest and longest trained drafts, foretold from the others"
     table = Titled(title, "kind", "drafts", "mean error of τ", "inside 90 %")
-    for kind in dict.fromkeys(one.kind for one in found.drafts):
-        these = [one for one in found.drafts if one.kind == kind]
-        error = sum(abs(one.predicted.value / one.measured - 1) for one in these) / len(these)
+    for kind in dict.fromkeys(draft.kind for draft in hindsight.drafts):
+        drafts = [draft for draft in hindsight.drafts if draft.kind == kind]
+        error = sum(abs(draft.predicted.value / draft.measured - 1) for draft in drafts) / len(drafts)
         table.add_row(
             kind,
-            str(len(these)),
+            str(len(drafts)),
             f"{error:.1%}",
-            f"{sum(one.predicted.covers(one.measured) for one in these)} of {len(these)}",
+            f"{sum(draft.predicted.covers(draft.measured) for draft in drafts)} of {len(drafts)}",
         )
     return table
 
@@ -324,13 +325,13 @@ def sdsl_tables(report: Mapping[str, Any]) -> Blocks:
             label, *(f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]" for value in (ours[key], paper[key]))
         )
     line.add_row("slope of N*/M in ln D", f"{ours['draft_tokens_slope'][0]:.1e}", f"{paper['draft_tokens_slope']:.1e}")
-    others = "\n".join(
+    other_grids = "\n".join(
         f"  {g['grid']['name']}: μ {g['mu'][0]:.2e}, M₀ {g['intercept'][0]:.2e}" for g in report["table_9_other_grids"]
     )
     return [
         table,
         line,
-        Text(f"The paper does not state its grid; the line hangs on it. Other grids:\n{others}", style="dim"),
+        Text(f"The paper does not state its grid; the line hangs on it. Other grids:\n{other_grids}", style="dim"),
     ]
 
 

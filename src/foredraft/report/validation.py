@@ -43,14 +43,14 @@ def draw_validation(validation: Validation, directory: str | Path) -> list[Path]
 def _curves(figure: Any, points: Sequence[CurvePoint]) -> None:
     """One panel per curve: measured, predicted with its interval, and a constant α."""
     names = list(dict.fromkeys(point.curve for point in points))
-    common, rest = style.shared_parts(names)
+    common, differing = style.shared_parts(names)
     columns = min(len(names), COLUMNS if len(names) > 4 else 3)
     rows = -(-len(names) // columns)
     figure.set_size_inches(max(2.9 * columns, 6.5), 1.6 + 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         _curve(axes, sorted((p for p in points if p.curve == name), key=lambda p: p.lookahead))
-        axes.set_title(style.wrap(rest[name], NAME_WIDTH), fontsize=9)
+        axes.set_title(style.wrap(differing[name], NAME_WIDTH), fontsize=9)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes in panels[: len(names)]:
@@ -121,14 +121,14 @@ def _ratios(figure: Any, points: Sequence[RatioPoint], title: str) -> None:
     figure.set_size_inches(7, 6)
     axes = figure.subplots()
     settings = list(dict.fromkeys(point.setting for point in points))
-    common, rest = style.shared_parts(settings)
+    common, differing = style.shared_parts(settings)
     few = len(settings) <= len(MARKERS)
     loads = sorted({point.load for point in points})
     scale = LogNorm(loads[0] / 1.1, loads[-1] * 1.1)
     dots = None
     for i, setting in enumerate(settings):
         here = np.array([(p.measured, p.predicted, p.load) for p in points if p.setting == setting]).T
-        label = style.wrap(rest[setting], 60) if few else None
+        label = style.wrap(differing[setting], 60) if few else None
         dots = axes.scatter(here[0], here[1], c=here[2], norm=scale, cmap="cividis", marker=MARKERS[i] if few else "o",
                             edgecolors=BLACK, linewidths=0.6, s=38, label=label, zorder=3)  # fmt: skip
     _equality(axes, np.array([(p.measured, p.predicted) for p in points]).ravel())

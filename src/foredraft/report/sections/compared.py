@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from foredraft import kinds
 from foredraft.records import DraftChoice, Plan, ScheduleStep
 from foredraft.report import marks, style
-from foredraft.report.arms import draft_name, live, load_of, same_load
-from foredraft.report.found import Found, Row, Span, span_of
+from foredraft.report.configurations import draft_name, load_of, online, same_load
+from foredraft.report.documents import Documents, Row, Span, span_of
 from foredraft.report.parts import Picture, Section, Table, levels, number, signed
 
 FILLED_BY = (
@@ -21,7 +22,6 @@ FILLED_BY = (
 NEAR = 0.05  # sizes that differ by no more are one draft's: a plan's size is rounded to what can be built
 QUANTITIES = {"tokens_per_step": "tokens per step", "speedup": "gain over plain decoding, ×"}
 TITLES = {"tokens_per_step": "Tokens per step", "speedup": "Gain over plain decoding"}
-HEADS = ("eagle", "scylla", "mtp", "medusa", "hydra")
 
 
 class Pair(NamedTuple):
@@ -54,13 +54,13 @@ class Pair(NamedTuple):
         return low is not None and high is not None and low <= self.measured.value <= high
 
 
-def pairs(found: Found) -> list[Pair]:
+def pairs(documents: Documents) -> list[Pair]:
     """Every prediction that was measured, tokens per step first."""
     steps = [
         (plan, step, row)
-        for plan in found.plans
+        for plan in documents.plans
         for step in plan.schedule
-        for row in live(found.rows)
+        for row in online(documents.rows)
         if _same(plan, step, row)
     ]
     return [
@@ -89,18 +89,11 @@ def _same(plan: Plan, step: ScheduleStep, row: Row) -> bool:
 def recognised(plan: Plan, row: Row) -> str | None:
     """By what the row's draft is the plan's: its name, or its kind and size; None where it is another."""
     draft, o = plan.draft, row.observation
-    if draft is None or _kind(o.method) != draft.kind:
+    if draft is None or kinds.of_method(o.method).role != draft.kind:
         return None
     if draft.kind == "lookup" or (o.draft and _last(o.draft) == _last(draft.name)):
         return "name"
     return "size" if _same_size(draft, o.draft_params) and _same_tokens(draft, o.draft_tokens) else None
-
-
-def _kind(method: str) -> str:
-    """head, lm or lookup, as plans say it, of an observation's method."""
-    if method.startswith(HEADS):
-        return "head"
-    return "lookup" if method.startswith("ngram") else "lm"
 
 
 def _same_size(draft: DraftChoice, params: float | None) -> bool:
@@ -117,51 +110,57 @@ def _last(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-def section(found: Found) -> Section | None:
-    made = pairs(found)
-    if not made:
+def section(documents: Documents) -> Section | None:
+    measured_pairs = pairs(documents)
+    if not measured_pairs:
         return None
-    pictures = [_picture(name, [p for p in made if p.quantity == name]) for name in QUANTITIES]
-    return Section("compared", "Predicted against measured", lede(made), [p for p in pictures if p], [_table(made)])
+    pictures = [_picture(name, [p for p in measured_pairs if p.quantity == name]) for name in QUANTITIES]
+    return Section(
+        "compared",
+        "Predicted against measured",
+        lede(measured_pairs),
+        [p for p in pictures if p],
+        [_table(measured_pairs)],
+    )
 
 
-def lede(made: Sequence[Pair]) -> str:
+def lede(pairs: Sequence[Pair]) -> str:
     """How the draft was recognised, and how far off the plan was on average."""
-    how = {recognised(pair.plan, pair.row) for pair in made}
-    told = "name" if how == {"name"} else "size and training tokens"
+    how = {recognised(pair.plan, pair.row) for pair in pairs}
+    mark = "name" if how == {"name"} else "size and training tokens"
     errors = " ".join(
         f"{TITLES[name]}: mean error {100 * mean_error(of):.1f}\u00a0% over {style.plural(len(of), 'load')}, "
         f"{sum(pair.covered for pair in of)} of {len(of)} measured values within the predicted interval."
         for name in QUANTITIES
-        if (of := [pair for pair in made if pair.quantity == name])
+        if (of := [pair for pair in pairs if pair.quantity == name])
     )
-    return f"The measured draft is recognised as the planned one by its {told}. {errors}"
+    return f"The measured draft is recognised as the planned one by its {mark}. {errors}"
 
 
-def mean_error(made: Sequence[Pair]) -> float:
+def mean_error(pairs: Sequence[Pair]) -> float:
     """Mean absolute relative error."""
-    return float(np.mean([abs(pair.error) for pair in made]))
+    return float(np.mean([abs(pair.error) for pair in pairs]))
 
 
-def _picture(quantity: str, made: Sequence[Pair]) -> Picture | None:
-    if not made:
+def _picture(quantity: str, pairs: Sequence[Pair]) -> Picture | None:
+    if not pairs:
         return None
-    made = sorted(made, key=lambda pair: pair.step.concurrency)
-    spans = [pair.predicted for pair in made] + [pair.measured for pair in made]
-    row = made[0].row.observation
+    pairs = sorted(pairs, key=lambda pair: pair.step.concurrency)
+    spans = [pair.predicted for pair in pairs] + [pair.measured for pair in pairs]
+    row = pairs[0].row.observation
     draft = draft_name(row.draft) if row.draft else row.method
-    caption = f"{row.target} with {draft}, {style.plural(len(made), 'load')}. {levels(spans)} Points side by side are one load."
+    caption = f"{row.target} with {draft}, {style.plural(len(pairs), 'load')}. {levels(spans)} Points side by side are one load."
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        x = np.arange(len(made))
+        x = np.arange(len(pairs))
         marks.points(
-            axes, (x - 0.08).tolist(), [p.predicted for p in made], marks.look(0), "predicted", ls="none", ms=7
+            axes, (x - 0.08).tolist(), [p.predicted for p in pairs], marks.look(0), "predicted", ls="none", ms=7
         )
-        marks.points(axes, (x + 0.08).tolist(), [p.measured for p in made], marks.look(1), "measured", ls="none", ms=7)
-        marks.one(axes)
-        axes.set_xticks(x, [f"{pair.step.concurrency}" for pair in made])
-        axes.set(xlabel="sequences at once", ylabel=QUANTITIES[quantity], xlim=(-0.6, len(made) - 0.4))
+        marks.points(axes, (x + 0.08).tolist(), [p.measured for p in pairs], marks.look(1), "measured", ls="none", ms=7)
+        marks.no_gain(axes)
+        axes.set_xticks(x, [f"{pair.step.concurrency}" for pair in pairs])
+        axes.set(xlabel="sequences at once", ylabel=QUANTITIES[quantity], xlim=(-0.6, len(pairs) - 0.4))
         axes.margins(y=0.15)
         style.legend(figure, [axes])
 
@@ -173,7 +172,7 @@ def _picture(quantity: str, made: Sequence[Pair]) -> Picture | None:
     )
 
 
-def _table(made: Sequence[Pair]) -> Table:
+def _table(pairs: Sequence[Pair]) -> Table:
     head = ("what", "sequences at once", "drafted", "predicted", "measured", "error", "inside the interval")
     rows = [
         (
@@ -187,7 +186,7 @@ def _table(made: Sequence[Pair]) -> Table:
             signed(pair.error),
             "yes" if pair.covered else "no",
         )
-        for pair in made
+        for pair in pairs
     ]
-    told = levels([span for pair in made for span in (pair.predicted, pair.measured)])
-    return Table(f"Predicted and measured. {told} Error: predicted over measured, less one", head, rows)
+    intervals = levels([span for pair in pairs for span in (pair.predicted, pair.measured)])
+    return Table(f"Predicted and measured. {intervals} Error: predicted over measured, less one", head, rows)

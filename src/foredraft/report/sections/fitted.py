@@ -15,8 +15,8 @@ from foredraft.laws.forms import law_named
 from foredraft.laws.held_out import HeldOut, determined, judge
 from foredraft.records import Fit, Observation
 from foredraft.report import style
+from foredraft.report.documents import Documents, Span
 from foredraft.report.fit import LEVEL, painter, pool_words
-from foredraft.report.found import Found, Span
 from foredraft.report.parts import NONE, Picture, Section, Table, listed, number, signed
 
 FILLED_BY = "Fit*.json, which `foredraft fit observations.jsonl --out DIR` writes"
@@ -24,18 +24,18 @@ MOST = 6  # figures; the others are in the table
 MOST_HELD_OUT = 40  # lines of a table
 
 
-def section(found: Found) -> Section | None:
-    if not found.fits:
+def section(documents: Documents) -> Section | None:
+    if not documents.fits:
         return None
-    rows = found.observations
-    fits = _ranked(found.fits)
+    rows = documents.observations
+    fits = _ranked(documents.fits)
     pictures = [_picture(fit, i, rows) for i, fit in enumerate(fits[:MOST])]
-    left = f" Figures show {MOST} of them, the best of each kind first." if len(fits) > MOST else ""
+    omitted = f" Figures show {MOST} of them, the best of each kind first." if len(fits) > MOST else ""
     lede = (
         f"{style.plural(len(fits), 'law')} fitted to measurements. A law is a curve from a dial (tokens, size, layers, tree "
-        f"nodes) to an outcome; shaded is its {style.percent(LEVEL)} interval, grey the range of its data.{left}"
+        f"nodes) to an outcome; shaded is its {style.percent(LEVEL)} interval, grey the range of its data.{omitted}"
     )
-    judged = [(fit, made) for fit in fits if (made := judge(fit, rows))]
+    judged = [(fit, held_out) for fit in fits if (held_out := judge(fit, rows))]
     tables = [_table(fits, rows), *([_summary(judged), _held_out(judged)] if judged else [])]
     return Section("laws", "The laws behind it", lede, pictures, tables)
 
@@ -46,23 +46,23 @@ def _ranked(fits: Sequence[Fit]) -> list[Fit]:
     best: dict[tuple[str, str], Fit] = {}
     for fit in sorted(by_data, key=lambda fit: math.inf if fit.held_out_error is None else fit.held_out_error):
         best.setdefault((fit.output, law_named(fit.law).leading), fit)
-    first = [fit for fit in by_data if any(fit is one for one in best.values())]
-    return first + [fit for fit in by_data if all(fit is not one for one in first)]
+    first = [fit for fit in by_data if any(fit is other for other in best.values())]
+    return first + [fit for fit in by_data if all(fit is not other for other in first)]
 
 
 def _picture(fit: Fit, i: int, rows: Sequence[Observation]) -> Picture:
     inside, beyond = by_range(fit, rows)
     missing = fit.num_observations - len(inside)
-    told = "" if not missing else (
+    behind_text = "" if not missing else (
         f" Of the {fit.num_observations} observations behind it, {len(inside)} lie in these folders."
         if missing > 0
         else f" {len(inside)} observations lie within its range, more than the {fit.num_observations} it was fitted on."
     )  # fmt: skip
-    held = f" White diamonds ({len(beyond)}) lie beyond the range and took no part in the fit." if beyond else ""
+    diamonds = f" White diamonds ({len(beyond)}) lie beyond the range and took no part in the fit." if beyond else ""
     error = ""
     if fit.held_out_error is not None:
         error = f" Mean error on its largest run, held out of a fit to the rest: {fit.held_out_error:.3g}."
-    caption = f"{fit.formula}; {_conditions(fit)}. {behind(fit)}; {style.percent(LEVEL)} interval of the mean.{told}{held}{error}"
+    caption = f"{fit.formula}; {_conditions(fit)}. {behind(fit)}; {style.percent(LEVEL)} interval of the mean.{behind_text}{diamonds}{error}"
     return Picture(f"law-{i}", _title(fit), caption, painter(fit, inside, beyond), 4.2)
 
 
@@ -81,7 +81,7 @@ def _conditions(fit: Fit) -> str:
 
 def _table(fits: Sequence[Fit], rows: Sequence[Observation]) -> Table:
     head = ("law", "for", "parameters", "R²", "held-out error", "rivals' error", "observations (runs)")
-    made = [
+    cells = [
         (
             f"{_words(fit.law)}: {fit.formula}",
             _conditions(fit),
@@ -96,7 +96,7 @@ def _table(fits: Sequence[Fit], rows: Sequence[Observation]) -> Table:
     return Table(
         f"Parameters with {style.percent(LEVEL)} intervals; errors are mean absolute, in the outcome's units",
         head,
-        made,
+        cells,
     )
 
 
@@ -115,12 +115,12 @@ def _summary(judged: Sequence[tuple[Fit, Sequence[HeldOut]]]) -> Table:
         (
             _words(fit.law),
             _conditions(fit),
-            f"{len(made)}",
-            f"{np.mean([abs(j.predicted.value - j.measured) for j in made]):.3g}\u00a0{law_named(fit.law).unit}",
-            f"{100 * np.mean([abs(j.predicted.value / j.measured - 1) for j in made if j.measured]):.1f}\u00a0%",
-            f"{sum(j.predicted.covers(j.measured) for j in made)} of {len(made)}",
+            f"{len(held_out)}",
+            f"{np.mean([abs(j.predicted.value - j.measured) for j in held_out]):.3g}\u00a0{law_named(fit.law).unit}",
+            f"{100 * np.mean([abs(j.predicted.value / j.measured - 1) for j in held_out if j.measured]):.1f}\u00a0%",
+            f"{sum(j.predicted.covers(j.measured) for j in held_out)} of {len(held_out)}",
         )
-        for fit, made in judged
+        for fit, held_out in judged
     ]
     return Table(
         "Held out: measurements beyond the range that a law was fitted on, against one further run's interval",
@@ -142,12 +142,12 @@ def _held_out(judged: Sequence[tuple[Fit, Sequence[HeldOut]]]) -> Table:
             signed(j.predicted.value / j.measured - 1) if j.measured else NONE,
             "yes" if j.predicted.covers(j.measured) else "no",
         )
-        for fit, made in judged
-        for j in made
+        for fit, held_out in judged
+        for j in held_out
     ]
-    rest = f"; the first {MOST_HELD_OUT} of {len(rows)}" if len(rows) > MOST_HELD_OUT else ""
+    cut = f"; the first {MOST_HELD_OUT} of {len(rows)}" if len(rows) > MOST_HELD_OUT else ""
     head = ("law", "at", "predicted", "measured", "error", "inside")
-    return Table(f"Held out, point by point{rest}", head, rows[:MOST_HELD_OUT])
+    return Table(f"Held out, point by point{cut}", head, rows[:MOST_HELD_OUT])
 
 
 def _words(law: str) -> str:

@@ -4,38 +4,48 @@ Promises: plain words; a prediction that was not measured is called one. Refuses
 """
 
 from foredraft.report import style
-from foredraft.report.arms import arm_of, at_least_load, best, by_setting, drafted, live, load_of, metric, names
-from foredraft.report.found import Found, Row, Span
+from foredraft.report.configurations import (
+    at_least_load,
+    best,
+    by_setting,
+    config_of,
+    drafted,
+    load_of,
+    metric,
+    names,
+    online,
+)
+from foredraft.report.documents import Documents, Row, Span
 from foredraft.report.parts import Headline, Tile, number, rate, signed
 from foredraft.report.sections.compared import Pair, pairs
 
 
-def headline(found: Found) -> Headline:
+def headline(documents: Documents) -> Headline:
     """Predicted against measured where both are there; else whichever is; else what lies in the folders."""
-    if made := pairs(found):
-        return _compared(made)
-    rows = best(drafted(_first_setting(found)), 1)
-    if found.plans:
-        return _planned(found, measured=bool(rows))
+    if planned_pairs := pairs(documents):
+        return _compared(planned_pairs)
+    rows = best(drafted(_first_setting(documents)), 1)
+    if documents.plans:
+        return _planned(documents, measured=bool(rows))
     if rows:
-        return _measured(rows[0], found)
-    kinds = (("fitted law", found.fits), ("training run", found.runs), ("machine", found.machines), ("sweep", found.sweeps),
-             ("observation", found.rows))  # fmt: skip
-    held = [style.plural(len(things), name) for name, things in kinds if things]
+        return _measured(rows[0], documents)
+    kinds = (("fitted law", documents.fits), ("training run", documents.runs), ("machine", documents.machines), ("sweep", documents.sweeps),
+             ("observation", documents.rows))  # fmt: skip
+    contents = [style.plural(len(things), name) for name, things in kinds if things]
     return Headline(
-        f"These folders hold {', '.join(held)}; neither a plan nor a measured draft, so nothing is compared."
+        f"These folders hold {', '.join(contents)}; neither a plan nor a measured draft, so nothing is compared."
     )
 
 
-def _first_setting(found: Found) -> list[Row]:
-    settings = by_setting(live(found.rows))
+def _first_setting(documents: Documents) -> list[Row]:
+    settings = by_setting(online(documents.rows))
     return at_least_load(settings[0][1]) if settings else []
 
 
-def _compared(made: list[Pair]) -> Headline:
+def _compared(planned_pairs: list[Pair]) -> Headline:
     """Of the smallest load, where waiting is felt most; the gain where it was measured."""
-    least = min(pair.step.concurrency for pair in made)
-    here = {pair.quantity: pair for pair in made if pair.step.concurrency == least}
+    least = min(pair.step.concurrency for pair in planned_pairs)
+    here = {pair.quantity: pair for pair in planned_pairs if pair.step.concurrency == least}
     main = here.get("speedup") or here["tokens_per_step"]
     times = "times as fast as the target alone" if main.quantity == "speedup" else "tokens per pass of the target"
     verdict = "within" if main.covered else "outside"
@@ -82,8 +92,8 @@ def _interval_words(span: Span) -> str:
     return f"between {span.low:.2f} and {span.high:.2f} ({style.percent(span.level)} interval)"
 
 
-def _planned(found: Found, measured: bool) -> Headline:
-    plan = found.plans[0]
+def _planned(documents: Documents, measured: bool) -> Headline:
+    plan = documents.plans[0]
     beside = (
         "Drafts were measured too, but none is the planned one at a load and lookahead of its schedule."
         if measured
@@ -107,17 +117,17 @@ def _planned(found: Found, measured: bool) -> Headline:
     return Headline(text, tiles)
 
 
-def _measured(row: Row, found: Found) -> Headline:
-    o, name = row.observation, names([arm_of(row)])[arm_of(row)]
+def _measured(row: Row, documents: Documents) -> Headline:
+    o, name = row.observation, names([config_of(row)])[config_of(row)]
     gain, tau = row.span("speedup"), row.span("tokens_per_step")
     at = f"at batch {load_of(row)}" if load_of(row) else "at a load not recorded"
     parts = [
         f"{number(gain)} times as fast as the target alone" if gain else "",
         f"{number(tau)} tokens per step" if tau else "",
     ]
-    told = " and ".join(part for part in parts if part) or "no gain recorded"
+    gains = " and ".join(part for part in parts if part) or "no gain recorded"
     ranked = "speedup" if metric([row]) == "speedup" else "tokens per step"
-    text = f"Of what was measured on {o.target}, {name} has the most {ranked}: {told}, {at}. No plan lies beside it to compare with."
+    text = f"Of what was measured on {o.target}, {name} has the most {ranked}: {gains}, {at}. No plan lies beside it to compare with."
     spans = {"Times as fast, measured": gain, "Tokens per step, measured": tau}
     tiles = [Tile(label, _short(span), _interval_words(span)) for label, span in spans.items() if span]
     if o.output_tok_s:

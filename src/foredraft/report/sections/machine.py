@@ -9,7 +9,7 @@ import numpy as np
 
 from foredraft.records import Machine
 from foredraft.report import style
-from foredraft.report.found import Found
+from foredraft.report.documents import Documents
 from foredraft.report.marks import COLOURS
 from foredraft.report.parts import Picture, Section, Table
 
@@ -17,17 +17,17 @@ FILLED_BY = "machine.json, which `foredraft probe --out machine.json` writes"
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1, "fp4": 0.5, "int4": 0.5}
 
 
-def section(found: Found) -> Section | None:
-    if not found.machines:
+def section(documents: Documents) -> Section | None:
+    if not documents.machines:
         return None
     lede = (
         "Decoding reads every weight once per step, however few tokens it computes: to the left of a roof's bend more tokens per "
         "step cost almost nothing, which is what speculation lives on; to its right each token costs its share."
     )
     pictures = [
-        p for i, machine in enumerate(found.machines) for p in (_roofline(machine, i), _verify(machine, i)) if p
+        p for i, machine in enumerate(documents.machines) for p in (_roofline(machine, i), _verify(machine, i)) if p
     ]
-    return Section("machine", "The machine", lede, pictures, [_table(machine) for machine in found.machines])
+    return Section("machine", "The machine", lede, pictures, [_table(machine) for machine in documents.machines])
 
 
 def _origin(machine: Machine) -> str:

@@ -6,7 +6,7 @@ Promises: every number is the Plan's. Refuses to know: what was measured.
 from foredraft.machines import device_time
 from foredraft.records import DraftChoice, Plan
 from foredraft.report import style
-from foredraft.report.found import Found
+from foredraft.report.documents import Documents
 from foredraft.report.parts import NONE, Picture, Section, Table, count, number
 from foredraft.report.plan import painters
 
@@ -21,13 +21,13 @@ PICTURES = {
 }  # fmt: skip
 
 
-def section(found: Found) -> Section | None:
-    if not found.plans:
+def section(documents: Documents) -> Section | None:
+    if not documents.plans:
         return None
-    pictures = [picture for i, plan in enumerate(found.plans) for picture in _pictures(plan, i)]
-    tables = [table for plan in found.plans for table in _tables(plan)]
-    notes = [f"Assumed: {note}" for plan in found.plans for note in plan.assumptions]
-    return Section("plan", "What the plan chose", lede(found.plans[0]), pictures, tables, notes)
+    pictures = [picture for i, plan in enumerate(documents.plans) for picture in _pictures(plan, i)]
+    tables = [table for plan in documents.plans for table in _tables(plan)]
+    notes = [f"Assumed: {note}" for plan in documents.plans for note in plan.assumptions]
+    return Section("plan", "What the plan chose", lede(documents.plans[0]), pictures, tables, notes)
 
 
 def lede(plan: Plan) -> str:
@@ -52,33 +52,33 @@ def _pictures(plan: Plan, i: int) -> list[Picture]:
     load = plan.workload
     lengths = f"prompts of {load.input_len:g} and answers of {load.output_len:g} tokens"
     workload = f"{plan.target}, {plan.engine}, {plan.dtype}, {lengths}, temperature {load.temperature:g}"
-    made = []
+    pictures = []
     for name, paint in painters(plan).items():
         if name not in PICTURES:
             continue
         title, about = PICTURES[name]
         level = style.percent(plan.schedule[0].speedup.level)
         caption = f"{about} Predicted, not measured: {workload}. {level} intervals from bootstrap draws of the laws."
-        made.append(
+        pictures.append(
             Picture(f"plan-{i}-{name.replace('_', '-')}", title, caption, paint, 4.4 if "tokens" in name else 3.9)
         )
-    return made
+    return pictures
 
 
 def _tables(plan: Plan) -> list[Table]:
-    made = [_schedule(plan)]
+    tables = [_schedule(plan)]
     if plan.runners_up:
         head = ("draft", "parameters", "training tokens", "mean gain", "why it lost")
-        made.append(Table(f"Drafts that lost, for {plan.target}", head, [
+        tables.append(Table(f"Drafts that lost, for {plan.target}", head, [
             (run.draft.name, count(run.draft.params or None), count(run.draft.draft_tokens), number(run.speedup), run.reason)
             for run in plan.runners_up
         ]))  # fmt: skip
     if plan.next_runs:
         head = ("run", "settles", "interval narrowed by", "cost")
-        made.append(Table("Runs that would narrow this plan, most per device-hour first", head, [
+        tables.append(Table("Runs that would narrow this plan, most per device-hour first", head, [
             (run.run, run.settles, style.percent(run.narrows), device_time(run.gpu_hours)) for run in plan.next_runs
         ]))  # fmt: skip
-    return made
+    return tables
 
 
 def _schedule(plan: Plan) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foredraft.report import style
-from foredraft.report.found import Found
+from foredraft.report.documents import Documents
 from foredraft.report.parts import NONE, Section, Table, count, number
 
 FILLED_BY = "sweep.json, which `foredraft sweep GRID.json --out DIR` writes"
@@ -16,15 +16,15 @@ MOST = 200  # lines of the table
 ORDER = ("failed", "stopped", "running", "waiting", "done")
 
 
-def section(found: Found) -> Section | None:
-    if not found.sweeps:
+def section(documents: Documents) -> Section | None:
+    if not documents.sweeps:
         return None
-    cells = [cell for sweep in found.sweeps for cell in sweep.get("cells", ())]
+    cells = [cell for sweep in documents.sweeps for cell in sweep.get("cells", ())]
     tally = Counter(_state(cell) for cell in cells)
     states = ", ".join(f"{tally[state]} {state}" for state in ORDER if tally[state])
     spent = sum(cell.get("seconds") or 0.0 for cell in cells)
     lede = f"{style.plural(len(cells), 'cell')}: {states}; {spent / 3600:.2g} hours of work in all."
-    notes = [f"Not run: {name}: {why}" for sweep in found.sweeps for name, why in sweep.get("left_out", {}).items()]
+    notes = [f"Not run: {name}: {why}" for sweep in documents.sweeps for name, why in sweep.get("left_out", {}).items()]
     return Section("sweep", "The sweep", lede, (), [_table(cells)], notes)
 
 
@@ -48,8 +48,8 @@ def _table(cells: Sequence[Mapping[str, Any]]) -> Table:
         )
         for cell in ranked[:MOST]
     ]
-    rest = f"; the first {MOST} of {len(ranked)}" if len(ranked) > MOST else ""
+    cut = f"; the first {MOST} of {len(ranked)}" if len(ranked) > MOST else ""
     head = ("cell", "verb", "state", "tokens", "tokens per step", "seconds", "error")
     return Table(
-        f"Cells, failures first{rest}; tokens per step is the last held out, or the largest measured", head, rows
+        f"Cells, failures first{cut}; tokens per step is the last held out, or the largest measured", head, rows
     )

@@ -11,8 +11,8 @@ import numpy as np
 
 from foredraft.laws.speedup import tokens_per_flop
 from foredraft.report import marks, style
-from foredraft.report.arms import METHODS, Setting, by_setting, live, load_of, requests, setting_of
-from foredraft.report.found import Found, Row, Span, span_of
+from foredraft.report.configurations import Setting, by_setting, label_of, load_of, online, requests, setting_of
+from foredraft.report.documents import Documents, Row, Span, span_of
 from foredraft.report.marks import COLOURS, MARKERS
 from foredraft.report.parts import Picture, Section, levels
 
@@ -40,7 +40,7 @@ class Ladder(NamedTuple):
     def name(self) -> str:
         """Short: target, method and temperature."""
         short = self.setting._replace(dataset=None, machine=None, engine=None, dtype=None)
-        return f"{short.words()}, {METHODS.get(self.method, self.method)}"
+        return f"{short.words()}, {label_of(self.method)}"
 
     @property
     def best(self) -> Row:
@@ -48,17 +48,17 @@ class Ladder(NamedTuple):
         return max(self.rows, key=lambda row: row.observation.speedup or 0.0)
 
 
-def section(found: Found) -> Section | None:
-    rows = live(found.rows)
-    alike = [row for row in _with_alpha(found.rows) if _one_tokenizer(row)]
+def section(documents: Documents) -> Section | None:
+    rows = online(documents.rows)
+    alike = [row for row in _with_alpha(documents.rows) if _one_tokenizer(row)]
     ladders = [ladder for setting, of in by_setting(rows) for ladder in _ladders(setting, of)]
-    candidates: list[Picture | None] = [_plane(alike), _throughput(ladders, alphas(found.rows)), _acceptance(alike)]
+    candidates: list[Picture | None] = [_plane(alike), _throughput(ladders, alphas(documents.rows)), _acceptance(alike)]
     candidates += [_latency(ladders, name) for name in LATENCIES] + [_optimum(rows, share) for share in (False, True)]
     pictures = [picture for picture in candidates if picture]
     if not pictures:
         return None
-    told = {picture.name for picture in pictures}
-    notes = [f"Figure {why}." for name, why in LACKING.items() if name not in told]
+    drawn = {picture.name for picture in pictures}
+    notes = [f"Figure {why}." for name, why in LACKING.items() if name not in drawn]
     lede = (
         "Speculative decoding's scaling theory ties a draft's size to its perplexity, its perplexity to acceptance, and "
         "acceptance to the best size. These are its figures, drawn from measurements."
@@ -68,8 +68,8 @@ def section(found: Found) -> Section | None:
 
 def alpha(row: Row) -> Span | None:
     """α of the sampled kind."""
-    if row.measurement and (found := row.measurement.accept_probs.get("sampled")):
-        return span_of(found)
+    if row.measurement and (estimate := row.measurement.accept_probs.get("sampled")):
+        return span_of(estimate)
     return row.span("accept_prob") if row.observation.accept_kind == "sampled" else None
 
 
@@ -81,25 +81,25 @@ def draft_of(row: Row) -> Draft:
 
 def alphas(rows: Sequence[Row]) -> dict[tuple[Draft, float | None], Span]:
     """α that chains of a draft see at a temperature, of all categories together: greedy at 0, else sampled."""
-    found: dict[tuple[Draft, float | None], Span] = {}
+    spans: dict[tuple[Draft, float | None], Span] = {}
     for row in rows:
         heat = row.observation.temperature
         kinds = row.measurement.accept_probs if row.measurement else {}
         estimate = kinds.get("greedy" if heat == 0 else "sampled")
         span = span_of(estimate) if estimate else row.span("accept_prob")
         if row.category is None and span:
-            found.setdefault((draft_of(row), heat), span)
-    return found
+            spans.setdefault((draft_of(row), heat), span)
+    return spans
 
 
 def _with_alpha(rows: Sequence[Row]) -> list[Row]:
     """One row per draft that states α, forced or live, and both perplexities."""
-    held: dict[Draft, Row] = {}
+    firsts: dict[Draft, Row] = {}
     for row in rows:
         o = row.observation
         if row.category is None and alpha(row) and o.draft_perplexity and o.target_perplexity:
-            held.setdefault(draft_of(row), row)
-    return list(held.values())
+            firsts.setdefault(draft_of(row), row)
+    return list(firsts.values())
 
 
 def _one_tokenizer(row: Row) -> bool:
@@ -112,15 +112,15 @@ def _one_tokenizer(row: Row) -> bool:
 def _ladders(setting: Setting, rows: Sequence[Row]) -> list[Ladder]:
     """At the smallest load; methods with at least three sizes."""
     loads = [load for row in rows if (load := load_of(row)) is not None]
-    held: dict[str, dict[float, Row]] = {}
+    by_method: dict[str, dict[float, Row]] = {}
     for row in rows:
         o = row.observation
         if o.draft_params and o.speedup and load_of(row) == min(loads, default=None):
-            sizes = held.setdefault(o.method, {})
+            sizes = by_method.setdefault(o.method, {})
             if o.draft_params not in sizes or o.speedup > (sizes[o.draft_params].observation.speedup or 0):
                 sizes[o.draft_params] = row
     return [
-        Ladder(setting, method, [row for _, row in sorted(sizes.items())]) for method, sizes in held.items() if len(sizes) >= LEAST_SIZES
+        Ladder(setting, method, [row for _, row in sorted(sizes.items())]) for method, sizes in by_method.items() if len(sizes) >= LEAST_SIZES
     ]  # fmt: skip
 
 
@@ -148,9 +148,7 @@ def _acceptance(rows: Sequence[Row]) -> Picture | None:
         return None
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.observation.draft_perplexity or 0):
-        groups.setdefault(
-            f"{row.observation.target}, {METHODS.get(row.observation.method, row.observation.method)}", []
-        ).append(row)
+        groups.setdefault(f"{row.observation.target}, {label_of(row.observation.method)}", []).append(row)
     shown = dict(sorted(groups.items(), key=lambda item: -len(item[1]))[: len(COLOURS)])
     spans = [span for of in shown.values() for row in of if (span := alpha(row))]
 
@@ -169,8 +167,9 @@ def _acceptance(rows: Sequence[Row]) -> Picture | None:
         axes.set(xlabel="perplexity of the draft per token", ylabel="α, sampled")
         style.legend(figure, [axes], most=1)
 
-    left = f" {len(groups) - len(shown)} more targets are left out." if len(groups) > len(shown) else ""
-    caption = f"Σ min(p, q), teacher-forced; {style.plural(len(spans), 'draft')}. {levels(spans)} Perplexities in the target's own tokenizer.{left}"
+    omitted = f" {len(groups) - len(shown)} more targets are left out." if len(groups) > len(shown) else ""
+    about = f"Σ min(p, q), teacher-forced; {style.plural(len(spans), 'draft')}. {levels(spans)}"
+    caption = f"{about} Perplexities in the target's own tokenizer.{omitted}"
     return Picture(
         "sdsl-3-acceptance", "3. Acceptance by the draft's perplexity", caption, paint, 3.5 + 0.3 * len(shown)
     )
@@ -179,7 +178,7 @@ def _acceptance(rows: Sequence[Row]) -> Picture | None:
 # --- 2: gain by size ---
 
 
-def _throughput(ladders: Sequence[Ladder], known: Mapping[tuple[Draft, float | None], Span]) -> Picture | None:
+def _throughput(ladders: Sequence[Ladder], accepts: Mapping[tuple[Draft, float | None], Span]) -> Picture | None:
     """The measured gain of every size, N* starred, beside tokens per FLOP at the same α."""
     shown = ladders[:3]
     if not shown:
@@ -203,11 +202,11 @@ def _throughput(ladders: Sequence[Ladder], known: Mapping[tuple[Draft, float | N
             counted = [
                 (size, value)
                 for row, size in zip(ladder.rows, sizes, strict=True)
-                if (value := counted_gain(row, known))
+                if (value := counted_gain(row, accepts))
             ]
             if counted:
                 axes.plot(*np.array(counted).T, ":", color=COLOURS[i], label="tokens per FLOP at its α")
-        marks.one(axes)
+        marks.no_gain(axes)
         axes.set(xscale="log", xlabel="parameters of the draft, N", ylabel="gain, × plain decoding")
         style.log_axis(axes.xaxis, style.count)
         style.legend(figure, [axes], most=1)
@@ -221,12 +220,12 @@ def _throughput(ladders: Sequence[Ladder], known: Mapping[tuple[Draft, float | N
     return Picture("sdsl-2-throughput", "2. Gain by the draft's size", caption, paint, 4.2)
 
 
-def counted_gain(row: Row, known: Mapping[tuple[Draft, float | None], Span]) -> float | None:
+def counted_gain(row: Row, accepts: Mapping[tuple[Draft, float | None], Span]) -> float | None:
     """T(N, γ)·2M at the draft's measured α: tokens per FLOP over no speculation, at the best whole lookahead."""
-    o, found = row.observation, known.get((draft_of(row), row.observation.temperature))
-    if not (found and o.draft_params and o.target_params):
+    o, accept_span = row.observation, accepts.get((draft_of(row), row.observation.temperature))
+    if not (accept_span and o.draft_params and o.target_params):
         return None
-    accept, sizes = min(found.value, 1 - 1e-9), (o.draft_params, o.target_params)
+    accept, sizes = min(accept_span.value, 1 - 1e-9), (o.draft_params, o.target_params)
     gains = [float(tokens_per_flop(accept, k, *sizes)) for k in range(MOST_LOOKAHEAD + 1)]
     return max(gains) * 2 * o.target_params
 
@@ -275,8 +274,8 @@ def distance(row: Row, star: Row) -> float | None:
 
 def _latency_span(row: Row, name: str) -> Span | None:
     if name == "ttot_s":
-        found = row.measurement.ttot_s if row.measurement else None
-        return span_of(found) if found else None
+        ttot = row.measurement.ttot_s if row.measurement else None
+        return span_of(ttot) if ttot else None
     return row.span(name)
 
 
@@ -285,10 +284,10 @@ def _latency_span(row: Row, name: str) -> Span | None:
 
 def _optimum(rows: Sequence[Row], share: bool) -> Picture | None:
     """N*, or N*/M, against the draft's training tokens, per target."""
-    found = optima(rows)
-    if len({(tokens, of_target) for points in found.values() for tokens, _, of_target in points}) < 2:
+    points_of = optima(rows)
+    if len({(tokens, of_target) for points in points_of.values() for tokens, _, of_target in points}) < 2:
         return None
-    shown = dict(list(found.items())[: len(COLOURS)])
+    shown = dict(list(points_of.items())[: len(COLOURS)])
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
@@ -319,7 +318,7 @@ def _optimum(rows: Sequence[Row], share: bool) -> Picture | None:
 
 def optima(rows: Sequence[Row]) -> Mapping[str, list[tuple[float, float, float]]]:
     """By target and method: (D, N*, M) of every budget with at least three sizes."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    points_of: dict[str, list[tuple[float, float, float]]] = {}
     budgets: dict[tuple[Setting, float], list[Row]] = {}
     for row in rows:
         if row.observation.draft_tokens:
@@ -328,6 +327,6 @@ def optima(rows: Sequence[Row]) -> Mapping[str, list[tuple[float, float, float]]
         for ladder in _ladders(setting, of):
             star = ladder.best.observation
             if star.draft_params and star.target_params:
-                label = f"{setting.words()}, {METHODS.get(ladder.method, ladder.method)}"
-                found.setdefault(style.wrap(label, 40), []).append((tokens, star.draft_params, star.target_params))
-    return found
+                label = f"{setting.words()}, {label_of(ladder.method)}"
+                points_of.setdefault(style.wrap(label, 40), []).append((tokens, star.draft_params, star.target_params))
+    return points_of

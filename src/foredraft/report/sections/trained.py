@@ -9,56 +9,62 @@ from typing import Any
 
 import numpy as np
 
+from foredraft import kinds
 from foredraft.report import marks, style
-from foredraft.report.found import Found, Run, Span
+from foredraft.report.documents import Documents, RunLog, Span
 from foredraft.report.marks import COLOURS
 from foredraft.report.parts import NONE, Picture, Section, Table, count, number
 
 FILLED_BY = "metrics.jsonl with recipe.json, which `foredraft train RECIPE --out DIR` writes"
 MOST, LEVEL = 6, 0.9  # lines of a figure; the interval that held-out figures carry (docs/training.md)
-KINDS = {"lm": "language model", "eagle": "EAGLE-2 head", "eagle3": "EAGLE-3 head"}
 NLL = ("held_out_ce", "held_out_loss")  # nats per token first; else the objective's own
 Points = list[tuple[float, Span]]
 
 
-def section(found: Found) -> Section | None:
-    if not found.runs:
+def section(documents: Documents) -> Section | None:
+    if not documents.runs:
         return None
-    pictures = [picture for picture in (_taus(found.runs), _held_out(found.runs), _losses(found.runs)) if picture]
+    pictures = [
+        picture for picture in (_taus(documents.runs), _held_out(documents.runs), _losses(documents.runs)) if picture
+    ]
     lede = (
-        f"{style.plural(len(found.runs), 'training run')}. Held-out figures are taken along the way on text that training never "
+        f"{style.plural(len(documents.runs), 'training run')}. Held-out figures are taken along the way on text that training never "
         "saw; its tokens per step are what a chain of drafts would gain there, teacher-forced."
     )
-    return Section("training", "Training", lede, pictures, [_table(found.runs)])
+    return Section("training", "Training", lede, pictures, [_table(documents.runs)])
 
 
-def line(run: Run, *keys: str) -> Points:
+def line(run: RunLog, *keys: str) -> Points:
     """(tokens, value) of the first of `keys` that the run has; held-out τ with its interval."""
     for key in keys:
-        made = [
+        points = [
             (float(row["tokens"]), Span(row[key], row.get(f"{key}_low"), row.get(f"{key}_high"), LEVEL if f"{key}_low" in row else None))
             for row in run.lines
             if "tokens" in row and isinstance(row.get(key), int | float)
         ]  # fmt: skip
-        if made:
-            return made
+        if points:
+            return points
     return []
 
 
-def kind(run: Run) -> str:
+def kind(run: RunLog) -> str:
+    """What was trained, in words."""
     model = run.recipe.get("model", {})
-    if model.get("kind") == "eagle3" and model.get("layers", 1) > 1:
-        return f"Scylla head, {model['layers']} layers"
-    return KINDS.get(model.get("kind", ""), NONE)
+    trained, layers = kinds.CHECKPOINTS.get(model.get("kind", "")), model.get("layers", 1)
+    if trained is None:
+        return NONE
+    if trained.role != "head":
+        return kinds.LABELS[trained.name]
+    return f"{trained.label_at(layers)} head" + (f", {layers} layers" if layers > 1 else "")
 
 
 def _caption(shown: int, runs: int, what: str) -> str:
-    left = f" {style.plural(runs - shown, 'more run')}, with less to show, are in the table." if runs > shown else ""
-    return f"{what} {style.plural(shown, 'run')}.{left}"
+    omitted = f" {style.plural(runs - shown, 'more run')}, with less to show, are in the table." if runs > shown else ""
+    return f"{what} {style.plural(shown, 'run')}.{omitted}"
 
 
-def _taus(runs: Sequence[Run]) -> Picture | None:
-    lines = {run.name: (run, found) for run in runs if (found := line(run, "held_out_tokens_per_step"))}
+def _taus(runs: Sequence[RunLog]) -> Picture | None:
+    lines = {run.name: (run, points) for run in runs if (points := line(run, "held_out_tokens_per_step"))}
     if not lines:
         return None
     shown = sorted(lines.values(), key=lambda item: -item[1][-1][1].value)[:MOST]
@@ -81,18 +87,18 @@ def _taus(runs: Sequence[Run]) -> Picture | None:
     return Picture("training-tokens-per-step", "Tokens per step as training goes on", caption, paint, 4.0)
 
 
-def _held_out(runs: Sequence[Run]) -> Picture | None:
+def _held_out(runs: Sequence[RunLog]) -> Picture | None:
     return _loss_picture(runs, NLL, "training-held-out", "Held-out loss", "loss on held-out text", "o-")
 
 
-def _losses(runs: Sequence[Run]) -> Picture | None:
+def _losses(runs: Sequence[RunLog]) -> Picture | None:
     return _loss_picture(runs, ("ce", "loss"), "training-loss", "Loss in training", "loss of the last step logged", "-")
 
 
 def _loss_picture(
-    runs: Sequence[Run], keys: tuple[str, ...], name: str, title: str, label: str, look: str
+    runs: Sequence[RunLog], keys: tuple[str, ...], name: str, title: str, label: str, look: str
 ) -> Picture | None:
-    lines = [(run, found) for run in runs if len(found := line(run, *keys)) > 1]
+    lines = [(run, points) for run in runs if len(points := line(run, *keys)) > 1]
     if not lines:
         return None
     shown = sorted(lines, key=lambda item: -item[1][-1][0])[:MOST]
@@ -124,16 +130,16 @@ def _tokens_axis(axes: Any) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.count(value)))
 
 
-def predicted(run: Run) -> Span | None:
+def predicted(run: RunLog) -> Span | None:
     """What the plan behind the recipe expects of the trained draft."""
-    held = run.recipe.get("predicted")
-    if not held:
+    expected = run.recipe.get("predicted")
+    if not expected:
         return None
-    tau = held["tokens_per_step"]
+    tau = expected["tokens_per_step"]
     return Span(tau["value"], tau["low"], tau["high"], tau.get("level", LEVEL))
 
 
-def _table(runs: Sequence[Run]) -> Table:
+def _table(runs: Sequence[RunLog]) -> Table:
     head = ("run", "what", "tokens", "held-out loss", "tokens per step", "planned", "tokens/s", "minutes")
     rows = []
     for run in runs:

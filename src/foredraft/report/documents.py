@@ -46,8 +46,8 @@ class Row(NamedTuple):
 
     def span(self, name: str) -> Span | None:
         """A field of the observation with its interval; None where it was not measured."""
-        if self.measurement and (found := self.measurement.intervals.get(name)):
-            return span_of(found)
+        if self.measurement and (interval := self.measurement.intervals.get(name)):
+            return span_of(interval)
         value = getattr(self.observation, name)
         return None if value is None else Span(float(value))
 
@@ -66,7 +66,7 @@ class Row(NamedTuple):
         return tuple(Span(after / before) for before, after in pairs if before > 0)
 
 
-class Run(NamedTuple):
+class RunLog(NamedTuple):
     """A training run: the recipe as it lies there, and the lines of metrics.jsonl in order."""
 
     name: str
@@ -74,7 +74,7 @@ class Run(NamedTuple):
     lines: Sequence[Mapping[str, Any]]
 
 
-class Found(NamedTuple):
+class Documents(NamedTuple):
     """All records of the folders; each document with the path it was read from."""
 
     folders: tuple[Path, ...]
@@ -83,7 +83,7 @@ class Found(NamedTuple):
     fits: tuple[Fit, ...] = ()
     rows: tuple[Row, ...] = ()
     machines: tuple[Machine, ...] = ()
-    runs: tuple[Run, ...] = ()
+    runs: tuple[RunLog, ...] = ()
     sweeps: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -96,25 +96,25 @@ def span_of(estimate: Estimate) -> Span:
     return Span(estimate.value, estimate.low, estimate.high, estimate.level)
 
 
-def find(folders: Iterable[str | Path]) -> Found:
+def read_documents(folders: Iterable[str | Path]) -> Documents:
     """Read every record in `folders` and below. Raises ValueError where there is none, or one that cannot be read."""
-    places = tuple(dict.fromkeys(Path(folder) for folder in folders))
-    if missing := [folder for folder in places if not folder.is_dir()]:
+    roots = tuple(dict.fromkeys(Path(folder) for folder in folders))
+    if missing := [folder for folder in roots if not folder.is_dir()]:
         raise ValueError(f"{missing[0]}: no such folder; name folders that hold records")
-    paths = {path.resolve(): path for folder in places for path in _walk(folder)}
-    kept = [path for path in paths.values() if _kind(path)]
-    if not kept:
-        raise ValueError(f"{', '.join(map(str, places))}: no records there; a report is made of {', '.join(DOCUMENTS)}")
-    of = {kind: [path for path in kept if _kind(path) == kind] for kind in {_kind(path) for path in kept}}
+    paths = {path.resolve(): path for folder in roots for path in _walk(folder)}
+    documents = [path for path in paths.values() if _kind(path)]
+    if not documents:
+        raise ValueError(f"{', '.join(map(str, roots))}: no records there; a report is made of {', '.join(DOCUMENTS)}")
+    of = {kind: [path for path in documents if _kind(path) == kind] for kind in {_kind(path) for path in documents}}
     runs = [_run(path) for path in of.get("metrics", [])]
-    return Found(
-        folders=places,
-        paths=tuple(kept),
+    return Documents(
+        folders=roots,
+        paths=tuple(documents),
         plans=_distinct(records.read(Plan, path) for path in of.get("plan", [])),
         fits=_distinct(fit for path in of.get("fit", []) for fit in _fits(path)),
         rows=tuple(_rows(of.get("measurements", []), of.get("observations", []))),
         machines=_distinct(records.read(Machine, path) for path in of.get("machine", [])),
-        runs=_told_apart([run for run in runs if run.lines]),
+        runs=_numbered([run for run in runs if run.lines]),
         sweeps=tuple(records.read(dict[str, Any], path) for path in of.get("sweep", [])),
     )
 
@@ -149,27 +149,27 @@ def _fits(path: Path) -> list[Fit]:
 
 
 def _distinct(items: Iterable[Any]) -> tuple[Any, ...]:
-    kept: list[Any] = []
+    distinct: list[Any] = []
     for item in items:
-        if item not in kept:
-            kept.append(item)
-    return tuple(kept)
+        if item not in distinct:
+            distinct.append(item)
+    return tuple(distinct)
 
 
 def _rows(measured: Sequence[Path], observed: Sequence[Path]) -> Iterator[Row]:
     """Measurements, then the observations that none of them holds; where a row came from does not tell rows apart."""
-    seen: set[tuple[Any, ...]] = set()
+    yielded: set[tuple[Any, ...]] = set()
     rows = [Row(m.observation, m) for path in measured for m in records.read_lines(Measurement, path)]
     rows += [Row(o) for path in observed for o in records.read_lines(Observation, path)]
     for row in rows:
         bare = msgspec.structs.replace(row.observation, provenance=NOWHERE)
         keys = {(bare, row.way, row.category), (bare, None, None)}
-        if (bare, row.way, row.category) not in seen:
+        if (bare, row.way, row.category) not in yielded:
             yield row
-        seen |= keys
+        yielded |= keys
 
 
-def _told_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
+def _numbered(runs: Sequence[RunLog]) -> tuple[RunLog, ...]:
     """Runs of one name numbered."""
     same = {name: [run for run in runs if run.name == name] for name in dict.fromkeys(run.name for run in runs)}
     return tuple(
@@ -179,13 +179,13 @@ def _told_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
     )
 
 
-def _run(path: Path) -> Run:
+def _run(path: Path) -> RunLog:
     """A run; a last line that was torn by a crash belongs to no step, as for a run that goes on."""
     recipe = path.with_name("recipe.json")
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
-    whole = lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
-    rows = [records.decode(dict[str, Any], line, name=f"{path}:{i}") for i, line in enumerate(whole, 1)]
-    return Run(_run_name(path), records.read(dict[str, Any], recipe) if recipe.is_file() else {}, rows)
+    complete = lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+    rows = [records.decode(dict[str, Any], line, name=f"{path}:{i}") for i, line in enumerate(complete, 1)]
+    return RunLog(_run_name(path), records.read(dict[str, Any], recipe) if recipe.is_file() else {}, rows)
 
 
 def _run_name(path: Path) -> str:

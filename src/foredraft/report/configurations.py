@@ -1,4 +1,4 @@
-"""Which rows stand beside each other: one setting's, arm by arm, under names that a reader can tell apart.
+"""Which rows stand beside each other: one setting's, a configuration each, under names that a reader can tell apart.
 
 Promises: rows of different targets, machines, temperatures or data never share a figure; what is left out is counted.
 Refuses to know: how anything is drawn.
@@ -8,16 +8,12 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+from foredraft import kinds
 from foredraft.records import Observation
 from foredraft.report import style
-from foredraft.report.found import Row
+from foredraft.report.documents import Row
 
-PLAIN = "none"  # the method of decoding without a draft
-UNTOLD = {"exports", "final", "best", "draft", "run"}  # folders of a run whose names say nothing of it
-HEADS = "eagle", "eagle2", "eagle3"
-METHODS = {"none": "no draft", "draft_model": "language model", "ngram": "n-gram", "eagle": "EAGLE", "eagle2": "EAGLE-2",
-           "eagle3": "EAGLE-3", "scylla": "Scylla", "lookahead": "Lookahead", "medusa": "Medusa", "hydra": "Hydra",
-           "lm": "language model", "mtp": "MTP"}  # fmt: skip
+UNNAMED = {"exports", "final", "best", "draft", "run"}  # folders of a run whose names say nothing of it
 
 
 class Setting(NamedTuple):
@@ -37,7 +33,7 @@ class Setting(NamedTuple):
         return ", ".join(part for part in parts if part)
 
 
-class Arm(NamedTuple):
+class Configuration(NamedTuple):
     """A way to decode: the method, its draft and how it drafts."""
 
     method: str
@@ -48,7 +44,7 @@ class Arm(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        return self.method == PLAIN
+        return self.method == kinds.NONE.name
 
     @property
     def chain(self) -> bool:
@@ -60,19 +56,25 @@ def setting_of(row: Row) -> Setting:
     return Setting(o.target, o.dataset, o.temperature, o.machine, o.engine, o.dtype)
 
 
-def arm_of(row: Row) -> Arm:
+def config_of(row: Row) -> Configuration:
     o = row.observation
     nodes = None if o.tree_nodes == o.lookahead else o.tree_nodes
-    return Arm(method_of(row), o.draft, o.lookahead, None if nodes is None else o.topk, nodes)
+    return Configuration(method_of(row), o.draft, o.lookahead, None if nodes is None else o.topk, nodes)
 
 
 def method_of(row: Row) -> str:
-    """As recorded; of EAGLE heads what their family is named after, and those of several layers are Scylla's."""
-    o = row.observation
-    if o.method not in HEADS:
+    """As recorded; of heads that may have several layers what their family is named after, else by whether they have."""
+    o, family = row.observation, (row.observation.family or "").split("-")[0]
+    if not kinds.of_method(o.method).deep_label:
         return o.method
-    kin = (o.family or "").split("-")[0]
-    return kin if kin in (*HEADS, "scylla") else "scylla" if (o.draft_layers or 1) > 1 else o.method
+    if family in kinds.LABELS and kinds.of_method(family).deep_label:
+        return family
+    return kinds.MULTI_LAYER.name if (o.draft_layers or 1) > 1 else o.method
+
+
+def label_of(method: str) -> str:
+    """A method as people write it; itself where no kind of draft is spelled so."""
+    return kinds.LABELS.get(method, method)
 
 
 def load_of(row: Row) -> int | None:
@@ -81,33 +83,33 @@ def load_of(row: Row) -> int | None:
     return o.batch_size if o.batch_size is not None else o.concurrency
 
 
-def live(rows: Iterable[Row]) -> list[Row]:
+def online(rows: Iterable[Row]) -> list[Row]:
     """All categories together, as decoded: what figures of speed and acceptance are drawn from."""
     return [row for row in rows if row.category is None and row.way != "forced"]
 
 
 def by_setting(rows: Iterable[Row], key: Callable[[Row], Setting] = setting_of) -> list[tuple[Setting, list[Row]]]:
     """Rows apart by setting, the largest group first."""
-    found: dict[Setting, list[Row]] = {}
+    groups: dict[Setting, list[Row]] = {}
     for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return sorted(found.items(), key=lambda item: -len(item[1]))
+        groups.setdefault(key(row), []).append(row)
+    return sorted(groups.items(), key=lambda item: -len(item[1]))
 
 
 def metric(rows: Iterable[Row]) -> str:
-    """What ranks arms: the measured gain, or tokens per step where no gain was measured."""
+    """What ranks configurations: the measured gain, or tokens per step where no gain was measured."""
     return "speedup" if any(row.observation.speedup is not None for row in rows) else "tokens_per_step"
 
 
 def at_least_load(rows: Sequence[Row], key: Callable[[Row], Hashable] | None = None) -> list[Row]:
-    """One row per arm (or other key) at the smallest load that most of them were measured at."""
-    key = key or arm_of
-    held: dict[int | None, dict[Hashable, Row]] = {}
+    """One row per configuration (or other key) at the smallest load that most of them were measured at."""
+    key = key or config_of
+    by_load: dict[int | None, dict[Hashable, Row]] = {}
     for row in rows:
-        held.setdefault(load_of(row), {}).setdefault(key(row), row)
-    widest = max(map(len, held.values()), default=0)
-    loads = [load for load, of in held.items() if len(of) == widest]
-    return list(held[min(loads, key=lambda load: load or 0)].values()) if loads else []
+        by_load.setdefault(load_of(row), {}).setdefault(key(row), row)
+    widest = max(map(len, by_load.values()), default=0)
+    loads = [load for load, rows_at in by_load.items() if len(rows_at) == widest]
+    return list(by_load[min(loads, key=lambda load: load or 0)].values()) if loads else []
 
 
 def best(rows: Sequence[Row], most: int) -> list[Row]:
@@ -116,32 +118,35 @@ def best(rows: Sequence[Row], most: int) -> list[Row]:
     ranked = sorted(rows, key=lambda row: -(getattr(row.observation, name) or 0.0))
     firsts = {method_of(row): row for row in reversed(ranked)}
     first = [row for row in ranked if firsts[method_of(row)] is row]
-    kept = (first + [row for row in ranked if all(row is not other for other in first)])[:most]
-    return [row for row in ranked if any(row is other for other in kept)]
+    chosen = (first + [row for row in ranked if all(row is not other for other in first)])[:most]
+    return [row for row in ranked if any(row is other for other in chosen)]
 
 
-def names(arms: Iterable[Arm]) -> dict[Arm, str]:
-    """A name for each arm: its method, or its draft where the method has several, and how it drafts."""
-    arms = list(dict.fromkeys(arms))
-    drafts = {method: {arm.draft for arm in arms if arm.method == method} for method in {arm.method for arm in arms}}
-    return {arm: _name(arm, len(drafts[arm.method]) > 1) for arm in arms}
+def names(configs: Iterable[Configuration]) -> dict[Configuration, str]:
+    """A name for each configuration: its method, or its draft where the method has several, and how it drafts."""
+    configs = list(dict.fromkeys(configs))
+    drafts = {
+        method: {config.draft for config in configs if config.method == method}
+        for method in {config.method for config in configs}
+    }
+    return {config: _name(config, len(drafts[config.method]) > 1) for config in configs}
 
 
-def _name(arm: Arm, told: bool) -> str:
-    if arm.plain:
-        return METHODS[PLAIN]
-    who = draft_name(arm.draft) if told and arm.draft else METHODS.get(arm.method, arm.method)
-    return ", ".join([who, *_dials(arm)])
+def _name(config: Configuration, by_draft: bool) -> str:
+    if config.plain:
+        return kinds.NONE.label
+    who = draft_name(config.draft) if by_draft and config.draft else label_of(config.method)
+    return ", ".join([who, *_dials(config)])
 
 
-def _dials(arm: Arm) -> list[str]:
-    depth = [] if arm.lookahead is None else [f"k\u00a0=\u00a0{arm.lookahead}"]
-    return depth if arm.chain else [*depth, f"w\u00a0=\u00a0{arm.tree_nodes}"]
+def _dials(config: Configuration) -> list[str]:
+    depth = [] if config.lookahead is None else [f"k\u00a0=\u00a0{config.lookahead}"]
+    return depth if config.chain else [*depth, f"w\u00a0=\u00a0{config.tree_nodes}"]
 
 
 def draft_name(draft: str) -> str:
     """The last words of a path that say which draft it is: eagle3 of runs/eagle3/final, and the tokens of an export."""
-    parts = [part for part in re.split(r"[/\\]", draft) if part and part not in UNTOLD] or [draft]
+    parts = [part for part in re.split(r"[/\\]", draft) if part and part not in UNNAMED] or [draft]
     tokens = re.fullmatch(r"tokens-(\d+)", parts[-1])
     if tokens and len(parts) > 1:
         return f"{parts[-2]}, {style.count(float(tokens[1]))}\u00a0tokens"
@@ -149,7 +154,7 @@ def draft_name(draft: str) -> str:
 
 
 def drafted(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if not arm_of(row).plain]
+    return [row for row in rows if not config_of(row).plain]
 
 
 def requests(rows: Iterable[Row]) -> str:
