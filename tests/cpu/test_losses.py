@@ -35,7 +35,8 @@ def formula(name, draft, target):
 def weighted(loss, draft, target, **options):
     """The weighted sum of `loss` [..., V] to [...], and its gradient in the draft's logits."""
     values, slope = against_target(draft, target, loss, **options)
-    return sum(share * values[name] for name, share in loss.items()), slope
+    assert slope is not None
+    return torch.stack([share * values[name] for name, share in loss.items()]).sum(0), slope
 
 
 def logits(seed, *shape):

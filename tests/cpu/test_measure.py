@@ -27,9 +27,8 @@ from foredraft.models import load, load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement, Observation, Provenance
 from foredraft.runs import name_of, run_name, trained_tokens
-from foredraft.teacher.forced import forced, surprise
-from foredraft.teacher.judge import padded
-from foredraft.teacher.kept import Kept
+from foredraft.teacher.cache import TargetCache
+from foredraft.teacher.teacher_forced import padded, surprise, teacher_forced
 
 LOOKAHEAD, ANSWER = 3, 16
 CLOCK = ("output_tok_s", "speedup", "ttft_s", "tpot_s", "ttot_s")  # what no seed can repeat
@@ -241,7 +240,7 @@ def test_forced_alphas_are_their_definitions(checkpoint: Path, drafts: dict[str,
     """Greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q), over the places that are to be predicted."""
     target, draft = load(checkpoint), load(drafts["small"])
     given = texts(target)
-    found = forced(draft, Kept(target), given, LOOKAHEAD, laws=True)
+    found = teacher_forced(draft, TargetCache(target), given, LOOKAHEAD, probs=True)
     for (ids, _), sums in zip(given, found, strict=True):
         p, q = (laws(model, ids)[3:-1] for model in (target, draft))
         greedy = (p.argmax(-1) == q.argmax(-1)).float().mean()
@@ -255,8 +254,8 @@ def test_forced_alphas_are_their_definitions(checkpoint: Path, drafts: dict[str,
 def test_a_texts_sums_do_not_hang_on_the_others(checkpoint: Path, drafts: dict[str, str]):
     target, draft = load(checkpoint), load(drafts["small"])
     given = texts(target)
-    together = forced(draft, Kept(target), given, LOOKAHEAD)
-    alone = [forced(draft, Kept(target), [item], LOOKAHEAD)[0] for item in given]
+    together = teacher_forced(draft, TargetCache(target), given, LOOKAHEAD)
+    alone = [teacher_forced(draft, TargetCache(target), [item], LOOKAHEAD)[0] for item in given]
     for both in zip(together, alone, strict=True):
         assert {name: values.tolist() for name, values in both[0].items()} == {
             name: values.tolist() for name, values in both[1].items()
@@ -271,30 +270,30 @@ def test_what_is_kept_of_a_target_serves_the_next_draft(
     target = load(checkpoint)
     draft = load_head(drafts[which], target) if which == "head" else load(drafts[which])
     given, folder = texts(target), tmp_path / "kept"
-    anew = forced(draft, Kept(target), given, LOOKAHEAD, laws=True)
+    anew = teacher_forced(draft, TargetCache(target), given, LOOKAHEAD, probs=True)
     requests = [Request(prompt=(1, 2, 3), max_tokens=4), Request(prompt=(5,), max_tokens=2)]
     answers, costs = [[7, 8], []], np.array([[1.25, 3.0], [0.5, 2.0]])
-    kept = Kept(target, folder)
+    kept = TargetCache(target, folder)
     assert kept.answers(requests, lambda _: answers) == answers
     assert kept.costs(given, lambda _: costs).tolist() == costs.tolist()
-    forced(draft, kept, given, LOOKAHEAD, laws=True)
-    again = Kept(target, folder)
+    teacher_forced(draft, kept, given, LOOKAHEAD, probs=True)
+    again = TargetCache(target, folder)
     with monkeypatch.context() as patch:
         patch.setattr(type(target), "forward", lambda *_, **__: pytest.fail("the target was asked again"))
         assert again.answers(requests, lambda _: pytest.fail("asked again")) == answers
         assert again.costs(given, lambda _: pytest.fail("asked again")).tolist() == costs.tolist()
         states = [
-            again.features(getattr(draft, "feature_layers", None))(batch)
+            again.hidden_states(getattr(draft, "feature_layers", None))(batch)
             for batch in padded(given, 4096, target.device)
         ]
     assert all(state.final_BTW.shape[-1] == target.shape.hidden_size for state in states)
-    found = forced(draft, again, given, LOOKAHEAD, laws=True)
+    found = teacher_forced(draft, again, given, LOOKAHEAD, probs=True)
     assert [{k: v.tolist() for k, v in one.items()} for one in found] == [
         {k: v.tolist() for k, v in one.items()} for one in anew
     ]
     with torch.no_grad():
         next(target.parameters()).add_(1)
-    assert Kept(target, folder).answers(requests, lambda _: [[1], [2]]) == [[1], [2]]
+    assert TargetCache(target, folder).answers(requests, lambda _: [[1], [2]]) == [[1], [2]]
     for file in folder.iterdir():
         file.write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"answers-.* damaged .* delete it"):

@@ -14,9 +14,12 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
-from foredraft.teacher.acceptance import Acceptance, acceptance, tally
-from foredraft.teacher.judge import judge, model_readings, padded
-from foredraft.teacher.readings import Readings, predicted
+from foredraft.teacher import teacher_forced
+from foredraft.teacher.acceptance import TeacherForcedAcceptance, acceptance, tally
+from foredraft.teacher.cache import TargetCache
+from foredraft.teacher.hidden_states import OnlineHiddenStates
+from foredraft.teacher.predictions import Predictions, emitted_mask
+from foredraft.teacher.teacher_forced import draft_predictions, padded, tallies
 
 VOCAB, LOOKAHEAD = 32, 4
 
@@ -62,11 +65,20 @@ def texts(requests: list[Request], answers: list[list[int]]) -> list[tuple[list[
     ]
 
 
+def summed(draft: Decoder, texts: list, lookahead: int, *, probs: bool = False) -> dict[str, Tensor]:
+    rows = tallies(draft, TargetCache(TARGET), texts, lookahead, probs=probs)
+    return {name: torch.stack([row[name] for row in rows]).sum(0) for name in rows[0]}
+
+
+def judged(draft: Decoder, texts: list, lookahead: int = LOOKAHEAD) -> TeacherForcedAcceptance:
+    return acceptance(summed(draft, texts, lookahead))
+
+
 def test_on_greedy_answers_the_walk_is_the_engines_own():
     """Exactly where answers end; τ without the ends within 2 %. One-token prompts are among them."""
     requests = [Request(prompt=prompt, max_tokens=100) for prompt in PROMPTS]
     answers, tokens_per_step, emitted_per_step = live(DRAFT, requests)
-    found = judge(DRAFT, TARGET, texts(requests, answers), lookahead=LOOKAHEAD, tokens_per_batch=500)
+    found = judged(DRAFT, texts(requests, answers))
     assert 1.5 < tokens_per_step < 4.5
     assert found.emitted_per_step == pytest.approx(emitted_per_step, abs=1e-12)
     assert found.tokens_per_step.value == pytest.approx(tokens_per_step, rel=0.02)
@@ -80,7 +92,7 @@ def test_a_stop_ends_the_walk_as_it_ends_the_answer():
     requests = [Request(prompt=prompt, max_tokens=60, stop_ids=frozenset({common})) for prompt in PROMPTS]
     answers, _, emitted_per_step = live(DRAFT, requests)
     assert sum(len(answer) < 60 for answer in answers) > 5
-    found = judge(DRAFT, TARGET, texts(requests, answers), lookahead=LOOKAHEAD)
+    found = judged(DRAFT, texts(requests, answers))
     assert found.emitted_per_step == pytest.approx(emitted_per_step, abs=1e-12)
 
 
@@ -88,17 +100,17 @@ def test_steps_are_not_uniform_over_places():
     """Negative control: begun everywhere alike, the same chains give another number than the engine's."""
     requests = [Request(prompt=prompt, max_tokens=100) for prompt in PROMPTS]
     answers, tokens_per_step, _ = live(DRAFT, requests)
-    found = judge(DRAFT, TARGET, texts(requests, answers), lookahead=LOOKAHEAD)
+    found = judged(DRAFT, texts(requests, answers))
     assert abs(found.uniform_tokens_per_step / tokens_per_step - 1) > 0.02
 
 
-def readings(agrees: list[list[int]], follows: list[int]) -> Readings:
+def readings(agrees: list[list[int]], follows: list[int]) -> Predictions:
     """By hand: `agrees[s][n]` of one text."""
     agrees_SBT = torch.tensor(agrees, dtype=torch.bool)[:, None]
-    return Readings(torch.ones_like(agrees_SBT), agrees_SBT, agrees_SBT, torch.tensor([follows], dtype=torch.bool))
+    return Predictions(torch.ones_like(agrees_SBT), agrees_SBT, agrees_SBT, torch.tensor([follows], dtype=torch.bool))
 
 
-def told(by_hand: Readings, mask: list[int]) -> Acceptance:
+def told(by_hand: Predictions, mask: list[int]) -> TeacherForcedAcceptance:
     tokens, mask_BT = torch.arange(len(mask))[None], torch.tensor([mask], dtype=torch.bool)
     return acceptance(tally(by_hand, tokens, mask_BT, torch.zeros_like(tokens)))
 
@@ -138,28 +150,30 @@ def test_nothing_is_credited_that_was_never_reached_or_to_be_predicted():
     assert found.tokens == 2
     with pytest.raises(ValueError, match="no drafted token to judge"):
         told(readings([[1, 1, 1]], [1] * 3), [0, 0, 0])
-    with pytest.raises(ValueError, match="no texts"):
-        judge(DRAFT, TARGET, [])
 
 
 def test_documents_in_a_window_are_walked_each_on_its_own():
     """The first token of a document is nobody's to draft, and no chain runs over its end."""
     agrees = torch.ones(2, 1, 8, dtype=torch.bool)
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
-    emitted = predicted(torch.ones(1, 8, dtype=torch.bool), documents)
+    emitted = emitted_mask(torch.ones(1, 8, dtype=torch.bool), documents)
     assert emitted[0].int().tolist() == [0, 1, 1, 1, 0, 1, 1, 1]
-    sums = tally(Readings(agrees, agrees, agrees, agrees[0]), torch.arange(8)[None], emitted, documents)
+    sums = tally(Predictions(agrees, agrees, agrees, agrees[0]), torch.arange(8)[None], emitted, documents)
     found = acceptance(sums)
     assert (found.steps, found.documents, found.emitted_per_step) == (2, 2, 3.0)
 
 
-def test_sums_do_not_depend_on_the_batches():
+def test_sums_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch):
     requests = [Request(prompt=prompt, max_tokens=30) for prompt in PROMPTS[1:7]]
-    given = texts(requests, live(DRAFT, requests)[0])
-    one, many = (judge(DRAFT, TARGET, given, lookahead=3, tokens_per_batch=n, laws=True) for n in (40, 4000))
+    given, both = texts(requests, live(DRAFT, requests)[0]), []
+    for num in (40, 4000):
+        monkeypatch.setattr(teacher_forced, "TOKENS_PER_BATCH", num)
+        both.append(summed(DRAFT, given, 3, probs=True))
+    one, many = (acceptance(sums) for sums in both)
     assert one.survival == pytest.approx(many.survival, abs=1e-12)
     assert one.tokens_per_step.low == pytest.approx(many.tokens_per_step.low, abs=1e-12)
-    assert one.chance[0].survival == pytest.approx(many.chance[0].survival, abs=1e-5)
+    for name in ("point", "sampled", "there"):
+        torch.testing.assert_close(both[0][name], both[1][name], rtol=1e-5, atol=1e-5)
 
 
 def test_a_draft_whose_vocabulary_is_padded_is_judged_on_the_targets():
@@ -172,13 +186,13 @@ def test_a_draft_whose_vocabulary_is_padded_is_judged_on_the_targets():
         ours.copy_(theirs)
     requests = [Request(prompt=prompt, max_tokens=30) for prompt in PROMPTS[:6]]
     given = texts(requests, live(DRAFT, requests)[0])
-    assert judge(wide, TARGET, given, lookahead=2).survival == (1, 1)
+    assert judged(wide, given, 2).survival == (1, 1)
 
 
 # chance
 
 
-def law(decoder: Decoder, prefix: list[int]) -> Tensor:
+def probs_of(decoder: Decoder, prefix: list[int]) -> Tensor:
     return decoder(torch.tensor([prefix])).logits_BTV[0, -1].softmax(-1)
 
 
@@ -190,38 +204,37 @@ def small() -> tuple[Decoder, Decoder]:
 @pytest.mark.parametrize("kind", ["sampled", "point"])
 def test_acceptance_by_chance_is_unbiased_by_enumeration(small: tuple[Decoder, Decoder], kind: str):
     """Over all texts of two tokens with the target's own probabilities, the mean is P(at least i accepted), summed over
-    all drafts by the rule: each draft x with min(p, q)(x), or the likeliest x̂ with p(x̂).
+    all drafts by the rule: each draft x with min(p, q)(x), or the argmax x̂ with p(x̂).
     """
     target, draft = small
     prompt, mean, exact = [1, 2], np.zeros(2), np.zeros(2)
     for text in itertools.product(range(6), repeat=2):
         tokens, emitted = torch.tensor([[*prompt, *text]]), torch.tensor([[False, False, True, True]])
         (batch,) = padded([(tokens[0].tolist(), emitted[0].tolist())], 100, target.device)
-        found = model_readings(draft, target, batch, 2, laws=True)
+        states = OnlineHiddenStates(target, (target.shape.num_layers,))(batch)
+        found = draft_predictions(draft, target, batch, states, 2, probs=True)
         sums = tally(found, tokens, emitted, torch.zeros_like(tokens))
         # of the two chains of a text (begun at its first and second token) only the first is looked at here
         first = tally(found, tokens, torch.tensor([[False, False, True, False]]), torch.zeros_like(tokens))
-        share = float(law(target, prompt)[text[0]] * law(target, [*prompt, text[0]])[text[1]])
+        share = float(probs_of(target, prompt)[text[0]] * probs_of(target, [*prompt, text[0]])[text[1]])
         second = float(sums[kind][0, 1])
         mean += share * np.array([float(first[kind][0, 0]), second])
-    p, q = law(target, prompt), law(draft, prompt)
+    p, q = probs_of(target, prompt), probs_of(draft, prompt)
     for x in range(6):
         best = int(q.argmax())
         reached = float(torch.minimum(p, q)[x]) if kind == "sampled" else float(p[x]) * (x == best)
         exact[0] += reached
-        p2, q2 = law(target, [*prompt, x]), law(draft, [*prompt, x])
+        p2, q2 = probs_of(target, [*prompt, x]), probs_of(draft, [*prompt, x])
         exact[1] += reached * float(torch.minimum(p2, q2).sum() if kind == "sampled" else p2[q2.argmax()])
     assert mean == pytest.approx(exact, abs=1e-5)
     assert 0.02 < exact[1] < exact[0] < 0.98
 
 
-def test_kinds_of_acceptance_have_names_of_their_own():
+def test_sampled_acceptance_is_not_greedy_acceptance():
     requests = [Request(prompt=prompt, max_tokens=30) for prompt in PROMPTS[:6]]
-    found = judge(DRAFT, TARGET, texts(requests, live(DRAFT, requests)[0]), lookahead=2, laws=True)
-    (chance,) = found.chance
-    assert chance.kind == "sampled"
-    assert chance.accept_prob == chance.survival[0]
-    assert abs(chance.accept_prob - found.accept_prob) > 0.01
+    sums = summed(DRAFT, texts(requests, live(DRAFT, requests)[0]), 2, probs=True)
+    sampled = float(sums["sampled"][0, 0] / sums["there"][0, 0])
+    assert abs(sampled - acceptance(sums).accept_prob) > 0.01
 
 
 # intervals
@@ -233,14 +246,14 @@ def test_intervals_cover_what_they_say():
     """
     rng, steps, length = np.random.default_rng(0), 3, 31
 
-    def drawn(documents: int) -> tuple[Readings, Tensor, Tensor, Tensor]:
+    def drawn(documents: int) -> tuple[Predictions, Tensor, Tensor, Tensor]:
         alpha = rng.beta(6, 3, size=(1, documents, 1))
         agrees = torch.from_numpy(rng.random((steps, documents, length)) < alpha)
         tokens = torch.from_numpy(rng.integers(0, 1 << 30, (documents, length)))
         mask = torch.ones(documents, length, dtype=torch.bool)
         mask[:, 0] = False
         return (
-            Readings(torch.ones_like(agrees), agrees, agrees, torch.ones_like(mask)),
+            Predictions(torch.ones_like(agrees), agrees, agrees, torch.ones_like(mask)),
             tokens,
             mask,
             torch.zeros_like(tokens),

@@ -26,13 +26,14 @@ from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 from foredraft.teacher import chains
 from foredraft.teacher import teacher as teachers
+from foredraft.teacher.acceptance import TeacherForcedAcceptance, acceptance
+from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.chains import joint
-from foredraft.teacher.feature_cache import CachedFeatures, planned, write_features
-from foredraft.teacher.features import Online, apart
-from foredraft.teacher.judge import judge
+from foredraft.teacher.hidden_states import OnlineHiddenStates, document_places
 from foredraft.teacher.teacher import Teacher
+from foredraft.teacher.teacher_forced import tallies
 from foredraft.teacher.unroll import unroll
-from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective, HeadSettings, Unrolled
+from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective, HeadSettings, TrainedHead
 from foredraft.train.lm_head import lm_head_loss
 
 VOCAB, DRAFTABLE = 48, range(2, 46)
@@ -87,13 +88,13 @@ def windows(rows: int, length: int, seed: int = 0, documents: list[int] | None =
 def test_the_unrolled_head_is_the_head_that_drafts(random_head: DraftHead):
     """Logits of step s at row t are those of the head drafting from a cache after token t + 1, s tokens accepted."""
     head, steps, batch = random_head, 4, windows(2, 12)
-    streams = Online(RANDOM, head.feature_layers)(batch).streams_BTF
-    states = unroll(head, RANDOM.embed_tokens.weight, head.combine(streams), batch.tokens_BT, steps)
+    aux = OnlineHiddenStates(RANDOM, head.feature_layers)(batch).aux_BTF
+    states = unroll(head, RANDOM.embed_tokens.weight, head.combine(aux), batch.tokens_BT, steps)
     compared = 0
     for row in range(8):
         cache, ahead = head.new_cache(2, 20), batch.tokens_BT[:, 1:]
         places = torch.arange(row + 1).expand(2, -1)
-        output = head(ahead[:, : row + 1], head.combine(streams[:, : row + 1]), places, cache)
+        output = head(ahead[:, : row + 1], head.combine(aux[:, : row + 1]), places, cache)
         for step in range(steps):
             assert output.logits_BTV is not None
             torch.testing.assert_close(head.head(states[step][:, row]), output.logits_BTV[:, -1], rtol=1e-4, atol=1e-4)
@@ -108,8 +109,8 @@ def test_the_unrolled_head_is_the_head_that_drafts(random_head: DraftHead):
 def test_the_unrolled_head_reads_its_own_chain(random_head: DraftHead):
     """Negative control: without the keys of the chain, or at the wrong token, step 2 says something else."""
     batch = windows(1, 12)
-    streams = Online(RANDOM, random_head.feature_layers)(batch).streams_BTF
-    given = RANDOM.embed_tokens.weight, random_head.combine(streams)
+    aux = OnlineHiddenStates(RANDOM, random_head.feature_layers)(batch).aux_BTF
+    given = RANDOM.embed_tokens.weight, random_head.combine(aux)
     right = unroll(random_head, *given, batch.tokens_BT, 3)[2][:, :7]
     moved = batch.tokens_BT.roll(1, 1)
     assert (unroll(random_head, *given, moved, 3)[2][:, :7] - right).abs().max() > 1e-2
@@ -177,8 +178,8 @@ def test_memory_grows_with_tokens_and_steps_not_with_their_squares():
 
 def written(head: DraftHead, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor]:
     """The loss and its weight as `drafts.md` has them: step by step, row by row, all logits at once."""
-    found = Online(RANDOM, head.feature_layers)(batch)
-    states = unroll(head, RANDOM.embed_tokens.weight, head.combine(found.streams_BTF), batch.tokens_BT, settings.unroll)
+    found = OnlineHiddenStates(RANDOM, head.feature_layers)(batch)
+    states = unroll(head, RANDOM.embed_tokens.weight, head.combine(found.aux_BTF), batch.tokens_BT, settings.unroll)
     truth = RANDOM.head(found.final_BTW)
     ids = torch.tensor(DRAFTABLE) if isinstance(head, Eagle3Head) else torch.arange(VOCAB)
     powers = [settings.decay**step for step in range(settings.unroll)]
@@ -241,7 +242,7 @@ def test_a_document_in_a_window_is_trained_as_if_it_stood_alone():
 
 
 def test_documents_apart_begin_at_position_0_and_see_only_themselves():
-    positions, sees = apart(torch.tensor([[0, 0, 3, 3, 3]]))
+    positions, sees = document_places(torch.tensor([[0, 0, 3, 3, 3]]))
     assert positions.tolist() == [[0, 1, 0, 1, 2]]
     assert [row.nonzero()[:, 0].tolist() for row in sees[0]] == [[0], [0, 1], [2], [2, 3], [2, 3, 4]]
 
@@ -401,7 +402,7 @@ def test_training_raises_acceptance_and_the_engine_agrees(name: str, tmp_path: P
     assert said == answers()
     assert after > before + 0.5
     texts = [([*r.prompt, *a], [False] * 8 + [True] * len(a)) for r, a in zip(REQUESTS, answers(), strict=True)]
-    found = judge(head, target, texts, lookahead=4)
+    found = judged(head, texts, 4)
     assert found.emitted_per_step == pytest.approx(emitted, abs=1e-12)
     assert found.tokens_per_step.value == pytest.approx(after, rel=0.02)
     objective.save(tmp_path, objective.trained.state_dict())
@@ -410,8 +411,14 @@ def test_training_raises_acceptance_and_the_engine_agrees(name: str, tmp_path: P
     assert drafted(again)[1] == after
 
 
-def test_held_out_figures_are_those_of_judge():
-    """The sums of two batches added up, documents apart, say what `judge` says of the same texts one by one."""
+def judged(head: DraftHead, texts: list, lookahead: int) -> TeacherForcedAcceptance:
+    """Of texts that stand alone."""
+    rows = tallies(head, TargetCache(head.target), texts, lookahead)
+    return acceptance({name: torch.stack([row[name] for row in rows]).sum(0) for name in rows[0]})
+
+
+def test_held_out_figures_are_those_of_texts_alone():
+    """The sums of two batches added up, documents apart, say what the same texts say one by one."""
     target, rng = speaker(), np.random.default_rng(5)
     head = head_for(target, "eagle3", 1)
     objective = HeadObjective(target, head, EAGLE3._replace(unroll=2, lookahead=3, within_documents=True))
@@ -422,7 +429,7 @@ def test_held_out_figures_are_those_of_judge():
         tokens, documents = torch.tensor([row]), torch.tensor([[0] * 20 + [1] * 20], dtype=torch.int32)
         parts.append(objective.held_out(Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), documents)))
     figures = objective.figures({name: sum(part[name] for part in parts) for name in parts[0]})  # type: ignore[misc]
-    found = judge(head, target, [(text, [True] * 20) for text in texts], lookahead=3)
+    found = judged(head, [(text, [True] * 20) for text in texts], 3)
     assert figures["tokens_per_step"] == pytest.approx(found.tokens_per_step.value, abs=1e-9)
     assert figures["tokens_per_step_low"] == pytest.approx(found.tokens_per_step.low, abs=1e-9)
     assert [figures[f"survival_{i}"] for i in (1, 2, 3)] == pytest.approx(list(found.survival), abs=1e-9)
@@ -493,68 +500,80 @@ def packing(tmp_path: Path) -> Packing:
     return Packing(token_folder(tmp_path / "data", tokens, [1] * 200, [0, 90, 200]), 16, 0)
 
 
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("name", ["eagle", "eagle3"])
-def test_cached_features_train_as_those_computed_online(name: str, packing: Packing, tmp_path: Path):
+def test_cached_hidden_states_train_as_those_computed_online(name: str, packing: Packing, tmp_path: Path):
     """In any order of windows; the size is told before anything is written, and is what is written."""
-    head, folder, said = head_for(RANDOM, *KINDS[name]), tmp_path / "features", []
-    plan = planned(RANDOM, packing, head.feature_layers, len(packing), dtype=torch.float32)
+    head, cache, said = head_for(RANDOM, *KINDS[name]), TargetCache(RANDOM, tmp_path / "states"), []
 
     def say(line: str) -> None:
-        assert said or not (folder / "features.bin").exists()
+        assert not (tmp_path / "states").exists()
         said.append(line)
 
-    write_features(folder, plan, RANDOM, packing, say=say, batch=5)
-    on_disk = sum((folder / file).stat().st_size for file in ("features.bin", "keys.bin"))
-    assert on_disk == plan.num_bytes == 12 * (16 * 48 * 4 * (4 if name == "eagle3" else 1) + 16)
-    assert f"{plan.num_bytes:,} bytes of features for 192 tokens" in said[0]
+    cache.fill(packing, 12, head.feature_layers, say=say, batch_size=5)
+    files = all_bytes(tmp_path / "states")
+    on_disk, values = sum(map(len, files.values())), 16 * 48 * 4 * (4 if name == "eagle3" else 1)
+    assert on_disk == 12 * cache.window_bytes(16, head.feature_layers)
+    assert 12 * values < on_disk < 12 * (values + 256)
+    assert said == [f"{tmp_path / 'states'}: {on_disk:,} bytes of hidden states for 192 tokens, {on_disk:,} to write"]
     settings = EAGLE._replace(noise=0.0) if name == "eagle" else EAGLE3._replace(unroll=2)
-    cached = HeadObjective(RANDOM, head, settings, source=CachedFeatures(RANDOM, folder))
+    cached = HeadObjective(RANDOM, head, settings, source=cache.hidden_states(head.feature_layers, complete=True))
     for first in (0, 7, 30):
         batch = packing.batch(first, 4)
         online = HeadObjective(RANDOM, head, settings).loss(batch, 0)
         torch.testing.assert_close(cached.loss(batch, 0).total, online.total, rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="no features of a window"):
+    with pytest.raises(ValueError, match="no hidden states of a window"):
         cached.loss(windows(1, 16), 0)
 
 
 def test_a_cache_goes_on_where_it_stopped_and_is_no_other_ones(
     packing: Packing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    plan = planned(RANDOM, packing, (1, 2, 3), 12)
-    assert plan.num_bytes == 12 * (16 * 48 * 4 * 2 + 16)
-    write_features(tmp_path / "whole", plan, RANDOM, packing, say=print, batch=4)
-    folder, asked = tmp_path / "parts", []
-    batches = packing.batch
-    monkeypatch.setattr(
-        packing, "batch", lambda first, count: asked.append(first) or (batches(first, count) if first < 8 else 1 / 0)
-    )
+    """Neither another target's, nor of other layers, nor of documents seen otherwise."""
+    TargetCache(RANDOM, tmp_path / "whole").fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
+    cache, asked, forward = TargetCache(RANDOM, tmp_path / "parts"), [], type(RANDOM).forward
+
+    def counted(target: Decoder, tokens: Tensor, *rest: object, **options: object):
+        asked.append(len(tokens))
+        return forward(target, tokens, *rest, **options) if len(asked) != 3 else 1 / 0  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(RANDOM), "forward", counted)
     with pytest.raises(ZeroDivisionError):
-        write_features(folder, plan, RANDOM, packing, say=print, batch=4)
-    with pytest.raises(ValueError, match="8 of 12 windows are there"):
-        CachedFeatures(RANDOM, folder)
-    monkeypatch.setattr(packing, "batch", lambda first, count: asked.append(first) or batches(first, count))
-    write_features(folder, plan, RANDOM, packing, say=print, batch=4)
-    assert asked == [0, 4, 8, 8]
-    for file in ("features.bin", "keys.bin"):
-        assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    other = model(1, 0.2)
-    with pytest.raises(ValueError, match="of another target"):
-        CachedFeatures(other, folder)
-    with pytest.raises(ValueError, match="holds features of another target, text or setting"):
-        write_features(folder, planned(other, packing, (1, 2, 3), 12), other, packing, say=print)
+        cache.fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
+    assert len(list((tmp_path / "parts").iterdir())) == 8
+    with pytest.raises(ValueError, match="no hidden states of a window"):
+        cache.hidden_states((1, 2, 3), complete=True)(packing.batch(0, 12))
+    cache.fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
+    assert asked == [4, 4, 4, 4]
+    whole, parts = all_bytes(tmp_path / "whole"), all_bytes(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        torch.testing.assert_close(load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name))
+    cache.hidden_states((1, 2, 3), complete=True)(packing.batch(0, 12))
+    for other in (
+        TargetCache(model(1, 0.2), tmp_path / "parts").hidden_states((1, 2, 3), complete=True),
+        cache.hidden_states((0, 2, 3), complete=True),
+        cache.hidden_states((1, 2, 3), within_documents=True, complete=True),
+    ):
+        with pytest.raises(ValueError, match="no hidden states of a window"):
+            other(packing.batch(0, 12))
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_written(
     packing: Packing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    plan = planned(RANDOM, packing, (1, 2, 3), 12)
-    usage = type("Usage", (), {"free": plan.num_bytes})
-    monkeypatch.setattr("foredraft.teacher.feature_cache.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"73,920 bytes of features do not fit the 73,920 free"):
-        write_features(tmp_path / "features", plan, RANDOM, packing, say=print)
-    assert list((tmp_path / "features").iterdir()) == []
+    cache = TargetCache(RANDOM, tmp_path / "states")
+    num_bytes = 12 * cache.window_bytes(16, (1, 2, 3))
+    usage = type("Usage", (), {"free": num_bytes})
+    monkeypatch.setattr("foredraft.teacher.cache.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match=rf"{num_bytes:,} bytes of hidden states do not fit the {num_bytes:,} free"):
+        cache.fill(packing, 12, (1, 2, 3), say=print)
+    assert list((tmp_path / "states").iterdir()) == []
     with pytest.raises(ValueError, match=r"windows must lie in 1…12"):
-        planned(RANDOM, packing, (1, 2, 3), 13)
+        cache.fill(packing, 13, (1, 2, 3), say=print)
 
 
 def test_flops_count_target_and_steps():
@@ -565,4 +584,4 @@ def test_flops_count_target_and_steps():
     )
     assert three - two == two - one == 3 * head.shape.flops_per_token(32, recurrent=True)
     assert one == RANDOM.shape.flops_per_token(32) + 3 * head.shape.flops_per_token(32)
-    assert isinstance(HeadObjective(RANDOM, head).trained, Unrolled)
+    assert isinstance(HeadObjective(RANDOM, head).trained, TrainedHead)

@@ -27,9 +27,9 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.records import Measurement
 from foredraft.shapes import Shape
-from foredraft.teacher.forced import forced, surprise
-from foredraft.teacher.kept import Kept
+from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.teacher import Text
+from foredraft.teacher.teacher_forced import surprise, teacher_forced
 
 SEEDS = 2**20  # request seeds that a run's seed has to itself
 Progress = Callable[[int, str], object]  # how much of `work` was done, and what is next
@@ -69,7 +69,7 @@ class _Study:
         self.progress: Progress = progress or (lambda done, what: None)
         self.own_answers: dict[float, list[list[int]]] = {}
         self.target_costs: Array | None = None
-        self.cache = Kept(subject.target, settings.cache)
+        self.cache = TargetCache(subject.target, settings.cache)
         names = dict.fromkeys(prompt.category for prompt in subject.prompts)
         everything = list(range(len(subject.prompts)))
         self.parts: dict[str | None, list[int]] = {None: everything} | {
@@ -137,9 +137,9 @@ class _Study:
         model, name, depth = configuration.model, configuration.spec.name, configuration.spec.budget.levels
         assert model is not None, "chains leave the others out"
         self.progress(0, f"reading the target's answers with {name}")
-        greedy = forced(model, self.cache, self._texts(0.0), depth)
+        greedy = teacher_forced(model, self.cache, self._texts(0.0), depth)
         self.progress(1, f"reading sampled answers with {name}")
-        chance = forced(model, self.cache, self._texts(1.0), depth, laws=True)
+        chance = teacher_forced(model, self.cache, self._texts(1.0), depth, probs=True)
         self.progress(1, f"perplexities of {name}")
         costs = self._costs(model)
         self.progress(1, "")

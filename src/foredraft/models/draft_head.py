@@ -36,6 +36,7 @@ class HeadLayout(NamedTuple):
 class DraftHead(nn.Module, ABC):
     """A head whose target's tables are borrowed: they are no parameters of this module."""
 
+    predicts_hidden_state: ClassVar[bool] = False  # whether its output stands for its target's final hidden state
     layout: ClassVar[HeadLayout]  # of the flat format, where nobody asks for another
     fc: Linear
     layers: nn.ModuleList

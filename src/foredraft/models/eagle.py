@@ -21,6 +21,7 @@ class EagleHead(DraftHead):
     Its output predicts the target's normed hidden state, so nothing is normed at the end.
     """
 
+    predicts_hidden_state = True
     layout = HeadLayout("LlamaForCausalLM")
 
     def __init__(

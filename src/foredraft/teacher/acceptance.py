@@ -1,6 +1,6 @@
 """How much of a draft its target accepts on given texts: teacher-forced, joint over the chain, by the engine's greedy rule.
 
-A step begun with n tokens known accepts drafts while the draft's likeliest token is the target's, given a prefix of
+A step begun with n tokens known accepts drafts while the draft's argmax is the target's, given a prefix of
 accepted tokens. The text stands for that prefix, so a chain can be followed as far as the text is what the target
 would say: on the target's own greedy answers always, on other texts up to the first departure.
 
@@ -26,26 +26,13 @@ import torch
 from torch import Tensor
 
 from foredraft.records import Estimate, Record, require
-from foredraft.teacher.readings import Laws, Readings
+from foredraft.teacher.predictions import Predictions, TokenProbs
 
 DRAWS = 200
 SOURCE = "teacher-forced"
 
 
-class Chance(Record, frozen=True):
-    """What chance would accept, from texts that the target sampled at temperature 1; never to be mixed with greedy.
-
-    `accept_prob` is the first drafted token's α: "point" E[p(x̂)] for a draft chosen without chance (heads), "sampled"
-    Σ min(p, q) for one drawn from q (language models). `survival[i-1]` is P(at least i accepted), over all places.
-    """
-
-    kind: str
-    accept_prob: float
-    survival: tuple[float, ...]
-    tokens_per_step: float
-
-
-class Acceptance(Record, frozen=True):
+class TeacherForcedAcceptance(Record, frozen=True):
     """`tokens_per_step` (τ, bonus token included), `survival` S_i and `accept_given_prefix` α_i at temperature 0.
 
     `emitted_per_step`: tokens over steps as an engine counts them, ends of answers included and cut steps left out;
@@ -66,15 +53,14 @@ class Acceptance(Record, frozen=True):
     accept_prob: float
     departures: float
     cut: float
-    chance: tuple[Chance, ...] = ()
 
     def __post_init__(self) -> None:
         require(self, positive=("lookahead", "tokens", "steps"), unit=("survival", "accept_given_prefix", "cut"))
 
 
-def tally(readings: Readings, tokens_BT: Tensor, predicted_BT: Tensor, documents_BT: Tensor) -> dict[str, Tensor]:
+def tally(predicted: Predictions, tokens_BT: Tensor, emitted_BT: Tensor, documents_BT: Tensor) -> dict[str, Tensor]:
     """Sums over a batch of texts, float64 on the texts' device; those of two batches may be added. `acceptance` reads them."""
-    chains = _Chains(readings, predicted_BT)
+    chains = _Chains(predicted, emitted_BT)
     starts = chains.walk()
     clusters, weights_RD = _documents(tokens_BT, documents_BT)
 
@@ -92,15 +78,15 @@ def tally(readings: Readings, tokens_BT: Tensor, predicted_BT: Tensor, documents
         "steps": summed(torch.ones_like(starts), starts),
         "cut": summed(chains.cut_BT, starts),
         "whole": summed(torch.ones_like(starts), whole),
-        "emitted": summed(chains.emitted_BT, whole),
-        "all_risk": summed(chains.risk_SBT, predicted_BT),
-        "all_accepted": summed(chains.accepted_SBT, predicted_BT),
-        "tokens": summed(torch.ones_like(starts), predicted_BT),
-        "departed": summed(~readings.follows, predicted_BT),
-        "documents": _count(clusters, predicted_BT).repeat(len(weights_RD)),
+        "emitted": summed(chains.gained_BT, whole),
+        "all_risk": summed(chains.risk_SBT, emitted_BT),
+        "all_accepted": summed(chains.accepted_SBT, emitted_BT),
+        "tokens": summed(torch.ones_like(starts), emitted_BT),
+        "departed": summed(~predicted.greedy, emitted_BT),
+        "documents": _count(clusters, emitted_BT).repeat(len(weights_RD)),
     }
-    if readings.laws is not None:
-        sums |= {name: summed(x, predicted_BT) for name, x in _chance(readings, readings.laws, predicted_BT).items()}
+    if predicted.probs is not None:
+        sums |= {name: summed(x, emitted_BT) for name, x in _chance(predicted, predicted.probs, emitted_BT).items()}
     return sums
 
 
@@ -110,37 +96,37 @@ class _Chains:
     `risk_SBT`: position s is drafted, and all before were accepted as the text has them; `accepted_SBT`: it is too.
     """
 
-    def __init__(self, readings: Readings, predicted_BT: Tensor) -> None:
-        steps = len(readings.agrees)
-        self.predicted_BT = predicted_BT
-        alive, risk, accepted = predicted_BT, [], []
+    def __init__(self, predicted: Predictions, emitted_BT: Tensor) -> None:
+        steps = len(predicted.agrees)
+        self.emitted_BT = emitted_BT
+        alive, risk, accepted = emitted_BT, [], []
         cut = torch.zeros_like(alive)
         for step in range(steps):
-            alive = alive & ahead(predicted_BT, step)
-            risk.append(alive & readings.drafted[step])
-            accepted.append(risk[-1] & readings.agrees[step])
-            follows = ahead(readings.follows, step)
+            alive = alive & ahead(emitted_BT, step)
+            risk.append(alive & predicted.drafted[step])
+            accepted.append(risk[-1] & predicted.agrees[step])
+            greedy = ahead(predicted.greedy, step)
             if step + 1 < steps:
-                cut = cut | (accepted[-1] & ~follows)
-            alive = accepted[-1] & follows
+                cut = cut | (accepted[-1] & ~greedy)
+            alive = accepted[-1] & greedy
         self.risk_SBT, self.accepted_SBT, self.cut_BT = torch.stack(risk), torch.stack(accepted), cut
         self.num_accepted_BT = self.accepted_SBT.sum(0)
-        self.emitted_BT = torch.minimum(self.num_accepted_BT + 1, _left(predicted_BT))
+        self.gained_BT = torch.minimum(self.num_accepted_BT + 1, _remaining(emitted_BT))
 
     def walk(self) -> Tensor:
         """Where the steps of every answer begin, [B, T] bool. A cut chain is taken up again behind the departure."""
         gains = (self.num_accepted_BT + 1 - self.cut_BT.long()).tolist()
-        left = _left(self.predicted_BT).tolist()
-        starts = torch.zeros_like(self.predicted_BT, device="cpu").numpy()
-        for row, (gain, rest) in enumerate(zip(gains, left, strict=True)):
-            at = 0
-            while at < len(gain):
-                if not rest[at]:
-                    at += 1
+        remaining = _remaining(self.emitted_BT).tolist()
+        starts = torch.zeros_like(self.emitted_BT, device="cpu").numpy()
+        for row, (gain, ahead_of) in enumerate(zip(gains, remaining, strict=True)):
+            place = 0
+            while place < len(gain):
+                if not ahead_of[place]:
+                    place += 1
                     continue
-                starts[row, at] = True
-                at += min(gain[at], rest[at])
-        return torch.from_numpy(starts).to(self.predicted_BT.device)
+                starts[row, place] = True
+                place += min(gain[place], ahead_of[place])
+        return torch.from_numpy(starts).to(self.emitted_BT.device)
 
 
 def ahead(values_BT: Tensor, step: int) -> Tensor:
@@ -148,10 +134,10 @@ def ahead(values_BT: Tensor, step: int) -> Tensor:
     return torch.nn.functional.pad(values_BT[:, step:], (0, min(step, values_BT.shape[1])))
 
 
-def _left(predicted_BT: Tensor) -> Tensor:
-    """How many predicted tokens follow without a gap, the one at hand included, [B, T]."""
-    places = torch.arange(predicted_BT.shape[1], device=predicted_BT.device).expand(predicted_BT.shape)
-    gaps = torch.where(predicted_BT, predicted_BT.shape[1], places)
+def _remaining(emitted_BT: Tensor) -> Tensor:
+    """How many emitted tokens follow without a gap, the one at hand included, [B, T]."""
+    places = torch.arange(emitted_BT.shape[1], device=emitted_BT.device).expand(emitted_BT.shape)
+    gaps = torch.where(emitted_BT, emitted_BT.shape[1], places)
     return gaps.flip(1).cummin(1).values.flip(1) - places
 
 
@@ -159,95 +145,79 @@ def _documents(tokens_BT: Tensor, documents_BT: Tensor) -> tuple[Tensor, Tensor]
     """A number for each document of each text, by place [B·T], and the weights of the documents [R, D] (Poisson of mean
     1, from the document's own tokens, so that a sum does not depend on batches).
     """
-    apart = (
-        documents_BT.long()
-        - documents_BT.min()
-        + torch.arange(len(documents_BT), device=documents_BT.device)[:, None]
-        * (documents_BT.max() - documents_BT.min() + 1)
-    )
-    names, clusters = apart.flatten().unique(return_inverse=True)
-    order, sizes = clusters.sort(stable=True).indices, clusters.bincount(minlength=len(names))
+    first, last = documents_BT.min(), documents_BT.max()
+    rows_B1 = torch.arange(len(documents_BT), device=documents_BT.device)[:, None]
+    keys_BT = documents_BT.long() - first + rows_B1 * (last - first + 1)
+    keys, clusters = keys_BT.flatten().unique(return_inverse=True)
+    order, sizes = clusters.sort(stable=True).indices, clusters.bincount(minlength=len(keys))
     pieces = tokens_BT.flatten()[order].cpu().split(sizes.tolist())
     weights = np.stack([_poisson(piece.numpy()) for piece in pieces], 1)
     return clusters, torch.from_numpy(weights).to(tokens_BT.device)
 
 
 def _poisson(tokens: np.ndarray) -> np.ndarray:
-    drawn = np.random.default_rng(zlib.crc32(tokens.tobytes())).poisson(1.0, DRAWS)
-    return np.concatenate(([1.0], drawn))
+    weights = np.random.default_rng(zlib.crc32(tokens.tobytes())).poisson(1.0, DRAWS)
+    return np.concatenate(([1.0], weights))
 
 
-def _count(clusters: Tensor, predicted_BT: Tensor) -> Tensor:
+def _count(clusters: Tensor, emitted_BT: Tensor) -> Tensor:
     """Documents with anything to predict, [1]."""
-    return torch.tensor([len(clusters[predicted_BT.flatten()].unique())], dtype=torch.float64, device=clusters.device)
+    return torch.tensor([len(clusters[emitted_BT.flatten()].unique())], dtype=torch.float64, device=clusters.device)
 
 
-def _chance(readings: Readings, laws: Laws, predicted_BT: Tensor) -> dict[str, Tensor]:
+def _chance(predicted: Predictions, probs: TokenProbs, emitted_BT: Tensor) -> dict[str, Tensor]:
     """Terms whose means are the survivals under chance, by position, and how many places have the position.
 
-    Of a text drawn from p: E[Π_{j<i} 1(x_j = x̂_j) · p_i(x̂_i)] = P(a determined chain's first i are accepted), and
+    Of a text drawn from p: E[Π_{j<i} 1(x_j = x̂_j) · p_i(x̂_i)] = P(a deterministic chain's first i are accepted), and
     E[Π_{j<i} min(1, q/p)(x_j) · Σ min(p_i, q_i)] = P(a drawn chain's are): the products undo that x follows p.
     """
-    point, sampled, there = [], [], []
-    reached = whole = torch.ones_like(predicted_BT, dtype=laws.point.dtype)
-    alive = predicted_BT
-    for step in range(len(laws.point)):
-        alive = alive & ahead(predicted_BT, step) & readings.drafted[step]
-        there.append(alive)
-        point.append(reached * laws.point[step] * alive)
-        sampled.append(whole * laws.overlap[step] * alive)
-        reached, whole = reached * readings.says[step], whole * laws.ratio[step]
-    return {"point": torch.stack(point), "sampled": torch.stack(sampled), "there": torch.stack(there)}
+    point, sampled, at_risk = [], [], []
+    reached_point = reached_sampled = torch.ones_like(emitted_BT, dtype=probs.point.dtype)
+    alive = emitted_BT
+    for step in range(len(probs.point)):
+        alive = alive & ahead(emitted_BT, step) & predicted.drafted[step]
+        at_risk.append(alive)
+        point.append(reached_point * probs.point[step] * alive)
+        sampled.append(reached_sampled * probs.overlap[step] * alive)
+        reached_point = reached_point * predicted.in_text[step]
+        reached_sampled = reached_sampled * probs.ratio[step]
+    return {"point": torch.stack(point), "sampled": torch.stack(sampled), "there": torch.stack(at_risk)}
 
 
-def acceptance(sums: Mapping[str, Tensor], *, determined: bool = True) -> Acceptance:
+def acceptance(sums: Mapping[str, Tensor]) -> TeacherForcedAcceptance:
     """What added sums of `tally` say, the interval at 90 % (with a single document: all that is possible).
 
-    `determined`: the draft is chosen without chance (a head), which decides the kind of `chance`. Raises ValueError where
-    nothing was drafted.
+    Raises ValueError where nothing was drafted.
     """
-    found = {name: value.cpu().numpy() for name, value in sums.items()}
-    if not found["risk"][0].any():
+    totals = {name: value.cpu().numpy() for name, value in sums.items()}
+    if not totals["risk"][0].any():
         raise ValueError(
             "no drafted token to judge: the texts hold no predicted token behind two others; check the loss masks"
         )
-    given = _rates(found["accepted"], found["risk"])
-    survival, whole = np.cumprod(given, -1), found["whole"][0]
-    tau = 1 + survival.sum(-1)
-    uniform = 1 + np.cumprod(_rates(found["all_accepted"][0], found["all_risk"][0])).sum()
-    documents, drawn = int(found["documents"][0]), tau[1:][found["risk"][1:, 0] > 0]
-    low, high = np.quantile(drawn, (0.05, 0.95)) if documents > 1 else (1.0, len(given[0]) + 1.0)
-    return Acceptance(
-        lookahead=len(given[0]),
+    given_prefix = _rates(totals["accepted"], totals["risk"])
+    survival, whole_steps = np.cumprod(given_prefix, -1), totals["whole"][0]
+    tokens_per_step = 1 + survival.sum(-1)
+    uniform = 1 + np.cumprod(_rates(totals["all_accepted"][0], totals["all_risk"][0])).sum()
+    documents, resampled = int(totals["documents"][0]), tokens_per_step[1:][totals["risk"][1:, 0] > 0]
+    low, high = np.quantile(resampled, (0.05, 0.95)) if documents > 1 else (1.0, len(given_prefix[0]) + 1.0)
+    return TeacherForcedAcceptance(
+        lookahead=len(given_prefix[0]),
         documents=documents,
-        tokens=int(found["tokens"][0]),
-        steps=int(found["steps"][0]),
+        tokens=int(totals["tokens"][0]),
+        steps=int(totals["steps"][0]),
         tokens_per_step=Estimate(
-            value=float(tau[0]), low=float(low), high=float(high), unit="tokens/step", source=SOURCE
+            value=float(tokens_per_step[0]), low=float(low), high=float(high), unit="tokens/step", source=SOURCE
         ),
-        emitted_per_step=float(found["emitted"][0] / whole) if whole else None,
+        emitted_per_step=float(totals["emitted"][0] / whole_steps) if whole_steps else None,
         uniform_tokens_per_step=float(uniform),
         survival=tuple(survival[0].tolist()),
-        accept_given_prefix=tuple(given[0].tolist()),
-        accept_prob=float(found["all_accepted"][0, 0] / found["all_risk"][0, 0]),
-        departures=float(found["departed"][0] / found["tokens"][0]),
-        cut=float(found["cut"][0] / found["steps"][0]),
-        chance=_chances(found, "point" if determined else "sampled") if "there" in found else (),
+        accept_given_prefix=tuple(given_prefix[0].tolist()),
+        accept_prob=float(totals["all_accepted"][0, 0] / totals["all_risk"][0, 0]),
+        departures=float(totals["departed"][0] / totals["tokens"][0]),
+        cut=float(totals["cut"][0] / totals["steps"][0]),
     )
 
 
 def _rates(accepted: np.ndarray, risk: np.ndarray) -> np.ndarray:
     """accepted/risk; 0 where nothing was at risk: what was never reached is not credited."""
     return np.divide(accepted, risk, out=np.zeros_like(accepted), where=risk > 0)
-
-
-def _chances(found: Mapping[str, np.ndarray], kind: str) -> tuple[Chance, ...]:
-    survival = _rates(found[kind][0], found["there"][0])
-    return (
-        Chance(
-            kind=kind,
-            accept_prob=float(survival[0]),
-            survival=tuple(survival.tolist()),
-            tokens_per_step=float(1 + survival.sum()),
-        ),
-    )

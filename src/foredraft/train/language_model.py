@@ -25,14 +25,14 @@ from foredraft.models.load import load, read_config
 from foredraft.models.save import save
 from foredraft.recipe import LanguageModel
 from foredraft.shapes import Shape
-from foredraft.teacher.acceptance import acceptance, tally
+from foredraft.teacher.acceptance import tally
 from foredraft.teacher.attention import attend
-from foredraft.teacher.features import apart
-from foredraft.teacher.judge import model_readings
-from foredraft.teacher.readings import predicted
+from foredraft.teacher.hidden_states import OnlineHiddenStates, document_places
+from foredraft.teacher.predictions import emitted_mask
 from foredraft.teacher.teacher import Teacher
+from foredraft.teacher.teacher_forced import draft_predictions
 from foredraft.train.lm_head import lm_head_loss
-from foredraft.train.objective import Loss
+from foredraft.train.objective import Loss, acceptance_figures
 
 KEPT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -90,9 +90,10 @@ class LanguageModelObjective:
         sums = {f"mean.{name}": value for name, value in ({"loss": total} | terms).items()} | {"weight": weight}
         if self.frozen is None:
             return sums
-        readings = model_readings(self.trained, self.frozen, batch, self.lookahead)
-        emitted = predicted(batch.mask_BT, batch.documents_BT)
-        return sums | tally(readings, batch.tokens_BT, emitted, batch.documents_BT)
+        hidden_states = OnlineHiddenStates(self.frozen, (self.frozen.shape.num_layers,))(batch)
+        predicted = draft_predictions(self.trained, self.frozen, batch, hidden_states, self.lookahead)
+        emitted = emitted_mask(batch.mask_BT, batch.documents_BT)
+        return sums | tally(predicted, batch.tokens_BT, emitted, batch.documents_BT)
 
     def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Means per predicted token, nats; with a target τ with its 90 % interval and survival by position."""
@@ -100,11 +101,7 @@ class LanguageModelObjective:
         means = {name.removeprefix("mean."): float(x / weight) for name, x in sums.items() if name.startswith("mean.")}
         if self.frozen is None:
             return means
-        found = acceptance(sums, determined=False)
-        tau = found.tokens_per_step
-        survival = {f"survival_{i}": value for i, value in enumerate(found.survival, 1)}
-        said = {"tokens_per_step": tau.value, "tokens_per_step_low": tau.low, "tokens_per_step_high": tau.high}
-        return means | said | survival
+        return means | acceptance_figures(sums)
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
         """config.json, model.safetensors and the tokenizer."""
@@ -119,7 +116,7 @@ class LanguageModelObjective:
         labels_BT, counted_BT, documents_BT = batch.tokens_BT[:, 1:], batch.mask_BT[:, 1:], batch.documents_BT
         place: dict[str, Any] = {"attend": attend}
         if self._within:
-            positions_BT, seen_BTT = apart(documents_BT)
+            positions_BT, seen_BTT = document_places(documents_BT)
             place = {"positions_BT": positions_BT, "mask_BTS": seen_BTT}
             counted_BT = counted_BT & (documents_BT[:, 1:] == documents_BT[:, :-1])
         states_RC, teacher = _states(self.trained, batch.tokens_BT, place), None

@@ -20,7 +20,8 @@ from foredraft.models.heads import load_head, new_head
 from foredraft.models.load import load
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe
 from foredraft.records import with_hint
-from foredraft.teacher.feature_cache import CachedFeatures, planned, write_features
+from foredraft.teacher.cache import TargetCache
+from foredraft.teacher.hidden_states import HiddenStateSource
 from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
 from foredraft.train.heads import HeadObjective, HeadSettings
@@ -97,21 +98,21 @@ def objective_of(
     )  # fmt: skip
 
 
-def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder: Path) -> CachedFeatures:
-    """The features of all that the stages read, a folder each, written by the first process where they are not there."""
-    folders, error = [folder / f"stage-{i}" for i in range(len(recipe.stages))], None
-    for stage, packing, path in zip(recipe.stages, data.stages, folders, strict=True):
-        plan = planned(
-            head.target, packing, head.feature_layers, min(len(packing), stage.steps * stage.batch),
-            dtype=head.target.dtype, within_documents=recipe.within_documents,
-        )  # fmt: skip
-        try:
-            if devices.first and not error:
-                write_features(path, plan, head.target, packing, say=lambda line: print(line, file=sys.stderr))
-        except (ValueError, OSError) as met:
-            error = str(met)
+def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder: Path) -> HiddenStateSource:
+    """The hidden states of all that the stages read, written to `folder` by the first process where they are not there."""
+    cache, error, within = TargetCache(head.target, folder), None, recipe.within_documents
+    try:
+        for stage, packing in zip(recipe.stages, data.stages, strict=True) if devices.first else ():
+            windows = min(len(packing), stage.steps * stage.batch)
+            cache.fill(packing, windows, head.feature_layers, within_documents=within, say=_say)
+    except (ValueError, OSError) as met:
+        error = str(met)
     devices.agree(error)
-    return CachedFeatures(head.target, *folders)
+    return cache.hidden_states(head.feature_layers, within_documents=within, complete=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def head_of(recipe: Recipe, target: Decoder, data: Data) -> DraftHead:

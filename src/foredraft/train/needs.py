@@ -8,14 +8,8 @@ Promises: nothing is written or trained. Refuses to know: laws (what a plan expe
 
 from pathlib import Path
 
-import torch
-
 from foredraft import kinds
 from foredraft.hardware import matmul_rate
-from foredraft.models.decoder import Decoder
-from foredraft.models.eagle import EagleHead
-from foredraft.models.eagle3 import Eagle3Head, default_feature_layers
-from foredraft.models.layers import ModelConfig
 from foredraft.models.load import read_config
 from foredraft.recipe import Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import Estimate, Record
@@ -91,20 +85,7 @@ def _flops(recipe: Recipe, stage: Stage, trained: Shape, target: Path | None) ->
         frozen = read_config(target)[0] if target and recipe.needs_target else None
         context = (stage.length + 1) / 2
         return 3 * trained.flops_per_token(context) + (frozen.flops_per_token(context) if frozen else 0.0)
-    with torch.device("meta"):
-        teacher = Decoder(*read_config(target))
-        head = _hollow(trained, teacher)
-    return training_flops(head, head_settings(recipe), stage.length)
-
-
-def _hollow(shape: Shape, target: Decoder) -> Eagle3Head | EagleHead:
-    """A head of that shape without weights."""
-    model_config = ModelConfig(norm_eps=target.config.norm_eps, activation="silu", rope=target.config.rope)
-    if kinds.of_shape(shape) is kinds.EAGLE:
-        return EagleHead(shape, model_config, target)
-    d2t = torch.zeros(shape.draft_vocab_size or shape.vocab_size, dtype=torch.int64, device="cpu")
-    with torch.device("cpu"):
-        return Eagle3Head(shape, model_config, target, default_feature_layers(target.shape.num_layers), d2t)
+    return training_flops(trained, read_config(target)[0], head_settings(recipe), stage.length)
 
 
 def memory(recipe: Recipe, devices: Devices, trained: Shape, frozen: Shape | None) -> float:

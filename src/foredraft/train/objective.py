@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from foredraft.data.tokens import Batch
+from foredraft.teacher.acceptance import acceptance
 
 
 class Loss(NamedTuple):
@@ -58,3 +59,11 @@ class Objective(Protocol):
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
         """Write what serves: Hugging Face's or the draft head's format. `state` is the whole state of `trained`."""
         ...
+
+
+def acceptance_figures(sums: dict[str, Tensor]) -> dict[str, float]:
+    """What sums of `acceptance.tally` say: τ with its 90 % interval and survival by position."""
+    found = acceptance(sums)
+    tau = found.tokens_per_step
+    figures = {"tokens_per_step": tau.value, "tokens_per_step_low": tau.low, "tokens_per_step_high": tau.high}
+    return figures | {f"survival_{i}": value for i, value in enumerate(found.survival, 1)}

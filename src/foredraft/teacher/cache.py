@@ -1,0 +1,193 @@
+"""What a frozen target said of texts, on disk: hidden states for training and measuring, answers, perplexities.
+
+A cached token takes F + W values: for EAGLE-3 on a target of width 4,096, 4 × 4,096 × 2 bytes in bfloat16 are 32 KiB, so
+64 k tokens are 2 GiB. What training will need is told and checked against the disk before anything is written.
+
+A file holds one answer to one question, and its name is a digest of the question: the target's weights and type, the text,
+the settings. So no text is served another's hidden states, and a write that was stopped goes on where it was.
+
+Promises: a file appears whole or not at all; what is read is what the target said, in its type. Refuses to know: drafts, losses.
+
+Shapes: B windows, T tokens, F width of all auxiliary hidden states together, W the target's hidden size, D texts.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from foredraft.data.tokens import Batch, Packing
+from foredraft.decode.batch import Request
+from foredraft.models.decoder import Decoder
+from foredraft.records import write_bytes
+from foredraft.teacher.hidden_states import HiddenStates, HiddenStateSource, OnlineHiddenStates
+from foredraft.teacher.teacher import Text
+
+SPARE_BYTES = 2**20  # that the disk keeps
+
+Tensors = dict[str, Tensor]
+
+
+class TargetCache:
+    """Of one target, below `folder`; without one every question is put to the target."""
+
+    def __init__(self, target: Decoder, folder: str | Path | None = None) -> None:
+        self.target, self.folder = target, None if folder is None else Path(folder)
+        self._target_key = f"{fingerprint(target)} {target.dtype}".encode()
+
+    def answers(self, requests: list[Request], generate: Callable[[list[Request]], list[list[int]]]) -> list[list[int]]:
+        """The target's own answers to requests, tokens of each."""
+        question = repr([(r.prompt, r.max_tokens, sorted(r.stop_ids), r.sampling) for r in requests]).encode()
+
+        def compute() -> Tensors:
+            answers = generate(requests)
+            flat = torch.tensor([token for answer in answers for token in answer], dtype=torch.int64)
+            return {"tokens": flat, "lengths": torch.tensor([len(answer) for answer in answers])}
+
+        stored = self._through("answers", question, compute)
+        return [part.tolist() for part in stored["tokens"].split(stored["lengths"].tolist())]
+
+    def costs(
+        self, texts: Sequence[Text], compute: Callable[[Sequence[Text]], NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        """Nats and tokens of each text, [D, 2]."""
+        question = repr([(list(map(int, tokens)), list(map(bool, mask))) for tokens, mask in texts]).encode()
+        return self._through("costs", question, lambda: {"costs": torch.from_numpy(compute(texts))})["costs"].numpy()
+
+    def hidden_states(
+        self, layers: tuple[int, ...] | None = None, *, within_documents: bool = False, complete: bool = False
+    ) -> HiddenStateSource:
+        """A source of the final hidden state and those of `layers` (None: the final one alone), a file per window.
+
+        A window that is not there yet is computed and written; with `complete` it raises ValueError.
+        """
+        source = OnlineHiddenStates(self.target, layers or self._final, within_documents=within_documents)
+
+        def cached(batch: Batch) -> HiddenStates:
+            if self.folder is None:
+                return source(batch)
+            paths = self._window_paths(batch, source)
+            missing = [row for row, path in enumerate(paths) if not path.is_file()]
+            if missing and complete:
+                raise ValueError(f"{self.folder}: holds no hidden states of a window of the batch; cache that data too")
+            if missing:
+                self._write_windows(batch, [paths[row] for row in missing], missing, source)
+            rows = [_read(path) for path in paths]
+            final, *aux = (
+                torch.stack([row[name] for row in rows]).to(batch.tokens_BT.device)
+                for name in sorted(rows[0], reverse=True)
+            )
+            return HiddenStates(aux[0] if aux else final, final)
+
+        return cached
+
+    def fill(
+        self, packing: Packing, windows: int, layers: tuple[int, ...], *, within_documents: bool = False,
+        say: Callable[[str], object], batch_size: int = 8,
+    ) -> None:  # fmt: skip
+        """Write the hidden states of the first `windows` samples of `packing` that are not there; `say` is told the size first.
+
+        Raises ValueError, with nothing written, where the disk lacks the room or `packing` the windows.
+        """
+        if not 1 <= windows <= len(packing):
+            raise ValueError(f"windows must lie in 1…{len(packing)}, what {packing.folder.path} holds; got {windows}")
+        assert self.folder is not None, "there is nowhere to write to"
+        source = OnlineHiddenStates(self.target, layers, within_documents=within_documents)
+        missing = self._missing(packing, windows, source, batch_size)
+        num_bytes = self.window_bytes(packing.length, layers)
+        say(
+            f"{self.folder}: {windows * num_bytes:,} bytes of hidden states for {windows * packing.length:,} tokens, "
+            f"{len(missing) * num_bytes:,} to write"
+        )
+        self._check_room(self.folder, len(missing) * num_bytes)
+        for first in range(0, len(missing), batch_size):
+            windows_here = missing[first : first + batch_size]
+            batch = _joined([packing.batch(window, 1) for window in windows_here], self.target.device)
+            self._write_windows(batch, self._window_paths(batch, source), list(range(len(windows_here))), source)
+
+    def window_bytes(self, length: int, layers: tuple[int, ...]) -> int:
+        """Of one window's file."""
+        shape, dtype = (length, self.target.shape.hidden_size), self.target.dtype
+        tensors = {"final": torch.empty(shape, dtype=dtype)}
+        if layers != self._final:
+            tensors["aux"] = torch.empty(length, len(layers) * shape[1], dtype=dtype)
+        return len(save(tensors))
+
+    @property
+    def _final(self) -> tuple[int, ...]:
+        return (self.target.shape.num_layers,)
+
+    def _missing(self, packing: Packing, windows: int, source: OnlineHiddenStates, batch_size: int) -> list[int]:
+        missing = []
+        for first in range(0, windows, batch_size):
+            paths = self._window_paths(packing.batch(first, min(batch_size, windows - first)), source)
+            missing += [first + row for row, path in enumerate(paths) if not path.is_file()]
+        return missing
+
+    def _check_room(self, folder: Path, num_bytes: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if num_bytes + SPARE_BYTES > free:
+            raise ValueError(
+                f"{folder}: {num_bytes:,} bytes of hidden states do not fit the {free:,} free there; cache fewer windows, or compute them online"
+            )
+
+    def _write_windows(self, batch: Batch, paths: list[Path], rows: list[int], source: OnlineHiddenStates) -> None:
+        states = source(Batch(*(part[rows] for part in batch)))
+        for row, path in enumerate(paths):
+            tensors = {"final": states.final_BTW[row]}
+            if source.layers != self._final:
+                tensors["aux"] = states.aux_BTF[row]
+            _write(path, tensors)
+
+    def _window_paths(self, batch: Batch, source: OnlineHiddenStates) -> list[Path]:
+        """By its tokens and where its documents begin."""
+        setting = repr((source.layers, source.within_documents)).encode()
+        parts = (part.cpu().numpy() for part in (batch.tokens_BT, batch.documents_BT))
+        return [
+            self._path("states", setting + ids.tobytes() + places.tobytes()) for ids, places in zip(*parts, strict=True)
+        ]
+
+    def _through(self, kind: str, question: bytes, compute: Callable[[], Tensors]) -> Tensors:
+        if self.folder is None:
+            return compute()
+        path = self._path(kind, question)
+        if path.is_file():
+            return _read(path)
+        tensors = compute()
+        _write(path, tensors)
+        return tensors
+
+    def _path(self, kind: str, question: bytes) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{kind}-{hashlib.sha256(self._target_key + question).hexdigest()[:32]}.safetensors"
+
+
+def fingerprint(target: Decoder) -> str:
+    """A digest of the first values of every weight, in float32."""
+    digest = hashlib.sha256()
+    for name, parameter in target.named_parameters():
+        digest.update(name.encode() + parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _joined(batches: list[Batch], device: torch.device) -> Batch:
+    return Batch(*(torch.cat(parts).to(device) for parts in zip(*batches, strict=True)))
+
+
+def _write(path: Path, tensors: Tensors) -> None:
+    write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def _read(path: Path) -> Tensors:
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it, and it is made again") from None
