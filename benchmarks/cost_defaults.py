@@ -9,11 +9,13 @@ much of a miss is carried on, is set to its extremes.
 """
 
 import sys
+from unittest import mock
 
 import msgspec
 
 from foredraft import records
-from foredraft.laws import cost
+from foredraft.engines import ENGINES
+from foredraft.laws.cost import Efficiency
 from foredraft.published import observations
 from foredraft.records import Observation
 from foredraft.validate import throughput, validate
@@ -31,11 +33,10 @@ DEFAULTS = {
 
 def main(out: str) -> None:
     rows = [row for row in observations() if "tomasruizt" in row.provenance.source and row.output_tok_s]
-    shipped, found = cost.ENGINES["vllm"], {}
+    found = {}
     for name, changes in DEFAULTS.items():
-        cost.ENGINES["vllm"] = msgspec.structs.replace(shipped, **changes)
-        found[name] = _figures(rows)
-    cost.ENGINES["vllm"] = shipped
+        with mock.patch.object(ENGINES["vllm"], "efficiency", lambda machine=None, by=changes: Efficiency(**by)):
+            found[name] = _figures(rows)
     found["no shapes, no machine"] = _figures(
         [msgspec.structs.replace(r, target="unnamed", machine=None) for r in rows]
     )

@@ -32,8 +32,7 @@ import vllm_server
 from foredraft import kinds, records, shapes
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
-from foredraft.deploy.export import Settings as Export
-from foredraft.deploy.export import export
+from foredraft.deploy.export import ExportSettings, export
 from foredraft.measure.endpoint import Load, one_round, started
 from foredraft.measure.endpoint import Settings as Asked
 from foredraft.measure.endpoint_http import address_of
@@ -262,9 +261,9 @@ def _command(bench: Bench, setting: Setting, machine: Machine, folder: Path) -> 
     if setting.draft is None:
         return [bench.python, "-m", "vllm.entrypoints.openai.api_server", "--model", TARGET, *more]
     made = _plan(bench, machine) if setting.lookahead is None else None
-    if made is not None and not made.vllm:
+    if made is not None and "vllm" not in made.settings:
         raise SystemExit("the plan speculates at no load: there is no schedule to serve")
-    export(ZOO / setting.draft, TARGET, folder / "draft", Export(lookahead=setting.lookahead or 1), plan=made)
+    export(ZOO / setting.draft, TARGET, folder / "draft", ExportSettings(lookahead=setting.lookahead or 1), plan=made)
     if setting.accept:
         more += ["--per-request-spec-decode-metrics", "summary"]
     return ["sh", folder / "draft" / "serve.sh", *more]

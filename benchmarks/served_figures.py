@@ -126,7 +126,7 @@ def schedule(plan: Plan, rows: Rows, planned: str, prefix: str) -> dict[str, Any
     lost = {one: 1 - table[planned][one] / best[one] for one in at}
     return {
         "lookahead": {step.concurrency: step.lookahead for step in plan.schedule},
-        "vllm": msgspec.to_builtins(plan.vllm),
+        "vllm": msgspec.to_builtins(plan.settings.get("vllm", {})),
         "best_fixed": {one: max(fixed, key=lambda name: fixed[name][one]) for one in at},
         "regret": lost,
         "regret_mean": float(np.mean(list(lost.values()))),

@@ -5,7 +5,7 @@ how well a kind drafts.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,11 @@ class Kind:
     def hidden_states(self) -> int:
         """How many of the target's hidden states it reads per token."""
         return self.parts.hidden_states if self.parts else 0
+
+    @property
+    def own_lm_head(self) -> bool:
+        """Whether it is a head that reads its hidden states into tokens itself."""
+        return self.parts is not None and self.parts.own_lm_head
 
     @property
     def checkpoint(self) -> str:
@@ -158,6 +163,17 @@ def of_shape(shape: Shape) -> Kind:
 def of_role(role: str) -> tuple[Kind, ...]:
     """The kinds of a role that can be trained, the usual one first."""
     return tuple(kind for kind in reversed(CHECKPOINTS.values()) if kind.role == role)
+
+
+# Where a head's config says which of the target's hidden states it reads: by the layer entered, and nested by the layer left.
+AUX_LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+AUX_CONFIG = "eagle_config"
+
+
+def aux_layer_ids(config: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[int]]:
+    """The hidden states that a head's config names, by the layers entered and by the layers left; () where it does not say."""
+    inner = config.get(AUX_CONFIG)
+    return config.get(AUX_LAYER_IDS) or (), (inner.get(AUX_LAYER_IDS) if isinstance(inner, dict) else None) or ()
 
 
 _HEAD_NAME = re.compile(r"^Eagle3?(?=[A-Z])|Eagle3?$|^Eagle3?Speculator$")

@@ -383,7 +383,7 @@ class NextRun(Record, frozen=True):
 
 class Plan(Record, frozen=True):
     """The answer of `foredraft plan`: which draft, how to run it at each concurrency, what it gains, and how far to
-    trust that.
+    trust that. `settings`: the schedule searched for each engine, in that engine's words.
     """
 
     objective: str
@@ -405,8 +405,7 @@ class Plan(Record, frozen=True):
     not_considered: dict[str, str] = {}
     extrapolates: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
-    vllm: dict[str, Any] = {}
-    sglang: dict[str, Any] = {}
+    settings: dict[str, dict[str, Any]] = {}
     provenance: tuple[Provenance, ...] = ()
 
 
@@ -475,7 +474,8 @@ def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:
-        raise ValueError(f"{name}: {error}") from None
+        failure = ValueError(f"{name}: {error}")
+        raise (with_hint(failure, "plan again: foredraft plan TARGET --out DIR") if kind is Plan else failure) from None
 
 
 def read(kind: type[T], path: str | Path) -> T:

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from foredraft import records
 from foredraft.cli import main as cli
-from foredraft.deploy import launch
 from foredraft.deploy.check import check
 from foredraft.deploy.draft import hollow, read_draft
-from foredraft.deploy.export import Settings, export
+from foredraft.deploy.export import ExportSettings, export
 from foredraft.deploy.findings import errors
+from foredraft.deploy.folder import SERVE
 from foredraft.deploy.vocabulary import fitted
+from foredraft.engines import LOADERS
+from foredraft.kinds import AUX_LAYER_IDS as IDS
 from foredraft.models import Decoder, Eagle3Head, load, load_head, new_head, save_head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import Rope
@@ -118,7 +120,7 @@ def chain_of(head: Any, target: Decoder) -> Tensor:
 
 
 def exported(drafts: dict[str, Path], name: str, checkpoint: Path, out: Path, **how: Any) -> Path:
-    export(drafts[name], checkpoint, out, Settings(**how))
+    export(drafts[name], checkpoint, out, ExportSettings(**how))
     return out
 
 
@@ -296,8 +298,8 @@ def other_tokenizer(folder: Path) -> None:
 
 def with_schedule(**changes: Any) -> Change:
     def change(folder: Path) -> None:
-        config = json.loads((folder / launch.SPECULATIVE).read_text()) | changes
-        (folder / launch.SPECULATIVE).write_text(json.dumps(config))
+        config = json.loads((folder / LOADERS["vllm"].launch_file).read_text()) | changes
+        (folder / LOADERS["vllm"].launch_file).write_text(json.dumps(config))
 
     return change
 
@@ -319,7 +321,6 @@ def absolute(tensors: dict[str, Tensor]) -> None:
     tensors["d2t"] = tensors["d2t"] + torch.arange(200)
 
 
-IDS = "eagle_aux_hidden_state_layer_ids"
 FAULTS: dict[str, tuple[str, str, Change, str]] = {  # name: draft, format, change, code
     "renamed tensor": ("scylla", "vllm", renamed("midlayer.mlp.up_proj.weight", "midlayer.mlp.upproj.weight"), "unknown"),
     "renamed tensor leaves a gap": ("scylla", "sglang", renamed("midlayer.mlp.up_proj.weight", "midlayer.mlp.upproj.weight"), "missing"),
@@ -489,25 +490,38 @@ def plan_for(kind: str) -> Plan:
         objective="throughput", engine="vllm", target="target", machine="H100", devices=2, dtype="bfloat16",
         workload=Workload(input_len=64, output_len=32, concurrency=(1, 8, 32)), speedup=one(1.4), schedule=steps,
         draft=DraftChoice(kind=kind, name="planned", params=1e6, non_embedding_params=1e6),
-        vllm={"method": "eagle3", "model": "path/to/draft", "num_speculative_tokens": 6, "num_speculative_tokens_per_batch_size": ranges},
+        settings={
+            "vllm": {
+                "method": "eagle3", "model": "path/to/draft", "num_speculative_tokens": 6, "draft_tensor_parallel_size": 2,
+                "num_speculative_tokens_per_batch_size": ranges,
+            },
+            "sglang": {
+                "--speculative-algorithm": "EAGLE3", "--speculative-num-steps": 5, "--speculative-eagle-topk": 1,
+                "--speculative-num-draft-tokens": 6, "--speculative-draft-model-path": "path/to/draft",
+            },
+        },
     )  # fmt: skip
 
 
-def test_a_plans_schedule_reaches_both_engines(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+def test_each_engine_gets_what_the_plan_holds_for_it(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
     plan = plan_for("head")
     for form in ("vllm", "sglang"):
-        export(drafts["scylla"], checkpoint, tmp_path / form, Settings(format=form), plan=plan)
-    config = json.loads((tmp_path / "vllm" / launch.SPECULATIVE).read_text())
+        export(drafts["scylla"], checkpoint, tmp_path / form, ExportSettings(format=form), plan=plan)
+    config = json.loads((tmp_path / "vllm" / LOADERS["vllm"].launch_file).read_text())
     assert config == {
         "method": "eagle3", "model": str(tmp_path / "vllm"), "num_speculative_tokens": 6, "draft_tensor_parallel_size": 2,
         "num_speculative_tokens_per_batch_size": [[1, 4, 6], [5, 20, 3], [21, 32, 0]],
     }  # fmt: skip
-    flags = json.loads((tmp_path / "sglang" / launch.FLAGS).read_text())
-    assert flags["--speculative-num-steps"] == 6
-    assert flags["--speculative-num-draft-tokens"] == 7
+    flags = json.loads((tmp_path / "sglang" / LOADERS["sglang"].launch_file).read_text())
+    steps = {"num-steps": 5, "eagle-topk": 1, "num-draft-tokens": 6}
+    assert flags == {"--speculative-algorithm": "EAGLE3"} | {f"--speculative-{name}": n for name, n in steps.items()}
+    assert "SGLang has one setting for all loads: 5 draft tokens." in (tmp_path / "sglang" / "README.md").read_text()
     assert "| 8 | 3 | 1.50 (1.40 to 1.60) |" in (tmp_path / "vllm" / "README.md").read_text()
+    without = msgspec.structs.replace(plan, settings={"vllm": plan.settings["vllm"]})
+    with pytest.raises(ValueError, match="at no load on SGLang"):
+        export(drafts["scylla"], checkpoint, tmp_path / "none", ExportSettings(format="sglang"), plan=without)
     with pytest.raises(ValueError, match="kind head"):
-        export(drafts["lm qwen2"], checkpoint, tmp_path / "lm", Settings(), plan=plan)
+        export(drafts["lm qwen2"], checkpoint, tmp_path / "lm", ExportSettings(), plan=plan)
 
 
 @pytest.mark.parametrize("form", ["vllm", "sglang"])
@@ -521,7 +535,7 @@ def test_the_script_passes_its_own_folder_wherever_it_lies(
     fake.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\nfor a in "$@"; do echo "$a"; done\n')  # fmt: skip
     fake.chmod(0o755)
     done = subprocess.run(
-        ["sh", moved / launch.SERVE, "--port", "9"], env=os.environ | {"PYTHON": str(fake)}, capture_output=True, text=True
+        ["sh", moved / SERVE, "--port", "9"], env=os.environ | {"PYTHON": str(fake)}, capture_output=True, text=True
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
@@ -547,14 +561,14 @@ def test_the_card_says_what_files_say_and_nothing_else(
         tokens_per_step=2.346, num_requests=80, provenance=Provenance(source="test"),
     )  # fmt: skip
     other = msgspec.structs.replace(seen, draft="another", tokens_per_step=9.0)
-    export(run / "final", checkpoint, tmp_path / "out", Settings(note="Trained on poems, CC0."), observations=[seen, other])  # fmt: skip
+    export(run / "final", checkpoint, tmp_path / "out", ExportSettings(note="Trained on poems, CC0."), observations=[seen, other])  # fmt: skip
     text = (tmp_path / "out" / "README.md").read_text()
     assert "# run/final" in text
     assert "budget: 3e+06 tokens in 2 stages" in text
     assert "| mt | foredraft | 0.0 | 4 | 2.35 | 80 |" in text
     assert "Trained on poems, CC0." in text
     assert "9.00" not in text
-    export(drafts["scylla"], checkpoint, tmp_path / "bare", Settings())
+    export(drafts["scylla"], checkpoint, tmp_path / "bare", ExportSettings())
     bare = (tmp_path / "bare" / "README.md").read_text()
     assert not any(word in bare for word in ("## Training", "## Measured", "## Data", "None"))
 
@@ -564,7 +578,7 @@ def test_a_folder_appears_whole_or_not_at_all(drafts: dict[str, Path], checkpoin
     shutil.copytree(drafts["eagle"], broken)
     tensors_with(nan)(broken)
     with pytest.raises(ValueError, match="not-finite"):
-        export(broken, checkpoint, tmp_path / "out", Settings())
+        export(broken, checkpoint, tmp_path / "out", ExportSettings())
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
     exported(drafts, "eagle", checkpoint, tmp_path / "out")
     with pytest.raises(ValueError, match="exists already"):
@@ -575,7 +589,7 @@ def test_a_model_of_another_tokenizer_is_refused(drafts: dict[str, Path], checkp
     shutil.copytree(drafts["lm qwen2"], tmp_path / "other")
     other_tokenizer(tmp_path / "other")
     with pytest.raises(ValueError, match="tokenizer is not the target's"):
-        export(tmp_path / "other", checkpoint, tmp_path / "out", Settings())
+        export(tmp_path / "other", checkpoint, tmp_path / "out", ExportSettings())
 
 
 def test_a_table_is_cut_or_filled_with_its_mean() -> None:

@@ -18,7 +18,7 @@ from vllm_here import Offline
 
 from foredraft import records
 from foredraft.deploy.check import check
-from foredraft.deploy.export import Settings, export
+from foredraft.deploy.export import ExportSettings, export
 from foredraft.models import Eagle3Head, load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
 from foredraft.records import DraftChoice, Estimate, Plan, ScheduleStep, Workload
@@ -121,7 +121,9 @@ def plan_of(schedule: list[list[int]]) -> Plan:
         objective="throughput", engine="vllm", target="tales-11m", machine="here", devices=1, dtype="float32",
         workload=Workload(input_len=64, output_len=64, concurrency=(1, 4)), speedup=one, schedule=steps,
         draft=DraftChoice(kind="head", name="EAGLE head", params=1.0, non_embedding_params=1.0),
-        vllm={"num_speculative_tokens": most, "num_speculative_tokens_per_batch_size": schedule},
+        settings={"vllm": {
+            "num_speculative_tokens": most, "num_speculative_tokens_per_batch_size": schedule, "draft_tensor_parallel_size": 1,
+        }},
     )  # fmt: skip
 
 
@@ -187,7 +189,7 @@ def broken(folder: Path, out: Path, change: Change) -> Path:
 def whole(offline: Offline, prompts: Ids, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The EAGLE-2 head without a fault: it passes the check, and this is what is accepted of it."""
     folder = tmp_path_factory.mktemp("whole") / "eagle2"
-    export(ours.ZOO / "eagle2", ours.TARGET, folder, Settings(lookahead=ours.LOOKAHEAD))
+    export(ours.ZOO / "eagle2", ours.TARGET, folder, ExportSettings(lookahead=ours.LOOKAHEAD))
     assert not check(folder, ours.TARGET)
     return folder, offline(ours.TARGET, speculative(folder), load_of(prompts[:8]))["loads"][0]
 

@@ -10,7 +10,8 @@ import numpy as np
 from scipy.special import expit
 
 from foredraft import kinds
-from foredraft.laws.cost import MULTIPLIERS, ServerCost, adjusted, engine_efficiency, serve
+from foredraft.engines import named_in
+from foredraft.laws.cost import MULTIPLIERS, ServerCost, adjusted, serve
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.records import Machine, Observation, Provenance
 from foredraft.shapes import Shape, from_config, scaled
@@ -75,7 +76,7 @@ class Truth:
 @cache
 def true_server(shape: Shape | None, multipliers: tuple[tuple[str, float], ...]) -> ServerCost:
     plain = serve(
-        TARGET, MACHINE, draft=shape, dtype="float32", efficiency=engine_efficiency("foredraft", MACHINE),
+        TARGET, MACHINE, draft=shape, dtype="float32", efficiency=named_in("foredraft").efficiency(MACHINE),
         speculate=shape is not None, input_len=LENGTHS["input_len"], output_len=LENGTHS["output_len"],
     )  # fmt: skip
     assert set(dict(multipliers)) == set(MULTIPLIERS)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from foredraft import kinds
+from foredraft.engines import ENGINES, named_in
 from foredraft.laws import cost
 from foredraft.laws.cost import (
     MULTIPLIERS,
@@ -375,5 +376,6 @@ def test_a_dtype_that_machine_or_package_does_not_know_is_refused(dtype):
 
 
 def test_an_unknown_engine_is_taken_for_vllm_and_sglang_is_not():
-    assert cost.engine_efficiency("vLLM 0.11, B300") == cost.engine_efficiency(None) == cost.ENGINES["vllm"]
-    assert cost.engine_efficiency("SGLang").speculation_s < cost.ENGINES["vllm"].speculation_s
+    assert named_in("vLLM 0.11, B300") is named_in(None) is ENGINES["vllm"]
+    assert named_in("vllm").efficiency() == cost.Efficiency()
+    assert named_in("SGLang").efficiency().speculation_s < cost.Efficiency().speculation_s

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from foredraft import kinds, records
 from foredraft.cli.main import app
-from foredraft.laws.cost import ENGINES, engine_efficiency, predict_served
+from foredraft.engines import ENGINES, named_in
+from foredraft.laws.cost import Efficiency, predict_served
 from foredraft.laws.forms import LossLaw
 from foredraft.machines import machine
-from foredraft.plan import settings
 from foredraft.plan.candidate import Candidate, Curve
 from foredraft.plan.candidates import candidates
 from foredraft.plan.hindsight import judge
@@ -339,7 +339,7 @@ PLACE = Place(TARGET, MACHINE, "foredraft", dtype="float32")
 
 
 def test_costs_of_a_probed_machine_follow_its_step():
-    ours = engine_efficiency("foredraft", MACHINE)
+    ours = named_in("foredraft").efficiency(MACHINE)
     assert ours.bandwidth == ours.compute == 1
     assert (
         ours.target_fixed_s
@@ -349,8 +349,8 @@ def test_costs_of_a_probed_machine_follow_its_step():
         == ours.tree_level_s
     )
     unprobed = msgspec.structs.replace(MACHINE, step_overhead_s=None)
-    assert engine_efficiency("foredraft", unprobed) == engine_efficiency("foredraft") == ENGINES["vllm"]
-    assert engine_efficiency("vLLM", MACHINE) == ENGINES["vllm"]
+    assert named_in("foredraft").efficiency(unprobed) == named_in("foredraft").efficiency() == Efficiency()
+    assert named_in("vLLM").efficiency(MACHINE) == Efficiency()
 
 
 def test_calibration_on_small_cells_foretells_large_ones():
@@ -437,8 +437,8 @@ def test_next_runs_train_within_the_study(kinds):
 def test_an_eagle_heads_settings_and_recipe_are_its_own():
     eagle = next(one.choice for one in weighed(of(HEADS))[0] if one.choice.method == "eagle")
     found = made(0, MODELS)
-    assert settings.vllm(eagle, found.schedule, 1)["method"] == "eagle"
-    assert settings.sglang(eagle, found.schedule)["--speculative-algorithm"] == "EAGLE"
+    assert ENGINES["vllm"].settings(eagle, found.schedule, 1)["method"] == "eagle"
+    assert ENGINES["sglang"].settings(eagle, found.schedule, 1)["--speculative-algorithm"] == "EAGLE"
     renamed = msgspec.structs.replace(eagle, name="any name")
     assert from_plan(msgspec.structs.replace(found, draft=renamed)).model == Eagle(layers=1)
     assert from_plan(found).stages[0].tokens == max(LM_BUDGETS)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from foredraft import records
+from foredraft.engines import ENGINES
+from foredraft.engines.vllm import batch_ranges
 from foredraft.laws.speedup import node_depths
 from foredraft.machines import device_time, machine
-from foredraft.plan import evidence, settings
+from foredraft.plan import evidence
 from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, candidates
 from foredraft.plan.plan import plan
 from foredraft.plan.search import Settings
@@ -115,7 +117,7 @@ def test_trees_are_planned_for_our_own_engine_alone():
     assert ours.schedule[0].tree_nodes > ours.schedule[0].lookahead
     assert ours.schedule[0].topk > 1
     assert all(step.tree_nodes == step.lookahead for step in vllm.schedule)
-    assert ours.vllm["num_speculative_tokens"] <= 8
+    assert ours.settings["vllm"]["num_speculative_tokens"] <= 8
 
 
 def test_only_the_kinds_asked_for_are_weighed():
@@ -237,6 +239,7 @@ def step(running: float, lookahead: int, **fields) -> ScheduleStep:
     return ScheduleStep(running=running, lookahead=lookahead, **given | fields)
 
 
+VLLM, SGLANG = ENGINES["vllm"], ENGINES["sglang"]
 HEAD = DraftChoice(kind="head", name="EAGLE-3 head", method="eagle3", params=1e9, non_embedding_params=1e9)
 
 
@@ -246,7 +249,7 @@ def planned(ranges: list[list[int]], batch: int) -> list[int]:
 
 def test_vllm_ranges_turn_speculation_off():
     schedule = [step(1, 5), step(8, 3), step(64, 1), step(128, 0), step(256, 0)]
-    config = settings.vllm(HEAD, schedule, 2)
+    config = VLLM.settings(HEAD, schedule, 2)
     ranges = config["num_speculative_tokens_per_batch_size"]
     assert ranges == [[1, 4, 5], [5, 36, 3], [37, 96, 1], [97, 256, 0]]
     assert config["num_speculative_tokens"] == 5
@@ -270,7 +273,7 @@ def test_vllm_ranges_cover_every_batch_once():
         schedule = [
             step(float(batch), int(k)) for batch, k in zip(batches, rng.integers(0, 6, len(batches)), strict=True)
         ]
-        assert covers(settings.batch_ranges(schedule), schedule)
+        assert covers(batch_ranges(schedule), schedule)
 
 
 def test_a_gap_and_an_overlap_would_be_seen():
@@ -283,27 +286,34 @@ def test_a_gap_and_an_overlap_would_be_seen():
 
 def test_nothing_to_launch_without_a_draft_or_without_speculation():
     off = [step(1, 0), step(8, 0)]
-    assert settings.vllm(HEAD, off, 1) == {}
-    assert settings.sglang(HEAD, off) == {}
-    assert settings.vllm(None, [step(1, 3)], 1) == {}
+    assert VLLM.settings(HEAD, off, 1) == {}
+    assert SGLANG.settings(HEAD, off, 1) == {}
+    assert VLLM.settings(None, [step(1, 3)], 1) == {}
 
 
 def test_sglang_counts_the_root():
-    flags = settings.sglang(HEAD, [step(4, 3), step(8, 3)])
+    flags = SGLANG.settings(HEAD, [step(4, 3), step(8, 3)], 1)
     assert flags["--speculative-num-steps"] == 3
     assert flags["--speculative-eagle-topk"] == 1
     assert flags["--speculative-num-draft-tokens"] == 4
-    tree = settings.sglang(HEAD, [step(4, 5, topk=8, tree_nodes=31)])
+    tree = SGLANG.settings(HEAD, [step(4, 5, topk=8, tree_nodes=31)], 1)
     assert tree["--speculative-num-draft-tokens"] == 32
 
 
 def test_a_plans_launch_settings_are_its_schedule(made):
-    ranges = made.vllm["num_speculative_tokens_per_batch_size"]
+    ranges = made.settings["vllm"]["num_speculative_tokens_per_batch_size"]
     assert covers(ranges, list(made.schedule))
-    assert made.sglang["--speculative-num-draft-tokens"] == made.sglang["--speculative-num-steps"] + 1
-    assert made.vllm["draft_tensor_parallel_size"] == 4
+    assert (
+        made.settings["sglang"]["--speculative-num-draft-tokens"]
+        == made.settings["sglang"]["--speculative-num-steps"] + 1
+    )
+    assert made.settings["vllm"]["draft_tensor_parallel_size"] == 4
     limited = plan(LLAMA, H100, msgspec.structs.replace(WORKLOAD, concurrency=(1, 4096)), FOUR)
-    assert limited.vllm["num_speculative_tokens_per_batch_size"][-1][1] == round(limited.schedule[-1].running) < 4096
+    assert (
+        limited.settings["vllm"]["num_speculative_tokens_per_batch_size"][-1][1]
+        == round(limited.schedule[-1].running)
+        < 4096
+    )
 
 
 # Own runs.

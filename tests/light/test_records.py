@@ -54,8 +54,10 @@ PLAN = Plan(
     schedule=(STEP,), draft=CHOICE, break_even=BreakEven(tokens=2e8, low=1e8, high=None), theory_params=1e8,
     runners_up=(RunnerUp(draft=CHOICE, speedup=estimate(), reason="r"),),
     next_runs=(NextRun(run="r", settles="s", narrows=0.3, gpu_hours=1.0),), not_considered={"a": "b"},
-    vllm={"method": "eagle3", "num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 8, 0]]},
-    sglang={"--speculative-num-steps": 3}, provenance=(OWN,),
+    settings={
+        "vllm": {"method": "eagle3", "num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 8, 0]]},
+        "sglang": {"--speculative-num-steps": 3},
+    }, provenance=(OWN,),
 )  # fmt: skip
 
 
@@ -197,7 +199,7 @@ def survives(path, write) -> bool:
 
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "Plan.json"
-    unencodable = msgspec.structs.replace(PLAN, vllm={"method": object()})
+    unencodable = msgspec.structs.replace(PLAN, settings={"vllm": {"method": object()}})
     assert survives(path, lambda: records.write(path, unencodable))
     assert survives(path, lambda: records.write_lines(path, [PLAN, unencodable]))
 

@@ -60,10 +60,12 @@ def export(
 ) -> None:
     """Write DRAFT as a folder that an engine loads, with launch settings, serve.sh and a model card; checked before it appears."""
     from foredraft import records
-    from foredraft.deploy.export import Settings
+    from foredraft.deploy.export import ExportSettings
     from foredraft.deploy.export import export as run
 
-    settings = Settings(format=format, dtype=dtype, lookahead=lookahead, verifier=verifier, note=_words(card_note))
+    settings = ExportSettings(
+        format=format, dtype=dtype, lookahead=lookahead, verifier=verifier, note=_words(card_note)
+    )
     made = records.read(records.Plan, plan) if plan else None
     seen = [row for path in observations or () for row in records.read_lines(records.Observation, path)]
     found = run(draft, target, out, settings, plan=made, observations=seen)

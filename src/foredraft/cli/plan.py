@@ -79,13 +79,13 @@ def plan(
 
 def _write(plan: "Plan", out: Path, figures: bool) -> None:
     from foredraft import records
+    from foredraft.engines import ENGINES
 
     written = [out / "Plan.json"]
     records.write(written[0], plan)
-    for name, config in (("vllm_speculative_config.json", plan.vllm), ("sglang_flags.json", plan.sglang)):
-        if config:
-            records.write(out / name, config)
-            written.append(out / name)
+    for engine, settings in plan.settings.items():
+        written.append(out / ENGINES[engine].plan_file)
+        records.write(written[-1], settings)
     if figures:
         from foredraft.report.plan import draw_plan
 

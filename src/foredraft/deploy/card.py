@@ -4,47 +4,41 @@ Promises: every figure stands in a file; what none says is left out. Refuses to 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from foredraft.deploy.launch import METHODS, SERVE
+from foredraft.deploy.draft import TrainedDraft
+from foredraft.deploy.folder import SERVE, Deployed
+from foredraft.engines import for_format
 from foredraft.records import Observation, Plan
 from foredraft.runs import RECIPE, run_folder
 
-if TYPE_CHECKING:
-    from foredraft.deploy.draft import Draft
-    from foredraft.deploy.export import Deployed
-
-KINDS = {"lm": "independent draft model", "eagle": "EAGLE-1/2 draft head", "eagle3": "EAGLE-3 draft head"}
 CARDS = ("CARD.md", "card.md", "README.md")  # where a run speaks of its data and licences
-LOADS = {
-    "vllm": "vLLM", "speculators": "vLLM (speculators format)", "sglang": "SGLang",
-    "hf": "any runtime that reads Hugging Face folders",
-}  # fmt: skip
+ANY_RUNTIME = "any runtime that reads Hugging Face folders"
 
 
 def card(
-    draft: "Draft", record: "Deployed", plan: Plan | None, observations: Sequence[Observation], note: str | None, lookahead: int
+    draft: TrainedDraft, record: Deployed, plan: Plan | None, observations: Sequence[Observation], note: str | None, settings: Mapping[str, Any]
 ) -> str:  # fmt: skip
-    """README.md of a deployed draft."""
+    """README.md of a deployed draft; `settings`: as it is launched."""
     parts = [_head(draft, record), _table(draft, record), _training(draft.folder), _measured(record, observations)]
-    parts += [_serving(record, plan, lookahead), _note(draft.folder, note)]
+    parts += [_serving(draft, record, plan, settings), _note(draft.folder, note)]
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def _head(draft: "Draft", record: "Deployed") -> str:
-    tags = ["speculative-decoding", {"lm": "draft-model", "eagle": "eagle", "eagle3": "eagle3"}[record.kind]]
+def _head(draft: TrainedDraft, record: Deployed) -> str:
+    kind, layers, engine = draft.kind, draft.shape.num_layers, for_format(record.format)
+    tags = ["speculative-decoding", kind.name if kind.role == "head" else "draft-model"]
     lines = ["---", f"base_model: {json.dumps(record.target)}", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
-    kind = KINDS[record.kind]
-    if record.kind == "eagle3" and draft.shape.num_layers > 1:
-        kind = f"EAGLE-3 draft head of {draft.shape.num_layers} layers (Scylla)"
-    said = f"{kind[0].upper()}{kind[1:]} for speculative decoding of {record.target}, for {LOADS[record.format]}."
-    lines += [f"# {record.draft}", "", said, ""]
+    name = f"{kind.label} draft head" if kind.role == "head" else "Independent draft model"
+    deep = f" of {layers} layers ({kind.deep_label})" if kind.deep_label and layers > 1 else ""
+    runtime = engine.formats[record.format] if engine else ANY_RUNTIME
+    lines += [f"# {record.draft}", "", f"{name}{deep} for speculative decoding of {record.target}, for {runtime}.", ""]
     return "\n".join(lines)
 
 
-def _table(draft: "Draft", record: "Deployed") -> str:
+def _table(draft: TrainedDraft, record: Deployed) -> str:
     shape = draft.shape
     rows = {
         "target": record.target,
@@ -53,9 +47,9 @@ def _table(draft: "Draft", record: "Deployed") -> str:
         "parameters (stored weights)": f"{shape.params:,}",
         "vocabulary": f"{shape.vocab_size:,}",
     }
-    if record.kind == "eagle3":
+    if draft.kind.own_lm_head:
         rows["draft vocabulary"] = f"{shape.draft_vocab_size or shape.vocab_size:,}"
-        rows["target's streams read"] = ", ".join(map(str, getattr(draft.model, "feature_layers", ())))
+        rows["target's hidden states read"] = ", ".join(map(str, getattr(draft.model, "feature_layers", ())))
     rows["weights"] = record.dtype
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""])
 
@@ -87,7 +81,7 @@ def _recipe(recipe: dict[str, Any], folder: Path) -> Iterator[str]:
         yield f"- began from: {Path(init).name}"
 
 
-def _measured(record: "Deployed", observations: Sequence[Observation]) -> str:
+def _measured(record: Deployed, observations: Sequence[Observation]) -> str:
     """Rows that are of this draft on this target, as they were measured; of another draft none."""
     rows = [row for row in observations if _is_of(row, record)]
     if not rows:
@@ -102,17 +96,18 @@ def _measured(record: "Deployed", observations: Sequence[Observation]) -> str:
     return "\n".join([*lines, "", "Tokens per step count the target's own token.", ""])
 
 
-def _is_of(row: Observation, record: "Deployed") -> bool:
+def _is_of(row: Observation, record: Deployed) -> bool:
     return row.tokens_per_step is not None and row.draft is not None and row.draft == record.draft
 
 
-def _serving(record: "Deployed", plan: Plan | None, lookahead: int) -> str:
-    if record.format == "hf":
+def _serving(draft: TrainedDraft, record: Deployed, plan: Plan | None, settings: Mapping[str, Any]) -> str:
+    engine = for_format(record.format)
+    if engine is None:
         return ""
     lines = ["## Serving", "", "```sh", f"sh {SERVE}", "```", ""]
     if plan is None:
-        said = f"Set to {lookahead} draft tokens per step, planned for no load; `foredraft deploy --plan` takes a plan's schedule."
-        return "\n".join([*lines, said, ""])
+        chain = f"Set to {engine.lookahead(settings)} draft tokens per step, planned for no load"
+        return "\n".join([*lines, f"{chain}; `foredraft deploy --plan` takes a plan's schedule.", ""])
     load = f"{plan.workload.input_len:g} prompt and {plan.workload.output_len:g} answer tokens"
     lines += [f"Planned for {plan.devices} × {plan.machine}, {load}:", ""]
     lines += ["| clients | draft tokens | predicted speedup |", "|---|---|---|"]
@@ -121,11 +116,7 @@ def _serving(record: "Deployed", plan: Plan | None, lookahead: int) -> str:
         lines.append(
             f"| {step.concurrency} | {step.lookahead} | {gain.value:.2f} ({gain.low:.2f} to {gain.high:.2f}) |"
         )
-    if record.format == "sglang":
-        lines += ["", "SGLang has one setting for all loads: that of the first row that speculates."]
-    else:
-        lines += ["", f"vLLM runs it by method `{METHODS[record.kind]}` and drafts chains."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", engine.serving_note(draft.kind, settings, plan), ""])
 
 
 def _note(folder: Path, note: str | None) -> str:

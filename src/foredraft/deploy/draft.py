@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
+from foredraft.kinds import LM, Kind, of_shape
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
@@ -20,11 +21,11 @@ from foredraft.shapes import Shape
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class Draft(NamedTuple):
-    """`kind`: lm, eagle or eagle3. `dtype`: of the stored weights."""
+class TrainedDraft(NamedTuple):
+    """`dtype`: of the stored weights."""
 
     folder: Path
-    kind: str
+    kind: Kind
     model: Decoder | DraftHead
     dtype: torch.dtype
 
@@ -33,7 +34,7 @@ class Draft(NamedTuple):
         return self.model.shape
 
 
-def read_draft(folder: str | Path, target: str | Path) -> Draft:
+def read_draft(folder: str | Path, target: str | Path) -> TrainedDraft:
     """The draft in a folder; a head beside its target. Raises ValueError, one line, on one that is no draft of it."""
     path = Path(folder)
     checkpoint = Checkpoint(path)
@@ -41,10 +42,10 @@ def read_draft(folder: str | Path, target: str | Path) -> Draft:
     if fc is None:
         kinds = [stored.kind for stored in checkpoint.stored.values() if stored.kind in TYPES]
         dtype = TYPES[kinds[0]] if kinds else torch.float32
-        return Draft(path, "lm", load(path, dtype), dtype)
+        return TrainedDraft(path, LM, load(path, dtype), dtype)
     dtype = TYPES.get(fc.kind, torch.float32)
     head = as_llama(load_head(path, hollow(target), dtype))
-    return Draft(path, kinds.of_shape(head.shape).name, head, dtype)
+    return TrainedDraft(path, of_shape(head.shape), head, dtype)
 
 
 def hollow(target: str | Path) -> Decoder:
@@ -83,5 +84,5 @@ def target_embedding(target: str | Path) -> torch.Tensor | None:
 
 def token_keys(config: dict[str, Any]) -> dict[str, Any]:
     """A target's token ids and context, which its draft's config repeats."""
-    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
-    return {key: config[key] for key in kept if config.get(key) is not None}
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+    return {key: config[key] for key in keys if config.get(key) is not None}

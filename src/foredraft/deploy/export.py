@@ -14,34 +14,34 @@ import safetensors.torch
 import torch
 
 from foredraft import records
-from foredraft.deploy import launch
 from foredraft.deploy.card import card
 from foredraft.deploy.check import check
-from foredraft.deploy.draft import Draft, read_draft, target_embedding, token_keys
+from foredraft.deploy.draft import TrainedDraft, read_draft, target_embedding, token_keys
 from foredraft.deploy.findings import Finding, errors
-from foredraft.deploy.folder import CONFIG
+from foredraft.deploy.folder import CONFIG, RECORD, SERVE, Deployed
 from foredraft.deploy.target_rules import config_of
 from foredraft.deploy.vocabulary import copy_tokenizer, fitted, vocabulary
+from foredraft.engines import ENGINES, LOADERS, USUAL, Engine, for_format, speculators
+from foredraft.kinds import Kind
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
-from foredraft.models.eagle3 import IDS, Eagle3Head
 from foredraft.models.heads import save_head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
 from foredraft.runs import name_of
 from foredraft.shapes.folder import SINGLE
 
-FORMATS = ("vllm", "sglang", "speculators", "hf")
+PLAIN = "hf"  # for whoever loads Hugging Face folders
+FORMATS = (*(form for engine in ENGINES.values() for form in engine.formats), PLAIN)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-VERSION = "0.1.0"  # of the speculators format that is written
 
 
-class Settings(Record, frozen=True):
+class ExportSettings(Record, frozen=True):
     """How to export. `dtype`: of the weights, as they are stored where None. `lookahead`: without a plan. `verifier`: the target's
     name in a speculators config, its folder where None. `note`: words for the card.
     """
 
-    format: str = "vllm"
+    format: str = USUAL.name
     dtype: str | None = None
     lookahead: int = 4
     verifier: str | None = None
@@ -54,18 +54,6 @@ class Settings(Record, frozen=True):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.lookahead < 1:
             raise ValueError(f"lookahead must be at least 1, got {self.lookahead}")
-
-
-class Deployed(Record, frozen=True):
-    """What `deploy.json` says of the folder it lies in."""
-
-    kind: str
-    format: str
-    engines: tuple[str, ...]
-    dtype: str
-    target: str
-    draft: str
-    planned: bool
 
 
 class Exported(NamedTuple):
@@ -81,7 +69,7 @@ def export(
     draft: str | Path,
     target: str | Path,
     out: str | Path,
-    settings: Settings,
+    settings: ExportSettings,
     *,
     plan: Plan | None = None,
     observations: Sequence[Observation] = (),
@@ -89,78 +77,112 @@ def export(
     """Write the draft in a folder for an engine. Raises ValueError where the format cannot hold it, and where the folder written
     does not pass `check`.
     """
-    config, held = config_of(target), read_draft(draft, target)
-    _refuse(held, settings.format)
-    if plan is not None:
-        launch.check_plan(plan, held.kind)
-        settings = msgspec.structs.replace(settings, lookahead=max(step.lookahead for step in plan.schedule))
+    config, trained = config_of(target), read_draft(draft, target)
+    engine = for_format(settings.format)
+    _refuse(trained, settings.format, engine)
+    launched = _launched(trained.kind, engine, plan, settings.lookahead, str(Path(out).resolve()))
     name = Path(target).resolve().name
     record = Deployed(
-        kind=held.kind, format=settings.format, engines=_engines(held, settings.format),
-        dtype=settings.dtype or str(held.dtype).removeprefix("torch."), target=name, draft=name_of(draft), planned=plan is not None,
+        kind=trained.kind.name, format=settings.format, engines=_engines(trained, settings.format),
+        dtype=settings.dtype or str(trained.dtype).removeprefix("torch."), target=name, draft=name_of(draft), planned=plan is not None,
     )  # fmt: skip
     with records.whole_folder(out) as folder:
-        notes = _weights(held, Path(target), config, folder, settings, DTYPES[record.dtype])
+        if engine is not None:
+            settings = msgspec.structs.replace(settings, lookahead=engine.lookahead(launched))
+            _write_launch(folder, Path(target), record, engine, launched, plan)
+        notes = _weights(trained, Path(target), config, folder, settings, DTYPES[record.dtype])
         copy_tokenizer(target, folder)
-        _launch(folder, Path(out), Path(target), record, plan, settings.lookahead)
-        records.write(folder / launch.DEPLOY, record)
-        text = card(held, record, plan, observations, settings.note, settings.lookahead)
+        records.write(folder / RECORD, record)
+        text = card(trained, record, plan, observations, settings.note, launched)
         records.write_bytes(folder / "README.md", text.encode())
-        found = check(folder, target)
-        if bad := errors(found):
+        findings = check(folder, target)
+        if bad := errors(findings):
             raise ValueError(f"{out}: not written, since it would not serve: {bad[0]}")
         files = sorted(path.name for path in folder.iterdir())
     if plan is not None and Path(plan.target).name != name:
         notes.append(f"the plan is for {plan.target}, this target is {name}: its schedule may not suit")
-    return Exported(record, files, found, notes)
+    return Exported(record, files, findings, notes)
 
 
-def _refuse(draft: Draft, format: str) -> None:
-    """What a format has no place for."""
-    shape = draft.shape
-    if format == "speculators" and draft.kind != "eagle3":
+def _launched(kind: Kind, engine: Engine | None, plan: Plan | None, lookahead: int, folder: str) -> dict[str, Any]:
+    """The engine's settings for a draft in `folder`: what the plan holds for it, else a chain; {} of a folder for no engine."""
+    if plan is not None:
+        _check_plan(plan, kind)
+    if engine is None:
+        return {}
+    if plan is not None and engine.name not in plan.settings:
         raise ValueError(
-            f"format speculators: vLLM reads EAGLE-3 heads from it, not {draft.kind}; use --format vllm, or hf"
+            f"the plan speculates at no load on {engine.label}: serve the target alone, or leave out --plan"
         )
-    if draft.kind == "lm":
+    return engine.launched(plan.settings[engine.name] if plan else engine.chain(lookahead), kind, folder)
+
+
+def _check_plan(plan: Plan, kind: Kind) -> None:
+    """Raise where a plan is for another kind of draft, or speculates nowhere."""
+    if plan.draft is None or not any(step.lookahead for step in plan.schedule):
+        raise ValueError("the plan speculates at no load: serve the target alone, or leave out --plan")
+    if plan.draft.kind != kind.role:
+        raise ValueError(
+            f"the plan is for a draft of kind {plan.draft.kind} ({plan.draft.name}), but this draft is {kind.name}"
+        )
+
+
+def _refuse(draft: TrainedDraft, format: str, engine: Engine | None) -> None:
+    """What a format has no place for."""
+    shape, kind = draft.shape, draft.kind
+    if format == "speculators" and not kind.own_lm_head:
+        raise ValueError(
+            f"format speculators: vLLM reads EAGLE-3 heads from it, not {kind.name}; use --format vllm, or hf"
+        )
+    if kind.role != "head":
         return
-    if shape.qk_norm and (format == "sglang" or draft.kind == "eagle"):
+    loader = (engine or USUAL).heads[kind.name]
+    if shape.qk_norm and loader.qk_norm is None:
         raise ValueError(f"format {format}: no class there norms queries and keys of a head; EAGLE-3 on vLLM does")
-    if format == "sglang" and draft.kind == "eagle3" and (shape.qkv_bias or shape.mlp_bias):
-        raise ValueError("format sglang: its EAGLE-3 layers have no biases and would skip them; use --format vllm")
+    if (shape.qkv_bias or shape.mlp_bias) and not loader.layer_biases:
+        raise ValueError(
+            f"format {format}: its EAGLE-3 layers have no biases and would skip them; use --format {USUAL.name}"
+        )
 
 
-def _engines(draft: Draft, format: str) -> tuple[str, ...]:
-    """The engines whose rules a folder of this format keeps: models and plain EAGLE-3 heads load in both, but vLLM stops at a map
-    that maps nothing.
+def _engines(draft: TrainedDraft, format: str) -> tuple[str, ...]:
+    """The engines whose rules a folder of this format keeps: models and plain EAGLE-3 heads load in all, but a strict one stops at a
+    map that maps nothing.
     """
-    if (draft.kind == "eagle" and format == "sglang") or (format == "hf" and _maps_nothing(draft)):
-        return ("sglang",)
-    return ("vllm",) if format == "speculators" or draft.kind == "eagle" or _own_class(draft) else ("vllm", "sglang")
+    own = for_format(format) or USUAL
+    if draft.kind.role != "head":
+        return tuple(LOADERS)
+    if format == "speculators" or _own_class(draft):
+        return (own.name,)
+    loaders = {name: engine.heads[draft.kind.name] for name, engine in LOADERS.items()}
+    if format == PLAIN and _maps_nothing(draft):
+        return tuple(name for name, loader in loaders.items() if loader.identity_map)
+    form = loaders[own.name].architectures[0]
+    return tuple(name for name, loader in loaders.items() if loader.architectures[0] == form)
 
 
-def _own_class(draft: Draft) -> bool:
-    """Whether an EAGLE-3 head has what vLLM alone computes: biases, or norms of queries and keys."""
+def _own_class(draft: TrainedDraft) -> bool:
+    """Whether a head with its own LM head has what one engine alone computes: biases, or norms of queries and keys."""
     shape = draft.shape
-    return draft.kind == "eagle3" and (shape.qkv_bias or shape.mlp_bias or shape.qk_norm)
+    return draft.kind.own_lm_head and (shape.qkv_bias or shape.mlp_bias or shape.qk_norm)
 
 
 def _weights(
-    draft: Draft, target: Path, config: dict[str, Any], folder: Path, settings: Settings, dtype: torch.dtype
+    draft: TrainedDraft,
+    target: Path,
+    config: dict[str, Any],
+    folder: Path,
+    settings: ExportSettings,
+    dtype: torch.dtype,
 ) -> list[str]:
     """Weights and config; give what was done that was not asked for."""
     if isinstance(draft.model, Decoder):
         return _write_model(draft, draft.model, target, config, folder, dtype)
-    layout = (
-        HeadLayout("LlamaForCausalLMEagle", fc_bias=True)
-        if (settings.format, draft.kind) == ("sglang", "eagle")
-        else None
-    )
-    more = token_keys(config)
-    if draft.shape.qk_norm:
-        more["architectures"] = ["Eagle3Qwen3ForCausalLM"]
-    save_head(draft.model, folder, dtype=dtype, layout=layout, more=more)
-    if settings.format in ("hf", "speculators"):
+    loader = (for_format(settings.format) or USUAL).heads[draft.kind.name]
+    architecture = (draft.shape.qk_norm and loader.qk_norm) or loader.architectures[0]
+    layout = HeadLayout(architecture, fc_bias=loader.fc_bias)
+    save_head(draft.model, folder, dtype=dtype, layout=layout, more=token_keys(config))
+    if settings.format in (PLAIN, "speculators"):
         notes = _with_embedding(draft.model, target, folder, dtype)
         if settings.format == "speculators":
             _as_speculators(folder, settings, target, config)
@@ -171,14 +193,14 @@ def _weights(
 
 
 def _write_model(
-    draft: Draft, model: Decoder, target: Path, config: dict[str, Any], folder: Path, dtype: torch.dtype
+    draft: TrainedDraft, model: Decoder, target: Path, config: dict[str, Any], folder: Path, dtype: torch.dtype
 ) -> list[str]:
     """A standalone model: the target's vocabulary, token ids and tokenizer."""
-    own, theirs = vocabulary(draft.folder), vocabulary(target)
-    if own is not None and theirs is not None and own != theirs:
+    words, target_words = vocabulary(draft.folder), vocabulary(target)
+    if words is not None and target_words is not None and words != target_words:
         raise ValueError(f"{draft.folder}: its tokenizer is not the target's; a draft model must share it")
     rows, have = int(config["vocab_size"]), model.shape.vocab_size
-    if (own is None or theirs is None) and abs(have / rows - 1) > 0.01:
+    if (words is None or target_words is None) and abs(have / rows - 1) > 0.01:
         raise ValueError(f"{draft.folder}: vocab_size {have} is not the target's {rows}, and no tokenizer.json says that they agree")  # fmt: skip
     state = dict(model.state_dict())
     for name in ("embed_tokens.weight", "lm_head.weight"):
@@ -213,11 +235,11 @@ def _with_embedding(head: DraftHead, target: Path, folder: Path, dtype: torch.dt
     return []
 
 
-def _maps_nothing(draft: Draft) -> bool:
+def _maps_nothing(draft: TrainedDraft) -> bool:
     """Whether a plain EAGLE-3 head drafts the whole vocabulary, each token under its own id."""
-    head = draft.model
-    whole = isinstance(head, Eagle3Head) and len(head.d2t) == draft.shape.vocab_size and not bool(head.d2t.any())
-    return whole and not _own_class(draft)
+    d2t = draft.model.state_dict().get("d2t")
+    identity = d2t is not None and len(d2t) == draft.shape.vocab_size and not bool(d2t.any())
+    return identity and not _own_class(draft)
 
 
 def _with_map(folder: Path, vocab_size: int) -> None:
@@ -227,52 +249,24 @@ def _with_map(folder: Path, vocab_size: int) -> None:
     records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors | maps, metadata={"format": "pt"}))
 
 
-def _as_speculators(folder: Path, settings: Settings, target: Path, config: dict[str, Any]) -> None:
-    """The flat folder of an EAGLE-3 head in the speculators format: config nested, layer 0 as `layers.0.`, norms once."""
+def _as_speculators(folder: Path, settings: ExportSettings, target: Path, config: dict[str, Any]) -> None:
+    """A head's flat folder in the speculators format: config nested, layer 0 as `layers.0.`, norms once."""
     tensors = safetensors.torch.load_file(folder / SINGLE)
     named = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()}
-    kept = {name: one for name, one in named.items() if "hidden_norm" not in name or name.startswith("layers.0.")}
-    records.write_bytes(folder / SINGLE, safetensors.torch.save(kept, metadata={"format": "pt"}))
-    flat = records.read(dict[str, Any], folder / CONFIG)
-    records.write(folder / CONFIG, speculators_config(flat, settings, str(target), config))
+    tensors = {
+        name: tensor for name, tensor in named.items() if "hidden_norm" not in name or name.startswith("layers.0.")
+    }
+    records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    flat, verifier = records.read(dict[str, Any], folder / CONFIG), settings.verifier or str(target)
+    nested = speculators.nested_config(flat, settings.lookahead, verifier, config.get("architectures") or [])
+    records.write(folder / CONFIG, nested)
 
 
-OWN_KEYS = (
-    "draft_vocab_size", "target_hidden_size", "norm_before_residual", "fc_norm", "norm_output", IDS, "tie_word_embeddings",
-    "torch_dtype",
-)  # fmt: skip
-
-
-def speculators_config(
-    flat: dict[str, Any], settings: Settings, target: str, target_config: dict[str, Any]
-) -> dict[str, Any]:
-    """The nested config of a flat one. Every switch is written: an absent norm_before_residual would mean true."""
-    dropped = (*OWN_KEYS, "architectures", "eagle_config")
-    own = {key: flat[key] for key in OWN_KEYS if key in flat}
-    method = {"proposal_type": "greedy", "speculative_tokens": settings.lookahead, "verifier_accept_k": 1, "accept_tolerance": 0.0}  # fmt: skip
-    verifier = {"name_or_path": settings.verifier or target, "architectures": target_config.get("architectures") or []}
-    return own | {
-        "architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3", "speculators_version": VERSION,
-        "norm_before_fc": False, "embed_requires_grad": False,
-        "transformer_layer_config": {key: value for key, value in flat.items() if key not in dropped},
-        "speculators_config": {
-            "algorithm": "eagle3", "default_proposal_method": "greedy", "proposal_methods": [method], "verifier": verifier,
-        },
-    }  # fmt: skip
-
-
-def _launch(folder: Path, out: Path, target: Path, record: Deployed, plan: Plan | None, lookahead: int) -> None:
-    """Settings and script of the format's own engine; a plain Hugging Face folder is for whoever loads those."""
-    path = str(target.resolve())
-    if record.format == "sglang":
-        flags = launch.sglang_flags(record.kind, plan, lookahead)
-        records.write(folder / launch.FLAGS, flags)
-        script = launch.sglang_script(record.target, path, flags, plan)
-    elif record.format in ("vllm", "speculators"):
-        config = launch.speculative_config(record.kind, plan, lookahead, str(out.resolve()))
-        records.write(folder / launch.SPECULATIVE, config)
-        script = launch.vllm_script(record.target, path, plan)
-    else:
-        return
-    records.write_bytes(folder / launch.SERVE, script.encode())
-    (folder / launch.SERVE).chmod(0o755)
+def _write_launch(
+    folder: Path, target: Path, record: Deployed, engine: Engine, launched: dict[str, Any], plan: Plan | None
+) -> None:
+    """Settings and script of the format's own engine."""
+    records.write(folder / engine.launch_file, launched)
+    script = engine.script(record.target, str(target.resolve()), launched, plan)
+    records.write_bytes(folder / SERVE, script.encode())
+    (folder / SERVE).chmod(0o755)

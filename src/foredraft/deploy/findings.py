@@ -1,14 +1,17 @@
 """What is wrong with a draft's folder, in words that a person can act on.
 
-Refuses to know: how it was found.
+Refuses to know: how it was noticed.
 """
 
 from collections.abc import Sequence
 
+import msgspec
+
+from foredraft.engines import ENGINES
+from foredraft.engines.loading import Fault
 from foredraft.records import Record
 
-ENGINES = ("vllm", "sglang")
-SPELT = {"vllm": "vLLM", "sglang": "SGLang", "both": "any engine"}
+BOTH = "both"  # what every judged engine does alike
 
 
 class Finding(Record, frozen=True):
@@ -21,28 +24,29 @@ class Finding(Record, frozen=True):
     where: str
     effect: str
     remedy: str
-    engine: str = "both"
+    engine: str = BOTH
     level: str = "error"
 
     def __str__(self) -> str:
-        return f"{self.level} {self.code} ({SPELT[self.engine]}): {self.where}: {self.effect}; {self.remedy}"
+        label = ENGINES[self.engine].label if self.engine in ENGINES else "any engine"
+        return f"{self.level} {self.code} ({label}): {self.where}: {self.effect}; {self.remedy}"
+
+
+def finding(fault: Fault, engine: str) -> Finding:
+    """A fault as `engine` sees it."""
+    return Finding(engine=engine, **fault._asdict())
 
 
 def errors(findings: Sequence[Finding]) -> list[Finding]:
     """Those that keep a draft from working as it was trained."""
-    return [one for one in findings if one.level == "error"]
+    return [finding for finding in findings if finding.level == "error"]
 
 
 def merged(findings: Sequence[Finding]) -> list[Finding]:
     """Errors first, each once: what every judged engine does alike is told once for both."""
-    kept: dict[tuple[str, str, str, str], Finding] = {}
-    for one in findings:
-        key = (one.code, one.where, one.effect, one.level)
-        twin = kept.get(key)
-        alike = twin is not None and twin.engine != one.engine
-        kept[key] = _for_both(one) if alike else one
-    return sorted(kept.values(), key=lambda one: (one.level != "error", one.code, one.where))
-
-
-def _for_both(one: Finding) -> Finding:
-    return Finding(code=one.code, where=one.where, effect=one.effect, remedy=one.remedy, level=one.level)
+    distinct: dict[tuple[str, str, str, str], Finding] = {}
+    for finding in findings:
+        key = (finding.code, finding.where, finding.effect, finding.level)
+        alike = key in distinct and distinct[key].engine != finding.engine
+        distinct[key] = msgspec.structs.replace(finding, engine=BOTH) if alike else finding
+    return sorted(distinct.values(), key=lambda finding: (finding.level != "error", finding.code, finding.where))

@@ -11,20 +11,33 @@ from typing import Any, NamedTuple
 
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.key_types import typed
-from foredraft.deploy.launch import SPECULATIVE
+from foredraft.engines import LOADERS, speculators
+from foredraft.kinds import CHECKPOINTS, Kind, of_checkpoint
 from foredraft.models.checkpoint import Checkpoint, StoredTensor
+from foredraft.records import Record
 from foredraft.shapes import unfolded
 from foredraft.shapes.folder import INDEX, SINGLE
 
-CONFIG = "config.json"
+CONFIG, RECORD, SERVE = "config.json", "deploy.json", "serve.sh"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-SPECULATORS = ("speculators_model_type", "speculators_config", "transformer_layer_config")
 # What older heads call some tensors.
 _ALIASES = {"midlayer.": "layers.0.", "aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2."}  # fmt: skip
 
 
-class Folder(NamedTuple):
-    """`config` is unfolded, `raw` as it stands. `kind`: lm, eagle or eagle3. `names`: of each tensor on file, by the name that it
+class Deployed(Record, frozen=True):
+    """What `deploy.json` says of the folder it lies in. `kind`: a checkpoint's, by name; `target`, `draft`: their names."""
+
+    kind: str
+    format: str
+    engines: tuple[str, ...]
+    dtype: str
+    target: str
+    draft: str
+    planned: bool
+
+
+class DraftFolder(NamedTuple):
+    """`config` is unfolded, `raw` as it stands. `names`: of each tensor on file, by the name that it
     has in a loader (layer 0 as `layers.0.`), without `model.` where a head has it.
     """
 
@@ -32,35 +45,35 @@ class Folder(NamedTuple):
     raw: dict[str, Any]
     config: dict[str, Any]
     checkpoint: Checkpoint
-    kind: str
+    kind: Kind
     names: dict[str, str]
 
     @property
     def speculators(self) -> bool:
-        return any(key in self.raw for key in SPECULATORS)
+        return speculators.is_one(self.raw)
 
     def stored(self, name: str) -> StoredTensor | None:
         """The header of a tensor by its name in a loader."""
         return self.checkpoint.stored[self.names[name]] if name in self.names else None
 
 
-def opened(path: str | Path) -> tuple[Folder | None, list[Finding]]:
+def opened(path: str | Path) -> tuple[DraftFolder | None, list[Finding]]:
     """A folder with what is wrong with its files; None where config or weights cannot be read at all."""
     path = Path(path)
-    found = _pickles(path)
-    raw, why = _config(path)
+    findings = _pickles(path)
+    raw, unreadable = _config(path)
     if raw is None:
-        return None, [*found, why] if why else found
+        return None, [*findings, unreadable] if unreadable else findings
     try:
         checkpoint = Checkpoint(path)
     except ValueError as error:
-        return None, [*found, _unreadable(path, str(error))]
-    raw, wrong = typed(raw)
-    found += wrong
+        return None, [*findings, _unreadable(path, str(error))]
+    raw, mistyped = typed(raw)
+    findings += mistyped
     config = unfolded(raw)
-    kind = kind_of(config, checkpoint)
-    kind = kind if kind != "lm" else _launched_as(path) or kind
-    return Folder(path, raw, config, checkpoint, kind, _names(checkpoint, kind)), found
+    kind = of_checkpoint(config, checkpoint.stored)
+    kind = kind if kind.role == "head" else _launched_as(path) or kind
+    return DraftFolder(path, raw, config, checkpoint, kind, _names(checkpoint, kind)), findings
 
 
 def _config(path: Path) -> tuple[dict[str, Any] | None, Finding | None]:
@@ -101,29 +114,30 @@ def _pickles(path: Path) -> list[Finding]:
     ]  # fmt: skip
 
 
-def kind_of(config: dict[str, Any], checkpoint: Checkpoint) -> str:
-    """What the tensors make it, and where they do not say, what `architectures` calls it."""
-    names = [name.removeprefix("model.") for name in checkpoint.stored]
-    architectures = [str(one) for one in config.get("architectures") or ()]
-    fused = any(".hidden_norm." in name or name in ("d2t", "t2d", "norm.weight") for name in names)
-    if "fc.weight" in names:
-        return "eagle3" if fused else "eagle"
-    if any("Eagle3" in one for one in architectures) or any(name.startswith("midlayer.") for name in names):
-        return "eagle3"
-    return "eagle" if any("Eagle" in one for one in architectures) else "lm"
-
-
-def _launched_as(path: Path) -> str | None:
+def _launched_as(path: Path) -> Kind | None:
     """The head that the folder's own settings start it as, since one whose `fc` is missing looks like a model."""
+    heads = [kind for kind in CHECKPOINTS.values() if kind.role == "head"]
+    for name, engine in LOADERS.items():
+        settings = read_settings(path / engine.launch_file)
+        for kind in heads:
+            if kind.engine_names[name] in (settings or {}).values():
+                return kind
+    return None
+
+
+def read_settings(file: Path) -> dict[str, Any] | None:
+    """The JSON object of launch settings; {} for what is none, None where there is no file."""
+    if not file.is_file():
+        return None
     try:
-        method = json.loads((path / SPECULATIVE).read_bytes())["method"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # none, or broken, which `launch` judges
-    return method if method in ("eagle", "eagle3") else None
+        settings = json.loads(file.read_bytes())
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
-def _names(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
-    if kind == "lm":
+def _names(checkpoint: Checkpoint, kind: Kind) -> dict[str, str]:
+    if kind.role != "head":
         return {name: name for name in checkpoint.stored}
     return {canonical(name): name for name in checkpoint.stored}
 

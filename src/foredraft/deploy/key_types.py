@@ -6,39 +6,39 @@ Refuses to know: what the keys mean.
 from typing import Any
 
 from foredraft.deploy.findings import Finding
-from foredraft.deploy.loaders import IDS
+from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS
 
 COUNTS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
     "draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_aux_hidden_states",
 )  # fmt: skip
-OBJECTS = ("eagle_config", "transformer_layer_config", "speculators_config", "rope_scaling", "rope_parameters")
+OBJECTS = (AUX_CONFIG, "transformer_layer_config", "speculators_config", "rope_scaling", "rope_parameters")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NAMES = ("torch_dtype", "dtype", "model_type")
 
 
 def typed(config: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     """A config without its keys of a wrong type, nested ones too, and a finding for each. Null is told of elsewhere."""
-    kept, found = {}, []
+    valid, findings = {}, []
     for key, value in config.items():
-        wanted = _wanted(key, value)
-        if wanted is not None and value is not None:
-            found.append(_finding(key, value, wanted))
+        expected = _expected(key, value)
+        if expected is not None and value is not None:
+            findings.append(_finding(key, value, expected))
             continue
-        if key in ("eagle_config", "transformer_layer_config") and isinstance(value, dict):
+        if key in (AUX_CONFIG, "transformer_layer_config") and isinstance(value, dict):
             value, more = typed(value)
-            found += more
-        kept[key] = value
-    return kept, found
+            findings += more
+        valid[key] = value
+    return valid, findings
 
 
-def _wanted(key: str, value: Any) -> str | None:
+def _expected(key: str, value: Any) -> str | None:
     """What a key's value should be, where it is not."""
     if key in COUNTS:
         return None if _is_int(value) and value > 0 else "a positive whole number"
     if key in OBJECTS:
         return None if isinstance(value, dict) else "an object"
-    if key == IDS:
+    if key == AUX_LAYER_IDS:
         return None if _all(value, int) else "a list of whole numbers"
     if key == "architectures":
         return None if _all(value, str) else "a list of names"
@@ -54,10 +54,10 @@ def _is_int(value: Any) -> bool:
 
 
 def _all(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in value)
+    return isinstance(value, list) and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
 
 
-def _finding(key: str, value: Any, wanted: str) -> Finding:
+def _finding(key: str, value: Any, expected: str) -> Finding:
     return Finding(
-        code="key-type", where=key, effect=f"is {value!r}, and loaders take {wanted}", remedy=f"write {wanted}, or leave it out"
+        code="key-type", where=key, effect=f"is {value!r}, and loaders take {expected}", remedy=f"write {expected}, or leave it out"
     )  # fmt: skip

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from foredraft.deploy.findings import Finding
-from foredraft.deploy.folder import SINGLE, Folder
-from foredraft.deploy.loaders import Shape, Sizes, Wanted, lacking, sizes_of, wanted
-from foredraft.models.checkpoint import FLOATS
+from foredraft.deploy.findings import BOTH, Finding, finding
+from foredraft.deploy.folder import DraftFolder
+from foredraft.engines import Engine
+from foredraft.engines.loading import ExpectedTensors, Sizes, TensorShape, head_tensors, lacking, sizes_of
+from foredraft.models.checkpoint import FLOATS, SINGLE
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import PREFIXES, read_config, stored_name
 
@@ -20,20 +21,21 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may
 
 
-def tensor_rules(folder: Folder, engine: str) -> Iterator[Finding]:
+def tensor_rules(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
     """Findings of names, shapes and types; of values too, which reads the whole file."""
     yield from _types(folder)
-    if folder.kind == "lm":
-        yield from _model(folder)
+    if folder.kind.role != "head":
+        yield from _model(folder, engine)
     elif not lacking(folder.config) and not folder.config.get("quantization_config"):
-        sizes = sizes_of(folder.config, folder.kind)
-        yield from _head(folder, sizes, wanted(sizes, folder.kind, engine), engine)
-        yield from _values(folder, sizes, engine)
+        yield from _head(folder, sizes := sizes_of(folder.config), engine)
+        if folder.kind.own_lm_head:
+            yield from _twins(folder, sizes)
+            yield from _map(folder, sizes)
     yield from _finite(folder)
 
 
-def _types(folder: Folder) -> Iterator[Finding]:
-    said = folder.config.get("torch_dtype") or folder.config.get("dtype")
+def _types(folder: DraftFolder) -> Iterator[Finding]:
+    stated = folder.config.get("torch_dtype") or folder.config.get("dtype")
     kinds = {}
     for name, stored in folder.checkpoint.stored.items():
         if name.split(".")[-1] in ("d2t", "t2d"):
@@ -44,10 +46,10 @@ def _types(folder: Folder) -> Iterator[Finding]:
             )  # fmt: skip
         kinds.setdefault(DTYPES.get(stored.kind), name)
     kinds.pop(None, None)
-    if said and kinds and str(said).removeprefix("torch.") not in (*kinds, "auto"):
+    if stated and kinds and str(stated).removeprefix("torch.") not in (*kinds, "auto"):
         first = next(iter(kinds))
         yield Finding(
-            code="dtype-key", where="torch_dtype", level="warning", effect=f"says {said}, but the weights are {first}: --dtype auto casts them",
+            code="dtype-key", where="torch_dtype", level="warning", effect=f"says {stated}, but the weights are {first}: --dtype auto casts them",
             remedy=f"write {first}",
         )  # fmt: skip
     if len(kinds) > 1:
@@ -57,7 +59,7 @@ def _types(folder: Folder) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _model(folder: Folder) -> Iterator[Finding]:
+def _model(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
     """A standalone model against the tensors of its own config."""
     try:
         shape, model_config = read_config(folder.path)
@@ -71,72 +73,68 @@ def _model(folder: Folder) -> Iterator[Finding]:
     prefixes = PREFIXES.get(shape.family, PREFIXES[""])
     prefix = next((p for p in prefixes if f"{p}embed_tokens.weight" in folder.names), prefixes[0])
     needed = {stored_name(name, shape, prefix): tuple(p.shape) for name, p in decoder.named_parameters()}
-    tied: dict[str, Shape] = {"lm_head.weight": (shape.vocab_size, shape.embed_width)} if shape.tie_embeddings else {}
-    yield from _compare(folder, Wanted(needed, tied), "both", shape.num_layers, shape.hidden_size)
+    tied: dict[str, TensorShape] = (
+        {"lm_head.weight": (shape.vocab_size, shape.embed_width)} if shape.tie_embeddings else {}
+    )
+    yield from _compare(folder, ExpectedTensors(needed, tied), engine, shape.num_layers, shape.hidden_size)
 
 
-def _head(folder: Folder, sizes: Sizes, expected: Wanted, engine: str) -> Iterator[Finding]:
+def _head(folder: DraftFolder, sizes: Sizes, engine: Engine) -> Iterator[Finding]:
+    loader = engine.heads[folder.kind.name]
     prefixed = [name for name in folder.checkpoint.stored if name.startswith("model.")]
-    if prefixed and not (engine == "sglang" and folder.kind == "eagle3"):
-        does = "stops at it" if engine == "vllm" else "skips it in silence"
+    if prefixed and not loader.prefixed:
         yield Finding(
-            code="prefix", where=prefixed[0], engine=engine, effect=f"the loader puts model. before every name and so {does}",
+            code="prefix", where=prefixed[0], engine=engine.name,
+            effect=f"the loader puts model. before every name and so {'stops at it' if engine.strict else 'skips it in silence'}",
             remedy="save a head's tensors without model.",
         )  # fmt: skip
-    yield from _older_names(folder, engine)
-    yield from _compare(folder, expected, engine, sizes.layers, sizes.hidden)
+    for fault in engine.name_faults(folder):
+        yield finding(fault, engine.name)
+    yield from _compare(folder, head_tensors(sizes, folder.kind, loader), engine, sizes.layers, sizes.hidden)
 
 
-def _older_names(folder: Folder, engine: str) -> Iterator[Finding]:
-    """Names that one engine, or some of its versions, does not take for what they are."""
-    names = [name.removeprefix("model.") for name in folder.checkpoint.stored]
-    legacy = next((name for name in names if name.startswith("aux_norm_")), None)
-    if legacy and engine == "vllm":
-        yield Finding(
-            code="unknown", where=legacy, engine="vllm", effect="is SGLang's older name: vLLM stops at it", remedy="rename it fc_norm.0, 1, 2"
-        )  # fmt: skip
-    first = next((name for name in names if name.startswith("layers.0.")), None)
-    if first and engine == "sglang" and folder.kind == "eagle3":
-        yield Finding(
-            code="midlayer", where=first, engine="sglang", level="warning", remedy="export with --format sglang, which writes midlayer.",
-            effect="SGLang knows layer 0 by this name since pull request 24663; older ones skip it in silence",
-        )  # fmt: skip
-
-
-def _compare(folder: Folder, expected: Wanted, engine: str, layers: int, hidden: int) -> Iterator[Finding]:
+def _compare(
+    folder: DraftFolder, expected: ExpectedTensors, engine: Engine, layers: int, hidden: int
+) -> Iterator[Finding]:
     known = expected.needed | expected.optional
+    judge = engine.name if folder.kind.role == "head" else BOTH
     yield from _layer_count(folder, layers)
     for name in expected.needed:
         if name not in folder.names and not _beyond(name, folder):
-            yield _missing(name, folder, engine)
+            yield _missing(name, folder, engine, judge)
     for name, stored in folder.names.items():
         if name not in known and not SPARE.search(name) and not _index(name) >= layers:
-            yield from _unknown(name, stored, folder, engine)
-    yield from _shapes(folder, known, hidden, engine)
+            yield _unknown(name, stored, folder, engine, judge)
+    yield from _shapes(folder, known, hidden, judge)
 
 
 def _index(name: str) -> int:
     """The layer a tensor belongs to, -1 for none."""
-    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    match = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
-def _beyond(name: str, folder: Folder) -> bool:
-    """Of a layer that the file has nothing of."""
-    return _index(name) > max((_index(one) for one in folder.names), default=-1)
+def _last(folder: DraftFolder) -> int:
+    """The last layer that the file has anything of; -1 for none."""
+    return max((_index(name) for name in folder.names), default=-1)
 
 
-def _layer_count(folder: Folder, layers: int) -> Iterator[Finding]:
-    found = 1 + max((_index(name) for name in folder.names), default=-1)
-    if found != layers:
+def _beyond(name: str, folder: DraftFolder) -> bool:
+    """Whether it is of a layer that the file has nothing of."""
+    return _index(name) > _last(folder)
+
+
+def _layer_count(folder: DraftFolder, layers: int) -> Iterator[Finding]:
+    stored = 1 + _last(folder)
+    if stored != layers:
         does = (
             "the others run on whatever memory held"
-            if found < layers
+            if stored < layers
             else "the rest stops the loader or is left out in silence"
         )
         yield Finding(
-            code="layer-count", where="num_hidden_layers", effect=f"is {layers}, but the file has tensors of {found} layers: {does}",
-            remedy=f"write {found}, or save all layers",
+            code="layer-count", where="num_hidden_layers", effect=f"is {layers}, but the file has tensors of {stored} layers: {does}",
+            remedy=f"write {stored}, or save all layers",
         )  # fmt: skip
 
 
@@ -146,60 +144,59 @@ _LACKS = {
 }  # fmt: skip
 
 
-def _missing(name: str, folder: Folder, engine: str) -> Finding:
-    """vLLM leaves such a parameter as memory held it, SGLang as it was initialised; neither says so."""
+def _missing(name: str, folder: DraftFolder, engine: Engine, judge: str) -> Finding:
+    """A loader leaves such a parameter as memory held it or as it was initialised; none says so."""
     effect = "is missing: the loader goes on with random values, without a word"
     remedy, code = f"save it under this name into {SINGLE}", _LACKS.get(name, "missing")
     twin = re.fullmatch(r"layers\.([1-9]\d*)\.(input_layernorm|hidden_norm)\.weight", name)
     if code == "fc-bias":
-        effect, remedy = "is missing: SGLang's fc has a bias and keeps a random one", "write zeros"
+        effect, remedy = f"is missing: {engine.label}'s fc has a bias and keeps a random one", "write zeros"
     elif code == "embedding":
         effect = "is missing: the target's table is of another width and cannot be shared"
     elif code == "d2t-missing":
         effect = "is missing: draft ids are taken for target ids, so that nothing is accepted"
         remedy = "save the offsets target id less draft id, int64"
-    elif twin and folder.kind == "eagle3":
-        code, effect = (
-            "twin-norm",
-            f"is missing: {engine} norms layer {twin[1]} by this name, and the norm stays at ones",
-        )
+    elif twin and folder.kind.own_lm_head:
+        code = "twin-norm"
+        effect = f"is missing: {engine.label} norms layer {twin[1]} by this name, and the norm stays at ones"
         remedy = "write input_layernorm and hidden_norm of layers from 1 on, equal"
     elif name.startswith(("fc_norm.", "input_norm.")):
         code = "fc-norm"
-    return Finding(code=code, where=name, engine=engine, effect=effect, remedy=remedy)
+    return Finding(code=code, where=name, engine=judge, effect=effect, remedy=remedy)
 
 
-def _unknown(name: str, stored: str, folder: Folder, engine: str) -> Iterator[Finding]:
-    stops = engine == "vllm" or folder.kind == "lm"
-    does = "is unknown: vLLM stops at it" if stops else "is unknown: SGLang skips it in silence"
+def _unknown(name: str, stored: str, folder: DraftFolder, engine: Engine, judge: str) -> Finding:
+    head, own_lm_head = folder.kind.role == "head", folder.kind.own_lm_head
+    who = engine.label if head else "the loader"
+    does = f"is unknown: {who} {'stops at it' if engine.strict or not head else 'skips it in silence'}"
     code, remedy, level = "unknown", "rename it as its loader does, or leave it out", "error"
     if name == "fc.bias":
         zero = not bool(folder.checkpoint.tensor(stored).any())
-        code, does = "fc-bias", f"is {'zeros' if zero else 'not zero'}: vLLM's fc has no bias and drops it in silence"
+        code, does = (
+            "fc-bias",
+            f"is {'zeros' if zero else 'not zero'}: {engine.label}'s fc has no bias and drops it in silence",
+        )
         remedy, level = "leave it out (train without one)", "warning" if zero else "error"
     elif name.endswith(".bias"):
-        code, does, remedy = (
-            "bias-dropped",
-            "is dropped in silence: the config gives this layer no bias",
-            "write attention_bias true",
-        )
-    elif name == "layers.0.input_layernorm.weight" and folder.kind == "eagle":
-        code, remedy = "layer0-norm", "leave it out: layer 0 of an EAGLE-1/2 head norms nothing"
-    elif name == "lm_head.weight" and folder.kind == "eagle":
-        code, remedy = "lm-head-spare", "leave it out: an EAGLE-1/2 head reads the target's"
-        level = "error" if engine == "vllm" else "warning"
-    elif name in ("d2t", "t2d") and folder.kind == "eagle3":
+        code, remedy = "bias-dropped", "write attention_bias true"
+        does = "is dropped in silence: the config gives this layer no bias"
+    elif name == "layers.0.input_layernorm.weight" and head and not own_lm_head:
+        code, remedy = "layer0-norm", f"leave it out: layer 0 of an {folder.kind.label} head norms nothing"
+    elif name == "lm_head.weight" and head and not own_lm_head:
+        code, remedy = "lm-head-spare", f"leave it out: an {folder.kind.label} head reads the target's"
+        level = "error" if engine.strict else "warning"
+    elif name in ("d2t", "t2d") and own_lm_head:
         code, remedy = "d2t-spare", "leave d2t and t2d out of a head over the whole vocabulary"
-        does = "maps nothing in a head over the whole vocabulary, and vLLM stops at it"
-    yield Finding(code=code, where=stored, engine="both" if folder.kind == "lm" else engine, effect=does, remedy=remedy, level=level)  # fmt: skip
+        does = f"maps nothing in a head over the whole vocabulary, and {engine.label} stops at it"
+    return Finding(code=code, where=stored, engine=judge, effect=does, remedy=remedy, level=level)
 
 
-def _shapes(folder: Folder, known: Mapping[str, Shape], hidden: int, engine: str) -> Iterator[Finding]:
+def _shapes(folder: DraftFolder, known: Mapping[str, TensorShape], hidden: int, judge: str) -> Iterator[Finding]:
     """Where stored shapes are not the config's. Of a wrong hidden_size, which makes all wrong, only that is told."""
     fc = folder.stored("fc.weight") or folder.stored("norm.weight") or folder.stored("model.norm.weight")
     if fc is not None and fc.shape[0] != hidden:
         yield Finding(
-            code="hidden-size", where="hidden_size", engine=engine, effect=f"is {hidden}, but the tensors are {fc.shape[0]} wide: the loader stops",
+            code="hidden-size", where="hidden_size", engine=judge, effect=f"is {hidden}, but the tensors are {fc.shape[0]} wide: the loader stops",
             remedy=f"write {fc.shape[0]}",
         )  # fmt: skip
         return
@@ -208,7 +205,7 @@ def _shapes(folder: Folder, known: Mapping[str, Shape], hidden: int, engine: str
         if stored is not None and stored.shape != shape:
             code, remedy = _wrong(name)
             yield Finding(
-                code=code, where=folder.names[name], engine=engine, remedy=remedy,
+                code=code, where=folder.names[name], engine=judge, remedy=remedy,
                 effect=f"is {list(stored.shape)}, but the config makes it {list(shape)}: the loader stops",
             )  # fmt: skip
 
@@ -219,19 +216,11 @@ def _wrong(name: str) -> tuple[str, str]:
     if name in ("embed_tokens.weight", "t2d") or name.endswith("embed_tokens.weight"):
         return "vocab", "write vocab_size as the target has it"
     if name == "fc.weight":
-        return "target-size", "write target_hidden_size and the number of streams as fc has them"
+        return "target-size", "write target_hidden_size and the number of hidden states as fc has them"
     return "shape", "write the sizes of the config as the tensors have them"
 
 
-def _values(folder: Folder, sizes: Sizes, engine: str) -> Iterator[Finding]:
-    if folder.kind != "eagle3":
-        return
-    yield from _twins(folder, sizes)
-    if "d2t" in folder.names:
-        yield from _map(folder, sizes)
-
-
-def _twins(folder: Folder, sizes: Sizes) -> Iterator[Finding]:
+def _twins(folder: DraftFolder, sizes: Sizes) -> Iterator[Finding]:
     for i in range(1, sizes.layers):
         pair = [f"layers.{i}.{name}.weight" for name in ("input_layernorm", "hidden_norm")]
         if all(name in folder.names for name in pair):
@@ -243,10 +232,11 @@ def _twins(folder: Folder, sizes: Sizes) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _map(folder: Folder, sizes: Sizes) -> Iterator[Finding]:
+def _map(folder: DraftFolder, sizes: Sizes) -> Iterator[Finding]:
     """d2t holds offsets, target id less draft id; t2d marks the same tokens."""
     stored = folder.stored("d2t")
-    assert stored is not None, "d2t is among the names"
+    if stored is None:
+        return
     if stored.kind != "I64":
         yield Finding(
             code="d2t-kind", where="d2t", effect=f"is {stored.kind}", remedy="save it as int64",
@@ -258,11 +248,12 @@ def _map(folder: Folder, sizes: Sizes) -> Iterator[Finding]:
     ids = offsets + torch.arange(len(offsets))
     if len(ids) and (ids.min() < 0 or ids.max() >= sizes.vocab):
         absolute = int(offsets.min()) >= 0 and int(offsets.max()) < sizes.vocab
-        said = (
+        remedy = (
             "it seems to hold the ids themselves: subtract the draft's" if absolute else "save target id less draft id"
         )
         yield Finding(
-            code="d2t-range", where="d2t", effect=f"leads to ids {int(ids.min())} to {int(ids.max())} of a vocabulary of {sizes.vocab}", remedy=said,
+            code="d2t-range", where="d2t", remedy=remedy,
+            effect=f"leads to ids {int(ids.min())} to {int(ids.max())} of a vocabulary of {sizes.vocab}",
         )  # fmt: skip
         return
     if len(ids.unique()) != len(ids):
@@ -273,7 +264,7 @@ def _map(folder: Folder, sizes: Sizes) -> Iterator[Finding]:
     yield from _mask(folder, ids, sizes)
 
 
-def _mask(folder: Folder, ids: Tensor, sizes: Sizes) -> Iterator[Finding]:
+def _mask(folder: DraftFolder, ids: Tensor, sizes: Sizes) -> Iterator[Finding]:
     stored = folder.stored("t2d")
     if stored is None or stored.shape != (sizes.vocab,):
         return
@@ -285,7 +276,7 @@ def _mask(folder: Folder, ids: Tensor, sizes: Sizes) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _finite(folder: Folder) -> Iterator[Finding]:
+def _finite(folder: DraftFolder) -> Iterator[Finding]:
     for name, stored in folder.checkpoint.stored.items():
         if stored.kind in FLOATS and not bool(torch.isfinite(folder.checkpoint.tensor(name)).all()):
             yield Finding(

@@ -57,28 +57,6 @@ class Efficiency(Record, frozen=True):
     occupancy: float = 0.75
 
 
-# SGLang captures the draft's passes in graphs. SpecForge's rows (GPU not stated) ask for a third to a half of vLLM's overheads; half is taken.
-ENGINES = {"vllm": Efficiency(), "sglang": Efficiency(draft_fixed_s=2.5e-4, draft_layer_s=2.2e-5, speculation_s=7.5e-4)}
-
-
-LAYER_S = 1e-5  # of a model's layer in Foredraft's own engine, beside what the probe's step of one layer holds
-
-
-def engine_efficiency(engine: str | None, machine: Machine | None = None) -> Efficiency:
-    """What is known of the engine that a text such as "vLLM, B300" names; vLLM's where it names none that is known.
-
-    Of "foredraft" on a machine whose step was probed: the rates of its record are then those reached, and its fixed costs
-    follow from the step; no other measurement stands behind the shares.
-    """
-    if machine is not None and machine.step_overhead_s and "foredraft" in (engine or "").lower():
-        step_s = machine.step_overhead_s
-        return Efficiency(
-            bandwidth=1.0, compute=1.0, target_fixed_s=step_s, target_layer_s=LAYER_S, draft_fixed_s=0.5 * step_s,
-            draft_layer_s=LAYER_S, speculation_s=step_s, tree_level_s=step_s,
-        )  # fmt: skip
-    return next((shares for name, shares in ENGINES.items() if name in (engine or "").lower()), ENGINES["vllm"])
-
-
 class ServedLoad(NamedTuple):
     """What a server does at one concurrency: output tokens/s, seconds to the first token and per output token,
     sequences running.

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from foredraft import kinds
+from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.checkpoint import Checkpoint, TensorError
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like
 from foredraft.models.layers import AttentionMetadata, FusionLayer, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear
 from foredraft.shapes import Shape
-
-IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 class Eagle3Head(DraftHead):
@@ -132,8 +131,8 @@ class Eagle3Head(DraftHead):
         depth = self.target.shape.num_layers
         if depth >= 3 and entered == list(default_feature_layers(depth)):
             return keys
-        left_layers = {IDS: [i - 1 for i in entered], "use_aux_hidden_state": True}
-        return keys | {IDS: entered, "eagle_config": left_layers}
+        left_layers = {AUX_LAYER_IDS: [i - 1 for i in entered], "use_aux_hidden_state": True}
+        return keys | {AUX_LAYER_IDS: entered, AUX_CONFIG: left_layers}
 
 
 def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
@@ -154,10 +153,10 @@ def check_features(layers: tuple[int, ...], target: Decoder) -> None:
 
 def _feature_layers(config_keys: Mapping[str, Any], target: Decoder) -> tuple[int, ...]:
     """vLLM counts hidden states by the layer they enter, SGLang (under eagle_config) by the layer they leave."""
-    entered, left_layers = config_keys.get(IDS), (config_keys.get("eagle_config") or {}).get(IDS)
+    entered, left_layers = aux_layer_ids(config_keys)
     if entered and left_layers and [i + 1 for i in left_layers] != list(entered):
-        raise ValueError(f"{IDS} {entered} must be one more than eagle_config's {left_layers}")
-    layers = entered or [i + 1 for i in left_layers or ()] or default_feature_layers(target.shape.num_layers)
+        raise ValueError(f"{AUX_LAYER_IDS} {entered} must be one more than {AUX_CONFIG}'s {left_layers}")
+    layers = entered or [i + 1 for i in left_layers] or default_feature_layers(target.shape.num_layers)
     check_features(tuple(layers), target)
     return tuple(layers)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from foredraft import kinds
+from foredraft.engines import named_in
 from foredraft.laws import forms
 from foredraft.laws.acceptance import MAX_POSITIONS
 from foredraft.laws.cost import predict_served
@@ -195,7 +196,7 @@ def _choice(
         temperature=tried.temperature,
     )
     settings = Settings(
-        engine="foredraft" if "foredraft" in place.engine else "vllm",
+        engine=named_in(place.engine).name,
         devices=place.devices,
         dtype=place.dtype,
         horizon_tokens=1e18,

@@ -5,12 +5,14 @@ Refuses to know: how candidates are scored.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from foredraft.engines import ENGINES
 from foredraft.machines import device_time
-from foredraft.plan import sdsl, settings
+from foredraft.plan import sdsl
 from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import REFERENCE_TOKENS, buildable, candidates, independent, named
 from foredraft.plan.next_runs import next_runs
@@ -106,8 +108,7 @@ def plan(
         not_considered=not_considered,
         extrapolates=_extrapolates(problem, best),
         assumptions=_assumptions(problem, best),
-        vllm=settings.vllm(choice, _as_run_by("vllm", problem, best, schedule), options.devices),
-        sglang=settings.sglang(choice, _as_run_by("sglang", problem, best, schedule)),
+        settings=_settings(problem, best, schedule),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )
 
@@ -174,6 +175,17 @@ def _schedule(problem: Problem, best: Scored, outcome: Outcome) -> tuple[Schedul
         )
         for i, (c, mode) in enumerate(zip(problem.workload.concurrency, best.modes, strict=True))
     )
+
+
+def _settings(problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]) -> dict[str, dict[str, Any]]:
+    """What was searched for each engine, in its own words; of those that take settings and speculate."""
+    choice = best.candidate.choice if best.candidate else None
+    by_engine = {
+        name: engine.settings(choice, _as_run_by(name, problem, best, schedule), problem.settings.devices)
+        for name, engine in ENGINES.items()
+        if engine.plan_file
+    }
+    return {name: settings for name, settings in by_engine.items() if settings}
 
 
 def _as_run_by(
@@ -364,6 +376,6 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
         )
     if problem.settings.objective == "tokens_per_flop":
         notes.append("tokens per FLOP sees neither memory nor batch: the schedule's gains are those of throughput")
-    if problem.settings.engine == "sglang":
-        notes.append("chains only: the published SGLang trees of 5 to 7 nodes measured below chains of the same size")
+    if note := ENGINES[problem.settings.engine].note:
+        notes.append(note)
     return tuple(notes)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foredraft.engines import ENGINES, USUAL
 from foredraft.laws.cost import MULTIPLIERS, ServedLoad, ServerCost, adjusted
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.machines import device_time
@@ -26,7 +27,6 @@ from foredraft.shapes import Shape
 Array = NDArray[np.float64]
 NOTHING: frozenset[str] = frozenset()
 OBJECTIVES = ("throughput", "latency", "tokens_per_flop")
-ENGINES = ("vllm", "sglang", "foredraft")
 KINDS = ("head", "lm", "lookup")
 TREE_DEPTHS = (3, 5, 7)
 TREE_TOPKS = (2, 4, 8)
@@ -41,7 +41,7 @@ class Settings(Record, frozen=True):
     """
 
     objective: str = "throughput"
-    engine: str = "vllm"
+    engine: str = USUAL.name
     devices: int = 1
     dtype: str = "bfloat16"
     kv_dtype: str | None = None
@@ -140,12 +140,10 @@ class Problem:
 
 
 def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ...]:
-    """Plain decoding, chains, and trees in our own engine alone: vLLM verifies chains, and SGLang's measured trees
-    fall short of its chains.
-    """
+    """Plain decoding, chains, and trees where the engine has trees that pay."""
     chains = tuple(Mode(k, 1, k) for k in range(1 if settings.always else 0, settings.max_lookahead + 1))
     if (
-        settings.engine != "foredraft"
+        not ENGINES[settings.engine].trees
         or not settings.trees
         or settings.objective == "tokens_per_flop"
         or candidate is None
@@ -284,10 +282,8 @@ def score(problem: Problem, candidate: Candidate | None, plain: ServerCost) -> S
 
 
 def _best_modes(value: Array, problem: Problem) -> Array:
-    """The best mode at each concurrency [C]; one mode for all where the engine cannot change it while it runs
-    (SGLang's flags).
-    """
-    if problem.settings.engine == "sglang":
+    """The best mode at each concurrency [C]; one mode for all where the engine cannot change it while it runs."""
+    if ENGINES[problem.settings.engine].one_mode:
         return np.full(len(value), int(np.argmax(problem.weights @ value)))
     return np.argmax(value, axis=1)
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft import kinds
+from foredraft.engines import named_in
 from foredraft.laws.cost import (
     MULTIPLIERS,
     CostRow,
     Efficiency,
     ServerCost,
     calibrate_served,
-    engine_efficiency,
     predict_served,
     serve,
 )
@@ -49,12 +49,12 @@ class Place:
 
     @property
     def efficiency(self) -> Efficiency:
-        return engine_efficiency(self.engine, self.machine)
+        return named_in(self.engine).efficiency(self.machine)
 
     @property
     def prior_width(self) -> float:
         """How wide the cost law's prior is, against that of published servers."""
-        return OWN_LOOSENESS if self.engine == "foredraft" and self.machine.step_overhead_s else 1.0
+        return OWN_LOOSENESS if named_in(self.engine).own_rates(self.machine) else 1.0
 
     def server(self, draft: Shape | None, input_len: float, output_len: float, *, speculate: bool) -> ServerCost:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""

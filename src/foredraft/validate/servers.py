@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from foredraft import kinds, shapes
-from foredraft.laws.cost import PassCost, ServerCost, engine_efficiency, serve
+from foredraft.engines import named_in
+from foredraft.laws.cost import PassCost, ServerCost, serve
 from foredraft.machines import machine
 from foredraft.records import Observation
 
@@ -53,7 +54,7 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
         "input_len": lengths[0],
         "output_len": lengths[1],
         "tensor_parallel": row.tensor_parallel or fewest(target, where),
-        "efficiency": engine_efficiency(row.engine),
+        "efficiency": named_in(row.engine).efficiency(),
     }
     return serve(target, where, **given), serve(target, where, draft=draft_shape(row, target), **given)
 

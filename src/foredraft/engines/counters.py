@@ -1,0 +1,115 @@
+"""A server's counts as numbers: Prometheus pages, running totals, and what one response says of its own speculation.
+
+Promises: a total that is not there is None. Refuses to know: what an engine calls its counters, how a server is asked.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from foredraft.records import Record, require
+
+_SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([^\s]+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+class PageSample(NamedTuple):
+    """One line of a Prometheus page."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def samples(page: str) -> list[PageSample]:
+    """The lines of a Prometheus page that hold a number."""
+    lines = []
+    for line in page.splitlines():
+        match = None if line.startswith("#") else _SAMPLE.match(line)
+        if match is None:
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        lines.append(PageSample(match[1], dict(_LABEL.findall(match[2] or "")), value))
+    return lines
+
+
+def total(page: Sequence[PageSample], name: str) -> float | None:
+    """The sum of a counter over all engines behind a server; None where the page has none of that name."""
+    values = [sample.value for sample in page if sample.name == name]
+    return sum(values) if values else None
+
+
+class Counters(Record, frozen=True):
+    """A server's running totals since it started: `steps` of sequences that drafted, `drafted` and `accepted` tokens, and by
+    position how many steps accepted at least so many.
+    """
+
+    steps: int
+    drafted: int
+    accepted: int
+    by_position: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self, non_negative=("steps", "drafted", "accepted", "by_position"))
+        if self.accepted > self.drafted:
+            raise ValueError(f"accepted ({self.accepted}) must not exceed drafted ({self.drafted})")
+
+    def since(self, earlier: "Counters") -> "Counters":
+        """What came between two readings. Raises ValueError where a total fell: the server was started anew in between."""
+        if len(self.by_position) != len(earlier.by_position):
+            raise ValueError(
+                f"by_position has {len(self.by_position)} positions, and had {len(earlier.by_position)} before"
+            )
+        parts = {name: getattr(self, name) - getattr(earlier, name) for name in ("steps", "drafted", "accepted")}
+        places = tuple(now - then for now, then in zip(self.by_position, earlier.by_position, strict=True))
+        if fell := [name for name, value in (*parts.items(), ("by_position", min(places, default=0))) if value < 0]:
+            raise ValueError(
+                f"{fell[0]} fell between the readings: the server was started anew; read it before and after one load"
+            )
+        return Counters(**parts, by_position=places)
+
+
+class Totals(NamedTuple):
+    """A server's running totals. `spec` None: it does not speculate, or does not say. `cached`: prompt tokens out of its prefix cache."""
+
+    spec: Counters | None = None
+    generated: float | None = None
+    requests: float | None = None
+    prompts: float | None = None
+    cached: float | None = None
+    running: float | None = None
+
+
+class RequestCounts(NamedTuple):
+    """One request's speculation. `accepted` None: only steps are told. `by_position[i]`: steps that accepted more than i; () where not told."""
+
+    steps: int
+    drafted: int | None
+    accepted: int | None
+    by_position: tuple[int, ...] = ()
+
+
+def nested(event: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under a key of a JSON object; {} where there is none."""
+    value = event.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def whole_number(counts: Mapping[str, Any], *names: str) -> int | None:
+    """The first count that is there, newer and older names of the same in order."""
+    return next((int(counts[name]) for name in names if isinstance(counts.get(name), int | float)), None)
+
+
+def reached(histogram: Any, longest: int | None = None) -> tuple[int, ...]:
+    """From steps by how many tokens they accepted, dense or by number, to steps that accepted more than i."""
+    if isinstance(histogram, dict):
+        counts = {int(key): int(value) for key, value in histogram.items()}
+    elif isinstance(histogram, list):
+        counts = {i: int(value) for i, value in enumerate(histogram)}
+    else:
+        return ()
+    most = max([*counts, longest or 0], default=0)
+    return tuple(sum(count for accepted, count in counts.items() if accepted > i) for i in range(most))

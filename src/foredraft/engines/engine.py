@@ -1,0 +1,133 @@
+"""What the other rooms ask of a serving engine: costs, a plan's settings, launch, loader rules, counters of its server.
+
+A new engine is a file with a subclass of `Engine` that overrides what it has, and a line in `ENGINES`. Refuses to know: torch,
+how a schedule is found, how folders are written or servers asked.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from foredraft.engines.counters import RequestCounts, Totals
+from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
+from foredraft.kinds import Kind
+from foredraft.laws.cost import Efficiency
+from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
+
+PLACEHOLDER = "path/to/draft"
+STATED = ("bfloat16", "float16", "float32")  # dtypes of a plan that are also an engine's --dtype
+
+
+class Engine:
+    """One serving engine. `name`: as options, records and `Kind.engine_names` write it; `label`: as people do."""
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+
+    # Planning. `trees`: trees are weighed for it; `one_mode`: one lookahead for every load; `note`: what a plan for it assumes.
+    trees: ClassVar[bool] = False
+    one_mode: ClassVar[bool] = False
+    note: ClassVar[str | None] = None
+
+    def efficiency(self, machine: Machine | None = None) -> Efficiency:
+        """What it reaches of the machine's peaks, and its fixed costs."""
+        return Efficiency()
+
+    def own_rates(self, machine: Machine) -> bool:
+        """Whether the machine's record holds what this engine itself reaches there, with nothing else measured behind its costs."""
+        return False
+
+    # A plan's settings. `plan_file`: what `plan --out` calls them; "" of an engine that takes none.
+    plan_file: ClassVar[str] = ""
+
+    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: int) -> dict[str, Any]:
+        """A schedule in the engine's own words; {} where nothing is to be speculated."""
+        return {}
+
+    # Deploying. `formats`: forms of a draft's folder that it serves, and their labels; `launch_file`: its settings there.
+    formats: ClassVar[Mapping[str, str]] = {}
+    launch_file: ClassVar[str] = ""
+
+    def chain(self, lookahead: int) -> dict[str, Any]:
+        """Settings of a chain of `lookahead` tokens at every load."""
+        raise NotImplementedError
+
+    def launched(self, settings: Mapping[str, Any], kind: Kind, folder: str) -> dict[str, Any]:
+        """`settings` for a draft of `kind` in `folder`."""
+        raise NotImplementedError
+
+    def lookahead(self, settings: Mapping[str, Any]) -> int:
+        """The most tokens drafted in a step under `settings`."""
+        raise NotImplementedError
+
+    def serving_note(self, kind: Kind, settings: Mapping[str, Any], plan: Plan) -> str:
+        """A card's last line on a planned schedule."""
+        raise NotImplementedError
+
+    def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
+        """The shell script that starts the server; `target`: the target's name, `path`: where it lies."""
+        raise NotImplementedError
+
+    def settings_faults(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[Fault]:
+        """What is wrong with launch settings beside a draft."""
+        yield from ()
+
+    # Loading. `heads`: by kind's name; `strict`: stops at a tensor it does not know, else skips it in silence; `equal_vocab`: refuses
+    # a draft model of another vocabulary size; `bias_key`: what a config's `bias: true` does; `never_null`: keys whose null is a
+    # value to it, with what comes of that.
+    heads: ClassVar[Mapping[str, HeadLoader]] = {}
+    strict: ClassVar[bool] = False
+    equal_vocab: ClassVar[bool] = False
+    bias_key: ClassVar[str] = ""
+    never_null: ClassVar[Mapping[str, str]] = {}
+
+    def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
+        """What this loader alone would misread in a head's config."""
+        yield from ()
+
+    def name_faults(self, head: HeadFolder) -> Iterator[Fault]:
+        """Names of tensors that this loader, or some of its versions, does not take for what they are."""
+        yield from ()
+
+    # Its server. `info_paths`: where it tells its settings, the first that answers; `request_fields`: asked for in requests of the
+    # OpenAI API; `native_path`: its own API, which always tells its speculation.
+    info_paths: ClassVar[tuple[str, ...]] = ()
+    request_fields: ClassVar[Mapping[str, Any]] = {}
+    native_path: ClassVar[str | None] = None
+
+    def answers(self, info: Mapping[str, Any]) -> bool:
+        """Whether what a server tells of itself is this engine's."""
+        return False
+
+    def running(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of an observation that a server's settings tell; {} where they tell nothing of speculation."""
+        return {}
+
+    def totals(self, page: str) -> Totals:
+        """The running totals of a Prometheus page."""
+        return Totals()
+
+    def request_counts(self, event: Mapping[str, Any]) -> RequestCounts | None:
+        """What an event of a stream, or a whole response, says of its request's speculation; None where it says nothing."""
+        return None
+
+    def native_body(self, words: str, max_tokens: int, temperature: float, *, stop: bool) -> dict[str, Any]:
+        """The JSON of a streamed request to `native_path`."""
+        raise NotImplementedError
+
+
+def devices_and_dtype(plan: Plan | None, option: str) -> str:
+    """A plan's devices, by the engine's own `option`, and dtype, as further lines of a script."""
+    if plan is None:
+        return ""
+    dtype = f" --dtype {plan.dtype}" if plan.dtype in STATED else ""
+    return f" \\\n  {option} {plan.devices}{dtype}"
+
+
+def one_line(text: str) -> str:
+    """For a comment."""
+    return " ".join(text.split())
+
+
+def quoted(path: str) -> str:
+    """For inside double quotes and ${…:-…}."""
+    return "".join(f"\\{letter}" if letter in '"$`\\}' else letter for letter in path)

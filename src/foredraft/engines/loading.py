@@ -1,0 +1,167 @@
+"""What a loader expects of a draft head's file: names and shapes of tensors, out of its config.
+
+How loaders differ stands in their engine's `HeadLoader` rows. Refuses to know: files, targets, engines by name.
+
+Shapes: H draft hidden, Ht target hidden, V target vocabulary, Vd draft vocabulary, A query width, K key width, I MLP.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from foredraft.kinds import AUX_CONFIG, Kind, aux_layer_ids
+
+TensorShape = tuple[int, ...]
+TensorShapes = dict[str, TensorShape]
+REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+class HeadLoader(NamedTuple):
+    """How one engine loads heads of one kind.
+
+    `architectures`: class names that it takes, of which the first is written; `qk_norm`: the name of a head that norms queries and
+    keys, None where no class does. `layer_biases`: attention and MLP may have biases; `fc_bias`: `fc` has one. `later_norm`: the
+    name of the norm before layers from 1 on. `norm_before_fc`: may norm the hidden states before `fc`. `identity_map`: takes a d2t
+    that maps nothing. `prefixed`: tensors may be called `model.…`.
+    """
+
+    architectures: tuple[str, ...]
+    qk_norm: str | None = None
+    layer_biases: bool = True
+    fc_bias: bool = False
+    later_norm: str = "input_layernorm"
+    norm_before_fc: bool = False
+    identity_map: bool = False
+    prefixed: bool = False
+
+
+class Fault(NamedTuple):
+    """What one engine makes of a folder: a short `code`, the tensor or key, what its loader does about it, and the remedy.
+
+    `level`: "error", it would not load or compute something else; "warning", it works but loses, or only some versions fail.
+    """
+
+    code: str
+    where: str
+    effect: str
+    remedy: str
+    level: str = "error"
+
+
+class HeadFolder(Protocol):
+    """A head's folder as rules read it: `config` unfolded, `raw` as it stands, `names` on file by the name in a loader."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def raw(self) -> dict[str, Any]: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def names(self) -> Mapping[str, str]: ...
+
+
+class Sizes(NamedTuple):
+    """The numbers behind a head's tensors, as a loader reads its config."""
+
+    layers: int
+    hidden: int
+    target_hidden: int
+    vocab: int
+    draft_vocab: int
+    queries: int
+    keys: int
+    inner: int
+    hidden_states: int
+    head_dim: int
+    attention_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    fc_norm: bool
+    norm_before_fc: bool
+
+
+def lacking(config: dict[str, Any]) -> list[str]:
+    """Sizes that a config does not give as positive whole numbers."""
+    return [key for key in REQUIRED if not _is_count(config.get(key))]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def sizes_of(config: dict[str, Any]) -> Sizes:
+    """The sizes of a config that lacks none. A null is taken for an absence: it is told of by itself."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    width = config.get("head_dim") or hidden // heads
+    nested = config.get(AUX_CONFIG) or {}
+    entering, leaving = aux_layer_ids(config)
+    qwen2, qwen3 = config.get("model_type") == "qwen2", config.get("model_type") == "qwen3"
+    return Sizes(
+        layers=config["num_hidden_layers"], hidden=hidden, target_hidden=config.get("target_hidden_size") or hidden,
+        vocab=config["vocab_size"], draft_vocab=config.get("draft_vocab_size") or config["vocab_size"], queries=heads * width,
+        keys=(config.get("num_key_value_heads") or heads) * width, inner=config["intermediate_size"],
+        hidden_states=config.get("num_aux_hidden_states") or len(leaving or entering) or 3, head_dim=width,
+        attention_bias=bool(config.get("attention_bias") or (qwen2 and config.get("qkv_bias", False))),
+        mlp_bias=bool(config.get("mlp_bias")), qk_norm=qwen3,
+        fc_norm=bool(config.get("fc_norm") or config.get("use_aux_norm")),
+        norm_before_fc=bool(nested.get("norm_before_fc", config.get("norm_before_fc"))),
+    )  # fmt: skip
+
+
+class ExpectedTensors(NamedTuple):
+    """`needed`: tensors without which the loader computes something else; `optional`: those it takes if they are there."""
+
+    needed: TensorShapes
+    optional: TensorShapes
+
+
+def head_tensors(sizes: Sizes, kind: Kind, loader: HeadLoader) -> ExpectedTensors:
+    """The tensors of a head as `loader` reads them, by their names inside."""
+    return _with_lm_head(sizes, loader) if kind.own_lm_head else _without_lm_head(sizes, loader)
+
+
+def _with_lm_head(s: Sizes, loader: HeadLoader) -> ExpectedTensors:
+    """Of a head on several of the target's hidden states, with an LM head of its own."""
+    needed: TensorShapes = {"fc.weight": (s.hidden, s.hidden_states * s.target_hidden), "norm.weight": (s.hidden,)}
+    needed |= {"lm_head.weight": (s.draft_vocab, s.hidden)}
+    optional: TensorShapes = {"t2d": (s.vocab,)}
+    for i in range(s.layers):
+        needed |= _layer(s, i, loader, 2 * s.hidden if i == 0 else s.hidden)
+        for name in ("input_layernorm", "hidden_norm"):
+            used = i == 0 or name == loader.later_norm
+            (needed if used else optional)[f"layers.{i}.{name}.weight"] = (s.hidden,)
+    if s.fc_norm:
+        needed |= {f"fc_norm.{i}.weight": (s.target_hidden,) for i in range(s.hidden_states)}
+    if s.norm_before_fc and loader.norm_before_fc:
+        needed |= {"input_norm.weight": (s.hidden_states * s.target_hidden,)}
+    (optional if s.hidden == s.target_hidden else needed)["embed_tokens.weight"] = (s.vocab, s.hidden)
+    if s.draft_vocab != s.vocab:
+        needed["d2t"] = (s.draft_vocab,)
+    elif loader.identity_map:
+        optional["d2t"] = (s.draft_vocab,)
+    return ExpectedTensors(needed, optional)
+
+
+def _without_lm_head(s: Sizes, loader: HeadLoader) -> ExpectedTensors:
+    """Of a head on the target's last hidden state, which the target's LM head reads."""
+    needed: TensorShapes = {"fc.weight": (s.hidden, 2 * s.hidden)}
+    needed |= {"fc.bias": (s.hidden,)} if loader.fc_bias else {}
+    for i in range(s.layers):
+        needed |= _layer(s, i, loader, s.hidden)
+        needed |= {f"layers.{i}.input_layernorm.weight": (s.hidden,)} if i else {}
+    return ExpectedTensors(needed, {"embed_tokens.weight": (s.vocab, s.hidden)})
+
+
+def _layer(s: Sizes, index: int, loader: HeadLoader, entry: int) -> TensorShapes:
+    """Attention, MLP and the norm between them; `entry`: width of what enters the attention."""
+    widths = {"q_proj": (s.queries, entry), "k_proj": (s.keys, entry), "v_proj": (s.keys, entry), "o_proj": (s.hidden, s.queries)}  # fmt: skip
+    inner = {"gate_proj": (s.inner, s.hidden), "up_proj": (s.inner, s.hidden), "down_proj": (s.hidden, s.inner)}
+    shapes: TensorShapes = {}
+    for part, matrices, biased in (("self_attn", widths, s.attention_bias), ("mlp", inner, s.mlp_bias)):
+        for name, shape in matrices.items():
+            shapes[f"layers.{index}.{part}.{name}.weight"] = shape
+            if biased and loader.layer_biases:
+                shapes[f"layers.{index}.{part}.{name}.bias"] = shape[:1]
+    if s.qk_norm and loader.qk_norm:
+        shapes |= {f"layers.{index}.self_attn.{name}.weight": (s.head_dim,) for name in ("q_norm", "k_norm")}
+    return shapes | {f"layers.{index}.post_attention_layernorm.weight": (s.hidden,)}

@@ -1,0 +1,220 @@
+"""SGLang: costs, flags, what its loader does (August 2026: llama_eagle, llama_eagle3), and what its server tells: `meta_info` of
+its own API, `sglext.spec_tokens_details` of the OpenAI one, as its sources have them (August to October 2026).
+
+It keeps one setting for every batch, and skips a tensor that it does not know without a word.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from foredraft.engines import speculators
+from foredraft.engines.counters import RequestCounts, Totals, nested, reached, samples, total, whole_number
+from foredraft.engines.engine import PLACEHOLDER, Engine, devices_and_dtype, one_line, quoted
+from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
+from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, of_choice
+from foredraft.laws.cost import Efficiency
+from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
+
+_SCRIPT = """#!/bin/sh
+# Serves {target} on SGLang with the draft in this folder. Further arguments go to the server; TARGET and PYTHON can be set.
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+exec "${{PYTHON:-python3}}" -m sglang.launch_server --model-path "${{TARGET:-{path}}}" \\
+  --speculative-draft-model-path "$here" \\
+  {flags}{more} "$@"
+"""
+_ALGORITHM, _DRAFT = "--speculative-algorithm", "--speculative-draft-model-path"
+_STEPS, _TOPK, _TOKENS = (f"--speculative-{part}" for part in ("num-steps", "eagle-topk", "num-draft-tokens"))
+
+
+class SGLang(Engine):
+    name, label = "sglang", "SGLang"
+    one_mode = True
+    note = "chains only: the published SGLang trees of 5 to 7 nodes measured below chains of the same size"
+
+    def efficiency(self, machine: Machine | None = None) -> Efficiency:
+        """The draft's passes are captured in graphs. SpecForge's rows (GPU not stated) ask for a third to a half of vLLM's overheads;
+        half is taken.
+        """
+        return Efficiency(draft_fixed_s=2.5e-4, draft_layer_s=2.2e-5, speculation_s=7.5e-4)
+
+    # A plan's settings.
+
+    plan_file = "sglang_flags.json"
+
+    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: int) -> dict[str, Any]:
+        """Flags: steps, branching and verified tokens, root included."""
+        step = next((step for step in schedule if step.lookahead), None)
+        if draft is None or step is None:
+            return {}
+        kind = of_choice(draft)
+        flags = {
+            _ALGORITHM: kind.engine_names[self.name],
+            _STEPS: step.lookahead,
+            _TOPK: step.topk,
+            _TOKENS: step.tree_nodes + 1,
+        }
+        return flags if kind.role == "lookup" else flags | {_DRAFT: PLACEHOLDER}
+
+    # Launch.
+
+    formats: ClassVar = {"sglang": "SGLang"}
+    launch_file = "sglang_flags.json"
+
+    def chain(self, lookahead: int) -> dict[str, Any]:
+        return {_STEPS: lookahead, _TOPK: 1, _TOKENS: lookahead + 1}
+
+    def launched(self, settings: Mapping[str, Any], kind: Kind, folder: str) -> dict[str, Any]:
+        """The script gives the draft's folder, wherever it lies."""
+        flags = {flag: value for flag, value in settings.items() if flag not in (_ALGORITHM, _DRAFT)}
+        return {_ALGORITHM: kind.engine_names[self.name], **flags}
+
+    def lookahead(self, settings: Mapping[str, Any]) -> int:
+        return settings[_STEPS]
+
+    def serving_note(self, kind: Kind, settings: Mapping[str, Any], plan: Plan) -> str:
+        if plan.engine == self.name:
+            return "SGLang has one setting for all loads: that of the first row that speculates."
+        return f"The rows are of {plan.engine}. SGLang has one setting for all loads: {self.lookahead(settings)} draft tokens."
+
+    def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
+        flags = " \\\n  ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
+        more = devices_and_dtype(plan, "--tp-size")
+        return _SCRIPT.format(target=one_line(target), path=quoted(path), flags=flags, more=more)
+
+    def settings_faults(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[Fault]:
+        for flag, reason in self._wrong_flags(settings):
+            remedy = "set all three or none; a chain of k has k + 1 draft tokens"
+            yield Fault("flags", f"{self.launch_file}: {flag}", reason, remedy)
+
+    def _wrong_flags(self, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        missing = [flag for flag in (_STEPS, _TOPK, _TOKENS) if flag not in settings]
+        stated = [flag for flag in (_STEPS, _TOPK, _TOKENS) if flag in settings]
+        if stated and missing:
+            yield stated[0], f"stands without {', '.join(missing)}, which SGLang refuses"
+        elif stated and settings[_TOPK] == 1 and settings[_TOKENS] != settings[_STEPS] + 1:
+            steps = settings[_STEPS]
+            yield _TOKENS, f"is {settings[_TOKENS]}, but a chain of {steps} steps has {steps + 1} with its root"
+
+    # Loading.
+
+    heads: ClassVar = {
+        "eagle": HeadLoader(("LlamaForCausalLMEagle",), fc_bias=True),
+        "eagle3": HeadLoader(
+            ("LlamaForCausalLMEagle3",), layer_biases=False, later_norm="hidden_norm", identity_map=True, prefixed=True
+        ),
+    }  # fmt: skip
+    bias_key = "SGLang adds a bias to fc"
+    never_null: ClassVar = {
+        "draft_vocab_size": "SGLang takes null for 'load the target's LM head' and leaves the draft's own"
+    }
+
+    def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
+        config = head.config
+        if head.kind.own_lm_head and "draft_vocab_size" not in config:
+            yield Fault(
+                "key-missing", "draft_vocab_size", "SGLang reads it as an attribute and stops",
+                "write it; over the whole vocabulary it equals vocab_size",
+            )  # fmt: skip
+        if config.get("norm_before_residual"):
+            yield Fault(
+                "norm-before-residual", "norm_before_residual",
+                "is true, but SGLang's residual is always the raw hidden state: it computes something else", "serve it on vLLM",
+            )  # fmt: skip
+        if config.get("norm_before_fc"):
+            effect = "is true, but SGLang has no such norm and skips its weights"
+            yield Fault("norm-before-fc", "norm_before_fc", effect, "serve it on vLLM")
+        if config.get("attention_bias") and not self.heads[head.kind.name].layer_biases:
+            effect = "is true, but SGLang's EAGLE-3 layers have none and skip them"
+            yield Fault("attention-bias", "attention_bias", effect, "serve it on vLLM")
+        if head.kind.hidden_states > 1:
+            yield from self._hidden_states(config)
+        if speculators.is_one(head.raw):
+            yield Fault(
+                "architecture",
+                "speculators_config",
+                "SGLang has no class for this format",
+                "export it with --format sglang",
+            )
+
+    def _hidden_states(self, config: dict[str, Any]) -> Iterator[Fault]:
+        """SGLang counts the target's hidden states by the layer left, under `eagle_config`."""
+        entering, leaving = aux_layer_ids(config)
+        if entering and not leaving:
+            yield Fault(
+                "stream-ids-alone", AUX_LAYER_IDS, f"SGLang does not see {entering} and reads the default hidden states",
+                f"write {AUX_CONFIG} with {AUX_LAYER_IDS} {[i - 1 for i in entering]} beside it",
+            )  # fmt: skip
+        if config.get("num_aux_hidden_states") == 1 or len(leaving) == 1:
+            yield Fault(
+                "fc-skipped", "num_aux_hidden_states", "with one hidden state as wide as the head, SGLang leaves fc out",
+                "train on three hidden states, or serve on vLLM",
+            )  # fmt: skip
+
+    def name_faults(self, head: HeadFolder) -> Iterator[Fault]:
+        names = [name.removeprefix("model.") for name in head.names.values()]
+        first = next((name for name in names if name.startswith("layers.0.")), None)
+        if first and head.kind.own_lm_head:
+            yield Fault(
+                "midlayer", first, "SGLang knows layer 0 by this name since pull request 24663; older ones skip it in silence",
+                "export with --format sglang, which writes midlayer.", level="warning",
+            )  # fmt: skip
+
+    # Its server.
+
+    info_paths = ("/server_info", "/get_server_info")
+    request_fields: ClassVar = {"return_spec_tokens_details": True}
+    native_path = "/generate"
+
+    def answers(self, info: Mapping[str, Any]) -> bool:
+        return bool(info.get("model_path"))
+
+    def running(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """Newer versions nest what the scheduler says. A method that no kind has stays unknown."""
+        settings: dict[str, Any] = {"tensor_parallel": _positive(info, "tp_size")}
+        algorithm = str(info.get("speculative_algorithm") or "").upper()
+        if not algorithm:
+            return settings
+        kind = next((kind for kind in KINDS if kind.engine_names.get(self.name) == algorithm), None)
+        return settings | {
+            "method": next(iter(kind.methods)) if kind else "unknown",
+            "lookahead": _positive(info, "speculative_num_steps"), "topk": _positive(info, "speculative_eagle_topk"),
+            "tree_nodes": (_positive(info, "speculative_num_draft_tokens") or 1) - 1 or None,
+        }  # fmt: skip
+
+    def totals(self, page: str) -> Totals:
+        """No counters of speculation, which each response tells. None of all this without --enable-metrics."""
+        lines = samples(page)
+        return Totals(
+            None, total(lines, "sglang:generation_tokens_total"), total(lines, "sglang:num_requests_total"),
+            total(lines, "sglang:prompt_tokens_total"), total(lines, "sglang:cached_tokens_total"), total(lines, "sglang:num_running_reqs"),
+        )  # fmt: skip
+
+    def request_counts(self, event: Mapping[str, Any]) -> RequestCounts | None:
+        choices = event.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        places = (
+            nested(nested(event, "sglext"), "spec_tokens_details"),
+            nested(event, "meta_info"),
+            nested(first, "meta_info"),
+        )
+        return next((_counts(place) for place in places if place.get("spec_verify_ct")), None)
+
+    def native_body(self, words: str, max_tokens: int, temperature: float, *, stop: bool) -> dict[str, Any]:
+        params = {"max_new_tokens": max_tokens, "temperature": temperature, "ignore_eos": not stop}
+        return {"text": words, "sampling_params": params, "stream": True}
+
+
+def _positive(info: Mapping[str, Any], key: str) -> int | None:
+    value = info.get(key)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _counts(place: Mapping[str, Any]) -> RequestCounts:
+    """Newer and older names of the same counts."""
+    accepted = whole_number(place, "spec_num_correct_drafts", "spec_accepted_drafts", "spec_accept_token_num")
+    drafted = whole_number(place, "spec_num_proposed_drafts", "spec_proposed_drafts", "spec_draft_token_num")
+    by_position = reached(place.get("spec_correct_drafts_histogram") or place.get("spec_accept_histogram"))
+    if accepted is None and by_position:
+        accepted = sum(by_position)
+    return RequestCounts(int(place["spec_verify_ct"]), drafted, accepted, by_position)

@@ -1,0 +1,208 @@
+"""vLLM: costs, `--speculative-config`, what its loader does (vLLM 0.32: llama_eagle, llama_eagle3, qwen3_eagle3,
+AutoWeightsLoader), and its counters at /metrics (forms as its sources have them, August to October 2026).
+
+It verifies chains only, changes their length with the batch, and stops at a tensor that it does not know.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar
+
+from foredraft.engines import speculators
+from foredraft.engines.counters import (
+    Counters,
+    PageSample,
+    RequestCounts,
+    Totals,
+    nested,
+    reached,
+    samples,
+    total,
+    whole_number,
+)
+from foredraft.engines.engine import PLACEHOLDER, Engine, devices_and_dtype, one_line, quoted
+from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
+from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, Kind, aux_layer_ids, of_choice
+from foredraft.records import DraftChoice, Plan, ScheduleStep
+
+_SCRIPT = """#!/bin/sh
+# Serves {target} on vLLM with the draft in this folder. Further arguments go to the server; TARGET and PYTHON can be set.
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+python=${{PYTHON:-python3}}
+config=$("$python" -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {{"model": sys.argv[2]}}))' \\
+  "$here/{config}" "$here") || exit 1
+exec "$python" -m vllm.entrypoints.openai.api_server --model "${{TARGET:-{path}}}" \\
+  --speculative-config "$config"{more} "$@"
+"""
+_BY_BATCH = "num_speculative_tokens_per_batch_size"
+_LLAMA = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM", "PEagleDraftModel")
+_QWEN3 = "Eagle3Qwen3ForCausalLM"
+_DRAFTED = "vllm:spec_decode_num_"
+
+
+class VLLM(Engine):
+    name, label = "vllm", "vLLM"
+
+    # A plan's settings.
+
+    plan_file = "vllm_speculative_config.json"
+
+    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: int) -> dict[str, Any]:
+        """`--speculative-config`: the longest lookahead, and by running batch [first, last, lookahead]; a tree's depth stands for it."""
+        if draft is None or not any(step.lookahead for step in schedule):
+            return {}
+        ranges, kind = batch_ranges(schedule), of_choice(draft)
+        config = {"method": kind.engine_names[self.name], **self.chain(max(k for *_, k in ranges)), _BY_BATCH: ranges}
+        if kind.role == "lookup":
+            return config | {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+        return config | {"model": PLACEHOLDER, "draft_tensor_parallel_size": devices}
+
+    # Launch.
+
+    formats: ClassVar = {"vllm": "vLLM", "speculators": "vLLM (speculators format)"}
+    launch_file = "speculative_config.json"
+
+    def chain(self, lookahead: int) -> dict[str, Any]:
+        return {"num_speculative_tokens": lookahead}
+
+    def launched(self, settings: Mapping[str, Any], kind: Kind, folder: str) -> dict[str, Any]:
+        """Under data parallelism vLLM ignores the schedule by batch, and drafts `num_speculative_tokens`."""
+        return {**settings, "method": kind.engine_names[self.name], "model": folder}
+
+    def lookahead(self, settings: Mapping[str, Any]) -> int:
+        return settings["num_speculative_tokens"]
+
+    def serving_note(self, kind: Kind, settings: Mapping[str, Any], plan: Plan) -> str:
+        return f"vLLM runs it by method `{kind.engine_names[self.name]}` and drafts chains."
+
+    def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
+        more = devices_and_dtype(plan, "--tensor-parallel-size")
+        return _SCRIPT.format(target=one_line(target), path=quoted(path), config=self.launch_file, more=more)
+
+    def settings_faults(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[Fault]:
+        for key, reason in self._wrong_settings(settings, kind):
+            yield Fault("schedule", f"{self.launch_file}: {key}", reason, "write it with foredraft deploy --plan")
+
+    def _wrong_settings(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[tuple[str, str]]:
+        method = kind.engine_names[self.name]
+        if settings.get("method") != method:
+            yield "method", f"is {settings.get('method')!r}, but this draft is run by {method!r}"
+        most = settings.get("num_speculative_tokens")
+        if not (isinstance(most, int) and most > 0):
+            yield "num_speculative_tokens", f"is {most!r}, and vLLM wants a positive whole number"
+        elif (ranges := settings.get(_BY_BATCH)) is not None:
+            for reason in _range_faults(ranges if isinstance(ranges, list) else [ranges], most):
+                yield _BY_BATCH, reason
+
+    # Loading.
+
+    heads: ClassVar = {
+        "eagle": HeadLoader(("LlamaForCausalLM", "EagleLlamaForCausalLM")),
+        "eagle3": HeadLoader((*_LLAMA, _QWEN3, "Qwen3ForCausalLM", speculators.ARCHITECTURE), qk_norm=_QWEN3, norm_before_fc=True),
+    }  # fmt: skip
+    strict = True
+    equal_vocab = True
+    bias_key = "vLLM adds biases to the attention"
+    never_null: ClassVar = {"use_cache": "vLLM refuses the config"}
+
+    def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
+        if head.kind.hidden_states > 1:
+            yield from self._hidden_states(head.config)
+        if speculators.is_one(head.raw):
+            yield from speculators.faults(head.raw)
+
+    def _hidden_states(self, config: dict[str, Any]) -> Iterator[Fault]:
+        """vLLM counts the target's hidden states by the layer entered, `eagle_config` by the layer left."""
+        inner = config.get(AUX_CONFIG)
+        if isinstance(inner, dict) and inner.get("use_aux_hidden_state", True) is False:
+            yield Fault(
+                "streams-off", f"{AUX_CONFIG}.use_aux_hidden_state", "is false: vLLM leaves fc out and hands on the target's last hidden state",
+                "write true, or leave it out",
+            )  # fmt: skip
+        entering, leaving = aux_layer_ids(config)
+        if leaving and not entering:
+            yield Fault(
+                "stream-ids-alone", f"{AUX_CONFIG}.{AUX_LAYER_IDS}",
+                f"vLLM takes {leaving} as its own count and reads each hidden state one layer too early",
+                f"write {AUX_LAYER_IDS} {[i + 1 for i in leaving]} beside it",
+            )  # fmt: skip
+
+    def name_faults(self, head: HeadFolder) -> Iterator[Fault]:
+        older = next(
+            (name for name in head.names.values() if name.removeprefix("model.").startswith("aux_norm_")), None
+        )
+        if older:
+            yield Fault(
+                "unknown", older.removeprefix("model."), "is SGLang's older name: vLLM stops at it", "rename it fc_norm.0, 1, 2"
+            )  # fmt: skip
+
+    # Its server.
+
+    info_paths = ("/version",)
+
+    def answers(self, info: Mapping[str, Any]) -> bool:
+        return bool(info)
+
+    def totals(self, page: str) -> Totals:
+        lines = samples(page)
+        return Totals(
+            _counters(lines), total(lines, "vllm:generation_tokens_total"), total(lines, "vllm:request_success_total"),
+            total(lines, "vllm:prompt_tokens_total"), total(lines, "vllm:prefix_cache_hits_total"), total(lines, "vllm:num_requests_running"),
+        )  # fmt: skip
+
+    def request_counts(self, event: Mapping[str, Any]) -> RequestCounts | None:
+        """Told where the server was started with --per-request-spec-decode-metrics."""
+        counts = nested(nested(event, "metrics"), "speculative_decoding")
+        if not counts:
+            return None
+        return RequestCounts(
+            int(counts.get("num_spec_steps") or 0), whole_number(counts, "num_draft_tokens"), whole_number(counts, "num_accepted_draft_tokens"),
+            reached(counts.get("acceptance_histogram"), whole_number(counts, "num_spec_tokens")),
+        )  # fmt: skip
+
+
+def batch_ranges(schedule: Sequence[ScheduleStep]) -> list[list[int]]:
+    """[first batch, last batch, lookahead], without gaps from 1 up to the largest batch planned for; a change lies
+    midway between two plans.
+    """
+    by_batch: dict[int, int] = {}
+    for step in sorted(schedule, key=lambda step: step.running):
+        by_batch.setdefault(round(step.running), step.lookahead)
+    runs = [(k, [batch for batch, _ in group]) for k, group in groupby(by_batch.items(), key=lambda item: item[1])]
+    ranges, start = [], 1
+    for i, (k, batches) in enumerate(runs):
+        end = batches[-1] if i + 1 == len(runs) else (batches[-1] + runs[i + 1][1][0]) // 2
+        ranges.append([start, end, k])
+        start = end + 1
+    return ranges
+
+
+def _range_faults(ranges: Sequence[Any], most: int) -> Iterator[str]:
+    end = 0
+    for entry in ranges:
+        if not (isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, int) for part in entry)):
+            yield f"{entry!r} is no [first batch, last batch, tokens]"
+            return
+        first, last, tokens = entry
+        if first <= end or last < first:
+            yield f"{entry} begins before {end + 1} or ends before it begins"
+        elif end == 0 and first != 1:
+            yield f"begins at {first}; vLLM wants a schedule from batch 1 on"
+        if not 0 <= tokens <= most:
+            yield f"{tokens} tokens are cut to num_speculative_tokens {most}"
+        end = last
+
+
+def _counters(lines: Sequence[PageSample]) -> Counters | None:
+    """The counters of speculation, summed over engines."""
+    counts = [total(lines, f"{_DRAFTED}{name}_total") for name in ("drafts", "draft_tokens", "accepted_tokens")]
+    if None in counts:
+        return None
+    steps, drafted, accepted = (round(count) for count in counts if count is not None)
+    places: dict[int, float] = {}
+    for sample in lines:
+        if sample.name == f"{_DRAFTED}accepted_tokens_per_pos_total" and sample.labels.get("position", "").isdigit():
+            place = int(sample.labels["position"])
+            places[place] = places.get(place, 0.0) + sample.value
+    by_position = tuple(round(places.get(i, 0.0)) for i in range(max(places, default=-1) + 1))
+    return Counters(steps=steps, drafted=drafted, accepted=accepted, by_position=by_position)
