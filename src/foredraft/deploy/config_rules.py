@@ -8,7 +8,8 @@ from typing import Any
 
 from foredraft.deploy.findings import Finding, finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
-from foredraft.engines import Engine, speculators
+from foredraft.engines import speculators
+from foredraft.engines.engine import Engine
 from foredraft.engines.loading import lacking
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
 

@@ -21,7 +21,8 @@ from foredraft.deploy.findings import Finding, errors
 from foredraft.deploy.folder import CONFIG, RECORD, SERVE, Deployed
 from foredraft.deploy.target_rules import config_of
 from foredraft.deploy.vocabulary import copy_tokenizer, fitted, vocabulary
-from foredraft.engines import ENGINES, LOADERS, USUAL, Engine, for_format, speculators
+from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, speculators
+from foredraft.engines.engine import Engine
 from foredraft.kinds import Kind
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout

@@ -11,7 +11,7 @@ from typing import Any
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
 from foredraft.deploy.vocabulary import WORDS, vocabulary
-from foredraft.engines import Engine
+from foredraft.engines.engine import Engine
 from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.rope import Rope, rope_from_config
 from foredraft.shapes import unfolded

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foredraft.deploy.findings import BOTH, Finding, finding
 from foredraft.deploy.folder import DraftFolder
-from foredraft.engines import Engine
+from foredraft.engines.engine import Engine
 from foredraft.engines.loading import ExpectedTensors, Sizes, TensorShape, head_tensors, lacking, sizes_of
 from foredraft.models.checkpoint import FLOATS, SINGLE
 from foredraft.models.decoder import Decoder
