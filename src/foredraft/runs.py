@@ -38,13 +38,15 @@ def trained_tokens(folder: str | Path) -> float | None:
     several exports, or where the run went on from other weights.
     """
     run = run_folder(folder)
-    inside = Path(folder).resolve().relative_to(run).parts if run else ()
-    if run is None or not (inside == ("final",) or inside[:-1] == (EXPORTS,)):
+    if run is None:
+        return None
+    *parents, export = Path(folder).resolve().relative_to(run).parts or ("",)
+    if not (parents == [EXPORTS] or (not parents and export == "final")):
         return None
     recipe = records.read(Recipe, run / RECIPE)
     if recipe.model.init is not None:
         return None
-    return float(recipe.tokens) if inside == ("final",) else _budget(inside[-1])
+    return _budget(export) if parents else float(recipe.tokens)
 
 
 def _budget(export: str) -> float | None:
