@@ -17,7 +17,7 @@ import pytest
 import torch
 import zstandard
 
-from foredraft import records, text
+from foredraft import records
 from foredraft.data import regenerate as room
 from foredraft.data import tokenizer as tokenizers
 from foredraft.data.chat import ChatTemplate
@@ -26,6 +26,7 @@ from foredraft.data.samples import samples
 from foredraft.data.sources import Message, Skips
 from foredraft.data.token_writer import TokenWriter
 from foredraft.data.tokens import Packing, TokenFolder, check, shuffled
+from foredraft.models.load import load
 
 SPOKEN = "the quick brown fox jumps over the lazy dog and runs away from seven small birds"
 WORDS = SPOKEN.split()
@@ -568,33 +569,25 @@ def target(bpe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=512, eos_token_id=None, bos_token_id=None, initializer_range=0.2,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = [0, *range(2, 300, 12)]
+    model.save_pretrained(folder)
     return folder
 
 
-def settings(target: Path, asked: list[room.Asked], **changes: Any) -> room.Settings:
-    given = {"max_tokens": 12, "temperature": 1.3, "batch": 2, "seed": 5} | changes
-    return room.Settings(
-        target_sha256=room.fingerprint(target), tokenizer_sha256=tokenizers.sha256(target), prompts_sha256=room.digest(asked), **given
-    )  # fmt: skip
-
-
-def answer(target: Path, asked: list[room.Asked], out: Path, **changes: Any) -> room.Done:
-    tokenizer: Any = tokenizers.load(target)
-    given = settings(target, asked, **changes)
-    engine = text.load_engine(target, max_batch=given.batch, max_context=200)
-    stop = frozenset({tokenizer.eos_token_id, *range(2, 300, 12)}) if not given.plain else frozenset()
-    return room.regenerate(engine, tokenizer, asked, out, given, ends=stop)
+def answer(target: Path, asked: list[room.UnansweredPrompt], out: Path, **changes: Any) -> room.Regeneration:
+    settings = {"max_tokens": 12, "temperature": 1.3, "batch": 2, "seed": 5, "context": 200} | changes
+    return room.regenerate(asked, target, out, room.RegenerateSettings(**settings))
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> list[room.Asked]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[room.UnansweredPrompt]:
     rows = [{"question_id": i, "turns": [said[:30], "and then?"]} for i, said in enumerate(sentences(21, seed=2))]
     return room.prompts([str(lines(tmp_path_factory.mktemp("prompts") / "p.jsonl", rows))], False, Skips("stop"))
 
 
 def test_an_interrupted_regeneration_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, target: Path, asked: list[room.Asked]
+    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
 ) -> None:
     """Sampled answers, cut off at bytes of chance (seed 0), within a line and between lines, in every group."""
     done = answer(target, asked, tmp_path / "whole.jsonl")
@@ -612,7 +605,7 @@ def test_an_interrupted_regeneration_goes_on_as_if_nothing_had_been(
         assert again.found == whole[:cut].count(b"\n")
 
 
-def test_answers_do_not_hang_on_their_company(tmp_path: Path, target: Path, asked: list[room.Asked]) -> None:
+def test_answers_do_not_hang_on_their_company(tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]) -> None:
     """Sampled in batches of two and of five: the same answers (float32)."""
     for name, changes in (("two", {"batch": 2}), ("five", {"batch": 5})):
         answer(target, asked, tmp_path / name, **changes)
@@ -622,7 +615,9 @@ def test_answers_do_not_hang_on_their_company(tmp_path: Path, target: Path, aske
     assert two == five
 
 
-def test_other_settings_are_refused_with_the_difference(tmp_path: Path, target: Path, asked: list[room.Asked]) -> None:
+def test_other_settings_are_refused_with_the_difference(
+    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+) -> None:
     answer(target, asked[:3], tmp_path / "a.jsonl")
     with pytest.raises(
         ValueError, match=r"begun with other settings \(prompts_sha256 \w{12} → \w{12}, max_tokens 12 → 13\)"
@@ -634,12 +629,12 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path, target: 
 
 
 def test_rows_hold_the_very_tokens_of_the_target_and_prepare_counts_them(
-    tmp_path: Path, target: Path, asked: list[room.Asked], chatml: Path
+    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt], chatml: Path
 ) -> None:
     answer(target, asked, tmp_path / "a.jsonl", temperature=0.0)
     tokenizer: Any = tokenizers.load(target)
     rows = sorted(records.read_lines(dict, tmp_path / "a.jsonl"), key=lambda row: int(row["id"]))
-    model = text.load(target)
+    model = load(target)
     for row, one in zip(rows, asked, strict=True):
         tokens, answers = row["regenerated"]["tokens"], row["regenerated"]["answers"]
         with torch.inference_mode():
@@ -667,6 +662,19 @@ def test_rows_hold_the_very_tokens_of_the_target_and_prepare_counts_them(
         prepare([str(tmp_path / "a.jsonl")], tmp_path / "e", chatml, chat=True)
 
 
+def test_a_tokenizer_with_python_of_its_own_is_refused(tmp_path: Path, bpe: Path) -> None:
+    folder = shutil.copytree(bpe, tmp_path / "own")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.Tok", None]}, "tokenizer_class": "Tok"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Tok\n"
+    )
+    with pytest.raises(ValueError, match="no tokenizer"):
+        tokenizers.load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_plain_texts_are_gone_on_from(tmp_path: Path, target: Path, cli: Callable[..., Ran]) -> None:
     source = lines(tmp_path / "p.jsonl", [{"text": said} for said in sentences(5, seed=4)])
     done = cli(
@@ -687,20 +695,52 @@ def test_plain_texts_are_gone_on_from(tmp_path: Path, target: Path, cli: Callabl
     assert "prompt_tokens 6 → 7" in again.stderr
 
 
-def test_a_prompt_that_does_not_fit_is_named_or_skipped(tmp_path: Path, target: Path, asked: list[room.Asked]) -> None:
-    long = room.Asked("long", (Message(role="user", content="the quick brown fox " * 80),))
+def test_a_prompt_that_does_not_fit_is_named_or_skipped(
+    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+) -> None:
+    long = room.UnansweredPrompt("long", (Message(role="user", content="the quick brown fox " * 80),))
     with pytest.raises(ValueError, match="prompt long: too long for max_tokens 12 in a context of 200"):
         answer(target, [*asked[:2], long], tmp_path / "a.jsonl")
-    given = settings(target, [*asked[:2], long])
-    engine, skips = text.load_engine(target, max_batch=2, max_context=200), Skips("skip")
-    done = room.regenerate(
-        engine, tokenizers.load(target), [*asked[:2], long], tmp_path / "b.jsonl", given, skips=skips
-    )
+    skips, given = Skips("skip"), room.RegenerateSettings(max_tokens=12, batch=2, context=200)
+    done = room.regenerate([*asked[:2], long], target, tmp_path / "b.jsonl", given, skips=skips)
     assert (done.written, skips.count) == (2, 1)
-    done = room.regenerate(
-        engine, tokenizers.load(target), [*asked[:2], long], tmp_path / "b.jsonl", given, skips=skips
-    )
+    done = room.regenerate([*asked[:2], long], target, tmp_path / "b.jsonl", given, skips=skips)
     assert (done.written, done.found, len(done.steps)) == (0, 2, 0)
+
+
+def test_another_target_or_template_does_not_go_on(
+    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+) -> None:
+    """One bit of the last byte of the weights, or a chat template that says the same, is another condition."""
+    answer(target, asked[:3], tmp_path / "a.jsonl")
+    tuned = shutil.copytree(target, tmp_path / "tuned")
+    weights = bytearray((tuned / "model.safetensors").read_bytes())
+    weights[-1] ^= 0x80
+    (tuned / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"begun with other settings \(target_sha256 \w{12} → \w{12}\)"):
+        answer(tuned, asked[:3], tmp_path / "a.jsonl")
+    retold = shutil.copytree(target, tmp_path / "retold")
+    (retold / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(ValueError, match=r"begun with other settings \(template_sha256 \w{12} → \w{12}\)"):
+        answer(retold, asked[:3], tmp_path / "a.jsonl")
+
+
+def test_a_second_run_beside_the_first_ends_at_once(
+    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+) -> None:
+    refusals = []
+
+    def second(work: str, part: int, total: int) -> None:
+        with pytest.raises(ValueError, match=r"a\.jsonl: another run is at work on it") as refused:
+            answer(target, asked[:3], tmp_path / "a.jsonl")
+        refusals.append(refused)
+
+    settings = room.RegenerateSettings(max_tokens=4, context=200)
+    room.regenerate(asked[:3], target, tmp_path / "a.jsonl", settings, progress=second)
+    assert len(refusals) >= 4  # while it hashed, and at each row
+    rows = records.read_lines(dict, tmp_path / "a.jsonl")
+    assert [row["id"] for row in rows] == ["0", "1", "2"]
+    assert answer(target, asked[:3], tmp_path / "b.jsonl").written == 3
 
 
 def test_prompts_of_every_kind_of_row(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Dtype, dtype_of, print_json, progress_bar
+from foredraft.cli.console import JSON, Device, Dtype, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from foredraft.data.samples import Sample
+    from foredraft.data.samples import DocumentSample
     from foredraft.data.tokens import TokenData
 
 app = typer.Typer(
@@ -45,13 +45,13 @@ def tokenizer(
     from foredraft.data.tokenizer import train
 
     skips = Skips(on_error)
-    found = (document for origin in origins(inputs) for document in read(origin, "chat", skips))
-    texts = (text for document in islice(found, documents) for text in document.texts())
-    made = train(islice(texts, documents), vocab, out)
-    _say_skipped(skips.count, skips.named)
+    rows = (document for origin in origins(inputs) for document in read(origin, "chat", skips))
+    texts = (text for document in islice(rows, documents) for text in document.texts())
+    num_ids = train(islice(texts, documents), vocab, out)
+    _print_skips(skips.count, skips.named)
     print(
-        f"wrote {out}: {made:,} ids"
-        + (f", since the texts hold no more than that of {vocab:,}" if made < vocab else ""),
+        f"wrote {out}: {num_ids:,} ids"
+        + (f", since the texts hold no more than that of {vocab:,}" if num_ids < vocab else ""),
         file=sys.stderr,
     )
 
@@ -79,24 +79,24 @@ def prepare(
     """Turn INPUTS into a token folder: memory-mapped ids, document boundaries, loss mask, counts."""
     import time
 
-    from foredraft.data.prepare import prepare as make
+    from foredraft.data.prepare import prepare as prepare_folders
     from foredraft.data.sources import origins
 
     total, start = sum(origin.bytes or 0 for origin in origins(inputs)), time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("tokenising", total=total or None)
-        made = make(
+        prepared = prepare_folders(
             inputs, out, tokenizer, chat=chat, template=template.read_text(encoding="utf-8") if template else None, documents=documents,
             val_share=val_share, on_error=on_error, licence=licence,
             progress=lambda done, tokens: bar.update(task, completed=done, description=f"tokenising, {tokens:,} tokens"),
         )  # fmt: skip
     seconds = time.perf_counter() - start
-    _say_skipped(made.skipped, made.named)
-    print(f"wrote {out}: {made.characters / 1e6:.1f} million characters in {seconds:.1f} s", file=sys.stderr)
+    _print_skips(prepared.skipped, prepared.named)
+    print(f"wrote {out}: {prepared.characters / 1e6:.1f} million characters in {seconds:.1f} s", file=sys.stderr)
     if json:
-        print_json({name or "data": data for name, data in made.folders.items()})
+        print_json({name or "data": data for name, data in prepared.folders.items()})
         return
-    for name, data in made.folders.items():
+    for name, data in prepared.folders.items():
         _print_counts(out / name, data)
 
 
@@ -114,12 +114,12 @@ def show(
     from foredraft.data.tokens import TokenFolder
 
     opened = TokenFolder.open(folder)
-    found = samples(opened, load(folder), num, tokens, seed)
+    documents = samples(opened, load(folder), num, tokens, seed)
     if json:
-        print_json({"data": opened.data, "samples": found})
+        print_json({"data": opened.data, "samples": documents})
         return
-    for sample in found:
-        _print_sample(sample)
+    for document in documents:
+        _print_document(document)
     _print_counts(folder, opened.data)
 
 
@@ -137,7 +137,7 @@ def regenerate(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Smallest set of this mass.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Likeliest tokens only; 0 for all.")] = 0,
+    top_k: Annotated[int, typer.Option(help="Most probable tokens only; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     batch: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
     context: Annotated[int | None, typer.Option(help="Most tokens per prompt and answer; the model's own by default.")] = None,
@@ -147,33 +147,27 @@ def regenerate(
     json: JSON = False,
 ) -> None:  # fmt: skip
     """Let a target answer prompts, into JSONL for `prepare --chat`. Interrupted, the same command goes on."""
-    from foredraft import text
     from foredraft.data import regenerate as room
     from foredraft.data.sources import Skips
-    from foredraft.data.tokenizer import load, sha256
 
-    kind, skips = dtype_of(dtype), Skips(on_error)
-    asked = room.prompts(inputs, plain, skips, num)
-    loaded = load(target)
-    settings = room.Settings(
-        target_sha256=room.fingerprint(target), tokenizer_sha256=sha256(target), prompts_sha256=room.digest(asked), max_tokens=max_tokens,
-        temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, batch=batch, plain=plain, turns=turns, prompt_tokens=prompt_tokens,
-        draft_sha256=room.fingerprint(draft) if draft and draft != "ngram" else draft, lookahead=lookahead if draft else 0,
-        context=context, dtype=dtype, device=device,
+    settings = room.RegenerateSettings(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, batch=batch, plain=plain, turns=turns,
+        prompt_tokens=prompt_tokens, lookahead=lookahead, context=context, dtype=dtype, device=device,
     )  # fmt: skip
-    engine = text.load_engine(
-        target, draft, lookahead=lookahead, dtype=kind, device=device, max_batch=batch, max_context=context
-    )
+    skips = Skips(on_error)
+    prompts = room.prompts(inputs, plain, skips, num)
     with progress_bar() as bar:
-        task = bar.add_task("answering", total=len(asked))
+        task = bar.add_task("loading")
         done = room.regenerate(
-            engine, loaded, asked, out, settings, ends=text.stop_ids(target, loaded), skips=skips,
-            progress=lambda first, _: bar.update(task, completed=first),
+            prompts, target, out, settings, draft=draft, skips=skips,
+            progress=lambda work, part, total: bar.update(task, description=work, completed=part, total=total),
         )  # fmt: skip
-    _say_skipped(skips.count, skips.named)
+    _print_skips(skips.count, skips.named)
     print(f"wrote {done.written:,} answered prompts to {out}, {done.found:,} were there", file=sys.stderr)
     if done.steps:
-        print(text.summary(done.steps), file=sys.stderr)
+        from foredraft.text import summary
+
+        print(summary(done.steps), file=sys.stderr)
     if json:
         print_json(
             {
@@ -186,7 +180,7 @@ def regenerate(
         )
 
 
-def _say_skipped(count: int, named: list[str]) -> None:
+def _print_skips(count: int, named: list[str]) -> None:
     if count:
         more = f"; and {count - len(named)} more" if count > len(named) else ""
         print(f"skipped {count} broken: {'; '.join(named)}{more}", file=sys.stderr)
@@ -208,7 +202,7 @@ def _print_counts(folder: Path, data: "TokenData") -> None:
         print(f"  {source.name}: {source.documents:,} documents{skipped}{licence}")
 
 
-def _print_sample(sample: "Sample") -> None:
+def _print_document(sample: "DocumentSample") -> None:
     from rich.console import Console
     from rich.text import Text
 

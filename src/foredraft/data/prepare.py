@@ -63,7 +63,7 @@ def prepare(
         raise ValueError(f"val_share must lie in [0, 1), got {val_share}")
     if documents is not None and documents < 1:
         raise ValueError(f"documents must be at least 1, got {documents}")
-    found, skips = origins(inputs), Skips(on_error)
+    sources, skips = origins(inputs), Skips(on_error)
     loaded = tokenizers.load(tokenizer)
     shape = ChatTemplate(loaded, template) if chat else None
     names = (TRAIN, HELD_OUT) if val_share else ("",)
@@ -72,49 +72,51 @@ def prepare(
             name: TokenWriter(folder / name, tokenizers.num_ids(loaded), loaded.eos_token_id, files) for name in names
         }
         shas = [tokenizers.keep(loaded, tokenizer, folder / name, template) for name in names]
-        reads = islice(_reads(found, "chat" if chat else "text", skips), documents)
-        counts, characters = _fill(writers, reads, Encoder(loaded, shas[0], shape), skips, found, val_share, progress)
+        reads = islice(_reads(sources, "chat" if chat else "text", skips), documents)
+        counts, characters = _fill(writers, reads, Encoder(loaded, shas[0], shape), skips, sources, val_share, progress)
         for name, writer in writers.items():
             if not writer.num_documents:
                 raise ValueError(_nothing(out, name, inputs, skips))
-        made = {
-            name: writer.finish(shas[0], _sources(found, counts[name], licence), shape.text if shape else None)
+        folders = {
+            name: writer.finish(shas[0], _sources(sources, counts[name], licence), shape.text if shape else None)
             for name, writer in writers.items()
         }
-    return Prepared(made, characters, skips.count, skips.named)
+    return Prepared(folders, characters, skips.count, skips.named)
 
 
-def _reads(found: list[Origin], mode: Mode, skips: Skips) -> Iterator[Read]:
-    return ((origin, document) for origin in found for document in read(origin, mode, skips))
+def _reads(sources: list[Origin], mode: Mode, skips: Skips) -> Iterator[Read]:
+    return ((origin, document) for origin in sources for document in read(origin, mode, skips))
 
 
 def _fill(
-    writers: dict[str, TokenWriter], reads: Iterable[Read], encoder: Encoder, skips: Skips, found: list[Origin], val_share: float,
+    writers: dict[str, TokenWriter], reads: Iterable[Read], encoder: Encoder, skips: Skips, sources: list[Origin], val_share: float,
     progress: Progress | None,
 ) -> tuple[dict[str, Counter[str]], int]:  # fmt: skip
     """Encode and write everything; give the documents written by folder and origin, and the characters read."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in writers}
     characters = 0
-    for batch, encoded in _ahead(lambda batch: encoder.batch([document for _, document in batch]), _batches(reads)):
-        for (origin, document), one in zip(batch, encoded, strict=True):
-            if one.error:
+    for batch, encodings in _ahead(lambda batch: encoder.batch([document for _, document in batch]), _batches(reads)):
+        for (origin, document), encoding in zip(batch, encodings, strict=True):
+            if encoding.error:
                 origin.skipped += 1
-                skips(f"{document.where}: {one.error}")
+                skips(f"{document.where}: {encoding.error}")
                 continue
             name = _side(document, val_share) if val_share else ""
-            writers[name].add(one.ids, one.mask, document.regenerated is not None)
+            writers[name].add(encoding.ids, encoding.mask, document.regenerated is not None)
             counts[name][origin.name] += 1
             characters += document.characters()
         if progress:
-            progress(sum(origin.done_bytes for origin in found), sum(writer.num_tokens for writer in writers.values()))
+            progress(
+                sum(origin.done_bytes for origin in sources), sum(writer.num_tokens for writer in writers.values())
+            )
     return counts, characters
 
 
 def _batches(reads: Iterable[Read]) -> Iterator[list[Read]]:
     batch, characters = [], 0
-    for one in reads:
-        batch.append(one)
-        characters += one[1].characters()
+    for origin, document in reads:
+        batch.append((origin, document))
+        characters += document.characters()
         if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -146,9 +148,9 @@ def _side(document: Document, val_share: float) -> str:
     return HELD_OUT if int.from_bytes(digest) < val_share * 2**64 else TRAIN
 
 
-def _sources(found: list[Origin], counts: Counter[str], licence: str | None) -> tuple[Source, ...]:
+def _sources(sources: list[Origin], counts: Counter[str], licence: str | None) -> tuple[Source, ...]:
     return tuple(
-        origin.source(counts[origin.name], licence) for origin in found if counts[origin.name] or origin.skipped
+        origin.source(counts[origin.name], licence) for origin in sources if counts[origin.name] or origin.skipped
     )
 
 

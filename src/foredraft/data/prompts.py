@@ -1,6 +1,6 @@
-"""What is asked of the models: prompts by category, out of Spec-Bench JSONL or a text file, as token ids.
+"""Prompts for the models, by category, out of Spec-Bench JSONL or a text file, as token ids.
 
-A JSONL line has `turns`, of which the first is asked, and may have `category`, `question_id`, `reference` (a text or a list
+A JSONL line has `turns`, of which the first counts, and may have `category`, `question_id`, `reference` (a text or a list
 of them: what a good answer says) and `format`: "chat" for a turn of a conversation, "raw" for text to be continued. Any other
 file has a prompt a line.
 
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from foredraft import text
 from foredraft.data.sources import Skips
 from foredraft.records import Record
 
@@ -42,7 +41,7 @@ class Question(NamedTuple):
     format: str | None = None
 
 
-Read = TypeVar("Read")
+PromptType = TypeVar("PromptType")
 
 
 class Encoding(NamedTuple):
@@ -54,7 +53,7 @@ class Encoding(NamedTuple):
     longest: int | None = None
 
     def check(self) -> "Encoding":
-        """Itself, or ValueError on settings that no prompt can meet."""
+        """Return itself, or raise ValueError on settings that no prompt can meet."""
         if self.chat not in CHATS:
             raise ValueError(f"chat must be one of {', '.join(CHATS)}, got {self.chat!r}")
         if self.max_tokens < 1:
@@ -62,7 +61,7 @@ class Encoding(NamedTuple):
         return self
 
 
-class _Line(msgspec.Struct):
+class _SpecBenchLine(msgspec.Struct):
     """What a line may hold; other keys are ignored. Checked by hand, so that a message says what is wrong."""
 
     turns: Any = None
@@ -71,7 +70,7 @@ class _Line(msgspec.Struct):
     reference: Any = None
 
 
-class _Asked(NamedTuple):
+class _PromptLine(NamedTuple):
     """A prompt as it stands in its file."""
 
     words: str
@@ -81,56 +80,58 @@ class _Asked(NamedTuple):
 
 
 def read_prompts(path: str | Path, encoding: Encoding, skips: Skips, num: int | None = None) -> list[Prompt]:
-    """The prompts of a file in its order, the first `num` of each category that can be asked.
+    """Return the prompts of a file in its order, the first `num` of each category that can be prompt.
 
     Broken lines, and prompts too long for the context, go to `skips`. Raises ValueError where it stops at one, and where
     nothing is left to ask.
     """
     encoding.check()
-    return _each(path, skips, num, lambda asked, where: _encoded(asked, where, encoding))
+    return _each(path, skips, num, lambda prompt, where: _encoded(prompt, where, encoding))
 
 
 def read_questions(path: str | Path, skips: Skips, num: int | None = None) -> list[Question]:
-    """The same prompts as words."""
-    return _each(path, skips, num, lambda asked, where: Question(where, asked.words, asked.category, asked.format))
+    """Return the same prompts as words."""
+    return _each(path, skips, num, lambda prompt, where: Question(where, prompt.words, prompt.category, prompt.format))
 
 
-def _each(path: str | Path, skips: Skips, num: int | None, made: Callable[[_Asked, str], Read]) -> list[Read]:
-    """What `made` makes of every prompt; what it cannot make goes to `skips`."""
+def _each(
+    path: str | Path, skips: Skips, num: int | None, encode: Callable[[_PromptLine, str], PromptType]
+) -> list[PromptType]:
+    """What `encode` makes of every prompt; what it refuses goes to `skips`."""
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1 prompt per category, got {num}")
-    path, taken, found = Path(path), Counter[str | None](), []
+    path, counts, prompts = Path(path), Counter[str | None](), []
     read = _jsonl if path.suffix in LINES else _plain
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         where = f"{path}:{number}"
         try:
-            asked = read(line)
-            if asked is None or taken[asked.category] == num:
+            prompt = read(line)
+            if prompt is None or counts[prompt.category] == num:
                 continue
-            found.append(made(asked, where))
+            prompts.append(encode(prompt, where))
         except ValueError as error:
             skips(f"{where}: {error}")
             continue
-        taken[asked.category] += 1
-    if not found:
+        counts[prompt.category] += 1
+    if not prompts:
         raise ValueError(f"{path}: no prompts in the file" + (f" ({skips.count} lines skipped)" if skips.count else ""))
-    return found
+    return prompts
 
 
-def _plain(line: bytes) -> _Asked | None:
+def _plain(line: bytes) -> _PromptLine | None:
     """A line of a text file; a blank one is none."""
     try:
         words = line.decode("utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    return _Asked(words) if words.strip() else None
+    return _PromptLine(words) if words.strip() else None
 
 
-def _jsonl(line: bytes) -> _Asked | None:
+def _jsonl(line: bytes) -> _PromptLine | None:
     if not line.strip():
         return None
     try:
-        row = msgspec.json.decode(line, type=_Line)
+        row = msgspec.json.decode(line, type=_SpecBenchLine)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not a JSON object ({error})") from None
     turns = row.turns
@@ -140,12 +141,12 @@ def _jsonl(line: bytes) -> _Asked | None:
         raise ValueError(f"category must be a text, got {row.category!r}")
     if row.format not in FORMATS:
         raise ValueError(f"format must be chat or raw, got {row.format!r}")
-    return _Asked(turns[0], row.category, row.format, _reference(row.reference))
+    return _PromptLine(turns[0], row.category, row.format, _reference(row.reference))
 
 
-def _reference(given: Any) -> str | None:
+def _reference(value: Any) -> str | None:
     """The first of several; null and an empty list are none."""
-    first = given[0] if isinstance(given, list) and given else given
+    first = value[0] if isinstance(value, list) and value else value
     if first is None or first == []:
         return None
     if not isinstance(first, str):
@@ -153,26 +154,28 @@ def _reference(given: Any) -> str | None:
     return first.strip() or None
 
 
-def _encoded(asked: _Asked, where: str, encoding: Encoding) -> Prompt:
-    chat = _as_chat(asked, encoding)
-    ids = text.encode(encoding.tokenizer, asked.words, chat)
+def _encoded(prompt: _PromptLine, where: str, encoding: Encoding) -> Prompt:
+    from foredraft import text
+
+    chat = _as_chat(prompt, encoding)
+    ids = text.encode(encoding.tokenizer, prompt.words, chat)
     if not ids:
         raise ValueError("the prompt has no tokens")
     if encoding.longest is not None and len(ids) + encoding.max_tokens > encoding.longest:
         raise ValueError(
             f"{len(ids)} tokens and max_tokens ({encoding.max_tokens}) exceed the context of {encoding.longest}"
         )
-    answer = f"{'' if chat else ' '}{asked.reference}" if asked.reference else None
+    answer = f"{'' if chat else ' '}{prompt.reference}" if prompt.reference else None
     reference = encoding.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else ()
-    return Prompt(where=where, category=asked.category, ids=tuple(ids), reference=tuple(reference))
+    return Prompt(where=where, category=prompt.category, ids=tuple(ids), reference=tuple(reference))
 
 
-def _as_chat(asked: _Asked, encoding: Encoding) -> bool:
+def _as_chat(prompt: _PromptLine, encoding: Encoding) -> bool:
     """Whether the tokenizer's chat template goes around the words."""
     if encoding.chat != "auto":
         return encoding.chat == "always"
-    if asked.format == "chat" and not encoding.tokenizer.chat_template:
+    if prompt.format == "chat" and not encoding.tokenizer.chat_template:
         raise ValueError(
             "format is chat, but the tokenizer has no chat_template; pass --chat never to ask it as it stands"
         )
-    return bool(encoding.tokenizer.chat_template) if asked.format is None else asked.format == "chat"
+    return bool(encoding.tokenizer.chat_template) if prompt.format is None else prompt.format == "chat"

@@ -23,7 +23,7 @@ class Piece(Record, frozen=True):
     predicted: bool
 
 
-class Sample(Record, frozen=True):
+class DocumentSample(Record, frozen=True):
     """Part of a document: its tokens `first` … of `num_tokens`, in pieces."""
 
     document: int
@@ -33,8 +33,10 @@ class Sample(Record, frozen=True):
     pieces: tuple[Piece, ...]
 
 
-def samples(folder: TokenFolder, tokenizer: Any, num: int = 3, max_tokens: int = 200, seed: int = 0) -> list[Sample]:
-    """`num` documents drawn by `seed`, in the folder's order, at most `max_tokens` of each.
+def samples(
+    folder: TokenFolder, tokenizer: Any, num: int = 3, max_tokens: int = 200, seed: int = 0
+) -> list[DocumentSample]:
+    """Return `num` documents drawn by `seed`, in the folder's order, at most `max_tokens` of each.
 
     A longer document is shown from its beginning, or from shortly before the first token that is to be predicted.
     """
@@ -45,13 +47,13 @@ def samples(folder: TokenFolder, tokenizer: Any, num: int = 3, max_tokens: int =
     return [_sample(folder, tokenizer, int(index), max_tokens) for index in sorted(chosen)]
 
 
-def _sample(folder: TokenFolder, tokenizer: Any, index: int, max_tokens: int) -> Sample:
+def _sample(folder: TokenFolder, tokenizer: Any, index: int, max_tokens: int) -> DocumentSample:
     ids, mask = folder.document(index)
     predicted = np.flatnonzero(mask)
     late = len(predicted) > 0 and predicted[0] >= max_tokens
     first = int(predicted[0]) - min(BEFORE, max_tokens // 2) if late else 0
     shown = slice(first, first + max_tokens)
-    return Sample(
+    return DocumentSample(
         document=index, num_tokens=len(ids), predicted_tokens=len(predicted), first=first,
         pieces=_pieces(tokenizer, ids[shown].tolist(), mask[shown].astype(bool)),
     )  # fmt: skip
@@ -63,7 +65,7 @@ def _pieces(tokenizer: Any, ids: list[int], mask: np.ndarray[Any, Any]) -> tuple
     before, pieces = "", []
     for start, end in pairwise(cuts):
         text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        kept = len(before.rstrip("\N{REPLACEMENT CHARACTER}"))
-        pieces.append(Piece(text=text[kept:], num_tokens=end - start, predicted=bool(mask[start])))
+        settled = len(before.rstrip("\N{REPLACEMENT CHARACTER}"))
+        pieces.append(Piece(text=text[settled:], num_tokens=end - start, predicted=bool(mask[start])))
         before = text
     return tuple(pieces)

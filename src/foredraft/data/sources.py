@@ -25,11 +25,11 @@ from foredraft.records import Record
 Mode = Literal["text", "chat", "prompts"]
 Broken = Callable[[str], None]  # takes "file:line: why"; raises to stop
 
-LINES, WHOLE = (".jsonl", ".ndjson"), (".txt", ".md")
+LINES, TEXTS = (".jsonl", ".ndjson"), (".txt", ".md")
 SHOWN = 3  # skipped rows that are named
 CHUNK = 2**18  # bytes of a packed file unpacked at a time
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
-KNOWN = ("system", "user", "assistant", "tool", "developer")
+ROLES_RENAMED = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
+ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 class Message(Record, frozen=True):
@@ -123,14 +123,14 @@ class Origin:
 
 
 def origins(inputs: list[str]) -> list[Origin]:
-    """What `inputs` name: files, folders (every file below with a known ending, by name), hf:NAME[@CONFIG][:SPLIT[:COLUMN]].
+    """Return what `inputs` name: files, folders (every file below with a known ending, by name), hf:NAME[@CONFIG][:SPLIT[:COLUMN]].
 
     Raises ValueError on a path that is not there, an ending that is not known, a folder without data.
     """
-    found = [origin for name in inputs for origin in _origins(name)]
-    if not found:
+    sources = [origin for name in inputs for origin in _origins(name)]
+    if not sources:
         raise ValueError("inputs: name at least one file, folder or hf: data set")
-    return found
+    return sources
 
 
 def _origins(name: str) -> list[Origin]:
@@ -155,15 +155,15 @@ def _origins(name: str) -> list[Origin]:
 def _ending(path: Path) -> str | None:
     """The kind of a file, ".jsonl" or ".txt" and their like, without its packing."""
     name = path.name.removesuffix(".gz").removesuffix(".zst")
-    return next((ending for ending in LINES + WHOLE if name.endswith(ending)), None)
+    return next((ending for ending in LINES + TEXTS if name.endswith(ending)), None)
 
 
 def _endings() -> str:
-    return ", ".join(LINES + WHOLE) + " (plain, .gz or .zst)"
+    return ", ".join(LINES + TEXTS) + " (plain, .gz or .zst)"
 
 
 def read(origin: Origin, mode: Mode, broken: Broken) -> Iterator[Document]:
-    """The documents of an origin in order, empty ones left out. `broken` is told of each row that is none."""
+    """Yield the documents of an origin in order, empty ones left out. `broken` is told of each row that is none."""
     rows = _file_rows(origin, broken) if origin.path else _hub_rows(origin)
     for where, row in rows:
         try:
@@ -189,7 +189,7 @@ def _file_rows(origin: Origin, broken: Broken) -> Iterator[tuple[str, bytes | di
     with origin.path.open("rb") as raw:
         try:
             stream = _unpacked(origin.path, raw)
-            if _ending(origin.path) in WHOLE:
+            if _ending(origin.path) in TEXTS:
                 yield origin.name, {"text": stream.read().decode("utf-8-sig")}
                 return
             for number, line in enumerate(stream, 1):
@@ -277,7 +277,7 @@ def _picked(row: dict[str, Any], column: str | None) -> dict[str, Any]:
 
 
 def _document(where: str, row: _Row, mode: Mode) -> Document | None:
-    """A row as a document of the mode wanted; None where it holds nothing. Raises ValueError with what is wrong."""
+    """Return a row as a document of the mode; None where it holds nothing. Raises ValueError with what is wrong."""
     name = row.id if row.id is not None else row.question_id
     document = Document(where, id=None if name is None else str(name), regenerated=_regenerated(row.regenerated))
     for kind in {"text": ("text", "completion", "chat"), "chat": ("chat", "completion", "text")}.get(
@@ -321,22 +321,22 @@ def _with_turns(document: Document, row: _Row) -> Document | None:
 
 def _with_chat(document: Document, row: _Row) -> Document | None:
     if row.messages is not None:
-        said, role, content = _list(row.messages, "messages"), "role", "content"
+        turns, role, content = _list(row.messages, "messages"), "role", "content"
     elif row.conversations is not None:
-        said, role, content = _list(row.conversations, "conversations"), "from", "value"
+        turns, role, content = _list(row.conversations, "conversations"), "from", "value"
     else:
         return None
-    return document._replace(messages=tuple(_message(turn, role, content) for turn in said))
+    return document._replace(messages=tuple(_message(turn, role, content) for turn in turns))
 
 
 def _message(turn: Any, role: str, content: str) -> Message:
     if not isinstance(turn, dict) or role not in turn or content not in turn:
         raise ValueError(f"a turn must be an object with {role!r} and {content!r}")
-    said = _string(turn[role], role)
-    said = ROLES.get(said, said)
-    if said not in KNOWN:
-        raise ValueError(f"{role!r} is {said!r}; must be one of {', '.join((*KNOWN, *ROLES))}")
-    return Message(role=said, content=_string(turn[content], content))
+    name = _string(turn[role], role)
+    name = ROLES_RENAMED.get(name, name)
+    if name not in ROLES:
+        raise ValueError(f"{role!r} is {name!r}; must be one of {', '.join((*ROLES, *ROLES_RENAMED))}")
+    return Message(role=name, content=_string(turn[content], content))
 
 
 def _string(value: Any, name: str) -> str:

@@ -57,7 +57,7 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> int:
 
 
 def load(path: str | Path) -> Any:
-    """The tokenizer in a folder, or of a model on the Hub where no such folder is. Raises ValueError where there is
+    """Return the tokenizer in a folder, or of a model on the Hub where no such folder is. Raises ValueError where there is
     none, or where it has no end token.
     """
     from transformers import AutoTokenizer

@@ -1,8 +1,8 @@
 """Token folders, and windows of tokens out of them: the one form in which training reads text.
 
 Promises: a folder is opened by mapping it, and refused in one line unless its files are as large as data.json says;
-the sample at a position depends on (seed, position) and numpy's generator alone, so that a run may stop, go on and change its world size.
-Refuses to know: tokenizers, losses, where the text came from.
+the sample at a position depends on (seed, position) and numpy's generator alone, so that a run may stop, go on and
+change its world size. Refuses to know: tokenizers, losses, where the text came from.
 
 A folder holds tokens.bin (little-endian, uint16 up to 65,536 ids, else uint32), mask.bin (a byte per token, 1 where
 the token is to be predicted), documents.bin (int64: every document's first token, then the end) and data.json.
@@ -14,14 +14,15 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import torch
-from torch import Tensor
 
 from foredraft.records import Record, read, require, with_hint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 1
 TOKENS, MASK, DOCUMENTS, DATA = "tokens.bin", "mask.bin", "documents.bin", "data.json"
@@ -79,9 +80,9 @@ class Batch(NamedTuple):
     `documents_BT` int32, the number of the token's document within its window, from 0.
     """
 
-    tokens_BT: Tensor
-    mask_BT: Tensor
-    documents_BT: Tensor
+    tokens_BT: "Tensor"
+    mask_BT: "Tensor"
+    documents_BT: "Tensor"
 
 
 def width(vocab_size: int) -> str:
@@ -104,8 +105,8 @@ class TokenFolder:
         """Map the folder at `path`. Raises ValueError where it is none, or a file's size is not what data.json says."""
         path = Path(path)
         if not (path / DATA).is_file():
-            held = ", ".join(sorted(found.parent.name for found in path.glob(f"*/{DATA}")))
-            remedy = f"it holds some: {held}; give one of them" if held else "make one with foredraft data prepare"
+            inside = ", ".join(sorted(file.parent.name for file in path.glob(f"*/{DATA}")))
+            remedy = f"it holds some: {inside}; give one of them" if inside else "make one with foredraft data prepare"
             message = f"{path}: no token folder ({DATA} is missing); {remedy}"
             raise with_hint(ValueError(message), "foredraft data prepare FILES --tokenizer DIR --out DIR")
         data = read(TokenData, path / DATA)
@@ -128,8 +129,8 @@ def _mapped(path: Path, dtype: str, size: int) -> np.ndarray[Any, Any]:
     needed = size * np.dtype(dtype).itemsize
     if not path.is_file():
         raise ValueError(f"{path}: no such file; prepare the data again")
-    if (found := path.stat().st_size) != needed:
-        raise ValueError(f"{path}: {found:,} bytes, {DATA} says {needed:,}; prepare the data again")
+    if (size_on_disk := path.stat().st_size) != needed:
+        raise ValueError(f"{path}: {size_on_disk:,} bytes, {DATA} says {needed:,}; prepare the data again")
     return np.memmap(path, dtype=dtype, mode="r", shape=(size,))
 
 
@@ -164,6 +165,8 @@ class Packing:
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples `first` … `first + count - 1`, each of `length` tokens, on the CPU."""
+        import torch
+
         starts = self.windows(first, count) * self.length
         tokens = np.stack([self.folder.tokens[at : at + self.length] for at in starts])
         mask = np.stack([self.folder.mask[at : at + self.length] for at in starts]).astype(bool)
@@ -210,13 +213,13 @@ def _same_ids(first: Path, second: Path) -> bool:
     if not first.is_file():
         return False
     parts = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
-    one, two = (msgspec.json.decode(path.read_bytes()) for path in (first, second))
-    return all(one.get(part) == two.get(part) for part in parts)
+    a, b = (msgspec.json.decode(path.read_bytes()) for path in (first, second))
+    return all(a.get(part) == b.get(part) for part in parts)
 
 
 def _vocabulary(path: Path) -> set[str]:
     """The words of a tokenizer.json, added ones included."""
-    held = msgspec.json.decode(path.read_bytes())
-    words = held.get("model", {}).get("vocab", {})
+    tokenizer = msgspec.json.decode(path.read_bytes())
+    words = tokenizer.get("model", {}).get("vocab", {})
     names = words if isinstance(words, dict) else (word[0] for word in words)  # a Unigram model lists [word, score]
-    return {*names, *(token["content"] for token in held.get("added_tokens", ()))}
+    return {*names, *(token["content"] for token in tokenizer.get("added_tokens", ()))}

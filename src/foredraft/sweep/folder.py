@@ -7,7 +7,6 @@ tables appear whole or not at all. Refuses to know: how cells are run.
     OUT/cells/NAME/cell.json, log.txt, done.json | failed.json, and what the verb writes: a whole training run, observations.jsonl
 """
 
-import fcntl
 import platform
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,12 +94,9 @@ class Folder:
 
     def lock(self) -> None:
         """Keep other sweeps out until this process ends. Raises ValueError where one is at work."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.out / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.out}: another sweep is at work there; wait for it or give another --out") from None
+        self._lock = records.lock(
+            self.out / "lock", f"{self.out}: another sweep is at work there; wait for it or give another --out"
+        )
 
     def release(self) -> None:
         if self._lock:
