@@ -33,8 +33,7 @@ from foredraft import kinds, records, shapes
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
 from foredraft.deploy.export import ExportSettings, export
-from foredraft.measure.endpoint import Load, one_round, started
-from foredraft.measure.endpoint import Settings as Asked
+from foredraft.measure.endpoint import LoadSettings, OfferedLoad, one_round, started
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.plan.plan import plan
@@ -304,13 +303,13 @@ async def _load(
     """One load's row, with what the server cannot tell."""
     num = len(questions) if setting.accept else _num_requests(load)
     asked = [questions[i % len(questions)] for i in range(num)]
-    settings = Asked(concurrency=(load,), max_tokens=new, stop=False)
-    running = await started(address_of(url), asked, settings)
-    made = await one_round(running, settings, Load(0.0, concurrency=load))
+    settings = LoadSettings(concurrency=(load,), max_tokens=new, stop=False)
+    async with started(address_of(url), asked, settings) as running:
+        made = await one_round(running, settings, OfferedLoad(0.0, concurrency=load))
     given = {"machine": machine.name, "dataset": PROMPTS.stem, "command": COMMAND}
     if setting.draft:
         given |= {
-            "draft": [setting.draft],
+            "draft": setting.draft,
             "method": DRAFTS[setting.draft][0],
             "draft_layers": DRAFTS[setting.draft][1],
         }

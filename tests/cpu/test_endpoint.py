@@ -16,13 +16,14 @@ import pytest
 from foredraft import records
 from foredraft.cli import main as cli
 from foredraft.data.prompts import Question
+from foredraft.engines import SERVERS
+from foredraft.engines.counters import RequestCounts, samples
 from foredraft.laws.fit import fit_all
 from foredraft.measure import endpoint, endpoint_wire
-from foredraft.measure.endpoint import TRIAL, Load, Round, Settings, rounds, started
-from foredraft.measure.endpoint_counts import Spec, samples, spec_of, totals
-from foredraft.measure.endpoint_http import address_of
+from foredraft.measure.endpoint import TRIAL, LoadSettings, OfferedLoad, Round, rounds, started
+from foredraft.measure.endpoint_http import Connections, address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
-from foredraft.measure.endpoint_wire import Server
+from foredraft.measure.endpoint_wire import Endpoint, find_server
 from foredraft.records import Measurement, Observation
 
 STEPS = ((3, 2), (3, 0), (3, 3), (3, 1))  # drafted and accepted, over and over, in every answer
@@ -237,18 +238,23 @@ TAU = 1 + sum(sum(STEPS[j % 4][1] for j in range(3 + (i + 1) % 3)) for i in rang
 def load(fake: Fake, questions: list[Question] = QUESTIONS, **settings: Any) -> list[Round]:
     async def run() -> list[Round]:
         given: dict[str, Any] = {"max_tokens": 64} | settings
-        made = Settings(**given)
-        running = await started(address_of(fake.url), questions, made)
-        return [one async for one in rounds(running, made)]
+        made = LoadSettings(**given)
+        async with started(address_of(fake.url), questions, made) as running:
+            return [one async for one in rounds(running, made)]
 
     return asyncio.run(run())
 
 
-def rows(fake: Fake, made: Round, **given: Any) -> list[Measurement]:
-    from foredraft.measure.endpoint_wire import found
+def server_of(fake: Fake) -> Endpoint:
+    async def find() -> Endpoint:
+        async with Connections(address_of(fake.url)) as connections:
+            return await find_server(connections)
 
-    server = asyncio.run(found(address_of(fake.url)))
-    return rows_of(made, base_of(server, made, {"dataset": "set", **given}), 0.1).rows
+    return asyncio.run(find())
+
+
+def rows(fake: Fake, made: Round, **given: Any) -> list[Measurement]:
+    return rows_of(made, base_of(server_of(fake), made, {"dataset": "set", **given}), 0.1).rows
 
 
 def test_vllms_totals_by_difference(fake: Fake) -> None:
@@ -389,9 +395,7 @@ def test_other_traffic_is_told_of(fake: Fake) -> None:
 
 
 def base_of_vllm(fake: Fake, made: Round) -> dict[str, Any]:
-    from foredraft.measure.endpoint_wire import found
-
-    return base_of(asyncio.run(found(address_of(fake.url))), made, {"dataset": "set"})
+    return base_of(server_of(fake), made, {"dataset": "set"})
 
 
 def test_a_schedule_that_changes_under_way_has_no_one_lookahead(fake: Fake) -> None:
@@ -413,7 +417,7 @@ def test_a_schedule_that_changes_under_way_has_no_one_lookahead(fake: Fake) -> N
 def test_failures_are_counted_named_and_cost_nothing_else(fake: Fake) -> None:
     fake.broken, fake.refused, fake.erring = {"x" * 3}, {"x" * 5}, {"x" * 7}
     (made,) = load(fake, concurrency=(2,))
-    why = {one.question.where: one.why for one in made.failures}
+    why = {one.question.where: one.reason for one in made.failures}
     assert set(why) == {"p:2", "p:4", "p:6"}
     assert "broke off" in why["p:2"]
     assert "HTTP 400: the prompt is too long" in why["p:4"]
@@ -451,7 +455,7 @@ def test_what_cannot_be_asked_is_refused_before_the_load(fake: Fake) -> None:
     ]  # fmt: skip
     for wrong in faults:
         with pytest.raises(ValueError, match=r"must|at least"):
-            Settings(**wrong)
+            LoadSettings(**wrong)
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:99999999"])
@@ -474,26 +478,28 @@ def test_a_prometheus_page_is_read_line_by_line() -> None:
     counts = {"drafts": 2.0, "draft_tokens": 6.0, "accepted_tokens": 3.0}
     lines = [f'vllm:spec_decode_num_{name}_total{{engine="{e}"}} {n}' for e in (0, 1) for name, n in counts.items()]
     two = "\n".join(lines)
-    spec = totals(two, "vllm").spec
+    spec = SERVERS["vllm"].totals(two).spec
     assert spec is not None
     assert (spec.steps, spec.drafted, spec.accepted) == (4, 12, 6)
-    assert totals("", "vllm").spec is None
+    assert SERVERS["vllm"].totals("").spec is None
 
 
 def test_each_form_of_a_response_gives_its_counts() -> None:
     counts = {"num_spec_steps": 5, "num_draft_tokens": 15, "num_accepted_draft_tokens": 4, "num_spec_tokens": 3}
     sparse = counts | {"acceptance_histogram": {"0": 2, "1": 2, "2": 1}}
-    assert spec_of({"metrics": {"speculative_decoding": sparse}}) == Spec(5, 15, 4, (3, 1, 0))
+    vllm, sglang = SERVERS["vllm"].request_counts, SERVERS["sglang"].request_counts
+    assert vllm({"metrics": {"speculative_decoding": sparse}}) == RequestCounts(5, 15, 4, (3, 1, 0))
     older = {"spec_accept_token_num": 4, "spec_draft_token_num": 15, "spec_accept_histogram": [2, 2, 1]}
-    assert spec_of({"meta_info": {"spec_verify_ct": 5, **older}}) == Spec(5, 15, 4, (3, 1))
+    assert sglang({"meta_info": {"spec_verify_ct": 5, **older}}) == RequestCounts(5, 15, 4, (3, 1))
     choice = {"choices": [{"meta_info": {"spec_verify_ct": 7}}]}
-    assert spec_of(choice) == Spec(7, None, None)
-    assert spec_of({"choices": [{"text": "x"}], "usage": None}) is None
+    assert sglang(choice) == RequestCounts(7, None, None)
+    assert vllm({"choices": [{"text": "x"}], "usage": None}) is None
+    assert sglang({"choices": [{"text": "x"}], "usage": None}) is None
 
 
 def test_an_sglang_that_tells_steps_alone_gives_its_accept_length(fake: Fake) -> None:
     (made,) = load(fake)
-    bare = [one._replace(spec=Spec(4, None, None)) for one in made.answers]
+    bare = [one._replace(counts=RequestCounts(4, None, None)) for one in made.answers]
     (row, *_) = rows(fake, made._replace(answers=bare))
     tokens = made.tokens
     assert tokens is not None
@@ -586,12 +592,12 @@ def test_rows_of_the_first_load_survive_a_server_that_dies_in_the_second(
 
 def test_a_folder_that_is_served_by_its_path_is_named_as_our_own_runs_name_it() -> None:
     """vLLM names a local model by its path; rows of one target must agree. A name on the Hub stays whole."""
-    made = Round(Load(0.0, 1), [], [], 1.0, None, None)
+    made = Round(OfferedLoad(0.0, 1), [], [], 1.0, None, None)
     for model, target in (
         ("/models/org/tales", "tales"),
         ("/runs/small/final", "small/final"),
         ("org/tales", "org/tales"),
     ):
-        server = Server(address_of("http://localhost"), "vllm", model)
+        server = Endpoint(Connections(address_of("http://localhost")), SERVERS["vllm"], model)
         fields = base_of(server, made, {"draft_layers": 2})
         assert (fields["target"], fields["draft_layers"]) == (target, 2)

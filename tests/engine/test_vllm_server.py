@@ -11,8 +11,8 @@ from vllm_here import post, serving
 from foredraft import text
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
-from foredraft.measure.definitions import Counters
-from foredraft.measure.endpoint import Round, Settings, rounds, started
+from foredraft.engines.counters import Counters
+from foredraft.measure.endpoint import LoadSettings, Round, rounds, started
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.models.decoder import Decoder
@@ -20,7 +20,7 @@ from foredraft.records import Measurement
 
 WITHIN = 0.02  # absolute, of acceptance at every position
 LOADS = (1, 4)
-FIELDS = {"draft": ["eagle2"], "method": "eagle", "machine": "here", "dataset": "prompts"}
+FIELDS = {"draft": "eagle2", "method": "eagle", "machine": "here", "dataset": "prompts"}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,11 @@ class Loaded:
         asyncio.run(self._run(url, questions))
 
     async def _run(self, url: str, questions: list[Question]) -> None:
-        settings = Settings(concurrency=LOADS, max_tokens=ours.NEW, stop=False)
-        running = await started(address_of(url), questions, settings)
-        async for one in rounds(running, settings):
-            self.rounds.append(one)
-            self.found.append(rows_of(one, base_of(running.server, one, FIELDS), 0.1))
+        settings = LoadSettings(concurrency=LOADS, max_tokens=ours.NEW, stop=False)
+        async with started(address_of(url), questions, settings) as running:
+            async for one in rounds(running, settings):
+                self.rounds.append(one)
+                self.found.append(rows_of(one, base_of(running.server, one, FIELDS), 0.1))
 
     @property
     def rows(self) -> list[Measurement]:

@@ -135,7 +135,7 @@ def measure(
     facts = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family}
     if endpoint is not None:
         refuse(ctx, OF_ENGINE, "a server at --endpoint has its own; leave out")
-        from foredraft.measure.endpoint import Settings
+        from foredraft.measure.endpoint import LoadSettings
         from foredraft.measure.endpoint_http import address_of
         from foredraft.measure.served import measure_server, server_subject_of
 
@@ -147,7 +147,7 @@ def measure(
         }
         facts |= {"model": model, "engine": engine, "method": method, "machine": machine, "command": command()}
         facts["draft"] = draft[0] if draft else None
-        settings = Settings(**shared, **loads)
+        settings = LoadSettings(**shared, **loads)
         server = server_subject_of(address_of(endpoint, api_key, timeout), prompts, settings, skips, facts, num)
         _say_skipped(skips)
         rows = measure_server(server, settings, lambda *load: _write(*load, out))

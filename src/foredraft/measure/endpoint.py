@@ -1,4 +1,4 @@
-"""A running vLLM or SGLang server under load: prompts at a concurrency or a request rate, times by the client's clock,
+"""A running server under load: prompts at a concurrency or a request rate, times by the client's clock,
 acceptance by the engine's own counters.
 
 Promises: a request that fails is counted and named, never dropped; other traffic on the server is told of where the totals show
@@ -9,20 +9,22 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import numpy as np
 
 from foredraft.data.prompts import CHATS, Question
-from foredraft.measure.endpoint_counts import Totals
-from foredraft.measure.endpoint_http import Address
+from foredraft.engines.counters import Totals
+from foredraft.measure.endpoint_http import Address, Connections
 from foredraft.measure.endpoint_wire import (
-    Answer,
+    MODELS,
+    AnswerSettings,
+    Endpoint,
     Failure,
-    Server,
-    Wanted,
+    StreamedAnswer,
     answer,
-    found,
+    find_server,
     read_totals,
 )
 from foredraft.records import Record
@@ -31,7 +33,7 @@ SETTLE_S, STEP_S = 3.0, 0.1  # how long the totals are waited for, which an engi
 TRIAL = "Hello"
 
 
-class Settings(Record, frozen=True):
+class LoadSettings(Record, frozen=True):
     """How to load a server. Each of `concurrency` is a number of clients that always have one request open; each of `rates` a
     Poisson stream of requests per second. `chat`: as in `Encoding`; "auto" asks a prompt without a format as a chat where the
     server has a template.
@@ -62,7 +64,7 @@ class Settings(Record, frozen=True):
             raise ValueError(f"chat must be one of {', '.join(CHATS)}, got {self.chat!r}")
 
 
-class Load(NamedTuple):
+class OfferedLoad(NamedTuple):
     """One load: so many clients, or so many requests per second."""
 
     temperature: float
@@ -77,8 +79,8 @@ class Load(NamedTuple):
 class Round(NamedTuple):
     """What came of a load: whole answers, failures, wall seconds, and the server's totals before and after where it shows them."""
 
-    load: Load
-    answers: list[Answer]
+    load: OfferedLoad
+    answers: list[StreamedAnswer]
     failures: list[Failure]
     seconds: float
     before: Totals | None
@@ -87,107 +89,117 @@ class Round(NamedTuple):
     @property
     def tokens(self) -> int | None:
         """Of all answers; None where the server did not count one of them."""
-        counts = [one.tokens for one in self.answers]
+        counts = [answer.tokens for answer in self.answers]
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
 class Running(NamedTuple):
     """A server that has answered a trial, and the way each question will be asked."""
 
-    server: Server
+    server: Endpoint
     ways: list[str]
     questions: Sequence[Question]
 
 
+@asynccontextmanager
 async def started(
-    address: Address, questions: Sequence[Question], settings: Settings, model: str | None = None, engine: str = "auto"
-) -> Running:
-    """Find the server, try it once in each way, and settle how each question is asked. Raises ValueError, in the server's words,
-    where the trial fails or the load needs more questions.
+    address: Address,
+    questions: Sequence[Question],
+    settings: LoadSettings,
+    model: str | None = None,
+    engine: str = "auto",
+) -> AsyncIterator[Running]:
+    """Find the server, try it once in each way, and decide how each question is asked; its connections stay open until the end.
+    Raises ValueError, in the server's words, where the trial fails or the load needs more questions.
     """
     if settings.concurrency and max(settings.concurrency) > len(questions):
         raise ValueError(
             f"concurrency {max(settings.concurrency)} needs as many prompts, got {len(questions)}; raise --num or lower it"
         )
-    server = await found(address, model, engine)
-    trials: dict[str, Answer | Failure] = {}
-    ways = [await _way(server, question, settings, trials) for question in questions]
-    if failed := next((one for one in (trials[way] for way in dict.fromkeys(ways)) if isinstance(one, Failure)), None):
-        raise ValueError(failed.why)
-    return Running(server, ways, questions)
+    async with Connections(address) as connections:
+        server = await find_server(connections, model, engine)
+        trials: dict[str, StreamedAnswer | Failure] = {}
+        ways = [await _way(server, question, settings, trials) for question in questions]
+        for way in dict.fromkeys(ways):
+            if isinstance(trial := trials[way], Failure):
+                raise ValueError(trial.reason)
+        yield Running(server, ways, questions)
 
 
-async def _way(server: Server, question: Question, settings: Settings, trials: dict[str, Answer | Failure]) -> str:
-    async def tried(way: str) -> Answer | Failure:
+async def _way(
+    server: Endpoint, question: Question, settings: LoadSettings, trials: dict[str, StreamedAnswer | Failure]
+) -> str:
+    async def trial(way: str) -> StreamedAnswer | Failure:
         if way not in trials:
-            wanted = Wanted(min(8, settings.max_tokens), 0.0, settings.seed, settings.stop)
-            trials[way] = await answer(server, Question("trial", TRIAL), way, wanted)
+            briefly = AnswerSettings(min(8, settings.max_tokens), 0.0, settings.seed, settings.stop)
+            trials[way] = await answer(server, Question("trial", TRIAL), way, briefly)
         return trials[way]
 
     chat = settings.chat == "always" or (settings.chat == "auto" and question.format == "chat")
     if settings.chat == "auto" and question.format is None:
-        chat = isinstance(await tried("chat"), Answer)
+        chat = isinstance(await trial("chat"), StreamedAnswer)
     way = "chat" if chat else "raw"
-    made = await tried(way)
-    speculates = bool(server.info.get("speculative_algorithm"))
-    if way == "raw" and isinstance(made, Answer) and made.spec is None and speculates:
-        way = "native"  # an SGLang whose OpenAI API does not tell
-        await tried(way)
+    result = await trial(way)
+    silent = isinstance(result, StreamedAnswer) and result.counts is None
+    if way == "raw" and silent and server.engine.native_path and "method" in server.engine.running(server.info):
+        way = "native"  # it speculates, and its OpenAI API does not tell
+        await trial(way)
     return way
 
 
-async def rounds(running: Running, settings: Settings) -> AsyncIterator[Round]:
+async def rounds(running: Running, settings: LoadSettings) -> AsyncIterator[Round]:
     """Every load in turn, as it is done."""
     for temperature in settings.temperatures:
-        loads = [Load(temperature, concurrency=one) for one in settings.concurrency]
-        for load in loads + [Load(temperature, rate=one) for one in settings.rates]:
+        loads = [OfferedLoad(temperature, concurrency=clients) for clients in settings.concurrency]
+        for load in loads + [OfferedLoad(temperature, rate=rate) for rate in settings.rates]:
             yield await one_round(running, settings, load)
 
 
-async def one_round(running: Running, settings: Settings, load: Load) -> Round:
+async def one_round(running: Running, settings: LoadSettings, load: OfferedLoad) -> Round:
     """All questions under one load."""
     before = await _quiet(running.server)
+    await running.server.connections.warm(MODELS, load.concurrency or 1)
     start = time.perf_counter()
-    made = await (_closed if load.rate is None else _open)(running, settings, load)
+    results = await (_closed if load.rate is None else _open)(running, settings, load)
     seconds = time.perf_counter() - start
-    answers = [one for one in made if isinstance(one, Answer)]
-    failures = [one for one in made if isinstance(one, Failure)]
+    answers = [result for result in results if isinstance(result, StreamedAnswer)]
+    failures = [result for result in results if isinstance(result, Failure)]
     after = await _settled(running.server, before, answers)
     return Round(load, answers, failures, seconds, before, after)
 
 
-async def _closed(running: Running, settings: Settings, load: Load) -> list[Answer | Failure]:
+async def _closed(running: Running, settings: LoadSettings, load: OfferedLoad) -> list[StreamedAnswer | Failure]:
     """So many clients, each with its next question as soon as it has an answer."""
     todo = iter(range(len(running.questions)))
-    made: dict[int, Answer | Failure] = {}
+    results: dict[int, StreamedAnswer | Failure] = {}
 
     async def client() -> None:
         for i in todo:
-            made[i] = await _asked(running, settings, load, i)
+            results[i] = await _ask(running, settings, load, i)
 
     assert load.concurrency is not None, "a closed load has clients"
     await asyncio.gather(*(client() for _ in range(load.concurrency)))
-    return [made[i] for i in range(len(running.questions))]
+    return [results[i] for i in range(len(running.questions))]
 
 
-async def _open(running: Running, settings: Settings, load: Load) -> list[Answer | Failure]:
+async def _open(running: Running, settings: LoadSettings, load: OfferedLoad) -> list[StreamedAnswer | Failure]:
     """Questions at exponential intervals of mean 1/rate, however many are open."""
     gaps = np.random.default_rng(settings.seed).exponential(1 / (load.rate or 1.0), len(running.questions))
 
-    async def later(i: int, wait_s: float) -> Answer | Failure:
+    async def later(i: int, wait_s: float) -> StreamedAnswer | Failure:
         await asyncio.sleep(wait_s)
-        return await _asked(running, settings, load, i)
+        return await _ask(running, settings, load, i)
 
     starts = np.cumsum(gaps) - gaps[0]
     return list(await asyncio.gather(*(later(i, float(wait)) for i, wait in enumerate(starts))))
 
 
-async def _asked(running: Running, settings: Settings, load: Load, i: int) -> Answer | Failure:
-    wanted = Wanted(settings.max_tokens, load.temperature, settings.seed + i, settings.stop)
-    return await answer(running.server, running.questions[i], running.ways[i], wanted)
+async def _ask(running: Running, settings: LoadSettings, load: OfferedLoad, i: int) -> StreamedAnswer | Failure:
+    each = AnswerSettings(settings.max_tokens, load.temperature, settings.seed + i, settings.stop)
+    return await answer(running.server, running.questions[i], running.ways[i], each)
 
 
-async def _quiet(server: Server) -> Totals | None:
+async def _quiet(server: Endpoint) -> Totals | None:
     """The totals once two readings agree, so that no earlier answer is still being counted; of a busy server the last reading."""
     earlier, deadline = await read_totals(server), time.perf_counter() + SETTLE_S / 3
     while earlier is not None and time.perf_counter() < deadline:
@@ -199,14 +211,14 @@ async def _quiet(server: Server) -> Totals | None:
     return earlier
 
 
-async def _settled(server: Server, before: Totals | None, answers: Sequence[Answer]) -> Totals | None:
-    """The totals once they hold all own tokens, or what they hold after a while."""
+async def _settled(server: Endpoint, before: Totals | None, answers: Sequence[StreamedAnswer]) -> Totals | None:
+    """The totals once they hold all tokens of `answers`, or what they hold after a while."""
     if before is None:
         return None
-    own, deadline = sum(one.tokens or 0 for one in answers), time.perf_counter() + SETTLE_S
+    answered, deadline = sum(answer.tokens or 0 for answer in answers), time.perf_counter() + SETTLE_S
     while True:
         now = await read_totals(server)
-        missing = now is not None and (grown(before, now, "generated") or 0) < own
+        missing = now is not None and (grown(before, now, "generated") or 0) < answered
         if not missing or time.perf_counter() > deadline:
             return now
         await asyncio.sleep(STEP_S)
@@ -218,18 +230,18 @@ def grown(before: Totals, after: Totals, name: str) -> float | None:
     return None if now is None else now - (then or 0.0)
 
 
-def traffic(made: Round) -> list[str]:
+def traffic(load: Round) -> list[str]:
     """What the totals say of requests that are not ours, in words; nothing where they agree, or say nothing."""
-    if made.before is None or made.after is None:
+    if load.before is None or load.after is None:
         return []
-    said = []
-    if made.before.running:
-        said.append(f"{made.before.running:g} requests were running before the load began")
-    tokens, own = grown(made.before, made.after, "generated"), made.tokens
-    if tokens is not None and own is not None and not made.failures and tokens != own:
-        more = "other traffic is mixed in" if tokens > own else "not all of ours are in it: several servers behind one address?"  # fmt: skip
-        said.append(f"the server generated {tokens:g} tokens and our answers have {own}: {more}")
-    requests, ours = grown(made.before, made.after, "requests"), len(made.answers) + len(made.failures)
+    notes = []
+    if load.before.running:
+        notes.append(f"{load.before.running:g} requests were running before the load began")
+    tokens, answered = grown(load.before, load.after, "generated"), load.tokens
+    if tokens is not None and answered is not None and not load.failures and tokens != answered:
+        more = "other traffic is mixed in" if tokens > answered else "not all of ours are in it: several servers behind one address?"  # fmt: skip
+        notes.append(f"the server generated {tokens:g} tokens and our answers have {answered}: {more}")
+    requests, ours = grown(load.before, load.after, "requests"), len(load.answers) + len(load.failures)
     if requests is not None and requests > ours:
-        said.append(f"the server finished {requests:g} requests and {ours} were ours: other traffic is mixed in")
-    return said
+        notes.append(f"the server finished {requests:g} requests and {ours} were ours: other traffic is mixed in")
+    return notes

@@ -1,20 +1,26 @@
-"""A small HTTP/1.1 client over asyncio: whole answers, and server-sent events as they arrive.
+"""A server over HTTP: whole answers and server-sent events as they arrive, on connections that stay open between requests.
 
-Promises: every failure is one line that names the server; a stream that breaks off is an error, never a short answer.
-Refuses to know: what is asked.
+Promises: every failure is one line that names the server; a stream that breaks off is an error, never a short answer; no answer
+fills the memory. Refuses to know: what is asked.
 """
 
 import asyncio
 import json
-import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-LIMIT = 2**24  # bytes of one line, which a chunk of JSON may fill
+import httpx2
+
+LINE_LIMIT, BODY_LIMIT = 2**24, 2**26  # bytes of one line, which an event may fill, and of an answer that is no stream
+REST_LIMIT, REST_S = 2**16, 1.0  # what is read behind a stream's end, so that its connection can serve again
 CONNECT_S = 10.0
+IDLE_S = (
+    4.0  # after which a connection is dropped: before a server does (uvicorn: 5 s), which would fail the next request
+)
 SHOWN = 300  # characters of a server's own message
+SENDING = "http11.send_request_headers.started"  # httpx2's name for the moment when a connection is open
 
 
 class Refused(ValueError):
@@ -30,7 +36,7 @@ class NotJson(ValueError):
 
 
 class CutOff(ValueError):
-    """A stream that ended before its end."""
+    """An answer that ended before its end, or did not end where it should."""
 
 
 class Address(NamedTuple):
@@ -44,7 +50,8 @@ class Address(NamedTuple):
     timeout_s: float = 600.0
 
     def __str__(self) -> str:
-        return f"{'https' if self.secure else 'http'}://{self.host}:{self.port}{self.prefix}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.secure else 'http'}://{host}:{self.port}{self.prefix}"
 
 
 def address_of(url: str, key: str | None = None, timeout_s: float = 600.0) -> Address:
@@ -60,69 +67,138 @@ def address_of(url: str, key: str | None = None, timeout_s: float = 600.0) -> Ad
     return Address(parts.hostname, port, secure, parts.path.rstrip("/").removesuffix("/v1"), key, timeout_s)
 
 
-class Reply:
-    """The body of an answer as it arrives, its transfer coding undone."""
+class Connections:
+    """The open connections to one server; an async context manager, which closes them."""
 
-    def __init__(self, reader: asyncio.StreamReader, headers: dict[str, str], address: Address) -> None:
-        self.reader, self.headers, self.address = reader, headers, address
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        headers = {"User-Agent": "foredraft", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {address.key}"} if address.key else {}
+        self._client = httpx2.AsyncClient(
+            headers=headers, timeout=httpx2.Timeout(address.timeout_s, connect=CONNECT_S, pool=None), trust_env=False,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_S),
+        )  # fmt: skip
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def ask(
+        self, path: str, body: dict[str, Any] | None = None, on_send: Callable[[], object] | None = None
+    ) -> AsyncIterator["Reply"]:
+        """GET `path`, or POST `body` to it; `on_send` is called when the connection is open and the request goes out.
+
+        Raises Refused on another status than 200, ValueError where no server answers.
+        """
+
+        async def trace(event: str, _: Any) -> None:
+            if event == SENDING and on_send is not None:
+                on_send()
+
+        url, method = f"{self.address}{path}", "GET" if body is None else "POST"
+        request = self._client.build_request(method, url, json=body, extensions={"trace": trace})
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise self._failure(error) from None
+        try:
+            reply = Reply(response, self.address)
+            if response.status_code != 200:
+                raise Refused(response.status_code, f"{url}: HTTP {response.status_code}: {await reply.message()}")
+            yield reply
+        finally:
+            await response.aclose()
+
+    def _failure(self, error: httpx2.HTTPError) -> ValueError:
+        """Why there was no answer."""
+        address, reason = self.address, str(error) or type(error).__name__
+        if isinstance(error, httpx2.ConnectTimeout):
+            reason = f"no connection within {CONNECT_S:g} s"
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return ValueError(f"{address}: no server answers ({reason}); start it, or check --endpoint")
+        if isinstance(error, httpx2.TimeoutException):
+            return CutOff(f"{address}: no answer for {address.timeout_s:g} s")
+        if isinstance(error, httpx2.RemoteProtocolError) and "disconnected" not in reason:
+            return CutOff(f"{address}: is no HTTP server ({reason})")
+        return CutOff(f"{address}: the connection closed without an answer ({reason})")
+
+    async def get_json(self, path: str) -> Any:
+        """The JSON at a path. Raises NotJson where it is none."""
+        async with self.ask(path) as reply:
+            body = await reply.whole()
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise NotJson(f"{self.address}{path}: the answer is no JSON; is this a server of the OpenAI API?") from None
+
+    async def get_text(self, path: str) -> str:
+        async with self.ask(path) as reply:
+            return (await reply.whole()).decode("utf-8", "replace")
+
+    async def warm(self, path: str, num: int) -> None:
+        """Open `num` connections, by that many requests at once."""
+        await asyncio.gather(*(self.get_text(path) for _ in range(num)))
+
+
+class Reply:
+    """The body of an answer as it arrives."""
+
+    def __init__(self, response: httpx2.Response, address: Address) -> None:
+        self.response, self.address = response, address
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Raises CutOff where the connection closes before the body is whole."""
         try:
-            if "chunked" in self.headers.get("transfer-encoding", "").lower():
-                async for piece in self._chunks():
-                    yield piece
-            elif "content-length" in self.headers:
-                left = int(self.headers["content-length"])
-                while left:
-                    piece = await self._timed(self.reader.read(min(left, 2**16)))
-                    if not piece:
-                        raise CutOff(f"{self.address}: the answer broke off, {left} bytes short")
-                    left -= len(piece)
-                    yield piece
-            else:
-                while piece := await self._timed(self.reader.read(2**16)):
-                    yield piece
-        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError) as error:
+            async for piece in self.response.aiter_raw():
+                yield piece
+        except httpx2.TimeoutException:
+            raise CutOff(f"{self.address}: nothing came for {self.address.timeout_s:g} s") from None
+        except httpx2.HTTPError as error:
             raise CutOff(f"{self.address}: the answer broke off ({type(error).__name__})") from None
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        while True:
-            head = await self._timed(self.reader.readline())
-            if not head.endswith(b"\n"):
-                raise CutOff(f"{self.address}: the answer broke off between two chunks")
-            size = int(head.split(b";")[0].strip() or b"0", 16)
-            if size == 0:
-                return
-            data = await self._timed(self.reader.readexactly(size + 2))
-            yield data[:-2]
-
-    async def _timed(self, reading: Any) -> bytes:
-        try:
-            return await asyncio.wait_for(reading, self.address.timeout_s)
-        except TimeoutError:
-            raise CutOff(f"{self.address}: nothing came for {self.address.timeout_s:g} s") from None
-
     async def lines(self) -> AsyncIterator[bytes]:
-        """Lines without their ends; a last one that has no end comes too."""
+        """Lines without their ends; a last one that has no end comes too. Raises CutOff on one beyond LINE_LIMIT."""
         rest = b""
         async for piece in self.pieces():
-            *whole, rest = (rest + piece).split(b"\n")
-            for line in whole:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
                 yield line.rstrip(b"\r")
+            if len(rest) > LINE_LIMIT:
+                raise CutOff(f"{self.address}: a line of the answer is longer than {LINE_LIMIT} bytes")
         if rest:
             yield rest
 
     async def whole(self) -> bytes:
-        return b"".join([piece async for piece in self.pieces()])
+        """Raises CutOff on a body beyond BODY_LIMIT."""
+        body = bytearray()
+        async for piece in self.pieces():
+            body += piece
+            if len(body) > BODY_LIMIT:
+                raise CutOff(f"{self.address}: the answer is longer than {BODY_LIMIT} bytes")
+        return bytes(body)
+
+    async def message(self) -> str:
+        """What the server says is wrong, as far as it can be read: the message in its JSON, or the beginning of its text."""
+        body = bytearray()
+        with suppress(CutOff):
+            async for piece in self.pieces():
+                body += piece
+                if len(body) > REST_LIMIT:
+                    break
+        return _message(bytes(body))
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """The JSON of each server-sent event, up to [DONE]. Raises CutOff where that never comes."""
-        async for line in self.lines():
+        lines = self.lines()
+        async for line in lines:
             if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
             if data == b"[DONE]":
+                await self._rest(lines)
                 return
             try:
                 event = json.loads(data)
@@ -131,85 +207,26 @@ class Reply:
             yield event if isinstance(event, dict) else {}
         raise CutOff(f"{self.address}: the stream ended without [DONE]")
 
+    async def _rest(self, lines: AsyncIterator[bytes]) -> None:
+        """Read a finished stream to the end of its body, if that is near."""
 
-@asynccontextmanager
-async def ask(address: Address, path: str, body: dict[str, Any] | None = None) -> AsyncIterator[Reply]:
-    """GET `path`, or POST `body` to it. Raises Refused on another status than 200, ValueError where no server answers."""
-    reader, writer = await _connected(address)
-    try:
-        writer.write(_request(address, path, body))
-        try:
-            await writer.drain()
-            status, headers = await asyncio.wait_for(_head(reader, address), address.timeout_s)
-        except TimeoutError:
-            raise CutOff(f"{address}: no answer for {address.timeout_s:g} s") from None
-        except (ConnectionError, ssl.SSLError) as error:
-            raise CutOff(f"{address}: the connection broke ({type(error).__name__})") from None
-        reply = Reply(reader, headers, address)
-        if status != 200:
-            raise Refused(status, f"{address}{path}: HTTP {status}: {_message(await reply.whole())}")
-        yield reply
-    finally:
-        writer.close()
-        with suppress(OSError, TimeoutError):
-            await asyncio.wait_for(writer.wait_closed(), CONNECT_S)
+        async def read() -> None:
+            size = 0
+            async for line in lines:
+                size += len(line) + 1
+                if size > REST_LIMIT:
+                    return
 
-
-async def _connected(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    context = ssl.create_default_context() if address.secure else None
-    try:
-        opening = asyncio.open_connection(address.host, address.port, ssl=context, limit=LIMIT)
-        return await asyncio.wait_for(opening, CONNECT_S)
-    except (OSError, TimeoutError) as error:
-        why = getattr(error, "strerror", None) or str(error) or f"no connection within {CONNECT_S:g} s"
-        raise ValueError(f"{address}: no server answers ({why}); start it, or check --endpoint") from None
-
-
-def _request(address: Address, path: str, body: dict[str, Any] | None) -> bytes:
-    data = b"" if body is None else json.dumps(body).encode()
-    lines = [
-        f"{'GET' if body is None else 'POST'} {address.prefix}{path} HTTP/1.1", f"Host: {address.host}:{address.port}",
-        "User-Agent: foredraft", "Accept: */*", "Connection: close",
-    ]  # fmt: skip
-    lines += [f"Authorization: Bearer {address.key}"] if address.key else []
-    lines += [] if body is None else ["Content-Type: application/json", f"Content-Length: {len(data)}"]
-    return "\r\n".join([*lines, "", ""]).encode() + data
-
-
-async def _head(reader: asyncio.StreamReader, address: Address) -> tuple[int, dict[str, str]]:
-    """Status and headers, names in lower case."""
-    first = (await reader.readline()).decode("latin-1").split(maxsplit=2)
-    if len(first) < 2 or not first[0].startswith("HTTP/") or not first[1].isdigit():
-        raise CutOff(f"{address}: the connection closed without an answer" if not first else f"{address}: is no HTTP server")  # fmt: skip
-    headers: dict[str, str] = {}
-    while (line := (await reader.readline()).decode("latin-1").strip()) != "":
-        name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
-    return int(first[1]), headers
+        with suppress(CutOff, TimeoutError):
+            await asyncio.wait_for(read(), REST_S)
 
 
 def _message(body: bytes) -> str:
-    """What a server says is wrong: the message in its JSON, or the beginning of its text."""
     text = body.decode("utf-8", "replace").strip()
     try:
-        held = json.loads(text)
+        answer = json.loads(text)
     except ValueError:
         return " ".join(text.split())[:SHOWN] or "no message"
-    error = held.get("error", held) if isinstance(held, dict) else held
-    said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return " ".join(str(said if said else text).split())[:SHOWN]
-
-
-async def get_json(address: Address, path: str) -> Any:
-    """The JSON at a path. Raises ValueError where it is none."""
-    async with ask(address, path) as reply:
-        body = await reply.whole()
-    try:
-        return json.loads(body)
-    except ValueError:
-        raise NotJson(f"{address}{path}: the answer is no JSON; is this a server of the OpenAI API?") from None
-
-
-async def get_text(address: Address, path: str) -> str:
-    async with ask(address, path) as reply:
-        return (await reply.whole()).decode("utf-8", "replace")
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    words = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return " ".join(str(words or text).split())[:SHOWN]

@@ -15,11 +15,10 @@ import msgspec
 import numpy as np
 
 from foredraft import __version__
+from foredraft.engines.counters import Counters, RequestCounts
 from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, requests_for_width
-from foredraft.measure.definitions import Counters
 from foredraft.measure.endpoint import Round, grown, traffic
-from foredraft.measure.endpoint_counts import Spec
-from foredraft.measure.endpoint_wire import Answer, Server
+from foredraft.measure.endpoint_wire import Endpoint, StreamedAnswer
 from foredraft.records import Estimate, Measurement, Observation, Provenance
 from foredraft.runs import name_of
 
@@ -29,113 +28,103 @@ SHARES = (0.0, 1.0)
 Fields = Mapping[str, Any]
 
 
-class Found(NamedTuple):
+class LoadRows(NamedTuple):
     """Rows of a round, and what to mind about it."""
 
     rows: list[Measurement]
     warnings: list[str]
 
 
-METHODS = {"EAGLE": "eagle", "EAGLE3": "eagle3", "STANDALONE": "draft_model", "NGRAM": "ngram", "NEXTN": "mtp"}
-
-
-def base_of(server: Server, made: Round, given: Mapping[str, Any]) -> dict[str, Any]:
+def base_of(server: Endpoint, load: Round, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the rows of a server share: what the user says, and what the server says of itself. Unknown stays unknown."""
-    info = server.info
     model = (
         name_of(server.model) if server.model.startswith("/") else server.model
-    )  # vLLM's name of a local folder is its path
-    algorithm = str(info.get("speculative_algorithm") or "").upper()
-    speculates = bool(algorithm) or any(one.spec for one in made.answers) or bool(made.after and made.after.spec)
-    method = given.get("method") or METHODS.get(algorithm) or ("unknown" if speculates else "none")
-    run = given.get("run") or given.get("draft") or model
-    return {
-        "run": run, "target": model, "method": method, "draft": given.get("draft"), "family": given.get("family"),
-        "dataset": given.get("dataset"),
-        "engine": server.engine, "machine": given.get("machine"), "draft_params": given.get("draft_params"),
-        "draft_tokens": given.get("draft_tokens"), "draft_layers": given.get("draft_layers"), "tensor_parallel": _number(info, "tp_size"),
-        "lookahead": _number(info, "speculative_num_steps") if algorithm else None if speculates else 0,
-        "topk": _number(info, "speculative_eagle_topk") if algorithm else None,
-        "tree_nodes": (_number(info, "speculative_num_draft_tokens") or 1) - 1 or None if algorithm else None,
-        "provenance": _provenance(server, given.get("command"), given.get("note")),
+    )  # some name a local folder by its path
+    running = server.engine.running(server.info)
+    stated = "method" in running
+    counted = any(answer.counts for answer in load.answers) or bool(load.after and load.after.spec)
+    method = facts.get("method") or running.get("method") or ("unknown" if counted else "none")
+    lookahead = running.get("lookahead") if stated else None if counted else 0
+    names = ("family", "dataset", "machine", "draft", "draft_params", "draft_tokens", "draft_layers")
+    return {name: facts.get(name) for name in names} | {
+        "run": facts.get("run") or facts.get("draft") or model, "target": model, "method": method, "engine": server.engine.name,
+        "tensor_parallel": running.get("tensor_parallel"), "lookahead": lookahead, "topk": running.get("topk"),
+        "tree_nodes": running.get("tree_nodes"), "provenance": _provenance(server, facts.get("command"), facts.get("note")),
     }  # fmt: skip
 
 
-def _number(info: Mapping[str, Any], key: str) -> int | None:
-    value = info.get(key)
-    return value if isinstance(value, int) and value > 0 else None
-
-
-def _provenance(server: Server, command: str | None, note: str | None) -> Provenance:
+def _provenance(server: Endpoint, command: str | None, note: str | None) -> Provenance:
     versions = {"foredraft": __version__, "python": platform.python_version()}
-    versions |= {server.engine: server.version} if server.version else {}
+    versions |= {server.engine.name: server.version} if server.version else {}
     return Provenance(
         source=SOURCE, command=command, note=note, versions=versions, created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 
 
-def rows_of(made: Round, base: Fields, width: float) -> Found:
+def rows_of(load: Round, base: Fields, width: float) -> LoadRows:
     """All categories together, then each by itself where requests tell their own counts. `base`: fields that rows share; what it
     gives goes before what the counters say. Raises ValueError where no request was answered.
     """
-    if not made.answers:
-        raise ValueError(f"{made.load}: none of {len(made.failures)} requests was answered: {made.failures[0].why}")
-    warnings = traffic(made) + _failures(made)
-    difference = _difference(made, warnings)
-    rows = [_row(made, made.answers, base, None, difference, warnings, width)]
-    categories = dict.fromkeys(one.question.category for one in made.answers)
-    if len(categories) > 1 and all(one.spec is not None for one in made.answers):
-        for name in (one for one in categories if one is not None):
-            chosen = [one for one in made.answers if one.question.category == name]
-            rows.append(_row(made, chosen, base, name, None, warnings, width))
-    return Found(rows, warnings)
+    if not load.answers:
+        raise ValueError(f"{load.load}: none of {len(load.failures)} requests was answered: {load.failures[0].reason}")
+    warnings = traffic(load) + _failures(load)
+    difference = _difference(load, warnings)
+    rows = [_row(load, load.answers, base, None, difference, warnings, width)]
+    categories = dict.fromkeys(answer.question.category for answer in load.answers)
+    if len(categories) > 1 and all(answer.counts is not None for answer in load.answers):
+        for name in (category for category in categories if category is not None):
+            chosen = [answer for answer in load.answers if answer.question.category == name]
+            rows.append(_row(load, chosen, base, name, None, warnings, width))
+    return LoadRows(rows, warnings)
 
 
-def _failures(made: Round) -> list[str]:
-    if not made.failures:
+def _failures(load: Round) -> list[str]:
+    if not load.failures:
         return []
-    first, num = made.failures[0], len(made.failures) + len(made.answers)
-    return [f"{len(made.failures)} of {num} requests failed, the first {first.question.where}: {first.why}"]
+    first, num = load.failures[0], len(load.failures) + len(load.answers)
+    return [f"{len(load.failures)} of {num} requests failed, the first {first.question.where}: {first.reason}"]
 
 
-def _difference(made: Round, warnings: list[str]) -> Counters | None:
+def _difference(load: Round, warnings: list[str]) -> Counters | None:
     """vLLM's counters over the load; None where it has none. What is wrong with them goes to `warnings`."""
-    if made.before is None or made.after is None or made.after.spec is None:
+    if load.before is None or load.after is None or load.after.spec is None:
         return None
     try:
-        earlier = made.before.spec or Counters(steps=0, drafted=0, accepted=0, by_position=(0,) * len(made.after.spec.by_position))  # fmt: skip
-        return made.after.spec.since(earlier)
+        earlier = load.before.spec or Counters(steps=0, drafted=0, accepted=0, by_position=(0,) * len(load.after.spec.by_position))  # fmt: skip
+        return load.after.spec.since(earlier)
     except ValueError as error:
         warnings.append(f"counters: {error}")
         return None
 
 
 def _row(
-    made: Round, answers: Sequence[Answer], base: Fields, category: str | None, totals: Counters | None, warnings: Sequence[str],
+    load: Round, answers: Sequence[StreamedAnswer], base: Fields, category: str | None, totals: Counters | None, warnings: Sequence[str],
     width: float,
 ) -> Measurement:  # fmt: skip
     times, intervals = _times(answers)
     accepted, ttot = _accepted(answers, totals), _ttot(answers)
-    seen: dict[str, Any] = accepted.fields | times | _load(made, answers, category)
+    measured: dict[str, Any] = accepted.fields | times | _load(load, answers, category)
     dataset = base.get("dataset")
-    given: dict[str, Any] = {key: value for key, value in base.items() if value is not None}
-    fields: dict[str, Any] = seen | given | {"dataset": f"{dataset}/{category}" if category is not None else dataset}
-    fields["provenance"] = _noted(base["provenance"], made, accepted.how, warnings, category)
+    stated: dict[str, Any] = {key: value for key, value in base.items() if value is not None}
+    fields: dict[str, Any] = (
+        measured | stated | {"dataset": f"{dataset}/{category}" if category is not None else dataset}
+    )
+    fields["provenance"] = _noted(base["provenance"], load, accepted.how, warnings, category)
     intervals = intervals | dict(accepted.intervals)
     return Measurement(
         observation=Observation(**{key: value for key, value in fields.items() if value is not None}), way="live",
-        category=category, intervals=intervals, survival=accepted.survival, accept_given_prefix=accepted.given,
+        category=category, intervals=intervals, survival=accepted.survival, accept_given_prefix=accepted.accept_given_prefix,
         wanted_requests=requests_for_width(intervals.get("tokens_per_step"), len(answers), width), ttot_s=ttot,
     )  # fmt: skip
 
 
-def _load(made: Round, answers: Sequence[Answer], category: str | None) -> dict[str, Any]:
+def _load(load: Round, answers: Sequence[StreamedAnswer], category: str | None) -> dict[str, Any]:
     """Dials and sizes. Tokens/s are of all requests together, so of no category alone."""
-    tokens = [one.tokens for one in answers if one.tokens is not None]
-    prompts = [one.prompt_tokens for one in answers if one.prompt_tokens]
-    rate = made.tokens / made.seconds if category is None and made.tokens else None
+    tokens = [answer.tokens for answer in answers if answer.tokens is not None]
+    prompts = [answer.prompt_tokens for answer in answers if answer.prompt_tokens]
+    rate = load.tokens / load.seconds if category is None and load.tokens else None
     return {
-        "concurrency": made.load.concurrency, "temperature": made.load.temperature, "num_requests": len(answers),
+        "concurrency": load.load.concurrency, "temperature": load.load.temperature, "num_requests": len(answers),
         "output_len": float(np.mean(tokens)) if tokens and sum(tokens) else None,
         "input_len": float(np.mean(prompts)) if prompts else None, "output_tok_s": rate,
     }  # fmt: skip
@@ -144,16 +133,19 @@ def _load(made: Round, answers: Sequence[Answer], category: str | None) -> dict[
 # The client's clock.
 
 
-def _times(answers: Sequence[Answer]) -> tuple[dict[str, float], dict[str, Estimate]]:
+def _times(answers: Sequence[StreamedAnswer]) -> tuple[dict[str, float], dict[str, Estimate]]:
     """Means over requests: to the first token; between tokens, over tokens; and between pieces of the stream."""
     sums = np.array(
-        [[1, one.first_s, one.whole_s - one.first_s, (one.tokens or 1) - 1, one.chunks - 1] for one in answers]
+        [
+            [1, answer.first_s, answer.whole_s - answer.first_s, (answer.tokens or 1) - 1, answer.chunks - 1]
+            for answer in answers
+        ]
     )
-    wanted: dict[str, Figure] = {"ttft_s": _over(1, 0), "itl_s": _over(2, 4)}
-    if all(one.tokens is not None for one in answers):
-        wanted["tpot_s"] = _over(2, 3)
+    ratios: dict[str, Figure] = {"ttft_s": _over(1, 0), "itl_s": _over(2, 4)}
+    if all(answer.tokens is not None for answer in answers):
+        ratios["tpot_s"] = _over(2, 3)
     values, intervals = {}, {}
-    for name, of in wanted.items():
+    for name, of in ratios.items():
         value = float(of(sums.sum(0)))
         if np.isfinite(value) and value > 0:
             values[name] = value
@@ -162,8 +154,8 @@ def _times(answers: Sequence[Answer]) -> tuple[dict[str, float], dict[str, Estim
     return values, intervals
 
 
-def _ttot(answers: Sequence[Answer]) -> Estimate | None:
-    sums = np.array([[1, one.whole_s] for one in answers], dtype=float)
+def _ttot(answers: Sequence[StreamedAnswer]) -> Estimate | None:
+    sums = np.array([[1, answer.whole_s] for answer in answers], dtype=float)
     return figure(sums, _over(1, 0), "s", SOURCE)
 
 
@@ -181,51 +173,56 @@ class Accepted(NamedTuple):
     how: str
     intervals: Mapping[str, Estimate] = {}
     survival: tuple[Estimate, ...] = ()
-    given: tuple[Estimate, ...] = ()
+    accept_given_prefix: tuple[Estimate, ...] = ()
 
 
-def _accepted(answers: Sequence[Answer], totals: Counters | None) -> Accepted:
-    specs = [one.spec for one in answers if one.spec is not None]
-    if len(specs) == len(answers) and sum(spec.steps for spec in specs):
-        if all(spec.accepted is not None and spec.drafted is not None for spec in specs):
-            return _by_request(specs)
-        return _by_tokens(answers, specs)
+def _accepted(answers: Sequence[StreamedAnswer], totals: Counters | None) -> Accepted:
+    counts = [answer.counts for answer in answers if answer.counts is not None]
+    if len(counts) == len(answers) and sum(request.steps for request in counts):
+        if all(request.accepted is not None and request.drafted is not None for request in counts):
+            return _by_request(counts)
+        return _by_tokens(answers, counts)
     if totals is not None and totals.steps:
         return _by_totals(totals)
     return Accepted({}, "acceptance not told by the server")
 
 
-def _by_request(specs: Sequence[Spec]) -> Accepted:
+def _by_request(counts: Sequence[RequestCounts]) -> Accepted:
     """Each request's own counts, drawn whole."""
-    places = max(len(spec.by_position) for spec in specs)
-    padded = [[*spec.by_position, *[0] * (places - len(spec.by_position))] for spec in specs]
-    sums = np.array([[spec.steps, spec.drafted, spec.accepted, *row] for spec, row in zip(specs, padded, strict=True)], float)  # fmt: skip
+    places = max(len(request.by_position) for request in counts)
+    padded = [[*request.by_position, *[0] * (places - len(request.by_position))] for request in counts]
+    rows = [
+        [request.steps, request.drafted, request.accepted, *row] for request, row in zip(counts, padded, strict=True)
+    ]
+    sums = np.array(rows, dtype=float)
     steps, drafted, accepted = (int(total) for total in sums[:, :3].sum(0))
     lookahead = _lookahead(steps, drafted)
-    kept = min(places, lookahead) if lookahead else places
+    positions = min(places, lookahead) if lookahead else places
 
     def tau(part: Array) -> Array:
         return 1 + divided(part[..., 2], part[..., 0])
 
     def joint(part: Array) -> Array:
-        return divided(part[..., 3 : 3 + kept], part[..., :1])
+        return divided(part[..., 3 : 3 + positions], part[..., :1])
 
-    def given(part: Array) -> Array:
-        before = np.concatenate((part[..., :1], part[..., 3 : 2 + kept]), -1)
-        return divided(part[..., 3 : 3 + kept], before)
+    def conditional(part: Array) -> Array:
+        before = np.concatenate((part[..., :1], part[..., 3 : 2 + positions]), -1)
+        return divided(part[..., 3 : 3 + positions], before)
 
     interval = figure(sums, tau, "tokens/step", SOURCE, (1.0, 1.0 + lookahead) if lookahead else None)
-    survival = figures(sums, joint, kept, "probability", SOURCE, SHARES) if kept else ()
-    fields = _counted(steps, drafted, accepted, lookahead, [one.value for one in survival])
+    survival = figures(sums, joint, positions, "probability", SOURCE, SHARES) if positions else ()
+    fields = _counted(steps, drafted, accepted, lookahead, [estimate.value for estimate in survival])
     return Accepted(
         fields, "acceptance by each request's own counts", {"tokens_per_step": interval} if interval else {}, survival,
-        figures(sums, given, kept, "probability", SOURCE, SHARES) if kept else (),
+        figures(sums, conditional, positions, "probability", SOURCE, SHARES) if positions else (),
     )  # fmt: skip
 
 
-def _by_tokens(answers: Sequence[Answer], specs: Sequence[Spec]) -> Accepted:
-    """An SGLang that tells steps alone: its accept length, answer tokens over steps, which counts the prompt's own token too."""
-    sums = np.array([[spec.steps, one.tokens or 0] for spec, one in zip(specs, answers, strict=True)], dtype=float)
+def _by_tokens(answers: Sequence[StreamedAnswer], counts: Sequence[RequestCounts]) -> Accepted:
+    """Of a server that tells steps alone: its accept length, answer tokens over steps, which counts the prompt's own token too."""
+    sums = np.array(
+        [[request.steps, answer.tokens or 0] for request, answer in zip(counts, answers, strict=True)], dtype=float
+    )
     steps, tokens = (int(total) for total in sums.sum(0))
     fields = {"steps": steps, "tokens_per_step": max(tokens / steps, 1.0), "pooling": "steps"}
     interval = figure(sums, _over(1, 0), "tokens/step", SOURCE)
@@ -245,7 +242,7 @@ def _counted(
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "steps": steps, "drafted": drafted, "accepted": accepted, "tokens_per_step": 1 + accepted / steps, "pooling": "steps",
-        "lookahead": lookahead, "survival": tuple(min(one, 1.0) for one in joint) or None,
+        "lookahead": lookahead, "survival": tuple(min(share, 1.0) for share in joint) or None,
     }  # fmt: skip
 
 
@@ -255,9 +252,9 @@ def _lookahead(steps: int, drafted: int) -> int | None:
     return round(mean) if round(mean) and abs(mean - round(mean)) <= NEAR else None
 
 
-def _noted(provenance: Any, made: Round, how: str, warnings: Sequence[str], category: str | None) -> Any:
-    parts = [str(made.load), f"{len(made.answers)} answers in {made.seconds:.2f} s", how]
-    if made.before and made.after and (cached := grown(made.before, made.after, "cached")):
+def _noted(provenance: Any, load: Round, how: str, warnings: Sequence[str], category: str | None) -> Any:
+    parts = [str(load.load), f"{len(load.answers)} answers in {load.seconds:.2f} s", how]
+    if load.before and load.after and (cached := grown(load.before, load.after, "cached")):
         parts.append(f"{cached:g} prompt tokens came out of the server's prefix cache")
     if category is None:
         parts += warnings

@@ -1,6 +1,6 @@
 """Asking a running server: which engine it is, one request and its streamed answer with the client's own clock.
 
-Three ways to ask: "chat" and "raw" through the OpenAI API, "native" through SGLang's own /generate, whose responses have always
+Three ways to ask: "chat" and "raw" through the OpenAI API, "native" through an engine's own API, whose responses have always
 told their speculation. Promises: an answer that was not whole is a failure with its reason. Refuses to know: loads, figures.
 """
 
@@ -9,24 +9,27 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from foredraft.data.prompts import Question
-from foredraft.measure.endpoint_counts import Spec, Totals, spec_of, totals
-from foredraft.measure.endpoint_http import Address, NotJson, Refused, ask, get_json, get_text
+from foredraft.engines import SERVERS
+from foredraft.engines.counters import RequestCounts, Totals
+from foredraft.engines.engine import Engine
+from foredraft.measure.endpoint_http import Connections, NotJson, Refused
 
-ENGINES = ("auto", "vllm", "sglang")
-PATHS = {"chat": "/v1/chat/completions", "raw": "/v1/completions", "native": "/generate"}
+CHOICES = ("auto", *SERVERS)
+MODELS = "/v1/models"
+PATHS = {"chat": "/v1/chat/completions", "raw": "/v1/completions"}
 
 
-class Server(NamedTuple):
-    """`info`: what SGLang says of its settings; {} of vLLM, which says none. `version` None: not told."""
+class Endpoint(NamedTuple):
+    """A server that was found. `info`: what it says of itself; `version` None: not told."""
 
-    address: Address
-    engine: str
+    connections: Connections
+    engine: Engine
     model: str
     version: str | None = None
     info: Mapping[str, Any] = {}
 
 
-class Wanted(NamedTuple):
+class AnswerSettings(NamedTuple):
     """How to answer. `stop` False: answers run on past their end token."""
 
     max_tokens: int
@@ -35,8 +38,8 @@ class Wanted(NamedTuple):
     stop: bool = True
 
 
-class Answer(NamedTuple):
-    """Seconds since the request was sent; `tokens` None where the server did not count them."""
+class StreamedAnswer(NamedTuple):
+    """Seconds since the request was sent on an open connection; `tokens` None where the server did not count them."""
 
     question: Question
     first_s: float
@@ -44,111 +47,113 @@ class Answer(NamedTuple):
     tokens: int | None
     prompt_tokens: int | None
     chunks: int
-    spec: Spec | None
+    counts: RequestCounts | None
 
 
 class Failure(NamedTuple):
     """A question that got no whole answer. `chunks`: pieces of text that came all the same."""
 
     question: Question
-    why: str
+    reason: str
     chunks: int
 
 
-async def found(address: Address, model: str | None = None, engine: str = "auto") -> Server:
-    """The server behind an address. Raises ValueError on a model that it does not serve, and on an engine that is neither."""
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    listed = await get_json(address, "/v1/models")
-    cards = [card for card in listed.get("data") or [] if isinstance(card, dict)] if isinstance(listed, dict) else []
+async def find_server(connections: Connections, model: str | None = None, engine: str = "auto") -> Endpoint:
+    """The server at an address. Raises ValueError on a model that it does not serve, and on an engine that nobody knows."""
+    address = connections.address
+    if engine not in CHOICES:
+        raise ValueError(f"engine must be one of {', '.join(CHOICES)}, got {engine!r}")
+    listing = await connections.get_json(MODELS)
+    cards = [card for card in listing.get("data") or [] if isinstance(card, dict)] if isinstance(listing, dict) else []
     names = [str(card.get("id")) for card in cards]
     if not names:
-        raise ValueError(f"{address}/v1/models: lists no model; is this a server of the OpenAI API?")
+        raise ValueError(f"{address}{MODELS}: lists no model; is this a server of the OpenAI API?")
     if model is not None and model not in names:
         raise ValueError(f"{address}: serves no model {model!r}, but {', '.join(names)}; pass one of them as --model")
-    owner = str(cards[0].get("owned_by") or "").lower()
-    vllm, sglang = await _optional(address, "/version"), await _info(address)
+    infos = {name: await _info(connections, known) for name, known in SERVERS.items()}
     if engine == "auto":
-        engine = owner if owner in ENGINES[1:] else "sglang" if sglang.get("model_path") else "vllm" if vllm else ""
+        engine = _engine_name(str(cards[0].get("owned_by") or "").lower(), infos)
     if not engine:
-        raise ValueError(
-            f"{address}: neither vLLM nor SGLang as far as it tells; say --engine to read its counters anyway"
-        )
-    told = vllm if engine == "vllm" else sglang
-    version = told.get("version")
-    return Server(address, engine, model or names[0], str(version) if version else None, sglang if engine == "sglang" else {})  # fmt: skip
+        labels = " nor ".join(known.label for known in SERVERS.values())
+        raise ValueError(f"{address}: neither {labels} as far as it tells; say --engine to read its counters anyway")
+    version = infos[engine].get("version")
+    return Endpoint(connections, SERVERS[engine], model or names[0], str(version) if version else None, infos[engine])
 
 
-async def _info(address: Address) -> dict[str, Any]:
-    """SGLang's settings; its newer versions nest what the scheduler says."""
-    for path in ("/server_info", "/get_server_info"):
-        if held := await _optional(address, path):
-            return held
+def _engine_name(owner: str, infos: Mapping[str, Mapping[str, Any]]) -> str:
+    """By the owner of its model, else by what only its server tells, the most telling last; "" for none."""
+    if owner in SERVERS:
+        return owner
+    return next((name for name in reversed(SERVERS) if SERVERS[name].answers(infos[name])), "")
+
+
+async def _info(connections: Connections, engine: Engine) -> dict[str, Any]:
+    """What a server says of itself where `engine`'s would; {} where it says nothing."""
+    for path in engine.info_paths:
+        try:
+            info = await connections.get_json(path)
+        except (Refused, NotJson):
+            continue
+        if isinstance(info, dict) and info:
+            return info
     return {}
 
 
-async def _optional(address: Address, path: str) -> dict[str, Any]:
-    """A JSON object where there is one."""
+async def read_totals(server: Endpoint) -> Totals | None:
+    """The server's running totals; None where it shows none."""
     try:
-        held = await get_json(address, path)
-    except (Refused, NotJson):
-        return {}
-    return held if isinstance(held, dict) else {}
-
-
-async def read_totals(server: Server) -> Totals | None:
-    """The server's running totals; None where it shows none (SGLang without --enable-metrics)."""
-    try:
-        page = await get_text(server.address, "/metrics")
+        page = await server.connections.get_text("/metrics")
     except Refused:
         return None
-    return totals(page, server.engine)
+    return server.engine.totals(page)
 
 
-def body_of(server: Server, question: Question, way: str, wanted: Wanted) -> dict[str, Any]:
-    """The JSON of a request."""
+def request_of(server: Endpoint, question: Question, way: str, settings: AnswerSettings) -> tuple[str, dict[str, Any]]:
+    """Path and JSON of a request."""
+    max_tokens, temperature, seed, stop = settings
     if way == "native":
-        params = {"max_new_tokens": wanted.max_tokens, "temperature": wanted.temperature, "ignore_eos": not wanted.stop}
-        return {"text": question.words, "sampling_params": params, "stream": True}
+        assert server.engine.native_path is not None, "asked only where there is one"
+        return server.engine.native_path, server.engine.native_body(question.words, max_tokens, temperature, stop=stop)
     body: dict[str, Any] = {
-        "model": server.model, "max_tokens": wanted.max_tokens, "temperature": wanted.temperature, "seed": wanted.seed, "stream": True,
-        "stream_options": {"include_usage": True},
+        "model": server.model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stream": True,
+        "stream_options": {"include_usage": True}, **server.engine.request_fields,
     }  # fmt: skip
-    if way == "chat":
-        body["messages"] = [{"role": "user", "content": question.words}]
-    else:
-        body["prompt"] = question.words
-    if not wanted.stop:
-        body["ignore_eos"] = True
-    return body | ({"return_spec_tokens_details": True} if server.engine == "sglang" else {})
+    body |= {"messages": [{"role": "user", "content": question.words}]} if way == "chat" else {"prompt": question.words}
+    return PATHS[way], body if stop else body | {"ignore_eos": True}
 
 
-async def answer(server: Server, question: Question, way: str, wanted: Wanted) -> Answer | Failure:
+async def answer(server: Endpoint, question: Question, way: str, settings: AnswerSettings) -> StreamedAnswer | Failure:
     """Ask one question and read its stream to the end."""
-    seen = _Seen()
+    stream = _Stream(server.engine)
     try:
-        async with ask(server.address, PATHS[way], body_of(server, question, way, wanted)) as reply:
+        async with server.connections.ask(*request_of(server, question, way, settings), on_send=stream.begin) as reply:
             async for event in reply.events():
-                seen.take(event)
+                stream.take(event)
     except ValueError as error:
-        return Failure(question, str(error), seen.chunks)
-    if seen.error or seen.first_s is None:
-        return Failure(question, seen.error or "the stream ended without any text", seen.chunks)
-    return Answer(question, seen.first_s, seen.last_s, seen.tokens, seen.prompt_tokens, seen.chunks, seen.spec)
+        return Failure(question, str(error), stream.chunks)
+    if stream.error or stream.first_s is None:
+        return Failure(question, stream.error or "the stream ended without any text", stream.chunks)
+    return StreamedAnswer(
+        question, stream.first_s, stream.last_s, stream.tokens, stream.prompt_tokens, stream.chunks, stream.counts
+    )
 
 
-class _Seen:
+class _Stream:
     """A stream as it is read."""
 
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.start = 0.0
         self.first_s: float | None = None
         self.last_s = 0.0
         self.chunks = 0
         self.tokens: int | None = None
         self.prompt_tokens: int | None = None
-        self.spec: Spec | None = None
+        self.counts: RequestCounts | None = None
         self.error: str | None = None
+
+    def begin(self) -> None:
+        self.start = time.perf_counter()
 
     def take(self, event: dict[str, Any]) -> None:
         now = time.perf_counter() - self.start
@@ -161,14 +166,14 @@ class _Seen:
             self.first_s = now if self.first_s is None else self.first_s
             self.last_s = now
         self._count(event)
-        self.spec = spec_of(event) or self.spec
+        self.counts = self.engine.request_counts(event) or self.counts
 
     def _count(self, event: dict[str, Any]) -> None:
         usage, meta = event.get("usage") or {}, event.get("meta_info") or {}
-        for held in (meta, usage):
-            if isinstance(held.get("completion_tokens"), int):
-                self.tokens = held["completion_tokens"]
-                self.prompt_tokens = held.get("prompt_tokens", self.prompt_tokens)
+        for counts in (meta, usage):
+            if isinstance(counts.get("completion_tokens"), int):
+                self.tokens = counts["completion_tokens"]
+                self.prompt_tokens = counts.get("prompt_tokens", self.prompt_tokens)
 
 
 def _has_text(event: dict[str, Any]) -> bool:

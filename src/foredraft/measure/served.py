@@ -1,4 +1,4 @@
-"""A running vLLM or SGLang server on prompts, load by load: every figure of `foredraft measure --endpoint`.
+"""A running server on prompts, load by load: every figure of `foredraft measure --endpoint`.
 
 Promises: what is measured is handed on before the next load begins. Refuses to know: how a server is asked, how rows are made.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
-from foredraft.measure.endpoint import Settings, rounds, started
+from foredraft.measure.endpoint import LoadSettings, rounds, started
 from foredraft.measure.endpoint_http import Address
 from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.models.load import read_config
@@ -31,7 +31,7 @@ class ServerSubject(NamedTuple):
 def server_subject_of(
     address: Address,
     prompts: str | Path,
-    settings: Settings,
+    settings: LoadSettings,
     skips: Skips,
     facts: Mapping[str, Any],
     num: int | None = None,
@@ -51,7 +51,7 @@ def server_subject_of(
     )
 
 
-def measure_server(subject: ServerSubject, settings: Settings, on_load: OnLoad) -> list[Measurement]:
+def measure_server(subject: ServerSubject, settings: LoadSettings, on_load: OnLoad) -> list[Measurement]:
     """Return the rows of every load in turn. Raises ValueError where the server is not fit for one."""
     return asyncio.run(_each_load(subject, settings, on_load))
 
@@ -65,12 +65,12 @@ def _of_folder(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"draft": name_of(folder), "draft_layers": read_config(folder)[0].num_layers, "draft_tokens": tokens}
 
 
-async def _each_load(subject: ServerSubject, settings: Settings, on_load: OnLoad) -> list[Measurement]:
+async def _each_load(subject: ServerSubject, settings: LoadSettings, on_load: OnLoad) -> list[Measurement]:
     address, questions, facts = subject
-    running = await started(address, questions, settings, facts.get("model"), facts.get("engine") or "auto")
     measurements: list[Measurement] = []
-    async for load in rounds(running, settings):
-        rows, warnings = rows_of(load, base_of(running.server, load, facts), settings.width)
-        measurements += rows
-        on_load(measurements, [f"{load.load}: {warning}" for warning in warnings])
+    async with started(address, questions, settings, facts.get("model"), facts.get("engine") or "auto") as running:
+        async for load in rounds(running, settings):
+            rows, warnings = rows_of(load, base_of(running.server, load, facts), settings.width)
+            measurements += rows
+            on_load(measurements, [f"{load.load}: {warning}" for warning in warnings])
     return measurements

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foredraft.measure.definitions import Counters
+from foredraft.engines.counters import Counters
 
 
 def test_running_totals_are_differenced():
