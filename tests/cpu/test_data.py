@@ -235,6 +235,17 @@ def test_a_trained_tokenizer_keeps_any_text(bpe: Path) -> None:
     assert prompt == "User: Hi\nAssistant:"
 
 
+@pytest.mark.parametrize("name", ["none", "bpe/none", "/none/bpe", "bpe/empty"])
+def test_a_missing_folder_is_told_without_transformers_or_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bpe" / "empty").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=f"^{name}: no tokenizer"):
+        tokenizers.load(name)
+
+
 def test_a_vocabulary_below_the_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be at least 258"):
         tokenizers.train(["a"], 200, tmp_path / "t")

@@ -23,6 +23,7 @@ from foredraft.data import tokenizer as tokenizers
 from foredraft.data.chat import ChatTemplate
 from foredraft.data.sources import Document, Message, Regenerated, Skips, origins, read
 from foredraft.records import Record, StepRecord, require
+from foredraft.shapes import check_folder
 
 if TYPE_CHECKING:
     from foredraft.decode.batch import Request, Sequence
@@ -260,6 +261,9 @@ def regenerate(
     Raises ValueError where another run writes it, where it was begun under other conditions, on a prompt that does not fit
     the context (unless skipped), and without a chat template (unless plain).
     """
+    check_folder(target, tokenizer=True)
+    if draft and draft != "ngram":
+        check_folder(draft)
     out, skips = Path(out), skips or Skips("stop")
     busy = f"{out}: another run is at work on it; wait for it or choose another --out"
     with records.lock(out.with_name(f".{out.name}.lock"), busy):

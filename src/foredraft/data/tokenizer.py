@@ -12,6 +12,7 @@ from typing import Any
 
 from foredraft import records
 from foredraft.data.tokens import TOKENIZER
+from foredraft.shapes.folder import TOKENIZER_FILES
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 BYTES = 256  # a byte-level BPE holds each byte as an id of its own
@@ -57,9 +58,11 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> int:
 
 
 def load(path: str | Path) -> Any:
-    """Return the tokenizer in a folder, or of a model on the Hub where no such folder is. Raises ValueError where there is
-    none, or where it has no end token.
+    """Return the tokenizer in a folder, or of the model OWNER/NAME on the Hub where there is no folder OWNER.
+
+    Raises ValueError where there is none, or where it has no end token; Python that a folder brings is never run.
     """
+    _check(Path(path))
     from transformers import AutoTokenizer
 
     try:
@@ -74,6 +77,19 @@ def load(path: str | Path) -> Any:
             f"{path}: the tokenizer has no eos_token, which ends documents; name one in tokenizer_config.json"
         )
     return tokenizer
+
+
+def _check(path: Path) -> None:
+    """Raise ValueError, before anything heavy is imported, unless `path` may hold a tokenizer."""
+    if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{path}: no tokenizer (it has none of {', '.join(TOKENIZER_FILES)}); give a folder with {TOKENIZER}"
+        )
+    on_hub = len(path.parts) == 2 and not path.parent.exists()
+    if not path.is_dir() and not on_hub:
+        raise ValueError(
+            f"{path}: no tokenizer (no such folder); give a folder with {TOKENIZER}, or OWNER/NAME of a model on the Hub"
+        )
 
 
 def num_ids(tokenizer: Any) -> int:
