@@ -12,23 +12,17 @@ import torch
 
 from foredraft import records
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafter import Drafter
+from foredraft.decode.drafters import drafter_for
 from foredraft.decode.engine import Engine, Schedule
-from foredraft.decode.head_drafter import HeadDrafter
-from foredraft.decode.model_drafter import ModelDrafter
-from foredraft.decode.ngram import NGramDrafter
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
-from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import context_limit
-from foredraft.models.heads import load_head
 from foredraft.models.load import load
 from foredraft.records import Plan, StepRecord, with_hint
-from foredraft.shapes import check_folder
+from foredraft.shapes import check_folder, read_config
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
-EXTENDED = 192  # nodes of a tree that a drafter may extend, beyond those
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a character
 
 
@@ -80,31 +74,6 @@ def engine_on(
         max_nodes=NODES,
         cache_bytes=cache_bytes,
     )
-
-
-def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
-    """A drafter by name, or from the folder of a language model or of a draft head."""
-    if draft == "ngram":
-        return NGramDrafter()
-    if is_head(draft):
-        head = load_head(draft, target, target.dtype, target.device)
-        return HeadDrafter(head, head.new_cache(max_batch, slots + EXTENDED))
-    model = load(draft, target.dtype, target.device)
-    if model.shape.params >= target.shape.params:
-        raise ValueError(
-            f"draft {draft} ({model.shape.params:,} parameters) must be smaller than its target ({target.shape.params:,})"
-        )
-    if abs(model.shape.vocab_size / target.shape.vocab_size - 1) > 0.01:
-        raise ValueError(
-            f"draft vocab_size {model.shape.vocab_size} is not the target's {target.shape.vocab_size}: "
-            "they do not share a tokenizer; train a draft with the target's"
-        )
-    return ModelDrafter(model, model.new_cache(max_batch, slots + EXTENDED), vocab_size=target.shape.vocab_size)
-
-
-def is_head(folder: str | Path) -> bool:
-    """Whether a folder holds a draft head: it has the tensor that joins features, which no language model has."""
-    return "fc.weight" in Checkpoint(folder).stored
 
 
 def schedule_of(plan: Plan) -> Callable[[int], Budget]:
@@ -179,13 +148,15 @@ class Completion:
 
 
 def stop_ids(target: str | Path, tokenizer: Any) -> frozenset[int]:
-    """End-of-text ids of a folder: generation_config.json's, and the tokenizer's."""
-    import json
-
-    path = Path(target) / "generation_config.json"
-    stated = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    ids = stated if isinstance(stated, list) else [stated]
-    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if isinstance(i, int))
+    """The end-of-text ids of a folder: of generation_config.json, config.json (its text_config too) and the tokenizer."""
+    ids = [tokenizer.eos_token_id]
+    for file in (Path(target) / "generation_config.json", Path(target) / "config.json"):
+        keys = read_config(file) if file.is_file() else {}
+        inner = keys.get("text_config")
+        for part in (keys, inner if isinstance(inner, dict) else {}):
+            stated = part.get("eos_token_id")
+            ids += stated if isinstance(stated, list) else [stated]
+    return frozenset(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
 
 
 def generate(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -441,3 +442,33 @@ def test_heads_draft_what_whole_passes_would(kind: str, layers: int, budget: Bud
     drafter = Checked(headed(kind, layers))
     Engine(TARGET, drafter, lookahead=budget, max_batch=3, max_context=64).generate(requests(max_tokens=12))
     assert drafter.seen > 20
+
+
+def broken(network: torch.nn.Module) -> Any:
+    """The network with a NaN among its weights."""
+    next(weight for name, weight in network.named_parameters() if "down_proj" in name)[0, 0] = torch.nan
+    return network
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", [None, NGramDrafter()])
+def test_a_broken_target_is_an_error_that_names_it(temperature: float, drafter: Drafter | None) -> None:
+    """Never the vocabulary's last token again and again."""
+    engine = Engine(broken(model(0)), drafter, max_batch=2, max_context=64)
+    with pytest.raises(ValueError, match=r"^target tiny-0: the (logits|probabilities) of row 0 are NaN"):
+        engine.generate([Request((1, 2, 1), 8, Sampling(temperature=temperature))])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("budget", [Budget(3), Budget(3, 3, 8)])
+@pytest.mark.parametrize("kind", ["lm", "eagle", "eagle3"])
+def test_a_broken_draft_is_an_error_that_names_it(kind: str, budget: Budget, temperature: float) -> None:
+    layers = (0, 1, 2) if kind == "eagle3" else None
+    network = broken(
+        model(1, layers=1) if kind == "lm" else new_head(TARGET, kind, feature_layers=layers).requires_grad_(False)
+    )
+    cache = network.new_cache(8, 300)
+    drafter = ModelDrafter(network, cache) if kind == "lm" else HeadDrafter(network, cache)
+    engine = Engine(TARGET, drafter, lookahead=budget, max_batch=2, max_context=64)
+    with pytest.raises(ValueError, match=r"^draft tiny-.*: the (logits|probabilities) of .* are NaN"):
+        engine.generate([Request((1, 2, 1, 3), 8, Sampling(temperature=temperature))])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,3 +159,27 @@ def test_python_that_a_folder_brings_is_never_run(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "no tokenizer" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        (None, {"eos_token_id": 5}, {5}),
+        ({"eos_token_id": [6, 7]}, {"eos_token_id": 5}, {5, 6, 7}),
+        ({}, {"text_config": {"eos_token_id": [8, 9]}}, {8, 9}),
+        ({"eos_token_id": None}, {"eos_token_id": None}, set()),
+    ],
+)
+def test_end_ids_of_every_file_count(tmp_path: Path, generation: Any, config: Any, ends: set[int]) -> None:
+    """A model whose end stands in config.json alone runs on into invented turns otherwise."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert text.stop_ids(tmp_path, SimpleNamespace(eos_token_id=0)) == ends | {0}
+    assert text.stop_ids(tmp_path, SimpleNamespace(eos_token_id=None)) == ends
+
+
+def test_a_generation_config_that_is_no_object_is_told(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config\.json: expected a JSON object"):
+        text.stop_ids(tmp_path, SimpleNamespace(eos_token_id=0))

@@ -1,5 +1,8 @@
 """The law that is sampled, against transformers' own warpers; and verification on torch tensors."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -52,9 +55,33 @@ def test_impossible_settings_are_refused(settings: dict[str, float], says: str) 
         Sampling(**settings)  # type: ignore[arg-type]
 
 
-def test_nan_logits_are_refused() -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        probabilities(torch.tensor([[0.0, float("nan")]]), Sampling(temperature=1.0))
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=0.5, top_p=0.5, top_k=1)]
+)
+@pytest.mark.parametrize("logits", [[0.0, math.nan], [math.nan, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
+def test_logits_without_a_distribution_are_refused(logits: list[float], sampling: Sampling) -> None:
+    with pytest.raises(ValueError, match=r"^draft tiny: the (logits|probabilities) of row 1 are NaN"):
+        probabilities(torch.tensor([[0.0, 1.0], logits]), sampling, "draft tiny")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=1e-40), Sampling(temperature=1.0, top_p=1e-46)])
+def test_settings_too_small_for_float32_are_refused(sampling: Sampling) -> None:
+    """The quotient overflows, or no mass is below the border: once the vocabulary's last token, again and again."""
+    with pytest.raises(
+        ValueError, match=r"of row 0 are NaN or sum to nothing at temperature .* these settings too small"
+    ):
+        probabilities(torch.tensor([[3.0, 1.0, 2.0]]), sampling)
+
+
+@pytest.mark.parametrize("array", [np.array, lambda rows: torch.tensor(rows)])
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_verification_draws_nothing_from_what_is_no_distribution(array: Any, value: float) -> None:
+    """Not the last token of the vocabulary, which the fallback of rounding would give."""
+    p, q = array([[[0.5, 0.5], [value, value]]]), array([[[1.0, 0.0]]])
+    tokens, uniforms = array([[0]]), array([[0.1, 0.9]])
+    for verify in (lambda: verify_chain(p, q, tokens, uniforms), lambda: verify_tree(p, tokens, [[-1]], uniforms)):
+        with pytest.raises(ValueError, match="probabilities of row 0 are NaN or sum to nothing"):
+            verify()
 
 
 def test_verification_is_the_same_on_torch_and_numpy() -> None:

@@ -53,11 +53,14 @@ def fitted(logits_BV: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.pad(logits_BV[..., :vocab_size], (0, lacking), value=-torch.inf)
 
 
-def each(logits_BV: Tensor, samplings: Listed[Sampling]) -> Tensor:
-    """The law of every row under its own settings; logits may have further axes between."""
+def row_probabilities(logits_BV: Tensor, samplings: Listed[Sampling], model: str) -> Tensor:
+    """The probabilities of every row under its own settings; logits may have further axes between. Raises ValueError, which names
+    `model`, on what is no distribution.
+    """
     if len(set(samplings)) == 1:
-        return probabilities(logits_BV, samplings[0])
-    return torch.stack([probabilities(logits, sampling) for logits, sampling in zip(logits_BV, samplings, strict=True)])
+        return probabilities(logits_BV, samplings[0], model)
+    rows = zip(logits_BV, samplings, strict=True)
+    return torch.stack([probabilities(logits, sampling, model) for logits, sampling in rows])
 
 
 def prefill(

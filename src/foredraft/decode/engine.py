@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafter import Drafter, each, prefill
+from foredraft.decode.drafter import Drafter, prefill, row_probabilities
 from foredraft.decode.layout import lay_out
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
@@ -168,13 +168,15 @@ class Engine:
         return output.logits_BTV, torch.cat(output.hidden_states, -1) if reads else None
 
     def _verify(self, logits_BNV: Tensor, proposal: Proposal) -> Verdict:
-        """One rule for determined proposals, one for drawn chains; as many uniforms as the depth asks, from each
+        """One rule for deterministic drafts, one for sampled chains; as many uniforms as the depth asks, from each
         request's own seed.
         """
-        samplings = [sequence.request.sampling for sequence in self.running]
+        samplings, title = [sequence.request.sampling for sequence in self.running], f"target {self.target.shape.name}"
         if proposal.q is None and not any(sampling.temperature for sampling in samplings):
-            return verify_greedy(argmax(logits_BNV), proposal.tokens, proposal.parents)
-        p_BNV = each(logits_BNV, samplings).double()  # so that a long vocabulary's sums do not round
+            return verify_greedy(argmax(logits_BNV, title), proposal.tokens, proposal.parents)
+        p_BNV = row_probabilities(
+            logits_BNV, samplings, title
+        ).double()  # so that a long vocabulary's sums do not round
         draws = [1 + max(depths(row)) for row in proposal.parents]
         uniforms = torch.zeros(len(draws), max(draws), dtype=torch.float64)
         for row, (sequence, num) in enumerate(zip(self.running, draws, strict=True)):

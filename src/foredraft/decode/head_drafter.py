@@ -29,6 +29,7 @@ class HeadDrafter:
 
     def __init__(self, head: DraftHead, cache: Cache) -> None:
         self.head, self.run, self.cache = head, Graphed(head), cache
+        self._title = f"draft {head.shape.name}"
         self.name, self.reads = kinds.of_shape(head.shape).name, head.feature_layers
 
     def admit(self, row: int, sequence: Sequence) -> None:
@@ -53,7 +54,7 @@ class HeadDrafter:
             sequence.fresh = None
         if budget.branches:
             extend = self._extending(hidden_B1C, cache)
-            proposal = grow(output.logits_BTV, base_B1, budget, extend, self.head.target_ids)
+            proposal = grow(output.logits_BTV, base_B1, budget, extend, self.head.target_ids, model=self._title)
         else:
             proposal = self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead)
         none = [PAD] * proposal.tokens.shape[1]
@@ -83,7 +84,7 @@ class HeadDrafter:
         width = int(base_B1.max()) + lookahead - 1
         for depth in range(lookahead):
             assert output.logits_BTV is not None
-            tokens.append(self.head.target_ids(argmax(output.logits_BTV)))
+            tokens.append(self.head.target_ids(argmax(output.logits_BTV, self._title)))
             if depth + 1 < lookahead:
                 positions = base_B1 + depth
                 mask = causal_mask(positions, width)

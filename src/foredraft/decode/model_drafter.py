@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafter import each, fitted, prefill, unread
+from foredraft.decode.drafter import fitted, prefill, row_probabilities, unread
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
 from foredraft.decode.trees import Extend, grow
@@ -22,7 +22,7 @@ from foredraft.models.graphs import Graphed
 
 class ModelDrafter:
     """An independent model with a cache of its own. In a chain greedy requests get its argmax, sampled ones a draw from
-    its law under the same settings; in a tree all get its likeliest tokens.
+    its probabilities under the same settings; in a tree all get its most probable tokens.
     """
 
     reads: tuple[int, ...] = ()
@@ -31,10 +31,11 @@ class ModelDrafter:
     def __init__(
         self, model: Decoder, cache: Cache, *, vocab_size: int | None = None, name: str = "draft_model"
     ) -> None:
-        """`vocab_size` is the target's where it differs by padding rows: the law is cut or padded to it."""
+        """`vocab_size` is the target's where it differs by padding rows: logits are cut or padded to it."""
         self.model, self.run, self.cache, self.name = model, Graphed(model), cache, name
         self.vocab_size = vocab_size or model.shape.vocab_size
         self.seen = [0] * cache.batch
+        self._title = f"draft {model.shape.name}"
 
     def admit(self, row: int, sequence: Sequence) -> None:
         self.seen[row] = 0
@@ -59,7 +60,7 @@ class ModelDrafter:
         self.seen[: len(running)] = ends
         base_B1 = torch.tensor(ends, device=self.model.device)[:, None]
         if budget.branches:
-            return grow(self._fitted(output), base_B1, budget, self._extending(cache))
+            return grow(self._fitted(output), base_B1, budget, self._extending(cache), model=self._title)
         return self._chain(running, output, base_B1, cache, budget.lookahead)
 
     def _chain(
@@ -70,20 +71,20 @@ class ModelDrafter:
         greedy = not any(sampling.temperature for sampling in samplings)
         width = int(base_B1.max()) + lookahead - 1
         tokens: list[Tensor] = []
-        laws: list[Tensor] = []
+        probs: list[Tensor] = []
         for depth in range(lookahead):
             logits = self._fitted(output)[:, 0]
             if greedy:
-                tokens.append(argmax(logits))
+                tokens.append(argmax(logits, self._title))
             else:
-                laws.append(each(logits, samplings))
+                probs.append(row_probabilities(logits, samplings, self._title))
                 uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
-                tokens.append(draw(laws[-1].double(), uniforms))
+                tokens.append(draw(probs[-1].double(), uniforms))
             if depth + 1 < lookahead:
                 tokens_B1, position_B1 = tokens[-1][:, None], base_B1 + depth
                 mask = causal_mask(position_B1, width)
                 output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
-        return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(laws, 1))
+        return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(probs, 1))
 
     def _extending(self, cache: Cache) -> Extend:
         def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What drafters are asked for and what they give.
 
-Promises: a proposal names for every running sequence the drafted tokens, their tree, and the law q they were drawn
+Promises: a proposal names for every running sequence the drafted tokens, their tree, and the probabilities q they were drawn
 from, or that chance had no part in it (q None). Refuses to know: who drafts, and what becomes of it.
 
 Shapes: B running sequences, W drafted nodes, K positions of a chain, V vocabulary.

@@ -1,18 +1,22 @@
-"""From logits to the law that is sampled: temperature, top-k, top-p, the same for target and draft.
+"""From logits to the probabilities that are sampled: temperature, top-k, top-p, the same for target and draft.
 
-Promises: p and q are made by this one function, so that verification compares what was really sampled. At temperature
-0 the law is one-hot at the first of the largest logits. Refuses to know: whose logits they are.
+Promises: p and q are made by this one function, so that verification compares what was really sampled. At temperature 0 they
+are one-hot at the first of the largest logits. What is not a distribution is an error, never a token. Refuses to know: where
+logits come from.
 
 Shapes: … any leading axes, V vocabulary; settings broadcast over the leading axes.
 """
 
+from typing import NoReturn
+
 import torch
+from torch import Tensor
 
 from foredraft.records import Record
 
 
 class Sampling(Record, frozen=True):
-    """How a request is sampled. `top_k` 0 and `top_p` 1 leave the law whole; temperature 0 is greedy."""
+    """How a request is sampled. `top_k` 0 and `top_p` 1 leave all tokens in; temperature 0 is greedy."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -28,36 +32,54 @@ class Sampling(Record, frozen=True):
             raise ValueError(f"top_k must not be negative (0: no limit), got {self.top_k}")
 
 
-def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The tokens of temperature 0: the first of the largest logits. Raises ValueError on a NaN."""
+def argmax(logits: Tensor, model: str = "the model") -> Tensor:
+    """The tokens of temperature 0: the first of the largest logits. Raises ValueError, which names `model`, where these are not finite."""
     largest, ids = logits.max(-1)
-    if torch.isnan(largest).any():
-        raise ValueError("logits hold NaN: the model's weights or its input are broken")
+    finite = largest.isfinite()
+    if not finite.all():
+        raise ValueError(
+            f"{model}: the logits of row {_first_row(~finite)} are NaN or infinite: its weights or its input are broken"
+        )
     return ids
 
 
-def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The law over V, float32: logits / temperature, cut to the top_k largest, then to the smallest set whose mass
+def probabilities(logits: Tensor, sampling: Sampling, model: str = "the model") -> Tensor:
+    """The distribution over V, float32: logits / temperature, cut to the top_k largest, then to the smallest set whose mass
     reaches top_p, renormalised.
 
-    Ties at the top_k border are all kept; ties inside top_p are taken in vocabulary order. Raises ValueError on a
-    NaN.
+    Ties at the top_k border are all in; ties inside top_p are taken in vocabulary order. Raises ValueError, which names `model`,
+    where the result is not finite or sums to nothing: broken logits, or settings too extreme for float32.
     """
-    if torch.isnan(logits).any():
-        raise ValueError("logits hold NaN: the model's weights or its input are broken")
     logits = logits.float()
     if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, argmax(logits)[..., None], 1.0)
+        return torch.zeros_like(logits).scatter_(-1, argmax(logits, model)[..., None], 1.0)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         border = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < border, -torch.inf)
-    law = logits.softmax(-1)
-    return law if sampling.top_p == 1 else _nucleus(law, sampling.top_p)
+    probs = logits.softmax(-1)
+    probs = probs if sampling.top_p == 1 else _nucleus(probs, sampling.top_p)
+    sums = probs.sum(-1)
+    usable = sums.isfinite() & (sums > 0)
+    if not usable.all():
+        _refuse(~usable, sampling, model)
+    return probs
 
 
-def _nucleus(law: torch.Tensor, top_p: float) -> torch.Tensor:
-    ordered, order = law.sort(dim=-1, descending=True, stable=True)
+def _refuse(broken: Tensor, sampling: Sampling, model: str) -> NoReturn:
+    raise ValueError(
+        f"{model}: the probabilities of row {_first_row(broken)} are NaN or sum to nothing at temperature {sampling.temperature:g}, "
+        f"top_p {sampling.top_p:g}: its weights or its input are broken, or these settings too small"
+    )
+
+
+def _first_row(broken: Tensor) -> int:
+    """The first sequence with a True."""
+    return int(torch.atleast_1d(broken).nonzero()[0, 0])
+
+
+def _nucleus(probs: Tensor, top_p: float) -> Tensor:
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
-    kept = torch.zeros_like(law).scatter_(-1, order, torch.where(before < top_p, ordered, 0.0))
-    return kept / kept.sum(-1, keepdim=True)
+    nucleus = torch.zeros_like(probs).scatter_(-1, order, torch.where(before < top_p, ordered, 0.0))
+    return nucleus / nucleus.sum(-1, keepdim=True)

@@ -1,10 +1,10 @@
-"""Drafting trees of a model's likeliest tokens: EAGLE-2's dynamic tree, and static ones.
+"""Drafting trees of a model's most probable tokens: EAGLE-2's dynamic tree, and static ones.
 
-Promises: proposals are determined (no chance), siblings distinct, parents before their children. Refuses to know: what
+Promises: drafts are deterministic (no chance), siblings distinct, parents before their children. Refuses to know: what
 kind of model says what is likely.
 
-The dynamic tree (arXiv 2406.16858, section 4): from each of the k nodes of a level the model's k likeliest children,
-all k² kept in a pool; the k of highest cumulative log-probability are extended next; at the end the best `nodes` of
+The dynamic tree (arXiv 2406.16858, section 4): from each of the k nodes of a level the model's k most probable children,
+all k² put into a pool; the k of highest cumulative log-probability are extended next; at the end the best `nodes` of
 the whole pool are proposed. A static tree names its nodes by their parents and ranks instead.
 
 Shapes: B running sequences, k nodes of a level that are extended, r children of each, P nodes in the pool, U slots of
@@ -34,10 +34,10 @@ class Pool(NamedTuple):
     scores: Tensor
 
     def grow(self, *more: Tensor) -> "Pool":
-        return Pool(*(torch.cat((had, new.flatten(1)), 1) for had, new in zip(self, more, strict=True)))
+        return Pool(*(torch.cat((old, new.flatten(1)), 1) for old, new in zip(self, more, strict=True)))
 
 
-class Choice(Protocol):
+class TreePolicy(Protocol):
     """Which nodes a tree extends, and which it proposes. `children`: r of each extended node."""
 
     children: int
@@ -51,8 +51,8 @@ class Choice(Protocol):
         ...
 
 
-class Likeliest:
-    """EAGLE-2's choice."""
+class DynamicTree:
+    """EAGLE-2's tree."""
 
     def __init__(self, budget: Budget) -> None:
         self.children, self.nodes = budget.topk, budget.nodes or budget.lookahead * budget.topk
@@ -66,7 +66,7 @@ class Likeliest:
         return scores_BP.sort(dim=1, descending=True, stable=True).indices[:, :num].sort(dim=1).values
 
 
-class Fixed:
+class StaticTree:
     """A tree that is the same in every step: (parent, rank) of each node, parents first."""
 
     def __init__(self, tree: tuple[tuple[int, int], ...]) -> None:
@@ -98,10 +98,15 @@ def grow(
     budget: Budget,
     extend: Extend,
     target_ids: Callable[[Tensor], Tensor] = lambda ids: ids,
+    *,
+    model: str,
 ) -> Proposal:
-    """The budget's tree below the place that `logits_B1V` are of; its nodes' slots begin at `base_B1`."""
-    choice: Choice = Fixed(budget.tree) if budget.tree else Likeliest(budget)
-    batch, device, r, logits = len(base_B1), base_B1.device, choice.children, logits_B1V
+    """The budget's tree below the place that `logits_B1V` are of; its nodes' slots begin at `base_B1`.
+
+    Raises ValueError, which names `model`, where a score is NaN.
+    """
+    policy: TreePolicy = StaticTree(budget.tree) if budget.tree else DynamicTree(budget)
+    batch, device, r, logits = len(base_B1), base_B1.device, policy.children, logits_B1V
     ids, scores = torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
     pool, used = Pool(ids, ids, scores), 0
     above_Bk, score_Bk = torch.full((batch, 1), -1, device=device), torch.zeros(batch, 1, device=device)
@@ -114,18 +119,20 @@ def grow(
         pool = pool.grow(tokens, above_Bk[..., None].expand(ids.shape), scores)
         if level == budget.levels:
             break
-        chosen = choice.extended(level, scores)
+        chosen = policy.extended(level, scores)
         above_Bk, score_Bk, source = first + chosen, scores.gather(1, chosen), chosen // r
-        own = torch.eye(chosen.shape[1], dtype=torch.bool, device=device).expand(batch, -1, -1)
-        sees_BkU = torch.cat((rows(sees_BkU, source), own), -1)
+        itself = torch.eye(chosen.shape[1], dtype=torch.bool, device=device).expand(batch, -1, -1)
+        sees_BkU = torch.cat((rows(sees_BkU, source), itself), -1)
         slots = base_B1 + used + torch.arange(chosen.shape[1], device=device)
         used += chosen.shape[1]
         positions = (base_B1 + level - 1).expand(slots.shape)
         logits = extend(tokens.gather(1, chosen), source, positions, slots, _mask(sees_BkU, base_B1, used))
-    kept = choice.proposed(pool.scores).contiguous()
-    parents = pool.parents.gather(1, kept)
-    parents = torch.where(parents < 0, -1, torch.searchsorted(kept, parents.clamp(min=0)))
-    return Proposal(pool.tokens.gather(1, kept), parents.tolist())
+    if pool.scores.isnan().any():
+        raise ValueError(f"{model}: the logits of a drafted tree are NaN: its weights or its input are broken")
+    proposed = policy.proposed(pool.scores).contiguous()
+    parents = pool.parents.gather(1, proposed)
+    parents = torch.where(parents < 0, -1, torch.searchsorted(proposed, parents.clamp(min=0)))
+    return Proposal(pool.tokens.gather(1, proposed), parents.tolist())
 
 
 def _mask(sees_BkU: Tensor, base_B1: Tensor, used: int) -> Tensor:

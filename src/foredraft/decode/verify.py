@@ -1,14 +1,14 @@
 """The one rule that keeps speculation lossless, with its proof. A drafter cannot break it; only an edit of this file
 can.
 
-Promises: whatever was drafted, the tokens that come out follow the target's law p. Refuses to know: models, caches,
-how p and q were made, and where its uniforms come from: all are arguments, so the law is checked by exact enumeration
+Promises: whatever was drafted, the tokens that come out follow the target's probabilities p. Refuses to know: models, caches,
+how p and q were made, and where its uniforms come from: all are arguments, so the output distribution is checked by exact enumeration
 (tests/light/test_verify.py).
 
-**Determined proposals** (n-gram, greedy chains, top-k trees: what is drafted does not depend on chance). At a node,
+**Deterministic drafts** (n-gram, greedy chains, top-k trees: what is drafted does not depend on chance). At a node,
 draw t from p; if a child of the node carries t, the child is accepted and the walk goes on there; else t itself is
 emitted and the step ends. Proof: every emitted token was drawn from p given what stands before it, and the drafted
-tree only decides how many such draws one target pass pays for. This equals, in law, EAGLE's rule of trying siblings
+tree only decides how many such draws one target pass pays for. This equals, in distribution, EAGLE's rule of trying siblings
 in turn with probability p(x), setting p(x) to 0 and renormalising after each refusal (SpecInfer, arXiv 2305.09781):
 both accept child x with probability p(x) and otherwise emit from p restricted to the tokens that no child carries. At
 temperature 0, p is one-hot and the rule is "accept while the draft says what the target would".
@@ -55,15 +55,15 @@ def verify_tree(p_BNV: Any, tokens_BW: Any, parents: Sequence[Sequence[int]], un
     """
     levels = np.array([depths(row) for row in parents])
     drawn = [draw(p_BNV[b], uniforms_BD[b][levels[b]]) for b in range(len(parents))]
-    return _walk(drawn, tokens_BW, parents)
+    return _checked(_walk(drawn, tokens_BW, parents))
 
 
 def depths(parents: Sequence[int]) -> list[int]:
     """How far below the root each node stands, the root first; padding counts as the root."""
-    found = [0]
+    levels = [0]
     for parent in parents:
-        found.append(found[parent + 1] + 1 if parent > -2 else 0)
-    return found
+        levels.append(levels[parent + 1] + 1 if parent > -2 else 0)
+    return levels
 
 
 def _walk(drawn_BN: Any, tokens_BW: Any, parents: Sequence[Sequence[int]]) -> Verdict:
@@ -93,29 +93,39 @@ def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Ve
         accepted = accepted + xp.where(alive, rows * 0 + 1, rows * 0)
     q_padded = q_BKV[rows, _least(xp, accepted, length - 1)] if length else p_BNV[rows, accepted] * 0
     refused = (accepted < length)[:, None]
-    rest = residual(p_BNV[rows, accepted], xp.where(refused, q_padded, q_padded * 0))
-    bonus = draw(rest, uniforms_BD[:, length])
-    return Verdict([list(range(kept)) for kept in accepted.tolist()], bonus.tolist())
+    remainder = residual(p_BNV[rows, accepted], xp.where(refused, q_padded, q_padded * 0))
+    bonus = draw(remainder, uniforms_BD[:, length])
+    return _checked(Verdict([list(range(num)) for num in accepted.tolist()], bonus.tolist()))
 
 
 def residual(p_BV: Any, q_BV: Any) -> Any:
     """max(p - q, 0), renormalised; p itself where nothing is left (p = q to rounding: a refusal of probability 0)."""
     xp = _library(p_BV)
-    rest = xp.where(p_BV > q_BV, p_BV - q_BV, p_BV * 0)
-    total = rest.sum(-1)[:, None]
-    return xp.where(total > 0, rest / xp.where(total > 0, total, total * 0 + 1), p_BV)
+    excess = xp.where(p_BV > q_BV, p_BV - q_BV, p_BV * 0)
+    total = excess.sum(-1)[:, None]
+    return xp.where(total > 0, excess / xp.where(total > 0, total, total * 0 + 1), p_BV)
 
 
 def draw(p_BV: Any, uniforms_B: Any) -> Any:
     """Tokens by inverse CDF: the first v with u < p(0) + … + p(v), u in [0, 1); never a token of probability 0.
 
-    Rounding may leave the sum below u: the last token of positive probability is drawn then.
+    Rounding may leave the sum below u: the last token of positive probability is drawn then. Where none is positive, as among
+    NaN, −1, which no walk accepts and `_checked` refuses.
     """
     xp = _library(p_BV)
     reached = (xp.cumsum(p_BV, -1) > uniforms_B[:, None]) & (p_BV > 0)
     positive = p_BV > 0
     last = p_BV.shape[-1] - 1 - _first(xp, _flip(xp, positive))
+    last = xp.where(positive.any(-1), last, last * 0 - 1)
     return xp.where(reached.any(-1), _first(xp, reached), last)
+
+
+def _checked(verdict: Verdict) -> Verdict:
+    """The verdict, unless there was nothing to draw from."""
+    if min(verdict.bonus, default=0) < 0:
+        row = next(row for row, token in enumerate(verdict.bonus) if token < 0)
+        raise ValueError(f"the target's probabilities of row {row} are NaN or sum to nothing")
+    return verdict
 
 
 # The few names on which numpy and torch differ.

@@ -1,0 +1,62 @@
+"""The drafter that a name or a folder stands for, by the role of its kind.
+
+Promises: a draft that cannot draft for this target is one line. Refuses to know: how any of them drafts.
+"""
+
+from collections.abc import Callable, Mapping
+
+from foredraft import kinds, shapes
+from foredraft.decode.drafter import Drafter
+from foredraft.decode.head_drafter import HeadDrafter
+from foredraft.decode.model_drafter import ModelDrafter
+from foredraft.decode.ngram import NGramDrafter
+from foredraft.models.decoder import Decoder
+from foredraft.models.heads import load_head
+from foredraft.models.load import load
+
+TREE_SLOTS = 192  # nodes of a tree that a drafter may extend, beyond those that a step may verify
+
+
+def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
+    """The drafter for "ngram", or from the folder of a language model or of a draft head; caches of `slots` slots.
+
+    Raises ValueError on a draft no smaller than its target, or one of another vocabulary.
+    """
+    return DRAFTERS[role_of(draft)](target, draft, max_batch, slots + TREE_SLOTS)
+
+
+def role_of(draft: str) -> kinds.Role:
+    """The role of the draft that a name or a folder stands for."""
+    if draft == kinds.NGRAM.name:
+        return kinds.NGRAM.role
+    return kinds.of_checkpoint(shapes.unfolded(shapes.read_config(draft)), shapes.tensor_names(draft)).role
+
+
+def _ngram(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
+    return NGramDrafter()
+
+
+def _head(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
+    head = load_head(draft, target, target.dtype, target.device)
+    return HeadDrafter(head, head.new_cache(max_batch, slots))
+
+
+def _model(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
+    model = load(draft, target.dtype, target.device)
+    if model.shape.params >= target.shape.params:
+        raise ValueError(
+            f"draft {draft} ({model.shape.params:,} parameters) must be smaller than its target ({target.shape.params:,})"
+        )
+    if abs(model.shape.vocab_size / target.shape.vocab_size - 1) > 0.01:
+        raise ValueError(
+            f"draft vocab_size {model.shape.vocab_size} is not the target's {target.shape.vocab_size}: "
+            "they do not share a tokenizer; train a draft with the target's"
+        )
+    return ModelDrafter(model, model.new_cache(max_batch, slots), vocab_size=target.shape.vocab_size)
+
+
+DRAFTERS: Mapping[kinds.Role, Callable[[Decoder, str, int, int], Drafter]] = {
+    "lookup": _ngram,
+    "lm": _model,
+    "head": _head,
+}
