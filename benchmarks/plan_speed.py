@@ -15,7 +15,7 @@ import time
 from foredraft import machines, records, shapes
 from foredraft.plan import candidates as pool
 from foredraft.plan.plan import plan
-from foredraft.plan.search import Problem, Settings, modes_for, rank
+from foredraft.plan.search import PlanSettings, Problem, modes_for, rank
 from foredraft.records import Workload
 
 HELP = [sys.executable, "-m", "foredraft", "plan", "--help"]
@@ -25,11 +25,11 @@ LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 def main(out: str) -> None:
     target, machine = shapes.shape("Llama-3.1-70B"), machines.machine("H100")
     workload = Workload(input_len=512, output_len=256, concurrency=LOADS)
-    first, again = _timed(lambda: plan(target, machine, workload, Settings(devices=4))), []
+    first, again = _timed(lambda: plan(target, machine, workload, PlanSettings(devices=4))), []
     for _ in range(5):
-        again.append(_timed(lambda: plan(target, machine, workload, Settings(devices=4))))
-    weighed, _ = pool.candidates(target, machine, (), 0.0)
-    settings = Settings(devices=4, draws=256)
+        again.append(_timed(lambda: plan(target, machine, workload, PlanSettings(devices=4))))
+    weighed, _ = pool.candidates(pool.Basis(target, machine, (), 0.0))
+    settings = PlanSettings(devices=4, draws=256)
     problem = Problem(target, machine, workload, settings)
     configurations = sum(len(modes_for(c, settings)) for c in weighed) * len(LOADS) * settings.draws
     search_s = _timed(lambda: rank(problem, weighed))

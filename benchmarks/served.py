@@ -37,7 +37,7 @@ from foredraft.measure.endpoint import LoadSettings, OfferedLoad, one_round, sta
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.plan.plan import plan
-from foredraft.plan.search import Settings as Planning
+from foredraft.plan.search import PlanSettings
 from foredraft.records import Machine, Observation, Plan, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +217,7 @@ def _plan(bench: Bench, machine: Machine) -> Plan:
         input_len=_mean(row.input_len for row in seen), output_len=_mean(row.output_len for row in seen), concurrency=bench.loads
     )  # fmt: skip
     head = kinds.EAGLE.shape(target, DRAFTS[SCYLLA][1])
-    made = plan(target, machine, workload, Planning(engine="vllm", dtype=bench.dtype), [*seen, *chains], head)
+    made = plan(target, machine, workload, PlanSettings(engine="vllm", dtype=bench.dtype), [*seen, *chains], head)
     records.write(bench.folder / "Plan.json", made)
     return made
 

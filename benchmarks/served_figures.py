@@ -89,13 +89,13 @@ def prediction(
     cells = []
     for name in (one for one in rows if one not in known):
         for one in timed(place, _means(rows[name]), 0.0):
-            tau = 1 + sum((chain.survival or ())[: int(one.row.depth)])
+            tau = 1 + sum((chain.survival or ())[: int(one.cost.depth)])
             told, foreseen = (
                 float(predict_served([one.server], [row], fit.multipliers)[0])
-                for row in (one.row, one.row._replace(tokens_per_step=tau))
+                for row in (one.cost, one.cost._replace(tokens_per_step=tau))
             )
             cells.append(
-                {"setting": name, "load": load(one.observation), "measured": one.row.output_tok_s, "predicted": told, "foreseen": foreseen}
+                {"setting": name, "load": load(one.observation), "measured": one.cost.output_tok_s, "predicted": told, "foreseen": foreseen}
             )  # fmt: skip
     every = calibrated(place, timed(place, [row for of in rows.values() for row in of], 0.0))
     found = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foredraft.decode.engine import Engine
     from foredraft.measure.settings import MeasureSettings
-    from foredraft.plan.search import Settings
+    from foredraft.plan.search import PlanSettings
     from foredraft.recipe import Recipe
     from foredraft.records import Fit, Machine, Measurement, Observation, Plan, Workload
     from foredraft.shapes import Shape
@@ -24,7 +24,7 @@ def plan(
     target: "Shape | str",
     machine: "Machine | str",
     workload: "Workload",
-    settings: "Settings | None" = None,
+    settings: "PlanSettings | None" = None,
     observations: "Sequence[Observation]" = (),
     draft: "Shape | str | None" = None,
 ) -> "Plan":

@@ -409,8 +409,8 @@ class Plan(Record, frozen=True):
     provenance: tuple[Provenance, ...] = ()
 
 
-class Cell(Record, frozen=True):
-    """An own measured cell: its speedup over plain decoding, and the one that the cost law foretells from other cells."""
+class JudgedCell(Record, frozen=True):
+    """An own measured cell: its speedup over plain decoding, and the one that the cost law predicts from other cells."""
 
     draft: str
     load: int
@@ -420,8 +420,8 @@ class Cell(Record, frozen=True):
     predicted: float
 
 
-class Foretold(Record, frozen=True):
-    """A draft of a study whose tokens per step the others foretell; `kind` lm or head, chains of `lookahead`."""
+class HeldOutPrediction(Record, frozen=True):
+    """A draft of a study whose tokens per step the others predict; `kind` lm or head, chains of `lookahead`."""
 
     draft: str
     kind: str
@@ -457,9 +457,9 @@ class Hindsight(Record, frozen=True):
     known_lookahead: int
     calibration_rows: int
     calibration_error: float
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[JudgedCell, ...] = ()
     choices: tuple[DraftRegret, ...] = ()
-    drafts: tuple[Foretold, ...] = ()
+    drafts: tuple[HeldOutPrediction, ...] = ()
     lacking: tuple[str, ...] = ()
 
     @property

@@ -118,10 +118,10 @@ def test_a_draft_as_large_as_its_target_is_refused(checkpoint: Path) -> None:
 def test_a_plan_sets_the_lookahead_by_running_requests(checkpoint: Path, tmp_path: Path, oracle: list[int]) -> None:
     from foredraft import machines, records, shapes
     from foredraft.plan.plan import plan
-    from foredraft.plan.search import Settings
+    from foredraft.plan.search import PlanSettings
 
     load = records.Workload(input_len=64, output_len=64, concurrency=(1, 64, 256))
-    made = plan(shapes.shape("Llama-3.1-8B"), machines.machine("H100"), load, Settings(draws=16))
+    made = plan(shapes.shape("Llama-3.1-8B"), machines.machine("H100"), load, PlanSettings(draws=16))
     schedule = text.schedule_of(made)
     assert [schedule(n).lookahead for n in (1, 2, 64, 65, 256, 1000)] == [
         made.schedule[i].lookahead for i in (0, 1, 1, 2, 2, 2)

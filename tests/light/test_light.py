@@ -29,14 +29,14 @@ from foredraft import shapes
 from foredraft.laws.fit import fit_all
 from foredraft.machines import machine
 from foredraft.plan.plan import plan
-from foredraft.plan.search import Settings
+from foredraft.plan.search import PlanSettings
 from foredraft.published import document, observations
 from foredraft.records import Workload
 from foredraft.validate import validate
 
 rows = observations()
 load = Workload(input_len=64, output_len=64, concurrency=(1, 8))
-made = plan(shapes.shape("Llama-3.1-8B"), machine("H100"), load, Settings(draws=8))
+made = plan(shapes.shape("Llama-3.1-8B"), machine("H100"), load, PlanSettings(draws=8))
 fits, _ = fit_all(rows, draws=8)
 found = validate([row for row in rows if "inferencex" in document(row.provenance.source)])
 assert made.schedule and fits and found.curves

@@ -16,15 +16,15 @@ from foredraft.engines import ENGINES, named_in
 from foredraft.laws.cost import Efficiency, predict_served
 from foredraft.laws.forms import LossLaw
 from foredraft.machines import machine
-from foredraft.plan.candidate import Candidate, Curve
-from foredraft.plan.candidates import candidates
+from foredraft.plan.candidate import Candidate, CurveAcceptance
+from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.hindsight import judge
 from foredraft.plan.next_runs import training_tokens
 from foredraft.plan.plan import plan
 from foredraft.plan.sdsl import AcceptPlane, optimal_draft
-from foredraft.plan.search import Settings
+from foredraft.plan.search import PlanSettings
 from foredraft.plan.served import Place, calibrated, timed
-from foredraft.plan.study import pool, scaled_like, shape_of, study
+from foredraft.plan.study import pool, scaled_like, shape_of, study_of
 from foredraft.recipe import Eagle
 from foredraft.records import Observation, Plan, Provenance, Workload
 from foredraft.shapes import Shape, scaled, shape
@@ -32,7 +32,7 @@ from foredraft.train.from_plan import from_plan
 
 LOADS = (1, 8, 32)
 WORKLOAD = Workload(concurrency=LOADS, input_len=LENGTHS["input_len"], output_len=LENGTHS["output_len"])
-OURS = Settings(engine="foredraft", dtype="float32", draws=48, trees=False)
+OURS = PlanSettings(engine="foredraft", dtype="float32", draws=48, trees=False)
 TRUTH = Truth()
 HEADS, MODELS = ("eagle", "eagle3"), ("draft_model",)
 
@@ -47,7 +47,7 @@ def of(kinds: tuple[str, ...], given: tuple[Observation, ...] = ()) -> list[Obse
 
 
 def planned(
-    own: list[Observation] | tuple[Observation, ...], workload: Workload = WORKLOAD, options: Settings = OURS
+    own: list[Observation] | tuple[Observation, ...], workload: Workload = WORKLOAD, options: PlanSettings = OURS
 ) -> Plan:
     return plan(TARGET, MACHINE, workload, options, own)
 
@@ -145,7 +145,7 @@ def test_the_best_size_lies_in_the_study_and_is_not_flagged():
 
 
 def weighed(own, temperature: float = 0.0) -> tuple[list[Candidate], dict[str, str]]:
-    return candidates(TARGET, MACHINE, own, temperature)
+    return candidates(Basis(TARGET, MACHINE, own, temperature))
 
 
 def by_kind(found: list[Candidate], kind: str) -> list[Candidate]:
@@ -155,7 +155,7 @@ def by_kind(found: list[Candidate], kind: str) -> list[Candidate]:
 def test_candidates_lie_within_the_study_and_its_ends_are_among_them():
     found, missing = weighed(rows())
     models, heads = by_kind(found, "lm"), by_kind(found, "head")
-    assert all(one.behind for one in models + heads)
+    assert all(one.study_range for one in models + heads)
     assert {min(LM_BUDGETS), max(LM_BUDGETS)} <= {one.choice.draft_tokens for one in models}
     assert all(min(LM_BUDGETS) <= (one.choice.draft_tokens or 0) <= max(LM_BUDGETS) for one in models)
     tried = [shape.params for _, method, shape, _ in drafts() if method == "draft_model"]
@@ -182,7 +182,7 @@ def test_heads_of_two_recipes_are_two_lines():
     """EAGLE-2 as published beside a one-layer EAGLE head that was trained on other data first: neither law speaks for the other."""
     heads = [one for one in rows() if one.method == "eagle3" and one.draft_layers == 1]
     other = [msgspec.structs.replace(one, family="answers", draft=f"answers-{one.draft}") for one in heads]
-    found = study(TARGET, (*heads, *other), 0.0, "head")
+    found = study_of(TARGET, (*heads, *other), 0.0, "head")
     assert found is not None
     assert set(found.lines) == {("eagle3", None, 1), ("eagle3", "answers", 1)}
     assert all({one.family for one in line} == {key[1]} for key, line in found.lines.items())
@@ -194,7 +194,7 @@ def test_heads_of_two_recipes_are_two_lines():
 def test_a_measured_head_stands_by_its_own_curve():
     found = by_kind(weighed(rows())[0], "head")
     for one in found:
-        assert isinstance(one.acceptance, Curve)
+        assert isinstance(one.acceptance, CurveAcceptance)
         assert (one.acceptance.gain == (1.0,)) == (one.choice.draft_tokens in (*HEAD_BUDGETS, 2e6))
 
 
@@ -226,7 +226,7 @@ def test_models_have_the_tau_of_the_world():
 
 def test_only_the_kind_that_was_studied_leaves_published_laws():
     found, missing = weighed(of(MODELS))
-    assert {one.behind is None for one in by_kind(found, "head")} == {True}
+    assert {one.study_range is None for one in by_kind(found, "head")} == {True}
     assert all((one.choice.draft_tokens or 0) >= 1e8 for one in by_kind(found, "head"))
     found, missing = weighed(of(HEADS))
     assert not by_kind(found, "lm")
@@ -249,7 +249,7 @@ def test_too_few_runs_for_a_law_leave_the_measured_drafts_alone():
 
 def test_one_draft_is_no_study():
     alone = [row for row in rows() if row.run == "scylla-L1-d3.2e+06"]
-    assert study(TARGET, tuple(alone), 0.0, "head") is None
+    assert study_of(TARGET, tuple(alone), 0.0, "head") is None
 
 
 def test_own_look_up_runs_replace_published_ones():
@@ -289,12 +289,12 @@ def test_what_was_measured_otherwise_changes_nothing():
 
 def test_a_sampled_load_is_planned_from_sampled_rows():
     both = (*rows(), *rows(1, temperature=1.0))
-    greedy, sampled = (study(TARGET, both, t, "lm") for t in (0.0, 0.7))
+    greedy, sampled = (study_of(TARGET, both, t, "lm") for t in (0.0, 0.7))
     assert greedy is not None
     assert sampled is not None
     assert (greedy.temperature, sampled.temperature) == (0.0, 1.0)
-    assert sampled.tried[0].curve[1] < greedy.tried[0].curve[1] - 0.05
-    assert study(TARGET, rows(), 1.0, "lm") is None
+    assert sampled.drafts[0].curve[1] < greedy.drafts[0].curve[1] - 0.05
+    assert study_of(TARGET, rows(), 1.0, "lm") is None
 
 
 def test_a_target_is_known_by_name_and_size():
@@ -356,17 +356,17 @@ def test_costs_of_a_probed_machine_follow_its_step():
 def test_calibration_on_small_cells_foretells_large_ones():
     """2 % over all cells of k ≥ 3 and the trees from plain and k = 1; four times as much with the probe alone."""
     everything = timed(PLACE, rows(), 0.0)
-    known = [one for one in everything if one.row.depth <= 1]
+    known = [one for one in everything if one.cost.depth <= 1]
     found = calibrated(PLACE, known)
     assert found is not None
     assert found.num_rows == len(known)
     assert found.loads == (1, 32)
     assert 0.005 < found.error < 0.02
-    rest = [one for one in everything if one.row.depth > 1]
+    rest = [one for one in everything if one.cost.depth > 1]
 
     def error(multipliers: dict[str, float]) -> float:
-        speeds = predict_served([one.server for one in rest], [one.row for one in rest], multipliers)
-        return float(np.mean(np.abs(speeds / [one.row.output_tok_s for one in rest] - 1)))
+        speeds = predict_served([one.server for one in rest], [one.cost for one in rest], multipliers)
+        return float(np.mean(np.abs(speeds / [one.cost.output_tok_s for one in rest] - 1)))
 
     assert error(found.multipliers) < 0.03
     assert error(dict.fromkeys(found.multipliers, 1.0)) > 3 * error(found.multipliers)
@@ -388,7 +388,7 @@ def test_a_draft_of_unknown_shape_is_left_out():
 
 
 def test_without_plain_rows_nothing_is_calibrated():
-    assert calibrated(PLACE, [one for one in timed(PLACE, rows(), 0.0) if one.row.depth]) is None
+    assert calibrated(PLACE, [one for one in timed(PLACE, rows(), 0.0) if one.cost.depth]) is None
 
 
 def test_a_calibrated_plan_says_so_and_its_loads_are_its_range():
@@ -413,7 +413,7 @@ def test_calibration_narrows_the_speed():
 
 def test_own_rows_of_another_target_change_no_plan_but_are_named():
     load = Workload(input_len=64, output_len=64, concurrency=(1, 8))
-    llama, small = shape("Llama-3.1-8B"), Settings(draws=16)
+    llama, small = shape("Llama-3.1-8B"), PlanSettings(draws=16)
     alone, beside = (plan(llama, machine("H100"), load, small, own) for own in ((), rows()[:30]))
     assert "none of the 30 is of Llama-3.1-8B, they name runs/tales" in beside.not_considered["own observations"]
     assert msgspec.structs.replace(beside, not_considered=alone.not_considered) == alone
@@ -425,7 +425,7 @@ def test_own_rows_of_another_target_change_no_plan_but_are_named():
 @pytest.mark.parametrize("kinds", [MODELS, HEADS])
 def test_next_runs_train_within_the_study(kinds):
     low, high = (min(LM_BUDGETS), max(LM_BUDGETS)) if kinds == MODELS else (min(HEAD_BUDGETS), max(HEAD_BUDGETS))
-    for one in (c for c in weighed(of(kinds))[0] if c.behind):
+    for one in (c for c in weighed(of(kinds))[0] if c.study_range):
         tokens = training_tokens(one, "data")
         assert tokens is not None
         assert low <= tokens <= high
@@ -504,7 +504,7 @@ def test_hindsight_finds_the_theorys_best_size_where_its_laws_hold():
     assert "accept_plane needs 2 distinct target_perplexity" in without.lacking[0]
 
 
-def test_the_largest_and_longest_are_foretold_from_the_others():
+def test_the_largest_and_longest_are_predicted_from_the_others():
     """In a world that follows the laws within 3 % in the mean, nine in ten about inside; where the last budget fell flat, it shows."""
     found = hindsight().drafts
     models = [one for one in found if one.kind == "lm"]

@@ -14,15 +14,15 @@ from foredraft.engines.vllm import batch_ranges
 from foredraft.laws.speedup import node_depths
 from foredraft.machines import device_time, machine
 from foredraft.plan import evidence
-from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, candidates
+from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, Basis, candidates
 from foredraft.plan.plan import plan
-from foredraft.plan.search import Settings
+from foredraft.plan.search import PlanSettings
 from foredraft.records import DraftChoice, Estimate, Observation, Plan, Provenance, ScheduleStep, Workload
 from foredraft.shapes import shape
 
 LLAMA, SMALL, H100 = shape("Llama-3.1-70B"), shape("Llama-3.1-8B"), machine("H100")
 WORKLOAD = Workload(input_len=512, output_len=256, concurrency=(1, 4, 16, 64, 256))
-FOUR = Settings(devices=4)
+FOUR = PlanSettings(devices=4)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_plan_is_a_document(made, tmp_path):
 
 def test_the_same_seed_gives_the_same_plan_and_another_does_not(made):
     assert plan(LLAMA, H100, WORKLOAD, FOUR) == made
-    other = plan(LLAMA, H100, WORKLOAD, Settings(devices=4, seed=1))
+    other = plan(LLAMA, H100, WORKLOAD, PlanSettings(devices=4, seed=1))
     assert other != made
     assert other.speedup.value == pytest.approx(made.speedup.value, rel=0.15)
 
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_does_not(made):
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "foredraft"])
 @pytest.mark.parametrize("objective", ["throughput", "latency"])
 def test_speculation_pays_at_concurrency_1(engine, objective):
-    found = plan(SMALL, H100, WORKLOAD, Settings(engine=engine, objective=objective))
+    found = plan(SMALL, H100, WORKLOAD, PlanSettings(engine=engine, objective=objective))
     assert found.schedule[0].speedup.low > 1
     assert (found.engine, found.objective) == (engine, objective)
     for name, estimate in estimates(found):
@@ -113,7 +113,7 @@ def test_speculation_pays_at_concurrency_1(engine, objective):
 
 
 def test_trees_are_planned_for_our_own_engine_alone():
-    ours, vllm = (plan(SMALL, H100, WORKLOAD, Settings(engine=engine)) for engine in ("foredraft", "vllm"))
+    ours, vllm = (plan(SMALL, H100, WORKLOAD, PlanSettings(engine=engine)) for engine in ("foredraft", "vllm"))
     assert ours.schedule[0].tree_nodes > ours.schedule[0].lookahead
     assert ours.schedule[0].topk > 1
     assert all(step.tree_nodes == step.lookahead for step in vllm.schedule)
@@ -122,25 +122,25 @@ def test_trees_are_planned_for_our_own_engine_alone():
 
 def test_only_the_kinds_asked_for_are_weighed():
     for kinds in (("lm",), ("head", "lookup")):
-        found = plan(SMALL, H100, WORKLOAD, Settings(kinds=kinds))
+        found = plan(SMALL, H100, WORKLOAD, PlanSettings(kinds=kinds))
         told = [found.draft, *(lost.draft for lost in found.runners_up)]
         assert {draft.kind for draft in told if draft} == set(kinds)
     with pytest.raises(ValueError, match="kinds must be among head, lm, lookup, got tree"):
-        Settings(kinds=("tree",))
+        PlanSettings(kinds=("tree",))
 
 
 def test_a_draft_is_planned_where_none_pays_if_asked_for():
-    unpaid = Settings(kinds=("head",), horizon_tokens=1.0)
+    unpaid = PlanSettings(kinds=("head",), horizon_tokens=1.0)
     assert plan(SMALL, H100, WORKLOAD, unpaid).draft is None
     found = plan(SMALL, H100, WORKLOAD, msgspec.structs.replace(unpaid, always=True))
     assert found.draft is not None
     assert all(step.lookahead >= 1 for step in found.schedule)
     with pytest.raises(ValueError, match="no draft is left to plan"):
-        plan(SMALL, H100, WORKLOAD, Settings(kinds=("head",), max_training_gpu_hours=1e-9, always=True))
+        plan(SMALL, H100, WORKLOAD, PlanSettings(kinds=("head",), max_training_gpu_hours=1e-9, always=True))
 
 
 def test_one_lookahead_for_every_load_on_sglang():
-    found = plan(SMALL, H100, WORKLOAD, Settings(engine="sglang"))
+    found = plan(SMALL, H100, WORKLOAD, PlanSettings(engine="sglang"))
     assert len({step.lookahead for step in found.schedule}) == 1
 
 
@@ -156,14 +156,14 @@ def test_break_even_is_training_over_what_a_token_saves(made):
 
 
 def test_training_that_is_not_allowed_is_not_planned():
-    found = plan(SMALL, H100, WORKLOAD, Settings(max_training_gpu_hours=1e-3))
+    found = plan(SMALL, H100, WORKLOAD, PlanSettings(max_training_gpu_hours=1e-3))
     assert found.draft is None or found.draft.training_gpu_hours <= 1e-3
     assert found.break_even is None
 
 
 def test_a_crowded_small_horizon_pays_no_training():
     """Negative control of the training's cost: what pays back over 1e11 tokens does not over a thousand."""
-    short = plan(SMALL, H100, WORKLOAD, Settings(horizon_tokens=1e3))
+    short = plan(SMALL, H100, WORKLOAD, PlanSettings(horizon_tokens=1e3))
     assert short.draft is None or short.draft.training_gpu_hours == 0
 
 
@@ -179,7 +179,7 @@ def test_devices_machine_and_concurrency_beyond_the_data_are_flagged(made):
 
 
 def test_drafts_beyond_the_laws_range_are_flagged():
-    found, missing = candidates(SMALL, H100, (), 0.0)
+    found, missing = candidates(Basis(SMALL, H100, (), 0.0))
     heads = [c for c in found if c.choice.kind == "head"]
     assert {c.choice.draft_tokens for c in heads} < set(HEAD_TOKENS)
     assert max(c.choice.draft_tokens or 0 for c in heads) <= 8e8
@@ -197,20 +197,20 @@ def test_drafts_beyond_the_laws_range_are_flagged():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Settings(objective="speed"), ("objective", "throughput", "speed")),
-        (lambda: Settings(engine="llama.cpp"), ("engine", "vllm", "llama.cpp")),
-        (lambda: Settings(max_lookahead=17), ("max_lookahead", "16", "17")),
-        (lambda: Settings(max_lookahead=0), ("max_lookahead", "positive")),
-        (lambda: Settings(devices=0), ("devices", "positive")),
-        (lambda: Settings(horizon_tokens=float("nan")), ("horizon_tokens", "positive")),
-        (lambda: Settings(draws=0), ("draws", "positive")),
+        (lambda: PlanSettings(objective="speed"), ("objective", "throughput", "speed")),
+        (lambda: PlanSettings(engine="llama.cpp"), ("engine", "vllm", "llama.cpp")),
+        (lambda: PlanSettings(max_lookahead=17), ("max_lookahead", "16", "17")),
+        (lambda: PlanSettings(max_lookahead=0), ("max_lookahead", "positive")),
+        (lambda: PlanSettings(devices=0), ("devices", "positive")),
+        (lambda: PlanSettings(horizon_tokens=float("nan")), ("horizon_tokens", "positive")),
+        (lambda: PlanSettings(draws=0), ("draws", "positive")),
         (
             lambda: plan(SMALL, H100, Workload(input_len=131_000, output_len=100, concurrency=(1,))),
             ("131,108", "131,072", "Llama-3.1-8B", "max_lookahead"),
         ),
         (lambda: plan(LLAMA, H100, WORKLOAD), ("Llama-3.1-70B", "768", "more devices")),
-        (lambda: plan(SMALL, machine("A100"), WORKLOAD, Settings(dtype="fp8")), ("fp8", "A100")),
-        (lambda: plan(SMALL, H100, WORKLOAD, Settings(dtype="bfloat17")), ("dtype", "bfloat17")),
+        (lambda: plan(SMALL, machine("A100"), WORKLOAD, PlanSettings(dtype="fp8")), ("fp8", "A100")),
+        (lambda: plan(SMALL, H100, WORKLOAD, PlanSettings(dtype="bfloat17")), ("dtype", "bfloat17")),
         (lambda: plan(SMALL, H100, WORKLOAD, draft=LLAMA), ("Llama-3.1-70B", "smaller")),
     ],
 )  # fmt: skip
@@ -223,8 +223,8 @@ def test_impossible_requests_are_one_line_that_names_them(make, words):
 
 
 def test_16_is_still_allowed_and_the_whole_context_too():
-    Settings(max_lookahead=16)
-    plan(SMALL, H100, Workload(input_len=131_072 - 108, output_len=100, concurrency=(1,)), Settings(draws=8))
+    PlanSettings(max_lookahead=16)
+    plan(SMALL, H100, Workload(input_len=131_072 - 108, output_len=100, concurrency=(1,)), PlanSettings(draws=8))
 
 
 # Launch settings.
@@ -320,18 +320,18 @@ def test_a_plans_launch_settings_are_its_schedule(made):
 
 
 def test_own_runs_of_a_good_head_raise_tau_and_narrow_it(made):
-    better = plan(LLAMA, H100, WORKLOAD, FOUR, own=HIGH)
+    better = plan(LLAMA, H100, WORKLOAD, FOUR, observations=HIGH)
     before, after = made.schedule[0].tokens_per_step, better.schedule[0].tokens_per_step
     assert after.value > before.value + 0.5
     assert (after.high - after.low) / after.value < 0.7 * (before.high - before.low) / before.value
     assert better.speedup.value > made.speedup.value
-    worse = plan(LLAMA, H100, WORKLOAD, FOUR, own=[own(1, 1.3), own(2, 1.4)])
+    worse = plan(LLAMA, H100, WORKLOAD, FOUR, observations=[own(1, 1.3), own(2, 1.4)])
     assert worse.speedup.value < made.speedup.value
 
 
 def test_own_runs_on_another_target_say_nothing(made):
     elsewhere = [msgspec.structs.replace(row, target="Qwen3-8B") for row in HIGH]
-    again = plan(LLAMA, H100, WORKLOAD, FOUR, own=elsewhere)
+    again = plan(LLAMA, H100, WORKLOAD, FOUR, observations=elsewhere)
     assert [s.tokens_per_step for s in again.schedule] == [s.tokens_per_step for s in made.schedule]
 
 
@@ -342,7 +342,7 @@ DEPTHS = [own(3, tau, draft_layers=n, dataset=d) for n, d, tau in (
 
 def heads(own_rows) -> dict[int, float]:
     """Mean τ at k = 3 of the heads weighed, by number of layers, at the tokens behind the published curves."""
-    found, _ = candidates(LLAMA, H100, own_rows, 0.0)
+    found, _ = candidates(Basis(LLAMA, H100, own_rows, 0.0))
     rng = np.random.default_rng(0)
     best = {c.choice.num_layers: c for c in found if c.choice.kind == "head" and c.choice.draft_tokens == 8e8}
     drawn = {n: c.acceptance.draws(256, rng, frozenset()) for n, c in best.items()}
@@ -352,7 +352,7 @@ def heads(own_rows) -> dict[int, float]:
 def test_deeper_heads_are_weighed_where_own_runs_speak_for_them(made):
     assert "train one head of 2 layers" in made.not_considered["Scylla head, 2 or more layers"]
     rows = [msgspec.structs.replace(row, dataset=None) for row in DEPTHS]
-    deep = plan(LLAMA, H100, WORKLOAD, FOUR, own=rows)
+    deep = plan(LLAMA, H100, WORKLOAD, FOUR, observations=rows)
     weighed = [deep.draft, *(r.draft for r in deep.runners_up)]
     assert any(choice and choice.name.startswith("Scylla head") for choice in weighed)
     assert not any("Scylla" in name for name in deep.not_considered)
@@ -380,7 +380,7 @@ def test_depth_is_counted_once():
 def test_tokens_per_flop_agrees_with_sdsl(target, devices):
     """N* of the search over built models, in tokens per FLOP, within a factor 3 of the closed theory's."""
     alone = Workload(input_len=512, output_len=256, concurrency=(1,))
-    found = plan(shape(target), H100, alone, Settings(objective="tokens_per_flop", devices=devices))
+    found = plan(shape(target), H100, alone, PlanSettings(objective="tokens_per_flop", devices=devices))
     assert found.theory_params is not None
     assert found.continuous_params is not None
     assert 1 / 3 < found.continuous_params.value / found.theory_params < 3
@@ -388,7 +388,7 @@ def test_tokens_per_flop_agrees_with_sdsl(target, devices):
 
 def test_throughput_asks_for_another_size_than_tokens_per_flop(made):
     """Negative control: the agreement is not by construction; the objective moves N*."""
-    flops = plan(LLAMA, H100, WORKLOAD, Settings(devices=4, objective="tokens_per_flop"))
+    flops = plan(LLAMA, H100, WORKLOAD, PlanSettings(devices=4, objective="tokens_per_flop"))
     assert flops.continuous_params is not None
     assert made.continuous_params is not None
     assert abs(np.log(flops.continuous_params.value / made.continuous_params.value)) > 0.3
@@ -412,7 +412,7 @@ def test_weights_of_the_workload_move_the_headline(made):
 def test_pairs_of_settings_do_not_crash():
     for engine, dtype, temperature in itertools.product(("vllm", "sglang"), ("bfloat16", "fp8"), (0.0, 1.0)):
         load = Workload(input_len=64, output_len=64, concurrency=(2,), temperature=temperature)
-        found = plan(SMALL, H100, load, Settings(engine=engine, dtype=dtype, draws=8, max_lookahead=4))
+        found = plan(SMALL, H100, load, PlanSettings(engine=engine, dtype=dtype, draws=8, max_lookahead=4))
         assert found.schedule[0].lookahead <= 4
 
 
@@ -420,14 +420,14 @@ def test_a_draft_that_does_not_fit_is_named_and_an_asked_one_refused():
     """Qwen3-32B fills a 94 GB card: an 8 B draft leaves its cache no room."""
     target, card = shape("Qwen3-32B"), machine("H100 94GB")
     load = Workload(input_len=512, output_len=256, concurrency=(1,))
-    found = plan(target, card, load, Settings(draws=16))
+    found = plan(target, card, load, PlanSettings(draws=16))
     assert any("KV cache holds" in why for why in found.not_considered.values())
     with pytest.raises(ValueError, match=r"with Qwen3-8B .*KV cache holds"):
-        plan(target, card, load, Settings(draws=16), draft=shape("Qwen3-8B"))
+        plan(target, card, load, PlanSettings(draws=16), draft=shape("Qwen3-8B"))
 
 
 def test_a_budget_for_training_leaves_dear_drafts_out_by_name():
-    found = plan(shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, Settings(draws=16, max_training_gpu_hours=50))
+    found = plan(shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, PlanSettings(draws=16, max_training_gpu_hours=50))
     assert found.draft is None or found.draft.training_gpu_hours <= 50
     why = next(why for why in found.not_considered.values() if "more than" in why)
     assert re.fullmatch(
@@ -447,11 +447,13 @@ def test_a_small_cost_keeps_its_digits(hours: float, told: str):
 
 
 def test_of_a_draft_at_several_budgets_the_first_beyond_the_limit_is_named():
-    heads = [one.choice for one in candidates(SMALL, H100, (), WORKLOAD.temperature)[0] if one.choice.kind == "head"]
+    heads = [
+        one.choice for one in candidates(Basis(SMALL, H100, (), WORKLOAD.temperature))[0] if one.choice.kind == "head"
+    ]
     limit = heads[1].training_gpu_hours
     least = min(one.draft_tokens or 0 for one in heads if one.training_gpu_hours > limit)
     assert least < max(one.draft_tokens or 0 for one in heads)
-    found = plan(SMALL, H100, WORKLOAD, Settings(draws=16, max_training_gpu_hours=limit, kinds=("head",)))
+    found = plan(SMALL, H100, WORKLOAD, PlanSettings(draws=16, max_training_gpu_hours=limit, kinds=("head",)))
     (why,) = [why for name, why in found.not_considered.items() if name.startswith("EAGLE-3 head of")]
     assert f"training on {least:.2g} tokens" in why
 
@@ -459,11 +461,11 @@ def test_of_a_draft_at_several_budgets_the_first_beyond_the_limit_is_named():
 def test_why_a_draft_lost_is_what_separates_it():
     """Where no draft is worth running, and where its training alone stands in the way."""
     refused, crowded = [own(1, 1.01), own(2, 1.015)], msgspec.structs.replace(WORKLOAD, concurrency=(256,))
-    off = plan(LLAMA, H100, crowded, Settings(devices=4, draws=16, kinds=("head",)), refused)
+    off = plan(LLAMA, H100, crowded, PlanSettings(devices=4, draws=16, kinds=("head",)), refused)
     assert off.draft is None
     assert {lost.reason.partition(":")[0] for lost in off.runners_up} == {"no lookahead that pays"}
     unpaid = plan(
-        shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, Settings(draws=16, kinds=("head",), horizon_tokens=1e5)
+        shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, PlanSettings(draws=16, kinds=("head",), horizon_tokens=1e5)
     )
     assert unpaid.draft is None
     assert unpaid.runners_up
@@ -480,7 +482,7 @@ def test_a_planned_tree_is_the_one_that_was_weighed() -> None:
         shape("Llama-3.1-8B"),
         H100,
         Workload(input_len=64, output_len=64, concurrency=(1,)),
-        Settings(engine="foredraft"),
+        PlanSettings(engine="foredraft"),
     )
     (step,) = made.schedule
     assert step.topk > 1

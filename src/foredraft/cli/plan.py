@@ -55,14 +55,14 @@ def plan(
 ) -> None:
     """Which draft to train for TARGET, how to run it at each load, what it will gain, and how sure that is."""
     from foredraft import api
-    from foredraft.plan.search import Settings
+    from foredraft.plan.search import PlanSettings
     from foredraft.published.tables import read_observations
     from foredraft.records import Workload, concurrency_of
 
     load = Workload(
         input_len=input_len, output_len=output_len, concurrency=concurrency_of(concurrency), temperature=temperature
     )
-    settings = Settings(
+    settings = PlanSettings(
         objective=objective, engine=engine, devices=devices, dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
         horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours, kinds=names(kinds), always=always, draws=draws, seed=seed,
     )  # fmt: skip

@@ -27,16 +27,14 @@ TTT_STEPS = 7  # how often training unrolls a head on its own outputs per token 
 TRAINING_MFU = 0.35  # assumed share of peak while training
 
 
-class Acceptance(Protocol):
+class AcceptanceDraws(Protocol):
     """Draws of accept_given_prefix; `frozen` names the factors to hold at their centre."""
 
     def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array: ...
 
 
-class Behind(NamedTuple):
-    """The own study that a candidate rests on: training tokens from the least to the most measured, and what it is, for
-    people.
-    """
+class StudyRange(NamedTuple):
+    """The own study that a candidate rests on: its least and most training tokens, and what it is, for people."""
 
     least: float
     most: float
@@ -51,14 +49,14 @@ class Candidate:
 
     choice: DraftChoice
     shape: Shape | None
-    acceptance: Acceptance
+    acceptance: AcceptanceDraws
     extrapolates: tuple[str, ...] = ()
-    behind: Behind | None = None
+    study_range: StudyRange | None = None
     tail: Tail = PUBLISHED
 
 
 @dataclass(frozen=True)
-class Curve:
+class CurveAcceptance:
     """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less
     training data does.
     """
@@ -75,7 +73,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Sized:
+class SizeAcceptance:
     """Acceptance of an independent model of a size: α from laws (in the loss gap, one per loss law; or an own one), then
     by position as in `spread`, or near-constant. `middle`: logits [K] less the first, for "draft" frozen; none: constant.
     """

@@ -7,7 +7,8 @@ Shapes: S draws.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import msgspec
 import numpy as np
@@ -18,8 +19,8 @@ from foredraft.laws import acceptance, forms
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import choose, fit, predict_draws
 from foredraft.plan import evidence, from_study
-from foredraft.plan.candidate import Candidate, Curve, Sized, choice, head_training_flops
-from foredraft.plan.study import mean_curve, on_target, shape_of, study
+from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, choice, head_training_flops
+from foredraft.plan.study import Study, mean_curve, on_target, shape_of, study_of
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, scaled
 
@@ -41,64 +42,99 @@ FACTORS = {
 }
 
 
-def candidates(
-    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float
-) -> tuple[list[Candidate], dict[str, str]]:
-    """Every draft worth weighing for `target`, and those that no measurement speaks for, with what is missing."""
-    heads, missing = _heads(target, machine, own, temperature)
-    found = [*heads, _lookup(target, own, temperature)]
-    models, left_out = _models(target, machine, own, temperature)
-    if own and not any(on_target(row, target) for row in own):
-        others = ", ".join(dict.fromkeys(row.target for row in own))
-        missing["own observations"] = f"none of the {len(own)} is of {target.name}, they name {others}"
-    return found + models, missing | left_out
+@dataclass(frozen=True)
+class Basis:
+    """What speaks for a plan's drafts: own observations, studied once, beside the published ones."""
+
+    target: Shape
+    machine: Machine
+    observations: Sequence[Observation]
+    temperature: float
+
+    @cached_property
+    def models(self) -> Study | None:
+        """The study of independent models on the target, where own runs make one."""
+        return study_of(self.target, self.observations, self.temperature, "lm")
+
+    @cached_property
+    def heads(self) -> Study | None:
+        return study_of(self.target, self.observations, self.temperature, "head")
+
+    @cached_property
+    def size_laws(self) -> tuple[Fit, ...]:
+        """α of independent models against the loss gap, under Hoffmann's and Besiroglu's laws, on published pairs and own ones."""
+        rows = [row for row in map(_as_alpha, (*evidence.observations(), *self.observations)) if row is not None]
+        rows = [row for row in rows if ((row.temperature or 0.0) > 0) == (self.temperature > 0)]
+        rows = [msgspec.structs.replace(row, temperature=None) for row in rows]
+        return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
+
+    def curve(self, is_alike: Callable[[Observation], bool]) -> CurvePosterior | None:
+        """Acceptance by position of the drafts on the target that are alike: from own runs, else from published ones with room for
+        other prompts.
+        """
+        for rows, noise in ((self.observations, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
+            alike = [row for row in rows if row.method != "none" and on_target(row, self.target) and is_alike(row)]
+            if mean := mean_curve(alike):
+                drifts = kinds.of_method(alike[0].method).drifts
+                return acceptance.posterior(evidence.position_law(), mean, drifts=drifts, extra_noise=noise)
+        return None
 
 
-def _models(
-    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float
-) -> tuple[list[Candidate], dict[str, str]]:
+def candidates(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
+    """Every draft worth weighing for the target, and those that no measurement speaks for, with what is missing."""
+    heads, missing = _heads(basis)
+    models, missing_models = _models(basis)
+    rows = basis.observations
+    if rows and not any(on_target(row, basis.target) for row in rows):
+        targets = ", ".join(dict.fromkeys(row.target for row in rows))
+        missing["own observations"] = f"none of the {len(rows)} is of {basis.target.name}, they name {targets}"
+    return [*heads, _lookup(basis), *models], missing | missing_models
+
+
+def _models(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
     """Independent models to train, and public ones; beside an own study the latter only where they were measured themselves."""
-    found: list[Candidate] = []
-    if tried := study(target, tuple(own), temperature, "lm"):
-        found, missing = from_study.models(tried, machine)
-        for shape in public(target):
-            if curve := measured_curve(target, own, _of(shape)):
-                found.append(Candidate(_public_choice(shape, machine), shape, Curve(curve)))
-            else:
-                missing[f"{shape.name} (public)"] = "an own study speaks for models, and it did not measure this one"
-        return found, missing
+    if basis.models:
+        return _studied_models(basis, basis.models)
+    models: list[Candidate] = []
     try:
-        found += independent(target, machine, own, temperature, LM_SIZES)
-        found += [_lm(target, machine, own, temperature, shape, None) for shape in public(target)]
+        models += independent(basis, LM_SIZES)
+        models += [_lm(basis, shape, None) for shape in public(basis.target)]
     except ValueError as error:
-        return found, {"independent models": str(error)}
-    if not found:
-        least = f"{LM_SIZES[0]:.0e} parameters, which is not small beside {target.name}; train some and give their runs"
-        return found, {"independent models": f"published laws speak for models from {least}"}
-    return found, {}
+        return models, {"independent models": str(error)}
+    if not models:
+        least = f"{LM_SIZES[0]:.0e} parameters, which is not small beside {basis.target.name}; train some and give their runs"
+        return models, {"independent models": f"published laws speak for models from {least}"}
+    return models, {}
 
 
-def _heads(
-    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float
-) -> tuple[list[Candidate], dict[str, str]]:
-    if tried := study(target, tuple(own), temperature, "head"):
-        return from_study.heads(tried, machine)
-    posterior = head_posterior(target, own)
-    tokens_law = _tokens_law(tuple(own))
-    layers, missing = _layer_gains(own)
+def _studied_models(basis: Basis, study: Study) -> tuple[list[Candidate], dict[str, str]]:
+    models, missing = from_study.models(study, basis.machine)
+    for shape in public(basis.target):
+        if curve := basis.curve(_is(shape)):
+            models.append(Candidate(_public_choice(shape, basis.machine), shape, CurveAcceptance(curve)))
+        else:
+            missing[f"{shape.name} (public)"] = "an own study speaks for models, and it did not measure this one"
+    return models, missing
+
+
+def _heads(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
+    if basis.heads:
+        return from_study.heads(basis.heads, basis.machine)
+    posterior, tokens_law = head_posterior(basis), _tokens_law(basis.observations)
+    layers, missing = _layer_gains(basis.observations)
     low, high = tokens_law.domain["draft_tokens"]
     missing["heads trained on other amounts"] = (
         f"τ has been measured from {low:.0e} to {high:.0e} training tokens only; train one beyond and give its runs"
     )
-    found = []
+    heads = []
     for num_layers, layer_gain in layers.items():
-        shape = kinds.EAGLE3.shape(target, num_layers)
+        shape = kinds.EAGLE3.shape(basis.target, num_layers)
         for tokens in (t for t in HEAD_TOKENS if low <= t <= high):
-            gain = _gain(tokens_law, tokens) * layer_gain
-            flops = head_training_flops(target, shape, tokens)
-            made = choice(from_study.head_name(shape), shape, machine, tokens, flops)
-            found.append(Candidate(made, shape, Curve(posterior, tuple(gain))))
-    return found, missing
+            flops = head_training_flops(basis.target, shape, tokens)
+            draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
+            gain = tuple(_gain(tokens_law, tokens) * layer_gain)
+            heads.append(Candidate(draft, shape, CurveAcceptance(posterior, gain)))
+    return heads, missing
 
 
 @cache
@@ -107,23 +143,20 @@ def any_draft(*, drifts: bool) -> CurvePosterior:
     return acceptance.posterior(evidence.position_law(), {}, drifts=drifts)
 
 
-def head_posterior(target: Shape, own: Sequence[Observation]) -> CurvePosterior:
-    """Acceptance of an EAGLE-3-like head on `target`: measured there if it was, else as heads have it in general. Of one
-    layer: what more of them gain is counted apart.
+def head_posterior(basis: Basis) -> CurvePosterior:
+    """Acceptance of a head on the target: measured there if it was, else as heads have it in general. Of one layer: what more
+    of them gain is counted apart.
     """
-    measured = measured_curve(
-        target, own, lambda row: kinds.role_of(row.method) == "head" and (row.draft_layers or 1) == 1
-    )
+    measured = basis.curve(lambda row: kinds.role_of(row.method) == "head" and (row.draft_layers or 1) == 1)
     return measured or any_draft(drifts=True)
 
 
-@cache
-def _tokens_law(own: tuple[Observation, ...]) -> Fit:
-    """Law 1.1 or its saturating rival, whichever foretells the largest run, on own runs of heads if they allow it,
+def _tokens_law(observations: Sequence[Observation]) -> Fit:
+    """Law 1.1 or its saturating rival, whichever predicts the largest run, on own runs of heads if they allow it,
     else on EAGLE-3's figure 1.
     """
     rivals = (forms.LAW_1_1, forms.TOKENS_SATURATING)
-    for rows in (own, evidence.observations()):
+    for rows in (observations, evidence.observations()):
         usable = [
             row for row in rows if kinds.of_method(row.method).unrolled and row.draft_tokens and row.tokens_per_step
         ]
@@ -141,9 +174,11 @@ def _gain(law: Fit, tokens: float) -> Array:
     return np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)
 
 
-def _layer_gains(own: Sequence[Observation]) -> tuple[dict[int, float], dict[str, str]]:
+def _layer_gains(observations: Sequence[Observation]) -> tuple[dict[int, float], dict[str, str]]:
     """How much deeper heads gain, by number of layers, where own runs say; depth 1 always."""
-    rows = [row for row in own if kinds.role_of(row.method) == "head" and row.draft_layers and row.tokens_per_step]
+    rows = [
+        row for row in observations if kinds.role_of(row.method) == "head" and row.draft_layers and row.tokens_per_step
+    ]
     try:
         law = fit(forms.LAW_1_2, rows)
     except ValueError:
@@ -156,14 +191,13 @@ def _layer_gains(own: Sequence[Observation]) -> tuple[dict[int, float], dict[str
     return {n: gain / gains[1] for n, gain in gains.items()}, {}
 
 
-def independent(
-    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, sizes: Sequence[float]
-) -> list[Candidate]:
+def independent(basis: Basis, sizes: Sequence[float]) -> list[Candidate]:
     """Buildable models of about `sizes` non-embedding parameters at each token budget."""
-    if tried := study(target, tuple(own), temperature, "lm"):
-        return from_study.models(tried, machine, sizes)[0]
-    smaller = [buildable(target, float(size)) for size in sizes if size < 0.3 * target.non_embedding_params]
-    return [_lm(target, machine, own, temperature, shape, tokens) for shape in smaller for tokens in LM_TOKENS]
+    if basis.models:
+        return from_study.models(basis.models, basis.machine, sizes)[0]
+    limit = 0.3 * basis.target.non_embedding_params
+    smaller = [buildable(basis.target, float(size)) for size in sizes if size < limit]
+    return [_lm(basis, shape, tokens) for shape in smaller for tokens in LM_TOKENS]
 
 
 buildable = cache(scaled)
@@ -173,10 +207,9 @@ def public(target: Shape) -> list[Shape]:
     """Models that are trained already and share the target's family and vocabulary (rows within 1 %, which an
     exporter pads).
     """
-    known = map(shapes.shape, shapes.known_shapes())
     return [
         s
-        for s in known
+        for s in map(shapes.shape, shapes.known_shapes())
         if s.family == target.family
         and abs(s.vocab_size / target.vocab_size - 1) < 0.01
         and s.training_tokens
@@ -184,97 +217,66 @@ def public(target: Shape) -> list[Shape]:
     ]
 
 
-def named(target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, draft: Shape) -> Candidate:
+def named(basis: Basis, draft: Shape) -> Candidate:
     """The one draft that the user names. Raises ValueError where nothing speaks for its acceptance."""
-    if draft.head:
-        return _head_at_hand(target, machine, own, draft)
-    return _lm(target, machine, own, temperature, draft, None)
+    return _head_at_hand(basis, draft) if draft.head else _lm(basis, draft, None)
 
 
-def _head_at_hand(target: Shape, machine: Machine, own: Sequence[Observation], shape: Shape) -> Candidate:
+def _head_at_hand(basis: Basis, shape: Shape) -> Candidate:
     """A trained head, by what was measured of it: own rows of its kind and depth."""
 
-    def alike(row: Observation) -> bool:
-        made = shape_of(target, row)
-        return bool(made and (made.head, made.num_layers) == (shape.head, shape.num_layers))
+    def is_alike(row: Observation) -> bool:
+        measured = shape_of(basis.target, row)
+        return bool(measured and (measured.head, measured.num_layers) == (shape.head, shape.num_layers))
 
-    found = {row.draft for row in own if alike(row)}
-    if len(found) > 1:
+    drafts = {row.draft for row in basis.observations if is_alike(row)}
+    if len(drafts) > 1:
         raise ValueError(
-            f"{shape.name}: {len(found)} drafts of its kind and depth were measured ({', '.join(sorted(map(str, found))[:3])}, …); "
+            f"{shape.name}: {len(drafts)} drafts of its kind and depth were measured ({', '.join(sorted(map(str, drafts))[:3])}, …); "
             "give --observations of this one alone"
         )
-    if not (curve := measured_curve(target, own, alike) if found else None):
+    if not (curve := basis.curve(is_alike) if drafts else None):
         raise ValueError(
             f"{shape.name}: nothing says how much is accepted of it; give --observations of foredraft measure"
         )
-    made = choice(from_study.head_name(shape), shape, machine, None, 0.0)
-    return Candidate(made, shape, Curve(curve))
+    draft = choice(from_study.head_name(shape), shape, basis.machine, None, 0.0)
+    return Candidate(draft, shape, CurveAcceptance(curve))
 
 
-def _lm(
-    target: Shape, machine: Machine, own: Sequence[Observation], temperature: float, shape: Shape, tokens: float | None
-) -> Candidate:
+def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
     """An independent model to train on `tokens`, or (None) one that exists: measured curves of the pair speak before
     the laws in size do.
     """
+    target, machine = basis.target, basis.machine
     flops = 3 * shape.flops_per_token(0) * tokens if tokens else 0.0
-    trained = tokens or shape.training_tokens
-    draft = choice(kinds.LM.label, shape, machine, trained, flops) if tokens else _public_choice(shape, machine)
-    if not tokens and (curve := measured_curve(target, own, _of(shape))):
-        return Candidate(draft, shape, Curve(curve))
-    if not (target.training_tokens and trained):
+    training_tokens = tokens or shape.training_tokens
+    draft = choice(kinds.LM.label, shape, machine, tokens, flops) if tokens else _public_choice(shape, machine)
+    if not tokens and (curve := basis.curve(_is(shape))):
+        return Candidate(draft, shape, CurveAcceptance(curve))
+    if not (target.training_tokens and training_tokens):
         unknown = target.name if not target.training_tokens else shape.name
         raise ValueError(
             f"training tokens of {unknown} are not published; give --observations of τ(k) for {shape.name} on {target.name}"
         )
-    fits = size_laws(tuple(own), temperature > 0)
+    laws = basis.size_laws
     inputs = {
         "draft_params": float(shape.params),
-        "draft_tokens": trained,
+        "draft_tokens": training_tokens,
         "target_params": float(target.params),
         "target_tokens": target.training_tokens,
     }
-    outside = {field for law in fits for field, (low, high) in law.domain.items() if not low <= inputs[field] <= high}
-    return Candidate(
-        draft,
-        shape,
-        Sized(fits, inputs, any_draft(drifts=False)),
-        tuple(sorted(outside)),
-    )
+    outside = {field for law in laws for field, (low, high) in law.domain.items() if not low <= inputs[field] <= high}
+    accept = SizeAcceptance(laws, inputs, any_draft(drifts=False))
+    return Candidate(draft, shape, accept, tuple(sorted(outside)))
 
 
 def _public_choice(shape: Shape, machine: Machine) -> DraftChoice:
     return choice(f"{shape.name} (public)", shape, machine, shape.training_tokens, 0.0)
 
 
-def _of(shape: Shape) -> Callable[[Observation], bool]:
+def _is(shape: Shape) -> Callable[[Observation], bool]:
     """Whether a row was measured with the draft of this name or public size."""
     return lambda row: row.draft is not None and evidence.names(row.draft, shape)
-
-
-def measured_curve(
-    target: Shape, own: Sequence[Observation], wanted: Callable[[Observation], bool]
-) -> CurvePosterior | None:
-    """Acceptance by position of drafts on `target` that `wanted` picks: from own runs, else from published ones with
-    room for other prompts.
-    """
-    for rows, noise in ((own, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
-        picked = [row for row in rows if row.method != "none" and on_target(row, target) and wanted(row)]
-        if mean := mean_curve(picked):
-            drifts = kinds.of_method(picked[0].method).drifts
-            return acceptance.posterior(evidence.position_law(), mean, drifts=drifts, extra_noise=noise)
-    return None
-
-
-@cache
-def size_laws(own: tuple[Observation, ...], sampled: bool) -> tuple[Fit, ...]:
-    """α of independent models against the loss gap, under Hoffmann's and Besiroglu's laws, on published pairs and own
-    ones.
-    """
-    rows = [row for row in map(_as_alpha, (*evidence.observations(), *own)) if row is not None]
-    rows = [msgspec.structs.replace(row, temperature=None) for row in rows if ((row.temperature or 0.0) > 0) == sampled]
-    return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
 
 
 def _as_alpha(row: Observation) -> Observation | None:
@@ -307,18 +309,20 @@ def _as_alpha(row: Observation) -> Observation | None:
     )
 
 
-def _lookup(target: Shape, own: Sequence[Observation], temperature: float) -> Candidate:
-    """Prompt look-up: nothing to train, no model; its acceptance hangs on the prompts, so without own runs every published
+def _lookup(basis: Basis) -> Candidate:
+    """Prompt lookup: nothing to train, no model; its acceptance hangs on the prompts, so without own runs every published
     curve is a draw.
     """
     draft = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
-    if measured := from_study.lookup(target, own, temperature):
-        return Candidate(draft, None, Curve(measured))
+    if measured := from_study.lookup(basis.target, basis.observations, basis.temperature):
+        return Candidate(draft, None, CurveAcceptance(measured))
     law = evidence.position_law()
-    curves = [c for key, c in acceptance.chain_curves(evidence.observations()).items() if key[1] == kinds.NGRAM.name]
+    curves = [
+        curve for key, curve in acceptance.chain_curves(evidence.observations()).items() if key[1] == kinds.NGRAM.name
+    ]
     parts = [acceptance.posterior(law, curve, drifts=False, extra_noise=ELSEWHERE_NOISE) for curve in curves]
     mixed = CurvePosterior(
         np.concatenate([part.weights for part in parts]) / len(parts),
         np.concatenate([part.accept_given_prefix for part in parts]),
     )
-    return Candidate(draft, None, Curve(mixed))
+    return Candidate(draft, None, CurveAcceptance(mixed))

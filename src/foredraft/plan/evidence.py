@@ -66,10 +66,10 @@ def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
         for row in rows
         if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1
     }
-    kept = {"": rows} | {
+    by_document = {"": rows} | {
         name: [r for r in rows if published.document(r.provenance.source) != name] for name in sorted(taught)
     }
-    return {name: fit_position_law(group) for name, group in kept.items()}
+    return {name: fit_position_law(group) for name, group in by_document.items()}
 
 
 def names(name: str, target: Shape) -> bool:

@@ -16,8 +16,8 @@ from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import predict_draws, run_sd
 from foredraft.plan import evidence
-from foredraft.plan.candidate import Behind, Candidate, Curve, Sized, choice, head_training_flops
-from foredraft.plan.study import Study, Tried, mean_curve, pool
+from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, StudyRange, choice, head_training_flops
+from foredraft.plan.study import Study, StudyDraft, mean_curve, pool
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, scaled
 
@@ -26,8 +26,8 @@ NEAR = 1.1  # sizes and budgets closer than this are one
 
 
 def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, str]]:
-    """Each method and depth at budgets of its own, moved along its law in tokens from the nearest measured run."""
-    found, missing = [], {}
+    """Each kind and depth at budgets of its own, moved along its law in tokens from the nearest measured run."""
+    candidates, missing = [], {}
     low, high = study.tokens
     missing["heads trained on other amounts"] = (
         f"τ has been measured from {low:.2g} to {high:.2g} training tokens only; train one beyond and give its runs"
@@ -38,22 +38,21 @@ def heads(study: Study, machine: Machine) -> tuple[list[Candidate], dict[str, st
     )
     for key, line in study.lines.items():
         law = study.token_laws.get(key)
-        ends = law.domain["draft_tokens"] if law else (min(t.tokens for t in line), max(t.tokens for t in line))
-        measured = [one.tokens for one in line]
+        measured = [draft.tokens for draft in line]
+        ends = law.domain["draft_tokens"] if law else (min(measured), max(measured))
         if law is None and len({*measured}) > 1:
             missing[f"{head_name(line[0].shape)} on other amounts"] = (
                 "too few own runs for a law in tokens; give those of more budgets"
             )
         for tokens in budgets(*ends, measured) if law else sorted({*measured}):
-            found.append(_head(study, machine, line[0], tokens, law))
-    return found, missing
+            candidates.append(_head(study, machine, line[0], tokens, law))
+    return candidates, missing
 
 
-def heads_at(study: Study, machine: Machine, wanted: Tried) -> list[Candidate]:
-    """A head of one of the study's lines at other tokens, as `heads` would weigh it; none where no law reaches there."""
-    line = study.lines.get((wanted.method, wanted.family, wanted.shape.num_layers))
-    law = study.token_laws.get((wanted.method, wanted.family, wanted.shape.num_layers))
-    return [_head(study, machine, line[0], wanted.tokens, law)] if line and law else []
+def heads_like(study: Study, machine: Machine, draft: StudyDraft) -> list[Candidate]:
+    """A head of one of the study's lines at the tokens of `draft`, as `heads` would weigh it; none where no law reaches there."""
+    line, law = study.lines.get(draft.line), study.token_laws.get(draft.line)
+    return [_head(study, machine, line[0], draft.tokens, law)] if line and law else []
 
 
 def head_name(shape: Shape) -> str:
@@ -64,26 +63,25 @@ def head_name(shape: Shape) -> str:
     return f"{kind.deep_label or kinds.LABELS[kind.name]} head, {shape.num_layers} layers"
 
 
-def _head(study: Study, machine: Machine, like: Tried, tokens: float, law: Fit | None) -> Candidate:
+def _head(study: Study, machine: Machine, like: StudyDraft, tokens: float, law: Fit | None) -> Candidate:
     near = study.nearest(like, like.shape.params, tokens)
-    same = [one for one in study.lines[like.method, like.family, like.shape.num_layers] if one.tokens == near.tokens]
+    same = [draft for draft in study.lines[like.line] if draft.tokens == near.tokens]
     name = head_name(like.shape) + (f" ({like.family})" if like.family else "")
     flops = head_training_flops(study.target, like.shape, tokens)
     return Candidate(
         choice(name, like.shape, machine, tokens, flops),
         like.shape,
-        Curve(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
-        behind=_behind(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
+        CurveAcceptance(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
+        study_range=_range(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
         tail=study.tail,
     )
 
 
-def _posterior(drafts: Sequence[Tried], *, drifts: bool) -> CurvePosterior:
+def _posterior(drafts: Sequence[StudyDraft], *, drifts: bool) -> CurvePosterior:
     """Acceptance by position of drafts that differ in nothing but their seed."""
-    lookaheads = sorted({k for one in drafts for k in one.curve})
-    return _of_curve(
-        tuple((k, float(np.mean([one.curve[k] for one in drafts if k in one.curve]))) for k in lookaheads), drifts
-    )
+    lookaheads = sorted({k for draft in drafts for k in draft.curve})
+    taus = ([draft.curve[k] for draft in drafts if k in draft.curve] for k in lookaheads)
+    return _of_curve(tuple((k, float(np.mean(values))) for k, values in zip(lookaheads, taus, strict=True)), drifts)
 
 
 @cache
@@ -113,11 +111,11 @@ def budgets(low: float, high: float, measured: Sequence[float] = ()) -> list[flo
 
 def _thinned(first: Sequence[float], more: Sequence[float]) -> list[float]:
     """All of `first`, and those of `more` that lie near none taken before, in order; the ends of `more` always."""
-    kept = list(dict.fromkeys([*first, more[0], more[-1]]))
-    for value in more:
-        if all(abs(np.log(value / one)) > np.log(NEAR) for one in kept):
-            kept.append(value)
-    return sorted(kept)
+    values = list(dict.fromkeys([*first, more[0], more[-1]]))
+    for candidate in more:
+        if all(abs(np.log(candidate / value)) > np.log(NEAR) for value in values):
+            values.append(candidate)
+    return sorted(values)
 
 
 def models(
@@ -127,10 +125,10 @@ def models(
 
     Without a law in size, the measured drafts alone, by their own curves; none then where `sizes` are asked for.
     """
-    shapes = {one.shape.params: one.shape for one in study.tried}
+    by_size = {draft.shape.params: draft.shape for draft in study.drafts}
     low, high = study.tokens
     missing = {
-        "independent models beyond the own study": f"α has been measured from {min(shapes):.3g} to {max(shapes):.3g} parameters "
+        "independent models beyond the own study": f"α has been measured from {min(by_size):.3g} to {max(by_size):.3g} parameters "
         f"and from {low:.2g} to {high:.2g} training tokens only; train one beyond and give its runs"
     }
     law = study.size_law
@@ -138,65 +136,58 @@ def models(
         missing["independent models between those measured"] = (
             "too few own runs for a law in size and tokens; give more"
         )
-        return [] if sizes is not None else [_as_measured(study, machine, one) for one in study.tried], missing
+        return [] if sizes is not None else [_as_measured(study, machine, draft) for draft in study.drafts], missing
     if sizes is None:
-        bodies = [one.shape.non_embedding_params for one in study.tried]
-        wanted = _thinned(bodies, np.geomspace(min(bodies), max(bodies), NUM_SIZES).tolist())
-        shapes |= {made.params: made for made in (scaled(study.target, body) for body in wanted if body not in bodies)}
-        made = list(shapes.values())
+        bodies = [draft.shape.non_embedding_params for draft in study.drafts]
+        more = _thinned(bodies, np.geomspace(min(bodies), max(bodies), NUM_SIZES).tolist())
+        by_size |= {
+            shape.params: shape for shape in (scaled(study.target, body) for body in more if body not in bodies)
+        }
+        shapes = list(by_size.values())
     else:
-        made = [scaled(study.target, body) for body in sizes]
-    return [_model(study, machine, one, tokens, law) for one in made for tokens in budgets(low, high)], missing
+        shapes = [scaled(study.target, body) for body in sizes]
+    return [_model(study, machine, shape, tokens, law) for shape in shapes for tokens in budgets(low, high)], missing
 
 
-def as_tried(study: Study, machine: Machine, drafts: Sequence[tuple[Shape, float]]) -> list[Candidate]:
+def models_like(study: Study, machine: Machine, drafts: Sequence[tuple[Shape, float]]) -> list[Candidate]:
     """Drafts of the study (shape and tokens) as `models` would weigh them."""
     law = study.size_law
     if law:
         return [_model(study, machine, shape, tokens, law) for shape, tokens in drafts]
-    return [_as_measured(study, machine, one) for one in study.tried if (one.shape, one.tokens) in drafts]
+    return [_as_measured(study, machine, draft) for draft in study.drafts if (draft.shape, draft.tokens) in drafts]
 
 
 def _model(study: Study, machine: Machine, shape: Shape, tokens: float, law: Fit) -> Candidate:
-    every = {
+    inputs = {
         "draft_params": float(shape.params), "draft_tokens": tokens, "target_params": float(study.target.params),
     }  # fmt: skip
-    outside = tuple(sorted(name for name, (low, high) in law.domain.items() if not low <= every[name] <= high))
+    outside = tuple(sorted(name for name, (low, high) in law.domain.items() if not low <= inputs[name] <= high))
     spread = _posterior([study.nearest(None, shape.params, tokens)], drifts=False)
     middle = np.log(spread.median_accept()) - np.log1p(-spread.median_accept())
-    accept = Sized((law,), {name: every[name] for name in law.domain}, spread, tuple((middle - middle[0]).tolist()))
-    return Candidate(
-        _trained(shape, machine, tokens),
-        shape,
-        accept,
-        outside,
-        _behind(study, f"{law.law} in size and tokens"),
-        study.tail,
+    accept = SizeAcceptance(
+        (law,), {name: inputs[name] for name in law.domain}, spread, tuple((middle - middle[0]).tolist())
     )
+    choice, study_range = _choice(shape, machine, tokens), _range(study, f"{law.law} in size and tokens")
+    return Candidate(choice, shape, accept, outside, study_range, study.tail)
 
 
-def _as_measured(study: Study, machine: Machine, one: Tried) -> Candidate:
-    curve = Curve(_posterior([one], drifts=False))
-    return Candidate(
-        _trained(one.shape, machine, one.tokens),
-        one.shape,
-        curve,
-        behind=_behind(study, "measured drafts"),
-        tail=study.tail,
-    )
+def _as_measured(study: Study, machine: Machine, draft: StudyDraft) -> Candidate:
+    accept = CurveAcceptance(_posterior([draft], drifts=False))
+    choice, study_range = _choice(draft.shape, machine, draft.tokens), _range(study, "measured drafts")
+    return Candidate(choice, draft.shape, accept, study_range=study_range, tail=study.tail)
 
 
-def _trained(shape: Shape, machine: Machine, tokens: float) -> DraftChoice:
+def _choice(shape: Shape, machine: Machine, tokens: float) -> DraftChoice:
     return choice(kinds.LM.label, shape, machine, tokens, 3 * shape.flops_per_token(0) * tokens)
 
 
-def _behind(study: Study, how: str) -> Behind:
+def _range(study: Study, how: str) -> StudyRange:
     where = f" on {study.dataset}" if study.dataset else ""
-    note = f"acceptance from {len(study.tried)} own drafts{where} at temperature {study.temperature:g}: {how}"
-    return Behind(*study.tokens, note)
+    note = f"acceptance from {len(study.drafts)} own drafts{where} at temperature {study.temperature:g}: {how}"
+    return StudyRange(*study.tokens, note)
 
 
-def lookup(target: Shape, own: Sequence[Observation], temperature: float) -> CurvePosterior | None:
-    """Acceptance of prompt look-up where own runs measured it on this target."""
-    curve = mean_curve(pool(target, own, temperature, "lookup"))
+def lookup(target: Shape, observations: Sequence[Observation], temperature: float) -> CurvePosterior | None:
+    """Acceptance of prompt lookup where own runs measured it on this target."""
+    curve = mean_curve(pool(target, observations, temperature, "lookup"))
     return acceptance.posterior(evidence.position_law(), curve, drifts=False) if curve else None

@@ -52,9 +52,9 @@ def training_tokens(candidate: Candidate, factor: str) -> float | None:
     """
     if factor in ("costs", "draft", "trees"):
         return None
-    choice, behind = candidate.choice, candidate.behind
-    if behind:
-        return min(max((choice.draft_tokens or behind.most) / 10, behind.least), behind.most)
+    choice, studied = candidate.choice, candidate.study_range
+    if studied:
+        return min(max((choice.draft_tokens or studied.most) / 10, studied.least), studied.most)
     return HEAD_TOKENS[0] if factor == "data" and choice.kind == "head" else (choice.draft_tokens or 1e9) / 10
 
 
@@ -69,7 +69,7 @@ def _run(problem: Problem, candidate: Candidate, factor: str) -> tuple[str, str,
             f"the cost law's {len(MULTIPLIERS)} coefficients on this machine",
             2 * measuring,
         )
-    if factor == "draft" and candidate.behind:
+    if factor == "draft" and candidate.study_range:
         nearest = f"the own {choice.name} nearest to {choice.params:.2g} parameters on {choice.draft_tokens:.2g} tokens"
         return f"measure τ at k = 1 and 2 with {nearest}, on more prompts", FACTORS[factor], 2 * measuring
     if factor == "draft" and choice.kind == "head":
@@ -90,7 +90,7 @@ def _run(problem: Problem, candidate: Candidate, factor: str) -> tuple[str, str,
         return "measure τ of one chain and one tree of the same depth on your prompts", FACTORS[factor], 2 * measuring
     small = training_tokens(candidate, factor)
     assert small is not None, "all that is settled by measuring came before"
-    if factor == "data" and (choice.kind == "head" or candidate.behind):
+    if factor == "data" and (choice.kind == "head" or candidate.study_range):
         tokens = small
         hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)
         what = "the head" if choice.kind == "head" else f"a {choice.params:.2g}-parameter draft"

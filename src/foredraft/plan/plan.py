@@ -10,18 +10,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.machines import device_time
 from foredraft.plan import sdsl
 from foredraft.plan.candidate import TRAINING_MFU
-from foredraft.plan.candidates import REFERENCE_TOKENS, buildable, candidates, independent, named
+from foredraft.plan.candidates import REFERENCE_TOKENS, Basis, buildable, candidates, independent, named
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.search import (
     Mode,
-    Outcome,
+    PlanSettings,
     Problem,
     Scored,
-    Settings,
+    SimulatedOutcome,
     rank,
     score,
     simulate,
@@ -52,8 +53,8 @@ def plan(
     target: Shape,
     machine: Machine,
     workload: Workload,
-    options: Settings | None = None,
-    own: Sequence[Observation] = (),
+    options: PlanSettings | None = None,
+    observations: Sequence[Observation] = (),
     draft: Shape | None = None,
 ) -> Plan:
     """Which draft to train for `target` on `options.devices` × `machine`, how to run it, and what it brings.
@@ -61,7 +62,7 @@ def plan(
     `draft` narrows the choice to one model that exists. Raises ValueError, one line, where the target does not fit
     the machine, a size is impossible or the output would outrun the context.
     """
-    options = options or Settings()
+    options = options or PlanSettings()
     if (
         target.max_position_embeddings
         and workload.input_len + workload.output_len + options.max_lookahead > target.max_position_embeddings
@@ -71,16 +72,16 @@ def plan(
             f"the context of {target.name} ({target.max_position_embeddings:,})"
         )
         raise with_hint(ValueError(message), "lower --input-len, --output-len or --max-lookahead")
-    problem = _problem(target, machine, workload, options, own)
+    problem = _problem(target, machine, workload, options, observations)
+    basis = Basis(target, machine, observations, workload.temperature)
     if draft:
-        only = named(target, machine, own, workload.temperature, draft)
-        (ranked, not_considered), size, nearest = rank(problem, [only]), None, ()
+        (ranked, not_considered), size, nearest = rank(problem, [named(basis, draft)]), None, ()
         if not_considered:
             raise ValueError(next(iter(not_considered.values())))
     else:
-        weighed, missing = candidates(target, machine, own, workload.temperature)
-        ranked, dropped = rank(problem, [one for one in weighed if one.choice.kind in options.kinds])
-        ranked, size, nearest = _with_best_size(problem, own, ranked)
+        weighed, missing = candidates(basis)
+        ranked, dropped = rank(problem, [candidate for candidate in weighed if candidate.choice.kind in options.kinds])
+        ranked, size, nearest = _with_best_size(problem, basis, ranked)
         not_considered = missing | dropped
     if options.always:
         ranked = _drafted(ranked)
@@ -114,20 +115,20 @@ def plan(
 
 
 def _problem(
-    target: Shape, machine: Machine, workload: Workload, options: Settings, own: Sequence[Observation]
+    target: Shape, machine: Machine, workload: Workload, options: PlanSettings, observations: Sequence[Observation]
 ) -> Problem:
     """With the cost law calibrated where own rows allow it."""
     problem = Problem(target, machine, workload, options)
-    rows = timed(problem.place, own, workload.temperature)
+    rows = timed(problem.place, observations, workload.temperature)
     return replace(problem, calibrated=calibrated(problem.place, rows))
 
 
 def _drafted(ranked: Sequence[Scored]) -> list[Scored]:
     """Without no speculation."""
-    found = [scored for scored in ranked if scored.candidate]
-    if not found:
+    drafted = [scored for scored in ranked if scored.candidate]
+    if not drafted:
         raise ValueError("no draft is left to plan: allow more kinds or more max_gpu_hours")
-    return found
+    return drafted
 
 
 def _estimate(draws: np.ndarray, unit: str, best: Scored, level: float = 0.9) -> Estimate:
@@ -150,14 +151,14 @@ UNITS = {
 }
 
 
-def _headline(problem: Problem, scored: Scored, outcome: Outcome) -> Estimate:
+def _headline(problem: Problem, scored: Scored, outcome: SimulatedOutcome) -> Estimate:
     """The mean gain over the workload's concurrencies, in the objective's own terms and without the draft's training."""
     objective = problem.settings.objective
     gain = outcome.gain if objective == "tokens_per_flop" else problem.weights @ np.log(outcome.speedup)
     return _estimate(np.exp(gain), UNITS[objective], scored)
 
 
-def _schedule(problem: Problem, best: Scored, outcome: Outcome) -> tuple[ScheduleStep, ...]:
+def _schedule(problem: Problem, best: Scored, outcome: SimulatedOutcome) -> tuple[ScheduleStep, ...]:
     unit = UNITS["latency" if problem.settings.objective == "latency" else "throughput"]
     return tuple(
         ScheduleStep(
@@ -201,7 +202,7 @@ def _as_run_by(
     return _schedule(again, scored, simulate(again, scored))
 
 
-def _break_even(problem: Problem, best: Scored, outcome: Outcome, level: float = 0.9) -> BreakEven | None:
+def _break_even(problem: Problem, best: Scored, outcome: SimulatedOutcome, level: float = 0.9) -> BreakEven | None:
     """None without training, and where the middle draw never pays it back."""
     hours = best.candidate.choice.training_gpu_hours if best.candidate else 0.0
     saved_s = problem.settings.devices * (problem.weights @ (1 / outcome.plain_tok_s - 1 / outcome.output_tok_s))
@@ -215,25 +216,25 @@ def _break_even(problem: Problem, best: Scored, outcome: Outcome, level: float =
 
 
 def _with_best_size(
-    problem: Problem, own: Sequence[Observation], ranked: list[Scored]
+    problem: Problem, basis: Basis, ranked: list[Scored]
 ) -> tuple[list[Scored], Estimate | None, tuple[DraftChoice, ...]]:
     """The ranking joined by models built at N*, N* itself, and the nearest shapes: built for it, and trained already."""
     size = _continuous(problem, ranked)
     if size is None:
         return ranked, size, ()
-    wanted = np.log(size.value)
+    log_size = np.log(size.value)
     shares = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # the rest is embedding
     bodies = [max(size.value * share, LEAST_BODY) for share in shares]
-    body = min(bodies, key=lambda body: abs(np.log(buildable(problem.target, body).params) - wanted))
-    built = independent(problem.target, problem.machine, own, problem.workload.temperature, (body,))
+    body = min(bodies, key=lambda body: abs(np.log(buildable(problem.target, body).params) - log_size))
+    built = independent(basis, (body,))
     near = [s.candidate.choice for s in ranked if s.candidate and _is_model(s.candidate.choice, trained_here=False)]
-    nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - wanted))[:2]
+    nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - log_size))[:2]
     scored = rank(problem, built)[0]
-    own_first = [s.candidate for s in scored if s.candidate and s.candidate.behind]
+    studied = [s.candidate for s in scored if s.candidate and s.candidate.study_range]
     return (
         sorted([*ranked, *scored], key=lambda s: -s.gain),
         size,
-        (*(c.choice for c in (own_first or built)[:1]), *nearest),
+        (*(c.choice for c in (studied or built)[:1]), *nearest),
     )
 
 
@@ -291,10 +292,10 @@ def _theory(target: Shape) -> float | None:
 
 def _runners_up(problem: Problem, ranked: Sequence[Scored]) -> tuple[RunnerUp, ...]:
     """The best of each other draft (name and size), and why each lost to the winner."""
-    best, seen, out = ranked[0], {_identity(ranked[0])}, []
+    best, drafts, out = ranked[0], {_identity(ranked[0])}, []
     for scored in ranked[1:]:
-        if scored.candidate is not None and _identity(scored) not in seen and len(out) < RUNNERS_UP:
-            seen.add(_identity(scored))
+        if scored.candidate is not None and _identity(scored) not in drafts and len(out) < RUNNERS_UP:
+            drafts.add(_identity(scored))
             out.append(
                 RunnerUp(
                     draft=scored.candidate.choice,
@@ -328,7 +329,8 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
     }
     if problem.settings.objective == "throughput":
         spent, instead = (
-            device_time(one.candidate.choice.training_gpu_hours if one.candidate else 0) for one in (lost, best)
+            device_time(scored.candidate.choice.training_gpu_hours if scored.candidate else 0)
+            for scored in (lost, best)
         )
         dearer = f"training that {problem.settings.horizon_tokens:.1g} served tokens do not pay back ({spent} against {instead})"
         parts[dearer] = lost.training_share - best.training_share
@@ -340,8 +342,8 @@ def _extrapolates(problem: Problem, best: Scored) -> tuple[str, ...]:
     1–256 clients).
     """
     outside = set(best.candidate.extrapolates if best.candidate else ())
-    if found := problem.calibrated:
-        least, most = found.loads
+    if calibration := problem.calibrated:
+        least, most = calibration.loads
         loads = problem.workload.concurrency
         return tuple(sorted(outside | ({"concurrency"} if min(loads) < least or max(loads) > most else set())))
     outside |= {"machine"} if not problem.machine.name.startswith("H100") else set()
@@ -361,14 +363,14 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
         if trained
         else []
     )
-    if found := problem.calibrated:
-        notes.append(f"cost law calibrated on {found.num_rows} own rows, mean error {found.error:.1%}")
+    if calibration := problem.calibrated:
+        notes.append(f"cost law calibrated on {calibration.num_rows} own rows, mean error {calibration.error:.1%}")
     elif problem.place.prior_width > 1:
         notes.append("costs from the machine's probe alone: measure a few speeds here and give them to --observations")
-    if best.candidate and best.candidate.behind:
-        notes.append(best.candidate.behind.note)
+    if best.candidate and best.candidate.study_range:
+        notes.append(best.candidate.study_range.note)
     elif best.candidate and best.candidate.choice.kind == "head":
-        notes.append(f"published EAGLE-3 curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens")
+        notes.append(f"published {kinds.EAGLE3.label} curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens")
     if best.candidate and any(mode != Mode(mode.depth, 1, mode.depth) for mode in best.modes):
         tail = best.candidate.tail
         notes.append(

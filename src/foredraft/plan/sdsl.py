@@ -106,10 +106,10 @@ def optimal_draft(
     grid = np.linspace(np.log(smallest), np.log(target_params), GRID_POINTS)
     best = int(np.argmax(chain(grid).tokens_per_flop))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, GRID_POINTS - 1)])
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda at: -chain(at).tokens_per_flop * target_params, bounds=bounds, method="bounded", options={"xatol": 1e-8}
     )
-    draft_params, at_best = float(np.exp(found.x)), chain(found.x)  # pyright: ignore[reportAttributeAccessIssue]
+    draft_params, at_best = float(np.exp(optimum.x)), chain(optimum.x)  # pyright: ignore[reportAttributeAccessIssue]
     if not at_best.lookahead > 0:
         raise ValueError(f"target_params {target_params:.4g} gains from no draft under this law: decode without one")
     return DraftOptimum(
@@ -176,7 +176,7 @@ def _table_5_row(target: Target, ours: DraftOptimum) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class RegressionGrid:
     """All combinations of M, D and D' on which N* is computed for a regression."""
 
     name: str
@@ -186,7 +186,7 @@ class Grid:
 
 
 HALF_DECADES = tuple(float(tokens) for tokens in np.geomspace(1e11, 1e13, 5))
-GRID = Grid(
+GRID = RegressionGrid(
     name="M = 10, 15, ..., 110 B; D and D' = 1e11 to 1e13 in half decades",
     target_params=tuple(size * 1e9 for size in range(10, 111, 5)),
     draft_tokens=HALF_DECADES,
@@ -196,19 +196,19 @@ GRID = Grid(
 spans the sizes of Table 5 and the token counts of public models. `OTHER_GRIDS` show how the line moves with the choice.
 """
 OTHER_GRIDS = (
-    Grid(
+    RegressionGrid(
         name="M = 10, 20, ..., 110 B; D = D' = 1e11",
         target_params=tuple(size * 1e9 for size in range(10, 111, 10)),
         draft_tokens=(1e11,),
         target_tokens=(1e11,),
     ),
-    Grid(
+    RegressionGrid(
         name="M = 10, 20, ..., 110 B; D and D' = 1e10, 1e11, 1e12",
         target_params=tuple(size * 1e9 for size in range(10, 111, 10)),
         draft_tokens=(1e10, 1e11, 1e12),
         target_tokens=(1e10, 1e11, 1e12),
     ),
-    Grid(
+    RegressionGrid(
         name="M = 20, 40, ..., 200 B; D and D' = 1e11, 1e12, 1e13",
         target_params=tuple(size * 1e9 for size in range(20, 201, 20)),
         draft_tokens=(1e11, 1e12, 1e13),
@@ -226,7 +226,7 @@ class ScalingLine:
     The data are computed, not sampled: the intervals say how far N* is from a line, and narrow as the grid is refined.
     """
 
-    grid: Grid
+    grid: RegressionGrid
     num_points: int
     mu: Interval
     intercept: Interval
@@ -242,7 +242,7 @@ PAPER_LINE: dict[str, Any] = {
 }
 
 
-def table_9(grid: Grid = GRID, loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> ScalingLine:
+def table_9(grid: RegressionGrid = GRID, loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> ScalingLine:
     """The pooled regression of N* over a grid of (M, D, D')."""
     points = np.array(list(itertools.product(grid.target_params, grid.draft_tokens, grid.target_tokens)))
     best = np.array([optimal_draft(*point, loss_law=loss_law, plane=plane).draft_params for point in points.tolist()])

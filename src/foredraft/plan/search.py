@@ -34,7 +34,7 @@ TREE_NODES = (7, 15, 31, 63)
 TREE_DRAWS = 8
 
 
-class Settings(Record, frozen=True):
+class PlanSettings(Record, frozen=True):
     """What the user fixes; the rest is searched. `horizon_tokens` is the output over which a draft's training is paid
     back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by
     default; `always`: the best draft is planned even where none pays.
@@ -57,9 +57,9 @@ class Settings(Record, frozen=True):
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {unknown[0]}")
-        for name, known in (("objective", OBJECTIVES), ("engine", ENGINES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)}")
+        for name, allowed in (("objective", OBJECTIVES), ("engine", ENGINES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}")
         for name in ("devices", "max_lookahead", "horizon_tokens", "max_training_gpu_hours", "draws"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -101,7 +101,7 @@ class Problem:
     target: Shape
     machine: Machine
     workload: Workload
-    settings: Settings
+    settings: PlanSettings
     calibrated: Calibrated | None = None
 
     @property
@@ -115,8 +115,8 @@ class Problem:
 
     def server(self, draft: Shape | None, speculate: bool = True) -> ServerCost:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
-        made = self.place.server(draft, self.workload.input_len, self.workload.output_len, speculate=speculate)
-        return adjusted(made, self.calibrated.multipliers) if self.calibrated else made
+        server = self.place.server(draft, self.workload.input_len, self.workload.output_len, speculate=speculate)
+        return adjusted(server, self.calibrated.multipliers) if self.calibrated else server
 
     @property
     def place(self) -> Place:
@@ -139,7 +139,7 @@ class Problem:
         return np.exp(self.calibrated.scatter * np.random.default_rng(self.settings.seed + 4).standard_normal(shape))
 
 
-def modes_for(candidate: Candidate | None, settings: Settings) -> tuple[Mode, ...]:
+def modes_for(candidate: Candidate | None, settings: PlanSettings) -> tuple[Mode, ...]:
     """Plain decoding, chains, and trees where the engine has trees that pay."""
     chains = tuple(Mode(k, 1, k) for k in range(1 if settings.always else 0, settings.max_lookahead + 1))
     if (
@@ -177,13 +177,15 @@ def tokens_per_step(accept: Array, modes: Sequence[Mode], tail: float | Array) -
     for (depth, width), places in trees.items():
         sizes = [modes[i].nodes for i in places]
         if isinstance(tail, np.ndarray):
-            tau[:, places] = [grown(row, width, one, sizes) for row, one in zip(accept[:, :depth], tail, strict=True)]
+            tau[:, places] = [
+                grown(row, width, branch_tail, sizes) for row, branch_tail in zip(accept[:, :depth], tail, strict=True)
+            ]
         else:
             tau[:, places] = _between(accept[:, :depth], width, tail, sizes)
     return tau
 
 
-def static_tree(candidate: Candidate, mode: Mode, settings: Settings) -> tuple[tuple[int, int], ...]:
+def static_tree(candidate: Candidate, mode: Mode, settings: PlanSettings) -> tuple[tuple[int, int], ...]:
     """(parent, rank) of each node of the best static tree of the mode's size at the candidate's mean acceptance, parents
     first; empty for a chain.
     """
@@ -302,7 +304,7 @@ def rank(problem: Problem, everybody: Sequence[Candidate]) -> tuple[list[Scored]
     return sorted(scored, key=lambda s: -s.gain), dropped
 
 
-class Outcome(NamedTuple):
+class SimulatedOutcome(NamedTuple):
     """Draws of what the plan brings, cost uncertainty included: all [C, S] but `gain` [S]."""
 
     gain: Array
@@ -316,7 +318,7 @@ class Outcome(NamedTuple):
 
 def simulate(
     problem: Problem, scored: Scored, *, frozen: frozenset[str] = NOTHING, costs_frozen: bool = False
-) -> Outcome:
+) -> SimulatedOutcome:
     """The chosen modes under joint draws of acceptance and of the cost law's multipliers."""
     settings = problem.settings
     rng = np.random.default_rng(settings.seed + 1)
@@ -343,10 +345,12 @@ def simulate(
         ServedLoad(*(np.stack(values, axis=-1) for values in zip(*group, strict=True))) for group in (loads, bare)
     )
     if problem.calibrated and not costs_frozen:
-        load, none = (_sped(one, by) for one, by in zip((load, none), problem.scatter_draws(), strict=True))
+        load, none = (_sped(each, by) for each, by in zip((load, none), problem.scatter_draws(), strict=True))
     lift = gains(problem, candidate, load, none, tau, scored.modes)
     speedup = none.tpot_s / load.tpot_s if settings.objective == "latency" else load.output_tok_s / none.output_tok_s
-    return Outcome(problem.weights @ lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, none.output_tok_s)
+    return SimulatedOutcome(
+        problem.weights @ lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, none.output_tok_s
+    )
 
 
 def _sped(load: ServedLoad, by: Array) -> ServedLoad:

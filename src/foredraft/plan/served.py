@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 NOISE = 0.03  # sd of log throughput from run to run, at least
 LENGTH_STEP = 0.02  # of log length: rows nearer than this share a server
-OWN_LOOSENESS = 2.0  # how much wider the cost law's prior is where a probe alone stands behind it
+PROBE_PRIOR_WIDTH = 2.0  # how much wider the cost law's prior is where a probe alone stands behind it
 SECOND = 1.1  # the calibration is repeated where its misfit exceeds the noise by this factor
 
 
@@ -54,7 +54,7 @@ class Place:
     @property
     def prior_width(self) -> float:
         """How wide the cost law's prior is, against that of published servers."""
-        return OWN_LOOSENESS if named_in(self.engine).own_rates(self.machine) else 1.0
+        return PROBE_PRIOR_WIDTH if named_in(self.engine).own_rates(self.machine) else 1.0
 
     def server(self, draft: Shape | None, input_len: float, output_len: float, *, speculate: bool) -> ServerCost:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
@@ -65,30 +65,30 @@ class Place:
         )  # fmt: skip
 
 
-class Timed(NamedTuple):
+class TimedRow(NamedTuple):
     """An own row with the server that it was measured on, and as calibration reads it."""
 
     observation: Observation
     server: ServerCost
-    row: CostRow
+    cost: CostRow
 
 
-def timed(place: Place, own: Iterable[Observation], temperature: float) -> list[Timed]:
+def timed(place: Place, observations: Iterable[Observation], temperature: float) -> list[TimedRow]:
     """Rows with a throughput at a stated load and lengths, measured at `place`: of the temperature's class (0 or not), whose
     steps differ, or where that has none of the other.
     """
-    rows = [row for row in own if _is_timed(row) and _at(place, row)]
+    rows = [row for row in observations if _is_timed(row) and _at(place, row)]
     alike = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)] or rows
     server = cache(place.server)
-    found = []
+    timed_rows = []
     for row in alike:
         try:
             lengths = _near(row.input_len), _near(row.output_len)
-            made = server(shape_of(place.target, row), *lengths, speculate=row.method != "none")
+            server_cost = server(shape_of(place.target, row), *lengths, speculate=row.method != "none")
         except ValueError:  # it does not fit as it is described
             continue
-        found.append(Timed(row, made, _row(row)))
-    return found
+        timed_rows.append(TimedRow(row, server_cost, _cost_row(row)))
+    return timed_rows
 
 
 def load(row: Observation) -> int:
@@ -97,9 +97,9 @@ def load(row: Observation) -> int:
 
 
 def _is_timed(row: Observation) -> bool:
-    told = row.output_tok_s and load(row) and row.input_len and row.output_len
+    has_speed = row.output_tok_s and load(row) and row.input_len and row.output_len
     role = kinds.role_of(row.method)
-    return bool(told and (role == "none" or (row.lookahead and row.tokens_per_step)))
+    return bool(has_speed and (role == "none" or (row.lookahead and row.tokens_per_step)))
 
 
 def _at(place: Place, row: Observation) -> bool:
@@ -116,7 +116,7 @@ def _at(place: Place, row: Observation) -> bool:
 
 
 @cache
-def _known(name: str) -> str | None:
+def _known_name(name: str) -> str | None:
     try:
         return known_machine(name).name
     except ValueError:
@@ -124,7 +124,7 @@ def _known(name: str) -> str | None:
 
 
 def _is_machine(name: str | None, machine: Machine) -> bool:
-    return name is not None and machine.name in (name, _known(name))
+    return name is not None and machine.name in (name, _known_name(name))
 
 
 def _near(length: float | None) -> float:
@@ -132,7 +132,7 @@ def _near(length: float | None) -> float:
     return float(np.exp(LENGTH_STEP * np.round(np.log(length) / LENGTH_STEP)))
 
 
-def _row(row: Observation) -> CostRow:
+def _cost_row(row: Observation) -> CostRow:
     depth = row.lookahead or 0 if row.method != "none" else 0
     width = float(row.topk or 1)
     nodes = float(row.tree_nodes or depth) if width > 1 else float(depth)
@@ -154,26 +154,26 @@ class Calibrated:
 
     def draws(self, num: int, rng: np.random.Generator) -> Array:
         """Multipliers on the calibrated servers, [num, multipliers]."""
-        whole = 0.5 * (self.covariance + self.covariance.T)
-        return np.exp(rng.standard_normal((num, len(MULTIPLIERS))) @ np.linalg.cholesky(whole).T)
+        symmetric = 0.5 * (self.covariance + self.covariance.T)
+        return np.exp(rng.standard_normal((num, len(MULTIPLIERS))) @ np.linalg.cholesky(symmetric).T)
 
 
-def calibrated(place: Place, rows: Sequence[Timed]) -> Calibrated | None:
+def calibrated(place: Place, rows: Sequence[TimedRow]) -> Calibrated | None:
     """None without rows of plain decoding: a speedup would hang on the prior."""
-    if not any(one.row.depth == 0 for one in rows):
+    if not any(row.cost.depth == 0 for row in rows):
         return None
-    served, table = [one.server for one in rows], [one.row for one in rows]
-    runs = [one.observation.provenance.command for one in rows]
+    served, table = [row.server for row in rows], [row.cost for row in rows]
+    runs = [row.observation.provenance.command for row in rows]
     noise = NOISE
     while True:
-        found = calibrate_served(served, table, noise=noise, prior_width=place.prior_width, runs=runs)
-        missed = np.log(predict_served(served, table, found.multipliers) / [one.output_tok_s for one in table])
+        calibration = calibrate_served(served, table, noise=noise, prior_width=place.prior_width, runs=runs)
+        missed = np.log(predict_served(served, table, calibration.multipliers) / [row.output_tok_s for row in table])
         scatter = 1.4826 * float(np.median(np.abs(missed)))
         if noise > NOISE or scatter < SECOND * NOISE:
             break
         noise = scatter
-    loads = [load(one.observation) for one in rows]
+    loads = [load(row.observation) for row in rows]
     return Calibrated(
-        found.multipliers, found.covariance, max(scatter, NOISE), float(np.mean(np.abs(np.expm1(missed)))), len(rows),
+        calibration.multipliers, calibration.covariance, max(scatter, NOISE), float(np.mean(np.abs(np.expm1(missed)))), len(rows),
         (min(loads), max(loads)),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""An own study of one target: the drafts that were trained to known dials and measured, and the laws on them.
+"""A study of one target: the drafts that were trained to known dials and measured on it, and the laws on them.
 
 Promises: one pool, so that nothing is compared that was measured otherwise: one temperature, one dataset, one way of pooling,
 chains. Refuses to know: what will be planned, and step times.
@@ -11,7 +11,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from foredraft import kinds
+from foredraft import kinds, shapes
 from foredraft.kinds import Kind
 from foredraft.laws import acceptance, forms
 from foredraft.laws.acceptance import MAX_POSITIONS, Curve
@@ -20,7 +20,7 @@ from foredraft.laws.law import Law
 from foredraft.plan import evidence
 from foredraft.plan.trees import PUBLISHED, Tail, Tree, fitted
 from foredraft.records import Fit, Observation, Provenance
-from foredraft.shapes import LEAST_BODY, Shape, scaled, shape
+from foredraft.shapes import LEAST_BODY, Shape, scaled
 
 SIZE_LAWS = (forms.ACCEPT_CHINCHILLA, forms.ACCEPT_RATIO_TOKENS, forms.ACCEPT_SIZE)
 TOKEN_LAWS = (forms.LAW_1_1, forms.TOKENS_SATURATING)
@@ -29,18 +29,16 @@ LEAST_ALPHA = 1e-3  # a draft that was never or always accepted still has a logi
 SOURCE = Provenance(source="foredraft plan, own study", trust="own")
 
 
-Line = tuple[str, str | None, int]  # heads by method, family and depth
+Line = tuple[str, str | None, int]  # heads by kind, family and depth
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A draft of the study: how it drafts (eagle, eagle3, lm), the recipe it shares with others, its shape, training tokens,
-    and τ by lookahead.
-    """
+class StudyDraft:
+    """A draft of the study: its kind, the recipe it shares with others, its shape, training tokens, and τ by lookahead."""
 
     run: str
     name: str
-    method: str
+    kind: Kind
     family: str | None
     shape: Shape
     tokens: float
@@ -51,15 +49,19 @@ class Tried:
         """P(the first drafted token is accepted); None where no row says."""
         return min(max(self.curve[1] - 1, LEAST_ALPHA), 1 - LEAST_ALPHA) if 1 in self.curve else None
 
+    @property
+    def line(self) -> Line:
+        return self.kind.name, self.family, self.shape.num_layers
+
 
 @dataclass(frozen=True)
 class Study:
-    """The drafts of one kind that were tried on a target, and where: the pool's dataset and temperature; and what their trees
-    gained over their chains.
+    """The drafts of one role that were measured on a target, the pool's dataset and temperature, and what their trees gained
+    over their chains.
     """
 
     target: Shape
-    tried: tuple[Tried, ...]
+    drafts: tuple[StudyDraft, ...]
     dataset: str | None
     temperature: float
     tail: Tail = PUBLISHED
@@ -67,153 +69,147 @@ class Study:
     @property
     def tokens(self) -> tuple[float, float]:
         """Least and most training tokens."""
-        return min(one.tokens for one in self.tried), max(one.tokens for one in self.tried)
+        return min(draft.tokens for draft in self.drafts), max(draft.tokens for draft in self.drafts)
 
     @cached_property
     def size_law(self) -> Fit | None:
-        """The law of α in size and tokens that best foretells the largest draft; None where the study allows none.
+        """The law of α in size and tokens that best predicts the largest draft; None where the study allows none.
 
         Checkpoints of one run are one cluster, unless that leaves too few.
         """
-        rows = [self._row(one, run=one.run, accept_prob=one.accept_prob) for one in self.tried if one.accept_prob]
-        apart = [self._row(one, run=one.name, accept_prob=one.accept_prob) for one in self.tried if one.accept_prob]
-        return _first(
+        rows = [
+            self._row(draft, run=draft.run, accept_prob=draft.accept_prob) for draft in self.drafts if draft.accept_prob
+        ]
+        apart = [
+            self._row(draft, run=draft.name, accept_prob=draft.accept_prob)
+            for draft in self.drafts
+            if draft.accept_prob
+        ]
+        return _first_fit(
             lambda: choose(SIZE_LAWS, rows), lambda: choose(SIZE_LAWS, apart), lambda: fit(forms.ACCEPT_SIZE, apart)
         )
 
-    def nearest(self, like: Tried | None, size: float, tokens: float) -> Tried:
-        """The draft nearest in log size and log tokens; of the same method and depth as `like` where that is given."""
-        able = [one for one in self.tried if like is None or _line(one) == _line(like)]
-        return min(able, key=lambda one: np.hypot(np.log(one.shape.params / size), np.log(one.tokens / tokens)))
+    def nearest(self, like: StudyDraft | None, size: float, tokens: float) -> StudyDraft:
+        """The draft nearest in log size and log tokens; of the same kind, family and depth as `like` where that is given."""
+        drafts = [draft for draft in self.drafts if like is None or draft.line == like.line]
+        return min(drafts, key=lambda draft: np.hypot(np.log(draft.shape.params / size), np.log(draft.tokens / tokens)))
 
     @cached_property
-    def lines(self) -> dict[Line, tuple[Tried, ...]]:
-        """Heads by method, family and depth."""
-        keys = dict.fromkeys(
-            _line(one) for one in sorted(self.tried, key=lambda one: (one.shape.num_layers, one.tokens))
-        )
-        return {key: tuple(one for one in self.tried if _line(one) == key) for key in keys}
+    def lines(self) -> dict[Line, tuple[StudyDraft, ...]]:
+        """Heads by kind, family and depth."""
+        in_order = sorted(self.drafts, key=lambda draft: (draft.shape.num_layers, draft.tokens))
+        keys = dict.fromkeys(draft.line for draft in in_order)
+        return {key: tuple(draft for draft in self.drafts if draft.line == key) for key in keys}
 
     @cached_property
     def token_laws(self) -> dict[Line, Fit]:
-        """The law of τ in tokens of each line of heads: of the line alone, or of all depths of a method and family together, by
-        which foretells the largest budget better. A line that allows neither is absent.
+        """The law of τ in tokens of each line of heads: of the line alone, or of all depths of a kind and family together, by
+        which predicts the largest budget better. A line that allows neither is absent.
         """
-        found: dict[Line, Fit] = {}
+        laws: dict[Line, Fit] = {}
         for recipe in dict.fromkeys(key[:2] for key in self.lines):
             lines = {key: line for key, line in self.lines.items() if key[:2] == recipe}
             alone = {key: law for key, line in lines.items() if (law := self._law(TOKEN_LAWS, line))}
-            joint = self._law(JOINT_LAWS, [one for line in lines.values() for one in line]) if len(lines) > 1 else None
+            joint = (
+                self._law(JOINT_LAWS, [draft for line in lines.values() for draft in line]) if len(lines) > 1 else None
+            )
             errors = [law.held_out_error for law in alone.values() if law.held_out_error is not None]
             if joint and joint.held_out_error is not None and (not errors or joint.held_out_error < np.mean(errors)):
                 alone = dict.fromkeys(lines, joint)
-            found |= alone
-        return found
+            laws |= alone
+        return laws
 
-    def _law(self, laws: Sequence[Law], line: Sequence[Tried]) -> Fit | None:
+    def _law(self, laws: Sequence[Law], line: Sequence[StudyDraft]) -> Fit | None:
         """τ at the largest lookahead that all have; each draft a cluster, since its gain over the next is what is asked."""
-        common = set.intersection(*(set(one.curve) for one in line))
+        common = set.intersection(*(set(draft.curve) for draft in line))
         if not common:
             return None
         k = max(common)
         rows = [
-            self._row(one, run=one.name, lookahead=k, tokens_per_step=one.curve[k], draft_layers=one.shape.num_layers)
-            for one in line
+            self._row(
+                draft, run=draft.name, lookahead=k, tokens_per_step=draft.curve[k], draft_layers=draft.shape.num_layers
+            )
+            for draft in line
         ]
-        return _first(lambda: choose(laws, rows))
+        return _first_fit(lambda: choose(laws, rows))
 
-    def _row(self, one: Tried, **fields) -> Observation:
+    def _row(self, draft: StudyDraft, **fields) -> Observation:
         return Observation(
-            target=self.target.name, target_params=float(self.target.params), method=one.method, family=one.family,
-            draft_tokens=one.tokens, draft_params=float(one.shape.params), provenance=SOURCE, **fields,
+            target=self.target.name, target_params=float(self.target.params), method=draft.kind.name, family=draft.family,
+            draft_tokens=draft.tokens, draft_params=float(draft.shape.params), provenance=SOURCE, **fields,
         )  # fmt: skip
 
 
-def _line(one: Tried) -> Line:
-    return one.method, one.family, one.shape.num_layers
-
-
-def _first(*ways: Callable[[], Fit]) -> Fit | None:
+def _first_fit(*fits: Callable[[], Fit]) -> Fit | None:
     """The first that the data allow."""
-    for way in ways:
+    for attempt in fits:
         try:
-            return way()
+            return attempt()
         except ValueError:
             continue
     return None
 
 
-@cache
-def study(target: Shape, own: tuple[Observation, ...], temperature: float, kind: str) -> Study | None:
-    """What `own` holds of drafts of a `kind` (lm, head) on `target` at about `temperature`; None with fewer than two drafts
-    of known size or depth and tokens, which compare nothing.
+def study_of(target: Shape, rows: Sequence[Observation], temperature: float, role: str) -> Study | None:
+    """What `rows` hold of drafts of a `role` (lm, head) on `target` at about `temperature`; None with fewer than two drafts of
+    known size or depth and tokens, which compare nothing.
     """
-    rows = pool(target, own, temperature, kind)
+    chains = pool(target, rows, temperature, role)
     groups: dict[tuple, list[Observation]] = {}
-    for row in rows:
-        key = (
-            kinds.of_method(row.method).checkpoint,
-            row.family,
-            row.draft,
-            row.draft_tokens,
-            row.draft_layers,
-            row.draft_params,
-        )
+    for row in chains:
+        kind = kinds.of_method(row.method).checkpoint
+        key = kind, row.family, row.draft, row.draft_tokens, row.draft_layers, row.draft_params
         groups.setdefault(key, []).append(row)
-    tried = tuple(one for i, group in enumerate(groups.values()) if (one := _tried(target, group, i)))
-    if len({(one.method, one.shape, one.tokens) for one in tried}) < 2:
+    drafts = tuple(draft for i, group in enumerate(groups.values()) if (draft := _draft(target, group, i)))
+    if len({(draft.kind.name, draft.shape, draft.tokens) for draft in drafts}) < 2:
         return None
-    found = Study(target, tried, rows[0].dataset, rows[0].temperature or 0.0)
-    return replace(found, tail=_tail(found, own, kind) or PUBLISHED)
+    study = Study(target, drafts, chains[0].dataset, chains[0].temperature or 0.0)
+    return replace(study, tail=_tail(study, rows, role) or PUBLISHED)
 
 
-def _tail(found: Study, own: Sequence[Observation], kind: str) -> Tail | None:
+def _tail(study: Study, rows: Sequence[Observation], role: str) -> Tail | None:
     """Read off the trees that were measured of its drafts, on the same data at the same temperature."""
     trees: dict[str, dict[tuple[int, int, int], list[float]]] = {}
-    for row in own:
-        alike = (row.dataset, row.temperature or 0.0) == (found.dataset, found.temperature)
-        if not alike or kinds.role_of(row.method) != kind or not on_target(row, found.target) or (row.topk or 1) == 1:
+    for row in rows:
+        alike = (row.dataset, row.temperature or 0.0) == (study.dataset, study.temperature)
+        if not alike or kinds.role_of(row.method) != role or not on_target(row, study.target) or (row.topk or 1) == 1:
             continue
         if row.draft and row.lookahead and row.topk and row.tree_nodes and row.tokens_per_step:
             dials = trees.setdefault(row.draft, {})
             dials.setdefault((row.lookahead, row.topk, row.tree_nodes), []).append(row.tokens_per_step)
-    drifts, law, measured = kind == "head", evidence.position_law(), {}
-    for one in found.tried:
-        if one.name in trees:
-            accept = acceptance.posterior(law, one.curve, drifts=drifts).median_accept()
-            measured[one.name] = accept, [Tree(*dials, float(np.mean(taus))) for dials, taus in trees[one.name].items()]
+    law, measured = evidence.position_law(), {}
+    for draft in study.drafts:
+        if draft.name in trees:
+            accept = acceptance.posterior(law, draft.curve, drifts=draft.kind.drifts).median_accept()
+            taus = trees[draft.name].items()
+            measured[draft.name] = accept, [Tree(*dials, float(np.mean(values))) for dials, values in taus]
     number = sum(len(of) for _, of in measured.values())
     return fitted(measured, f"{number} own trees of {len(measured)} drafts")
 
 
-def _tried(target: Shape, group: Sequence[Observation], number: int) -> Tried | None:
+def _draft(target: Shape, group: Sequence[Observation], number: int) -> StudyDraft | None:
     row = group[0]
-    made, curve = shape_of(target, row), mean_curve(group)
-    if made is None or row.draft_tokens is None or not curve:
+    shape, curve = shape_of(target, row), mean_curve(group)
+    if shape is None or row.draft_tokens is None or not curve:
         return None
-    return Tried(
-        row.run,
-        row.draft or f"draft {number}",
-        kinds.of_method(row.method).checkpoint,
-        row.family,
-        made,
-        row.draft_tokens,
-        curve,
-    )
+    name = row.draft or f"draft {number}"
+    return StudyDraft(row.run, name, kinds.of_shape(shape), row.family, shape, row.draft_tokens, curve)
 
 
-def pool(target: Shape, own: Iterable[Observation], temperature: float, kind: str) -> list[Observation]:
-    """Chains of a kind on `target` that may be compared: of the workload's class of temperature (0 or not) the nearest one, of
+def pool(target: Shape, observations: Iterable[Observation], temperature: float, role: str) -> list[Observation]:
+    """Chains of a role on `target` that may be compared: of the workload's class of temperature (0 or not) the nearest one, of
     what is left the dataset (no category of one), then the pooling, of models then the family, with the most rows.
     """
-    rows = [row for row in own if kinds.role_of(row.method) == kind and on_target(row, target) and _is_chain(row)]
+    rows = [
+        row for row in observations if kinds.role_of(row.method) == role and on_target(row, target) and _is_chain(row)
+    ]
     rows = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)]
     if not rows:
         return []
-    nearest = min({row.temperature or 0.0 for row in rows}, key=lambda one: (abs(one - temperature), one))
+    nearest = min({row.temperature or 0.0 for row in rows}, key=lambda value: (abs(value - temperature), value))
     rows = [row for row in rows if (row.temperature or 0.0) == nearest]
     rows = [row for row in rows if "/" not in (row.dataset or "")] or rows
-    for name in ("dataset", "pooling", *(("family",) if kind == "lm" else ())):
+    for name in ("dataset", "pooling", *(("family",) if role == "lm" else ())):
         most = Counter(getattr(row, name) for row in rows).most_common(1)[0][0]
         rows = [row for row in rows if getattr(row, name) == most]
     return rows
@@ -266,7 +262,7 @@ def _head(target: Shape, kind: Kind, num_layers: int, params: float | None) -> S
 @cache
 def _public(name: str) -> Shape | None:
     try:
-        return shape(name)
+        return shapes.shape(name)
     except ValueError:
         return None
 
@@ -279,16 +275,16 @@ def scaled_like(target: Shape, stored: float, num_layers: int | None = None) -> 
     """
     best, body = None, 0.5 * stored
     for _ in range(8):
-        made = scaled(target, max(body, LEAST_BODY))
-        if best is None or _unlike(made, stored, num_layers) < _unlike(best, stored, num_layers):
-            best = made
-        left = stored - made.embedding_params
-        if left == body or made.params == stored:
+        draft = scaled(target, max(body, LEAST_BODY))
+        if best is None or _unlike(draft, stored, num_layers) < _unlike(best, stored, num_layers):
+            best = draft
+        remainder = stored - draft.embedding_params
+        if remainder == body or draft.params == stored:
             break
-        body = left if left >= LEAST_BODY else 0.5 * (body + LEAST_BODY)
+        body = remainder if remainder >= LEAST_BODY else 0.5 * (body + LEAST_BODY)
     return best if best and abs(np.log(best.params / stored)) < 0.25 else None
 
 
-def _unlike(made: Shape, stored: float, num_layers: int | None) -> float:
-    depth = 0.01 * (num_layers is not None and num_layers != made.num_layers)
-    return float(abs(np.log(made.params / stored)) + depth)
+def _unlike(shape: Shape, stored: float, num_layers: int | None) -> float:
+    depth = 0.01 * (num_layers is not None and num_layers != shape.num_layers)
+    return float(abs(np.log(shape.params / stored)) + depth)
