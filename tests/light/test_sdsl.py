@@ -10,7 +10,7 @@ from foredraft.laws.forms import loss_laws
 from foredraft.plan import sdsl
 from foredraft.report import sdsl as figures
 
-ONE_POINT = sdsl.Grid(name="one", target_params=(1e10,), draft_tokens=(1e11,), target_tokens=(1e11,))
+ONE_POINT = sdsl.RegressionGrid(name="one", target_params=(1e10,), draft_tokens=(1e11,), target_tokens=(1e11,))
 
 
 @pytest.fixture(scope="module")
