@@ -43,7 +43,7 @@ def validate(
     from foredraft.published.tables import read_observations
     from foredraft.validate import merge, validate_tables
 
-    tables = {path.name: read_observations([path]) for path in files} if files else published.tables()
+    tables = {path.name: read_observations([path]) for path in files} if files else published.observations_by_table()
     judged, refused = validate_tables(tables, machine=machine)
     total = merge(judged.values())
     by_table = {

@@ -18,7 +18,7 @@ def observations() -> tuple[Observation, ...]:
     return tuple(decode(Observation, line, name=f"observations.jsonl:{i}") for i, line in enumerate(lines, 1))
 
 
-def tables() -> dict[str, list[Observation]]:
+def observations_by_table() -> dict[str, list[Observation]]:
     """The shipped observations by the table that they stand in."""
     by_table: dict[str, list[Observation]] = {}
     for row in observations():
