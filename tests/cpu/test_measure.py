@@ -1,6 +1,8 @@
 """Measuring: equal seeds give equal counts, the engine and one pass over its answers agree, every α is what its definition says."""
 
+import ast
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -546,6 +548,52 @@ def test_the_command_writes_records_that_the_other_verbs_read(
     assert all(row.machine and row.dtype == "float32" and row.engine == "foredraft" for row in rows)
     _, lacking = fit_all(rows, draws=8)
     assert any("law_1_1" in law for law in lacking), "too few runs for a law, which it says"
+
+
+def test_readmes_example_runs(
+    checkpoint: Path, drafts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code = re.findall("```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.S)[0]
+    write(tmp_path / "prompts.jsonl", LINES)
+    for word, place in (
+        ("MODEL", checkpoint),
+        ("DRAFT", drafts["small"]),
+        ("prompts.jsonl", tmp_path / "prompts.jsonl"),
+    ):
+        assert f'"{word}' in code
+        code = code.replace(f'"{word}', f'"{place}')
+    exec(code, {})
+    planned, measured = capsys.readouterr().out.splitlines()
+    assert "256" in planned
+    assert {"none", "ngram", "draft_model"} == {method for method, _ in ast.literal_eval(measured)}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--concurrency", "4"), ("--request-rate", "2"), ("--model", "x"), ("--engine", "vllm"), ("--method", "eagle"),
+     ("--machine", "H100"), ("--api-key", "x"), ("--timeout", "3")],
+)  # fmt: skip
+def test_options_of_a_server_are_refused_without_one(
+    checkpoint: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]], option: str, value: str
+):
+    file = write(tmp_path / "p.jsonl", LINES)
+    code, _, talk = run(checkpoint, "--prompts", file, "--out", tmp_path / "out", option, value)
+    assert (code, talk) == (2, f"error: {option}: used with --endpoint alone; leave out, or name the server's URL\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--batch", "1"), ("--way", "live"), ("--kept", "x"), ("--dtype", "float32"), ("--device", "cpu"), ("--threads", "1"),
+     ("--rounds", "1"), ("--params", "stored"), ("MODEL",)],
+)  # fmt: skip
+def test_options_of_our_engine_are_refused_for_a_server(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], words: tuple[str, ...]
+):
+    file = write(tmp_path / "p.jsonl", LINES)
+    code, _, talk = run(*words, "--endpoint", "http://localhost:1", "--prompts", file, "--out", tmp_path / "out")
+    assert code == 2
+    assert talk.startswith(f"error: {words[0] if len(words) > 1 else 'TARGET'}: not used with --endpoint")
+    assert talk.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,117 @@ from pathlib import Path
 
 import pytest
 
+from foredraft import __version__
+
 PLAN = ("plan", "Llama-3.1-8B", "--machine", "H100", "--concurrency", "1,64", "--draws", "16")
+
+
+BLOCKED = """
+import sys
+for name in ("torch", "transformers", "tokenizers"):
+    sys.modules[name] = None
+from foredraft.cli.main import main
+main()
+"""
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 99,
+}  # fmt: skip
+
+
+def blocked(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line where nothing heavy can be imported."""
+    return subprocess.run([sys.executable, "-c", BLOCKED, *args], capture_output=True, text=True, cwd=cwd)
+
+
+def _model(folder: Path, *files: str) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    for name in files:
+        (folder / name).touch()
 
 
 def foredraft(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "foredraft", *args], capture_output=True, text=True, cwd=cwd)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "foredraft", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_hints_stand_where_an_error_is_raised(tmp_path: Path) -> None:
+    """And not by a word of its message: these two end in no word of machines."""
+    (tmp_path / "grid.json").write_text('{"target": "t", "cells": {"a": {"run": ["list", "laws"]}}}')
+    (tmp_path / "rows.csv").write_text("target,k,tau\nM,1,1.5\n")
+    for args in (
+        ("sweep", "grid.json", "--out", "out", "--gpus-per-cell", "1"),
+        ("validate", "rows.csv", "--target", "Llama-3.1-8B"),
+    ):
+        done = foredraft(*args, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "hint" not in done.stderr
+
+
+MODELS = {"nowhere": "no such folder", "empty": "no such file", "weightless": "holds neither model.safetensors"}
+
+
+@pytest.mark.parametrize("folder", MODELS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "{bad}", "hi"),
+        ("generate", "{good}", "hi", "--draft", "{bad}"),
+        ("bench", "{bad}"),
+        ("bench", "{good}", "--draft", "{bad}@3"),
+        ("measure", "{bad}", "--prompts", "p.txt", "--out", "out"),
+        ("measure", "{good}", "--draft", "{bad}@3", "--prompts", "p.txt", "--out", "out"),
+        ("probe", "--target", "{bad}"),
+        ("train", "recipe.json", "--target", "{bad}", "--data", "tokens", "--out", "out"),
+        ("data", "regenerate", "p.txt", "--target", "{bad}", "--out", "out"),
+        ("deploy", "{bad}", "--target", "{good}", "--out", "out"),
+        ("deploy", "{good}", "--target", "{bad}", "--out", "out"),
+    ],
+)
+def test_a_wrong_folder_is_told_before_torch_or_a_tokenizer_is_loaded(
+    tmp_path: Path, words: tuple[str, ...], folder: str
+) -> None:
+    """Where neither can be imported at all."""
+    _model(tmp_path / "weightless", "tokenizer.json")
+    _model(tmp_path / "good", "tokenizer.json", "model.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "p.txt").write_text("hi\n")
+    recipe = {"model": {"kind": "eagle3"}, "stages": [{"tokens": 20000, "length": 100, "batch": 10}]}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    args = [word.format(bad=tmp_path / folder, good=tmp_path / "good") for word in words]
+    done = blocked(*args, cwd=tmp_path)
+    error, *_ = done.stderr.split("\n\n")
+    assert done.returncode == 2
+    assert MODELS[folder] in error
+    assert error.startswith(f"error: {tmp_path / folder}")
+    assert "\n" not in error.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("data", "show", "nowhere"), "no token folder"),
+        (("data", "tokenizer", "nowhere", "--out", "out"), "No such file or folder"),
+        (("train", "recipe.json", "--data", "nowhere", "--out", "out"), "no token folder"),
+        (("train", "nowhere.json", "--out", "out"), "No such file"),
+        (("plan", "nowhere/model"), "no shape named"),
+        (("deploy", "check", "nowhere"), "No such file"),
+        (("sweep", "nowhere.json", "--out", "out"), "No such file"),
+        (("report", "nowhere"), "no such folder"),
+    ],
+)
+def test_other_missing_folders_are_told_as_soon(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    recipe = {"model": {"kind": "lm", "params": 5e4}, "stages": [{"tokens": 20000, "length": 100, "batch": 10}]}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    done = blocked(*words, cwd=tmp_path)
+    error, *_ = done.stderr.split("\n\n")
+    assert done.returncode == 2
+    assert says in error
+    assert "\n" not in error.strip()
 
 
 def test_plan_writes_its_documents_and_prints_the_answer(tmp_path: Path) -> None:

@@ -25,10 +25,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 """
 VERBS = """
-from foredraft import shapes
-from foredraft.laws.fit import fit_all
-from foredraft.machines import machine
-from foredraft.plan.plan import plan
+from foredraft.api import fit, plan
 from foredraft.plan.search import PlanSettings
 from foredraft.published import document, observations
 from foredraft.records import Workload
@@ -36,8 +33,8 @@ from foredraft.validate import validate
 
 rows = observations()
 load = Workload(input_len=64, output_len=64, concurrency=(1, 8))
-made = plan(shapes.shape("Llama-3.1-8B"), machine("H100"), load, PlanSettings(draws=8))
-fits, _ = fit_all(rows, draws=8)
+made = plan("Llama-3.1-8B", "H100", load, PlanSettings(draws=8))
+fits, _ = fit(rows, draws=8)
 found = validate([row for row in rows if "inferencex" in document(row.provenance.source)])
 assert made.schedule and fits and found.curves
 assert not {name for name in sys.modules if name.split(".")[0] in HEAVY and sys.modules[name]}
@@ -64,7 +61,18 @@ def test_the_block_blocks(name):
 
 
 def test_a_bare_import_of_every_light_room_loads_nothing_heavy():
-    light = ["records", "shapes", "machines", "published.tables", "laws.fit", "plan.plan", "validate", "data.prepare", "data.regenerate", "cli"]
+    light = [
+        "records",
+        "shapes",
+        "machines",
+        "published.tables",
+        "laws.fit",
+        "plan.plan",
+        "validate",
+        "data.prepare",
+        "data.regenerate",
+        "cli",
+    ]
     code = "import sys, " + ", ".join(f"foredraft.{name}" for name in light)
     done = run(code + "\nprint([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])")
     assert done.stdout == "[]\n", done.stderr

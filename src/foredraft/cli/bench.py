@@ -10,6 +10,7 @@ from foredraft.cli.console import (
     Device,
     Dtype,
     Threads,
+    check_models,
     print_blocks,
     print_json,
     progress_bar,
@@ -43,6 +44,7 @@ def bench(
     json: JSON = False,
 ) -> None:
     """Time plain decoding and every draft on the same prompts, in turn, in one run."""
+    check_models(target, draft or ())
     from foredraft import records
     from foredraft.data.prompts import read_questions
     from foredraft.data.sources import Skips

@@ -118,6 +118,20 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
     return [words]
 
 
+def check_models(target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True) -> None:
+    """Raise ValueError, one line, where the target's folder or a draft's (DIR, DIR@5, …) is missing or none, before anything heavy
+    is loaded.
+    """
+    from foredraft.kinds import NGRAM
+    from foredraft.shapes import check_folder
+
+    check_folder(target, tokenizer=tokenizer)
+    for draft in drafts:
+        folder, _, budget = draft.rpartition("@")
+        if (folder or budget) != NGRAM.name and (folder or not draft.startswith("@")):
+            check_folder(folder or budget)
+
+
 def refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:
     """Raise ValueError, naming them and `why`, if any of these options or arguments stand on the command line."""
     sources = {name: ctx.get_parameter_source(name) for name in options}

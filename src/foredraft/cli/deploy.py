@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from foredraft.cli.console import print_json
+from foredraft.cli.console import check_models, print_json
 
 
 class ExportByDefault(TyperGroup):
@@ -59,6 +59,7 @@ def export(
     json: JSON = False,
 ) -> None:
     """Write DRAFT as a folder that an engine loads, with launch settings, serve.sh and a model card; checked before it appears."""
+    check_models(target, [str(draft)], tokenizer=False)
     from foredraft import records
     from foredraft.deploy.export import ExportSettings
     from foredraft.deploy.export import export as run
@@ -90,6 +91,7 @@ def check(
     json: JSON = False,
 ) -> None:
     """Re-read DIR with each loader's rules and tell what would be skipped, missing or misread. Exit code 1 on an error."""
+    next(folder.iterdir(), None)  # OSError where there is no such folder
     from foredraft.deploy.check import check as run
     from foredraft.deploy.findings import errors
 

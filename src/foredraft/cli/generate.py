@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Dtype, dtype_of, print_json, prompts_of
+from foredraft.cli.console import JSON, Device, Dtype, check_models, dtype_of, print_json, prompts_of
 
 
 def generate(
@@ -45,11 +45,12 @@ def generate(
     json: JSON = False,
 ) -> None:
     """Decode losslessly with any drafter: the text is the target's own, only sooner."""
+    prompts = prompts_of(prompt, file)
+    check_models(target, [draft] if draft else [])
     from foredraft import records, text
     from foredraft.decode.sampling import Sampling
 
     torch_dtype = dtype_of(dtype)
-    prompts = prompts_of(prompt, file)
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     tokenizer = text.tokenizer_of(target)
     budget = text.schedule_of(records.read(records.Plan, plan)) if plan else text.budget_of(lookahead, tree)

@@ -11,6 +11,7 @@ from foredraft.cli.console import (
     Device,
     Dtype,
     Threads,
+    check_models,
     command,
     numbers,
     print_blocks,
@@ -125,6 +126,7 @@ def measure(
     json: JSON = False,
 ) -> None:
     """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
+    _check(ctx, target, draft or (), endpoint)
     from foredraft.data.sources import Skips
 
     skips = Skips(on_error)
@@ -134,13 +136,10 @@ def measure(
     }  # fmt: skip
     facts = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family}
     if endpoint is not None:
-        refuse(ctx, OF_ENGINE, "a server at --endpoint has its own; leave out")
         from foredraft.measure.endpoint import LoadSettings
         from foredraft.measure.endpoint_http import address_of
         from foredraft.measure.served import measure_server, server_subject_of
 
-        if len(draft or ()) > 1:
-            raise ValueError(f"draft: a server has one, got {', '.join(draft or ())}; name the one that it runs")
         loads = {
             "concurrency": numbers("concurrency", concurrency or ("" if request_rate else "1"), int),
             "rates": numbers("request-rate", request_rate or "", float),
@@ -151,8 +150,8 @@ def measure(
         server = server_subject_of(address_of(endpoint, api_key, timeout), prompts, settings, skips, facts, num)
         _say_skipped(skips)
         rows = measure_server(server, settings, lambda *load: _write(*load, out))
-    elif target is not None:
-        refuse(ctx, OF_ENDPOINT, "only with --endpoint; leave out, or name the server's URL with --endpoint")
+    else:
+        assert target is not None, "checked"
         from foredraft.measure.measure import measure as rows_of
         from foredraft.measure.measure import work
         from foredraft.measure.settings import MeasureSettings
@@ -169,8 +168,6 @@ def measure(
             task = bar.add_task("loading", total=work(subject, settings))
             rows = rows_of(subject, settings, lambda done, what: bar.update(task, advance=done, description=what))
         _write(rows, (), out)
-    else:
-        raise ValueError("TARGET is missing: the folder of a checkpoint; or pass --endpoint URL for a running server")
     print(f"wrote {out / OBSERVATIONS}, {out / MEASUREMENTS}", file=sys.stderr)
     if json:
         print_json(rows)
@@ -178,6 +175,19 @@ def measure(
     from foredraft.report.measured import measurement_tables
 
     print_blocks(measurement_tables(rows))
+
+
+def _check(ctx: typer.Context, target: str | None, drafts: "Sequence[str]", endpoint: str | None) -> None:
+    """Refuse what is not used, and folders that are none, before anything is loaded."""
+    if endpoint is not None:
+        refuse(ctx, OF_ENGINE, "not used with --endpoint, whose server decodes by settings of its own; leave out")
+        if len(drafts) > 1:
+            raise ValueError(f"draft: a server has one, got {', '.join(drafts)}; name the one that it runs")
+        return
+    refuse(ctx, OF_ENDPOINT, "used with --endpoint alone; leave out, or name the server's URL")
+    if target is None:
+        raise ValueError("TARGET is missing: the folder of a checkpoint; or pass --endpoint URL for a running server")
+    check_models(target, drafts)
 
 
 def _write(rows: "Sequence[Measurement]", warnings: "Sequence[str]", out: Path) -> None:

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Dtype, Threads, command, dtype_of, print_blocks, print_json, set_threads
+from foredraft.cli.console import (
+    JSON,
+    Device,
+    Dtype,
+    Threads,
+    check_models,
+    command,
+    dtype_of,
+    print_blocks,
+    print_json,
+    set_threads,
+)
 
 
 def probe(
@@ -21,6 +32,8 @@ def probe(
     json: JSON = False,
 ) -> None:
     """Measure this machine: memory, matrix products, the engine's overhead, what verifying 1 to 64 tokens costs."""
+    if target:
+        check_models(target, tokenizer=False)
     from foredraft import records
     from foredraft.measure.probe import probe as run
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Threads, print_json, set_threads
+from foredraft.cli.console import JSON, Device, Threads, check_models, print_json, set_threads
 
 if TYPE_CHECKING:
     from foredraft.recipe import Recipe
@@ -44,10 +44,16 @@ def train(
 
     Under torchrun, or any launcher that sets RANK and WORLD_SIZE, one process per device.
     """
+    made = _recipe(recipe, len(data or ()))
+    if target:
+        check_models(target, tokenizer=False)
+    from foredraft.data.tokens import TokenFolder
+
+    for folder in (*(data or ()), *([held_out] if held_out else [])):
+        TokenFolder.open(folder)
     from foredraft.train.devices import started
 
     set_threads(threads)
-    made = _recipe(recipe, len(data or ()))
     with started(device, shard) as devices:
         if dry_run:
             from foredraft.train.needs import needs
