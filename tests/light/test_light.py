@@ -187,7 +187,8 @@ def test_a_room_imports_only_what_it_may(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_imports_the_command_line(module):
     if module.split(".")[0] not in ("cli", "__main__"):
-        assert "cli" not in imported(MODULES[module].read_text(encoding="utf-8"), module)
+        names = imported(MODULES[module].read_text(encoding="utf-8"), module)
+        assert "cli" not in {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_nothing_imports_the_command_line(module):
         ("validate.curves", "from foredraft.plan.evidence import names", set()),
         ("report.sdsl", "from foredraft.plan import sdsl", set()),
         ("report.plan", "from foredraft.plan import search", {"plan.search"}),
-        ("report.plan", "if True:\n    from foredraft.cli.main import main", {"cli"}),
+        ("report.plan", "if True:\n    from foredraft.cli.main import main", {"cli.main"}),
     ],
 )
 def test_the_reader_of_imports_sees_a_trespass(module, source, bad):

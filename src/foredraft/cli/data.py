@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Dtype, print_json, progress_bar
+from foredraft.cli.console import JSON, Device, Dtype, check_models, print_json, progress_bar
 
 if TYPE_CHECKING:
     from foredraft.data.samples import DocumentSample
@@ -147,6 +147,7 @@ def regenerate(
     json: JSON = False,
 ) -> None:  # fmt: skip
     """Let a target answer prompts, into JSONL for `prepare --chat`. Interrupted, the same command goes on."""
+    check_models(target, [draft] if draft else [])
     from foredraft.data import regenerate as room
     from foredraft.data.sources import Skips
 
