@@ -21,7 +21,8 @@ from foredraft import records
 from foredraft.data.tokens import Packing, TokenFolder
 from foredraft.recipe import LanguageModel, Recipe, Stage, Watch
 from foredraft.train.devices import Devices
-from foredraft.train.launch import launch, objective_of, opened
+from foredraft.train.launch import launch, open_data
+from foredraft.train.objectives import trainee_of
 from foredraft.train.optimiser import rate
 
 CONFIG = {
@@ -103,9 +104,9 @@ def main() -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        data = opened(recipe, [given.data], given.held_out)
+        data = open_data(recipe, [given.data], given.held_out)
         assert data.held_out is not None
-        objective = objective_of(recipe, None, data, Devices())
+        objective = trainee_of(recipe, None).objective(data, Devices())
         objective.save(root / "start", objective.trained.state_dict())
         state = launch(recipe, root / "run", Devices(), data=[given.data])
         lines = [json.loads(line) for line in (root / "run/metrics.jsonl").read_text().splitlines()]

@@ -24,8 +24,9 @@ from foredraft.data.tokens import TokenData
 from foredraft.hardware import matmul_rate
 from foredraft.recipe import LanguageModel, Recipe, Stage
 from foredraft.train.devices import Devices
-from foredraft.train.launch import objective_of, opened
+from foredraft.train.launch import open_data
 from foredraft.train.loop import Run
+from foredraft.train.objectives import trainee_of
 from foredraft.train.progress import Meter
 
 BATCH, LENGTH, VOCAB, WARM = 16, 256, 8192, 3
@@ -58,8 +59,8 @@ def pair(compile: bool, steps: int, device: str, root: Path) -> dict[str, Any]:
     stage = Stage(tokens=(steps + WARM) * BATCH * LENGTH, length=LENGTH, batch=BATCH)
     recipe = Recipe(model=LanguageModel(config=CONFIG), stages=(stage,), compile=compile)
     devices = Devices(device=device)
-    data = opened(recipe, [tokens], None)
-    objective = objective_of(recipe, None, data, devices)
+    data = open_data(recipe, [tokens], None)
+    objective = trainee_of(recipe, None).objective(data, devices)
     run = Run(recipe, objective, data, root / f"run-{compile}", devices)
     run.begin_stage()
     top, took = matmul_rate(devices.device, "bfloat16"), {"foredraft": [], "transformers": []}

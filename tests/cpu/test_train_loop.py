@@ -20,12 +20,13 @@ from foredraft.models.save import config_of
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe, Stage, Watch
 from foredraft.records import Estimate
 from foredraft.teacher import attention
-from foredraft.train.checkpoints import State
+from foredraft.train.checkpoints import Course, State
 from foredraft.train.devices import Devices
 from foredraft.train.from_plan import from_plan
 from foredraft.train.language_model import LanguageModelObjective
-from foredraft.train.launch import launch, objective_of, opened
-from foredraft.train.loop import Course, Stopped, diverged, followed, train
+from foredraft.train.launch import launch, open_data
+from foredraft.train.loop import Stopped, diverged, followed, train
+from foredraft.train.objectives import trainee_of
 from foredraft.train.optimiser import rate
 
 STEP = 8 * 32  # tokens
@@ -64,8 +65,8 @@ def test_twenty_losses_are_those_of_transformers_llama(folders, tmp_path):
     """Same weights, data, order, schedule and AdamW: transformers' model in a loop of a few lines."""
     transformers = pytest.importorskip("transformers")
     made = recipe()
-    data, stage = opened(made, [folders[0]], None), made.stages[0]
-    objective = objective_of(made, None, data, Devices())
+    data, stage = open_data(made, [folders[0]], None), made.stages[0]
+    objective = trainee_of(made, None).objective(data, Devices())
     start = tmp_path / "start"
     objective.save(start, objective.trained.state_dict())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).train()
@@ -178,8 +179,8 @@ def test_in_half_precision_the_run_is_nearly_the_same(folders, tmp_path):
 def test_masked_tokens_teach_nothing(folders, tmp_path):
     """A window whose masked tokens are replaced gives the same loss at the places before them."""
     made = recipe()
-    data = opened(made, [folders[0]], None)
-    objective = objective_of(made, None, data, Devices())
+    data = open_data(made, [folders[0]], None)
+    objective = trainee_of(made, None).objective(data, Devices())
     batch = data.stages[0].batch(0, 4)
     first = objective.loss(batch, 0)
     assert float(first.weight) == float(batch.mask_BT[:, 1:].sum()) < batch.tokens_BT[:, 1:].numel()
@@ -194,12 +195,12 @@ def test_masked_tokens_teach_nothing(folders, tmp_path):
 
 def test_within_documents_nothing_leaks_across_their_ends(folders):
     made = recipe(within_documents=True)
-    data = opened(made, [folders[0]], None)
+    data = open_data(made, [folders[0]], None)
     batch = data.stages[0].batch(0, 8)
     assert (batch.documents_BT[:, -1] > 0).any()
     losses = []
     for apart in (True, False):
-        objective = objective_of(msgspec.structs.replace(made, within_documents=apart), None, data, Devices())
+        objective = trainee_of(msgspec.structs.replace(made, within_documents=apart), None).objective(data, Devices())
         pair = []
         for shift in (0, 1):  # other tokens in every window's first document
             tokens = torch.where(batch.documents_BT == 0, (batch.tokens_BT + shift) % VOCAB, batch.tokens_BT)
@@ -266,8 +267,8 @@ def test_stages_go_on_from_each_other(folders, tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value, folders, tmp_path, monkeypatch):
     made = recipe(watch=Watch(log_every=1, save_every=5))
-    data = opened(made, [folders[0]], None)
-    objective = objective_of(made, None, data, Devices())
+    data = open_data(made, [folders[0]], None)
+    objective = trainee_of(made, None).objective(data, Devices())
     good = objective.loss
 
     def loss(batch, step):
@@ -279,7 +280,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value, folder
         train(made, objective, data, tmp_path, Devices(), 1e12)
     assert all(parameter.isfinite().all() for parameter in objective.trained.parameters())
     assert len(lines(tmp_path)) == 7
-    train(made, objective_of(made, None, data, Devices()), data, tmp_path, Devices(), 1e12)  # and goes on from there
+    train(
+        made, trainee_of(made, None).objective(data, Devices()), data, tmp_path, Devices(), 1e12
+    )  # and goes on from there
     assert lines(tmp_path, "step") == list(range(1, 21))
 
 

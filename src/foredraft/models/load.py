@@ -29,9 +29,18 @@ _OPT = (
 )
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
-    """The decoder in a Hugging Face folder (config.json and safetensors), frozen, in evaluation mode."""
-    shape, model_config = read_config(path)
+def load(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    config: tuple[Shape, ModelConfig] | None = None,
+) -> Decoder:
+    """The decoder in a Hugging Face folder (config.json and safetensors), frozen, in evaluation mode.
+
+    `config`: what `read_config` says of the folder, where it has been asked.
+    """
+    shape, model_config = config or read_config(path)
     checkpoint = Checkpoint(path)
     with torch.device("meta"):
         decoder = Decoder(shape, model_config)

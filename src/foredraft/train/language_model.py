@@ -6,24 +6,19 @@ optimisers, schedules, devices.
 Shapes: B windows, T tokens, C hidden size, V vocabulary, R rows (B·(T−1): a row predicts the token after it).
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor
 
-from foredraft import shapes
 from foredraft.data.tokenizer import FILES
 from foredraft.data.tokens import Batch
-from foredraft.models.decoder import Decoder, new_decoder
-from foredraft.models.layers import Layer, ModelConfig, model_config_of
-from foredraft.models.load import load, read_config
+from foredraft.models.decoder import Decoder
+from foredraft.models.layers import Layer
 from foredraft.models.save import save
-from foredraft.recipe import LanguageModel
 from foredraft.shapes import Shape
 from foredraft.teacher.acceptance import tally
 from foredraft.teacher.attention import attend
@@ -33,8 +28,6 @@ from foredraft.teacher.teacher import Teacher
 from foredraft.teacher.teacher_forced import draft_predictions
 from foredraft.train.lm_head import lm_head_loss
 from foredraft.train.objective import Loss, acceptance_figures
-
-KEPT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Served(NamedTuple):
@@ -64,9 +57,9 @@ class LanguageModelObjective:
         """`length`: tokens of a window, for the FLOPs. `lookahead`: drafted tokens per step on held-out text."""
         self.trained, self.frozen, self.lookahead = decoder, target, lookahead
         self._loss, self._within, self._served = dict(loss), within_documents, served or Served()
-        self._distils, self._compiled, context = set(loss) != {"ce"}, False, (length + 1) / 2
-        forward = target.shape.flops_per_token(context) if target and self._distils else 0.0
-        self.flops_per_token = 3 * decoder.shape.flops_per_token(context) + forward
+        self._distils, self._compiled = set(loss) != {"ce"}, False
+        taught = target.shape if target and self._distils else None
+        self.flops_per_token = training_flops(decoder.shape, taught, length)
 
     def compile(self) -> None:
         """Layers one by one, which compiles one layer for all, and the rows of the loss."""
@@ -123,12 +116,12 @@ class LanguageModelObjective:
         if self.frozen is not None and self._distils:
             with torch.no_grad():
                 teacher = Teacher(_states(self.frozen, batch.tokens_BT, place), self.frozen.head_weight_VC)
-        found = lm_head_loss(
+        sums = lm_head_loss(
             states_RC[None], self.trained.head_weight_VC, counted_BT.flatten()[None], loss, teacher=teacher,
             labels_M=labels_BT.flatten(), monitor="accept_prob" if teacher else None, compiled=self._compiled,
         )  # fmt: skip
-        terms = {name: by_step[0] for name, by_step in found.terms.items()}
-        return found.total, terms, terms.pop("places")
+        terms = {name: by_step[0] for name, by_step in sums.terms.items()}
+        return sums.total, terms, terms.pop("places")
 
 
 def _states(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> Tensor:
@@ -136,28 +129,7 @@ def _states(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> Te
     return decoder(tokens_BT, logits="none", **place).final_BTC[:, :-1].flatten(0, 1)
 
 
-def settings_of(model: LanguageModel, target: Path | None) -> tuple[Shape, ModelConfig, dict[str, Any]]:
-    """Shape, model_config and token ids of what a recipe asks for; `params` takes the target's family and vocabulary."""
-    if model.config is not None:
-        shape = shapes.from_config(model.config, name=str(model.config.get("_name_or_path") or "trained"))
-        return shape, model_config_of(model.config, shape), kept_keys(model.config)
-    folder = target if model.init is None else Path(model.init)
-    if folder is None:
-        raise ValueError("model.params is relative to a target: give --target, or model.config instead")
-    shape, model_config = read_config(folder)
-    if model.params is not None:
-        shape = shapes.scaled(shape, model.params)
-        model_config = msgspec.structs.replace(model_config, pre_norm=True)
-    return shape, model_config, kept_keys(json.loads((folder / "config.json").read_bytes()))
-
-
-def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Token ids, which a model's own config must name too."""
-    return {key: config[key] for key in KEPT_KEYS if config.get(key) is not None}
-
-
-def decoder_of(model: LanguageModel, target: Path | None, seed: int) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder to train, float32, and the token ids that its config keeps."""
-    shape, model_config, keys = settings_of(model, target)
-    decoder = new_decoder(shape, model_config, seed) if model.init is None else load(model.init)
-    return decoder.requires_grad_(True).train(), keys
+def training_flops(shape: Shape, target: Shape | None, length: int) -> float:
+    """FLOPs per token of a window: forward and twice that backward, and the forward of a target that is learned from."""
+    context = (length + 1) / 2
+    return 3 * shape.flops_per_token(context) + (target.flops_per_token(context) if target else 0.0)

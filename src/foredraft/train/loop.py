@@ -40,6 +40,10 @@ class Data(NamedTuple):
     fingerprints: tuple[str, ...]
     held_out: Packing | None = None
 
+    @property
+    def packings(self) -> tuple[Packing, ...]:
+        return (*self.stages, *((self.held_out,) if self.held_out else ()))
+
 
 class Stopped(ValueError):
     """A run that ended before its budget, on its own account."""

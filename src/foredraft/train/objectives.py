@@ -1,0 +1,238 @@
+"""What a recipe trains, by its kind: the one place where a recipe's model is taken apart.
+
+A new kind of head is a row of `HEADS`. Promises: shape and cost are known before a weight is loaded, a folder's config.json is
+read once. Refuses to know: the loop, how a loss is computed.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from foredraft import kinds, shapes
+from foredraft.data.draft_vocab import coverage, most_frequent
+from foredraft.data.tokens import TOKENIZER, check
+from foredraft.models.decoder import Decoder, new_decoder
+from foredraft.models.draft_head import DraftHead
+from foredraft.models.heads import load_head, new_head
+from foredraft.models.layers import ModelConfig, model_config_of
+from foredraft.models.load import load, parse_config
+from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe
+from foredraft.records import with_hint
+from foredraft.shapes import Shape
+from foredraft.teacher.cache import TargetCache
+from foredraft.teacher.hidden_states import HiddenStateSource
+from foredraft.train import heads, language_model
+from foredraft.train.devices import Devices
+from foredraft.train.heads import HeadObjective, HeadSettings
+from foredraft.train.language_model import LanguageModelObjective, Served
+from foredraft.train.loop import Data
+from foredraft.train.objective import Objective
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class ModelFolder:
+    """A checkpoint's folder and its config.json, read once."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.keys = shapes.unfolded(shapes.read_config(path))
+        self.shape, self.config = parse_config(self.keys, path)
+
+    def load(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+        return load(self.path, dtype, device, config=(self.shape, self.config))
+
+
+class Trainee(ABC):
+    """A recipe's model beside its target. `shape`: what is trained; `passes`: forward passes of it for a token of a window."""
+
+    shape: Shape
+    passes: int = 1
+
+    def __init__(self, recipe: Recipe, target: ModelFolder | None) -> None:
+        self.recipe, self.target = recipe, target
+
+    @abstractmethod
+    def flops_per_token(self, length: int) -> float:
+        """Training FLOPs of one token of a window of `length`."""
+
+    @abstractmethod
+    def objective(self, data: Data, devices: Devices, cache_folder: Path | None = None) -> Objective:
+        """On the device, its folders checked against the vocabulary; a head's hidden states in `cache_folder` where given."""
+
+    @property
+    def served_dtype(self) -> torch.dtype:
+        return getattr(torch, self.recipe.watch.export_dtype)
+
+    def teacher(self, devices: Devices) -> Decoder | None:
+        """The target, its weights in the type it computes in."""
+        dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else torch.float32
+        return self.target.load(dtype, devices.device) if self.target else None
+
+    def check(self, data: Data, vocab_size: int) -> None:
+        """Raise ValueError where a token folder is of another vocabulary."""
+        folder = self.target.path if self.target else None
+        tokenizer = folder if folder is not None and (folder / TOKENIZER).is_file() else None
+        for packing in data.packings:
+            check(packing.folder, vocab_size, tokenizer)
+
+
+def trainee_of(recipe: Recipe, target: Path | None) -> Trainee:
+    """Raises ValueError where the recipe learns from a target and there is none."""
+    if recipe.needs_target and target is None:
+        raise with_hint(
+            ValueError("this recipe learns from a target: give --target"), "--target DIR, a Hugging Face folder"
+        )
+    folder = ModelFolder(target) if target else None
+    return TRAINEES[type(recipe.model)](recipe, folder)
+
+
+class LanguageModelTrainee(Trainee):
+    """A decoder of its own; a target that is there without being learned from judges it on held-out text."""
+
+    def __init__(self, recipe: Recipe, target: ModelFolder | None) -> None:
+        super().__init__(recipe, target)
+        model = recipe.model
+        assert isinstance(model, LanguageModel)
+        self.init = None if model.init is None else ModelFolder(model.init)
+        self.shape, self.config, self.keys = (
+            _of_config(model.config) if model.config is not None else self._of_folder(model.params)
+        )
+
+    def _of_folder(self, params: float | None) -> tuple[Shape, ModelConfig, Mapping[str, Any]]:
+        """Of `init`, or of about `params` parameters in the target's family and vocabulary."""
+        folder = self.init or self.target
+        if folder is None:
+            raise ValueError("model.params is relative to a target: give --target, or model.config instead")
+        if params is None:
+            return folder.shape, folder.config, folder.keys
+        return shapes.scaled(folder.shape, params), msgspec.structs.replace(folder.config, pre_norm=True), folder.keys
+
+    def flops_per_token(self, length: int) -> float:
+        target = self.target.shape if self.target and self.recipe.needs_target else None
+        return language_model.training_flops(self.shape, target, length)
+
+    def objective(self, data: Data, devices: Devices, cache_folder: Path | None = None) -> Objective:
+        if cache_folder:
+            raise ValueError("--features are a draft head's; a language model reads none")
+        recipe, teacher = self.recipe, self.teacher(devices)
+        decoder = self.init.load() if self.init else new_decoder(self.shape, self.config, recipe.seed)
+        self.check(data, self.shape.vocab_size)
+        return LanguageModelObjective(
+            decoder.requires_grad_(True).train(), recipe.losses, length=recipe.stages[0].length, target=teacher,
+            within_documents=recipe.within_documents, lookahead=recipe.watch.lookahead,
+            served=Served(self.served_dtype, data.stages[0].folder.path, token_ids(self.keys)),
+        )  # fmt: skip
+
+
+def _of_config(keys: dict[str, Any]) -> tuple[Shape, ModelConfig, Mapping[str, Any]]:
+    shape = shapes.from_config(keys, name=str(keys.get("_name_or_path") or "trained"))
+    return shape, model_config_of(keys, shape), keys
+
+
+class HeadKind(NamedTuple):
+    """A kind of head in a recipe: the `HeadSettings` that its model states, and what `models.heads.new_head` is told."""
+
+    kind: kinds.Kind
+    settings: Callable[[Any], Mapping[str, Any]]
+    options: Callable[[Any], Mapping[str, Any]] = lambda model: {}
+
+
+HEADS: dict[type, HeadKind] = {
+    Eagle: HeadKind(
+        kinds.EAGLE,
+        lambda model: {
+            "unroll": 1, "noise": model.noise, "feature_weight": model.feature_weight, "token_weight": model.token_weight,
+        },
+    ),
+    Eagle3: HeadKind(
+        kinds.EAGLE3,
+        lambda model: {"unroll": model.unroll, "decay": model.decay},
+        lambda model: {"draft_vocab": model.draft_vocab, "feature_layers": model.feature_layers},
+    ),
+}  # fmt: skip
+
+
+class HeadTrainee(Trainee):
+    """A head on the hidden states of its target."""
+
+    target: ModelFolder
+
+    def __init__(self, recipe: Recipe, target: ModelFolder | None) -> None:
+        super().__init__(recipe, target)
+        assert target is not None, "trainee_of came first"
+        assert not isinstance(recipe.model, LanguageModel)
+        row, vocab_size = HEADS[type(recipe.model)], target.shape.vocab_size
+        self.model: Eagle | Eagle3 = recipe.model
+        self.kind, self.options = row.kind, dict(row.options(self.model))
+        self.settings = HeadSettings(
+            loss=recipe.losses, within_documents=recipe.within_documents, lookahead=recipe.watch.lookahead,
+            **row.settings(self.model),
+        )  # fmt: skip
+        self.passes, self.draft_vocab = self.settings.unroll, self.options.pop("draft_vocab", None)
+        draft_vocab = min(self.draft_vocab or vocab_size, vocab_size) if row.kind.draft_vocab else None
+        self.shape = (
+            kinds.shape_of_folder(self.model.init)
+            if self.model.init is not None
+            else row.kind.shape(target.shape, self.model.layers, draft_vocab)
+        )
+
+    def flops_per_token(self, length: int) -> float:
+        return heads.training_flops(self.shape, self.target.shape, self.settings, length)
+
+    def objective(self, data: Data, devices: Devices, cache_folder: Path | None = None) -> Objective:
+        teacher = self.teacher(devices)
+        assert teacher is not None
+        self.check(data, teacher.shape.vocab_size)
+        head = self.head(teacher, data)
+        return HeadObjective(
+            teacher, head, self.settings, length=self.recipe.stages[0].length, dtype=self.served_dtype,
+            keys=token_ids(self.target.keys),
+            source=cached(self.recipe, head, data, devices, cache_folder) if cache_folder else None,
+        )  # fmt: skip
+
+    def head(self, teacher: Decoder, data: Data) -> DraftHead:
+        """The head to train, float32: new, its draft vocabulary counted over the first stage's folder, or from `init`."""
+        if self.model.init is not None:
+            return load_head(self.model.init, teacher, torch.float32, teacher.device)
+        ids = draft_vocab(self.draft_vocab, teacher.shape.vocab_size, data) if self.draft_vocab else None
+        return new_head(teacher, self.kind.name, self.model.layers, ids, seed=self.recipe.seed, **self.options)
+
+
+TRAINEES: Mapping[type, type[Trainee]] = {LanguageModel: LanguageModelTrainee} | dict.fromkeys(HEADS, HeadTrainee)
+
+
+def token_ids(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Token ids of a config, which a trained model's own config must name too."""
+    return {key: keys[key] for key in TOKEN_IDS if keys.get(key) is not None}
+
+
+def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder: Path) -> HiddenStateSource:
+    """The hidden states of all that the stages read, written to `folder` by the first process where they are not there."""
+    cache, error, within = TargetCache(head.target, folder), None, recipe.within_documents
+    try:
+        for stage, packing in zip(recipe.stages, data.stages, strict=True) if devices.first else ():
+            windows = min(len(packing), stage.steps * stage.batch)
+            cache.fill(packing, windows, head.feature_layers, within_documents=within, say=_say)
+    except (ValueError, OSError) as met:
+        error = str(met)
+    devices.agree(error)
+    return cache.hidden_states(head.feature_layers, within_documents=within, complete=True)
+
+
+def draft_vocab(size: int, vocab_size: int, data: Data) -> list[int]:
+    """The tokens a head may draft; says what share of each folder's labels they are, which bounds what it can draft rightly."""
+    ids = most_frequent(data.stages[0].folder, size)
+    folders = {packing.folder.path: packing.folder for packing in data.packings}
+    shares = ", ".join(f"{coverage(folder, ids):.1%} of {path}" for path, folder in folders.items())
+    _say(f"draft vocabulary: {len(ids):,} of {vocab_size:,} ids hold {shares}")
+    return ids
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
