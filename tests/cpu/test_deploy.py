@@ -19,10 +19,9 @@ from foredraft import records
 from foredraft.cli import main as cli
 from foredraft.deploy.check import check
 from foredraft.deploy.draft import hollow, read_draft
-from foredraft.deploy.export import ExportSettings, export
+from foredraft.deploy.export import ExportSettings, export, fit_rows
 from foredraft.deploy.findings import errors
 from foredraft.deploy.folder import SERVE
-from foredraft.deploy.vocabulary import fitted
 from foredraft.engines import LOADERS
 from foredraft.kinds import AUX_LAYER_IDS as IDS
 from foredraft.models import Decoder, Eagle3Head, load, load_head, new_head, save_head
@@ -594,8 +593,8 @@ def test_a_model_of_another_tokenizer_is_refused(drafts: dict[str, Path], checkp
 
 def test_a_table_is_cut_or_filled_with_its_mean() -> None:
     table = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    assert fitted(table, 1).tolist() == [[1.0, 2.0]]
-    assert fitted(table, 4).tolist() == [[1.0, 2.0], [3.0, 6.0], [2.0, 4.0], [2.0, 4.0]]
+    assert fit_rows(table, 1).tolist() == [[1.0, 2.0]]
+    assert fit_rows(table, 4).tolist() == [[1.0, 2.0], [3.0, 6.0], [2.0, 4.0], [2.0, 4.0]]
 
 
 def test_a_draft_is_read_without_the_targets_weights(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from foredraft.engines.counters import RequestCounts, samples
 from foredraft.laws.fit import fit_all
 from foredraft.measure import endpoint, endpoint_wire
 from foredraft.measure.endpoint import TRIAL, LoadSettings, OfferedLoad, Round, rounds, started
-from foredraft.measure.endpoint_http import Connections, address_of
+from foredraft.measure.endpoint_http import Address, Connections, address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.measure.endpoint_wire import Endpoint, find_server
 from foredraft.records import Measurement, Observation
@@ -601,3 +601,87 @@ def test_a_folder_that_is_served_by_its_path_is_named_as_our_own_runs_name_it() 
         server = Endpoint(Connections(address_of("http://localhost")), SERVERS["vllm"], model)
         fields = base_of(server, made, {"draft_layers": 2})
         assert (fields["target"], fields["draft_layers"]) == (target, 2)
+
+
+# The client, against servers that mean no good.
+
+
+def answered(pieces: list[bytes], *, then: str = "close", path: str = "/x", timeout_s: float = 5.0) -> Any:
+    """What the client makes of a server that sends these bytes, and then closes, waits or repeats the last for ever."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+            while then == "repeat":
+                writer.write(pieces[-1])
+                await writer.drain()
+            if then == "wait":
+                await reader.read()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def ask() -> Any:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        address = Address("127.0.0.1", server.sockets[0].getsockname()[1], timeout_s=timeout_s)
+        async with server, Connections(address) as connections:
+            if path != "/events":
+                return await connections.get_json(path)
+            async with connections.ask(path) as reply:
+                return [event async for event in reply.events()]
+
+    return asyncio.run(ask())
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+HOSTILE: dict[str, tuple[list[bytes], bool, str, str]] = {  # name: bytes, for ever, path, words of the error
+    "a redirect": ([b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"], False, "/x", "HTTP 302"),
+    "a body without end": ([OK + b"\r\n", b"x" * 2**20], True, "/x", "longer than"),
+    "a line without end": ([OK + b"\r\ndata: ", b"x" * 2**20], True, "/events", "line of the answer is longer"),
+    "headers without end": ([OK, b"A: b\r\n" * 4096], True, "/x", "no HTTP server"),
+    "an error without end": ([b"HTTP/1.1 500 X\r\n\r\n", b"no " * 2**16], True, "/x", "HTTP 500: no no"),
+    "a length that is none": ([OK + b"Content-Length: abc\r\n\r\nxx"], False, "/x", "no HTTP server"),
+    "another protocol": ([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"], False, "/x", "no HTTP server"),
+    "silence and the end": ([b""], False, "/x", "without an answer"),
+    "an answer cut short": ([OK + b"Content-Length: 10\r\n\r\n{}"], False, "/x", "broke off"),
+    "a chunk cut short": ([CHUNKED + b"ff\r\ndata: {}"], False, "/events", "broke off"),
+    "a stream without [DONE]": ([OK + b"\r\ndata: {}\n\n"], False, "/events", r"without \[DONE\]"),
+    "an event that is no JSON": ([OK + b"\r\ndata: {\n\n"], False, "/events", "no JSON"),
+    "JSON too deep": ([OK + b"\r\n" + b"[" * 10**5], False, "/x", "no JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_one_line_about_the_server(name: str) -> None:
+    pieces, forever, path, words = HOSTILE[name]
+    with pytest.raises(ValueError, match=words) as error:
+        answered(pieces, then="repeat" if forever else "close", path=path)
+    assert str(error.value).startswith("http://127.0.0.1:")
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_falls_silent_is_given_up() -> None:
+    with pytest.raises(ValueError, match=r"nothing came for 0.1 s"):
+        answered([OK + b"Content-Length: 10\r\n\r\n"], then="wait", timeout_s=0.1)
+
+
+def test_connections_are_opened_before_the_load_and_serve_all_of_it(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two connections for two clients and twelve questions; each request is timed from when it goes out."""
+    opened: list[int] = []
+    setup = Handler.setup
+
+    def counted(self: Handler) -> None:
+        opened.append(len(self.server.asked))
+        setup(self)
+
+    monkeypatch.setattr(Handler, "setup", counted)
+    (made,) = load(fake, concurrency=(2,))
+    assert len(made.answers) == 12
+    assert len(opened) == 2
+    assert max(opened) <= 1, "both before the load's own questions, behind at most the trial"

@@ -5,6 +5,7 @@ AutoTokenizer. Refuses to know: what is done with the ids.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ FILES = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "vocab.json", "merges.txt", "tokenizer.model", "spiece.model",
 )  # fmt: skip
+WORD_FILES = (TOKENIZER, "tokenizer.model", "spiece.model", "vocab.json")  # one of which a tokenizer needs
 # Turns as plain words; an answer begins after "Assistant:" and ends with the end token.
 CHAT = (
     "{%- for message in messages -%}"
@@ -101,14 +103,30 @@ def keep(tokenizer: Any, path: str | Path, folder: Path, template: str | None = 
     """Copy the tokenizer's files at `path` into `folder`, or save it there, with `template` for its own; give the
     sha256 of its tokenizer.json.
     """
-    for name in FILES:
-        if (Path(path) / name).is_file():
-            shutil.copyfile(Path(path) / name, folder / name)
+    copy_files(path, folder)
     if not (folder / TOKENIZER).is_file():
         tokenizer.save_pretrained(folder)
     if template:  # this file goes before what tokenizer_config.json says
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return sha256(folder)
+
+
+def copy_files(source: str | Path, folder: Path) -> None:
+    """The tokenizer's files of `source` into `folder`."""
+    for name in FILES:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, folder / name)
+
+
+def vocabulary(folder: str | Path) -> dict[str, int] | None:
+    """Words and their ids in a folder's tokenizer.json, or None where there is none that lists them."""
+    try:
+        tokenizer = json.loads((Path(folder) / TOKENIZER).read_bytes())
+        words = tokenizer["model"]["vocab"]
+        ids = dict(words) if isinstance(words, dict) else {entry[0]: i for i, entry in enumerate(words)}
+        return ids | {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or ()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def sha256(folder: str | Path) -> str:

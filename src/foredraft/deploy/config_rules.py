@@ -9,7 +9,7 @@ from typing import Any
 from foredraft.deploy.findings import Finding, finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
 from foredraft.engines import speculators
-from foredraft.engines.engine import Engine
+from foredraft.engines.engine import ServingEngine
 from foredraft.engines.loading import lacking
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
 
@@ -23,7 +23,7 @@ NEVER_NULL = {
 }
 
 
-def config_rules(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
+def config_rules(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
     """Findings of config.json alone, as `engine` reads it."""
     yield from _missing(folder)
     yield from _nulls(folder, engine)
@@ -50,7 +50,7 @@ def _missing(folder: DraftFolder) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _nulls(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
+def _nulls(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
     inner = folder.raw.get("transformer_layer_config")
     parts = [folder.raw, *([inner] if isinstance(inner, dict) else [])]
     for part in parts:
@@ -62,7 +62,7 @@ def _nulls(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _architecture(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
+def _architecture(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
     names, accepted = folder.raw.get("architectures"), engine.heads[folder.kind.name].architectures
     if folder.speculators and speculators.ARCHITECTURE not in accepted:
         return  # which `config_faults` tells
@@ -74,7 +74,7 @@ def _architecture(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _flags(config: dict[str, Any], engine: Engine) -> Iterator[Finding]:
+def _flags(config: dict[str, Any], engine: ServingEngine) -> Iterator[Finding]:
     if config.get("bias"):
         yield Finding(
             code="bias-flag", where="bias", engine=engine.name, effect=f"is true: {engine.bias_key}, for which there is no tensor",

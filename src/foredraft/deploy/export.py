@@ -14,15 +14,15 @@ import safetensors.torch
 import torch
 
 from foredraft import records
+from foredraft.data.tokenizer import copy_files, vocabulary
 from foredraft.deploy.card import card
 from foredraft.deploy.check import check
 from foredraft.deploy.draft import TrainedDraft, read_draft, target_embedding, token_keys
 from foredraft.deploy.findings import Finding, errors
 from foredraft.deploy.folder import CONFIG, RECORD, SERVE, Deployed
 from foredraft.deploy.target_rules import config_of
-from foredraft.deploy.vocabulary import copy_tokenizer, fitted, vocabulary
 from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, speculators
-from foredraft.engines.engine import Engine
+from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import Kind
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
@@ -92,7 +92,7 @@ def export(
             settings = msgspec.structs.replace(settings, lookahead=engine.lookahead(launched))
             _write_launch(folder, Path(target), record, engine, launched, plan)
         notes = _weights(trained, Path(target), config, folder, settings, DTYPES[record.dtype])
-        copy_tokenizer(target, folder)
+        copy_files(target, folder)
         records.write(folder / RECORD, record)
         text = card(trained, record, plan, observations, settings.note, launched)
         records.write_bytes(folder / "README.md", text.encode())
@@ -105,7 +105,9 @@ def export(
     return Exported(record, files, findings, notes)
 
 
-def _launched(kind: Kind, engine: Engine | None, plan: Plan | None, lookahead: int, folder: str) -> dict[str, Any]:
+def _launched(
+    kind: Kind, engine: ServingEngine | None, plan: Plan | None, lookahead: int, folder: str
+) -> dict[str, Any]:
     """The engine's settings for a draft in `folder`: what the plan holds for it, else a chain; {} of a folder for no engine."""
     if plan is not None:
         _check_plan(plan, kind)
@@ -128,21 +130,21 @@ def _check_plan(plan: Plan, kind: Kind) -> None:
         )
 
 
-def _refuse(draft: TrainedDraft, format: str, engine: Engine | None) -> None:
+def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> None:
     """What a format has no place for."""
     shape, kind = draft.shape, draft.kind
     if format == "speculators" and not kind.own_lm_head:
         raise ValueError(
-            f"format speculators: vLLM reads EAGLE-3 heads from it, not {kind.name}; use --format vllm, or hf"
+            f"format speculators: it holds heads with an LM head of their own, not {kind.name}; use --format {USUAL.name}, or {PLAIN}"
         )
     if kind.role != "head":
         return
     loader = (engine or USUAL).heads[kind.name]
     if shape.qk_norm and loader.qk_norm is None:
-        raise ValueError(f"format {format}: no class there norms queries and keys of a head; EAGLE-3 on vLLM does")
+        raise ValueError(f"format {format}: no class there norms queries and keys of such a head")
     if (shape.qkv_bias or shape.mlp_bias) and not loader.layer_biases:
         raise ValueError(
-            f"format {format}: its EAGLE-3 layers have no biases and would skip them; use --format {USUAL.name}"
+            f"format {format}: layers of such a head have no biases there and would skip them; use --format {USUAL.name}"
         )
 
 
@@ -206,7 +208,7 @@ def _write_model(
     state = dict(model.state_dict())
     for name in ("embed_tokens.weight", "lm_head.weight"):
         if name in state:
-            state[name] = fitted(state[name], rows)
+            state[name] = fit_rows(state[name], rows)
     ids = {key: value for key, value in token_keys(config).items() if key != "max_position_embeddings"}
     shape = msgspec.structs.replace(model.shape, vocab_size=rows)
     save(
@@ -224,13 +226,22 @@ def _write_model(
     return [f"vocabulary: {have} rows {'filled up to' if rows > have else 'cut to'} the target's {rows}"]
 
 
+def fit_rows(table_VC: torch.Tensor, rows: int) -> torch.Tensor:
+    """A table of `rows` rows: cut, or filled up with its mean row, whose logit is the mean of the others and so never the largest."""
+    missing = rows - len(table_VC)
+    if missing <= 0:
+        return table_VC[:rows].clone()
+    mean = table_VC.float().mean(0, keepdim=True).to(table_VC.dtype)
+    return torch.cat((table_VC, mean.expand(missing, -1)))
+
+
 def _with_embedding(head: DraftHead, target: Path, folder: Path, dtype: torch.dtype) -> list[str]:
     """The target's embedding into a head's file, which then stands alone."""
     if head.embed_tokens is not None:
         return []
     table = target_embedding(target)
     if table is None:
-        return [f"embed_tokens.weight left out: {target} holds no weights to copy it from, and vLLM shares the target's"]  # fmt: skip
+        return [f"embed_tokens.weight left out: {target} holds no weights to copy it from, and {USUAL.label} shares the target's"]  # fmt: skip
     tensors = safetensors.torch.load_file(folder / SINGLE) | {"embed_tokens.weight": table.to(dtype).contiguous()}
     records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     return []
@@ -264,7 +275,7 @@ def _as_speculators(folder: Path, settings: ExportSettings, target: Path, config
 
 
 def _write_launch(
-    folder: Path, target: Path, record: Deployed, engine: Engine, launched: dict[str, Any], plan: Plan | None
+    folder: Path, target: Path, record: Deployed, engine: ServingEngine, launched: dict[str, Any], plan: Plan | None
 ) -> None:
     """Settings and script of the format's own engine."""
     records.write(folder / engine.launch_file, launched)

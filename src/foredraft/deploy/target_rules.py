@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from foredraft.data.tokenizer import WORD_FILES, vocabulary
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
-from foredraft.deploy.vocabulary import WORDS, vocabulary
-from foredraft.engines.engine import Engine
+from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.rope import Rope, rope_from_config
 from foredraft.shapes import unfolded
@@ -34,7 +34,7 @@ def config_of(target: str | Path) -> dict[str, Any]:
     }
 
 
-def target_rules(folder: DraftFolder, target: str | Path, engine: Engine) -> Iterator[Finding]:
+def target_rules(folder: DraftFolder, target: str | Path, engine: ServingEngine) -> Iterator[Finding]:
     """Findings of a draft beside its target."""
     config, other = folder.config, config_of(target)
     yield from _vocabulary(config, other, folder, engine)
@@ -48,7 +48,7 @@ def target_rules(folder: DraftFolder, target: str | Path, engine: Engine) -> Ite
 
 
 def _vocabulary(
-    config: dict[str, Any], other: dict[str, Any], folder: DraftFolder, engine: Engine
+    config: dict[str, Any], other: dict[str, Any], folder: DraftFolder, engine: ServingEngine
 ) -> Iterator[Finding]:  # fmt: skip
     if config.get("vocab_size") != other.get("vocab_size"):
         does = (
@@ -95,7 +95,7 @@ def _listed(value: Any) -> set[int]:
 
 def _tokenizer(folder: DraftFolder, target: Path) -> Iterator[Finding]:
     words, target_words = vocabulary(folder.path), vocabulary(target)
-    present = [name for name in WORDS if (folder.path / name).is_file()]
+    present = [name for name in WORD_FILES if (folder.path / name).is_file()]
     if target_words is not None and words is not None and words != target_words:
         differ = len(dict(words.items() ^ target_words.items()))
         yield Finding(

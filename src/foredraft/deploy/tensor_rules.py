@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foredraft.deploy.findings import BOTH, Finding, finding
 from foredraft.deploy.folder import DraftFolder
-from foredraft.engines.engine import Engine
+from foredraft.engines.engine import ServingEngine
 from foredraft.engines.loading import ExpectedTensors, Sizes, TensorShape, head_tensors, lacking, sizes_of
 from foredraft.models.checkpoint import FLOATS, SINGLE
 from foredraft.models.decoder import Decoder
@@ -21,7 +21,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may
 
 
-def tensor_rules(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
+def tensor_rules(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
     """Findings of names, shapes and types; of values too, which reads the whole file."""
     yield from _types(folder)
     if folder.kind.role != "head":
@@ -59,7 +59,7 @@ def _types(folder: DraftFolder) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _model(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
+def _model(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
     """A standalone model against the tensors of its own config."""
     try:
         shape, model_config = read_config(folder.path)
@@ -79,7 +79,7 @@ def _model(folder: DraftFolder, engine: Engine) -> Iterator[Finding]:
     yield from _compare(folder, ExpectedTensors(needed, tied), engine, shape.num_layers, shape.hidden_size)
 
 
-def _head(folder: DraftFolder, sizes: Sizes, engine: Engine) -> Iterator[Finding]:
+def _head(folder: DraftFolder, sizes: Sizes, engine: ServingEngine) -> Iterator[Finding]:
     loader = engine.heads[folder.kind.name]
     prefixed = [name for name in folder.checkpoint.stored if name.startswith("model.")]
     if prefixed and not loader.prefixed:
@@ -94,7 +94,7 @@ def _head(folder: DraftFolder, sizes: Sizes, engine: Engine) -> Iterator[Finding
 
 
 def _compare(
-    folder: DraftFolder, expected: ExpectedTensors, engine: Engine, layers: int, hidden: int
+    folder: DraftFolder, expected: ExpectedTensors, engine: ServingEngine, layers: int, hidden: int
 ) -> Iterator[Finding]:
     known = expected.needed | expected.optional
     judge = engine.name if folder.kind.role == "head" else BOTH
@@ -144,7 +144,7 @@ _LACKS = {
 }  # fmt: skip
 
 
-def _missing(name: str, folder: DraftFolder, engine: Engine, judge: str) -> Finding:
+def _missing(name: str, folder: DraftFolder, engine: ServingEngine, judge: str) -> Finding:
     """A loader leaves such a parameter as memory held it or as it was initialised; none says so."""
     effect = "is missing: the loader goes on with random values, without a word"
     remedy, code = f"save it under this name into {SINGLE}", _LACKS.get(name, "missing")
@@ -165,7 +165,7 @@ def _missing(name: str, folder: DraftFolder, engine: Engine, judge: str) -> Find
     return Finding(code=code, where=name, engine=judge, effect=effect, remedy=remedy)
 
 
-def _unknown(name: str, stored: str, folder: DraftFolder, engine: Engine, judge: str) -> Finding:
+def _unknown(name: str, stored: str, folder: DraftFolder, engine: ServingEngine, judge: str) -> Finding:
     head, own_lm_head = folder.kind.role == "head", folder.kind.own_lm_head
     who = engine.label if head else "the loader"
     does = f"is unknown: {who} {'stops at it' if engine.strict or not head else 'skips it in silence'}"
@@ -227,7 +227,7 @@ def _twins(folder: DraftFolder, sizes: Sizes) -> Iterator[Finding]:
             first, second = (folder.checkpoint.tensor(folder.names[name]) for name in pair)
             if not torch.equal(first, second):
                 yield Finding(
-                    code="twin-norm-differs", where=folder.names[pair[1]], effect=f"differs from {pair[0]}: vLLM uses one, SGLang the other",
+                    code="twin-norm-differs", where=folder.names[pair[1]], effect=f"differs from {pair[0]}: engines disagree about which counts",
                     remedy="write the trained norm under both names",
                 )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """What the other rooms ask of a serving engine: costs, a plan's settings, launch, loader rules, counters of its server.
 
-A new engine is a file with a subclass of `Engine` that overrides what it has, and a line in `ENGINES`. Refuses to know: torch,
+A new engine is a file with a subclass of `ServingEngine` that overrides what it has, and a line in `ENGINES`. Refuses to know: torch,
 how a schedule is found, how folders are written or servers asked.
 """
 
@@ -17,7 +17,7 @@ PLACEHOLDER = "path/to/draft"
 STATED = ("bfloat16", "float16", "float32")  # dtypes of a plan that are also an engine's --dtype
 
 
-class Engine:
+class ServingEngine:
     """One serving engine. `name`: as options, records and `Kind.engine_names` write it; `label`: as people do."""
 
     name: ClassVar[str]

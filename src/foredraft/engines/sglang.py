@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from foredraft.engines import speculators
 from foredraft.engines.counters import RequestCounts, Totals, nested, reached, samples, total, whole_number
-from foredraft.engines.engine import PLACEHOLDER, Engine, devices_and_dtype, one_line, quoted
+from foredraft.engines.engine import PLACEHOLDER, ServingEngine, devices_and_dtype, one_line, quoted
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, of_choice
 from foredraft.laws.cost import Efficiency
@@ -27,7 +27,7 @@ _ALGORITHM, _DRAFT = "--speculative-algorithm", "--speculative-draft-model-path"
 _STEPS, _TOPK, _TOKENS = (f"--speculative-{part}" for part in ("num-steps", "eagle-topk", "num-draft-tokens"))
 
 
-class SGLang(Engine):
+class SGLang(ServingEngine):
     name, label = "sglang", "SGLang"
     one_mode = True
     note = "chains only: the published SGLang trees of 5 to 7 nodes measured below chains of the same size"

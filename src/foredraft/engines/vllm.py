@@ -20,7 +20,7 @@ from foredraft.engines.counters import (
     total,
     whole_number,
 )
-from foredraft.engines.engine import PLACEHOLDER, Engine, devices_and_dtype, one_line, quoted
+from foredraft.engines.engine import PLACEHOLDER, ServingEngine, devices_and_dtype, one_line, quoted
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, Kind, aux_layer_ids, of_choice
 from foredraft.records import DraftChoice, Plan, ScheduleStep
@@ -40,7 +40,7 @@ _QWEN3 = "Eagle3Qwen3ForCausalLM"
 _DRAFTED = "vllm:spec_decode_num_"
 
 
-class VLLM(Engine):
+class VLLM(ServingEngine):
     name, label = "vllm", "vLLM"
 
     # A plan's settings.

@@ -13,7 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-LINE_LIMIT, BODY_LIMIT = 2**24, 2**26  # bytes of one line, which an event may fill, and of an answer that is no stream
+LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = (
+    2**24,
+    2**26,
+    2**30,
+)  # bytes of a line, which an event may fill, of an answer, of a stream
 REST_LIMIT, REST_S = 2**16, 1.0  # what is read behind a stream's end, so that its connection can serve again
 CONNECT_S = 10.0
 IDLE_S = (
@@ -131,7 +135,7 @@ class Connections:
             body = await reply.whole()
         try:
             return json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise NotJson(f"{self.address}{path}: the answer is no JSON; is this a server of the OpenAI API?") from None
 
     async def get_text(self, path: str) -> str:
@@ -160,14 +164,20 @@ class Reply:
             raise CutOff(f"{self.address}: the answer broke off ({type(error).__name__})") from None
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """Lines without their ends; a last one that has no end comes too. Raises CutOff on one beyond LINE_LIMIT."""
-        rest = b""
+        """Lines without their ends; a last one that has no end comes too. Raises CutOff on one beyond LINE_LIMIT,
+        and where they never end.
+        """
+        rest, size = b"", 0
         async for piece in self.pieces():
+            size += len(piece)
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 yield line.rstrip(b"\r")
-            if len(rest) > LINE_LIMIT:
-                raise CutOff(f"{self.address}: a line of the answer is longer than {LINE_LIMIT} bytes")
+            if len(rest) > LINE_LIMIT or size > STREAM_LIMIT:
+                what, most = (
+                    ("a line of the answer", LINE_LIMIT) if size <= STREAM_LIMIT else ("the answer", STREAM_LIMIT)
+                )
+                raise CutOff(f"{self.address}: {what} is longer than {most} bytes")
         if rest:
             yield rest
 
@@ -202,7 +212,7 @@ class Reply:
                 return
             try:
                 event = json.loads(data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise CutOff(f"{self.address}: an event of the stream is no JSON: {data[:80]!r}") from None
             yield event if isinstance(event, dict) else {}
         raise CutOff(f"{self.address}: the stream ended without [DONE]")
@@ -225,7 +235,7 @@ def _message(body: bytes) -> str:
     text = body.decode("utf-8", "replace").strip()
     try:
         answer = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return " ".join(text.split())[:SHOWN] or "no message"
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     words = error.get("message") or error.get("detail") if isinstance(error, dict) else error

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from foredraft.data.prompts import Question
 from foredraft.engines import SERVERS
 from foredraft.engines.counters import RequestCounts, Totals
-from foredraft.engines.engine import Engine
+from foredraft.engines.engine import ServingEngine
 from foredraft.measure.endpoint_http import Connections, NotJson, Refused
 
 CHOICES = ("auto", *SERVERS)
@@ -23,7 +23,7 @@ class Endpoint(NamedTuple):
     """A server that was found. `info`: what it says of itself; `version` None: not told."""
 
     connections: Connections
-    engine: Engine
+    engine: ServingEngine
     model: str
     version: str | None = None
     info: Mapping[str, Any] = {}
@@ -87,7 +87,7 @@ def _engine_name(owner: str, infos: Mapping[str, Mapping[str, Any]]) -> str:
     return next((name for name in reversed(SERVERS) if SERVERS[name].answers(infos[name])), "")
 
 
-async def _info(connections: Connections, engine: Engine) -> dict[str, Any]:
+async def _info(connections: Connections, engine: ServingEngine) -> dict[str, Any]:
     """What a server says of itself where `engine`'s would; {} where it says nothing."""
     for path in engine.info_paths:
         try:
@@ -141,7 +141,7 @@ async def answer(server: Endpoint, question: Question, way: str, settings: Answe
 class _Stream:
     """A stream as it is read."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ServingEngine) -> None:
         self.engine = engine
         self.start = 0.0
         self.first_s: float | None = None
