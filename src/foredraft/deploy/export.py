@@ -23,7 +23,7 @@ from foredraft.deploy.folder import CONFIG, RECORD, SERVE, Deployed
 from foredraft.deploy.target_rules import config_of
 from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, speculators
 from foredraft.engines.engine import ServingEngine
-from foredraft.kinds import Kind
+from foredraft.kinds import CHECKPOINTS, Kind
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.heads import save_head
@@ -132,19 +132,26 @@ def _check_plan(plan: Plan, kind: Kind) -> None:
 
 def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> None:
     """What a format has no place for."""
-    shape, kind = draft.shape, draft.kind
+    shape, kind, owner = draft.shape, draft.kind, engine or USUAL
     if format == "speculators" and not kind.own_lm_head:
+        labels = ", ".join(head.label for head in CHECKPOINTS.values() if head.own_lm_head)
         raise ValueError(
-            f"format speculators: it holds heads with an LM head of their own, not {kind.name}; use --format {USUAL.name}, or {PLAIN}"
+            f"format {format}: {owner.label} reads {labels} heads from it, not {kind.name}; use --format {USUAL.name}, or {PLAIN}"
         )
     if kind.role != "head":
         return
-    loader = (engine or USUAL).heads[kind.name]
+    loader = owner.heads[kind.name]
     if shape.qk_norm and loader.qk_norm is None:
-        raise ValueError(f"format {format}: no class there norms queries and keys of such a head")
+        able = [
+            f"{head.label} on {other.label}"
+            for head in CHECKPOINTS.values()
+            for other in LOADERS.values()
+            if other.norms_qk(head)
+        ]
+        raise ValueError(f"format {format}: no class there norms queries and keys of a head; {', '.join(able)} does")
     if (shape.qkv_bias or shape.mlp_bias) and not loader.layer_biases:
         raise ValueError(
-            f"format {format}: layers of such a head have no biases there and would skip them; use --format {USUAL.name}"
+            f"format {format}: its {kind.label} layers have no biases and would skip them; use --format {USUAL.name}"
         )
 
 

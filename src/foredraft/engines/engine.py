@@ -80,6 +80,10 @@ class ServingEngine:
     bias_key: ClassVar[str] = ""
     never_null: ClassVar[Mapping[str, str]] = {}
 
+    def norms_qk(self, kind: Kind) -> bool:
+        """Whether it has a class for heads of this kind that norm queries and keys."""
+        return kind.name in self.heads and self.heads[kind.name].qk_norm is not None
+
     def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
         """What this loader alone would misread in a head's config."""
         yield from ()
