@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from foredraft import kinds, shapes
+from foredraft import shapes
+from foredraft.kinds import shape_of_folder
 from foredraft.models import Decoder, Eagle3Head, EagleHead, load, load_head, new_head, save_head
 from foredraft.models.draft_head import HeadLayout
 from foredraft.models.eagle3 import default_feature_layers
@@ -748,7 +749,7 @@ def test_the_flat_eagle3_file_has_the_published_names_and_shapes(target, tmp_pat
     assert not {"eagle_config", "eagle_aux_hidden_state_layer_ids", "eos_token_id", "bias"} & set(config)
     assert [config[key] for key in ("norm_before_residual", "fc_norm", "norm_output")] == [False] * 3
     assert sum(t.numel() for name, t in tensors.items() if name not in (*kinds, "layers.1.hidden_norm.weight")) == (
-        shapes.from_config(tmp_path).params
+        shape_of_folder(tmp_path).params
     )
 
 

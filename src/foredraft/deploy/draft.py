@@ -15,8 +15,9 @@ from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.models.heads import load_head
-from foredraft.models.load import PREFIXES, load, read_config
+from foredraft.models.load import load, read_config
 from foredraft.shapes import Shape
+from foredraft.shapes.families import prefixes
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -78,7 +79,7 @@ def target_embedding(target: str | Path) -> torch.Tensor | None:
     except ValueError:
         return None
     family = json.loads((Path(target) / "config.json").read_bytes()).get("model_type", "")
-    names = [f"{prefix}embed_tokens.weight" for prefix in PREFIXES.get(family, PREFIXES[""])]
+    names = [f"{prefix}embed_tokens.weight" for prefix in prefixes(family)]
     return next((checkpoint.tensor(name) for name in names if name in checkpoint.stored), None)
 
 

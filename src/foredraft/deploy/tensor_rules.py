@@ -15,7 +15,8 @@ from foredraft.engines.engine import ServingEngine
 from foredraft.engines.loading import ExpectedTensors, Sizes, TensorShape, head_tensors, lacking, sizes_of
 from foredraft.models.checkpoint import FLOATS, SINGLE
 from foredraft.models.decoder import Decoder
-from foredraft.models.load import PREFIXES, read_config, stored_name
+from foredraft.models.load import read_config, stored_name
+from foredraft.shapes.families import prefixes
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may
@@ -70,8 +71,8 @@ def _model(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
             code="config", where="config.json", effect=str(error), remedy="give a config of a supported family"
         )
         return
-    prefixes = PREFIXES.get(shape.family, PREFIXES[""])
-    prefix = next((p for p in prefixes if f"{p}embed_tokens.weight" in folder.names), prefixes[0])
+    places = prefixes(shape.family)
+    prefix = next((p for p in places if f"{p}embed_tokens.weight" in folder.names), places[0])
     needed = {stored_name(name, shape, prefix): tuple(p.shape) for name, p in decoder.named_parameters()}
     tied: dict[str, TensorShape] = (
         {"lm_head.weight": (shape.vocab_size, shape.embed_width)} if shape.tie_embeddings else {}

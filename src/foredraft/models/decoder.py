@@ -1,4 +1,4 @@
-"""One decoder for every family: Llama, Mistral, Qwen 1.5 to 3, Seed-OSS and OPT.
+"""One decoder for every family that `shapes.families` gives an architecture.
 
 Promises: logits and hidden states equal transformers'; trees and ragged batches are a matter of positions, slots and
 mask. Refuses to know: which tokens are drafts, what was accepted, files.
@@ -14,8 +14,8 @@ from foredraft.models.layers import Attend, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rotary
 from foredraft.shapes import Shape
+from foredraft.shapes.families import runnable
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "opt")
 INIT_STD = 0.02
 POSITION_OFFSET = 2  # OPT's table begins with two rows for padding
 
@@ -25,8 +25,7 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: Shape, model_config: ModelConfig) -> None:
         super().__init__()
-        if shape.family not in FAMILIES:
-            raise ValueError(f"model_type {shape.family!r} cannot be run (have {', '.join(FAMILIES)})")
+        runnable(shape.family)
         self.shape, self.config = shape, model_config
         self.rotary = Rotary(model_config.rope, shape.head_dim) if model_config.rope else None
         self.kernel_dtypes = fits_layer(shape, model_config)

@@ -17,6 +17,7 @@ from foredraft.models.linear import Linear
 from foredraft.models.rope import Rope, rope_from_config, rotate
 from foredraft.records import Record, require
 from foredraft.shapes import Shape
+from foredraft.shapes.families import FAMILIES
 
 ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "relu": F.relu, "gelu": F.gelu}
 
@@ -42,7 +43,7 @@ class ModelConfig(Record, frozen=True):
 
 def model_config_of(config: dict[str, Any], shape: Shape) -> ModelConfig:
     """The rest of a Hugging Face config; what it leaves out takes transformers' default of its family."""
-    if shape.family == "opt":
+    if shape.position_rows:
         if not config.get("layer_norm_elementwise_affine", True):
             raise ValueError("layer_norm_elementwise_affine must be true: norms without weights are not supported")
         activation, pre_norm = config.get("activation_function", "relu"), config.get("do_layer_norm_before", True)
@@ -53,14 +54,15 @@ def model_config_of(config: dict[str, Any], shape: Shape) -> ModelConfig:
 
 
 def _window(config: dict[str, Any], shape: Shape) -> int | None:
-    """The window of the layers that slide: all of Mistral's, Qwen's from `max_window_layers` on if switched on."""
+    """The window of the layers that slide: all, or where they are switched on those from `max_window_layers` on."""
     kinds = config.get("layer_types") or []
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown:
         raise ValueError(f"layer_types {unknown[0]!r} is not supported (have full_attention, sliding_attention)")
-    if shape.family == "mistral":
+    family = FAMILIES[shape.family]
+    if family.slides == "always":
         return config.get("sliding_window", 4096)
-    if not shape.family.startswith("qwen") or not config.get("use_sliding_window", False):
+    if family.slides == "never" or not config.get("use_sliding_window", False):
         return None
     slides = "sliding_attention" in kinds if kinds else config.get("max_window_layers", 28) < shape.num_layers
     return config.get("sliding_window", 4096) if slides else None

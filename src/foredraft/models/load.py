@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a `Decoder`: which families' tensors are called what.
+"""From a Hugging Face folder to a `Decoder`.
 
 Promises: the decoder holds every weight of the folder, in the wanted type. Refuses to know: how a tensor file is read.
 """
@@ -15,18 +15,7 @@ from foredraft.models.checkpoint import Checkpoint, fill
 from foredraft.models.decoder import Decoder
 from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.shapes import Shape
-
-# Where a checkpoint may hang its decoder, likeliest first; a bare model has no prefix.
-PREFIXES = {"": ("model.", ""), "opt": ("model.decoder.", "decoder.", "")}
-# Our names are Llama's; OPT's differ.
-_OPT = (
-    (r"self_attn\.o_proj", "self_attn.out_proj"),
-    (r"mlp\.up_proj", "fc1"),
-    (r"mlp\.down_proj", "fc2"),
-    (r"input_layernorm", "self_attn_layer_norm"),
-    (r"post_attention_layernorm", "final_layer_norm"),
-    (r"^norm\.", "final_layer_norm."),
-)
+from foredraft.shapes.families import prefixes, runnable
 
 
 def load(
@@ -78,15 +67,15 @@ def parse_config(keys: dict[str, Any], folder: str | Path) -> tuple[Shape, Model
 
 
 def _prefix(shape: Shape, checkpoint: Checkpoint) -> str:
-    prefixes = PREFIXES.get(shape.family, PREFIXES[""])
-    return next((p for p in prefixes if f"{p}embed_tokens.weight" in checkpoint.stored), prefixes[0])
+    places = prefixes(shape.family)
+    return next((p for p in places if f"{p}embed_tokens.weight" in checkpoint.stored), places[0])
 
 
 def stored_name(name: str, shape: Shape, prefix: str) -> str:
     """A parameter's name on file."""
     if name.startswith("lm_head."):
         return name
-    for ours, theirs in _OPT if shape.family == "opt" else ():
+    for ours, theirs in runnable(shape.family).tensors:
         name = re.sub(ours, theirs, name)
     return prefix + name
 

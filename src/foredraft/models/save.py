@@ -13,20 +13,12 @@ from torch import Tensor
 
 from foredraft.models.decoder import INIT_STD
 from foredraft.models.layers import ModelConfig
-from foredraft.models.load import PREFIXES, stored_name
-from foredraft.models.rope import rope_to_config
+from foredraft.models.load import stored_name
+from foredraft.models.rope import Rope, rope_to_config
 from foredraft.records import write
 from foredraft.shapes import Shape
+from foredraft.shapes.families import prefixes, runnable
 from foredraft.shapes.folder import SINGLE
-
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "seed_oss": "SeedOssForCausalLM",
-    "opt": "OPTForCausalLM",
-}
 
 
 def save(
@@ -39,7 +31,7 @@ def save(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the weights `state` (named as `Decoder`'s parameters) in `dtype`; `more` are further keys, such as token ids."""
-    folder, prefix = Path(folder), PREFIXES.get(shape.family, PREFIXES[""])[0]
+    folder, prefix = Path(folder), prefixes(shape.family)[0]
     tensors = {stored_name(name, shape, prefix): tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{SINGLE}.partial"
@@ -54,14 +46,14 @@ def save(
 
 def config_of(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
     """The Hugging Face config that `shapes.from_config` and `layers.model_config_of` read back to the same values."""
-    if shape.family not in ARCHITECTURES:
-        raise ValueError(f"model_type {shape.family!r} cannot be written (have {', '.join(ARCHITECTURES)})")
     sizes = {
-        "model_type": shape.family, "architectures": [ARCHITECTURES[shape.family]], "vocab_size": shape.vocab_size,
+        "model_type": shape.family, "architectures": [runnable(shape.family).architecture], "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size, "num_hidden_layers": shape.num_layers, "num_attention_heads": shape.num_heads,
         "tie_word_embeddings": shape.tie_embeddings, "use_cache": True,
     }  # fmt: skip
-    return sizes | (_opt(shape, model_config) if shape.family == "opt" else _llama(shape, model_config))
+    return sizes | (
+        _opt(shape, model_config) if model_config.rope is None else _llama(shape, model_config, model_config.rope)
+    )
 
 
 def _opt(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
@@ -73,12 +65,11 @@ def _opt(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _llama(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
-    assert model_config.rope is not None, "families other than OPT have rotary positions"
+def _llama(shape: Shape, model_config: ModelConfig, rope: Rope) -> dict[str, Any]:
     config = {
         "intermediate_size": shape.intermediate_size, "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_dim, "hidden_act": model_config.activation, "rms_norm_eps": model_config.norm_eps,
-        "initializer_range": INIT_STD, **rope_to_config(model_config.rope),
+        "initializer_range": INIT_STD, **rope_to_config(rope),
     }  # fmt: skip
     if shape.max_position_embeddings:
         config["max_position_embeddings"] = shape.max_position_embeddings
@@ -86,22 +77,16 @@ def _llama(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
 
 
 def _biases(shape: Shape) -> dict[str, Any]:
-    """Each family's switches; a bias that its class cannot express is an error."""
-    said = {
-        "llama": {"attention_bias": shape.qkv_bias, "mlp_bias": shape.mlp_bias},
-        "qwen3": {"attention_bias": shape.qkv_bias},
-        "seed_oss": {
-            "attention_bias": shape.qkv_bias, "attention_out_bias": shape.o_bias, "mlp_bias": shape.mlp_bias,
-        },
-    }  # fmt: skip
-    return said.get(shape.family, {})
+    """Each family's switches, by the first field that they set."""
+    return {key: getattr(shape, fields[0]) for key, (fields, _) in runnable(shape.family).switches.items()}
 
 
 def _window(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
-    """Mistral slides unless told otherwise; of the others only Qwen can."""
-    if shape.family == "mistral":
+    """Some families slide unless told otherwise, some only if told."""
+    family = runnable(shape.family)
+    if family.slides == "always":
         return {"sliding_window": model_config.window}
-    if shape.family.startswith("qwen"):
+    if family.slides == "switched":
         slides = model_config.window is not None
         return {"use_sliding_window": slides} | (
             {"sliding_window": model_config.window, "max_window_layers": 0} if slides else {}

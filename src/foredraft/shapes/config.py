@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from foredraft.shapes.counts import HeadParts, Shape
+from foredraft.shapes.families import FAMILIES
 
 _SIZES = {
     "num_layers": "num_hidden_layers",
@@ -17,23 +18,6 @@ _SIZES = {
     "num_heads": "num_attention_heads",
     "intermediate_size": "intermediate_size",
     "vocab_size": "vocab_size",
-}
-_QWEN_MOE_SIZES = {
-    "num_experts": "num_experts",
-    "experts_per_token": "num_experts_per_tok",
-    "moe_intermediate_size": "moe_intermediate_size",
-}
-# Per model_type: further required sizes, and the class defaults of num_key_value_heads and head_dim (None: derived).
-_FAMILIES: dict[str, tuple[dict[str, str], int | None, int | None]] = {
-    "llama": ({}, None, None),
-    "mistral": ({}, 8, None),
-    "qwen2": ({}, 32, None),
-    "qwen3": ({}, 32, 128),
-    "opt": ({"intermediate_size": "ffn_dim"}, None, None),
-    "mixtral": ({"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}, 8, None),
-    "qwen2_moe": (_QWEN_MOE_SIZES | {"shared_intermediate_size": "shared_expert_intermediate_size"}, 16, None),
-    "qwen3_moe": (_QWEN_MOE_SIZES, 4, None),
-    "seed_oss": ({}, 8, 128),
 }
 
 
@@ -121,24 +105,26 @@ def _text_part(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape_of(config: dict[str, Any], name: str | None) -> Shape:
-    family = config.get("model_type")
-    if not isinstance(family, str) or family not in _FAMILIES:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         lacks = [key for key in _SIZES.values() if config.get(key) is None]
         reason = f"it lacks {', '.join(lacks)}" if lacks else "its biases, norms and experts are unknown"
-        raise ValueError(f"model_type {family!r} is not supported (have {', '.join(_FAMILIES)}); {reason}")
-    extra, default_kv_heads, default_head_dim = _FAMILIES[family]
-    sizes = _SIZES | extra
+        raise ValueError(f"model_type {model_type!r} is not supported (have {', '.join(FAMILIES)}); {reason}")
+    family = FAMILIES[model_type]
+    sizes = _SIZES | dict(family.sizes)
     missing = [key for key in sizes.values() if config.get(key) is None]
     if missing:
-        raise ValueError(f"{family} config lacks {', '.join(missing)}")
+        raise ValueError(f"{model_type} config lacks {', '.join(missing)}")
     fields = {field: config[key] for field, key in sizes.items()}
-    fields["num_kv_heads"] = config.get("num_key_value_heads", default_kv_heads) or fields["num_heads"]
-    fields["head_dim"] = config.get("head_dim", default_head_dim) or _divide(fields["hidden_size"], fields["num_heads"])
-    fields["tie_embeddings"] = config.get("tie_word_embeddings", family == "opt")
+    fields["num_kv_heads"] = config.get("num_key_value_heads", family.num_kv_heads) or fields["num_heads"]
+    fields["head_dim"] = config.get("head_dim", family.head_dim) or _divide(fields["hidden_size"], fields["num_heads"])
+    fields["tie_embeddings"] = config.get("tie_word_embeddings", family.tied)
     fields["max_position_embeddings"] = config.get("max_position_embeddings")
-    fields |= _switches(family, config)
-    name = name or config.get("_name_or_path") or family
-    return msgspec.convert({"name": name, "family": family, **fields}, Shape)
+    for key, (names, default) in family.switches.items():
+        fields |= dict.fromkeys(names, config.get(key, default))
+    fields |= family.fields(config)
+    name = name or config.get("_name_or_path") or model_type
+    return msgspec.convert({"name": name, "family": model_type, **fields}, Shape)
 
 
 def _divide(hidden_size: Any, num_heads: Any) -> Any:
@@ -148,40 +134,3 @@ def _divide(hidden_size: Any, num_heads: Any) -> Any:
     if hidden_size % num_heads:
         raise ValueError(f"head_dim is missing, and hidden_size/num_attention_heads = {hidden_size}/{num_heads}")
     return hidden_size // num_heads
-
-
-def _switches(family: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Biases, norms and the layout of experts, family by family (transformers' modeling files)."""
-    get = config.get
-    if family == "llama":
-        bias = get("attention_bias", False)
-        return {"qkv_bias": bias, "o_bias": bias, "mlp_bias": get("mlp_bias", False)}
-    if family == "seed_oss":
-        return {
-            "qkv_bias": get("attention_bias", True),
-            "o_bias": get("attention_out_bias", False),
-            "mlp_bias": get("mlp_bias", False),
-        }
-    if family == "opt":
-        return _opt_switches(config)
-    if family == "mixtral":
-        return {"moe_intermediate_size": config["intermediate_size"]}
-    moe = {"sparse_step": get("decoder_sparse_step", 1), "dense_layers": get("mlp_only_layers") or ()}
-    if family in ("qwen2", "qwen2_moe"):
-        return {"qkv_bias": get("qkv_bias", True)} | (moe if family == "qwen2_moe" else {})
-    if family in ("qwen3", "qwen3_moe"):
-        bias = get("attention_bias", False)
-        return {"qkv_bias": bias, "o_bias": bias, "qk_norm": True} | (moe if family == "qwen3_moe" else {})
-    return {}
-
-
-def _opt_switches(config: dict[str, Any]) -> dict[str, Any]:
-    """OPT: biases everywhere, LayerNorm, learned positions plus two rows; OPT-350m is post-norm and narrower."""
-    bias, positions = config.get("enable_bias", True), config.get("max_position_embeddings") or 2048
-    width = config.get("word_embed_proj_dim")
-    pre_norm = config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm", False)
-    return {
-        "gated_mlp": False, "layer_norm": True, "qkv_bias": bias, "o_bias": bias, "mlp_bias": bias,
-        "max_position_embeddings": positions, "position_rows": positions + 2 if isinstance(positions, int) else 0,
-        "embed_dim": None if width == config["hidden_size"] else width, "final_norm": pre_norm,
-    }  # fmt: skip

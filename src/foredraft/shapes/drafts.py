@@ -5,6 +5,7 @@ import math
 import msgspec
 
 from foredraft.shapes.counts import HeadParts, Shape
+from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, Family
 
 
 def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
@@ -14,7 +15,7 @@ def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int 
     if target.embed_dim:
         raise ValueError(f"{target.name}: a draft head needs embed_dim equal to hidden_size ({target.hidden_size})")
     return Shape(
-        name=f"{target.name}-{parts.kind}-{num_layers}L", family="llama", head=parts, num_layers=num_layers,
+        name=f"{target.name}-{parts.kind}-{num_layers}L", family=HEAD_FAMILY, head=parts, num_layers=num_layers,
         hidden_size=target.hidden_size, num_heads=target.num_heads, num_kv_heads=target.num_kv_heads,
         head_dim=target.head_dim, intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
         draft_vocab_size=draft_vocab, target_hidden_size=target.hidden_size,
@@ -23,7 +24,6 @@ def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int 
 
 
 LEAST_BODY = 5e4  # non-embedding parameters of the smallest model that `scaled` builds
-_DENSE_SIBLING = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3"}
 
 
 def scaled(target: Shape, params: float) -> Shape:
@@ -76,7 +76,7 @@ def _with_width(target: Shape, hidden: int, intermediate: int) -> Shape:
     num_heads, group = hidden // head_dim, target.num_heads // target.num_kv_heads
     group = max(g for g in range(1, group + 1) if num_heads % g == 0)
     return msgspec.structs.replace(
-        target, family=_DENSE_SIBLING.get(target.family, target.family), num_layers=1,
+        target, family=FAMILIES.get(target.family, Family()).dense or target.family, num_layers=1,
         hidden_size=hidden, num_heads=num_heads, num_kv_heads=num_heads // group, head_dim=head_dim,
         intermediate_size=intermediate, embed_dim=None, final_norm=True, num_experts=0, experts_per_token=0,
         moe_intermediate_size=None, shared_intermediate_size=0, sparse_step=1, dense_layers=(),
