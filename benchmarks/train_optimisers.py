@@ -16,7 +16,7 @@ import torch
 
 from foredraft import records
 from foredraft.data.tokens import TokenFolder
-from foredraft.recipe import LanguageModel, Recipe, Stage, Watch
+from foredraft.recipe import EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
 
@@ -33,7 +33,7 @@ def one(optimiser: str, learning_rate: float, given: Any, out: Path) -> dict[str
         stages=(Stage(tokens=given.tokens, length=256, batch=16, learning_rate=learning_rate),),
         optimiser=optimiser,
         compile=True,
-        watch=Watch(held_out_every=10**9, save_every=10**9),
+        watch=EvalSchedule(held_out_every=10**9, save_every=10**9),
     )
     launch(recipe, out, Devices(), data=[given.data], held_out=given.held_out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

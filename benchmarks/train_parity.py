@@ -19,7 +19,7 @@ import torch
 
 from foredraft import records
 from foredraft.data.tokens import Packing, TokenFolder
-from foredraft.recipe import LanguageModel, Recipe, Stage, Watch
+from foredraft.recipe import EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch, open_data
 from foredraft.train.objectives import trainee_of
@@ -100,7 +100,7 @@ def main() -> None:
     stage = Stage(tokens=given.tokens, length=given.length, batch=given.batch, learning_rate=given.rate)
     recipe = Recipe(
         model=LanguageModel(config=config), stages=(stage,), precision=given.precision, compile=given.compile,
-        watch=Watch(log_every=1, held_out_every=10**9, save_every=10**9),
+        watch=EvalSchedule(log_every=1, held_out_every=10**9, save_every=10**9),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -22,7 +22,7 @@ ASSUMED = "; link latency assumed"
 def device_time(hours: float) -> str:
     """Hours of one device in the unit that people would say them in: "132 device-hours", "4.5 device-minutes"."""
     units = ("hours", hours), ("minutes", 60 * hours), ("seconds", 3600 * hours)
-    unit, number = next((one for one in units if one[1] >= 1), units[-1])
+    unit, number = next(((unit, number) for unit, number in units if number >= 1), units[-1])
     return f"{number:,.0f} device-{unit}" if number >= 10 else f"{number:.2g} device-{unit}"
 
 
@@ -154,12 +154,12 @@ def machine(name: str) -> Machine:
     A size or variant in the name that is not the machine's own is an error: an "H100 64GB" is not an H100-SXM-80GB.
     """
     words = _words(name)
-    able = [found for found in _ALL if _variants(words) <= frozenset().union(*_labels(found))]
-    fits = [(len(label), found.name) for found in able for label in _labels(found) if label <= words]
-    best = {found for size, found in fits if size == max(fits)[0]}
+    able = [record for record in _ALL if _variants(words) <= frozenset().union(*_labels(record))]
+    fits = [(len(label), record.name) for record in able for label in _labels(record) if label <= words]
+    best = {machine_name for size, machine_name in fits if size == max(fits)[0]}
     if len(best) != 1:
-        meant = f"could be {' or '.join(sorted(best))}" if best else f"is not known; have {', '.join(MACHINES)}"
-        message = f"machine {name!r} {meant}; name one, or describe yours in a Machine record"
+        problem = f"could be {' or '.join(sorted(best))}" if best else f"is not known; have {', '.join(MACHINES)}"
+        message = f"machine {name!r} {problem}; name one, or describe yours in a Machine record"
         raise with_hint(ValueError(message), "foredraft list machines")
     return MACHINES[best.pop()]
 
@@ -173,5 +173,5 @@ def _variants(words: frozenset[str]) -> frozenset[str]:
     return frozenset(word for word in words if _VARIANT.fullmatch(word))
 
 
-def _labels(found: Machine) -> list[frozenset[str]]:
-    return [_words(label) for label in (found.name, *found.aliases)]
+def _labels(record: Machine) -> list[frozenset[str]]:
+    return [_words(label) for label in (record.name, *record.aliases)]

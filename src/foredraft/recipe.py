@@ -36,7 +36,7 @@ class LanguageModel(Record, frozen=True, tag_field="kind", tag="lm"):
 
     def __post_init__(self) -> None:
         require(self, positive=("params",))
-        if sum(given is not None for given in (self.params, self.config, self.init)) != 1:
+        if sum(field is not None for field in (self.params, self.config, self.init)) != 1:
             raise ValueError("model must give exactly one of params, config and init")
 
 
@@ -60,7 +60,7 @@ class Eagle3(Record, frozen=True, tag_field="kind", tag="eagle3"):
     """An EAGLE-3 head (arXiv 2503.01840); from two layers on, Scylla's (arXiv 2505.07858).
 
     `unroll`: steps of training-time test. `decay`: weight of a step over the step before. `draft_vocab`: how many of the
-    most frequent tokens it may draft, None for all. `feature_layers`: streams of the target, None for the default three.
+    most frequent tokens it may draft, None for all. `feature_layers`: of the target, whose hidden states it reads; None for the default three.
     `init`: a head's folder.
     """
 
@@ -114,8 +114,8 @@ class Stage(Record, frozen=True):
         return round(self.tokens / self.tokens_per_step)
 
 
-class Watch(Record, frozen=True):
-    """What is looked at and kept along the way. Changes no weight, so it may differ when a run resumes.
+class EvalSchedule(Record, frozen=True):
+    """What is logged, evaluated and saved along the way. Changes no weight, so it may differ when a run resumes.
 
     Every so many steps: a line in metrics.jsonl, held-out figures over about `held_out_tokens`, a checkpoint (of which the
     last `keep` and the best stay). `export_at`: tokens, counted over the run, at which the model is saved in its served
@@ -166,7 +166,7 @@ class Recipe(Record, frozen=True):
     precision: str = "bfloat16"
     compile: bool = False
     seed: int = 0
-    watch: Watch = Watch()
+    watch: EvalSchedule = EvalSchedule()
     predicted: Prediction | None = None
 
     def __post_init__(self) -> None:

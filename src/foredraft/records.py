@@ -64,10 +64,6 @@ class Provenance(Record, frozen=True):
     versions: dict[str, str] = {}
     created: str | None = None
 
-    def __hash__(self) -> int:
-        """Without `versions`, a dict, so that observations can key a cache; equal records still have equal hashes."""
-        return hash((self.source, self.trust, self.note, self.command, self.created))
-
 
 class Machine(Record, frozen=True):
     """One accelerator (or CPU) as the cost law sees it; rates are the maker's dense peaks, effective ones are fitted
@@ -320,7 +316,7 @@ class Fit(Record, frozen=True):
 
 class DraftChoice(Record, frozen=True):
     """A draft to train or to use. `kind` is head, lm or lookup; counts are parameters and tokens; training cost is
-    FLOPs and device-hours. `method` of a head: eagle (EAGLE-1/2) or eagle3; None for other kinds, and in plans older than it.
+    FLOPs and device-hours. `method`: which kind of head (`kinds.of_choice`); None for other kinds, and in plans older than it.
     """
 
     kind: str
@@ -335,10 +331,8 @@ class DraftChoice(Record, frozen=True):
     training_gpu_hours: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.method is not None and (self.kind != "head" or self.method not in ("eagle", "eagle3")):
-            raise ValueError(
-                f"method must be eagle or eagle3, and only of a head, got {self.method!r} of kind {self.kind!r}"
-            )
+        if self.method is not None and self.kind != "head":
+            raise ValueError(f"method is only of a head, got {self.method!r} of kind {self.kind!r}")
 
 
 class ScheduleStep(Record, frozen=True):

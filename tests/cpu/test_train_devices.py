@@ -12,7 +12,7 @@ from processes import together
 from safetensors.torch import load_file
 
 from foredraft import records
-from foredraft.recipe import Eagle3, LanguageModel, Recipe, Stage, Watch
+from foredraft.recipe import Eagle3, EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
 
@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
 def recipe(steps=STEPS, **changes):
     """7 held-out windows, which two processes cannot halve; micro-batches of which each process has two."""
     stage = Stage(tokens=STEPS * 8 * 32, length=32, batch=8, learning_rate=1e-2, micro_batch=2, schedule="constant")
-    watch = Watch(log_every=1, held_out_every=4, held_out_tokens=7 * 32, save_every=6)
+    watch = EvalSchedule(log_every=1, held_out_every=4, held_out_tokens=7 * 32, save_every=6)
     made = Recipe(model=LanguageModel(config=CONFIG), stages=(stage,), precision="float32", watch=watch)
     return msgspec.structs.replace(made, **changes)
 

@@ -17,10 +17,10 @@ from foredraft.models import load
 from foredraft.models.decoder import new_decoder
 from foredraft.models.layers import model_config_of
 from foredraft.models.save import config_of
-from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe, Stage, Watch
+from foredraft.recipe import Eagle, Eagle3, EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.records import Estimate
 from foredraft.teacher import attention
-from foredraft.train.checkpoints import Course, State
+from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
 from foredraft.train.from_plan import from_plan
 from foredraft.train.language_model import LanguageModelObjective
@@ -30,7 +30,7 @@ from foredraft.train.objectives import trainee_of
 from foredraft.train.optimiser import rate
 
 STEP = 8 * 32  # tokens
-QUIET = Watch(log_every=1, held_out_every=10**6, save_every=10**6)
+QUIET = EvalSchedule(log_every=1, held_out_every=10**6, save_every=10**6)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_within_documents_nothing_leaks_across_their_ends(folders):
 
 
 def test_it_learns_the_grammar_and_saves_best_last_and_on_the_way(folders, tmp_path):
-    watch = Watch(log_every=5, held_out_every=20, held_out_tokens=2048, save_every=20, keep=1, export_at=(5000,))
+    watch = EvalSchedule(log_every=5, held_out_every=20, held_out_tokens=2048, save_every=20, keep=1, export_at=(5000,))
     state = run(recipe(steps=100, watch=watch), tmp_path, folders, held_out=folders[1])
     held = lines(tmp_path, "held_out_loss")
     noise = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1 / VOCAB))  # what is left when the successors are known
@@ -238,7 +238,7 @@ def test_distillation_raises_the_acceptance_it_is_trained_on(folders, tmp_path):
     """A target that knows the grammar; a draft of one layer learns its law from tv alone, no text's label among it."""
     run(recipe(steps=100), tmp_path / "target", folders)
     small = CONFIG | {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32}
-    watch = Watch(log_every=1, held_out_every=100, held_out_tokens=2048, save_every=1000, lookahead=3)
+    watch = EvalSchedule(log_every=1, held_out_every=100, held_out_tokens=2048, save_every=1000, lookahead=3)
     made = recipe(steps=100, model=LanguageModel(config=small), loss={"tv": 0.5, "kl": 0.5}, watch=watch)
     run(made, tmp_path / "draft", folders, target=tmp_path / "target/final", held_out=folders[1])
     accept, tau = lines(tmp_path / "draft", "accept_prob"), lines(tmp_path / "draft", "held_out_tokens_per_step")
@@ -266,7 +266,7 @@ def test_stages_go_on_from_each_other(folders, tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value, folders, tmp_path, monkeypatch):
-    made = recipe(watch=Watch(log_every=1, save_every=5))
+    made = recipe(watch=EvalSchedule(log_every=1, save_every=5))
     data = open_data(made, [folders[0]], None)
     objective = trainee_of(made, None).objective(data, Devices())
     good = objective.loss
@@ -435,7 +435,7 @@ def test_a_dry_run_says_what_a_run_takes_and_starts_none(folders, tmp_path):
     assert found["flops"] == pytest.approx(20 * STEP * 3 * shape.flops_per_token(16.5))
     assert found["time_s"]["low"] < found["time_s"]["value"] < found["time_s"]["high"]
     assert not (tmp_path / "run").exists()
-    run(recipe(watch=Watch(save_every=5, keep=2)), tmp_path / "run", folders)
+    run(recipe(watch=EvalSchedule(save_every=5, keep=2)), tmp_path / "run", folders)
     used = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors"))
     assert found["disk_bytes"] / 2 < used < found["disk_bytes"]
 
@@ -458,7 +458,7 @@ def test_data_of_another_vocabulary_is_refused(folders, tmp_path):
 def test_tensorboard_is_asked_for_by_name_where_it_is_missing(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match="pip install tensorboard"):
-        run(recipe(watch=Watch(tensorboard=True)), tmp_path, folders)
+        run(recipe(watch=EvalSchedule(tensorboard=True)), tmp_path, folders)
 
 
 def test_the_state_of_a_run_is_plain_json(folders, tmp_path):

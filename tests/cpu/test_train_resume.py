@@ -11,7 +11,7 @@ from grammar import CONFIG, write_folder
 from processes import ended, reached, start
 from safetensors.torch import load_file
 
-from foredraft.recipe import LanguageModel, Recipe, Stage, Watch
+from foredraft.recipe import EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
 
@@ -30,7 +30,7 @@ RECIPE = Recipe(
         Stage(tokens=steps * 8 * 32, length=32, batch=8, learning_rate=1e-2, micro_batch=4) for steps in STAGES
     ),
     precision="float32",
-    watch=Watch(log_every=1, held_out_every=25, held_out_tokens=512, save_every=7, keep=2),
+    watch=EvalSchedule(log_every=1, held_out_every=25, held_out_tokens=512, save_every=7, keep=2),
 )
 
 
@@ -82,7 +82,7 @@ def test_another_recipe_or_other_data_are_refused_with_the_difference(folders, u
     with pytest.raises(ValueError, match=r"data \w+ → \w+"):
         launch(RECIPE, uninterrupted, Devices(), data=[folders[1]])
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
-    louder = msgspec.structs.replace(RECIPE, watch=Watch(save_every=50))  # what is watched may change
+    louder = msgspec.structs.replace(RECIPE, watch=EvalSchedule(save_every=50))  # what is watched may change
     assert launch(louder, uninterrupted, Devices(), data=[folders[0]]).step == STEPS
 
 

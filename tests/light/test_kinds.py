@@ -3,6 +3,7 @@
 import pytest
 
 from foredraft import kinds, shapes
+from foredraft.records import DraftChoice
 
 TARGET = shapes.shape("Llama-3.1-8B")
 
@@ -59,3 +60,25 @@ def test_a_shape_has_the_layers_asked_for(kind):
 )
 def test_a_checkpoint_is_told_by_tensors_then_config(config, tensors, kind):
     assert kinds.of_checkpoint(config, tensors) is kind
+
+
+def _choice(kind, method=None):
+    return DraftChoice(kind=kind, name="head", method=method, params=1.0, non_embedding_params=1.0)
+
+
+def test_a_plans_draft_has_one_kind():
+    drafts = [_choice("lookup"), _choice("lm"), _choice("head", "eagle"), _choice("head", "eagle3")]
+    assert [kinds.of_choice(draft) for draft in drafts] == [kinds.NGRAM, kinds.LM, kinds.EAGLE, kinds.EAGLE3]
+
+
+@pytest.mark.parametrize(
+    ("draft", "message"),
+    [
+        (_choice("head"), "draft.method is missing"),
+        (_choice("head", "medusa"), "must be lookup or one of lm, eagle, eagle3, got 'medusa'"),
+        (_choice("tree"), "got 'tree'"),
+    ],
+)
+def test_a_plans_draft_of_no_kind_is_refused(draft, message):
+    with pytest.raises(ValueError, match=message):
+        kinds.of_choice(draft)

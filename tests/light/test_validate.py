@@ -68,7 +68,7 @@ def test_constant_acceptance_is_the_best_constant_of_the_known_rows():
     """The rule to beat is not a straw man: on exactly constant rows it is exact, and no other constant fits better."""
     known = {1: 1.7, 2: 1.7 + 0.49}
     assert curves.constant_alpha(known) == pytest.approx(0.7, abs=1e-4)
-    assert curves.known_part({1: 1.7, 2: 2.1, 3: 2.3, 8: 3.0}) == {1: 1.7, 2: 2.1}
+    assert curves.visible_part({1: 1.7, 2: 2.1, 3: 2.3, 8: 3.0}) == {1: 1.7, 2: 2.1}
 
 
 def test_throughput_of_qwen3_32b_from_k_up_to_2():

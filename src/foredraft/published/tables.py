@@ -185,8 +185,8 @@ def read_table(path: str | Path, *, trust: str = "repository") -> tuple[list[Obs
         # a unit in parentheses is not part of the name
         header = {_key(re.sub(r"\(.*?\)", "", column)): column for column in reader.fieldnames or () if column}
         rows = [(reader.line_num, row) for row in reader]
-    found = {field: alias for field, aliases in COLUMNS.items() for alias in reversed(aliases) if alias in header}
-    cells = _Cells(name, header, found)
+    columns = {field: alias for field, aliases in COLUMNS.items() for alias in reversed(aliases) if alias in header}
+    cells = _Cells(name, header, columns)
     if not rows:
         raise ValueError(f"{name}: no rows below the header")
     if not any(cells.has(field) for field in OUTCOMES):
@@ -209,12 +209,12 @@ def read_table(path: str | Path, *, trust: str = "repository") -> tuple[list[Obs
 class _Cells:
     """Typed access to the cells of one table; remembers which columns were looked at."""
 
-    def __init__(self, name: str, header: dict[str, str], found: dict[str, str]) -> None:
-        self.name, self.header, self.found = name, header, found
-        self.used = set(found.values()) | {"source", "note"}
+    def __init__(self, name: str, header: dict[str, str], columns: dict[str, str]) -> None:
+        self.name, self.header, self.columns = name, header, columns
+        self.used = set(columns.values()) | {"source", "note"}
 
     def has(self, field: str) -> bool:
-        return field in self.found or (field == "survival" and any(map(_by_position, self.header)))
+        return field in self.columns or (field == "survival" and any(map(_by_position, self.header)))
 
     def text(self, row: dict, key: str) -> str | None:
         self.used.add(key)
@@ -238,12 +238,12 @@ class _Cells:
 
 def _observation(cells: _Cells, number: int, row: dict, provenance: Provenance) -> Observation:
     fields: dict = {}
-    for field, key in cells.found.items():
+    for field, key in cells.columns.items():
         fields[field] = (
-            cells.text(row, key) if field in TEXT else _whole(cells, field, cells.number(row, key, number), number)
+            cells.text(row, key) if field in TEXT else _as_int(cells, field, cells.number(row, key, number), number)
         )
     fields |= _derived(cells, number, row, fields)
-    fields |= {"method": _method(fields, "method" in cells.found), "target": fields.get("target") or "unstated"}
+    fields |= {"method": _method(fields, "method" in cells.columns), "target": fields.get("target") or "unstated"}
     if variant := cells.text(row, "thinking"):
         fields["dataset"] = f"{fields.get('dataset') or ''} [{variant}]".strip()
     try:
@@ -270,7 +270,7 @@ def _derived(cells: _Cells, number: int, row: dict, fields: dict) -> dict:
         cell("model_load_gib"),
         cell("data_scale_x_sharegpt"),
     )
-    if nodes is not None and {"steps", "accepted"} <= set(cells.found):  # vLLM's counters go by this name too
+    if nodes is not None and {"steps", "accepted"} <= set(cells.columns):  # vLLM's counters go by this name too
         out["drafted"], nodes = int(nodes), None
     if nodes is not None and fields.get("lookahead") is None:  # a table without steps counts its chain so
         out["lookahead"], nodes = int(nodes), None
@@ -280,7 +280,7 @@ def _derived(cells: _Cells, number: int, row: dict, fields: dict) -> dict:
     if nodes is not None:
         out["tree_nodes"] = int(nodes) - 1  # SGLang counts the root
     if counts is not None:  # vLLM's counter where accepted tokens stand beside it, else the draft's training tokens
-        out["drafted" if "accepted" in cells.found else "draft_tokens"] = int(counts)
+        out["drafted" if "accepted" in cells.columns else "draft_tokens"] = int(counts)
     if gib is not None:
         out["model_bytes"] = gib * 2**30
     if scale is not None:
@@ -325,12 +325,12 @@ def _by_position(key: str) -> bool:
     return "per_position" in key or "position_acceptance" in key
 
 
-def _whole(cells: _Cells, field: str, value: float | None, number: int) -> float | int | None:
+def _as_int(cells: _Cells, field: str, value: float | None, number: int) -> float | int | None:
     """The value, as an int where the field counts something."""
     if field not in WHOLE or value is None:
         return value
     if not value.is_integer():
-        raise ValueError(f"{cells.name}:{number}: column {cells.found[field]}: {value} is not a whole number")
+        raise ValueError(f"{cells.name}:{number}: column {cells.columns[field]}: {value} is not a whole number")
     return int(value)
 
 

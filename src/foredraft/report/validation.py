@@ -13,7 +13,7 @@ import numpy as np
 
 from foredraft.report import style
 from foredraft.report.style import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, SKY, VERMILION
-from foredraft.validate.findings import Choice, CurvePoint, RatioPoint, Validation
+from foredraft.validate.findings import CurvePoint, LookaheadChoice, RatioPoint, Validation
 
 MOST_PANELS, COLUMNS, NAME_WIDTH = 12, 4, 31
 LOAD = "load: clients, or sequences in the batch"
@@ -165,7 +165,7 @@ def _regret(figure: Any, validation: Validation) -> None:
     style.legend(figure, panels)
 
 
-def _regret_by_load(axes: Any, choices: Sequence[Choice]) -> None:
+def _regret_by_load(axes: Any, choices: Sequence[LookaheadChoice]) -> None:
     """Mean over settings as a bar, each setting as a circle."""
     loads = sorted({choice.load for choice in choices})
     lost = [[100 * choice.regret for choice in choices if choice.load == load] for load in loads]

@@ -91,8 +91,8 @@ def unfolded(config: dict[str, Any]) -> dict[str, Any]:
     inner = config.get("transformer_layer_config")
     if not isinstance(inner, dict):
         return config
-    own = {key: value for key, value in config.items() if value is not None and key != "transformer_layer_config"}
-    return {"norm_before_residual": True} | inner | own
+    outer = {key: value for key, value in config.items() if value is not None and key != "transformer_layer_config"}
+    return {"norm_before_residual": True} | inner | outer
 
 
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:

@@ -48,14 +48,14 @@ def _of_width(target: Shape, hidden: int, params: float) -> list[Shape]:
     draft = _with_width(target, hidden, max(step, round(_mlp_ratio(target) * hidden / step) * step))
     ends = draft.non_embedding_params - _layers_only(draft)
     depth = (params - ends) / _layers_only(draft)
-    found = []
+    shapes = []
     for num_layers in {math.floor(depth), math.ceil(depth)}:
         if 1 <= num_layers <= 160:
             slope = (3 if draft.gated_mlp else 2) * hidden
             short = ((params - ends) / num_layers - _layers_only(draft)) / slope
             mlp = max(step, draft.intermediate_size + round(short / step) * step)
-            found.append(msgspec.structs.replace(draft, num_layers=num_layers, intermediate_size=mlp))
-    return found or [draft]
+            shapes.append(msgspec.structs.replace(draft, num_layers=num_layers, intermediate_size=mlp))
+    return shapes or [draft]
 
 
 def _layers_only(draft: Shape) -> int:

@@ -56,13 +56,13 @@ def known_shapes() -> tuple[str, ...]:
 
 def shape(name: str) -> Shape:
     """Look up a public model: "Qwen/Qwen3-32B", "LLaMA-Instruct-3.1-8B", "vicuna-7b-v1.3" all find theirs."""
-    found = next((_index()[key] for key in _keys(name) if key in _index()), None)
-    if found is None:
+    known_name = next((_index()[key] for key in _keys(name) if key in _index()), None)
+    if known_name is None:
         near = _nearest(name)
         message = f"no shape named {name!r}; nearest: {', '.join(near)}; or give its config.json to from_config"
         raise with_hint(ValueError(message), "foredraft list models; or pass the folder of a Hugging Face config.json")
-    row = _table().shapes[found]
-    built = from_config(row.config, found)
+    row = _table().shapes[known_name]
+    built = from_config(row.config, known_name)
     return msgspec.structs.replace(built, training_tokens=row.training_tokens, training_source=row.training_source)
 
 
@@ -73,5 +73,5 @@ def named(name: str) -> Shape:
 
 def _nearest(name: str) -> list[str]:
     """The three known names most like `name`."""
-    names = {known.lower(): known for known in (*_table().shapes, *_table().aliases)}
+    names = {name.lower(): name for name in (*_table().shapes, *_table().aliases)}
     return [names[near] for near in difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), names, n=3, cutoff=0.0)]

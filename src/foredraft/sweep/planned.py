@@ -1,7 +1,7 @@
 """The planner's next runs as cells.
 
 What a next run can become: a training of the plan's draft (its size or layers, the run's tokens) with the recipe of the family in
-`drafts` of that kind, and a measurement of it; a measurement of look-up; of a chain beside a tree; of step costs with any draft.
+`drafts` of that kind, and a measurement of it; a measurement of prompt lookup; of a chain beside a tree; of step costs with any draft.
 What it cannot: a public draft has to be named (a family with `folder`), and a server at a concurrency is measured here
 as a batch of that size.
 
@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foredraft import records
+from foredraft import kinds, records
 from foredraft.records import DraftChoice, NextRun, Plan
 from foredraft.sweep.cells import Cell
 from foredraft.sweep.expand import NGRAM, Draft, given_or, laid, measured, recipe_at, short, training
 from foredraft.sweep.grid import Drafts, Grid, Measure
-
-KINDS = {"lm": ("lm",), "head": ("eagle3", "eagle")}  # of a plan's draft: of the recipes that train such a one
 
 
 class Cannot(ValueError):
@@ -45,13 +43,13 @@ def planned(grid: Grid) -> Planned:
         raise ValueError(f"{grid.plan}: the plan has no next runs")
     cells: list[Cell] = []
     left_out: dict[str, str] = {}
-    taken = 0
+    num_runs = 0
     for number, run in enumerate(plan.next_runs, 1):
-        if taken == grid.planner:
+        if num_runs == grid.planner:
             break
         try:
             cells += _cells(f"next{number}", run, plan, plan.draft, grid)
-            taken += 1
+            num_runs += 1
         except Cannot as error:
             left_out[run.run] = str(error)
     return Planned(cells, left_out)
@@ -71,8 +69,8 @@ def _cells(name: str, run: NextRun, plan: Plan, choice: DraftChoice, grid: Grid)
 
 
 def _public(choice: DraftChoice, grid: Grid) -> Draft:
-    """A draft that is there: look-up, or the first that the document names."""
-    if choice.kind == "lookup":
+    """A draft that is there: prompt lookup, or the first that the document names."""
+    if choice.kind == kinds.NGRAM.role:
         return Draft(NGRAM, NGRAM, None, NGRAM)
     for name, family in grid.drafts.items():
         if family.folder and family.folder != NGRAM:
@@ -97,23 +95,24 @@ def _chain_and_tree(plan: Plan) -> Iterator[str]:
 
 
 def _trained(name: str, run: NextRun, plan: Plan, choice: DraftChoice, grid: Grid) -> list[Cell]:
-    if run.draft_tokens is None or choice.kind not in KINDS:
+    if run.draft_tokens is None or not kinds.of_role(choice.kind):
         raise Cannot(f"a {choice.kind} is not trained")
     kin, family = _family(choice, grid)
-    params, layers = (None, choice.num_layers) if choice.kind == "head" else (choice.non_embedding_params, None)
+    params, layers = (choice.non_embedding_params, None) if choice.kind == kinds.LM.role else (None, choice.num_layers)
     recipe = laid(recipe_at(family, grid, params, layers), {"stages": [{"tokens": run.draft_tokens}]})
     label = f"{name}-d{short(run.draft_tokens)}"
     data, held_out = given_or(family.data, grid.data), family.held_out or grid.held_out
-    made = training(label, recipe, data, held_out, grid.target, grid.device, where=f"planner {name}", kin=name)
+    cell = training(label, recipe, data, held_out, grid.target, grid.device, where=f"planner {name}", kin=name)
     draft = Draft(label, f"@{label}", run.draft_tokens, label, kin)
     depth = max(1, *(step.lookahead for step in plan.schedule))
-    return [made, *measured(Measure(spec=(f"@{depth}",)), name, [draft], grid)]
+    return [cell, *measured(Measure(spec=(f"@{depth}",)), name, [draft], grid)]
 
 
 def _family(choice: DraftChoice, grid: Grid) -> tuple[str | None, Drafts]:
     """The family that says how to train such a draft, and its name; only defaults where there is none."""
+    names = [kind.name for kind in kinds.of_role(choice.kind)]
     for name, family in grid.drafts.items():
-        kind: Mapping[str, Any] = laid(grid.recipe, family.recipe).get("model", {})
-        if not family.folder and kind.get("kind", "lm" if family.params else None) in KINDS[choice.kind]:
+        model: Mapping[str, Any] = laid(grid.recipe, family.recipe).get("model", {})
+        if not family.folder and model.get("kind", kinds.LM.name if family.params else None) in names:
             return name, family
-    return None, Drafts(recipe={"model": {"kind": KINDS[choice.kind][0]}})
+    return None, Drafts(recipe={"model": {"kind": names[0]}})

@@ -4,6 +4,7 @@ Promises: sizes and token budgets are the plan's own; the expected tokens per st
 know: how a plan is made.
 """
 
+from foredraft import kinds
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import DraftChoice, Plan
 
@@ -22,27 +23,26 @@ def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
     A head of several layers (Scylla) trains on plain text first and, where `num_folders` is 2, on the target's answers then.
     """
     draft = plan.draft
-    if draft is None or draft.kind == "lookup":
+    if draft is None or kinds.of_choice(draft).passes == "none":
         raise ValueError(f"draft: the plan chose {draft.name if draft else 'no draft'}, which needs no training")
     if not draft.draft_tokens:
         raise ValueError(f"draft.draft_tokens is missing: {draft.name} is used as it is; write a recipe to train it")
     best = max(plan.schedule, key=lambda step: step.tokens_per_step.value)
     return Recipe(
-        model=_head(draft) if draft.kind == "head" else LanguageModel(params=draft.non_embedding_params),
+        model=_model(draft),
         stages=_stages(draft, draft.draft_tokens, num_folders, length),
         compile=draft.training_flops > COMPILED_FLOPS,
         predicted=Prediction(lookahead=best.lookahead, tokens_per_step=best.tokens_per_step),
     )
 
 
-def _head(draft: DraftChoice) -> Eagle | Eagle3:
-    if draft.method is None:
-        raise ValueError(
-            f"draft.method is missing: this plan is too old to say which kind of head {draft.name} is; plan again"
-        )
-    if draft.method == "eagle":
-        return Eagle(layers=draft.num_layers)
-    return Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
+def _model(draft: DraftChoice) -> LanguageModel | Eagle | Eagle3:
+    kind = kinds.of_choice(draft)
+    if kind is kinds.LM:
+        return LanguageModel(params=draft.non_embedding_params)
+    if kind is kinds.EAGLE3:
+        return Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
+    return Eagle(layers=draft.num_layers)
 
 
 def _draft_vocab(draft: DraftChoice) -> int | None:

@@ -13,7 +13,7 @@ from foredraft.plan import evidence
 from foredraft.published.tables import COLUMNS_HELP
 from foredraft.records import Observation, with_hint
 from foredraft.validate import curves, ladders, throughput
-from foredraft.validate.findings import Choice, CurvePoint, RatioPoint, Validation, merge
+from foredraft.validate.findings import CurvePoint, LookaheadChoice, RatioPoint, Validation, merge
 
 
 def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Validation:
@@ -23,12 +23,12 @@ def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Vali
     """
     law = evidence.position_law(evidence.documents(list(rows)))
     parts = [curves.judge(rows, law), throughput.judge(rows, law, machine), ladders.judge(rows, law, machine)]
-    whole = merge(parts)
-    if not (whole.curves or whole.ratios or whole.ladders):
-        lacking = "; ".join(f"{n} rows lack {what}" for what, n in whole.lacking.items())
+    validation = merge(parts)
+    if not (validation.curves or validation.ratios or validation.ladders):
+        lacking = "; ".join(f"{n} rows lack {what}" for what, n in validation.lacking.items())
         usual = "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"
         raise with_hint(ValueError(f"no prediction can be judged: {lacking or usual}"), COLUMNS_HELP)
-    return whole
+    return validation
 
 
 class Judged(NamedTuple):
@@ -51,4 +51,13 @@ def validate_tables(tables: Mapping[str, Sequence[Observation]], *, machine: str
     return Judged(judged, refused)
 
 
-__all__ = ["Choice", "CurvePoint", "Judged", "RatioPoint", "Validation", "merge", "validate", "validate_tables"]
+__all__ = [
+    "CurvePoint",
+    "Judged",
+    "LookaheadChoice",
+    "RatioPoint",
+    "Validation",
+    "merge",
+    "validate",
+    "validate_tables",
+]

@@ -18,15 +18,17 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
     points: list[CurvePoint] = []
     lacking: dict[str, int] = {}
     for key, curve in acceptance.chain_curves(rows).items():
-        known, asked = known_part(curve), [k for k in curve if k > KNOWN_LOOKAHEAD]
-        if not asked:
+        visible, larger = visible_part(curve), [k for k in curve if k > KNOWN_LOOKAHEAD]
+        if not larger:
             continue
-        if not known or max(asked) > acceptance.MAX_POSITIONS:
-            what = "τ at k ≤ 2 (for τ at larger k)" if not known else f"a lookahead within {acceptance.MAX_POSITIONS}"
-            lacking[what] = lacking.get(what, 0) + len(asked)
+        if not visible or max(larger) > acceptance.MAX_POSITIONS:
+            what = "τ at k ≤ 2 (for τ at larger k)" if not visible else f"a lookahead within {acceptance.MAX_POSITIONS}"
+            lacking[what] = lacking.get(what, 0) + len(larger)
             continue
-        alpha = constant_alpha(known)
-        for k, (mid, low, high) in acceptance.predict(law, known, asked, drifts=kinds.of_method(key[1]).drifts).items():
+        alpha = constant_alpha(visible)
+        for k, (mid, low, high) in acceptance.predict(
+            law, visible, larger, drifts=kinds.of_method(key[1]).drifts
+        ).items():
             points.append(
                 CurvePoint(
                     curve=" · ".join(filter(None, key)),
@@ -41,15 +43,15 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
     return Validation(curves=tuple(points), lacking=lacking)
 
 
-def known_part(curve: Curve) -> dict[int, float]:
+def visible_part(curve: Curve) -> dict[int, float]:
     """What a prediction may see of a curve."""
     return {k: tau for k, tau in curve.items() if k <= KNOWN_LOOKAHEAD}
 
 
-def constant_alpha(known: Curve) -> float:
-    """The one α of least squares in log τ over the known rows: the rule to beat."""
+def constant_alpha(visible: Curve) -> float:
+    """The one α of least squares in log τ over the visible rows: the rule to beat."""
     fit = minimize_scalar(
-        lambda a: sum(log(float(tokens_per_step_constant(a, k)) / tau) ** 2 for k, tau in known.items()),
+        lambda a: sum(log(float(tokens_per_step_constant(a, k)) / tau) ** 2 for k, tau in visible.items()),
         bounds=(0, 1),
         method="bounded",
     )

@@ -34,7 +34,7 @@ class RatioPoint(Record, frozen=True):
     predicted: float
 
 
-class Choice(Record, frozen=True):
+class LookaheadChoice(Record, frozen=True):
     """The lookahead that the prediction picks at one load, the measured best, and the share of throughput lost
     between them.
     """
@@ -53,7 +53,7 @@ class Validation(Record, frozen=True):
 
     curves: tuple[CurvePoint, ...] = ()
     ratios: tuple[RatioPoint, ...] = ()
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[LookaheadChoice, ...] = ()
     fixed_regret: dict[int, tuple[float, float]] = field(default_factory=dict)
     ladders: tuple[RatioPoint, ...] = ()
     lacking: dict[str, int] = field(default_factory=dict)

@@ -92,8 +92,8 @@ def _predict(
     lengths = (row.input_len or DEFAULT_LENGTHS[0], row.output_len or DEFAULT_LENGTHS[1])
     plain, speculative = known_servers(row, lengths, machine)
     tau = row.tokens_per_step if row.tokens_per_step is not None else usual_tau(row, drafting.depth, law, without)
-    given = {"width": drafting.width, "nodes": drafting.nodes}
-    fast = speculative.load(load(row), drafting.depth, tau, **given).output_tok_s
+    tree = {"width": drafting.width, "nodes": drafting.nodes}
+    fast = speculative.load(load(row), drafting.depth, tau, **tree).output_tok_s
     for note, missing in (
         (
             f"prompts of {lengths[0]:.0f} and answers of {lengths[1]:.0f} tokens",
@@ -136,8 +136,8 @@ def usual_tau(row: Observation, depth: int, law: PositionLaw, without: frozenset
         kin = [curve for key, curve in curves.items() if key[1] == method and evidence.names(key[0], target)]
         return [acceptance.posterior(law, curve, drifts=drifts).tokens_per_step(depth)[0] for curve in kin]
 
-    if own := taus(row.method):
-        return float(np.mean(own))
+    if same_method := taus(row.method):
+        return float(np.mean(same_method))
     heads = taus("eagle3") if drifts else []
     median = float(np.mean(heads or [acceptance.posterior(law, {}, drifts=drifts).tokens_per_step(depth)[0]]))
     return 1 + (median - 1) * (relative_gain(row.method, without) if drifts else 1.0)

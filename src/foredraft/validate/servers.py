@@ -50,13 +50,13 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
     if not name:
         raise ValueError("the machine, or --machine")
     target, where = shapes.shape(row.target), machine(name)
-    given = {
+    conditions = {
         "input_len": lengths[0],
         "output_len": lengths[1],
         "tensor_parallel": row.tensor_parallel or fewest(target, where),
         "efficiency": named_in(row.engine).efficiency(),
     }
-    return serve(target, where, **given), serve(target, where, draft=draft_shape(row, target), **given)
+    return serve(target, where, **conditions), serve(target, where, draft=draft_shape(row, target), **conditions)
 
 
 def draft_shape(row: Observation, target: shapes.Shape) -> shapes.Shape | None:

@@ -16,8 +16,8 @@ from foredraft.laws import acceptance, cost
 from foredraft.laws.acceptance import PositionLaw
 from foredraft.laws.cost import CostRow
 from foredraft.records import Observation
-from foredraft.validate.curves import known_part
-from foredraft.validate.findings import KNOWN_LOOKAHEAD, Choice, RatioPoint, Validation, setting
+from foredraft.validate.curves import visible_part
+from foredraft.validate.findings import KNOWN_LOOKAHEAD, LookaheadChoice, RatioPoint, Validation, setting
 from foredraft.validate.servers import Servers, servers
 
 Group = dict[tuple[int, int], float]  # (load, lookahead) -> output tokens/s
@@ -39,19 +39,19 @@ def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None = N
             groups[(*place(row), row.method, row.draft)].append(row)
     ratios: list[RatioPoint] = []
     judged: list[list[Observation]] = []
-    choices: list[Choice] = []
+    choices: list[LookaheadChoice] = []
     assumed: list[str] = []
     for group in groups.values():
-        asked = [row for row in group if lookahead(row) > KNOWN_LOOKAHEAD]
+        larger = [row for row in group if lookahead(row) > KNOWN_LOOKAHEAD]
         if not any(lookahead(row) <= KNOWN_LOOKAHEAD for row in group):
-            lacking["throughput at k ≤ 2 (for throughput at larger k)"] += len(asked)
+            lacking["throughput at k ≤ 2 (for throughput at larger k)"] += len(larger)
             continue
         predicted, notes = predict_group(group, plain_beside(group[0], plain), law, machine)
         assumed += notes
         judged.append(group)
-        found = _ratios(group, plain_beside(group[0], plain), predicted)
-        ratios += [point for point in found if point.lookahead > KNOWN_LOOKAHEAD]
-        choices += _choices(found)
+        points = _ratios(group, plain_beside(group[0], plain), predicted)
+        ratios += [point for point in points if point.lookahead > KNOWN_LOOKAHEAD]
+        choices += _choices(points)
     return Validation(
         ratios=tuple(ratios),
         choices=tuple(choices),
@@ -63,11 +63,13 @@ def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None = N
 
 def plain_speeds(rows: Sequence[Observation]) -> dict[tuple, dict[int, float]]:
     """Mean output tokens/s without speculation, by place and load."""
-    found: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    speeds_by_place: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row.method == "none" and row.output_tok_s is not None and load(row):
-            found[place(row)][load(row)].append(row.output_tok_s)
-    return {key: {n: float(np.mean(speeds)) for n, speeds in by_load.items()} for key, by_load in found.items()}
+            speeds_by_place[place(row)][load(row)].append(row.output_tok_s)
+    return {
+        key: {n: float(np.mean(speeds)) for n, speeds in by_load.items()} for key, by_load in speeds_by_place.items()
+    }
 
 
 def place(row: Observation) -> tuple:
@@ -113,62 +115,62 @@ def predict_group(
     group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw, machine: str | None = None
 ) -> tuple[Group, tuple[str, ...]]:
     """Output tokens/s at every (load, k) of the group, from `plain` and the rows at k ≤ 2; and what was assumed."""
-    known = [row for row in group if lookahead(row) <= KNOWN_LOOKAHEAD]
-    shop = servers(group[0], plain, machine)
+    visible = [row for row in group if lookahead(row) <= KNOWN_LOOKAHEAD]
+    costs = servers(group[0], plain, machine)
     drifts = kinds.of_method(group[0].method).drifts
-    curves = [curve for curve in acceptance.chain_curves(known).values() if curve]
+    curves = [curve for curve in acceptance.chain_curves(visible).values() if curve]
     if curves:
         taus, notes = (
-            1 + np.cumsum(acceptance.posterior(law, known_part(curves[0]), drifts=drifts).median_curve()),
-            shop.assumed,
+            1 + np.cumsum(acceptance.posterior(law, visible_part(curves[0]), drifts=drifts).median_curve()),
+            costs.assumed,
         )
-        multipliers = _calibrated(shop, plain, known, taus)
+        multipliers = _calibrated(costs, plain, visible, taus)
     else:
-        taus, multipliers = _likeliest_curve(shop, plain, known, law)
-        notes = (*shop.assumed, f"{setting(group[0])}: no τ in the rows, read from their throughput")
-    wanted = np.array([(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s) for row in group])
-    model = cost.predict_rows(shop.plain, shop.speculative, wanted, multipliers)
+        taus, multipliers = _best_curve(costs, plain, visible, law)
+        notes = (*costs.assumed, f"{setting(group[0])}: no τ in the rows, read from their throughput")
+    table = np.array([(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s) for row in group])
+    model = cost.predict_rows(costs.plain, costs.speculative, table, multipliers)
     misses: dict[int, dict[int, float]] = defaultdict(dict)
-    for (n, k, _, measured), value in zip(wanted, model, strict=True):
+    for (n, k, _, measured), value in zip(table, model, strict=True):
         if k <= KNOWN_LOOKAHEAD:
             misses[int(n)][int(k)] = float(np.log(measured / value))
     return {
         (int(n), int(k)): float(value * np.exp(_carried(misses[int(n)], int(k))))
-        for (n, k, *_), value in zip(wanted, model, strict=True)
+        for (n, k, *_), value in zip(table, model, strict=True)
     }, notes
 
 
 def _calibrated(
-    shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray
+    costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], taus: NDArray
 ) -> dict[str, float]:
     return cost.calibrate(
-        shop.plain, shop.speculative, _rows(plain, known, taus), prior_width=shop.prior_width
+        costs.plain, costs.speculative, _rows(plain, visible, taus), prior_width=costs.prior_width
     ).multipliers
 
 
-def _rows(plain: Mapping[int, float], known: Sequence[Observation], taus: NDArray) -> list[CostRow]:
+def _rows(plain: Mapping[int, float], visible: Sequence[Observation], taus: NDArray) -> list[CostRow]:
     bare = [CostRow(n, 0, 1.0, speed) for n, speed in plain.items()]
     return bare + [
-        CostRow(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in known
+        CostRow(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in visible
     ]
 
 
-def _likeliest_curve(
-    shop: Servers, plain: Mapping[int, float], known: Sequence[Observation], law: PositionLaw
+def _best_curve(
+    costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], law: PositionLaw
 ) -> tuple[NDArray, dict[str, float]]:
-    """Where no τ is stated: of curves drawn from the prior, the one that calibration can best reconcile with the
+    """Where no τ is stated: return the curve, of those drawn from the prior, that calibration reconciles best with the
     measured speeds.
     """
-    draws = acceptance.posterior(law, {}, drifts=kinds.of_method(known[0].method).drifts).draws(
+    draws = acceptance.posterior(law, {}, drifts=kinds.of_method(visible[0].method).drifts).draws(
         CANDIDATE_CURVES, np.random.default_rng(0)
     )
-    tried = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
+    curves = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
     fits = [
-        cost.calibrate(shop.plain, shop.speculative, _rows(plain, known, taus), prior_width=shop.prior_width)
-        for taus in tried
+        cost.calibrate(costs.plain, costs.speculative, _rows(plain, visible, taus), prior_width=costs.prior_width)
+        for taus in curves
     ]
-    best = min(range(len(tried)), key=lambda i: fits[i].misfit)
-    return tried[best], fits[best].multipliers
+    best = min(range(len(curves)), key=lambda i: fits[i].misfit)
+    return curves[best], fits[best].multipliers
 
 
 def _carried(misses: Mapping[int, float], k: int) -> float:
@@ -193,7 +195,7 @@ def _ratios(group: Sequence[Observation], plain: Mapping[int, float], predicted:
     ]
 
 
-def _choices(points: Sequence[RatioPoint]) -> list[Choice]:
+def _choices(points: Sequence[RatioPoint]) -> list[LookaheadChoice]:
     """At each load the k of the highest predicted ratio (0, no speculation, is 1) against the measured best."""
     out = []
     for n in sorted({p.load for p in points}):
@@ -204,7 +206,7 @@ def _choices(points: Sequence[RatioPoint]) -> list[Choice]:
         )
         chosen, best = max(predicted, key=lambda k: predicted[k]), max(measured, key=lambda k: measured[k])
         out.append(
-            Choice(
+            LookaheadChoice(
                 setting=here[0].setting, load=n, chosen=chosen, best=best, regret=1 - measured[chosen] / measured[best]
             )
         )
