@@ -235,7 +235,7 @@ def test_a_trained_tokenizer_keeps_any_text(bpe: Path) -> None:
     assert prompt == "User: Hi\nAssistant:"
 
 
-@pytest.mark.parametrize("name", ["none", "bpe/none", "/none/bpe", "bpe/empty"])
+@pytest.mark.parametrize("name", ["none", "owner/name", "bpe/none", "/none/bpe", "bpe/empty"])
 def test_a_missing_folder_is_told_without_transformers_or_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -603,7 +603,7 @@ def test_an_interrupted_regeneration_goes_on_as_if_nothing_had_been(
     """Sampled answers, cut off at bytes of chance (seed 0), within a line and between lines, in every group."""
     done = answer(target, asked, tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_bytes()
-    assert (done.written, done.found, whole.count(b"\n")) == (21, 0, 21)
+    assert (done.written, done.existing, whole.count(b"\n")) == (21, 0, 21)
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
     cuts = [0, ends[2], ends[17], len(whole), *np.random.default_rng(0).integers(1, len(whole), 4).tolist()]
     for cut in cuts:
@@ -612,8 +612,8 @@ def test_an_interrupted_regeneration_goes_on_as_if_nothing_had_been(
         shutil.copy(tmp_path / "whole.jsonl.settings.json", tmp_path / f"{cut}.jsonl.settings.json")
         again = answer(target, asked, out)
         assert out.read_bytes() == whole
-        assert again.written + again.found == 21
-        assert again.found == whole[:cut].count(b"\n")
+        assert again.written + again.existing == 21
+        assert again.existing == whole[:cut].count(b"\n")
 
 
 def test_answers_do_not_hang_on_their_company(tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]) -> None:
@@ -716,7 +716,7 @@ def test_a_prompt_that_does_not_fit_is_named_or_skipped(
     done = room.regenerate([*asked[:2], long], target, tmp_path / "b.jsonl", given, skips=skips)
     assert (done.written, skips.count) == (2, 1)
     done = room.regenerate([*asked[:2], long], target, tmp_path / "b.jsonl", given, skips=skips)
-    assert (done.written, done.found, len(done.steps)) == (0, 2, 0)
+    assert (done.written, done.existing, len(done.steps)) == (0, 2, 0)
 
 
 def test_another_target_or_template_does_not_go_on(

@@ -164,7 +164,7 @@ def regenerate(
             progress=lambda work, part, total: bar.update(task, description=work, completed=part, total=total),
         )  # fmt: skip
     _print_skips(skips.count, skips.named)
-    print(f"wrote {done.written:,} answered prompts to {out}, {done.found:,} were there", file=sys.stderr)
+    print(f"wrote {done.written:,} answered prompts to {out}, {done.existing:,} were there", file=sys.stderr)
     if done.steps:
         from foredraft.text import summary
 
@@ -174,7 +174,7 @@ def regenerate(
             {
                 "out": str(out),
                 "written": done.written,
-                "found": done.found,
+                "found": done.existing,
                 "tokens": done.tokens,
                 "skipped": skips.count,
             }

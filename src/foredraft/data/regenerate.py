@@ -88,10 +88,10 @@ class UnansweredPrompt(NamedTuple):
 
 
 class Regeneration(NamedTuple):
-    """`written` rows now, `found` there before; answer tokens written, and the engine's steps."""
+    """`written` rows now, `existing` ones there before; answer tokens written, and the engine's steps."""
 
     written: int
-    found: int
+    existing: int
     tokens: int
     steps: list[StepRecord]
 

@@ -60,7 +60,7 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> int:
 
 
 def load(path: str | Path) -> Any:
-    """Return the tokenizer in a folder, or of the model OWNER/NAME on the Hub where there is no folder OWNER.
+    """Return the tokenizer in a folder; the network is never asked.
 
     Raises ValueError where there is none, or where it has no end token; Python that a folder brings is never run.
     """
@@ -68,9 +68,7 @@ def load(path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(path), local_files_only=Path(path).is_dir(), trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         message = f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
         raise records.with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
@@ -83,15 +81,12 @@ def load(path: str | Path) -> Any:
 
 def _check(path: Path) -> None:
     """Raise ValueError, before anything heavy is imported, unless `path` may hold a tokenizer."""
-    if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise ValueError(
-            f"{path}: no tokenizer (it has none of {', '.join(TOKENIZER_FILES)}); give a folder with {TOKENIZER}"
-        )
-    on_hub = len(path.parts) == 2 and not path.parent.exists()
-    if not path.is_dir() and not on_hub:
-        raise ValueError(
-            f"{path}: no tokenizer (no such folder); give a folder with {TOKENIZER}, or OWNER/NAME of a model on the Hub"
-        )
+    if not path.is_dir():
+        message = f"{path}: no tokenizer (no such folder); give a folder with {TOKENIZER}"
+        raise records.with_hint(ValueError(message), "for a model on the Hub: hf download OWNER/NAME --local-dir DIR")
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        message = f"{path}: no tokenizer (it has none of {', '.join(TOKENIZER_FILES)}); give a folder with {TOKENIZER}"
+        raise records.with_hint(ValueError(message), "train one with foredraft data tokenizer")
 
 
 def num_ids(tokenizer: Any) -> int:
