@@ -15,7 +15,6 @@ import pytest
 
 from foredraft.laws import forms
 from foredraft.laws.fit import (
-    behind,
     choose,
     fit,
     fit_all,
@@ -24,6 +23,7 @@ from foredraft.laws.fit import (
     predict,
     predict_draws,
     run_sd,
+    sample_words,
 )
 from foredraft.records import Estimate, Fit, Observation, Provenance
 
@@ -516,7 +516,7 @@ def test_checkpoints_of_one_run_stand_for_runs_and_say_so() -> None:
         fit(forms.LAW_1_1, one, draws=20)
     (found,) = (made for made in fit_all(one, draws=20)[0] if made.law == "law_1_1")
     assert (found.checkpoints_of, found.num_clusters) == (1, len({row.draft_tokens for row in GOOD}))
-    assert behind(found) == f"{len(GOOD)} observations in {found.num_clusters} checkpoints of 1 run"
+    assert sample_words(found) == f"{len(GOOD)} observations in {found.num_clusters} checkpoints of 1 run"
     apart = fit(forms.LAW_1_1, GOOD, draws=20)
     assert apart.checkpoints_of is None
     assert found.parameters == pytest.approx(apart.parameters)

@@ -13,7 +13,7 @@ from report_records import estimate, measurement, observation, plan, step, write
 from foredraft import records
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LAW_1_1
-from foredraft.laws.held_out import determined, judge
+from foredraft.laws.held_out import judge, r_squared
 from foredraft.records import Machine, Observation
 
 pytest.importorskip("matplotlib")
@@ -396,8 +396,8 @@ def test_r_squared_is_of_the_rows_behind_the_fit_or_missing():
     told = [float(LAW_1_1.predict(law.parameters, draft_tokens=row.draft_tokens or 0.0)) for row in rows]
     missed = sum((t - p) ** 2 for t, p in zip(tau, told, strict=True))
     spread = sum((t - sum(tau) / len(tau)) ** 2 for t in tau)
-    assert determined(law, rows) == pytest.approx(1 - missed / spread)
-    assert determined(law, rows[1:]) is None
+    assert r_squared(law, rows) == pytest.approx(1 - missed / spread)
+    assert r_squared(law, rows[1:]) is None
 
 
 # --- Machine, training, theory ---

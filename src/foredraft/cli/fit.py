@@ -30,7 +30,7 @@ def fit(
 ) -> None:
     """Fit every law that RUNS can support, choose among rival forms by held-out error, and say what the others lack."""
     from foredraft import api
-    from foredraft.laws.held_out import DIALS, determined, judge, without_largest
+    from foredraft.laws.held_out import DIALS, judge, r_squared, without_largest
     from foredraft.published.tables import read_observations
     from foredraft.records import with_hint
 
@@ -41,8 +41,8 @@ def fit(
     fits, lacking = api.fit(shown, draws, seed)
     judged = [row for fitted in fits for row in judge(fitted, largest)]
     if json:
-        r_squared = [determined(fitted, shown) for fitted in fits]
-        print_json({"fits": fits, "r_squared": r_squared, "lacking": lacking, "held_out": judged})
+        shares = [r_squared(fitted, shown) for fitted in fits]
+        print_json({"fits": fits, "r_squared": shares, "lacking": lacking, "held_out": judged})
     else:
         from foredraft.report.terminal import fit_tables, held_out_table
 

@@ -5,7 +5,7 @@ Promises: a prediction is a posterior over per-position acceptance, with an inte
 (slope 0). Refuses to know: which draft or table a curve belongs to; files.
 
 The law: logit α_i = level + slope·(1 − decay^(i−1)), i = 1, 2, … A head drafts from its own features and drifts; an
-independent model or a look-up reads the accepted text afresh, so its prior slope is 0, which is constant α. (level,
+independent model or a prompt lookup reads the accepted text afresh, so its prior slope is 0, which is constant α. (level,
 slope) of a draft is drawn from a bivariate Student t, heavy-tailed because a few drafts (one-step MTP layers) fall
 far outside the rest; a τ measured at lookahead k scatters by `noise`·(k/2)^`noise_growth` in log τ, growing with k
 because a later position is reached more rarely and the two-parameter curve is only approximate. The hyperparameters
@@ -117,11 +117,11 @@ def predict(
     """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own
     scatter included.
     """
-    known = posterior(law, curve, drifts=drifts)
+    curve_posterior = posterior(law, curve, drifts=drifts)
     z = np.sqrt(2) * erfinv(level)
     out = {}
     for k in lookaheads:
-        mid, low, high = known.tokens_per_step(k, level)
+        mid, low, high = curve_posterior.tokens_per_step(k, level)
         scatter = z * law.noise * (k / 2) ** law.noise_growth
         down, up = np.hypot(np.log([mid / low, high / mid]), scatter).tolist()
         out[k] = (mid, mid * math.exp(-down), mid * math.exp(up))

@@ -24,7 +24,7 @@ MIN_SLOPE = 1e-3  # of a bounded link at its very ends
 
 
 def _counts(row: Observation) -> tuple[float, float] | None:
-    """(accepted, tried) tokens behind a constant α: from survival and steps, or from a run at lookahead 1; None of a tree, whose
+    """(accepted, drafted) tokens behind a constant α: from survival and steps, or from a run at lookahead 1; None of a tree, whose
     positions have several tries.
     """
     if (row.topk or 1) > 1:
@@ -91,8 +91,8 @@ def _responses(law: Law, rows: Sequence[Observation]) -> tuple[Array, Array | No
     """Output and, where the law is a bounded one and every row has counts, the trials behind it."""
     counts = [_counts(row) for row in rows] if law.output == "accept_prob" and law.link.name != "identity" else [None]
     if all(counts):
-        accepted, tried = np.array(counts, dtype=float).T
-        return accepted / tried, tried
+        accepted, trials = np.array(counts, dtype=float).T
+        return accepted / trials, trials
     output = np.array([outcome(law, row) for row in rows], dtype=float)
     if not np.isfinite(output).all():
         raise ValueError(f"{law.output} must be finite: leave out a row where it was not measured")
@@ -158,8 +158,8 @@ def fit(
         places = np.column_stack([table.runs, *table.inputs.values()])
         table = replace(table, runs=np.unique(places, axis=0, return_inverse=True)[1].reshape(-1))
     _check_spare(law, table)
-    made = _fit(law, table, draws, seed)
-    return msgspec.structs.replace(made, checkpoints_of=runs if checkpoints and runs < made.num_clusters else None)
+    fitted = _fit(law, table, draws, seed)
+    return msgspec.structs.replace(fitted, checkpoints_of=runs if checkpoints and runs < fitted.num_clusters else None)
 
 
 def _fit(law: Law, table: FitTable, draws: int, seed: int) -> Fit:
@@ -244,7 +244,7 @@ def predict(fit: Fit, level: float = 0.9, *, new_run: bool = False, seed: int = 
 
 def run_sd(fit: Fit, **inputs: float) -> float:
     """How far one further run lies off the law, as a standard deviation on the link's scale: as the residuals do; beyond the data
-    no less than the law missed when it foretold the largest run from the rest, since there the form itself is in doubt.
+    no less than the law missed when it predicted the largest run from the rest, since there the form itself is in doubt.
     """
     if fit.held_out_error is None or not _outside(fit, inputs):
         return fit.residual_sd
@@ -273,12 +273,12 @@ def _held_out(law: Law, table: FitTable) -> float | None:
     for mask in (np.isin(table.runs, table.runs[top]), top):
         if mask.all():
             continue
-        rest = table.keep(~mask)
+        smaller_runs = table.keep(~mask)
         try:
-            _check_support(law, rest, "without the largest run they have")
+            _check_support(law, smaller_runs, "without the largest run they have")
         except ValueError:
             continue
-        guess = law.link.inverse(law.linear_gradient(table.features[mask], point(law, rest).theta[None])[0][0])
+        guess = law.link.inverse(law.linear_gradient(table.features[mask], point(law, smaller_runs).theta[None])[0][0])
         return float(np.mean(np.abs(guess - table.output[mask])))
     return None
 
@@ -286,7 +286,7 @@ def _held_out(law: Law, table: FitTable) -> float | None:
 def choose(
     laws: Iterable[Law], observations: Iterable[Observation], *, draws: int = 200, seed: int = 0, missing: str = "error"
 ) -> Fit:
-    """The law that best foretells the largest run from the rest; `rivals` holds the errors of the others.
+    """The law that best predicts the largest run from the rest; `rivals` holds the errors of the others.
 
     The laws must share their output and leading dial, so that all are asked about the same run. A law that the data
     cannot support is absent from `rivals`; `fit` says why.
@@ -300,13 +300,13 @@ def choose(
             fits.append(fit(law, rows, draws=draws, seed=seed, missing=missing))
         except ValueError as error:
             reasons.append(str(error))
-    errors = {one.law: one.held_out_error for one in fits if one.held_out_error is not None}
+    errors = {fitted.law: fitted.held_out_error for fitted in fits if fitted.held_out_error is not None}
     if not errors:
         reasons.append(f"{rivals[0].name} needs data beside its largest run: add runs at another {rivals[0].leading}")
         raise ValueError(reasons[0])
     best = min(errors, key=lambda name: errors[name])
-    others = {name: error for name, error in errors.items() if name != best}
-    return msgspec.structs.replace(next(one for one in fits if one.law == best), rivals=others)
+    losers = {name: error for name, error in errors.items() if name != best}
+    return msgspec.structs.replace(next(fitted for fitted in fits if fitted.law == best), rivals=losers)
 
 
 def fit_all(
@@ -320,8 +320,8 @@ def fit_all(
     rows, fits, reasons = list(observations), [], {}
     skip = {forms.accept_gap(name).name for name in forms.loss_laws() if name not in forms.TEXT_LOSS_LAWS[:2]}
     for law in (law for name, law in forms.laws().items() if name not in skip):
-        found, failed = _fit_pools(law, rows, draws, seed)
-        fits += found
+        pool_fits, failed = _fit_pools(law, rows, draws, seed)
+        fits += pool_fits
         reasons |= failed
     return fits, reasons
 
@@ -337,8 +337,8 @@ def _fit_pool(law: Law, pool: Sequence[Observation], draws: int, seed: int) -> F
             raise lacking from None
 
 
-def behind(fit: Fit) -> str:
-    """What a fit stands on, in words."""
+def sample_words(fit: Fit) -> str:
+    """How many observations and runs a fit stands on, in words."""
     runs = f"{fit.num_clusters} run{'' if fit.num_clusters == 1 else 's'}"
     if fit.checkpoints_of:
         runs = f"{fit.num_clusters} checkpoints of {fit.checkpoints_of} run{'' if fit.checkpoints_of == 1 else 's'}"

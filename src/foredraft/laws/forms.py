@@ -18,7 +18,7 @@ from foredraft.records import Record, decode
 # Features, and the bounds of powers, that several laws share.
 
 
-def _one(x: Inputs) -> Array:
+def _constant(x: Inputs) -> Array:
     return np.ones_like(next(iter(x.values())))
 
 
@@ -84,7 +84,7 @@ LOSS_LAW = Law(
     output="loss",
     inputs=("draft_params", "draft_tokens"),
     terms=(
-        Term("E", _one),
+        Term("E", _constant),
         Term("A", _log("draft_params"), "a"),
         Term("B", _log("draft_tokens"), "b"),
     ),
@@ -109,7 +109,11 @@ ACCEPT_PLANE = Law(
     name="accept_plane",
     formula="α = A1·x + B1·y + C1",
     inputs=("draft_perplexity", "target_perplexity"),
-    terms=(Term("A1", lambda x: x["draft_perplexity"]), Term("B1", lambda x: x["target_perplexity"]), Term("C1", _one)),
+    terms=(
+        Term("A1", lambda x: x["draft_perplexity"]),
+        Term("B1", lambda x: x["target_perplexity"]),
+        Term("C1", _constant),
+    ),
     leading="draft_perplexity",
     leads_down=True,
     source="arXiv:2603.11053, acceptance plane",
@@ -136,23 +140,23 @@ def _accept(name: str, formula: str, inputs: tuple[str, ...], terms: tuple[Term,
 _RATIO = Term("c1", lambda x: np.log(x["draft_params"] / x["target_params"]))
 ACCEPT_SIZE = _accept(
     "accept_size", "logit α = c0 + c1·ln N", ("draft_params",),
-    (Term("c0", _one), Term("c1", _log("draft_params"))),
+    (Term("c0", _constant), Term("c1", _log("draft_params"))),
     "one target; c1 in logits per e-fold of draft parameters", distinct={"draft_params": 2},
     pool=("target", *_ACCEPT_POOL),
 )  # fmt: skip
 ACCEPT_RATIO = _accept(
-    "accept_ratio", "logit α = c0 + c1·ln(N/M)", ("draft_params", "target_params"), (Term("c0", _one), _RATIO),
+    "accept_ratio", "logit α = c0 + c1·ln(N/M)", ("draft_params", "target_params"), (Term("c0", _constant), _RATIO),
     "several targets; c1 in logits per e-fold of the size ratio",
 )  # fmt: skip
 ACCEPT_RATIO_TOKENS = _accept(
     "accept_ratio_tokens", "logit α = c0 + c1·ln(N/M) + c2·log10 D", ("draft_params", "target_params", "draft_tokens"),
-    (Term("c0", _one), _RATIO, Term("c2", lambda x: np.log10(x["draft_tokens"]))),
+    (Term("c0", _constant), _RATIO, Term("c2", lambda x: np.log10(x["draft_tokens"]))),
     "c1 in logits per e-fold of the size ratio, c2 in logits per decade of draft tokens", distinct={"draft_tokens": 2},
 )  # fmt: skip
 ACCEPT_CHINCHILLA = _accept(
     "accept_chinchilla", "logit α = c0 - A/N^a - B/D^b", ("draft_params", "draft_tokens"),
     (
-        Term("c0", _one), Term("A", _log("draft_params"), "a", -1.0),
+        Term("c0", _constant), Term("A", _log("draft_params"), "a", -1.0),
         Term("B", _log("draft_tokens"), "b", -1.0),
     ),
     "one target; c0 in logits, what an endless draft reaches; A and B in logits·count^exponent",
@@ -163,7 +167,7 @@ ACCEPT_CHINCHILLA = _accept(
 
 ACCEPT_LOSS_PLANE = _accept(
     "accept_loss_plane", "logit α = c0 + c1·ln x + c2·ln y", ("draft_perplexity", "target_perplexity"),
-    (Term("c0", _one), Term("c1", _log("draft_perplexity")), Term("c2", _log("target_perplexity"))),
+    (Term("c0", _constant), Term("c1", _log("draft_perplexity")), Term("c2", _log("target_perplexity"))),
     "x, y perplexities of draft and target in one tokenizer, whose logs are losses; c1, c2 in logits per nat",
     leading="draft_perplexity", leads_down=True, distinct={"draft_perplexity": 2, "target_perplexity": 2},
 )  # fmt: skip
@@ -186,7 +190,7 @@ def accept_gap(loss_law: str = TEXT_LOSS_LAWS[0]) -> Law:
         f"accept_gap[{loss_law}]",
         "log(-log α) = c0 + c1·ln Δ, Δ = |L(N, D) - L(M, D')|",
         ("draft_params", "draft_tokens", "target_params", "target_tokens"),
-        (Term("c0", _one), Term("c1", lambda x: np.log(gap(x)))),
+        (Term("c0", _constant), Term("c1", lambda x: np.log(gap(x)))),
         f"Δ in nats/token under {loss_law} ({law.source}); c1 is dimensionless",
         link=LOG_MINUS_LOG,
         bounds={"c1": POSITIVE},  # a draft nearer to its target is accepted no less
@@ -219,7 +223,7 @@ def _tau(
 
 
 LAW_1_1 = _tau(
-    "law_1_1", "τ = c0 + c1·log10 D", ("draft_tokens",), (Term("c0", _one), Term("c1", _log10_tokens)),
+    "law_1_1", "τ = c0 + c1·log10 D", ("draft_tokens",), (Term("c0", _constant), Term("c1", _log10_tokens)),
     "arXiv:2505.07858, law 1.1", "c1 in tokens/step per decade of the draft's training tokens", pool=_SAME_DRAFT,
 )  # fmt: skip
 
@@ -228,13 +232,13 @@ def _in_capacity(dial: str, letter: str, what: str, suffix: str = "", source: st
     """Law 1.2, and its joint law with 1.1, in the draft's capacity as `dial` counts it."""
     size = _log(dial)
     alone = _tau(
-        f"law_1_2{suffix}", f"τ = c0 + c1·ln {letter}", (dial,), (Term("c0", _one), Term("c1", size)),
+        f"law_1_2{suffix}", f"τ = c0 + c1·ln {letter}", (dial,), (Term("c0", _constant), Term("c1", size)),
         f"arXiv:2505.07858, law 1.2{source}", what, pool=_SAME_DATA,
     )  # fmt: skip
     joint = _tau(
         f"law_joint{suffix}", f"τ = c0 + c1·log10 D + c2·ln {letter} + c3·log10 D·ln {letter}", ("draft_tokens", dial),
         (
-            Term("c0", _one), Term("c1", _log10_tokens), Term("c2", size),
+            Term("c0", _constant), Term("c1", _log10_tokens), Term("c2", size),
             Term("c3", lambda x: _log10_tokens(x) * size(x)),
         ),
         f"arXiv:2505.07858, laws 1.1 and 1.2 with their interaction{source}",
@@ -250,27 +254,27 @@ LAW_1_2_PARAMS, LAW_JOINT_PARAMS = _in_capacity(
 )
 LAW_1_3 = _tau(
     "law_1_3", "τ = c0 + c1·ln(1 + w)", ("tree_nodes",),
-    (Term("c0", _one), Term("c1", _log_nodes)),
+    (Term("c0", _constant), Term("c1", _log_nodes)),
     "arXiv:2505.07858, law 1.3 (width)", "w verified tokens per sequence, root excluded; c1 in tokens/step per e-fold",
     pool=_SAME_BOTH,
 )  # fmt: skip
 _SATURATING = "saturating rival of arXiv:2505.07858, for the concave data of arXiv:2503.01840 Fig. 1"
 TOKENS_SATURATING = _tau(
     "tokens_saturating", "τ = τ∞ - B·D^-b", ("draft_tokens",),
-    (Term("tau_inf", _one), Term("B", _log("draft_tokens"), "b", -1.0)),
+    (Term("tau_inf", _constant), Term("B", _log("draft_tokens"), "b", -1.0)),
     _SATURATING, "τ∞ in tokens/step, B in tokens/step·tokens^b; b → 0 is law 1.1",
     bounds={"B": POSITIVE, "b": (0.02, 2.0)}, pool=_SAME_DRAFT,
 )  # fmt: skip
 LAW_JOINT_SATURATING = _tau(
     "law_joint_saturating", "τ = τ∞ - A·L^-a - B·D^-b", ("draft_tokens", "draft_layers"),
-    (Term("tau_inf", _one), Term("A", _log("draft_layers"), "a", -1.0), Term("B", _log("draft_tokens"), "b", -1.0)),
+    (Term("tau_inf", _constant), Term("A", _log("draft_layers"), "a", -1.0), Term("B", _log("draft_tokens"), "b", -1.0)),
     _SATURATING, "τ∞ and A in tokens/step, B in tokens/step·tokens^b",
     bounds=_POWERS,
     distinct={"draft_tokens": 3, "draft_layers": 3}, pool=_SAME_TREE,
 )  # fmt: skip
 NODES_SATURATING = _tau(
     "nodes_saturating", "τ = τ∞ - B·(1 + w)^-b", ("tree_nodes",),
-    (Term("tau_inf", _one), Term("B", _log_nodes, "b", -1.0)),
+    (Term("tau_inf", _constant), Term("B", _log_nodes, "b", -1.0)),
     _SATURATING, "τ∞ and B in tokens/step; b → 0 is law 1.3",
     bounds={"B": POSITIVE, "b": (0.02, 3.0)}, pool=_SAME_BOTH,
 )  # fmt: skip

@@ -29,7 +29,7 @@ class HeldOut(Record, frozen=True):
 def without_largest(
     rows: Iterable[Observation], dials: Sequence[str] = DIALS
 ) -> tuple[list[Observation], list[Observation]]:
-    """Rows to fit on, and those held out: of each target, method and family, all rows at the largest value of any of `dials`.
+    """Split rows into those to fit on and those held out: all rows of a target, method and family at the largest value of any of `dials`.
 
     A dial that takes fewer than three values there holds nothing out, since two values would leave no law to fit. Raises
     ValueError on an unknown dial.
@@ -37,12 +37,12 @@ def without_largest(
     rows = list(rows)
     if unknown := [name for name in dials if name not in DIALS]:
         raise ValueError(f"hold-out must be among {', '.join(DIALS)}, got {unknown[0]}")
-    taken: dict[tuple, set[float]] = {}
+    values_of: dict[tuple, set[float]] = {}
     for row in rows:
         for name in dials:
             if (value := _setting(row, name)) is not None:
-                taken.setdefault((*_kin(row), name), set()).add(value)
-    largest = {key: max(values) for key, values in taken.items() if len(values) > 2}
+                values_of.setdefault((*_kin(row), name), set()).add(value)
+    largest = {key: max(values) for key, values in values_of.items() if len(values) > 2}
     out = [any(_setting(row, n) == largest.get((*_kin(row), n), object()) for n in dials) for row in rows]
     return [row for row, gone in zip(rows, out, strict=True) if not gone], [
         row for row, gone in zip(rows, out, strict=True) if gone
@@ -61,16 +61,16 @@ def _kin(row: Observation) -> tuple[str, str, str | None]:
 def judge(fit: Fit, rows: Iterable[Observation]) -> list[HeldOut]:
     """Every row of the fit's pool outside the range of its data, beside the interval of one further run there."""
     law = law_named(fit.law)
-    made = []
+    judged = []
     for row in by_range(fit, rows)[1]:
         at, measured = {name: float(getattr(row, name)) for name in law.inputs}, outcome(law, row)
         assert measured is not None
         predicted = predict(fit, LEVEL, new_run=True, seed=0, **at)
-        made.append(HeldOut(law=fit.law, at=at, row=row, predicted=predicted, measured=measured))
-    return made
+        judged.append(HeldOut(law=fit.law, at=at, row=row, predicted=predicted, measured=measured))
+    return judged
 
 
-def determined(fit: Fit, rows: Iterable[Observation]) -> float | None:
+def r_squared(fit: Fit, rows: Iterable[Observation]) -> float | None:
     """R² of the law over the rows behind it; None where those at hand are not as many as it was fitted on."""
     inside, law = by_range(fit, rows)[0], law_named(fit.law)
     if len(inside) != fit.num_observations or len(inside) < 3:

@@ -41,7 +41,7 @@ class FitTable:
 
     def keep(self, mask: Array) -> "FitTable":
         return FitTable(
-            rows=tuple(row for row, kept in zip(self.rows, mask, strict=True) if kept),
+            rows=tuple(row for row, inside in zip(self.rows, mask, strict=True) if inside),
             inputs={name: values[mask] for name, values in self.inputs.items()},
             features=self.features[mask],
             output=self.output[mask],
@@ -167,12 +167,12 @@ def _least_squares(law: Law, table: FitTable) -> Solved:
 def _multi_start(law: Law, features: Array, response: Array, weight: Array) -> Array:
     """Parameters [P] of the best weighted least-squares fit."""
     starts = shape_grid(law, 10)
-    many, weights = (np.broadcast_to(one, (len(starts), len(response))) for one in (response, weight))
+    many, weights = (np.broadcast_to(row, (len(starts), len(response))) for row in (response, weight))
     residual = _coefficients(law, law.basis(features, starts), many, weights)[1]
     starts = starts[np.argsort((weight * residual**2).sum(axis=-1))[:6]]
-    found = _solve(law, features, many[: len(starts)], weight, starts)
-    error = (weight * (response - law.linear_gradient(features, found)[0]) ** 2).sum(axis=-1)
-    return found[np.argmin(error)]
+    refined = _solve(law, features, many[: len(starts)], weight, starts)
+    error = (weight * (response - law.linear_gradient(features, refined)[0]) ** 2).sum(axis=-1)
+    return refined[np.argmin(error)]
 
 
 def _robust(law: Law, table: FitTable, solved: Solved) -> Solved:

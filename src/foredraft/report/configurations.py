@@ -33,7 +33,7 @@ class Setting(NamedTuple):
         return ", ".join(part for part in parts if part)
 
 
-class Configuration(NamedTuple):
+class RowConfiguration(NamedTuple):
     """A way to decode: the method, its draft and how it drafts."""
 
     method: str
@@ -56,18 +56,18 @@ def setting_of(row: Row) -> Setting:
     return Setting(o.target, o.dataset, o.temperature, o.machine, o.engine, o.dtype)
 
 
-def config_of(row: Row) -> Configuration:
+def config_of(row: Row) -> RowConfiguration:
     o = row.observation
     nodes = None if o.tree_nodes == o.lookahead else o.tree_nodes
-    return Configuration(method_of(row), o.draft, o.lookahead, None if nodes is None else o.topk, nodes)
+    return RowConfiguration(method_of(row), o.draft, o.lookahead, None if nodes is None else o.topk, nodes)
 
 
 def method_of(row: Row) -> str:
-    """As recorded; of heads that may have several layers what their family is named after, else by whether they have."""
-    o, family = row.observation, (row.observation.family or "").split("-")[0]
-    if not kinds.of_method(o.method).deep_label:
+    """The method as recorded; a head that we train goes by its family's name, else by its number of layers."""
+    o, family, heads = row.observation, (row.observation.family or "").split("-")[0], kinds.of_role("head")
+    if kinds.of_method(o.method) not in heads:
         return o.method
-    if family in kinds.LABELS and kinds.of_method(family).deep_label:
+    if family in kinds.LABELS and kinds.of_method(family) in (*heads, kinds.MULTI_LAYER):
         return family
     return kinds.MULTI_LAYER.name if (o.draft_layers or 1) > 1 else o.method
 
@@ -122,7 +122,7 @@ def best(rows: Sequence[Row], most: int) -> list[Row]:
     return [row for row in ranked if any(row is other for other in chosen)]
 
 
-def names(configs: Iterable[Configuration]) -> dict[Configuration, str]:
+def names(configs: Iterable[RowConfiguration]) -> dict[RowConfiguration, str]:
     """A name for each configuration: its method, or its draft where the method has several, and how it drafts."""
     configs = list(dict.fromkeys(configs))
     drafts = {
@@ -132,14 +132,14 @@ def names(configs: Iterable[Configuration]) -> dict[Configuration, str]:
     return {config: _name(config, len(drafts[config.method]) > 1) for config in configs}
 
 
-def _name(config: Configuration, by_draft: bool) -> str:
+def _name(config: RowConfiguration, by_draft: bool) -> str:
     if config.plain:
         return kinds.NONE.label
     who = draft_name(config.draft) if by_draft and config.draft else label_of(config.method)
     return ", ".join([who, *_dials(config)])
 
 
-def _dials(config: Configuration) -> list[str]:
+def _dials(config: RowConfiguration) -> list[str]:
     depth = [] if config.lookahead is None else [f"k\u00a0=\u00a0{config.lookahead}"]
     return depth if config.chain else [*depth, f"w\u00a0=\u00a0{config.tree_nodes}"]
 

@@ -88,7 +88,7 @@ class Documents(NamedTuple):
 
     @property
     def observations(self) -> list[Observation]:
-        """Of every row: a category's has a dataset of its own, so that no law pools it with the whole."""
+        """The observation of every row: a category's has a dataset of its own, so that no law pools it with the whole."""
         return [row.observation for row in self.rows]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foredraft.laws.fit import behind, by_range, outcome, predict_draws
+from foredraft.laws.fit import by_range, outcome, predict_draws, sample_words
 from foredraft.laws.forms import law_named
 from foredraft.laws.law import Law
 from foredraft.records import Fit, Observation
@@ -182,7 +182,7 @@ def _title(figure: Any, fit: Fit) -> None:
     """Law, formula, pool, and how far to trust it."""
     error = f", error on the largest run held out {fit.held_out_error:.3g}" if fit.held_out_error is not None else ""
     bound = f"; at its bound: {', '.join(fit.at_bound)}" if fit.at_bound else ""
-    style.title(figure, f"{fit.law}: {fit.formula}\n{pool_words(fit)}\n{behind(fit)}{error}{bound}", 86)
+    style.title(figure, f"{fit.law}: {fit.formula}\n{pool_words(fit)}\n{sample_words(fit)}{error}{bound}", 86)
 
 
 def pool_words(fit: Fit) -> str:

@@ -36,7 +36,7 @@ def machine_tables(machine: Machine) -> Blocks:
 
 
 def measurement_tables(measurements: Sequence[Measurement]) -> Blocks:
-    """Live rows by temperature and batch, then acceptance by position, each with categories below the whole."""
+    """Online rows by temperature and batch, then acceptance by position, each with categories below the whole."""
     blocks: Blocks = []
     online, forced = ([row for row in measurements if row.way == way] for way in ("live", "forced"))
     for title, rows in _by_setting(online).items():
@@ -90,7 +90,7 @@ def _times(rows: Sequence[Measurement]) -> Titled:
 
 
 def _acceptance(rows: Sequence[Measurement]) -> Titled:
-    """The α of each row's own kind with its interval; of a model that draws, also that of its likeliest token."""
+    """The α of each row's own kind with its interval; of a model that draws, also that of its argmax."""
     table = Titled("Teacher-forced, chains", "draft", "category", "T", "τ", "kind", "α", "point α", "PPL p", "PPL q")
     for row in rows:
         o, alphas = row.observation, row.accept_probs

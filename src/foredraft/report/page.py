@@ -87,7 +87,7 @@ def _tally(documents: Documents) -> dict[str, int]:
 
 
 def _origins(documents: Documents) -> list[Provenance]:
-    """Of every record that says where it comes from, each once."""
+    """The provenance of every record that has one, each once."""
     origins: list[Provenance] = [row.observation.provenance for row in documents.rows]
     origins += [origin for record in (*documents.fits, *documents.plans) for origin in record.provenance]
     origins += [machine.provenance for machine in documents.machines if machine.provenance]

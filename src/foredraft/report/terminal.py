@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from foredraft.laws.fit import behind
+from foredraft.laws.fit import sample_words
 from foredraft.laws.held_out import HeldOut
 from foredraft.machines import device_time
 from foredraft.records import DraftChoice, Estimate, Fit, Hindsight, Plan
@@ -136,7 +136,7 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
     for fit in fits:
         pool = _pool(fit)
         table = Titled(
-            f"{fit.law}: {fit.formula}\n{behind(fit)}; {pool}",
+            f"{fit.law}: {fit.formula}\n{sample_words(fit)}; {pool}",
             "parameter",
             "value",
             "90 % interval",
@@ -151,7 +151,7 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
         domain = ", ".join(f"{name} {low:.3g}…{high:.3g}" for name, (low, high) in fit.domain.items())
         error = "none: too few runs to hold one out" if fit.held_out_error is None else f"{fit.held_out_error:.3g}"
         rivals = "".join(f", {name} {value:.3g}" for name, value in fit.rivals.items())
-        chosen = "; foretells it best of its rivals" if fit is best.get((pool, fit.output)) and len(fits) > 1 else ""
+        chosen = "; predicts it best of its rivals" if fit is best.get((pool, fit.output)) and len(fits) > 1 else ""
         blocks.append(
             Text(f"domain {domain}; error on the largest run, held out: {error}{rivals}{chosen}", style="dim")
         )
@@ -161,7 +161,7 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
 
 
 def held_out_table(judged: Sequence[HeldOut]) -> Titled:
-    """By law, target, kind of draft and temperature: how far predictions of what was held out lay from what was measured."""
+    """How far predictions lay from what was held out, by law, target, kind of draft and temperature."""
     table = Titled(
         "Held out: one further run as predicted", "law", "for", "rows", "mean error", "relative", "inside 90 %"
     )
@@ -182,9 +182,7 @@ def held_out_table(judged: Sequence[HeldOut]) -> Titled:
 
 
 def best_by_pool(fits: Sequence[Fit]) -> dict[tuple[str, str], Fit]:
-    """Of the laws fitted to one pool and output, the one with the smallest held-out error, where at least two have
-    one.
-    """
+    """The law with the smallest held-out error among those fitted to one pool and output, where at least two have one."""
     rivals: dict[tuple[str, str], list[Fit]] = {}
     for fit in fits:
         if fit.held_out_error is not None:
@@ -276,7 +274,7 @@ def hindsight_tables(judged: Sequence[Hindsight]) -> Blocks:
 
 
 def _predicted_drafts(hindsight: Hindsight) -> Titled:
-    title = "largest and longest trained drafts, foretold from the others"
+    title = "largest and longest trained drafts, predicted from the others"
     table = Titled(title, "kind", "drafts", "mean error of τ", "inside 90 %")
     for kind in dict.fromkeys(draft.kind for draft in hindsight.drafts):
         drafts = [draft for draft in hindsight.drafts if draft.kind == kind]
@@ -335,11 +333,11 @@ def sdsl_tables(report: Mapping[str, Any]) -> Blocks:
     ]
 
 
-def bench_tables(arms: Sequence[Any], conditions: Mapping[str, Any]) -> Blocks:
-    """Arms of a bench beside each other, and what they ran under."""
+def bench_tables(configs: Sequence[Any], conditions: Mapping[str, Any]) -> Blocks:
+    """Configurations of a bench beside each other, and what they ran under."""
     table = Titled(
         "Decoding (90 % intervals over prompts)",
-        "arm",
+        "configuration",
         "tokens/s",
         "× plain",
         "tokens/step",
@@ -348,16 +346,16 @@ def bench_tables(arms: Sequence[Any], conditions: Mapping[str, Any]) -> Blocks:
         "GB/s",
         "same text",
     )
-    for arm in arms:
+    for config in configs:
         table.add_row(
-            arm.name,
-            interval(arm.output_tok_s, ".1f"),
-            interval(arm.ratio, ".2f"),
-            interval(arm.tokens_per_step, ".2f"),
-            f"{1e3 * arm.ttft_s.value:.1f} ms",
-            f"{1e3 * arm.tpot_s.value:.2f} ms",
-            f"{arm.gb_s:.1f} of {arm.ceiling_gb_s:.1f}",
-            "yes" if arm.same_tokens else "no",
+            config.name,
+            interval(config.output_tok_s, ".1f"),
+            interval(config.ratio, ".2f"),
+            interval(config.tokens_per_step, ".2f"),
+            f"{1e3 * config.ttft_s.value:.1f} ms",
+            f"{1e3 * config.tpot_s.value:.2f} ms",
+            f"{config.gb_s:.1f} of {config.ceiling_gb_s:.1f}",
+            "yes" if config.same_tokens else "no",
         )
     return [table, Text(", ".join(f"{name} {value}" for name, value in conditions.items()), style="dim")]
 

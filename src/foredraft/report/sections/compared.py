@@ -87,7 +87,7 @@ def _same(plan: Plan, step: ScheduleStep, row: Row) -> bool:
 
 
 def recognised(plan: Plan, row: Row) -> str | None:
-    """By what the row's draft is the plan's: its name, or its kind and size; None where it is another."""
+    """How the row's draft is recognised as the plan's: by its name, or by its kind and size; None where it is another."""
     draft, o = plan.draft, row.observation
     if draft is None or kinds.of_method(o.method).role != draft.kind:
         return None

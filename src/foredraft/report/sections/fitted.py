@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foredraft.laws.fit import behind, by_range
+from foredraft.laws.fit import by_range, sample_words
 from foredraft.laws.forms import law_named
-from foredraft.laws.held_out import HeldOut, determined, judge
+from foredraft.laws.held_out import HeldOut, judge, r_squared
 from foredraft.records import Fit, Observation
 from foredraft.report import style
 from foredraft.report.documents import Documents, Span
@@ -41,7 +41,7 @@ def section(documents: Documents) -> Section | None:
 
 
 def _ranked(fits: Sequence[Fit]) -> list[Fit]:
-    """Of each outcome and dial the law with the least held-out error, then the others; those with the most data first."""
+    """The law with the least held-out error for each outcome and dial, then the others; those with the most data first."""
     by_data = sorted(fits, key=lambda fit: -fit.num_observations)
     best: dict[tuple[str, str], Fit] = {}
     for fit in sorted(by_data, key=lambda fit: math.inf if fit.held_out_error is None else fit.held_out_error):
@@ -53,7 +53,7 @@ def _ranked(fits: Sequence[Fit]) -> list[Fit]:
 def _picture(fit: Fit, i: int, rows: Sequence[Observation]) -> Picture:
     inside, beyond = by_range(fit, rows)
     missing = fit.num_observations - len(inside)
-    behind_text = "" if not missing else (
+    of_sample = "" if not missing else (
         f" Of the {fit.num_observations} observations behind it, {len(inside)} lie in these folders."
         if missing > 0
         else f" {len(inside)} observations lie within its range, more than the {fit.num_observations} it was fitted on."
@@ -62,7 +62,7 @@ def _picture(fit: Fit, i: int, rows: Sequence[Observation]) -> Picture:
     error = ""
     if fit.held_out_error is not None:
         error = f" Mean error on its largest run, held out of a fit to the rest: {fit.held_out_error:.3g}."
-    caption = f"{fit.formula}; {_conditions(fit)}. {behind(fit)}; {style.percent(LEVEL)} interval of the mean.{behind_text}{diamonds}{error}"
+    caption = f"{fit.formula}; {_conditions(fit)}. {sample_words(fit)}; {style.percent(LEVEL)} interval of the mean.{of_sample}{diamonds}{error}"
     return Picture(f"law-{i}", _title(fit), caption, painter(fit, inside, beyond), 4.2)
 
 
@@ -86,7 +86,7 @@ def _table(fits: Sequence[Fit], rows: Sequence[Observation]) -> Table:
             f"{_words(fit.law)}: {fit.formula}",
             _conditions(fit),
             _parameters(fit),
-            NONE if (r2 := determined(fit, rows)) is None else f"{r2:.3f}",
+            NONE if (r2 := r_squared(fit, rows)) is None else f"{r2:.3f}",
             NONE if fit.held_out_error is None else f"{fit.held_out_error:.3g}",
             ", ".join(f"{name} {error:.3g}" for name, error in fit.rivals.items()) or NONE,
             f"{fit.num_observations} ({fit.num_clusters}{' checkpoints' if fit.checkpoints_of else ''})",

@@ -43,7 +43,7 @@ def _first_setting(documents: Documents) -> list[Row]:
 
 
 def _compared(planned_pairs: list[Pair]) -> Headline:
-    """Of the smallest load, where waiting is felt most; the gain where it was measured."""
+    """The headline at the smallest load, where waiting is felt most; the gain where it was measured."""
     least = min(pair.step.concurrency for pair in planned_pairs)
     here = {pair.quantity: pair for pair in planned_pairs if pair.step.concurrency == least}
     main = here.get("speedup") or here["tokens_per_step"]

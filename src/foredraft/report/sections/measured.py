@@ -13,7 +13,7 @@ from typing import Any
 from foredraft import kinds
 from foredraft.report import marks, style
 from foredraft.report.configurations import (
-    Configuration,
+    RowConfiguration,
     Setting,
     at_least_load,
     best,
@@ -33,7 +33,7 @@ from foredraft.report.parts import NONE, Picture, Section, Table, levels, number
 
 FILLED_BY = "measurements.jsonl or observations.jsonl, which `foredraft measure TARGET --draft DIR@5 --prompts FILE --out DIR` writes"
 MOST_SETTINGS, MOST_METHODS, MOST_LINES, MOST_CATEGORIES, MOST_ROWS = 3, 10, 5, 14, 60
-Labels = Mapping[Configuration, str]
+Labels = Mapping[RowConfiguration, str]
 KINDS = {"greedy": "greedy: both models' first choices agree", "point": "point: a draft token chosen without chance is kept",
          "sampled": "sampled: a draft token drawn by chance is kept"}  # fmt: skip
 
@@ -92,16 +92,16 @@ TITLES = {"tokens_per_step": "Tokens per step, by method", "speedup": "Gain over
 HUES = tuple(next(iter(kind.methods)) for kind in kinds.USUAL)  # a method looks the same in every figure
 
 
-def looks(configs: Iterable[Configuration]) -> dict[Configuration, marks.Look]:
+def looks(configs: Iterable[RowConfiguration]) -> dict[RowConfiguration, marks.Look]:
     """Colour and marker by method, whose further configurations are dashed and hollow; plain decoding is the ink's own colour."""
     configs = list(dict.fromkeys(configs))
-    others = [
+    further = [
         name for name in dict.fromkeys(config.method for config in configs if not config.plain) if name not in HUES
     ]
     free = (i for i in itertools.count(1) if i >= len(HUES) or all(config.method != HUES[i] for config in configs))
-    places = {name: i for i, name in enumerate(HUES)} | dict(zip(others, free, strict=False))
+    places = {name: i for i, name in enumerate(HUES)} | dict(zip(further, free, strict=False))
     counts: Counter[str] = Counter()
-    look_of: dict[Configuration, marks.Look] = {}
+    look_of: dict[RowConfiguration, marks.Look] = {}
     for config in configs:
         look_of[config] = marks.look(places.get(config.method, 0), counts[config.method])
         counts[config.method] += 1
@@ -200,13 +200,13 @@ def _without_dataset(setting: Setting) -> Setting:
     return setting._replace(dataset=None)
 
 
-def _widest(rows: Sequence[Row], category_of: Callable[[Row], str | None], most: int) -> list[Configuration]:
+def _widest(rows: Sequence[Row], category_of: Callable[[Row], str | None], most: int) -> list[RowConfiguration]:
     """The configurations measured in the most categories; of equals those with the most tokens per step."""
-    by_config: dict[Configuration, list[Row]] = {}
+    by_config: dict[RowConfiguration, list[Row]] = {}
     for row in rows:
         by_config.setdefault(config_of(row), []).append(row)
 
-    def rank(config: Configuration) -> tuple[float, float]:
+    def rank(config: RowConfiguration) -> tuple[float, float]:
         of = by_config[config]
         return -len({category_of(row) for row in of}), -sum(row.observation.tokens_per_step or 0 for row in of) / len(
             of
@@ -222,7 +222,7 @@ def _widest(rows: Sequence[Row], category_of: Callable[[Row], str | None], most:
 
 def _by_load(setting: Setting, rows: Sequence[Row], labels: Labels, name: str, i: int) -> Picture | None:
     """A line per configuration over the loads it was measured at."""
-    by_load: dict[Configuration, dict[int, Row]] = {}
+    by_load: dict[RowConfiguration, dict[int, Row]] = {}
     for row in rows:
         if row.span(name) and (load := load_of(row)) and not (config_of(row).plain and name == "speedup"):
             by_load.setdefault(config_of(row), {}).setdefault(load, row)
@@ -242,7 +242,7 @@ def _by_load(setting: Setting, rows: Sequence[Row], labels: Labels, name: str, i
     return Picture(f"measured-{i}-load-{name.replace('_', '-')}", title, caption, paint, 4.2)
 
 
-def _loads(figure: Any, lines: dict[Configuration, list[Row]], labels: Labels, name: str) -> None:
+def _loads(figure: Any, lines: dict[RowConfiguration, list[Row]], labels: Labels, name: str) -> None:
     axes = figure.subplots()
     drawn = looks(lines)
     for config, of in lines.items():
@@ -302,7 +302,7 @@ def _numbers(setting: Setting, rows: Sequence[Row]) -> Table:
 def _accept(setting: Setting, rows: Sequence[Row]) -> Table | None:
     """α by kind; kinds are never mixed, and each is of the temperature that it is read at."""
     here = [row for row in rows if row.measurement and row.measurement.accept_probs and row.category is None]
-    spans: dict[Configuration, dict[str, Span]] = {}
+    spans: dict[RowConfiguration, dict[str, Span]] = {}
     for row in here:
         if setting_of(row)._replace(temperature=None) == setting._replace(temperature=None):
             spans.setdefault(config_of(row), {}).update({kind: span for kind in KINDS if (span := _span(row, kind))})

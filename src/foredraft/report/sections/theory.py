@@ -74,7 +74,7 @@ def alpha(row: Row) -> Span | None:
 
 
 def draft_of(row: Row) -> Draft:
-    """What α is of, whether read while decoding or in one pass: the pair of models and the data."""
+    """The pair of models and the data that an α belongs to, whether read while decoding or in one pass."""
     o = row.observation
     return o.target, o.dataset, o.method, o.draft, o.draft_tokens
 
@@ -93,7 +93,7 @@ def alphas(rows: Sequence[Row]) -> dict[tuple[Draft, float | None], Span]:
 
 
 def _with_alpha(rows: Sequence[Row]) -> list[Row]:
-    """One row per draft that states α, forced or live, and both perplexities."""
+    """One row per draft that states α, teacher-forced or online, and both perplexities."""
     firsts: dict[Draft, Row] = {}
     for row in rows:
         o = row.observation
