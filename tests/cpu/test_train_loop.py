@@ -20,7 +20,7 @@ from foredraft.models.save import config_of
 from foredraft.recipe import Eagle, Eagle3, EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.records import Estimate
 from foredraft.teacher import attention
-from foredraft.train.checkpoints import State
+from foredraft.train.checkpoints import Course, State
 from foredraft.train.devices import Devices
 from foredraft.train.from_plan import from_plan
 from foredraft.train.language_model import LanguageModelObjective
