@@ -25,7 +25,7 @@ from foredraft.hardware import matmul_rate
 from foredraft.recipe import LanguageModel, Recipe, Stage
 from foredraft.train.devices import Devices
 from foredraft.train.launch import open_data
-from foredraft.train.loop import Run
+from foredraft.train.loop import TrainingRun
 from foredraft.train.objectives import trainee_of
 from foredraft.train.progress import Meter
 
@@ -61,7 +61,7 @@ def pair(compile: bool, steps: int, device: str, root: Path) -> dict[str, Any]:
     devices = Devices(device=device)
     data = open_data(recipe, [tokens], None)
     objective = trainee_of(recipe, None).objective(data, devices)
-    run = Run(recipe, objective, data, root / f"run-{compile}", devices)
+    run = TrainingRun(recipe, objective, data, root / f"run-{compile}", devices)
     run.begin_stage()
     top, took = matmul_rate(devices.device, "bfloat16"), {"foredraft": [], "transformers": []}
     meter = Meter(objective.flops_per_token, top)

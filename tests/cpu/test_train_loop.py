@@ -20,12 +20,12 @@ from foredraft.models.save import config_of
 from foredraft.recipe import Eagle, Eagle3, EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.records import Estimate
 from foredraft.teacher import attention
-from foredraft.train.checkpoints import Course, State
+from foredraft.train.checkpoints import RunningLoss, State
 from foredraft.train.devices import Devices
 from foredraft.train.from_plan import from_plan
 from foredraft.train.language_model import LanguageModelObjective
 from foredraft.train.launch import launch, open_data
-from foredraft.train.loop import Stopped, diverged, followed, train
+from foredraft.train.loop import Stopped, diverged, train, with_loss
 from foredraft.train.objectives import trainee_of
 from foredraft.train.optimiser import rate
 
@@ -296,7 +296,7 @@ def test_a_run_that_diverges_stops(folders, tmp_path):
 def course_of(losses):
     course = None
     for loss in losses:
-        course = followed(course, loss)
+        course = with_loss(course, loss)
         if diverged(course):
             return True
     return False
@@ -466,6 +466,6 @@ def test_the_state_of_a_run_is_plain_json(folders, tmp_path):
     state = run(recipe(steps=5), tmp_path, folders)
     saved = records.read(State, tmp_path / "checkpoints/step-00000005/state.json")
     assert saved.step == state.step == 5
-    assert isinstance(saved.course, Course)
+    assert isinstance(saved.course, RunningLoss)
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
     assert Path(tmp_path / "final/config.json").is_file()

@@ -71,14 +71,14 @@ def tally(predicted: Predictions, tokens_BT: Tensor, emitted_BT: Tensor, documen
         by_document.index_add_(-1, clusters, by_place)
         return torch.movedim(by_document @ weights_RD.T, -1, 0)
 
-    whole = starts & ~chains.cut_BT
+    uncut = starts & ~chains.cut_BT
     sums = {
         "risk": summed(chains.risk_SBT, starts),
         "accepted": summed(chains.accepted_SBT, starts),
         "steps": summed(torch.ones_like(starts), starts),
         "cut": summed(chains.cut_BT, starts),
-        "whole": summed(torch.ones_like(starts), whole),
-        "emitted": summed(chains.gained_BT, whole),
+        "whole": summed(torch.ones_like(starts), uncut),
+        "emitted": summed(chains.gained_BT, uncut),
         "all_risk": summed(chains.risk_SBT, emitted_BT),
         "all_accepted": summed(chains.accepted_SBT, emitted_BT),
         "tokens": summed(torch.ones_like(starts), emitted_BT),

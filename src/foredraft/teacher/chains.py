@@ -31,7 +31,7 @@ class Chains:
 
     def __init__(self, documents_BT: Tensor | None = None) -> None:
         self.documents_BT = documents_BT
-        self.seen: dict[int, list[Tensor]] = {}  # of each layer: keys and values, step after step
+        self.keys_values: dict[int, list[Tensor]] = {}  # of each layer: keys and values, step after step
 
     def __call__(self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         return _uncompiled(self, layer, q_BNTD, k_BKTD, v_BKTD)
@@ -40,11 +40,11 @@ class Chains:
         q, k, v = (
             _rowed(x.to(v_BKTD.dtype)) for x in (q_BNTD, k_BKTD, v_BKTD)
         )  # float32 after rotation under autocast
-        seen = self.seen.setdefault(layer, [])
-        seen += (k, v)
-        if len(seen) == 2 and self.documents_BT is None:
+        keys_values = self.keys_values.setdefault(layer, [])
+        keys_values += (k, v)
+        if len(keys_values) == 2 and self.documents_BT is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        return joint(q, seen, self.documents_BT)
+        return joint(q, keys_values, self.documents_BT)
 
 
 _uncompiled: Any = torch.compiler.disable(Chains.attend)  # what was seen changes with every call
@@ -55,40 +55,40 @@ def _rowed(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def joint(q_BNTD: Tensor, seen: list[Tensor], documents_BT: Tensor | None = None) -> Tensor:
-    """softmax(q·k/√D)·v over all keys seen, [B, N, T, D]; `seen` are k and v of step 0, then of each later step."""
-    merged: Any = _Joint.apply(q_BNTD, documents_BT, *seen)
+def joint(q_BNTD: Tensor, keys_values: list[Tensor], documents_BT: Tensor | None = None) -> Tensor:
+    """softmax(q·k/√D)·v over all keys seen, [B, N, T, D]; `keys_values` are k and v of step 0, then of each later step."""
+    merged: Any = _Joint.apply(q_BNTD, documents_BT, *keys_values)
     return merged
 
 
 class _Joint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, documents: Tensor | None, *seen: Tensor) -> Tensor:
-        out, lse, ctx.kept = _causal(q, _repeated(seen[0], q), _repeated(seen[1], q), documents)
-        scores = torch.stack([lse, *(_scores(q, k) for k in seen[2::2])])
+    def forward(ctx: Any, q: Tensor, documents: Tensor | None, *keys_values: Tensor) -> Tensor:
+        out, lse, ctx.kernel_state = _causal(q, _repeated(keys_values[0], q), _repeated(keys_values[1], q), documents)
+        scores = torch.stack([lse, *(_scores(q, k) for k in keys_values[2::2])])
         total = scores.logsumexp(0)
         shares = (scores - total).exp()[..., None]
         merged = out.float() * shares[0]
-        for share, v in zip(shares[1:], seen[3::2], strict=True):
+        for share, v in zip(shares[1:], keys_values[3::2], strict=True):
             merged = (_grid(merged, v) + _grid(share, v) * v[:, :, None]).flatten(1, 2)
         merged = merged.to(q.dtype)
-        ctx.save_for_backward(q, documents, merged, total, *seen)
+        ctx.save_for_backward(q, documents, merged, total, *keys_values)
         return merged
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, documents, merged, total, *seen = ctx.saved_tensors
-        grad, first = grads[0], (_repeated(seen[0], q), _repeated(seen[1], q))
-        grad_q, *rest = _causal_backward(grad, q, *first, documents, merged, total, ctx.kept)
-        grad_q, made = grad_q.float(), [_folded(part, seen[0]) for part in rest]
+        q, documents, merged, total, *keys_values = ctx.saved_tensors
+        grad, first = grads[0], (_repeated(keys_values[0], q), _repeated(keys_values[1], q))
+        grad_q, *causal_grads = _causal_backward(grad, q, *first, documents, merged, total, ctx.kernel_state)
+        grad_q, grads_kv = grad_q.float(), [_folded(part, keys_values[0]) for part in causal_grads]
         delta = (grad.float() * merged).sum(-1)
-        for k, v in zip(seen[2::2], seen[3::2], strict=True):
+        for k, v in zip(keys_values[2::2], keys_values[3::2], strict=True):
             share = (_scores(q, k) - total).exp()
             slope = share * (_dot(grad, v) - delta) * q.shape[-1] ** -0.5
             grad_q += (_grid(slope[..., None], k) * k[:, :, None]).flatten(1, 2)
-            made.append((_grid(slope[..., None], k) * _grid(q, k)).sum(2).to(k.dtype))
-            made.append((_grid(share[..., None], v) * _grid(grad, v)).sum(2).to(v.dtype))
-        return grad_q.to(q.dtype), None, *made
+            grads_kv.append((_grid(slope[..., None], k) * _grid(q, k)).sum(2).to(k.dtype))
+            grads_kv.append((_grid(share[..., None], v) * _grid(grad, v)).sum(2).to(v.dtype))
+        return grad_q.to(q.dtype), None, *grads_kv
 
 
 # A row's chain: one key per row and step, so elementwise products.
@@ -129,13 +129,13 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> tuple[
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
         return out, lse, None
     if kind == "cuda":
-        out, lse, *kept = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
-        return out, lse, kept[:6]
+        out, lse, *state = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
+        return out, lse, state[:6]
     return *blockwise(q, k, v, documents), None
 
 
 def _causal_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, out: Tensor, lse: Tensor, kept: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, out: Tensor, lse: Tensor, kernel_state: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v with `out` and `lse` of the softmax that these keys share with others."""
     kind, grad = _kernel(q, documents), _rowed(grad.to(q.dtype))
@@ -144,8 +144,8 @@ def _causal_backward(
         return kernel(grad, q, k, v, out, lse, 0.0, True)
     if kind == "cuda":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
-        lengths, chance = kept[:4], kept[4:]
-        return kernel(grad, q, k, v, out, lse, *lengths, 0.0, True, *chance)
+        lengths, philox = kernel_state[:4], kernel_state[4:]
+        return kernel(grad, q, k, v, out, lse, *lengths, 0.0, True, *philox)
     return blockwise_backward(grad, q, k, v, documents, out, lse)
 
 

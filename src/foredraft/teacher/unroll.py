@@ -36,8 +36,8 @@ class UnrolledHead(nn.Module):
 
     def states(self, batch: Batch, hidden_states: HiddenStates, steps: int) -> Tensor:
         """`aligned` states, [S, B, T, C]."""
-        own, documents = self.head.embed_tokens, batch.documents_BT if self.within_documents else None
-        table = self._tables[0] if own is None else own.weight
+        embedding, documents = self.head.embed_tokens, batch.documents_BT if self.within_documents else None
+        table = self._tables[0] if embedding is None else embedding.weight
         states = unroll(self.head, table, self.combined(hidden_states), batch.tokens_BT, steps, documents)
         return aligned(states, batch.tokens_BT.shape[1])
 

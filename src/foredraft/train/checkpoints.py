@@ -27,8 +27,8 @@ OPTIMISER, STATE, BEST = "optimiser.safetensors", "state.json", "best.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-class Course(Record, frozen=True):
-    """The mean loss of the stage at hand: its `first`, a running mean `smooth`, and the `lowest` that this has been."""
+class RunningLoss(Record, frozen=True):
+    """The loss of the stage at hand: its `first`, a running mean `smooth`, and the `lowest` that this has been."""
 
     first: float
     smooth: float
@@ -58,7 +58,7 @@ class State(Record, frozen=True):
     tokens: int = 0
     seconds: float = 0.0
     world: int = 1
-    course: Course | None = None
+    course: RunningLoss | None = None
     best: Best | None = None
 
 
@@ -77,35 +77,35 @@ class Checkpoints:
 
     def list(self) -> list[Saved]:
         """Oldest first."""
-        found = [(match, path) for path in self.folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-        return sorted(Saved(int(match[1]), path) for match, path in found)
+        matches = [(match, path) for path in self.folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+        return sorted(Saved(int(match[1]), path) for match, path in matches)
 
     def latest(self) -> Saved | None:
         return max(self.list(), default=None)
 
     def save(self, state: State, model: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> Path:
         """Write a checkpoint and drop what is no longer kept. Raises ValueError, the last good one named, where it fails."""
-        made = self.folder / f"step-{state.step:08d}"
-        if made.is_dir():  # of this very step, so of this very state
-            return made
-        partial = self.folder / f".{made.name}.partial"
+        path = self.folder / f"step-{state.step:08d}"
+        if path.is_dir():  # of this very step, so of this very state
+            return path
+        partial = self.folder / f".{path.name}.partial"
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             _write(partial / SINGLE, model)
             _write(partial / OPTIMISER, optimiser)
             records.write(partial / STATE, state)
-            for path in (*partial.iterdir(), partial):
-                _flush(path)
-            partial.rename(made)
+            for file in (*partial.iterdir(), partial):
+                _flush(file)
+            partial.rename(path)
             if state.best and state.best.step == state.step:
                 records.write(self.folder / BEST, state.best)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ValueError(f"{made}: cannot be written ({reason}); {self.last_good()}") from None
+            raise ValueError(f"{path}: cannot be written ({reason}); {self.last_good()}") from None
         self._prune(state.best)
-        return made
+        return path
 
     def last_good(self) -> str:
         """For the end of a message: which checkpoint a run can go on from."""
@@ -159,14 +159,14 @@ def difference(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _differences(old: object, new: object, where: str) -> Iterator[str]:
-    one, two = _parts(old), _parts(new)
-    if one is None or two is None or type(old) is not type(new) or one.keys() != two.keys():
+    old_parts, new_parts = _parts(old), _parts(new)
+    if old_parts is None or new_parts is None or type(old) is not type(new) or old_parts.keys() != new_parts.keys():
         if old != new:
             yield f"{where} {old} → {new}"
         return
-    for name in one:
+    for name in old_parts:
         yield from _differences(
-            one[name], two[name], f"{where}{name}" if name[0] == "[" else f"{where}.{name}".lstrip(".")
+            old_parts[name], new_parts[name], f"{where}{name}" if name[0] == "[" else f"{where}.{name}".lstrip(".")
         )
 
 

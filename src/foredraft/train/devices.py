@@ -38,7 +38,7 @@ class Devices:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def prepare(self, objective: Objective) -> "Step":
+    def prepare(self, objective: Objective) -> "SharedLoss":
         """Move the objective to the device and spread it; call what comes back for a loss whose backward is shared."""
         for module in (objective.trained, objective.frozen):
             if module is not None:
@@ -47,7 +47,7 @@ class Devices:
             for module in (objective.trained, objective.frozen):
                 if module is not None:
                     _shard(module)
-        return Step(objective, self)
+        return SharedLoss(objective, self)
 
     def share(self, count: int, field: str) -> slice:
         """This process's part of `count` sequences."""
@@ -62,21 +62,16 @@ class Devices:
             dist.all_reduce(tensor)
         return tensor
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.world > 1:
-            dist.barrier()
-
     def agree(self, error: str | None) -> None:
         """Raise on every process what the first one met, so that none waits for it for ever."""
-        met: list[Any] = [error]
+        errors: list[Any] = [error]
         if self.world > 1:
-            dist.broadcast_object_list(met, src=0, device=self.device)
-        if met[0] is not None:
-            raise ValueError(met[0])
+            dist.broadcast_object_list(errors, src=0, device=self.device)
+        if errors[0] is not None:
+            raise ValueError(errors[0])
 
 
-class Step:
+class SharedLoss:
     """The loss, called so that its backward is shared among devices: as one module's forward pass, where DDP hooks in."""
 
     def __init__(self, objective: Objective, devices: Devices) -> None:
@@ -88,7 +83,7 @@ class Step:
     def __call__(self, batch: Batch, step: int) -> Loss:
         return self.run(batch, step)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Back to shards after a forward without a backward, which would have seen to that."""
         for module in self.modules:
             if isinstance(module, FSDPModule):
@@ -140,14 +135,14 @@ def _shard(module: nn.Module) -> None:
     fully_shard(module, reshard_after_forward=False)
 
 
-def whole(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def gathered(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Every tensor gathered, on the CPU where `keep`, else empty: all processes must call, one needs the memory."""
-    gathered = {}
+    tensors = {}
     for name, tensor in state.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            gathered[name] = full.detach().to("cpu", copy=True)
-    return gathered
+            tensors[name] = full.detach().to("cpu", copy=True)
+    return tensors
 
 
 @torch.no_grad()

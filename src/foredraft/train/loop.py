@@ -22,11 +22,11 @@ from torch import Tensor
 from foredraft import records
 from foredraft.data.tokens import Batch, Packing
 from foredraft.recipe import Recipe, Stage
-from foredraft.train.checkpoints import Best, Checkpoints, Course, State, difference, optimiser_state, weights
-from foredraft.train.devices import Devices, fill, whole
+from foredraft.train.checkpoints import Best, Checkpoints, RunningLoss, State, difference, optimiser_state, weights
+from foredraft.train.devices import Devices, fill, gathered
 from foredraft.train.objective import Loss, Objective
 from foredraft.train.optimiser import begin, optimisers_of, rate, scale_gradients, set_rate, state_of
-from foredraft.train.progress import Meter, Talk
+from foredraft.train.progress import Meter, RunLogger
 
 CHECKPOINTS, EXPORTS, FINAL, BEST, RECIPE = "checkpoints", "exports", "final", "best", "recipe.json"
 MEMORY = 0.95  # of the running mean of the loss
@@ -58,29 +58,29 @@ def train(
     or the data in `out` differ, where a checkpoint cannot be written, and `Stopped` where the loss is not finite or
     diverges, or a signal asks to stop.
     """
-    run = Run(recipe, objective, data, out, devices)
+    run = TrainingRun(recipe, objective, data, out, devices)
     steps = sum(stage.steps for stage in recipe.stages)
     meter = Meter(objective.flops_per_token, ceiling_flops_per_s * devices.world)
     with (
         Interrupt() as interrupt,
-        Talk(out, steps, run.state.step, speaks=devices.first, tensorboard=recipe.watch.tensorboard) as talk,
+        RunLogger(out, steps, run.state.step, speaks=devices.first, tensorboard=recipe.watch.tensorboard) as logger,
     ):
         if run.state.step:
-            talk.say(f"going on from step {run.state.step} of {steps}")
+            logger.say(f"going on from step {run.state.step} of {steps}")
         if not run.state.step:
-            run.look(talk)
+            run.evaluate(logger)
         while run.begin_stage():
             while run.stage_steps_left:
-                run.step(meter, interrupt.asked)
-                talk.advance()
-                run.look(talk, meter)
-                run.stop_if_asked()
+                run.step(meter, interrupt.requested)
+                logger.advance()
+                run.evaluate(logger, meter)
+                run.stop_if_requested()
             run.end_stage()
         run.finish()
     return run.state
 
 
-class Run:
+class TrainingRun:
     """A run's moving parts. `state` is what a checkpoint would hold now."""
 
     def __init__(self, recipe: Recipe, objective: Objective, data: Data, out: Path, devices: Devices) -> None:
@@ -95,7 +95,7 @@ class Run:
         self.forward = devices.prepare(objective)
         self.optimisers: list[torch.optim.Optimizer] = []
         self.last: dict[str, float] = {}
-        self._asked, self._idle = False, 0
+        self._stop_requested, self._idle = False, 0
         if devices.first:
             records.write(out / RECIPE, recipe)
 
@@ -120,7 +120,7 @@ class Run:
         stages = self.recipe.stages
         return stages[self.state.stage] if self.state.stage < len(stages) else None
 
-    def _now(self, **changes: Any) -> None:
+    def _advance(self, **changes: Any) -> None:
         self.state = msgspec.structs.replace(self.state, **changes)
 
     # stages
@@ -142,28 +142,28 @@ class Run:
         return self._the_stage().steps - self.state.stage_step
 
     def end_stage(self) -> None:
-        self._now(stage=self.state.stage + 1, stage_step=0, course=None)
+        self._advance(stage=self.state.stage + 1, stage_step=0, course=None)
 
     # a step
 
-    def step(self, meter: Meter, asked_to_stop: bool = False) -> None:
+    def step(self, meter: Meter, stop_requested: bool = False) -> None:
         """One update from the next `batch` samples."""
         stage, state, began = self._the_stage(), self.state, time.perf_counter()
         self._seed(state.step)
-        total, weight, terms = self._gradients(stage, asked_to_stop)
-        self._asked = bool(terms.pop("asked_to_stop"))
+        total, weight, terms = self._gradients(stage, stop_requested)
+        self._stop_requested = bool(terms.pop("stop_requested"))
         self._idle = 0 if weight else self._idle + 1
         self._stop_if(self._idle == MOST_IDLE, "no token is to be predicted (see foredraft data show)")
-        course = self._update(stage, total / weight, weight, terms) if weight else state.course
+        running = self._update(stage, total / weight, weight, terms) if weight else state.course
         seconds = time.perf_counter() - began
         meter.add(stage.tokens_per_step, seconds)
-        self._now(
+        self._advance(
             step=state.step + 1, stage_step=state.stage_step + 1, tokens=state.tokens + stage.tokens_per_step,
-            seconds=state.seconds + seconds, course=course,
+            seconds=state.seconds + seconds, course=running,
         )  # fmt: skip
-        self._stop_if(diverged(course), f"the loss diverges ({self.last.get('loss')})")
+        self._stop_if(diverged(running), f"the loss diverges ({self.last.get('loss')})")
 
-    def _update(self, stage: Stage, loss: float, weight: float, terms: dict[str, float]) -> Course:
+    def _update(self, stage: Stage, loss: float, weight: float, terms: dict[str, float]) -> RunningLoss:
         """Move the weights; a step whose windows hold no label leaves them, and the optimisers, as they are."""
         norm = scale_gradients(self.objective.trained, self.devices.world / weight, self.recipe.clip)
         self._check(loss, norm)
@@ -174,11 +174,11 @@ class Run:
             optimiser.zero_grad()
         means = {name: term / weight for name, term in terms.items()}
         self.last = {"loss": loss, "learning_rate": value, "gradient_norm": norm, **means}
-        return followed(self.state.course, loss)
+        return with_loss(self.state.course, loss)
 
-    def stop_if_asked(self) -> None:
-        """Where any process was asked to."""
-        if self._asked:
+    def stop_if_requested(self) -> None:
+        """Save and raise `Stopped` where any process was asked to stop."""
+        if self._stop_requested:
             self.save()
             raise Stopped(f"asked to stop at step {self.state.step}; {self.checkpoints.last_good()}")
 
@@ -190,7 +190,7 @@ class Run:
         """Randomness of a step is a function of (seed, step, process), so that there is no state of it to restore."""
         torch.manual_seed(((self.recipe.seed * 1_000_003 + step) * 4099 + self.devices.rank) % 2**63)
 
-    def _gradients(self, stage: Stage, asked_to_stop: bool) -> tuple[float, float, dict[str, float]]:
+    def _gradients(self, stage: Stage, stop_requested: bool) -> tuple[float, float, dict[str, float]]:
         """Gradients of the summed loss, in place, and total, weight and terms summed over micro-batches and processes."""
         pieces = micro_batches(stage, self.devices)
         first, sums = self.state.stage_step * stage.batch, None
@@ -202,8 +202,10 @@ class Run:
                 loss.total.backward()
             sums = added(sums, _as_sums(loss))
         assert sums is not None, "a step has at least one micro-batch"
-        found = self._reduced(sums | {"asked_to_stop": torch.tensor(float(asked_to_stop), device=self.devices.device)})
-        return found.pop("total"), found.pop("weight"), found
+        reduced = self._reduced(
+            sums | {"stop_requested": torch.tensor(float(stop_requested), device=self.devices.device)}
+        )
+        return reduced.pop("total"), reduced.pop("weight"), reduced
 
     def _precision(self) -> Any:
         kind = self.devices.device.type
@@ -228,9 +230,9 @@ class Run:
                 f"{why} at step {step}; {self.checkpoints.last_good()}; lower learning_rate or clip, or raise warmup"
             )
 
-    # what is kept
+    # what is logged and saved
 
-    def look(self, talk: Talk, meter: Meter | None = None) -> None:
+    def evaluate(self, logger: RunLogger, meter: Meter | None = None) -> None:
         """Write, export, hold out and save what is due after this step; before the first one, without `meter`, hold out.
 
         A checkpoint comes last: what is resumed from has left behind all that was due.
@@ -239,31 +241,31 @@ class Run:
         over = state.step == sum(stage.steps for stage in self.recipe.stages)
         saves = meter is not None and (over or state.step % watch.save_every == 0)
         if meter and self.last and (over or state.step % watch.log_every == 0):
-            talk.keep(where | self.last | meter.read() | {"seconds": state.seconds})
+            logger.log(where | self.last | meter.read() | {"seconds": state.seconds})
         for budget in watch.export_at if meter else ():
             if state.tokens - self._the_stage().tokens_per_step < budget <= state.tokens:
                 self.export(self.out / EXPORTS / f"tokens-{budget:.6g}")
-        held = self.held_out() if self.data.held_out and (saves or state.step % watch.held_out_every == 0) else None
-        if held:
-            talk.keep(where | {f"held_out_{name}": value for name, value in held.items()})
+        held_out = self.held_out() if self.data.held_out and (saves or state.step % watch.held_out_every == 0) else None
+        if held_out:
+            logger.log(where | {f"held_out_{name}": value for name, value in held_out.items()})
         if saves:
-            self.save(held["loss"] if held else None)
+            self.save(held_out["loss"] if held_out else None)
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """Figures over the first windows of the held-out data, the same ones each time."""
         packing, devices, stage = self.data.held_out, self.devices, self.recipe.stages[0]
         assert packing is not None
-        wanted = min(len(packing), max(1, round(self.recipe.watch.held_out_tokens / packing.length)))
+        num_windows = min(len(packing), max(1, round(self.recipe.watch.held_out_tokens / packing.length)))
         size = len(range(*micro_batches(stage, devices)[0].indices(stage.batch)))
         sums: dict[str, Tensor] | None = None
-        for first in range(0, wanted, size * devices.world):
+        for first in range(0, num_windows, size * devices.world):
             batch = self._batch(packing, first + devices.rank * size, size)
-            beyond = torch.arange(size, device=devices.device) + first + devices.rank * size >= wanted
+            beyond = torch.arange(size, device=devices.device) + first + devices.rank * size >= num_windows
             batch = batch._replace(mask_BT=batch.mask_BT & ~beyond[:, None])
             with self._precision():
                 sums = added(sums, self.objective.held_out(batch))
-        self.forward.settle()
+        self.forward.reshard()
         assert sums is not None, "there is at least one window"
         return self.objective.figures({name: devices.sum(value) for name, value in sums.items()})
 
@@ -271,16 +273,16 @@ class Run:
         """A checkpoint, marked best where its held-out loss is the lowest so far."""
         state, best = self.state, self.state.best
         if held_out_loss is not None and (best is None or held_out_loss < best.loss):
-            self._now(best=Best(step=state.step, loss=held_out_loss))
+            self._advance(best=Best(step=state.step, loss=held_out_loss))
         model, optimiser = (
-            self._whole(),
-            whole(dict(state_of(self.objective.trained, self.optimisers)), self.devices.first),
+            self._weights(),
+            gathered(dict(state_of(self.objective.trained, self.optimisers)), self.devices.first),
         )
         self._on_first(lambda: self.checkpoints.save(self.state, model, optimiser))
 
     def export(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """The model in its served format."""
-        tensors = dict(self._whole() if state is None else state)
+        tensors = dict(self._weights() if state is None else state)
         self._on_first(lambda: self.objective.save(folder, tensors))
 
     def finish(self) -> None:
@@ -291,8 +293,8 @@ class Run:
             folder = next(saved.folder for saved in self.checkpoints.list() if saved.step == best.step)
             self.export(self.out / BEST, weights(folder))
 
-    def _whole(self) -> dict[str, Tensor]:
-        return whole(self.objective.trained.state_dict(), self.devices.first)
+    def _weights(self) -> dict[str, Tensor]:
+        return gathered(self.objective.trained.state_dict(), self.devices.first)
 
     def _on_first(self, work: Any) -> None:
         """Let the first process write; what it meets is met by all."""
@@ -307,10 +309,10 @@ class Run:
 
 def micro_batches(stage: Stage, devices: Devices) -> list[slice]:
     """This process's sequences of a step, in pieces of one size where that is possible."""
-    own = devices.share(stage.batch, "batch")
-    count = own.stop - own.start
+    share = devices.share(stage.batch, "batch")
+    count = share.stop - share.start
     pieces = -(-count // (stage.micro_batch or count))
-    edges = [own.start + count * i // pieces for i in range(pieces + 1)]
+    edges = [share.start + count * i // pieces for i in range(pieces + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
@@ -322,20 +324,20 @@ def _as_sums(loss: Loss) -> dict[str, Tensor]:
     return {"total": loss.total.detach(), "weight": loss.weight} | loss.terms
 
 
-def followed(course: Course | None, loss: float) -> Course:
-    """The course with one more loss."""
-    if course is None:
-        return Course(first=loss, smooth=loss, lowest=loss)
-    smooth = MEMORY * course.smooth + (1 - MEMORY) * loss
-    return Course(first=course.first, smooth=smooth, lowest=min(course.lowest, smooth))
+def with_loss(running: RunningLoss | None, loss: float) -> RunningLoss:
+    """The running loss after one more step's."""
+    if running is None:
+        return RunningLoss(first=loss, smooth=loss, lowest=loss)
+    smooth = MEMORY * running.smooth + (1 - MEMORY) * loss
+    return RunningLoss(first=running.first, smooth=smooth, lowest=min(running.lowest, smooth))
 
 
-def diverged(course: Course | None) -> bool:
+def diverged(running: RunningLoss | None) -> bool:
     """Whether the running mean has lost more than half of what was gained; half as much again as at first, if little was."""
-    if course is None:
+    if running is None:
         return False
-    gained = course.lowest < course.first / 2
-    return course.smooth > (course.lowest + course.first) / 2 if gained else course.smooth > 1.5 * course.first
+    halved = running.lowest < running.first / 2
+    return running.smooth > (running.lowest + running.first) / 2 if halved else running.smooth > 1.5 * running.first
 
 
 class Interrupt:
@@ -344,7 +346,7 @@ class Interrupt:
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __enter__(self) -> "Interrupt":
         self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
@@ -355,6 +357,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
         for other, handler in self._before.items():
             signal.signal(other, handler)

@@ -62,8 +62,10 @@ class Objective(Protocol):
 
 
 def acceptance_figures(sums: dict[str, Tensor]) -> dict[str, float]:
-    """What sums of `acceptance.tally` say: τ with its 90 % interval and survival by position."""
-    found = acceptance(sums)
-    tau = found.tokens_per_step
-    figures = {"tokens_per_step": tau.value, "tokens_per_step_low": tau.low, "tokens_per_step_high": tau.high}
-    return figures | {f"survival_{i}": value for i, value in enumerate(found.survival, 1)}
+    """What sums of `acceptance.tally` say: the acceptance length (τ) with its 90 % interval and survival by position."""
+    figures = acceptance(sums)
+    length = figures.tokens_per_step
+    return {
+        "tokens_per_step": length.value, "tokens_per_step_low": length.low, "tokens_per_step_high": length.high,
+        **{f"survival_{i}": value for i, value in enumerate(figures.survival, 1)},
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Optimisers and the learning rate's course.
+"""Optimisers, and the learning rate by step.
 
 Promises: the rate is a function of the step alone; weights of one dimension do not decay. Refuses to know: losses, devices.
 """
@@ -38,18 +38,18 @@ def optimisers_of(trained: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     """AdamW (arXiv 1711.05101) for all, or Muon (Jordan et al. 2024) for the layers' matrices and AdamW for the rest."""
     parameters = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     hidden = {name for name, p in parameters.items() if recipe.optimiser == "muon" and _is_hidden(name, p)}
-    rest = [p for name, p in parameters.items() if name not in hidden]
+    by_adamw = [p for name, p in parameters.items() if name not in hidden]
     groups = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in by_adamw if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in by_adamw if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    made: list[torch.optim.Optimizer] = [
+    optimisers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=recipe.betas, eps=ADAM_EPS, fused=True)
     ]
     if hidden:
         matrices = [parameters[name] for name in parameters if name in hidden]
-        made.append(torch.optim.Muon(matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn=MUON_MATCH))
-    return made
+        optimisers.append(torch.optim.Muon(matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn=MUON_MATCH))
+    return optimisers
 
 
 def _is_hidden(name: str, parameter: Tensor) -> bool:
@@ -79,8 +79,8 @@ def state_of(trained: nn.Module, optimisers: list[torch.optim.Optimizer]) -> Ite
     """Every tensor of the optimisers' state, named "parameter|what"; none before the first step."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in trained.named_parameters()}
     for optimiser in optimisers:
-        for parameter, held in optimiser.state.items():
-            for what, tensor in held.items():
+        for parameter, state in optimiser.state.items():
+            for what, tensor in state.items():
                 yield f"{names[parameter]}|{what}", tensor
 
 

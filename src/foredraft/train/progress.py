@@ -1,4 +1,4 @@
-"""What a person sees of a run, and what is kept of it: a bar, lines of JSON, TensorBoard on request.
+"""What a person sees of a run, and what is logged of it: a bar, lines of JSON, TensorBoard on request.
 
 Promises: metrics.jsonl has one line per figure and step, also after a crash and a resume; the bar is quiet unless stderr is
 a terminal. Refuses to know: how figures come about.
@@ -45,7 +45,7 @@ def _step(line: bytes) -> float:
         return float("inf")
 
 
-class Board:
+class TensorBoard:
     """TensorBoard's event files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
@@ -81,34 +81,34 @@ class Meter:
         return {"tokens_per_s": rate, "mfu": rate * self._flops / self._ceiling}
 
 
-class Talk:
-    """The bar, and the places where figures are kept. `speaks` is False on all processes but the first."""
+class RunLogger:
+    """The bar, and the places where figures are logged. `speaks` is False on all processes but the first."""
 
     def __init__(self, out: Path, steps: int, step: int, *, speaks: bool = True, tensorboard: bool = False) -> None:
         self._speaks = speaks
-        board = [Board(out / "tensorboard")] if speaks and tensorboard else []
-        self._places = [Metrics(out / METRICS, step), *board] if speaks else []
+        board = [TensorBoard(out / "tensorboard")] if speaks and tensorboard else []
+        self._sinks = [Metrics(out / METRICS, step), *board] if speaks else []
         columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         hidden = not (speaks and sys.stderr.isatty())
         self._bar = Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True)
         self._task = self._bar.add_task("", total=steps, completed=step)
 
-    def __enter__(self) -> "Talk":
+    def __enter__(self) -> "RunLogger":
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        for place in self._places:
-            place.close()
+        for sink in self._sinks:
+            sink.close()
 
     def advance(self) -> None:
         self._bar.advance(self._task)
 
-    def keep(self, figures: Mapping[str, Any]) -> None:
+    def log(self, figures: Mapping[str, Any]) -> None:
         """A line of figures; `figures` has "step"."""
-        for place in self._places:
-            place.write(figures)
+        for sink in self._sinks:
+            sink.write(figures)
         if "tokens_per_s" in figures:
             text = f"loss {figures['loss']:.3f} · {figures['tokens_per_s']:,.0f} tokens/s · MFU {figures['mfu']:.0%}"
             self._bar.update(self._task, description=text)
