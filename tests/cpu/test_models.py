@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from foredraft import shapes
+from foredraft import kinds, shapes
 from foredraft.kinds import shape_of_folder
 from foredraft.models import Decoder, Eagle3Head, EagleHead, load, load_head, new_head, save_head
 from foredraft.models.draft_head import HeadLayout
