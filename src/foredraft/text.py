@@ -125,16 +125,18 @@ class Completion:
     def _grow(self, token: int, drafted: bool) -> None:
         self.tokens.append(token)
         self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        found = [at for stop in self.stops if (at := self.text.find(stop)) >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
-        self._show(self.text if self.stopped else self._settled(), drafted)
+        stops_at = [at for stop in self.stops if (at := self.text.find(stop)) >= 0]
+        if stops_at:
+            self.text, self.stopped = self.text[: min(stops_at)], True
+        self._show(self.text if self.stopped else self._final_part(), drafted)
 
-    def _settled(self) -> str:
+    def _final_part(self) -> str:
         """The text less what the next token may still change: half a character, or the beginning of a stop string."""
         text = self.text.rstrip(UNFINISHED)
-        held = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        return text[: len(text) - held]
+        partial_stop = max(
+            (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+        )
+        return text[: len(text) - partial_stop]
 
     def finish(self) -> str:
         """All of the text, shown to its end."""
@@ -175,7 +177,7 @@ def generate(
     """Completion `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Texts stand in the answers, counts in the
     sequences.
     """
-    made = []
+    completions = []
     for index, prompt in enumerate(prompts):
         show = None if on_text is None else lambda piece, drafted, index=index: on_text(index, piece, drafted)
         answer = Completion(tokenizer, stops, show)
@@ -185,17 +187,17 @@ def generate(
             sampling=sampling or Sampling(),
             stop_ids=ends,
         )
-        made.append((answer, engine.add(request, answer.take)))
+        completions.append((answer, engine.add(request, answer.take)))
     for step in engine.run():
         if on_step:
             on_step(step)
-        for answer, sequence in made:
+        for answer, sequence in completions:
             if answer.stopped and not sequence.finish:
                 sequence.finish = "stop"
                 engine.cancel(sequence)
-    for answer, _ in made:
+    for answer, _ in completions:
         answer.finish()
-    return made
+    return completions
 
 
 def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:

@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from foredraft import kinds, shapes
-from foredraft.kinds import shape_of_folder
+from foredraft import shapes
+from foredraft.kinds import EAGLE3, of_shape, shape_of_folder
 from foredraft.models import Decoder, Eagle3Head, EagleHead, load, load_head, new_head, save_head
 from foredraft.models.draft_head import HeadLayout
 from foredraft.models.eagle3 import default_feature_layers
@@ -768,7 +768,7 @@ def test_the_flat_eagle_file_has_the_published_names_and_shapes(target, tmp_path
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_saved_head_loads_to_the_same_numbers(head, target, tmp_path, engine):
-    save_head(head, tmp_path, layout=LAYOUTS.get((kinds.of_shape(head.shape).name, engine)))
+    save_head(head, tmp_path, layout=LAYOUTS.get((of_shape(head.shape).name, engine)))
     back, tokens = load_head(tmp_path, target), some_tokens(2, 9)
     assert type(back) is type(head)
     assert (back.feature_layers, back.config) == (head.feature_layers, head.config)
@@ -818,7 +818,7 @@ def test_streams_that_are_not_the_default_are_written_as_both_engines_count(targ
 
 
 def test_a_head_of_another_width_brings_its_own_embedding(target, tmp_path):
-    shape = msgspec.structs.replace(kinds.EAGLE3.shape(target.shape, 1, 23), hidden_size=32)
+    shape = msgspec.structs.replace(EAGLE3.shape(target.shape, 1, 23), hidden_size=32)
     d2t = torch.tensor(DRAFTABLE) - torch.arange(23)
     head = Eagle3Head(shape, model_config(), target, default_feature_layers(6), d2t, own_embedding=True)
     save_head(head, tmp_path)

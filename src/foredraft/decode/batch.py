@@ -68,13 +68,13 @@ class Sequence:
     def extend(self, tokens: list[int]) -> int:
         """Take what a step emitted, up to a stop; give how many tokens were taken."""
         room = self.request.max_tokens - len(self.answer)
-        taken = tokens[:room]
-        stop = next((i for i, token in enumerate(taken) if token in self.request.stop_ids), None)
+        accepted = tokens[:room]
+        stop = next((i for i, token in enumerate(accepted) if token in self.request.stop_ids), None)
         if stop is not None:
-            taken, self.finish = taken[: stop + 1], "stop"
-        elif len(taken) == room:
+            accepted, self.finish = accepted[: stop + 1], "stop"
+        elif len(accepted) == room:
             self.finish = "length"
-        self.tokens += taken
+        self.tokens += accepted
         if self.on_tokens:
-            self.on_tokens(taken)
-        return len(taken)
+            self.on_tokens(accepted)
+        return len(accepted)

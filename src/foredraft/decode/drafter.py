@@ -2,7 +2,7 @@
 
 Promises: each row's proposal depends on that row's text and settings alone. Refuses to know: what becomes of a proposal.
 
-Shapes: B running sequences, M tokens that a drafter has not seen yet, V vocabulary.
+Shapes: B running sequences, M tokens that a drafter has not read yet, V vocabulary.
 """
 
 from collections.abc import Sequence as Listed
@@ -80,11 +80,11 @@ def prefill(
     return tuple(torch.cat(stream, 1)[0] for stream in zip(*parts, strict=True))
 
 
-def unread(running: Listed[Sequence], seen: Listed[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens since `seen`, padded on the right by the last one at its own place: tokens and positions [B, M], index
+def unread(running: Listed[Sequence], num_read: Listed[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens after the first `num_read` of each sequence, padded on the right by the last one at its own place: tokens and positions [B, M], index
     of the last [B].
     """
-    counts = [len(sequence.tokens) - start for sequence, start in zip(running, seen, strict=False)]
+    counts = [len(sequence.tokens) - start for sequence, start in zip(running, num_read, strict=False)]
     width = max(counts)
     tokens = [
         s.tokens[len(s.tokens) - n :] + [s.tokens[-1]] * (width - n) for s, n in zip(running, counts, strict=True)

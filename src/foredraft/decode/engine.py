@@ -215,5 +215,5 @@ class Engine:
         self.cache.rows(0, len(self.running)).compact(slots, starts)
 
 
-def _budget(wanted: Budget | int) -> Budget:
-    return (wanted if isinstance(wanted, Budget) else Budget(wanted)).check()
+def _budget(budget: Budget | int) -> Budget:
+    return (budget if isinstance(budget, Budget) else Budget(budget)).check()

@@ -1,6 +1,6 @@
-"""Drafting with a head on the target's features: EAGLE-1/2, EAGLE-3 and Scylla; chains and trees.
+"""Drafting with a head on the target's hidden states: EAGLE-1/2, EAGLE-3 and Scylla; chains and trees.
 
-Promises: proposals are determined (the likeliest tokens, no chance), so they are verified by draws from p alone.
+Promises: drafts are deterministic (the most probable tokens, no chance), so they are verified by draws from p alone.
 Refuses to know: how a head computes.
 
 Shapes: B running sequences, M pairs not read yet, k nodes that are extended together, C the head's width.

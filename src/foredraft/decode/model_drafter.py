@@ -34,30 +34,30 @@ class ModelDrafter:
         """`vocab_size` is the target's where it differs by padding rows: logits are cut or padded to it."""
         self.model, self.run, self.cache, self.name = model, Graphed(model), cache, name
         self.vocab_size = vocab_size or model.shape.vocab_size
-        self.seen = [0] * cache.batch
+        self.num_read = [0] * cache.batch
         self._title = f"draft {model.shape.name}"
 
     def admit(self, row: int, sequence: Sequence) -> None:
-        self.seen[row] = 0
+        self.num_read[row] = 0
         prefill(self.model, self.cache, row, sequence)
-        self.seen[row] = sequence.cached
+        self.num_read[row] = sequence.cached
 
     def move(self, source: int, row: int) -> None:
         self.cache.kv[:, :, row] = self.cache.kv[:, :, source]
-        self.seen[row] = self.seen[source]
+        self.num_read[row] = self.num_read[source]
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
         """Read the tokens that came since, then extend one token at a time, or a level of the tree; what was drafted is
         overwritten by what is read next.
         """
         cache = self.cache.rows(0, len(running))
-        tokens_BM, positions_BM, last_B = unread(running, self.seen, self.model.device)
+        tokens_BM, positions_BM, last_B = unread(running, self.num_read, self.model.device)
         ends = [len(sequence.tokens) for sequence in running]
         mask = causal_mask(positions_BM, max(ends))
         output = self.run(
             tokens_BM, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B[:, None]
         )
-        self.seen[: len(running)] = ends
+        self.num_read[: len(running)] = ends
         base_B1 = torch.tensor(ends, device=self.model.device)[:, None]
         if budget.branches:
             return grow(self._fitted(output), base_B1, budget, self._extending(cache), model=self._title)

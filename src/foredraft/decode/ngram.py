@@ -9,7 +9,7 @@ from foredraft.decode.proposals import PAD, Budget, Proposal
 
 
 class NGramDrafter:
-    """Prompt look-up: what followed the last place where the latest tokens stood before (longest match first).
+    """Prompt lookup: what followed the last place where the latest tokens stood before (longest match first).
     Nothing is computed.
     """
 
@@ -31,10 +31,10 @@ class NGramDrafter:
         self.rows[row] = self.rows[source]
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
-        found = [self.rows[row].after(sequence.tokens, budget.lookahead) for row, sequence in enumerate(running)]
-        width = max(map(len, found))
-        tokens = torch.tensor([chain + [0] * (width - len(chain)) for chain in found], dtype=torch.long)
-        parents = [[*range(-1, len(chain) - 1), *[PAD] * (width - len(chain))] for chain in found]
+        chains = [self.rows[row].after(sequence.tokens, budget.lookahead) for row, sequence in enumerate(running)]
+        width = max(map(len, chains))
+        tokens = torch.tensor([chain + [0] * (width - len(chain)) for chain in chains], dtype=torch.long)
+        parents = [[*range(-1, len(chain) - 1), *[PAD] * (width - len(chain))] for chain in chains]
         return Proposal(tokens, parents, chain=True)
 
 

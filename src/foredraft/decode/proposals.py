@@ -17,7 +17,7 @@ PAD = -2  # parent of a node that stands for nothing
 
 class Budget(NamedTuple):
     """How much to draft in a step: `lookahead` positions (0: nothing). A head drafts a chain where `topk` is 1, else
-    EAGLE-2's tree: `topk` children of each of `topk` nodes a level, and of all those the likeliest `nodes`; or the static
+    EAGLE-2's tree: `topk` children of each of `topk` nodes a level, and of all those the most probable `nodes`; or the static
     `tree`, (parent, rank) of each node, parents first, which sets its own depth.
     """
 

@@ -96,16 +96,16 @@ def _shard(index: Path, shard: str) -> dict[str, StoredTensor]:
     return _header(index.parent / shard)
 
 
-def check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]], ignore: Callable[[str], bool]) -> None:
-    """Raise unless the folder holds exactly the tensors `wanted` (name to shape), but for names that `ignore` excuses."""
-    missing = [name for name in wanted if name not in checkpoint.stored]
+def check(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], ignore: Callable[[str], bool]) -> None:
+    """Raise unless the folder holds exactly the tensors `shapes` (name to shape), but for names that `ignore` excuses."""
+    missing = [name for name in shapes if name not in checkpoint.stored]
     if missing:
         raise ValueError(f"{checkpoint.where}: lacks tensor {_first(missing)}")
-    unexpected = [name for name in checkpoint.stored if name not in wanted and not ignore(name)]
+    unexpected = [name for name in checkpoint.stored if name not in shapes and not ignore(name)]
     if unexpected:
         where = checkpoint.stored[unexpected[0]].file
         raise ValueError(f"{where}: unexpected tensor {_first(unexpected)}; config.json describes another model")
-    for name, shape in wanted.items():
+    for name, shape in shapes.items():
         stored = checkpoint.stored[name]
         if stored.kind not in FLOATS:
             raise checkpoint.fail(name, f"is {stored.kind}; weights must be {', '.join(FLOATS)}")
@@ -126,10 +126,10 @@ def fill(
     device: torch.device | str,
 ) -> None:
     """Give every parameter of `module`, built on the meta device, its tensor; `name_of` is a parameter's name on file."""
-    wanted = {name: name_of(name) for name, _ in module.named_parameters()}
-    shapes = {wanted[name]: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    names = {name: name_of(name) for name, _ in module.named_parameters()}
+    shapes = {names[name]: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     check(checkpoint, shapes, ignore)
-    state = {name: _cast(checkpoint.tensor(stored), dtype, device) for name, stored in wanted.items()}
+    state = {name: _cast(checkpoint.tensor(stored), dtype, device) for name, stored in names.items()}
     module.load_state_dict(module.state_dict() | state, strict=True, assign=True)
 
 

@@ -85,13 +85,13 @@ class Decoder(nn.Module):
         assert all(0 <= i <= len(self.layers) for i in hidden_states), (
             f"hidden states {hidden_states} of {len(self.layers)} layers"
         )
-        x_BTC, kept = self._embed(tokens_BT, positions_BT), {}
+        x_BTC, states = self._embed(tokens_BT, positions_BT), {}
         for i, layer in enumerate(self.layers):
             if i in hidden_states:
-                kept[i] = x_BTC
+                states[i] = x_BTC
             x_BTC = layer(x_BTC, metadata)
-        final = kept[len(self.layers)] = self.project_out(self.norm(x_BTC))
-        return Output(read_out(final, logits, self.head), final, x_BTC, tuple(kept[i] for i in hidden_states))
+        final = states[len(self.layers)] = self.project_out(self.norm(x_BTC))
+        return Output(read_out(final, logits, self.head), final, x_BTC, tuple(states[i] for i in hidden_states))
 
     def _embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         x_BTC = self.project_in(self.embed_tokens(tokens_BT))

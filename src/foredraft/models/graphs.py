@@ -48,33 +48,39 @@ class Graphed:
         self.graphs: dict[tuple[Any, ...], tuple[list[Tensor], Callable[[], Output]]] = {}
 
     def __call__(
-        self, *inputs: Tensor, cache: Cache, slots_BT: Tensor, mask_BTS: Tensor, logits: Any = "all", **kept: Any
+        self, *inputs: Tensor, cache: Cache, slots_BT: Tensor, mask_BTS: Tensor, logits: Any = "all", **options: Any
     ) -> Output:
         """`inputs` are tokens, a head's hidden states, positions: what stands before the cache in the model's arguments."""
         tokens = inputs[0]
         if self.capture is None or tokens.shape[1] > MOST_TOKENS:
-            return self.model(*inputs, cache, slots_BT, mask_BTS, logits=logits, **kept)
+            return self.model(*inputs, cache, slots_BT, mask_BTS, logits=logits, **options)
         rows = (logits,) if isinstance(logits, Tensor) else ()
-        given = [*inputs, slots_BT, widened(mask_BTS, cache.slots), *rows]
-        told = None if rows else logits
-        key = (cache.kv.data_ptr(), cache.batch, told, *kept.items(), *((tuple(x.shape), x.dtype) for x in given))
+        arguments = [*inputs, slots_BT, widened(mask_BTS, cache.slots), *rows]
+        where = None if rows else logits
+        key = (
+            cache.kv.data_ptr(),
+            cache.batch,
+            where,
+            *options.items(),
+            *((tuple(x.shape), x.dtype) for x in arguments),
+        )
         if key not in self.graphs:
             if len(self.graphs) == MOST_GRAPHS:
-                return self.model(*inputs, cache, slots_BT, mask_BTS, logits=logits, **kept)
-            self.graphs[key] = self._new(given, len(inputs), cache, told, kept)
+                return self.model(*inputs, cache, slots_BT, mask_BTS, logits=logits, **options)
+            self.graphs[key] = self._new(arguments, len(inputs), cache, where, options)
         static, replay = self.graphs[key]
-        for buffer, value in zip(static, given, strict=True):
+        for buffer, value in zip(static, arguments, strict=True):
             buffer.copy_(value)
         return replay()
 
     def _new(
-        self, given: list[Tensor], num: int, cache: Cache, told: Any, kept: dict[str, Any]
+        self, arguments: list[Tensor], num: int, cache: Cache, where: Any, options: dict[str, Any]
     ) -> tuple[list[Tensor], Callable[[], Output]]:
-        static = [x.clone() for x in given]
+        static = [x.clone() for x in arguments]
         inputs, (slots, mask, *rows) = static[:num], static[num:]
         assert self.capture is not None
         return static, self.capture(
-            lambda: self.model(*inputs, cache, slots, mask, logits=rows[0] if rows else told, **kept)
+            lambda: self.model(*inputs, cache, slots, mask, logits=rows[0] if rows else where, **options)
         )
 
 

@@ -1,4 +1,4 @@
-"""Our own kernels for few rows on a CPU, from kernels.c: compiled for this machine at first use, then kept.
+"""Our own kernels for few rows on a CPU, from kernels.c: compiled for this machine at first use, then cached.
 
 Promises: what `linear` and `Layer` compute, up to rounding, at the speed of reading the weights once; a row's bits do
 not depend on the other rows of the pass, up to FEW_ROWS of them: beyond, torch computes, whose bits do. Where there is no
@@ -34,7 +34,7 @@ ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs", "-lm", "-lc")
 
 
-class Unusable(Exception):
+class KernelsMissing(Exception):
     """Why there are no kernels here."""
 
 
@@ -42,7 +42,7 @@ def missing() -> str | None:
     """Why this machine computes without these kernels; None where it has them."""
     try:
         _library(torch.float32)
-    except Unusable as error:
+    except KernelsMissing as error:
         return str(error)
     return None
 
@@ -50,17 +50,17 @@ def missing() -> str | None:
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     if os.environ.get("FOREDRAFT_KERNELS") == "0":
-        raise Unusable("FOREDRAFT_KERNELS=0")
+        raise KernelsMissing("FOREDRAFT_KERNELS=0")
     compiler = next(
-        (found for name in (os.environ.get("CC"), "gcc", "cc") if name and (found := shutil.which(name))), None
+        (path for name in (os.environ.get("CC"), "gcc", "cc") if name and (path := shutil.which(name))), None
     )
     if compiler is None:
-        raise Unusable("no C compiler found")
+        raise KernelsMissing("no C compiler found")
     try:
         library = ctypes.CDLL(str(_compiled(compiler, dtype)))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", "") or str(error)
-        raise Unusable(f"{compiler} could not build them: {said.strip().splitlines()[0]}") from None
+        message = getattr(error, "stderr", "") or str(error)
+        raise KernelsMissing(f"{compiler} could not build them: {message.strip().splitlines()[0]}") from None
     library.linear.argtypes = [c_void_p] * 4 + [c_long] * 3 + [c_int]
     library.layer.argtypes = [c_void_p] * 8
     library.linear.restype = library.layer.restype = None
@@ -68,20 +68,20 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def _compiled(compiler: str, dtype: torch.dtype) -> Path:
-    """The library's file, built unless one of this source, compiler and processor is kept already."""
+    """The library's file, built unless one of this source, compiler and processor is there already."""
     flags = (*_FLAGS, "-DBF16") if dtype == torch.bfloat16 else _FLAGS
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     key = hashlib.sha256("\n".join((SOURCE.read_text(), version, *flags, _processor())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foredraft"
-    kept = folder / f"kernels-{key}.so"
-    if not kept.exists():
+    library = folder / f"kernels-{key}.so"
+    if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / "kernels.so"
             command = [compiler, *flags[:5], str(SOURCE), "-o", str(built), *flags[5:]]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            built.replace(kept)
-    return kept
+            built.replace(library)
+    return library
 
 
 def _cpuinfo() -> list[str]:
@@ -109,7 +109,7 @@ def usable(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
 def _have(dtype: torch.dtype) -> bool:
     try:
         _library(dtype)
-    except Unusable:
+    except KernelsMissing:
         return False
     return True
 
@@ -180,17 +180,17 @@ class LayerWeights:
             "out_norm": layer.post_attention_layernorm, "gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj,
             "q_norm": attention.q_norm, "k_norm": attention.k_norm,
         }  # fmt: skip
-        self._held = {name: getattr(module, "weight", None) for name, module in modules.items()}
-        self._held |= {
+        self._weights = {name: getattr(module, "weight", None) for name, module in modules.items()}
+        self._weights |= {
             f"{name}_bias": getattr(module, "bias", None)
             for name, module in modules.items()
             if not name.endswith("k_norm")
         }
         few, heads = shape.num_kv_heads * shape.head_dim, shape.num_heads * shape.head_dim
-        assert all(held is None or held.is_contiguous() for held in self._held.values())
+        assert all(weight is None or weight.is_contiguous() for weight in self._weights.values())
         self.room = shape.hidden_size + 2 * heads + 2 * few + 2 * shape.intermediate_size
         self.struct = _Layer(
-            **{name: None if held is None else held.data_ptr() for name, held in self._held.items()},
+            **{name: None if weight is None else weight.data_ptr() for name, weight in self._weights.items()},
             hidden=shape.hidden_size, attention_in=attention.q_proj.in_features, heads=shape.num_heads, key_heads=shape.num_kv_heads,
             head_dim=shape.head_dim, inner=shape.intermediate_size, activation=ACTIVATIONS[model_config.activation],
             layer_norm=isinstance(layer.post_attention_layernorm, nn.LayerNorm), eps=model_config.norm_eps, qk_eps=model_config.norm_eps,
@@ -203,7 +203,7 @@ class KernelPass(NamedTuple):
 
     struct: _Pass
     cache: Cache
-    held: tuple[Tensor | None, ...]
+    inputs: tuple[Tensor | None, ...]
     run: Any
 
     @classmethod

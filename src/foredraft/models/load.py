@@ -1,6 +1,6 @@
 """From a Hugging Face folder to a `Decoder`.
 
-Promises: the decoder holds every weight of the folder, in the wanted type. Refuses to know: how a tensor file is read.
+Promises: the decoder holds every weight of the folder, in the type asked for. Refuses to know: how a tensor file is read.
 """
 
 import re

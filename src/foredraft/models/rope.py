@@ -54,22 +54,22 @@ class Rope(Record, frozen=True):
 
 def rope_from_config(config: dict[str, Any]) -> Rope:
     """The rope of a Hugging Face config: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
-    given = _given(config)
-    kind = given.get("rope_type") or given.get("type") or "default"
+    keys = _rope_keys(config)
+    kind = keys.get("rope_type") or keys.get("type") or "default"
     if kind not in KINDS:
         raise ValueError(f"rope_type {kind!r} is not supported (have {', '.join(KINDS)})")
-    lacks = [key for key in _NEEDS[kind] if given.get(key) is None]
+    lacks = [key for key in _NEEDS[kind] if keys.get(key) is None]
     if lacks:
         raise ValueError(f"rope_scaling of type {kind} lacks {', '.join(lacks)}")
-    if (given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+    if (keys.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ValueError("partial_rotary_factor must be 1: rotating a part of each head is not supported")
-    theta = _number("rope_theta", given.get("rope_theta", config.get("rope_theta")) or 10000.0)
+    theta = _number("rope_theta", keys.get("rope_theta", config.get("rope_theta")) or 10000.0)
     if kind == "default":
         return Rope(theta=theta)
-    return Rope(kind=kind, theta=theta, **(_yarn if kind == "yarn" else _stretched)(kind, given, config))
+    return Rope(kind=kind, theta=theta, **(_yarn if kind == "yarn" else _stretched)(kind, keys, config))
 
 
-def _given(config: dict[str, Any]) -> dict[str, Any]:
+def _rope_keys(config: dict[str, Any]) -> dict[str, Any]:
     """Both spellings in one dict; a rope per kind of layer, a dict of dicts, is refused."""
     parts = [config.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
     for key, part in zip(("rope_parameters", "rope_scaling"), parts, strict=True):
@@ -84,38 +84,37 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _original(given: dict[str, Any], config: dict[str, Any]) -> float:
+def _original(keys: dict[str, Any], config: dict[str, Any]) -> float:
     """The context before stretching; transformers lets the outer key win and falls back on the current context."""
-    keys = "original_max_position_embeddings", "max_position_embeddings"
-    value = config.get(keys[0]) or given.get(keys[0]) or config.get(keys[1])
-    return _number(keys[0], value)
+    original, current = "original_max_position_embeddings", "max_position_embeddings"
+    return _number(original, config.get(original) or keys.get(original) or config.get(current))
 
 
-def _stretched(kind: str, given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    fields = {key: _number(key, given[key]) for key in _NEEDS[kind]}
-    return fields | ({"original_positions": _original(given, config)} if kind == "llama3" else {})
+def _stretched(kind: str, keys: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    fields = {key: _number(key, keys[key]) for key in _NEEDS[kind]}
+    return fields | ({"original_positions": _original(keys, config)} if kind == "llama3" else {})
 
 
-def _yarn(kind: str, given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    original = _original(given, config)
-    factor = given.get("factor")
+def _yarn(kind: str, keys: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    original = _original(keys, config)
+    factor = keys.get("factor")
     if factor is None:
         factor = _number("max_position_embeddings", config.get("max_position_embeddings")) / original
     fields = {"factor": _number("factor", factor), "original_positions": original}
-    fields |= {key: _number(key, given[key]) for key in ("beta_fast", "beta_slow") if given.get(key)}
-    return fields | {"truncate": given.get("truncate", True), "attention_factor": _temperature(given, fields["factor"])}
+    fields |= {key: _number(key, keys[key]) for key in ("beta_fast", "beta_slow") if keys.get(key)}
+    return fields | {"truncate": keys.get("truncate", True), "attention_factor": _temperature(keys, fields["factor"])}
 
 
-def _temperature(given: dict[str, Any], factor: float) -> float:
+def _temperature(keys: dict[str, Any], factor: float) -> float:
     """Equation 22 of yarn, 0.1·ln(factor) + 1, or DeepSeek's ratio of two such terms."""
-    if given.get("attention_factor") is not None:
-        return _number("attention_factor", given["attention_factor"])
+    if keys.get("attention_factor") is not None:
+        return _number("attention_factor", keys["attention_factor"])
 
     def term(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    if given.get("mscale") and given.get("mscale_all_dim"):
-        return term(_number("mscale", given["mscale"])) / term(_number("mscale_all_dim", given["mscale_all_dim"]))
+    if keys.get("mscale") and keys.get("mscale_all_dim"):
+        return term(_number("mscale", keys["mscale"])) / term(_number("mscale_all_dim", keys["mscale_all_dim"]))
     return term(1.0)
 
 
@@ -148,7 +147,7 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
 
 
 def _llama3_frequencies(rope: Rope, plain: Tensor) -> Tensor:
-    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
+    """Llama 3.1: long waves are stretched, short ones stay, those between blended."""
     assert rope.original_positions is not None
     turns = rope.original_positions * plain / (2 * math.pi)  # within the original context
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
