@@ -21,18 +21,18 @@ TRAINING_HOURS = 0.02  # of this machine: about a minute
 OPENING = "Once upon a time there was a"
 
 
-class Step(NamedTuple):
+class TourStep(NamedTuple):
     """A verb with its words, and what it is for."""
 
     title: str
     words: tuple[str, ...]
 
 
-def before_training(zoo: Path, observations: Path, out: Path) -> Iterator[Step]:
+def before_training(zoo: Path, observations: Path, out: Path) -> Iterator[TourStep]:
     """What this machine reaches; and which draft to train for the target here, said from the shipped observations."""
     target, machine = zoo / TARGET, out / "machine.json"
-    yield Step("Measure this machine", ("probe", "--out", f"{machine}", "--repeats", "3"))
-    yield Step(
+    yield TourStep("Measure this machine", ("probe", "--out", f"{machine}", "--repeats", "3"))
+    yield TourStep(
         f"Plan a draft for {TARGET}, one that trains in a minute",
         ("plan", f"{target}", "--machine", f"{machine}", "--engine", "foredraft", "--dtype", "float32", "--observations", f"{observations}",
          "--concurrency", CLIENTS, "--input-len", f"{INPUT_LEN}", "--output-len", f"{ANSWER}", "--kinds", "head,lm",
@@ -40,22 +40,22 @@ def before_training(zoo: Path, observations: Path, out: Path) -> Iterator[Step]:
     )  # fmt: skip
 
 
-def after_planning(zoo: Path, out: Path, step: ScheduleStep) -> Iterator[Step]:
+def after_planning(zoo: Path, out: Path, step: ScheduleStep) -> Iterator[TourStep]:
     """Train the plan's draft as it says, measure it beside look-up, and put it all on a page."""
     target, draft = zoo / TARGET, out / "run" / "final"
-    yield Step(
+    yield TourStep(
         "Train it",
         ("train", f"{out / 'plan' / 'Plan.json'}", "--target", f"{target}", "--data", f"{zoo / DATA}", "--out", f"{out / 'run'}"),
     )  # fmt: skip
-    yield Step(
+    yield TourStep(
         "Measure it",
         ("measure", f"{target}", "--draft", f"{draft}@{spec(step)}", "--draft", "ngram@4", "--prompts", f"{zoo / PROMPTS}",
          "--batch", CLIENTS, "--max-tokens", f"{ANSWER}", "--out", f"{out / 'measured'}"),
     )  # fmt: skip
-    yield Step("Show it", ("report", f"{out}", "--out", f"{out / 'report.html'}"))
+    yield TourStep("Show it", ("report", f"{out}", "--out", f"{out / 'report.html'}"))
 
 
-def run(step: Step) -> None:
+def run(step: TourStep) -> None:
     """The verb in a process of its own, its words shown; raises ValueError where it fails."""
     print(f"\n── {step.title}\n$ foredraft {' '.join(step.words)}", file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, "-m", "foredraft", *step.words], check=False)
@@ -76,7 +76,7 @@ def tour(zoo: Path, observations: Path, out: Path) -> Path:
     run(probe)
     run(plan)
     if records.read(Plan, out / "plan" / "Plan.json").draft is None:
-        run(Step("No draft pays here. Plan the best there is, to see whether that is right", (*plan.words, "--always")))
+        run(TourStep("No draft pays here. Plan the best there is, to see whether that is right", (*plan.words, "--always")))
     planned = chosen(records.read(Plan, out / "plan" / "Plan.json"))
     train, *rest = after_planning(zoo, out, planned)
     run(train)

@@ -105,25 +105,25 @@ def _environment() -> dict[str, str]:
 def _run(driver: "Driver", workers: int, json: bool) -> None:
     from foredraft.sweep.folder import OBSERVATIONS
     from foredraft.sweep.run import failures
-    from foredraft.sweep.table import Board
+    from foredraft.sweep.table import LiveTable
 
     out = driver.folder.out
     try:
-        with Board(driver.folder.cells, driver.runner.slots or workers) as board:
-            found = driver.run(board.show)
+        with LiveTable(driver.folder.cells, driver.runner.slots or workers) as live:
+            finished = driver.run(live.show)
     except KeyboardInterrupt:
         print("stopped; what was done and begun is kept, the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
     if json:
-        print_json(found)
+        print_json(finished)
     else:
         from foredraft.sweep.table import summary, table
 
         print_blocks([table(driver.rows), summary(driver.rows, None)], width=140)
     if (out / OBSERVATIONS).is_file():
         print(f"wrote {out / OBSERVATIONS}", file=sys.stderr)
-    if failed := failures(found):
-        print(f"error: {len(failed)} of {len(found.cells)} cells failed", file=sys.stderr)
+    if failed := failures(finished):
+        print(f"error: {len(failed)} of {len(finished.cells)} cells failed", file=sys.stderr)
         for line in failed:
             print(f"  {line}", file=sys.stderr)
         print(f"\nhint: {out}/cells/NAME/log.txt; then the same command with --retry-failed", file=sys.stderr)

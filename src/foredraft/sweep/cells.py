@@ -7,6 +7,7 @@ nothing comes before what it needs. Refuses to know: the document behind them, h
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ class Cell(Record, frozen=True):
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the cells that it refers to, each once."""
-        found = (REFERENCE.fullmatch(text) for text in (*self.words, *_paths(self.recipe)) if text.startswith("@"))
-        return tuple(dict.fromkeys(match[1] for match in found if match and match[1] != OWN))
+        matches = (REFERENCE.fullmatch(text) for text in (*self.words, *_paths(self.recipe)) if text.startswith("@"))
+        return tuple(dict.fromkeys(match[1] for match in matches if match and match[1] != OWN))
 
 
 class Definition(Record, frozen=True):
@@ -69,8 +70,8 @@ def _paths(recipe: Any) -> Iterator[str]:
 
 
 def ordered(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells as they come, each after those it needs. Raises ValueError for a name that is there twice or not at all, and
-    for a circle.
+    """Return the cells in their own order, each after those it needs. Raises ValueError for a name that is there twice or not at
+    all, and for a circle.
     """
     named: dict[str, Cell] = {}
     for cell in cells:
@@ -97,11 +98,11 @@ def ordered(cells: Iterable[Cell]) -> list[Cell]:
 
 def definitions(cells: Iterable[Cell]) -> dict[str, Definition]:
     """Of cells in order, by name."""
-    found: dict[str, Definition] = {}
+    by_name: dict[str, Definition] = {}
     for cell in cells:
-        needs = {need: found[need].digest for need in cell.needs}
-        found[cell.name] = Definition(words=cell.words, recipe=_deciding(cell.recipe), needs=needs)
-    return found
+        needs = {need: by_name[need].digest for need in cell.needs}
+        by_name[cell.name] = Definition(words=cell.words, recipe=_deciding(cell.recipe), needs=needs)
+    return by_name
 
 
 def _deciding(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -114,11 +115,11 @@ def _deciding(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def dependants(cells: Iterable[Cell], names: Iterable[str]) -> set[str]:
     """`names` and all that need any of them, of cells in order."""
-    found = set(names)
+    affected = set(names)
     for cell in cells:
-        if found & set(cell.needs):
-            found.add(cell.name)
-    return found
+        if affected & set(cell.needs):
+            affected.add(cell.name)
+    return affected
 
 
 def difference(old: Definition, new: Definition) -> str:
@@ -146,16 +147,16 @@ class Places:
     def folder(self, name: str) -> Path:
         return self.root / name
 
-    def resolve(self, text: str, own: str) -> str:
-        """`text` with a reference in its place as a path; any other text as it is."""
+    def resolve(self, text: str, cell: str) -> str:
+        """`text` with a reference in its place as a path, as the cell of that name sees it; any other text as it is."""
         match = REFERENCE.fullmatch(text)
         if match is None:
             return text
-        name, rest, spec = match[1], match[2] or "", match[3] or ""
+        name, inside, spec = match[1], match[2] or "", match[3] or ""
         if name == OWN:
-            return f"{self.folder(own)}{rest}{spec}"
-        bare = f"/{FINAL}" if name in self.trained and not rest else ""
-        return f"{self.folder(name)}{bare}{rest}{spec}"
+            return f"{self.folder(cell)}{inside}{spec}"
+        model = f"/{FINAL}" if name in self.trained and not inside else ""
+        return f"{self.folder(name)}{model}{inside}{spec}"
 
     def words(self, cell: Cell) -> tuple[str, ...]:
         return tuple(self.resolve(word, cell.name) for word in cell.words)
@@ -164,29 +165,29 @@ class Places:
         """The recipe with paths in place of references."""
         if cell.recipe is None:
             return None
-        made = msgspec.json.decode(msgspec.json.encode(cell.recipe))
-        if "init" in made.get("model", {}):
-            made["model"]["init"] = self.resolve(made["model"]["init"], cell.name)
-        for stage in made.get("stages", ()):
+        recipe = deepcopy(cell.recipe)
+        if "init" in recipe.get("model", {}):
+            recipe["model"]["init"] = self.resolve(recipe["model"]["init"], cell.name)
+        for stage in recipe.get("stages", ()):
             if isinstance(stage.get("data"), str):
                 stage["data"] = self.resolve(stage["data"], cell.name)
-        return made
+        return recipe
 
 
 def missing(cells: Iterable[Cell], here: Path) -> list[str]:
-    """Inputs that are not there, seen from the folder `here`, each with the cells that want it."""
-    wanted: dict[str, list[str]] = {}
+    """Inputs that are not there, seen from the folder `here`, each with the cells that need it."""
+    needed_by: dict[str, list[str]] = {}
     for cell in cells:
         for path in cell.inputs:
             if not (here / path).exists():
-                wanted.setdefault(path, []).append(cell.name)
-    return [f"{path} (for {_some(names)})" for path, names in wanted.items()]
+                needed_by.setdefault(path, []).append(cell.name)
+    return [f"{path} (for {_some(names)})" for path, names in needed_by.items()]
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def given(texts: Iterable[str | None]) -> tuple[str, ...]:
+def paths(texts: Iterable[str | None]) -> tuple[str, ...]:
     """The paths among texts: what is neither missing nor a reference."""
     return tuple(dict.fromkeys(text for text in texts if text and not text.startswith("@")))

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foredraft import records
+from foredraft.kinds import LM, NGRAM
 from foredraft.recipe import Recipe
-from foredraft.sweep.cells import EXPORTS, FINAL, RECIPE, Cell, given, ordered
+from foredraft.sweep.cells import EXPORTS, FINAL, RECIPE, Cell, ordered, paths
 from foredraft.sweep.grid import EACH, OPTIONS, Drafts, Grid, Measure, Named
 
-NGRAM = "ngram"
-KEPT = "@./../../kept"  # below the sweep's folder: what a target said of the prompts, for all teacher-forced cells
+CACHE = "@./../../kept"  # below the sweep's folder: what a target says of the prompts, for all teacher-forced cells
 SUFFIXES = (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
@@ -50,13 +50,13 @@ def expand(grid: Grid) -> list[Cell]:
     cells = [_named(name, cell, grid) for name, cell in grid.cells.items()]
     drafts: list[Draft] = []
     for name, family in grid.drafts.items():
-        made = family_of(name, family, grid, {draft.where: draft.tokens for draft in drafts})
-        cells += made.cells
-        drafts += made.drafts
-    found = [
+        expanded = family_of(name, family, grid, {draft.where: draft.tokens for draft in drafts})
+        cells += expanded.cells
+        drafts += expanded.drafts
+    measurements = [
         cell for i, entry in enumerate(grid.measure, 1) for cell in measured(entry, entry.name or f"m{i}", drafts, grid)
     ]
-    return _interleaved(ordered([*cells, *found]))
+    return _interleaved(ordered([*cells, *measurements]))
 
 
 def _interleaved(cells: Sequence[Cell]) -> list[Cell]:
@@ -76,10 +76,10 @@ def _named(name: str, cell: Named, grid: Grid) -> Cell:
         recipe = laid(grid.recipe, cell.recipe)
         data = cell.data or given_or(None, grid.data)
         decoded = _decoded(recipe, f"cells.{name}")
-        wanted = decoded.needs_target or getattr(decoded.model, "params", None)
-        target, held_out = cell.target or (grid.target if wanted else None), cell.held_out or grid.held_out
+        needs_target = decoded.needs_target or getattr(decoded.model, "params", None)
+        target, held_out = cell.target or (grid.target if needs_target else None), cell.held_out or grid.held_out
         return training(name, recipe, data, held_out, target, grid.device, where=f"cells.{name}")
-    return Cell(name=name, words=cell.run, inputs=given(cell.reads), alone=cell.alone, kin=" ".join(cell.run[:2]))
+    return Cell(name=name, words=cell.run, inputs=paths(cell.reads), alone=cell.alone, kin=" ".join(cell.run[:2]))
 
 
 def family_of(name: str, family: Drafts, grid: Grid, trained: Mapping[str, float | None]) -> Family:
@@ -95,13 +95,13 @@ def family_of(name: str, family: Drafts, grid: Grid, trained: Mapping[str, float
             raise ValueError(
                 f"drafts.{name}.recipe.stages: tokens is the budget of one stage; say what follows as then"
             )
-        runs, made = _runs(label, recipe, name, family, grid)
+        runs, saved = _runs(label, recipe, name, family, grid)
         init = recipe["model"].get("init")
         before = trained.get(init) if init else 0.0
-        made = [draft._replace(tokens=_sum(before, draft.tokens)) for draft in made]
+        saved = [draft._replace(tokens=_sum(before, draft.tokens)) for draft in saved]
         cells += runs
-        drafts += made
-        for draft in made if family.then else ():
+        drafts += saved
+        for draft in saved if family.then else ():
             after = f"{draft.name}-then"
             cells.append(_then(draft, recipe, name, family, grid))
             drafts.append(Draft(after, f"@{after}", draft.tokens, draft.run, f"{name}-then"))
@@ -130,7 +130,7 @@ def recipe_at(
     model = recipe.setdefault("model", {})
     stages = recipe.setdefault("stages", [{}])
     if params is not None:
-        model.setdefault("kind", "lm")
+        model.setdefault("kind", LM.name)
         model["params"] = params
     if layers is not None:
         model["layers"] = layers
@@ -150,22 +150,23 @@ def _runs(label: str, recipe: dict[str, Any], name: str, family: Drafts, grid: G
         return training(label, recipe, data, held_out, grid.target, grid.device, where=f"drafts.{name}", kin=name)
 
     if not budgets:
-        made = cell(label, recipe)
-        return [made], [Draft(label, f"@{label}", made.tokens, label, name, stem)]
+        run = cell(label, recipe)
+        return [run], [Draft(label, f"@{label}", run.tokens, label, name, stem)]
     if family.runs == EACH or len(budgets) == 1:
         labels = {f"{label}-d{short(budget)}": budget for budget in budgets}
         cells = [cell(each, laid(recipe, {"stages": [{"tokens": budget}]})) for each, budget in labels.items()]
         return cells, [Draft(each, f"@{each}", budget, each, name, stem) for each, budget in labels.items()]
     last = budgets[-1]
-    whole = laid(recipe, {"stages": [{"tokens": last}], "watch": {"export_at": budgets[:-1]}})
-    made = cell(label, whole)
-    _check_shared(whole, budgets, f"drafts.{name}")
+    shared = laid(recipe, {"stages": [{"tokens": last}], "watch": {"export_at": budgets[:-1]}})
+    run = cell(label, shared)
+    _check_shared(shared, budgets, f"drafts.{name}")
     places = {budget: f"@{label}/{export_at(budget)}" for budget in budgets[:-1]} | {last: f"@{label}"}
-    return [made], [Draft(f"{label}-d{short(b)}", places[b], b, label, name, stem) for b in budgets]
+    return [run], [Draft(f"{label}-d{short(b)}", places[b], b, label, name, stem) for b in budgets]
 
 
-def given_or(own: str | None, shared: str | None) -> tuple[str, ...]:
-    path = own or shared
+def given_or(first: str | None, shared: str | None) -> tuple[str, ...]:
+    """A family's path, or else the sweep's, if there is either."""
+    path = first or shared
     return (path,) if path else ()
 
 
@@ -174,8 +175,8 @@ def export_at(budget: float) -> str:
     return f"{EXPORTS}/tokens-{budget:.6g}"
 
 
-def _check_shared(whole: Mapping[str, Any], budgets: Sequence[float], where: str) -> None:
-    stage = _decoded(whole, where).stages[0]
+def _check_shared(recipe: Mapping[str, Any], budgets: Sequence[float], where: str) -> None:
+    stage = _decoded(recipe, where).stages[0]
     if stage.schedule != "constant":
         raise ValueError(
             f"{where}.recipe.stages[0].schedule: {stage.schedule} ends with the last budget, so drafts saved before it would be unfinished; "
@@ -193,12 +194,12 @@ def _then(draft: Draft, recipe: dict[str, Any], name: str, family: Drafts, grid:
     model = {key: value for key, value in recipe["model"].items() if key not in ("params", "config")}
     base = {key: value for key, value in recipe.items() if key != "watch"}
     base["watch"] = {key: value for key, value in recipe.get("watch", {}).items() if key != "export_at"}
-    made = laid(base | {"model": model}, family.then.recipe)
-    made["model"] = made["model"] | {"init": draft.where}
+    second = laid(base | {"model": model}, family.then.recipe)
+    second["model"] = second["model"] | {"init": draft.where}
     data = given_or(family.then.data or family.data, grid.data)
     held_out = family.then.held_out or family.held_out or grid.held_out
     where = f"drafts.{name}.then"
-    return training(f"{draft.name}-then", made, data, held_out, grid.target, grid.device, where=where, kin=f"{name}-then")  # fmt: skip
+    return training(f"{draft.name}-then", second, data, held_out, grid.target, grid.device, where=where, kin=f"{name}-then")  # fmt: skip
 
 
 def training(
@@ -225,7 +226,7 @@ def training(
     words += [word for path in data for word in ("--data", path)]
     words += [*(("--held-out", held_out) if held_out else ()), *(("--target", target) if target else ())]
     words += ["--device", device] if device != "cpu" else []
-    inputs = given((*data, held_out, target, decoded.model.init, *(stage.data for stage in decoded.stages)))
+    inputs = paths((*data, held_out, target, decoded.model.init, *(stage.data for stage in decoded.stages)))
     products = (FINAL, *(export_at(budget) for budget in decoded.watch.export_at))
     return Cell(
         name=name, words=tuple(words), recipe=msgspec.to_builtins(decoded), inputs=inputs, products=products,
@@ -273,12 +274,12 @@ def _measuring(
         value = getattr(entry, option)
         words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []
     words += [] if entry.stop else ["--no-stop"]
-    words += ["--kept", KEPT] if entry.way == "forced" else []
+    words += ["--kept", CACHE] if entry.way == "forced" else []
     words += [*(("--device", device) if device != "cpu" else ()), "--out", "@."]
-    where = draft.where if draft.where != NGRAM else None
+    where = draft.where if draft.where != NGRAM.name else None
     alone = entry.alone if entry.alone is not None else entry.way != "forced"
     return Cell(
-        name=name, words=tuple(words), inputs=given((target, prompts, where)), products=("observations.jsonl",), alone=alone,
+        name=name, words=tuple(words), inputs=paths((target, prompts, where)), products=("observations.jsonl",), alone=alone,
         kin=f"measure-b{batch}",
     )  # fmt: skip
 

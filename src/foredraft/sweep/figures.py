@@ -22,15 +22,15 @@ class Figures(NamedTuple):
     tokens_per_step: float | None = None
 
 
-def figures(cell: Cell, folder: Path) -> Figures:
+def figures_of(cell: Cell, folder: Path) -> Figures:
     """Of training: tokens so far and the last held-out τ; of a measurement: the largest τ."""
     if cell.recipe is not None:
         lines = list(_lines(folder / METRICS))
         tokens = [line["tokens"] for line in lines if "tokens" in line]
-        held = [line[HELD_OUT] for line in lines if HELD_OUT in line]
-        return Figures(tokens[-1] if tokens else None, held[-1] if held else None)
-    found = [line["tokens_per_step"] for line in _lines(folder / OBSERVATIONS) if line.get("tokens_per_step")]
-    return Figures(None, max(found) if found else None)
+        taus = [line[HELD_OUT] for line in lines if HELD_OUT in line]
+        return Figures(tokens[-1] if tokens else None, taus[-1] if taus else None)
+    taus = [line["tokens_per_step"] for line in _lines(folder / OBSERVATIONS) if line.get("tokens_per_step")]
+    return Figures(None, max(taus) if taus else None)
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
@@ -58,7 +58,7 @@ def seconds_left(cells: Mapping[str, Cell], states: Iterable[CellState], slots: 
             for key in (cells[state.name].kin, state.verb):
                 spent[key][0] += state.seconds
                 spent[key][1] += cells[state.name].tokens or 1.0
-    left = 0.0
+    total = 0.0
     for state in states:
         if state.state not in ("waiting", "queued", "running"):
             continue
@@ -66,5 +66,5 @@ def seconds_left(cells: Mapping[str, Cell], states: Iterable[CellState], slots: 
         seconds, work = next((spent[key] for key in (cell.kin, state.verb) if key in spent), (0.0, 0.0))
         if not work:
             return None
-        left += max(0.0, (cell.tokens or 1.0) - (state.tokens or 0.0)) * seconds / work
-    return left / max(1, slots)
+        total += max(0.0, (cell.tokens or 1.0) - (state.tokens or 0.0)) * seconds / work
+    return total / max(1, slots)

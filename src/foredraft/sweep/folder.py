@@ -107,17 +107,17 @@ class Folder:
 
     def ended(self, cell: Cell, name: str) -> Ended | None:
         """done.json or failed.json, if it belongs to the cell as it is defined now."""
-        found = _read(Ended, self.of(cell) / name)
-        return found if found and found.digest == self.digests[cell.name] else None
+        ended = _read(Ended, self.of(cell) / name)
+        return ended if ended and ended.digest == self.digests[cell.name] else None
 
     def changed(self) -> dict[str, str]:
         """Cells that were done, or trained in part, under another definition, with the difference."""
-        found: dict[str, str] = {}
+        differences: dict[str, str] = {}
         for cell in self.cells:
             begun = _read(Begun, self.of(cell) / CELL)
             if begun and begun.digest != self.digests[cell.name] and self._has_results(cell):
-                found[cell.name] = difference(begun.definition, self.definitions[cell.name])
-        return found
+                differences[cell.name] = difference(begun.definition, self.definitions[cell.name])
+        return differences
 
     def _has_results(self, cell: Cell) -> bool:
         folder = self.of(cell)
@@ -163,8 +163,8 @@ class Folder:
             rows = _rows(Observation, self.of(cell) / OBSERVATIONS)
             observations += [self._with_origin(row, cell, done) for row in rows]
             for row in _rows(dict[str, Any], self.of(cell) / MEASUREMENTS):
-                seen = msgspec.convert(row["observation"], Observation)
-                measurements.append(row | {"observation": self._with_origin(seen, cell, done)})
+                observation = msgspec.convert(row["observation"], Observation)
+                measurements.append(row | {"observation": self._with_origin(observation, cell, done)})
         for name, rows in ((OBSERVATIONS, observations), (MEASUREMENTS, measurements)):
             if rows:
                 records.write_lines(self.out / name, rows)
@@ -183,12 +183,12 @@ class Folder:
 
     def _with_origin(self, row: Observation, cell: Cell, done: Ended) -> Observation:
         """The row, its provenance completed by the cell, its command, its definition and the recipes behind it."""
-        own, makers = row.provenance, [need for need in cell.needs if need in self.places.trained]
+        origin, makers = row.provenance, [need for need in cell.needs if need in self.places.trained]
         trained = "".join(f"; trained by {name}, recipe {self.digests[name]}" for name in makers)
         note = f"sweep cell {cell.name}, definition {done.digest}{trained}; {done.threads or 'default'} threads"
         provenance = Provenance(
-            source=own.source, trust=own.trust, note=f"{own.note}; {note}" if own.note else note, command=own.command or done.command,
-            versions=done.versions | own.versions, created=own.created or done.created,
+            source=origin.source, trust=origin.trust, note=f"{origin.note}; {note}" if origin.note else note, command=origin.command or done.command,
+            versions=done.versions | origin.versions, created=origin.created or done.created,
         )  # fmt: skip
         return msgspec.structs.replace(row, provenance=provenance)
 
@@ -204,10 +204,10 @@ def _rows(kind: Any, path: Path) -> list[Any]:
 
 def versions() -> dict[str, str]:
     """Of what a cell's process imports, as installed; read without importing any."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in VERSIONS:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -138,13 +138,13 @@ def reason(code: int, tail: tuple[str, ...]) -> str | None:
     """Why a process failed, in a line; None for one that did not."""
     if code == 0:
         return None
-    said = next((line for line in reversed(tail) if OUT_OF_MEMORY.search(line)), None)
+    message = next((line for line in reversed(tail) if OUT_OF_MEMORY.search(line)), None)
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return "killed (out of memory?)" + (f": {said}" if said else "")
+        return "killed (out of memory?)" + (f": {message}" if message else "")
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    said = said or next((line for line in tail if line.startswith("error:")), tail[-1] if tail else "no output")
-    return f"exit code {code}: {said.removeprefix('error: ')}"
+    message = message or next((line for line in tail if line.startswith("error:")), tail[-1] if tail else "no output")
+    return f"exit code {code}: {message.removeprefix('error: ')}"
 
 
 def last_lines(log: Path) -> tuple[str, ...]:
@@ -156,5 +156,5 @@ def last_lines(log: Path) -> tuple[str, ...]:
     except OSError:
         return ()
     starts = [i for i, line in enumerate(lines) if line.startswith("$ foredraft ")]
-    own = lines[starts[-1] + 1 :] if starts else lines
-    return tuple(line.rstrip() for line in own if line.strip())[-TAIL_LINES:]
+    last = lines[starts[-1] + 1 :] if starts else lines
+    return tuple(line.rstrip() for line in last if line.strip())[-TAIL_LINES:]

@@ -54,22 +54,22 @@ class RayRunner:
         answer.set_running_or_notify_cancel()
         self._running[reference] = answer
 
-        def pass_on(found: "Future[Outcome]") -> None:
+        def pass_on(task: "Future[Outcome]") -> None:
             self._running.pop(reference, None)
-            answer.set_result(self._outcome(found))
+            answer.set_result(self._outcome(task))
 
         reference.future().add_done_callback(pass_on)
         return answer
 
-    def _outcome(self, found: "Future[Outcome]") -> Outcome:
+    def _outcome(self, task: "Future[Outcome]") -> Outcome:
         """Of a task; what Ray itself has to say of it (a machine lost, memory run out) as the cell's failure."""
-        error = found.exception()
+        error = task.exception()
         if error is None:
-            return found.result()
+            return task.result()
         stopped = isinstance(error, self._ray.exceptions.TaskCancelledError | KeyboardInterrupt)
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return Outcome(
-            seconds=0.0, host="ray", error=None if stopped else f"{type(error).__name__}: {said}", stopped=stopped
+            seconds=0.0, host="ray", error=None if stopped else f"{type(error).__name__}: {message}", stopped=stopped
         )
 
     def stop(self) -> None:

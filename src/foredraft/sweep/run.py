@@ -18,7 +18,7 @@ import msgspec
 
 from foredraft import records
 from foredraft.sweep.cells import Cell, definitions, dependants, missing
-from foredraft.sweep.figures import figures
+from foredraft.sweep.figures import figures_of
 from foredraft.sweep.folder import DONE, FAILED, SWEEP, CellState, Folder, Sweep, versions
 from foredraft.sweep.job import RUNNING, Job, Outcome
 from foredraft.sweep.local_runner import Runner
@@ -26,10 +26,6 @@ from foredraft.sweep.local_runner import Runner
 LOOK_S = 1.0
 OVER = "done", "failed", "stopped"
 Show = Callable[[Sequence[CellState]], None]
-
-
-class Failed(ValueError):
-    """A sweep that has run all it could and has failed cells."""
 
 
 def prepared(cells: Sequence[Cell], out: Path, here: Path, redo: Collection[str] = (), *, dry: bool = False) -> Folder:
@@ -76,10 +72,10 @@ class Driver:
         self.environment = dict(environment or {}) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         self.left_out = dict(left_out or {})
         self.cells = {cell.name: cell for cell in folder.cells}
-        self.states = {cell.name: self._found(cell, retry_failed) for cell in folder.cells}
+        self.states = {cell.name: self._earlier_state(cell, retry_failed) for cell in folder.cells}
         self.running: dict[Future[Outcome], Cell] = {}
 
-    def _found(self, cell: Cell, retry_failed: bool) -> CellState:
+    def _earlier_state(self, cell: Cell, retry_failed: bool) -> CellState:
         """As an earlier sweep left it."""
         state = CellState(
             name=cell.name, verb=cell.words[0], state="waiting", digest=self.folder.digests[cell.name],
@@ -92,11 +88,11 @@ class Driver:
         return state
 
     def _over(self, cell: Cell, state: CellState, outcome: Outcome) -> CellState:
-        found = figures(cell, self.folder.of(cell))
+        figures = figures_of(cell, self.folder.of(cell))
         word = "stopped" if outcome.stopped else "failed" if outcome.error else "done"
         return msgspec.structs.replace(
-            state, state=word, seconds=outcome.seconds, error=outcome.error, host=outcome.host, tokens=found.tokens,
-            tokens_per_step=found.tokens_per_step,
+            state, state=word, seconds=outcome.seconds, error=outcome.error, host=outcome.host, tokens=figures.tokens,
+            tokens_per_step=figures.tokens_per_step,
         )  # fmt: skip
 
     def run(self, show: Show = lambda _: None) -> Sweep:
@@ -175,8 +171,10 @@ class Driver:
             seconds = max(0.0, time.time() - (self.folder.of(cell) / RUNNING).stat().st_mtime)
         except OSError:
             return
-        found = figures(cell, self.folder.of(cell))
-        self._now(cell, state="running", seconds=seconds, tokens=found.tokens, tokens_per_step=found.tokens_per_step)
+        figures = figures_of(cell, self.folder.of(cell))
+        self._now(
+            cell, state="running", seconds=seconds, tokens=figures.tokens, tokens_per_step=figures.tokens_per_step
+        )
 
     def _end(self, cell: Cell, outcome: Outcome) -> None:
         wrong = None if outcome.error or outcome.stopped else self.folder.unreadable(cell)

@@ -29,7 +29,7 @@ RANK = {
 }  # of rows where not all fit; waiting ones are 4
 
 
-class Board:
+class LiveTable:
     """Shows states as they change. `slots`: cells that run at once."""
 
     def __init__(self, cells: Sequence[Cell], slots: int) -> None:
@@ -38,7 +38,7 @@ class Board:
         self._live = Live(console=self._console, refresh_per_second=2, transient=True) if self._console.is_terminal else None  # fmt: skip
         self._seen: dict[str, str] = {}
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LiveTable":
         if self._live:
             self._live.start()
         return self
@@ -48,20 +48,20 @@ class Board:
             self._live.stop()
 
     def show(self, states: Sequence[CellState]) -> None:
-        left = seconds_left(self._cells, states, self._slots)
+        remaining_s = seconds_left(self._cells, states, self._slots)
         if self._live:
             room = max(5, self._console.height - 6)
-            self._live.update(Group(table(most_telling(states, room)), Text(summary(states, left), style="dim")))
+            self._live.update(Group(table(most_telling(states, room)), Text(summary(states, remaining_s), style="dim")))
             return
-        self._tell(states, left)
+        self._tell(states, remaining_s)
 
-    def _tell(self, states: Sequence[CellState], left: float | None) -> None:
+    def _tell(self, states: Sequence[CellState], remaining_s: float | None) -> None:
         over = sum(state.state in ("done", "failed") for state in states)
         for state in states:
             before = self._seen.get(state.name)
             self._seen[state.name] = state.state
             if before not in (None, state.state) and state.state != "queued":
-                tail = f"; about {clock(left)} left" if left and state.state == "done" else ""
+                tail = f"; about {clock(remaining_s)} left" if remaining_s and state.state == "done" else ""
                 print(f"[{over}/{len(states)}] {state.name} {_line(state)}{tail}", file=sys.stderr, flush=True)
 
 
@@ -84,17 +84,17 @@ def most_telling(states: Sequence[CellState], room: int) -> list[CellState]:
 
 
 def table(states: Sequence[CellState]) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="dim")
+    rows = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("cell", "state", "tokens", "τ", "time", "error"):
         justify = "right" if name in ("tokens", "τ", "time") else "left"
-        made.add_column(name, justify=justify, overflow="fold" if name == "error" else "ellipsis")
+        rows.add_column(name, justify=justify, overflow="fold" if name == "error" else "ellipsis")
     for state in states:
-        made.add_row(
+        rows.add_row(
             Text(state.name), Text(state.state, style=COLOURS.get(state.state, "dim")), _tokens(state),
             f"{state.tokens_per_step:.2f}" if state.tokens_per_step else "", clock(state.seconds) if state.seconds else "",
             Text(state.error or ""),
         )  # fmt: skip
-    return made
+    return rows
 
 
 def _tokens(state: CellState) -> str:
@@ -103,19 +103,19 @@ def _tokens(state: CellState) -> str:
     return f"{short(state.tokens or 0, 3)} of {short(state.of_tokens, 3)}"
 
 
-def summary(states: Sequence[CellState], left: float | None) -> str:
+def summary(states: Sequence[CellState], remaining_s: float | None) -> str:
     counts: dict[str, int] = {}
     for state in states:
         word = "waiting for a failed cell" if state.state.startswith("waits for") else state.state
         counts[word] = counts.get(word, 0) + 1
-    told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    return told + (f"; about {clock(left)} left" if left else "")
+    states_in_words = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return states_in_words + (f"; about {clock(remaining_s)} left" if remaining_s else "")
 
 
 def clock(seconds: float | None) -> str:
     """h:mm:ss."""
-    whole = round(seconds or 0)
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+    total = round(seconds or 0)
+    return f"{total // 3600}:{total % 3600 // 60:02}:{total % 60:02}"
 
 
 def plan_of(cells: Sequence[Cell], commands: Mapping[str, str], states: Mapping[str, str]) -> list[dict[str, Any]]:
