@@ -76,7 +76,11 @@ def tour(zoo: Path, observations: Path, out: Path) -> Path:
     run(probe)
     run(plan)
     if records.read(Plan, out / "plan" / "Plan.json").draft is None:
-        run(TourStep("No draft pays here. Plan the best there is, to see whether that is right", (*plan.words, "--always")))
+        run(
+            TourStep(
+                "No draft pays here. Plan the best there is, to see whether that is right", (*plan.words, "--always")
+            )
+        )
     planned = chosen(records.read(Plan, out / "plan" / "Plan.json"))
     train, *rest = after_planning(zoo, out, planned)
     run(train)

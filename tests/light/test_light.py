@@ -107,7 +107,7 @@ MAY = {
     "report": {"records", "shapes", "machines", "published", "kinds", "laws", "validate", "plan.sdsl"},
     "models": {"records", "shapes", "kinds"},
     "decode": {"records", "shapes", "kinds", "models"},
-    "text": {"records", "models", "decode"},
+    "text": {"records", "shapes", "kinds", "models", "decode"},
     "data": {"records", "shapes", "text", "decode"},
     "teacher": {"records", "shapes", "kinds", "models", "decode", "data"},
     "train": {"records", "recipe", "runs", "hardware", "shapes", "kinds", "models", "decode", "data", "teacher"},
@@ -127,7 +127,7 @@ MAY = {
     "deploy": {"records", "runs", "shapes", "kinds", "engines", "models", "data.tokenizer"},
     "sweep": {"records", "recipe", "kinds"},
     "tour": {"records", "text", "decode"},
-    "api": {"records", "recipe", "shapes", "machines", "text", "laws", "plan", "data", "decode", "train", "measure"},
+    "api": {"records", "recipe", "shapes", "kinds", "machines", "text", "laws", "plan", "data", "decode", "train", "measure"},
 }
 
 

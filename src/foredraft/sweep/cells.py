@@ -7,7 +7,6 @@ nothing comes before what it needs. Refuses to know: the document behind them, h
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -165,7 +164,7 @@ class Places:
         """The recipe with paths in place of references."""
         if cell.recipe is None:
             return None
-        recipe = deepcopy(cell.recipe)
+        recipe = msgspec.json.decode(msgspec.json.encode(cell.recipe))
         if "init" in recipe.get("model", {}):
             recipe["model"]["init"] = self.resolve(recipe["model"]["init"], cell.name)
         for stage in recipe.get("stages", ()):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from foredraft import kinds, records
 from foredraft.records import DraftChoice, NextRun, Plan
 from foredraft.sweep.cells import Cell
-from foredraft.sweep.expand import NGRAM, Draft, given_or, laid, measured, recipe_at, short, training
+from foredraft.sweep.expand import Draft, given_or, laid, measured, recipe_at, short, training
 from foredraft.sweep.grid import Drafts, Grid, Measure
 
 
@@ -71,9 +71,9 @@ def _cells(name: str, run: NextRun, plan: Plan, choice: DraftChoice, grid: Grid)
 def _public(choice: DraftChoice, grid: Grid) -> Draft:
     """A draft that is there: prompt lookup, or the first that the document names."""
     if choice.kind == kinds.NGRAM.role:
-        return Draft(NGRAM, NGRAM, None, NGRAM)
+        return Draft(kinds.NGRAM.name, kinds.NGRAM.name, None, kinds.NGRAM.name)
     for name, family in grid.drafts.items():
-        if family.folder and family.folder != NGRAM:
+        if family.folder and family.folder != kinds.NGRAM.name:
             return Draft(name, family.folder, None, name)
     raise Cannot(f"it needs a draft that is there ({choice.name}): name it under drafts with folder")
 
@@ -82,7 +82,7 @@ def _any(choice: DraftChoice, grid: Grid) -> Draft:
     try:
         return _public(choice, grid)
     except Cannot:
-        return Draft(NGRAM, NGRAM, None, NGRAM)
+        return Draft(kinds.NGRAM.name, kinds.NGRAM.name, None, kinds.NGRAM.name)
 
 
 def _chain_and_tree(plan: Plan) -> Iterator[str]:
