@@ -127,7 +127,20 @@ MAY = {
     "deploy": {"records", "runs", "shapes", "kinds", "engines", "models", "data.tokenizer"},
     "sweep": {"records", "recipe", "kinds"},
     "tour": {"records", "text", "decode"},
-    "api": {"records", "recipe", "shapes", "kinds", "machines", "text", "laws", "plan", "data", "decode", "train", "measure"},
+    "api": {
+        "records",
+        "recipe",
+        "shapes",
+        "kinds",
+        "machines",
+        "text",
+        "laws",
+        "plan",
+        "data",
+        "decode",
+        "train",
+        "measure",
+    },
 }
 
 
