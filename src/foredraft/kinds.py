@@ -111,8 +111,33 @@ MEDUSA = Kind("medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}
 
 KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, BLOCK, MEDUSA)
 USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
+USUAL_HEAD = EAGLE3  # planned where own runs are of no other, and what other heads are held against
 CHECKPOINTS = {kind.name: kind for kind in (LM, EAGLE, EAGLE3)}  # kinds that a folder of weights can be
 LABELS = {method: label for kind in KINDS for method, label in kind.methods.items()}
+_SPELLINGS = {  # of one method in tables, in lower case with every other sign an underscore
+    "none": (
+        "",
+        "vanilla",
+        "baseline",
+        "autoregressive",
+        "nosd",
+        "no_draft",
+        "ar",
+        "no_sd",
+        "no_spec",
+        "nospec",
+        "no_speculation",
+        "off",
+        "target_only",
+        "plain",
+    ),
+    "eagle3": ("eagle_3",),
+    "eagle2": ("eagle_2",),
+    "eagle": ("eagle_1", "eagle1"),
+    "draft_model": ("sps", "standalone"),
+    "ngram": ("n_gram", "pld", "prompt_lookup"),
+}
+SPELLINGS = {spelling: method for method, spellings in _SPELLINGS.items() for spelling in spellings}
 _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 
 

@@ -128,7 +128,7 @@ def _heads(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
     )
     heads = []
     for num_layers, layer_gain in layers.items():
-        shape = kinds.EAGLE3.shape(basis.target, num_layers)
+        shape = kinds.USUAL_HEAD.shape(basis.target, num_layers)
         for tokens in (t for t in HEAD_TOKENS if low <= t <= high):
             flops = head_training_flops(basis.target, shape, tokens)
             draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
@@ -183,7 +183,7 @@ def _layer_gains(observations: Sequence[Observation]) -> tuple[dict[int, float],
         law = fit(forms.LAW_1_2, rows)
     except ValueError:
         why = "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"
-        return {1: 1.0}, {f"{kinds.EAGLE3.deep_label} head, 2 or more layers": why}
+        return {1: 1.0}, {f"{kinds.USUAL_HEAD.deep_label} head, 2 or more layers": why}
     gains = {
         n: float(predict_draws(law, draft_layers=float(n)).mean() - 1)
         for n in range(1, int(law.domain["draft_layers"][1]) + 1)

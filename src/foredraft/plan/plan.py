@@ -370,7 +370,9 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
     if best.candidate and best.candidate.study_range:
         notes.append(best.candidate.study_range.note)
     elif best.candidate and best.candidate.choice.kind == "head":
-        notes.append(f"published {kinds.EAGLE3.label} curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens")
+        notes.append(
+            f"published {kinds.USUAL_HEAD.label} curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens"
+        )
     if best.candidate and any(mode != Mode(mode.depth, 1, mode.depth) for mode in best.modes):
         tail = best.candidate.tail
         notes.append(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+from foredraft import kinds
 from foredraft.records import Observation, Provenance, read_lines, with_hint
 
 # Observation field -> the column names under which tables carry it (compared in lower case, spaces and dashes as underscores).
@@ -133,31 +134,6 @@ WHOLE = {
     "kv_cache_tokens",
 }
 TEXT = {"target", "method", "draft", "dataset", "engine", "machine", "dtype"}
-METHODS = {  # spellings of one method, after `_key`
-    "": "none",
-    "vanilla": "none",
-    "baseline": "none",
-    "autoregressive": "none",
-    "nosd": "none",
-    "no_draft": "none",
-    "ar": "none",
-    "no_sd": "none",
-    "no_spec": "none",
-    "nospec": "none",
-    "no_speculation": "none",
-    "off": "none",
-    "target_only": "none",
-    "plain": "none",
-    "eagle_3": "eagle3",
-    "eagle_2": "eagle2",
-    "eagle_1": "eagle",
-    "eagle1": "eagle",
-    "sps": "draft_model",
-    "standalone": "draft_model",
-    "n_gram": "ngram",
-    "pld": "ngram",
-    "prompt_lookup": "ngram",
-}
 COLUMNS_HELP = "foredraft validate --help lists the columns of each kind"
 OUTCOMES = ("tokens_per_step", "survival", "accept_prob", "output_tok_s", "speedup", "kv_cache_tokens")
 # EAGLE-3's figure 1 counts training data in ShareGPTs: 68 k dialogues of about 1,500 tokens. The product is an assumption and its rows say so.
@@ -318,7 +294,7 @@ def _method(fields: dict, stated: bool) -> str:
     key = re.sub(r"_?\(.*?\)", "", _key(fields.get("method") or ""))
     if fields.get("lookahead") == 0 or (not stated and not fields.get("draft") and fields.get("lookahead") is None):
         return "none"
-    return METHODS.get(key, key) if stated else "unstated"
+    return kinds.SPELLINGS.get(key, key) if stated else "unstated"
 
 
 def _by_position(key: str) -> bool:

@@ -138,7 +138,7 @@ def usual_tau(row: Observation, depth: int, law: PositionLaw, without: frozenset
 
     if same_method := taus(row.method):
         return float(np.mean(same_method))
-    heads = taus("eagle3") if drifts else []
+    heads = taus(kinds.USUAL_HEAD.name) if drifts else []
     median = float(np.mean(heads or [acceptance.posterior(law, {}, drifts=drifts).tokens_per_step(depth)[0]]))
     return 1 + (median - 1) * (relative_gain(row.method, without) if drifts else 1.0)
 
@@ -150,7 +150,11 @@ def relative_gain(method: str, without: frozenset[str]) -> float:
         for row in evidence.observations(without)
         if row.tokens_per_step and row.lookahead is None and not row.draft_tokens
     ]
-    heads = {(row.target, row.dataset, row.temperature): row.tokens_per_step for row in rows if row.method == "eagle3"}
+    heads = {
+        (row.target, row.dataset, row.temperature): row.tokens_per_step
+        for row in rows
+        if row.method == kinds.USUAL_HEAD.name
+    }
     pairs = [
         (row.tokens_per_step, heads.get((row.target, row.dataset, row.temperature)))
         for row in rows

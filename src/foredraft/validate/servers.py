@@ -14,7 +14,7 @@ from foredraft.machines import machine
 from foredraft.records import Observation
 
 DEFAULT_LENGTHS = (256.0, 512.0)  # prompt and answer tokens where the rows state none
-GUESS_LOOSENESS = 3.0  # how much wider calibration may move the coefficients of a server whose shapes are guessed
+GUESS_PRIOR_WIDTH = 3.0  # how much wider calibration may move the coefficients of a server whose shapes are guessed
 
 
 class Servers(NamedTuple):
@@ -41,7 +41,7 @@ def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: st
         if not plain_tok_s:
             raise
         note = f"{row.target} with {row.draft or row.method}: costs from the rows' own speed, not knowing {error}"
-        return Servers(*_guessed(kinds.role_of(row.method), plain_tok_s, lengths), GUESS_LOOSENESS, (*assumed, note))
+        return Servers(*_guessed(kinds.role_of(row.method), plain_tok_s, lengths), GUESS_PRIOR_WIDTH, (*assumed, note))
 
 
 def known_servers(row: Observation, lengths: tuple, machine_name: str | None = None) -> tuple[ServerCost, ServerCost]:
@@ -68,7 +68,11 @@ def draft_shape(row: Observation, target: shapes.Shape) -> shapes.Shape | None:
         return None
     if kind.role == "lm" and not row.draft:
         raise ValueError("the draft model's name")
-    return shapes.shape(row.draft) if kind.role == "lm" and row.draft else kind.shape(target)
+    if kind.role == "lm" and row.draft:
+        return shapes.shape(row.draft)
+    if kind.parts is None:
+        raise ValueError(f"a shape for method {row.method}")
+    return kind.shape(target)
 
 
 def fewest(target: shapes.Shape, where) -> int:
