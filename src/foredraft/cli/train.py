@@ -27,7 +27,8 @@ def train(
     ] = None,
     held_out: Annotated[Path | None, typer.Option("--held-out", help="Token folder for the held-out figures.")] = None,
     features: Annotated[
-        Path | None, typer.Option("--features", help="Folder to keep a head's features in; their size is told first.")
+        Path | None,
+        typer.Option("--features", help="Folder to cache a head's hidden states in; their size is told first."),
     ] = None,
     device: Device = "cpu",
     threads: Threads = None,
@@ -44,7 +45,7 @@ def train(
 
     Under torchrun, or any launcher that sets RANK and WORLD_SIZE, one process per device.
     """
-    made = _recipe(recipe, len(data or ()))
+    training = _recipe(recipe, len(data or ()))
     if target:
         check_models(target, tokenizer=False)
     from foredraft.data.tokens import TokenFolder
@@ -58,15 +59,15 @@ def train(
         if dry_run:
             from foredraft.train.needs import needs
 
-            found = needs(made, devices, target)
+            estimate = needs(training, devices, target)
             if devices.first:
-                _print(found, json)
+                _print(estimate, json)
             return
         if out is None:
             raise ValueError("--out is missing: name the folder of the run, or pass --dry-run")
         from foredraft.train.launch import launch
 
-        state = launch(made, out, devices, target=target, data=data or (), held_out=held_out, features=features)
+        state = launch(training, out, devices, target=target, data=data or (), held_out=held_out, features=features)
         if devices.first:
             _print_end(out, state, json)
 
@@ -79,30 +80,30 @@ def _recipe(path: Path, num_folders: int) -> "Recipe":
     from foredraft.recipe import Recipe
     from foredraft.train.from_plan import from_plan
 
-    held = records.read(dict[str, Any], path)
-    if "objective" in held and "schedule" in held:
+    document = records.read(dict[str, Any], path)
+    if "objective" in document and "schedule" in document:
         return from_plan(records.read(records.Plan, path), num_folders)
-    return records.decode(Recipe, msgspec.json.encode(held), name=str(path))
+    return records.decode(Recipe, msgspec.json.encode(document), name=str(path))
 
 
-def _print(found: "Needs", json: bool) -> None:
+def _print(estimate: "Needs", json: bool) -> None:
     if json:
-        print_json(found)
+        print_json(estimate)
         return
-    hours = [seconds / 3600 for seconds in (found.time_s.value, found.time_s.low, found.time_s.high)]
+    hours = [seconds / 3600 for seconds in (estimate.time_s.value, estimate.time_s.low, estimate.time_s.high)]
     rows = {
-        "parameters": f"{found.params:,}"
-        + (f" beside a target of {found.frozen_params:,}" if found.frozen_params else ""),
-        "tokens": f"{found.tokens:,} in {found.steps:,} steps",
-        "FLOPs": f"{found.flops:.3g} ({found.flops_per_token:.3g} per token)",
-        "memory": f"{found.memory_bytes / 1e9:.2f} GB per device",
-        "disk": f"{found.disk_bytes / 1e9:.2f} GB",
-        "time": f"{hours[0]:.3g} h ({hours[1]:.3g} to {hours[2]:.3g}) on {found.devices} × {found.ceiling_flops_per_s / 1e9:,.0f} GFLOP/s",
+        "parameters": f"{estimate.params:,}"
+        + (f" beside a target of {estimate.frozen_params:,}" if estimate.frozen_params else ""),
+        "tokens": f"{estimate.tokens:,} in {estimate.steps:,} steps",
+        "FLOPs": f"{estimate.flops:.3g} ({estimate.flops_per_token:.3g} per token)",
+        "memory": f"{estimate.memory_bytes / 1e9:.2f} GB per device",
+        "disk": f"{estimate.disk_bytes / 1e9:.2f} GB",
+        "time": f"{hours[0]:.3g} h ({hours[1]:.3g} to {hours[2]:.3g}) on {estimate.devices} × {estimate.ceiling_flops_per_s / 1e9:,.0f} GFLOP/s",
     }
-    if found.predicted:
-        tau = found.predicted.tokens_per_step
+    if estimate.predicted:
+        tau = estimate.predicted.tokens_per_step
         rows["tokens per step"] = (
-            f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f}, {tau.level:.0%}) at lookahead {found.predicted.lookahead}"
+            f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f}, {tau.level:.0%}) at lookahead {estimate.predicted.lookahead}"
         )
     for name, text in rows.items():
         print(f"{name:16} {text}")
