@@ -24,6 +24,7 @@ from foredraft.deploy.findings import errors
 from foredraft.deploy.folder import SERVE
 from foredraft.engines import LOADERS
 from foredraft.kinds import AUX_LAYER_IDS as IDS
+from foredraft.kinds import EAGLE3
 from foredraft.models import Decoder, Eagle3Head, load, load_head, new_head, save_head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import Rope
@@ -599,7 +600,7 @@ def test_a_table_is_cut_or_filled_with_its_mean() -> None:
 
 def test_a_draft_is_read_without_the_targets_weights(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
     shutil.copyfile(checkpoint / "config.json", tmp_path / "config.json")
-    assert read_draft(drafts["scylla"], tmp_path).kind == "eagle3"
+    assert read_draft(drafts["scylla"], tmp_path).kind is EAGLE3
     assert next(hollow(tmp_path).parameters()).is_meta
 
 

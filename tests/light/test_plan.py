@@ -11,6 +11,7 @@ import pytest
 from foredraft import records
 from foredraft.engines import ENGINES
 from foredraft.engines.vllm import batch_ranges
+from foredraft.kinds import EAGLE3
 from foredraft.laws.speedup import node_depths
 from foredraft.machines import device_time, machine
 from foredraft.plan import evidence
@@ -314,6 +315,14 @@ def test_a_plans_launch_settings_are_its_schedule(made):
         == round(limited.schedule[-1].running)
         < 4096
     )
+
+
+def test_each_engine_is_launched_with_what_was_searched_for_it(made):
+    """SGLang's one setting for all loads is not the first of the schedule that vLLM changes by batch."""
+    steps, flags = made.schedule[0].lookahead, made.settings["sglang"]
+    launched = SGLANG.launched(flags, EAGLE3, "draft")
+    assert SGLANG.lookahead(launched) == flags["--speculative-num-steps"] < steps
+    assert VLLM.lookahead(VLLM.launched(made.settings["vllm"], EAGLE3, "draft")) == steps
 
 
 # Own runs.

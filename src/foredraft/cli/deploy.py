@@ -33,7 +33,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead
 
 @app.command()
 def export(
-    draft: Annotated[Path, typer.Argument(help="Folder of a trained draft: a model, or an EAGLE head of any depth.")],
+    draft: Annotated[Path, typer.Argument(help="Folder of a trained draft: a model, or a head of any depth.")],
     target: Annotated[Path, typer.Option("--target", "-t", help="Folder of the target's Hugging Face checkpoint.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
     format: Annotated[
@@ -67,16 +67,23 @@ def export(
     settings = ExportSettings(
         format=format, dtype=dtype, lookahead=lookahead, verifier=verifier, note=_words(card_note)
     )
-    made = records.read(records.Plan, plan) if plan else None
-    seen = [row for path in observations or () for row in records.read_lines(records.Observation, path)]
-    found = run(draft, target, out, settings, plan=made, observations=seen)
-    for line in (*found.notes, *map(str, found.warnings)):
+    schedule = records.read(records.Plan, plan) if plan else None
+    rows = [row for path in observations or () for row in records.read_lines(records.Observation, path)]
+    exported = run(draft, target, out, settings, plan=schedule, observations=rows)
+    for line in (*exported.notes, *map(str, exported.warnings)):
         print(line, file=sys.stderr)
-    print(f"wrote {out}: {', '.join(found.files)}", file=sys.stderr)
+    print(f"wrote {out}: {', '.join(exported.files)}", file=sys.stderr)
     if json:
-        print_json({"deployed": found.record, "files": found.files, "warnings": found.warnings, "notes": found.notes})
+        print_json(
+            {
+                "deployed": exported.record,
+                "files": exported.files,
+                "warnings": exported.warnings,
+                "notes": exported.notes,
+            }
+        )
         return
-    print(f"sh {out / 'serve.sh'}" if "serve.sh" in found.files else str(out))
+    print(f"sh {out / 'serve.sh'}" if "serve.sh" in exported.files else str(out))
 
 
 @app.command()
@@ -95,24 +102,26 @@ def check(
     from foredraft.deploy.check import check as run
     from foredraft.deploy.findings import errors
 
-    found = run(folder, target, engine)
+    findings = run(folder, target, engine)
     if json:
-        print_json(found)
+        print_json(findings)
     else:
-        for one in found:
-            print(f"{one.level} {one.code} [{one.engine}] {one.where}: {one.effect}\n  remedy: {one.remedy}")
-        wrong = len(errors(found))
-        print(f"{folder}: {wrong} errors, {len(found) - wrong} warnings", file=sys.stderr)
-    if errors(found):
+        for finding in findings:
+            print(
+                f"{finding.level} {finding.code} [{finding.engine}] {finding.where}: {finding.effect}\n  remedy: {finding.remedy}"
+            )
+        num_errors = len(errors(findings))
+        print(f"{folder}: {num_errors} errors, {len(findings) - num_errors} warnings", file=sys.stderr)
+    if errors(findings):
         raise typer.Exit(1)
 
 
-def _words(given: str | None) -> str | None:
+def _words(note: str | None) -> str | None:
     """Words as they are, or those in the file that they name."""
-    if given is None:
+    if note is None:
         return None
     try:
-        file = Path(given)
-        return file.read_text(encoding="utf-8") if file.is_file() else given
+        file = Path(note)
+        return file.read_text(encoding="utf-8") if file.is_file() else note
     except OSError:  # too long for a file's name
-        return given
+        return note

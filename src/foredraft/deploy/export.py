@@ -159,15 +159,15 @@ def _engines(draft: TrainedDraft, format: str) -> tuple[str, ...]:
     """The engines whose rules a folder of this format keeps: models and plain EAGLE-3 heads load in all, but a strict one stops at a
     map that maps nothing.
     """
-    own = for_format(format) or USUAL
+    owner = for_format(format) or USUAL
     if draft.kind.role != "head":
         return tuple(LOADERS)
     if format == "speculators" or _own_class(draft):
-        return (own.name,)
+        return (owner.name,)
     loaders = {name: engine.heads[draft.kind.name] for name, engine in LOADERS.items()}
     if format == PLAIN and _maps_nothing(draft):
         return tuple(name for name, loader in loaders.items() if loader.identity_map)
-    form = loaders[own.name].architectures[0]
+    form = loaders[owner.name].architectures[0]
     return tuple(name for name, loader in loaders.items() if loader.architectures[0] == form)
 
 

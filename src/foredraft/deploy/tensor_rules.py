@@ -97,16 +97,16 @@ def _head(folder: DraftFolder, sizes: Sizes, engine: ServingEngine) -> Iterator[
 def _compare(
     folder: DraftFolder, expected: ExpectedTensors, engine: ServingEngine, layers: int, hidden: int
 ) -> Iterator[Finding]:
-    known = expected.needed | expected.optional
+    tensors = expected.needed | expected.optional
     judge = engine.name if folder.kind.role == "head" else BOTH
     yield from _layer_count(folder, layers)
     for name in expected.needed:
         if name not in folder.names and not _beyond(name, folder):
             yield _missing(name, folder, engine, judge)
     for name, stored in folder.names.items():
-        if name not in known and not SPARE.search(name) and not _index(name) >= layers:
+        if name not in tensors and not SPARE.search(name) and not _index(name) >= layers:
             yield _unknown(name, stored, folder, engine, judge)
-    yield from _shapes(folder, known, hidden, judge)
+    yield from _shapes(folder, tensors, hidden, judge)
 
 
 def _index(name: str) -> int:
@@ -192,7 +192,7 @@ def _unknown(name: str, stored: str, folder: DraftFolder, engine: ServingEngine,
     return Finding(code=code, where=stored, engine=judge, effect=does, remedy=remedy, level=level)
 
 
-def _shapes(folder: DraftFolder, known: Mapping[str, TensorShape], hidden: int, judge: str) -> Iterator[Finding]:
+def _shapes(folder: DraftFolder, tensors: Mapping[str, TensorShape], hidden: int, judge: str) -> Iterator[Finding]:
     """Where stored shapes are not the config's. Of a wrong hidden_size, which makes all wrong, only that is told."""
     fc = folder.stored("fc.weight") or folder.stored("norm.weight") or folder.stored("model.norm.weight")
     if fc is not None and fc.shape[0] != hidden:
@@ -201,7 +201,7 @@ def _shapes(folder: DraftFolder, known: Mapping[str, TensorShape], hidden: int, 
             remedy=f"write {fc.shape[0]}",
         )  # fmt: skip
         return
-    for name, shape in known.items():
+    for name, shape in tensors.items():
         stored = folder.stored(name)
         if stored is not None and stored.shape != shape:
             code, remedy = _wrong(name)

@@ -1,4 +1,4 @@
-"""The speculators format of an EAGLE-3 head, which vLLM reads: a nested config, written and judged.
+"""The speculators format of an EAGLE-3 head, a nested config, written and judged.
 
 Refuses to know: tensors.
 """
@@ -13,7 +13,7 @@ VERSION = "0.1.0"  # of the format that is written
 ARCHITECTURE = "Eagle3Speculator"
 KEYS = ("speculators_model_type", "speculators_config", "transformer_layer_config")
 MAY_BE_NULL = ("target_hidden_size", AUX_LAYER_IDS, "draft_vocab_size")  # there null is an absence
-FAMILIES = ("llama", "qwen3")  # that vLLM's reader maps to a class
+FAMILIES = ("llama", "qwen3")  # that its reader maps to a class
 OUTER_KEYS = (
     "draft_vocab_size", "target_hidden_size", "norm_before_residual", "fc_norm", "norm_output", AUX_LAYER_IDS, "tie_word_embeddings",
     "torch_dtype",
@@ -46,10 +46,13 @@ def nested_config(flat: dict[str, Any], lookahead: int, verifier: str, verifier_
 
 
 def faults(raw: dict[str, Any]) -> Iterator[Fault]:
-    """Where a config departs from what vLLM walks through."""
+    """Where a config departs from what its reader walks through."""
     for where, reason in _broken(raw):
         yield Fault(
-            "speculators", where, f"{reason}: vLLM refuses the folder", "export it again with --format speculators"
+            "speculators",
+            where,
+            f"{reason}: the loader refuses the folder",
+            "export it again with --format speculators",
         )
     if "norm_before_residual" not in raw:
         yield Fault(

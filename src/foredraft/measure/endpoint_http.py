@@ -18,7 +18,7 @@ LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = (
     2**26,
     2**30,
 )  # bytes of a line, which an event may fill, of an answer, of a stream
-REST_LIMIT, REST_S = 2**16, 1.0  # what is read behind a stream's end, so that its connection can serve again
+END_LIMIT, END_S = 2**16, 1.0  # what is read behind a stream's end, so that its connection can serve again
 CONNECT_S = 10.0
 IDLE_S = (
     4.0  # after which a connection is dropped: before a server does (uvicorn: 5 s), which would fail the next request
@@ -132,7 +132,7 @@ class Connections:
     async def get_json(self, path: str) -> Any:
         """The JSON at a path. Raises NotJson where it is none."""
         async with self.ask(path) as reply:
-            body = await reply.whole()
+            body = await reply.body()
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
@@ -140,7 +140,7 @@ class Connections:
 
     async def get_text(self, path: str) -> str:
         async with self.ask(path) as reply:
-            return (await reply.whole()).decode("utf-8", "replace")
+            return (await reply.body()).decode("utf-8", "replace")
 
     async def warm(self, path: str, num: int) -> None:
         """Open `num` connections, by that many requests at once."""
@@ -164,31 +164,29 @@ class Reply:
             raise CutOff(f"{self.address}: the answer broke off ({type(error).__name__})") from None
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """Lines without their ends; a last one that has no end comes too. Raises CutOff on one beyond LINE_LIMIT,
-        and where they never end.
-        """
-        rest, size = b"", 0
+        """Lines without their ends; a last one that has no end comes too. Raises CutOff on one too long, or on too many."""
+        begun, size = b"", 0
         async for piece in self.pieces():
-            size += len(piece)
-            *lines, rest = (rest + piece).split(b"\n")
+            *lines, begun = (begun + piece).split(b"\n")
             for line in lines:
                 yield line.rstrip(b"\r")
-            if len(rest) > LINE_LIMIT or size > STREAM_LIMIT:
-                what, most = (
-                    ("a line of the answer", LINE_LIMIT) if size <= STREAM_LIMIT else ("the answer", STREAM_LIMIT)
-                )
-                raise CutOff(f"{self.address}: {what} is longer than {most} bytes")
-        if rest:
-            yield rest
+            size += len(piece)
+            self._bound("a line of the answer", len(begun), LINE_LIMIT)
+            self._bound("the answer", size, STREAM_LIMIT)
+        if begun:
+            yield begun
 
-    async def whole(self) -> bytes:
-        """Raises CutOff on a body beyond BODY_LIMIT."""
+    async def body(self) -> bytes:
+        """Raises CutOff on one beyond BODY_LIMIT."""
         body = bytearray()
         async for piece in self.pieces():
             body += piece
-            if len(body) > BODY_LIMIT:
-                raise CutOff(f"{self.address}: the answer is longer than {BODY_LIMIT} bytes")
+            self._bound("the answer", len(body), BODY_LIMIT)
         return bytes(body)
+
+    def _bound(self, name: str, size: int, most: int) -> None:
+        if size > most:
+            raise CutOff(f"{self.address}: {name} is longer than {most} bytes")
 
     async def message(self) -> str:
         """What the server says is wrong, as far as it can be read: the message in its JSON, or the beginning of its text."""
@@ -196,7 +194,7 @@ class Reply:
         with suppress(CutOff):
             async for piece in self.pieces():
                 body += piece
-                if len(body) > REST_LIMIT:
+                if len(body) > END_LIMIT:
                     break
         return _message(bytes(body))
 
@@ -208,7 +206,7 @@ class Reply:
                 continue
             data = line[5:].strip()
             if data == b"[DONE]":
-                await self._rest(lines)
+                await self._finish(lines)
                 return
             try:
                 event = json.loads(data)
@@ -217,18 +215,15 @@ class Reply:
             yield event if isinstance(event, dict) else {}
         raise CutOff(f"{self.address}: the stream ended without [DONE]")
 
-    async def _rest(self, lines: AsyncIterator[bytes]) -> None:
+    async def _finish(self, lines: AsyncIterator[bytes]) -> None:
         """Read a finished stream to the end of its body, if that is near."""
-
-        async def read() -> None:
-            size = 0
-            async for line in lines:
-                size += len(line) + 1
-                if size > REST_LIMIT:
-                    return
-
+        size = 0
         with suppress(CutOff, TimeoutError):
-            await asyncio.wait_for(read(), REST_S)
+            async with asyncio.timeout(END_S):
+                async for line in lines:
+                    size += len(line) + 1
+                    if size > END_LIMIT:
+                        return
 
 
 def _message(body: bytes) -> str:

@@ -70,11 +70,11 @@ async def find_server(connections: Connections, model: str | None = None, engine
         raise ValueError(f"{address}{MODELS}: lists no model; is this a server of the OpenAI API?")
     if model is not None and model not in names:
         raise ValueError(f"{address}: serves no model {model!r}, but {', '.join(names)}; pass one of them as --model")
-    infos = {name: await _info(connections, known) for name, known in SERVERS.items()}
+    infos = {name: await _info(connections, candidate) for name, candidate in SERVERS.items()}
     if engine == "auto":
         engine = _engine_name(str(cards[0].get("owned_by") or "").lower(), infos)
     if not engine:
-        labels = " nor ".join(known.label for known in SERVERS.values())
+        labels = " nor ".join(candidate.label for candidate in SERVERS.values())
         raise ValueError(f"{address}: neither {labels} as far as it tells; say --engine to read its counters anyway")
     version = infos[engine].get("version")
     return Endpoint(connections, SERVERS[engine], model or names[0], str(version) if version else None, infos[engine])
