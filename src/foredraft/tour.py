@@ -41,7 +41,7 @@ def before_training(zoo: Path, observations: Path, out: Path) -> Iterator[TourSt
 
 
 def after_planning(zoo: Path, out: Path, step: ScheduleStep) -> Iterator[TourStep]:
-    """Train the plan's draft as it says, measure it beside look-up, and put it all on a page."""
+    """Train the plan's draft as it says, measure it beside prompt lookup, and put it all on a page."""
     target, draft = zoo / TARGET, out / "run" / "final"
     yield TourStep(
         "Train it",
@@ -82,10 +82,10 @@ def tour(zoo: Path, observations: Path, out: Path) -> Path:
             )
         )
     planned = chosen(records.read(Plan, out / "plan" / "Plan.json"))
-    train, *rest = after_planning(zoo, out, planned)
+    train, *further = after_planning(zoo, out, planned)
     run(train)
     show(zoo / TARGET, out / "run" / "final", planned)
-    for step in rest:
+    for step in further:
         run(step)
     return out / "report.html"
 

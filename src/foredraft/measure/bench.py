@@ -18,7 +18,7 @@ from foredraft.decode.batch import Request
 from foredraft.decode.sampling import Sampling
 from foredraft.hardware import read_rate
 from foredraft.measure.bootstrap import Array, ratio
-from foredraft.measure.configurations import PLAIN, DraftedEngine, configurations_on, spec_of
+from foredraft.measure.configurations import PLAIN, EngineConfiguration, configurations_on, spec_of
 from foredraft.measure.live import TIMES, Decoding, decode_in_turn, turns
 from foredraft.measure.probe import device_name
 from foredraft.measure.settings import MeasureSettings
@@ -84,7 +84,7 @@ def bench(
     return Bench(_conditions(target, len(requests), settings), rows)
 
 
-def _row(configuration: DraftedEngine, run: Decoding, plain: Decoding, batch: int, ceiling: float) -> BenchRow:
+def _row(configuration: EngineConfiguration, run: Decoding, plain: Decoding, batch: int, ceiling: float) -> BenchRow:
     target = configuration.engine.target
     times, base = ({name: each.times_GT[:, i] for i, name in enumerate(TIMES)} for each in (run, plain))
     group_D = np.arange(len(run.counts)) // batch

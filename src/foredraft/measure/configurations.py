@@ -28,7 +28,7 @@ class DraftSpec(NamedTuple):
     budget: Budget
 
 
-class DraftedEngine(NamedTuple):
+class EngineConfiguration(NamedTuple):
     """A spec with its engine."""
 
     spec: DraftSpec
@@ -60,13 +60,13 @@ def spec_of(words: str | None) -> DraftSpec:
 
 def configurations_on(
     target: Decoder, specs: Sequence[DraftSpec], max_batch: int, max_context: int
-) -> list[DraftedEngine]:
+) -> list[EngineConfiguration]:
     """Plain decoding and an engine for each of `specs`. Raises ValueError on a spec given twice or one that does not fit."""
     names = [spec.name for spec in specs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"draft {min(twice)} is given twice; give each once")
     return [
-        DraftedEngine(
+        EngineConfiguration(
             spec,
             text.engine_on(target, spec.draft, lookahead=spec.budget, max_batch=max_batch, max_context=max_context),
         )

@@ -19,7 +19,7 @@ from foredraft.decode.batch import Request
 from foredraft.decode.sampling import Sampling
 from foredraft.measure import rows
 from foredraft.measure.bootstrap import Array
-from foredraft.measure.configurations import PLAIN, DraftedEngine, longest
+from foredraft.measure.configurations import PLAIN, EngineConfiguration, longest
 from foredraft.measure.live import Decoding, decode_in_turn, groups_of, turns
 from foredraft.measure.settings import MeasureSettings
 from foredraft.measure.subject import Fields, Subject
@@ -52,9 +52,9 @@ def work(subject: Subject, settings: MeasureSettings) -> int:
     return online + (3 * len(chains(subject.configurations)) if settings.way != "live" else 0)
 
 
-def chains(configurations: Sequence[DraftedEngine]) -> list[DraftedEngine]:
+def chains(configurations: Sequence[EngineConfiguration]) -> list[EngineConfiguration]:
     """The configurations that can be teacher-forced: models and heads, each once per depth, a tree as the chain of its depth."""
-    by_depth: dict[tuple[str | None, int], DraftedEngine] = {}
+    by_depth: dict[tuple[str | None, int], EngineConfiguration] = {}
     for configuration in configurations:
         if configuration.model is not None:
             by_depth.setdefault((configuration.spec.draft, configuration.spec.budget.levels), configuration)
@@ -98,7 +98,7 @@ class _Study:
         ]
 
     def _online_row(
-        self, configuration: DraftedEngine, run: Decoding, plain: Decoding, part: str | None, temperature: float, batch: int
+        self, configuration: EngineConfiguration, run: Decoding, plain: Decoding, part: str | None, temperature: float, batch: int
     ) -> Measurement:  # fmt: skip
         chosen = self.parts[part]
         pure = [set(group) <= set(chosen) for group in groups_of(len(self.subject.prompts), batch)]
@@ -133,7 +133,7 @@ class _Study:
             raise ValueError("way forced needs a draft that is a model or a head: give --draft DIR, or --way live")
         return [row for configuration in able for row in self._forced(configuration)]
 
-    def _forced(self, configuration: DraftedEngine) -> list[Measurement]:
+    def _forced(self, configuration: EngineConfiguration) -> list[Measurement]:
         model, name, depth = configuration.model, configuration.spec.name, configuration.spec.budget.levels
         assert model is not None, "chains leave the others out"
         self.progress(0, f"reading the target's answers with {name}")
@@ -188,7 +188,7 @@ class _Study:
 
     # both
 
-    def _fields(self, configuration: DraftedEngine, part: str | None, how: str) -> Fields:
+    def _fields(self, configuration: EngineConfiguration, part: str | None, how: str) -> Fields:
         """What a configuration's rows share; a category has a dataset of its own, so that no law pools it with the others."""
         shared, model = self.subject.fields, configuration.model
         sizes: Fields = {"target_params": self._params(self.subject.target.shape)}

@@ -121,9 +121,9 @@ def memory_bytes(device: torch.device) -> float:
     """Of the accelerator, or what this process may have of the machine's."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    machine_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
-    return min(whole, float(limit)) if limit.isdigit() else whole
+    return min(machine_bytes, float(limit)) if limit.isdigit() else machine_bytes
 
 
 def cache_bytes(device: torch.device) -> float | None:
@@ -148,7 +148,7 @@ def verification(model: Decoder, repeats: int) -> dict[int, float]:
             f"target {model.shape.name}: max_position_embeddings {limit} is less than the {most} to be timed"
         )
     cache, run, device = model.new_cache(1, most), Graphed(model), model.device
-    found = {}
+    seconds_by_num = {}
     for num in VERIFIED:
         tokens = torch.arange(num, device=device)[None] % model.shape.vocab_size
         positions = CONTEXT + torch.arange(num, device=device)[None]
@@ -157,8 +157,8 @@ def verification(model: Decoder, repeats: int) -> dict[int, float]:
         def step(tokens: Tensor = tokens, positions: Tensor = positions, mask: Tensor = mask) -> None:
             run(tokens, positions, cache=cache, slots_BT=positions, mask_BTS=mask)
 
-        found[num] = _timed(step, device, repeats)
-    return found
+        seconds_by_num[num] = _timed(step, device, repeats)
+    return seconds_by_num
 
 
 @torch.inference_mode()
@@ -169,7 +169,7 @@ def stacked(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[int,
         nn.Linear(width, width, bias=False, device=device, dtype=dtype).requires_grad_(False)
         for _ in range(num_matrices)
     ]
-    found = {}
+    seconds_by_num = {}
     for num in VERIFIED:
         x_TC = torch.ones(1, num, width, device=device, dtype=dtype)
 
@@ -177,8 +177,8 @@ def stacked(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[int,
             for matrix in stack:  # each reads the same rows, so that no number grows
                 linear(x_TC, matrix.weight)
 
-        found[num] = _timed(step, device, repeats)
-    return found
+        seconds_by_num[num] = _timed(step, device, repeats)
+    return seconds_by_num
 
 
 def _stack_shape(device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
@@ -202,11 +202,11 @@ def step_overhead(device: torch.device, repeats: int) -> float:
     """Seconds of a whole step of the engine, proposing to committing, on a model whose arithmetic costs next to nothing."""
     model = new_decoder(shapes.from_config(TINY, "tiny"), model_config_of(TINY, shapes.from_config(TINY, "tiny")), 0)
     engine = Engine(model.to(device).requires_grad_(False).eval(), max_batch=1, max_context=4 * STEPS)
-    found = []
+    medians = []
     for _ in range(repeats + 1):
         engine.add(Request(prompt=(1, 2), max_tokens=STEPS))
-        found.append(statistics.median(step.draft_s + step.target_s + step.other_s for step in engine.run()))
-    return statistics.median(found[1:])  # the first warms up
+        medians.append(statistics.median(step.draft_s + step.target_s + step.other_s for step in engine.run()))
+    return statistics.median(medians[1:])  # the first warms up
 
 
 def provenance(source: str, command: str | None = None, note: str | None = None) -> Provenance:

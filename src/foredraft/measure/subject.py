@@ -16,7 +16,7 @@ from foredraft.data import tokenizer as tokenizers
 from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.kinds import NGRAM
-from foredraft.measure.configurations import DraftedEngine, configurations_on, longest, spec_of
+from foredraft.measure.configurations import EngineConfiguration, configurations_on, longest, spec_of
 from foredraft.measure.probe import device_name, provenance
 from foredraft.measure.settings import MeasureSettings
 from foredraft.models.decoder import Decoder
@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     """
 
     target: Decoder
-    configurations: list[DraftedEngine]
+    configurations: list[EngineConfiguration]
     prompts: list[Prompt]
     fields: Fields
     by_draft: Mapping[str, Fields]
