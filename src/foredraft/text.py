@@ -174,7 +174,7 @@ def generate(
     on_text: Callable[[int, str, bool], None] | None = None,
     on_step: Callable[[StepRecord], object] | None = None,
 ) -> list[tuple[Completion, Sequence]]:
-    """Completion `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Texts stand in the answers, counts in the
+    """Answer `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Texts stand in the answers, counts in the
     sequences.
     """
     completions = []

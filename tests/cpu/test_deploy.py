@@ -25,7 +25,8 @@ from foredraft.deploy.folder import SERVE
 from foredraft.engines import LOADERS
 from foredraft.kinds import AUX_LAYER_IDS as IDS
 from foredraft.kinds import EAGLE3
-from foredraft.models import Decoder, Eagle3Head, load, load_head, new_head, save_head
+from foredraft.models import Decoder, load, load_head, new_head, save_head
+from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import Rope
 from foredraft.models.save import save

@@ -24,9 +24,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from foredraft import shapes
 from foredraft.kinds import EAGLE3, of_shape, shape_of_folder
-from foredraft.models import Decoder, Eagle3Head, EagleHead, load, load_head, new_head, save_head
+from foredraft.models import Decoder, load, load_head, new_head, save_head
 from foredraft.models.draft_head import HeadLayout
-from foredraft.models.eagle3 import default_feature_layers
+from foredraft.models.eagle import EagleHead
+from foredraft.models.eagle3 import Eagle3Head, default_feature_layers
 from foredraft.models.forward import causal_mask
 from foredraft.models.rope import Rope, frequencies, rope_from_config, rope_to_config
 

@@ -19,8 +19,9 @@ from vllm_here import Offline
 from foredraft import records
 from foredraft.deploy.check import check
 from foredraft.deploy.export import ExportSettings, export
-from foredraft.models import Eagle3Head, load_head, new_head, save_head
+from foredraft.models import load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
+from foredraft.models.eagle3 import Eagle3Head
 from foredraft.records import DraftChoice, Estimate, Plan, ScheduleStep, Workload
 
 WITHIN = 0.02  # absolute, of acceptance at every position

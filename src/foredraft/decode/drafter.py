@@ -77,7 +77,7 @@ def prefill(
             tokens[:, start : start + size], some, into, mask_BTS=mask, hidden_states=hidden_states, logits="none"
         )
         parts.append(output.hidden_states)
-    return tuple(torch.cat(stream, 1)[0] for stream in zip(*parts, strict=True))
+    return tuple(torch.cat(chunks, 1)[0] for chunks in zip(*parts, strict=True))
 
 
 def unread(running: Listed[Sequence], num_read: Listed[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

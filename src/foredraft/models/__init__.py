@@ -12,9 +12,7 @@ Shape letters, the suffixes of tensor names in this room:
 
 from foredraft.models.cache import Cache
 from foredraft.models.decoder import Decoder, Output
-from foredraft.models.eagle import EagleHead
-from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.heads import load_head, new_head, save_head
 from foredraft.models.load import load
 
-__all__ = ["Cache", "Decoder", "Eagle3Head", "EagleHead", "Output", "load", "load_head", "new_head", "save_head"]
+__all__ = ["Cache", "Decoder", "Output", "load", "load_head", "new_head", "save_head"]

@@ -83,7 +83,7 @@ class EagleHead(DraftHead):
             return {"fc.bias": torch.zeros(self.shape.hidden_size)} | tensors
         if bias is not None and bool(bias.any()):
             raise ValueError(
-                "fc.bias is not zero, and vLLM's EAGLE head has no bias; train without one or save for sglang"
+                "fc.bias is not zero, and this layout has no bias; train without one, or save for an engine whose fc has one"
             )
         tensors.pop("fc.bias", None)
         return tensors

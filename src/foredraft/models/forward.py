@@ -24,7 +24,7 @@ class Output(NamedTuple):
     `logits_BTV`: None, of all T tokens, or of the R rows asked for. `final_BTC`: the hidden state the LM head reads
     (Hugging Face's `hidden_states[-1]`, EAGLE-1/2's feature). `pre_norm_BTC`: what the last layer left, before the
     final norm (what an EAGLE-3 head feeds itself). `hidden_states`: the hidden states asked for, in that order; index i is
-    Hugging Face's `hidden_states[i]`, the stream entering layer i, and the number of layers gives `final_BTC`.
+    Hugging Face's `hidden_states[i]`, what enters layer i, and the number of layers gives `final_BTC`.
     """
 
     logits_BTV: Tensor | None

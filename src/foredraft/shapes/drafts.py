@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from foredraft.shapes.counts import HeadParts, Shape
-from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, Family
+from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, ModelFamily
 
 
 def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
@@ -76,7 +76,7 @@ def _with_width(target: Shape, hidden: int, intermediate: int) -> Shape:
     num_heads, group = hidden // head_dim, target.num_heads // target.num_kv_heads
     group = max(g for g in range(1, group + 1) if num_heads % g == 0)
     return msgspec.structs.replace(
-        target, family=FAMILIES.get(target.family, Family()).dense or target.family, num_layers=1,
+        target, family=FAMILIES.get(target.family, ModelFamily()).dense or target.family, num_layers=1,
         hidden_size=hidden, num_heads=num_heads, num_kv_heads=num_heads // group, head_dim=head_dim,
         intermediate_size=intermediate, embed_dim=None, final_norm=True, num_experts=0, experts_per_token=0,
         moe_intermediate_size=None, shared_intermediate_size=0, sparse_step=1, dense_layers=(),

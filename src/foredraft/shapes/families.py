@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 Keys = Mapping[str, Any]  # of a config.json
 
 
-class Family(NamedTuple):
+class ModelFamily(NamedTuple):
     """One family; what is left out is Llama's.
 
     `architecture`: transformers' class, None where our decoder cannot run it. `sizes`: fields of a `Shape` and the config keys
@@ -71,40 +71,40 @@ _OPT_TENSORS = (
 )
 
 HEAD_FAMILY = "llama"  # of the layers of a new draft head
-FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", switches=_ATTENTION_BIAS | _MLP_BIAS),
-    "mistral": Family("MistralForCausalLM", num_kv_heads=8, slides="always"),
-    "qwen2": Family("Qwen2ForCausalLM", num_kv_heads=32, fields=_qwen2, slides="switched"),
-    "qwen3": Family(
+FAMILIES: dict[str, ModelFamily] = {
+    "llama": ModelFamily("LlamaForCausalLM", switches=_ATTENTION_BIAS | _MLP_BIAS),
+    "mistral": ModelFamily("MistralForCausalLM", num_kv_heads=8, slides="always"),
+    "qwen2": ModelFamily("Qwen2ForCausalLM", num_kv_heads=32, fields=_qwen2, slides="switched"),
+    "qwen3": ModelFamily(
         "Qwen3ForCausalLM", num_kv_heads=32, head_dim=128, switches=_ATTENTION_BIAS,
         fields=lambda keys: {"qk_norm": True}, slides="switched",
     ),
-    "opt": Family(
+    "opt": ModelFamily(
         "OPTForCausalLM", sizes={"intermediate_size": "ffn_dim"}, tied=True, fields=_opt,
         prefixes=("model.decoder.", "decoder.", ""), tensors=_OPT_TENSORS,
     ),
-    "mixtral": Family(
+    "mixtral": ModelFamily(
         sizes={"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}, num_kv_heads=8,
         fields=lambda keys: {"moe_intermediate_size": keys["intermediate_size"]}, dense="mistral",
     ),
-    "qwen2_moe": Family(
+    "qwen2_moe": ModelFamily(
         sizes=_QWEN_EXPERTS | {"shared_intermediate_size": "shared_expert_intermediate_size"}, num_kv_heads=16,
         fields=lambda keys: _qwen2(keys) | _experts(keys), dense="qwen2",
     ),
-    "qwen3_moe": Family(
+    "qwen3_moe": ModelFamily(
         sizes=_QWEN_EXPERTS, num_kv_heads=4, switches=_ATTENTION_BIAS,
         fields=lambda keys: {"qk_norm": True} | _experts(keys), dense="qwen3",
     ),
-    "seed_oss": Family(
+    "seed_oss": ModelFamily(
         "SeedOssForCausalLM", num_kv_heads=8, head_dim=128,
         switches={"attention_bias": (("qkv_bias",), True), "attention_out_bias": (("o_bias",), False)} | _MLP_BIAS,
     ),
 }  # fmt: skip
 
 
-def runnable(model_type: str) -> Family:
+def runnable(model_type: str) -> ModelFamily:
     """The family of a model that our decoder runs and writes. Raises ValueError on any other."""
-    family = FAMILIES.get(model_type, Family())
+    family = FAMILIES.get(model_type, ModelFamily())
     if family.architecture is None:
         names = ", ".join(name for name, row in FAMILIES.items() if row.architecture)
         raise ValueError(f"model_type {model_type!r} cannot be run (have {names})")
@@ -113,4 +113,4 @@ def runnable(model_type: str) -> Family:
 
 def prefixes(model_type: str) -> tuple[str, ...]:
     """Where the checkpoint of a model of any family may hang its decoder."""
-    return FAMILIES.get(model_type, Family()).prefixes
+    return FAMILIES.get(model_type, ModelFamily()).prefixes
