@@ -64,6 +64,10 @@ class Provenance(Record, frozen=True):
     versions: dict[str, str] = {}
     created: str | None = None
 
+    def __hash__(self) -> int:
+        """Without `versions`, a dict, so that a report can count equal rows and origins once; equal records have equal hashes."""
+        return hash((self.source, self.trust, self.note, self.command, self.created))
+
 
 class Machine(Record, frozen=True):
     """One accelerator (or CPU) as the cost law sees it; rates are the maker's dense peaks, effective ones are fitted

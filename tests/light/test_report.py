@@ -23,7 +23,7 @@ from foredraft.report import style
 from foredraft.report.fit import draw_fit
 from foredraft.report.plan import draw_plan
 from foredraft.report.validation import draw_validation
-from foredraft.validate.findings import Choice, CurvePoint, RatioPoint, Validation
+from foredraft.validate.findings import CurvePoint, LookaheadChoice, RatioPoint, Validation
 
 pytest.importorskip("matplotlib")
 HEAD = DraftChoice(kind="head", name="EAGLE-3 head", params=4.2e8, non_embedding_params=2.9e8, draft_tokens=8e8)
@@ -138,7 +138,7 @@ def test_validation_draws_what_was_judged(tmp_path):
         for s in "ab"
         for n in (1, 8)
     )
-    choices = tuple(Choice(setting="T · a", load=n, chosen=3, best=4, regret=0.02) for n in (1, 8))
+    choices = tuple(LookaheadChoice(setting="T · a", load=n, chosen=3, best=4, regret=0.02) for n in (1, 8))
     whole = Validation(curves=curves(3), ratios=ratios, choices=choices, fixed_regret={0: (0.3, 0.5), 3: (0.05, 0.4)})
     paths = draw_validation(whole, tmp_path)
     assert stems(paths) == {"validation_tokens_per_step", "validation_ratios", "validation_regret"}
