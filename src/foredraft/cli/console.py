@@ -31,8 +31,7 @@ FULL = "pip install 'foredraft[full]'"
 
 def fail(error: Exception) -> NoReturn:
     """End with exit code 2: the error as one line on stderr, then its notes as hints (see `records.with_hint`)."""
-    named_file = isinstance(error, OSError) and error.filename
-    message = f"{error.filename}: {error.strerror}" if named_file else str(error)
+    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     for hint in getattr(error, "__notes__", ()) or _usual_hints(error):
         print(f"\nhint: {hint}", file=sys.stderr)

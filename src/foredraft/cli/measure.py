@@ -140,7 +140,7 @@ def measure(
         from foredraft.measure.endpoint_http import address_of
         from foredraft.measure.served import measure_server, server_subject_of
 
-        loads = {
+        loads: dict[str, Any] = {
             "concurrency": numbers("concurrency", concurrency or ("" if request_rate else "1"), int),
             "rates": numbers("request-rate", request_rate or "", float),
         }
@@ -149,7 +149,7 @@ def measure(
         settings = LoadSettings(**shared, **loads)
         server = server_subject_of(address_of(endpoint, api_key, timeout), prompts, settings, skips, facts, num)
         _say_skipped(skips)
-        rows = measure_server(server, settings, lambda *load: _write(*load, out))
+        rows = measure_server(server, settings, lambda measurements, warnings: _write(measurements, warnings, out))
     else:
         assert target is not None, "checked"
         from foredraft.measure.measure import measure as rows_of

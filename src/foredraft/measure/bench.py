@@ -89,7 +89,8 @@ def _row(configuration: EngineConfiguration, run: Decoding, plain: Decoding, bat
     times, base = ({name: each.times_GT[:, i] for i, name in enumerate(TIMES)} for each in (run, plain))
     group_D = np.arange(len(run.counts)) // batch
     emitted, steps = (
-        np.bincount(group_D, [getattr(each, name) for each in run.counts]) for name in ("emitted", "steps")
+        np.bincount(group_D, [getattr(each, name) for each in run.counts]).astype(float)
+        for name in ("emitted", "steps")
     )
     read_bytes = target.shape.read_bytes(1, str(target.dtype).removeprefix("torch."))
     sums = {name: float(column.sum()) for name, column in times.items()}
