@@ -1,25 +1,44 @@
 """Foredraft: say which draft to train before training it, then train, decode, measure and serve it.
 
-The verbs as functions, plan, fit, train and measure, are in `foredraft.api`: `foredraft.plan`, `train` and `measure` are rooms.
+On its face: `plan`, `fit`, `train`, `measure` and `load_engine` (see `api`), and the engine's parts. Nothing is imported until it is
+asked for, so that `plan` and `fit` need no torch.
 """
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
+_ROOMS = ("plan", "train", "measure")
+_HOMES = {
+    "Engine": "decode.engine",
+    "Request": "decode.batch",
+    "Sampling": "decode.sampling",
+    "NGramDrafter": "decode.ngram",
+    "ModelDrafter": "decode.model_drafter",
+    "fit": "api",
+    "load_engine": "api",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`foredraft.Engine` and its parts, without importing torch until they are asked for."""
-    homes = {
-        "Engine": "decode.engine",
-        "Request": "decode.batch",
-        "Sampling": "decode.sampling",
-        "NGramDrafter": "decode.ngram",
-        "ModelDrafter": "decode.model_drafter",
-        "load_engine": "text",
-    }
-    if name not in homes:
+    if name in _ROOMS:
+        return import_module(f"foredraft.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module 'foredraft' has no attribute {name!r}")
-    from importlib import import_module
+    return getattr(import_module(f"foredraft.{_HOMES[name]}"), name)
 
-    return getattr(import_module(f"foredraft.{homes[name]}"), name)
+
+class _Room(ModuleType):
+    """A room that is also its verb: `foredraft.plan(…)` beside `foredraft.plan.search`."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        verb = getattr(import_module("foredraft.api"), self.__name__.removeprefix("foredraft."))
+        return verb(*args, **options)
+
+
+def callable_room(name: str) -> None:
+    """Let the room of that module name be called as the verb of the same name in `api`."""
+    sys.modules[name].__class__ = _Room

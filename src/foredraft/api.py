@@ -1,7 +1,7 @@
 """What the verbs of the command line do, as functions: plan, fit, train, measure, load_engine.
 
-They are imported from here and are no attributes of the package, whose `plan`, `train` and `measure` are its rooms. Every function
-imports its room when it is called, so that `plan` and `fit` need no torch. Refuses to know: how anything is computed.
+They stand on the package's face: `foredraft.plan(…)`. Every function imports its room when it is called, so that `plan` and `fit`
+need no torch. Refuses to know: how anything is computed.
 """
 
 from collections.abc import Sequence

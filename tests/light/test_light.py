@@ -240,3 +240,16 @@ def test_rooms_import_each_other_in_no_circle():
         assert free, f"a circle among {sorted(left)}"
         order += free
     assert order.index("records") < order.index("laws") < order.index("plan") < order.index("cli")
+
+
+@pytest.mark.parametrize("verb", ["plan", "fit", "train", "measure", "load_engine"])
+def test_a_verb_stands_on_the_packages_face_whatever_was_imported_before(verb):
+    code = f"import foredraft.plan.search as search, foredraft.api\nassert search.PlanSettings\nassert callable(foredraft.{verb})"
+    done = run(f"import foredraft\nassert callable(foredraft.{verb})\n{code}\nfrom foredraft import {verb}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_plan_on_the_packages_face_plans():
+    call = 'foredraft.plan("Llama-3.1-8B", "H100", Workload(input_len=64, output_len=64, concurrency=(1,)))'
+    done = run(f"{BLOCK}\nimport foredraft\nfrom foredraft.records import Workload\nprint({call}.target)")
+    assert done.stdout == "Llama-3.1-8B\n", done.stderr

@@ -5,3 +5,7 @@ reports.
 
 Shape letters: B windows of a batch, T tokens of a window.
 """
+
+from foredraft import callable_room
+
+callable_room(__name__)
