@@ -218,14 +218,7 @@ def _write_model(
             state[name] = fit_rows(state[name], rows)
     ids = {key: value for key, value in token_keys(config).items() if key != "max_position_embeddings"}
     shape = msgspec.structs.replace(model.shape, vocab_size=rows)
-    save(
-        state,
-        shape,
-        model.config,
-        folder,
-        dtype=dtype,
-        more=ids | {"torch_dtype": str(dtype).removeprefix("torch.")},
-    )
+    save(state, shape, model.config, folder, dtype=dtype, more=ids | {"torch_dtype": str(dtype).removeprefix("torch.")})
     if (target / "generation_config.json").is_file():
         shutil.copyfile(target / "generation_config.json", folder / "generation_config.json")
     if rows == have:

@@ -83,11 +83,7 @@ LOSS_LAW = Law(
     formula="L = E + A/N^a + B/D^b",
     output="loss",
     inputs=("draft_params", "draft_tokens"),
-    terms=(
-        Term("E", _constant),
-        Term("A", _log("draft_params"), "a"),
-        Term("B", _log("draft_tokens"), "b"),
-    ),
+    terms=(Term("E", _constant), Term("A", _log("draft_params"), "a"), Term("B", _log("draft_tokens"), "b")),
     leading="draft_tokens",
     unit="nats/token",
     source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 2 and approach 3",

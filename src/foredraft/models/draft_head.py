@@ -67,12 +67,7 @@ class DraftHead(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_checkpoint(
-        cls,
-        shape: Shape,
-        config: ModelConfig,
-        target: Decoder,
-        config_keys: Mapping[str, Any],
-        checkpoint: Checkpoint,
+        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         """The head of a folder on the meta device, its vocabulary's map apart. `config_keys`: its config.json, unfolded."""
 

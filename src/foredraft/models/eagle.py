@@ -48,12 +48,7 @@ class EagleHead(DraftHead):
 
     @classmethod
     def from_checkpoint(
-        cls,
-        shape: Shape,
-        config: ModelConfig,
-        target: Decoder,
-        config_keys: Mapping[str, Any],
-        checkpoint: Checkpoint,
+        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         width = target.shape.embed_width
         if shape.hidden_size != width:

@@ -65,12 +65,7 @@ class Eagle3Head(DraftHead):
 
     @classmethod
     def from_checkpoint(
-        cls,
-        shape: Shape,
-        config: ModelConfig,
-        target: Decoder,
-        config_keys: Mapping[str, Any],
-        checkpoint: Checkpoint,
+        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         feature_layers, d2t = _feature_layers(config_keys, target), _vocabulary_map(shape, checkpoint)
         with torch.device("meta"):

@@ -13,12 +13,7 @@ from torch import Tensor
 from foredraft.records import Record, require
 
 KINDS = ("default", "linear", "llama3", "yarn")
-_NEEDS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "yarn": (),
-}
+_NEEDS = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ()}
 
 
 class Rope(Record, frozen=True):

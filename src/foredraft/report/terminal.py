@@ -135,12 +135,7 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
     best = best_by_pool(fits)
     for fit in fits:
         pool = _pool(fit)
-        table = Titled(
-            f"{fit.law}: {fit.formula}\n{sample_words(fit)}; {pool}",
-            "parameter",
-            "value",
-            "90 % interval",
-        )
+        table = Titled(f"{fit.law}: {fit.formula}\n{sample_words(fit)}; {pool}", "parameter", "value", "90 % interval")
         for i, (name, value) in enumerate(fit.parameters.items()):
             draws = sorted(draw[i] for draw in fit.draws)
             low, high = draws[round(0.05 * (len(draws) - 1))], draws[round(0.95 * (len(draws) - 1))]

@@ -169,13 +169,7 @@ def _regret_by_load(axes: Any, choices: Sequence[LookaheadChoice]) -> None:
     """Mean over settings as a bar, each setting as a circle."""
     loads = sorted({choice.load for choice in choices})
     lost = [[100 * choice.regret for choice in choices if choice.load == load] for load in loads]
-    axes.bar(
-        range(len(loads)),
-        [np.mean(values) for values in lost],
-        color=BLUE,
-        width=0.6,
-        label="predicted k, mean",
-    )
+    axes.bar(range(len(loads)), [np.mean(values) for values in lost], color=BLUE, width=0.6, label="predicted k, mean")
     x = [place for place, values in enumerate(lost) for _ in values]
     axes.plot(x, np.concatenate(lost), "o", mfc="white", mec=BLACK, ms=5, clip_on=False, zorder=4, label="each setting")
     axes.set_xticks(range(len(loads)), [f"{load}" for load in loads])

@@ -165,10 +165,7 @@ def _picture(quantity: str, pairs: Sequence[Pair]) -> Picture | None:
         style.legend(figure, [axes])
 
     return Picture(
-        f"compared-{quantity.replace('_', '-')}",
-        f"{TITLES[quantity]}, predicted and measured",
-        caption,
-        paint,
+        f"compared-{quantity.replace('_', '-')}", f"{TITLES[quantity]}, predicted and measured", caption, paint
     )
 
 

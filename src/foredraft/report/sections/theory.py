@@ -190,13 +190,7 @@ def _throughput(ladders: Sequence[Ladder], accepts: Mapping[tuple[Draft, float |
         for i, ladder in enumerate(shown):
             sizes = [row.observation.draft_params or 0.0 for row in ladder.rows]
             line = [span for row in ladder.rows if (span := row.span("speedup"))]
-            marks.points(
-                axes,
-                sizes,
-                line,
-                marks.look(i),
-                f"{ladder.name}: measured",
-            )
+            marks.points(axes, sizes, line, marks.look(i), f"{ladder.name}: measured")
             star = ladder.best.observation
             axes.plot(star.draft_params, star.speedup, "*", color=COLOURS[i], mec=style.BLACK, ms=15, zorder=5)
             counted = [
