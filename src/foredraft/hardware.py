@@ -14,9 +14,7 @@ MATMUL_S, MATMUL_WARMUPS = 0.2, 2  # seconds to measure for, and products before
 
 
 def read_rate(device: torch.device | str = "cpu", repeats: int = 7) -> float:
-    """Bytes per second that this machine reads from memory: the best of several sums over a tensor that no cache
-    holds.
-    """
+    """Bytes per second that this machine reads from memory: the best of several sums over a tensor that no cache holds."""
     data = torch.ones(SWEPT_BYTES // 4, device=device)
     return SWEPT_BYTES / min(seconds(lambda: data.sum(), data.device, repeats))
 

@@ -26,9 +26,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def require(
     record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()
 ) -> None:
-    """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN
-    never.
-    """
+    """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN never."""
     for name in (*positive, *non_negative, *unit):
         value = getattr(record, name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -53,9 +51,7 @@ def with_hint(error: E, hint: str) -> E:
 
 
 class Provenance(Record, frozen=True):
-    """Where a number comes from. `trust` is one of raw_logs, repository, paper, derived, read_off_plot, secondary,
-    own, assumed.
-    """
+    """Where a number comes from. `trust` is one of raw_logs, repository, paper, derived, read_off_plot, secondary, own, assumed."""
 
     source: str
     trust: str = "own"
@@ -111,9 +107,7 @@ class Machine(Record, frozen=True):
 
 
 class Workload(Record, frozen=True):
-    """What the server is asked to do: mean prompt and answer lengths in tokens, and the concurrencies of interest
-    with their weights.
-    """
+    """What the server is asked to do: mean prompt and answer lengths in tokens, and the concurrencies of interest with their weights."""
 
     input_len: float
     output_len: float

@@ -105,9 +105,7 @@ def budget_of(lookahead: int, tree: str | None) -> Budget:
 
 
 class Completion:
-    """One request's text as it grows. `on_text(piece, drafted)` gets what can be shown; `drafted` says whether a
-    draft had it right.
-    """
+    """One request's text as it grows. `on_text(piece, drafted)` gets what can be shown; `drafted` says whether a draft had it right."""
 
     def __init__(
         self, tokenizer: Any, stops: tuple[str, ...] = (), on_text: Callable[[str, bool], None] | None = None

@@ -33,9 +33,7 @@ class Request(Record, frozen=True):
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way. `tokens` are prompt and answer; `fresh` the target's features of the tokens that entered
-    its cache last.
-    """
+    """A request on its way. `tokens` are prompt and answer; `fresh` the target's features of the tokens that entered its cache last."""
 
     id: int
     request: Request

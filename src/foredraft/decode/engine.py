@@ -168,9 +168,7 @@ class Engine:
         return output.logits_BTV, torch.cat(output.hidden_states, -1) if reads else None
 
     def _verify(self, logits_BNV: Tensor, proposal: Proposal) -> Verdict:
-        """One rule for deterministic drafts, one for sampled chains; as many uniforms as the depth asks, from each
-        request's own seed.
-        """
+        """One rule for deterministic drafts, one for sampled chains; as many uniforms as the depth asks, from each request's own seed."""
         samplings, title = [sequence.request.sampling for sequence in self.running], f"target {self.target.shape.name}"
         if proposal.q is None and not any(sampling.temperature for sampling in samplings):
             return verify_greedy(argmax(logits_BNV, title), proposal.tokens, proposal.parents)

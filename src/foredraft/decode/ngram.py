@@ -9,9 +9,7 @@ from foredraft.decode.proposals import PAD, Budget, Proposal
 
 
 class NGramDrafter:
-    """Prompt lookup: what followed the last place where the latest tokens stood before (longest match first).
-    Nothing is computed.
-    """
+    """Prompt lookup: what followed the last place where the latest tokens stood before (longest match first). Nothing is computed."""
 
     name = "ngram"
     reads: tuple[int, ...] = ()

@@ -25,9 +25,7 @@ Extend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class Pool(NamedTuple):
-    """All nodes drafted so far: `parents` are indices into the pool, -1 the root; scores are cumulative
-    log-probabilities. Each [B, P].
-    """
+    """All nodes drafted so far: `parents` are indices into the pool, -1 the root; scores are cumulative log-probabilities. Each [B, P]."""
 
     tokens: Tensor
     parents: Tensor

@@ -33,9 +33,7 @@ import numpy as np
 
 
 class Verdict(NamedTuple):
-    """For each sequence the accepted drafted nodes in order (`path`, indices w) and the token emitted after them
-    (`bonus`).
-    """
+    """For each sequence the accepted drafted nodes in order (`path`, indices w) and the token emitted after them (`bonus`)."""
 
     path: list[list[int]]
     bonus: list[int]
@@ -80,9 +78,7 @@ def _walk(drawn_BN: Any, tokens_BW: Any, parents: Sequence[Sequence[int]]) -> Ve
 
 
 def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Verdict:
-    """The rule for chains sampled from q; N = K + 1, and `uniforms_BD` has K + 1 columns: one per test, the last for
-    the emitted token.
-    """
+    """The rule for chains sampled from q; N = K + 1, and `uniforms_BD` has K + 1 columns: one per test, the last for the emitted token."""
     xp = _library(p_BNV)
     batch, length = tokens_BK.shape
     rows = _arange(xp, batch, p_BNV)

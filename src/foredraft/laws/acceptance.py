@@ -44,9 +44,7 @@ TAILS = (1.0, 2.0, 4.0)
 
 
 class PositionLaw(Record, frozen=True):
-    """Hyperparameters of the law: prior mean and scale of a head's (level, slope), tail, decay, noise; and how many
-    curves taught them.
-    """
+    """Hyperparameters of the law: prior mean and scale of a head's (level, slope), tail, decay, noise; and how many curves taught them."""
 
     mean: tuple[float, float]
     scale: tuple[tuple[float, float], tuple[float, float]]
@@ -60,9 +58,7 @@ class PositionLaw(Record, frozen=True):
 
 @dataclass(frozen=True)
 class CurvePosterior:
-    """Posterior over one draft's curve: `weights` [P] and `accept_given_prefix` [P, K] at the grid points that carry
-    it.
-    """
+    """Posterior over one draft's curve: `weights` [P] and `accept_given_prefix` [P, K] at the grid points that carry it."""
 
     weights: Array
     accept_given_prefix: Array
@@ -114,9 +110,7 @@ def posterior(law: PositionLaw, curve: Curve, *, drifts: bool = True, extra_nois
 def predict(
     law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, drifts: bool = True, level: float = 0.9
 ) -> dict[int, tuple[float, float, float]]:
-    """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own
-    scatter included.
-    """
+    """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own scatter included."""
     curve_posterior = posterior(law, curve, drifts=drifts)
     z = np.sqrt(2) * erfinv(level)
     out = {}

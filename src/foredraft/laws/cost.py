@@ -58,9 +58,7 @@ class Efficiency(Record, frozen=True):
 
 
 class ServedLoad(NamedTuple):
-    """What a server does at one concurrency: output tokens/s, seconds to the first token and per output token,
-    sequences running.
-    """
+    """What a server does at one concurrency: output tokens/s, seconds to the first token and per output token, sequences running."""
 
     output_tok_s: Array
     ttft_s: Array
@@ -70,9 +68,7 @@ class ServedLoad(NamedTuple):
 
 @dataclass(frozen=True)
 class PassCost:
-    """Coefficients of one model's forward pass on its machine; `weights_s(n)` grows with n only for mixtures of
-    experts.
-    """
+    """Coefficients of one model's forward pass on its machine; `weights_s(n)` grows with n only for mixtures of experts."""
 
     fixed_s: float
     weights_s: Callable[[Array], Array]
@@ -93,9 +89,7 @@ class PassCost:
         dtype: str = "bfloat16",
         kv_dtype: str | None = None,
     ) -> "PassCost":
-        """The cost of `shape` split over `tensor_parallel` machines. Raises ValueError when the machine has no rate
-        for `dtype`.
-        """
+        """The cost of `shape` split over `tensor_parallel` machines. Raises ValueError when the machine has no rate for `dtype`."""
         if dtype not in machine.flops_per_s:
             raise ValueError(f"dtype {dtype}: {machine.name} has rates for {', '.join(machine.flops_per_s)}")
         bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth * tensor_parallel
@@ -252,9 +246,7 @@ def capacity_tokens(
     efficiency: Efficiency | None = None,
     speculate: bool = True,
 ) -> float:
-    """Tokens that the KV cache holds beside the weights of target and draft (each cached token is kept by both
-    models).
-    """
+    """Tokens that the KV cache holds beside the weights of target and draft (each cached token is kept by both models)."""
     eff = efficiency or Efficiency()
     reserve = eff.reserve + (eff.speculation_reserve if draft and speculate else 0.0)
     shapes = [shape for shape in (target, draft) if shape]

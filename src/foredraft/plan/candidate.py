@@ -57,9 +57,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CurveAcceptance:
-    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less
-    training data does.
-    """
+    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less training data does."""
 
     posterior: CurvePosterior
     gain: tuple[float, ...] = (1.0,)  # draws of (τ-1) over (τ-1) at the reference tokens

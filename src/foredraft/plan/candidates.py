@@ -204,9 +204,7 @@ buildable = cache(scaled)
 
 
 def public(target: Shape) -> list[Shape]:
-    """Models that are trained already and share the target's family and vocabulary (rows within 1 %, which an
-    exporter pads).
-    """
+    """Models that are trained already and share the target's family and vocabulary (rows within 1 %, which an exporter pads)."""
     return [
         s
         for s in map(shapes.shape, shapes.known_shapes())

@@ -18,9 +18,7 @@ REQUESTS = 200  # give τ to about 1 % (metrics of published runs)
 
 
 def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
-    """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a
-    draft.
-    """
+    """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a draft."""
     if best.candidate is None:
         return ()
     wide = _width(simulate(problem, best).gain)

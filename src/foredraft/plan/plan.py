@@ -239,9 +239,7 @@ def _with_best_size(
 
 
 def _continuous(problem: Problem, ranked: Sequence[Scored]) -> Estimate | None:
-    """N*, the best size of an independent model as a real number: the peak of the gain over log size, under each
-    draw.
-    """
+    """N*, the best size of an independent model as a real number: the peak of the gain over log size, under each draw."""
     by_size: dict[float, Scored] = {}
     for scored in ranked:  # best first, so the first of a size is its best token budget
         if scored.candidate and _is_model(scored.candidate.choice, trained_here=True):
@@ -311,9 +309,7 @@ def _identity(scored: Scored) -> tuple:
 
 
 def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
-    """That it is best left off; else the largest of: fewer tokens a step, a longer step, fewer sequences in memory, dearer
-    training.
-    """
+    """That it is best left off; else the largest of: fewer tokens a step, a longer step, fewer sequences in memory, dearer training."""
     if not any(mode.depth for mode in lost.modes):
         return "no lookahead that pays: at these loads even one draft token costs more than it saves; try fewer clients or a smaller draft"
     weights, room = problem.weights, (lost.running.max(), best.running.max())

@@ -79,9 +79,7 @@ class Mode(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with its best mode at each concurrency and what that brings: gain is the log of objective over no
-    speculation.
-    """
+    """A candidate with its best mode at each concurrency and what that brings: gain is the log of objective over no speculation."""
 
     candidate: Candidate | None
     gain: float
@@ -94,9 +92,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Problem:
-    """One target on one machine under one workload, with the settings that hold throughout, and the cost law as own rows
-    calibrate it.
-    """
+    """One target on one machine under one workload, with the settings that hold throughout, and the cost law as own rows calibrate it."""
 
     target: Shape
     machine: Machine
@@ -246,9 +242,7 @@ def training_s(problem: Problem, candidate: Candidate | None) -> float:
 
 
 def score(problem: Problem, candidate: Candidate | None, plain: ServerCost) -> Scored:
-    """The candidate at its best modes. Raises ValueError where it does not fit beside the target or costs more to train
-    than allowed.
-    """
+    """The candidate at its best modes. Raises ValueError where it does not fit beside the target or costs more to train than allowed."""
     settings = problem.settings
     if candidate and (hours := candidate.choice.training_gpu_hours) > settings.max_training_gpu_hours:
         spent, most = device_time(hours), device_time(settings.max_training_gpu_hours)

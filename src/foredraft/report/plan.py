@@ -163,9 +163,7 @@ def _note_loads(
 
 
 def _no_speculation(plan: Plan, tpot_ms: np.ndarray, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """TPOT (ms) and output tokens/s without a draft: every running sequence waits longer by what the server is
-    slower.
-    """
+    """TPOT (ms) and output tokens/s without a draft: every running sequence waits longer by what the server is slower."""
     gain = style.values(step.speedup for step in plan.schedule)[0]
     running = np.array([step.running for step in plan.schedule])
     return tpot_ms + 1e3 * running * (gain - 1) / speed, speed / gain

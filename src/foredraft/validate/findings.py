@@ -11,9 +11,7 @@ KNOWN_LOOKAHEAD = 2  # what a prediction may look at: a quick run at one and two
 
 
 class CurvePoint(Record, frozen=True):
-    """τ at one lookahead: measured, predicted with its 90 % interval, and what a constant α fitted to the same known
-    rows says.
-    """
+    """τ at one lookahead: measured, predicted with its 90 % interval, and what a constant α fitted to the same known rows says."""
 
     curve: str
     lookahead: int
@@ -35,9 +33,7 @@ class RatioPoint(Record, frozen=True):
 
 
 class LookaheadChoice(Record, frozen=True):
-    """The lookahead that the prediction picks at one load, the measured best, and the share of throughput lost
-    between them.
-    """
+    """The lookahead that the prediction picks at one load, the measured best, and the share of throughput lost between them."""
 
     setting: str
     load: int
@@ -47,9 +43,7 @@ class LookaheadChoice(Record, frozen=True):
 
 
 class Validation(Record, frozen=True):
-    """What was judged, and what could not be: `lacking` counts rows by what they lack, `assumed` names what was
-    filled in.
-    """
+    """What was judged, and what could not be: `lacking` counts rows by what they lack, `assumed` names what was filled in."""
 
     curves: tuple[CurvePoint, ...] = ()
     ratios: tuple[RatioPoint, ...] = ()
@@ -60,9 +54,7 @@ class Validation(Record, frozen=True):
     assumed: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """Errors as fractions (means over rows), regrets, interval coverage and counts: the figures a reader wants
-        first.
-        """
+        """Errors as fractions (means over rows), regrets, interval coverage and counts: the figures a reader wants first."""
         out: dict[str, Any] = {}
         for k in sorted({point.lookahead for point in self.curves}):
             points = [p for p in self.curves if p.lookahead == k]

@@ -27,9 +27,7 @@ class Servers(NamedTuple):
 
 
 def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: str | None = None) -> Servers:
-    """Servers for the group that `row` belongs to; where a shape or machine is not known they are guessed from
-    `plain_tok_s` (by load).
-    """
+    """Servers for the group that `row` belongs to; where a shape or machine is not known they are guessed from `plain_tok_s` (by load)."""
     lengths, assumed = (row.input_len, row.output_len), ()
     if lengths[0] is None or lengths[1] is None:
         lengths = DEFAULT_LENGTHS
@@ -76,16 +74,12 @@ def draft_shape(row: Observation, target: shapes.Shape) -> shapes.Shape | None:
 
 
 def fewest(target: shapes.Shape, where) -> int:
-    """The fewest devices (a power of two) whose memory takes the weights and as much again by half: a guess for rows
-    that do not say.
-    """
+    """The fewest devices (a power of two) whose memory takes the weights and as much again by half: a guess for rows that do not say."""
     return next(n for n in (1, 2, 4, 8, 16, 32, 64) if n * where.memory_bytes * 0.75 > target.weight_bytes() or n == 64)
 
 
 def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tuple[ServerCost, ServerCost]:
-    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a
-    twentieth of its cost.
-    """
+    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a twentieth of its cost."""
     load = min(plain_tok_s)
     step = load / plain_tok_s[load]
 

@@ -78,9 +78,7 @@ def place(row: Observation) -> tuple:
 
 
 def plain_beside(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> Mapping[int, float]:
-    """No-draft speeds by load for `row`: of its own place, or of the only place that differs in nothing but cells
-    left blank.
-    """
+    """No-draft speeds by load for `row`: of its own place, or of the only place that differs in nothing but cells left blank."""
     if place(row) in plain:
         return plain[place(row)]
     kin = [key for key in plain if all(a is None or b is None or a == b for a, b in zip(key, place(row), strict=True))]
@@ -158,9 +156,7 @@ def _rows(plain: Mapping[int, float], visible: Sequence[Observation], taus: NDAr
 def _best_curve(
     costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], law: PositionLaw
 ) -> tuple[NDArray, dict[str, float]]:
-    """Where no τ is stated: return the curve, of those drawn from the prior, that calibration reconciles best with the
-    measured speeds.
-    """
+    """Where no τ is stated: return the curve, of those drawn from the prior, that calibration reconciles best with the measured speeds."""
     draws = acceptance.posterior(law, {}, drifts=kinds.of_method(visible[0].method).drifts).draws(
         CANDIDATE_CURVES, np.random.default_rng(0)
     )
