@@ -13,14 +13,9 @@ __version__ = "0.1.0"
 
 _ROOMS = ("plan", "train", "measure")
 _HOMES = {
-    "Engine": "decode.engine",
-    "Request": "decode.batch",
-    "Sampling": "decode.sampling",
-    "NGramDrafter": "decode.ngram",
-    "ModelDrafter": "decode.model_drafter",
-    "fit": "api",
-    "load_engine": "api",
-}
+    "Engine": "decode.engine", "Request": "decode.batch", "Sampling": "decode.sampling", "NGramDrafter": "decode.ngram",
+    "ModelDrafter": "decode.model_drafter", "fit": "api", "load_engine": "api",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

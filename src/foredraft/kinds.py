@@ -116,27 +116,15 @@ CHECKPOINTS = {kind.name: kind for kind in (LM, EAGLE, EAGLE3)}  # kinds that a 
 LABELS = {method: label for kind in KINDS for method, label in kind.methods.items()}
 _SPELLINGS = {  # of one method in tables, in lower case with every other sign an underscore
     "none": (
-        "",
-        "vanilla",
-        "baseline",
-        "autoregressive",
-        "nosd",
-        "no_draft",
-        "ar",
-        "no_sd",
-        "no_spec",
-        "nospec",
-        "no_speculation",
-        "off",
-        "target_only",
-        "plain",
+        "", "vanilla", "baseline", "autoregressive", "nosd", "no_draft", "ar", "no_sd", "no_spec", "nospec", "no_speculation",
+        "off", "target_only", "plain",
     ),
     "eagle3": ("eagle_3",),
     "eagle2": ("eagle_2",),
     "eagle": ("eagle_1", "eagle1"),
     "draft_model": ("sps", "standalone"),
     "ngram": ("n_gram", "pld", "prompt_lookup"),
-}
+}  # fmt: skip
 SPELLINGS = {spelling: method for method, spellings in _SPELLINGS.items() for spelling in spellings}
 _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 

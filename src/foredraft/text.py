@@ -66,14 +66,9 @@ def engine_on(
         raise ValueError(f"lookahead ({levels}) must be less than the context ({context})")
     drafter = drafter_for(model, draft, max_batch, context + NODES) if draft else None
     return Engine(
-        model,
-        drafter,
-        lookahead=lookahead,
-        max_batch=max_batch,
-        max_context=context,
-        max_nodes=NODES,
+        model, drafter, lookahead=lookahead, max_batch=max_batch, max_context=context, max_nodes=NODES,
         cache_bytes=cache_bytes,
-    )
+    )  # fmt: skip
 
 
 def schedule_of(plan: Plan) -> Callable[[int], Budget]:

@@ -131,12 +131,9 @@ def _rope(config: dict[str, Any], other: dict[str, Any]) -> Iterator[Finding]:
         rope, target_rope = rope_from_config(config), rope_from_config(other)
     except ValueError as error:
         yield Finding(
-            code="rope",
-            where="rope_scaling",
-            effect=f"cannot be read ({error})",
-            remedy="copy the target's",
+            code="rope", where="rope_scaling", effect=f"cannot be read ({error})", remedy="copy the target's",
             level="warning",
-        )
+        )  # fmt: skip
         return
     if rope != target_rope:
         yield Finding(

@@ -176,15 +176,9 @@ def _fit_prior(
     others share the heads' covariance here, which the evidence prefers (10.40 against 10.32 per curve without).
     """
     law = PositionLaw(
-        mean=(1.0, -0.3),
-        scale=((1.0, 0.0), (0.0, 0.25)),
-        tail=tail,
-        decay=decay,
-        noise=noise,
-        noise_growth=noise_growth,
-        num_curves=len(lessons),
-        evidence=-np.inf,
-    )
+        mean=(1.0, -0.3), scale=((1.0, 0.0), (0.0, 0.25)), tail=tail, decay=decay, noise=noise,
+        noise_growth=noise_growth, num_curves=len(lessons), evidence=-np.inf,
+    )  # fmt: skip
     logs = np.stack([_log_likelihood(law, lesson.curve) for lesson in lessons])
     peaks = logs.max(axis=1)
     likelihoods = np.exp(logs - peaks[:, None])
@@ -286,10 +280,6 @@ def chain_curves(observations: Iterable[Observation]) -> dict[tuple[str, ...], C
 def curve_key(row: Observation) -> tuple[str, ...]:
     """What two rows of one τ(k) curve have in common."""
     return (
-        row.target,
-        row.method,
-        row.draft or "",
-        row.dataset or "",
-        str(row.temperature if row.temperature is not None else ""),
-        row.engine or "",
-    )
+        row.target, row.method, row.draft or "", row.dataset or "",
+        str(row.temperature if row.temperature is not None else ""), row.engine or "",
+    )  # fmt: skip

@@ -123,12 +123,9 @@ class PassCost:
     def scaled(self, *, fixed: float = 1.0, memory: float = 1.0, compute: float = 1.0) -> "PassCost":
         weights_s = self.weights_s
         return replace(
-            self,
-            fixed_s=self.fixed_s * fixed,
-            weights_s=lambda tokens: weights_s(tokens) * memory,
-            token_s=self.token_s * compute,
-            kv_token_s=self.kv_token_s * memory,
-        )
+            self, fixed_s=self.fixed_s * fixed, weights_s=lambda tokens: weights_s(tokens) * memory,
+            token_s=self.token_s * compute, kv_token_s=self.kv_token_s * memory,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -283,17 +280,9 @@ class CostRow(NamedTuple):
 # Qwen3-32B with three drafts on an H100 moved the defaults by 1 % (memory), up to 10 % (compute), 1 to 8 % (draft
 # weights) and up to 20 % (fixed costs); others' software differs more.
 MULTIPLIERS = {
-    "memory": 0.15,
-    "compute": 0.25,
-    "target_fixed": 0.5,
-    "draft_weight": 0.15,
-    "draft_fixed": 0.4,
-    "speculation": 0.5,
-    "tree": 0.5,
-    "capacity": 0.15,
-    "prefill": 0.4,
-    "blend": 0.4,
-}
+    "memory": 0.15, "compute": 0.25, "target_fixed": 0.5, "draft_weight": 0.15, "draft_fixed": 0.4, "speculation": 0.5,
+    "tree": 0.5, "capacity": 0.15, "prefill": 0.4, "blend": 0.4,
+}  # fmt: skip
 
 SWING = 0.15  # sd of log speed between runs on a shared machine: plain decoding of one model, 2 cores, six batches: 0.11 to 0.16
 
@@ -391,12 +380,9 @@ def adjusted(server: ServerCost, multipliers: Mapping[str, float]) -> ServerCost
         fixed=multipliers["draft_fixed"], memory=memory * weight, compute=compute * weight
     )
     return replace(
-        server,
-        target=server.target.scaled(fixed=multipliers["target_fixed"], memory=memory, compute=compute),
-        draft=draft,
-        speculation_s=server.speculation_s * multipliers["speculation"],
+        server, target=server.target.scaled(fixed=multipliers["target_fixed"], memory=memory, compute=compute),
+        draft=draft, speculation_s=server.speculation_s * multipliers["speculation"],
         tree_level_s=server.tree_level_s * multipliers["tree"],
         capacity_tokens=server.capacity_tokens * multipliers["capacity"],
-        prefill_s=server.prefill_s * multipliers["prefill"],
-        blend=1 + (server.blend - 1) * multipliers["blend"],
-    )
+        prefill_s=server.prefill_s * multipliers["prefill"], blend=1 + (server.blend - 1) * multipliers["blend"],
+    )  # fmt: skip

@@ -169,19 +169,14 @@ def _fit(law: Law, table: FitTable, draws: int, seed: int) -> Fit:
     spread = np.average(residuals(law, table, solved) ** 2, weights=solved.weight) * num / (num - len(law.parameters))
     sources = {(p.source, p.trust): p for p in (row.provenance for row in table.rows)}
     return Fit(
-        law=law.name,
-        formula=law.formula,
-        output=law.output,
+        law=law.name, formula=law.formula, output=law.output,
         parameters=dict(zip(law.parameters, solved.theta.tolist(), strict=True)),
         draws=tuple(map(tuple, samples.tolist())),
         domain={name: (float(values.min()), float(values.max())) for name, values in table.inputs.items()},
-        num_observations=num,
-        num_clusters=int(table.runs.max()) + 1,
-        residual_sd=math.sqrt(spread),
-        held_out_error=_held_out(law, table),
-        at_bound=_at_bound(law, solved.theta),
+        num_observations=num, num_clusters=int(table.runs.max()) + 1, residual_sd=math.sqrt(spread),
+        held_out_error=_held_out(law, table), at_bound=_at_bound(law, solved.theta),
         provenance=(_pool_provenance(law, table.rows[0]), *sources.values()),
-    )
+    )  # fmt: skip
 
 
 def _at_bound(law: Law, theta: Array) -> tuple[str, ...]:

@@ -79,21 +79,13 @@ TEXT_LOSS_LAWS = (
 """Names of the text laws, in the order in which to prefer them; the first two are the least to plan under."""
 
 LOSS_LAW = Law(
-    name="loss_law",
-    formula="L = E + A/N^a + B/D^b",
-    output="loss",
-    inputs=("draft_params", "draft_tokens"),
+    name="loss_law", formula="L = E + A/N^a + B/D^b", output="loss", inputs=("draft_params", "draft_tokens"),
     terms=(Term("E", _constant), Term("A", _log("draft_params"), "a"), Term("B", _log("draft_tokens"), "b")),
-    leading="draft_tokens",
-    unit="nats/token",
-    source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 2 and approach 3",
+    leading="draft_tokens", unit="nats/token", source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 2 and approach 3",
     note="N parameters, D training tokens, loss per token of the model's own tokenizer",
-    bounds={"E": POSITIVE, **_POWERS},
-    distinct={"draft_params": 3, "draft_tokens": 3},
-    pool=("dataset", "draft_tokenizer"),
-    relative=True,
-    limits=(0, np.inf),
-)
+    bounds={"E": POSITIVE, **_POWERS}, distinct={"draft_params": 3, "draft_tokens": 3},
+    pool=("dataset", "draft_tokenizer"), relative=True, limits=(0, np.inf),
+)  # fmt: skip
 
 # --- Acceptance per token ---
 
@@ -124,12 +116,9 @@ SDSL_PLANE: Mapping[str, float] = {"A1": -0.0067, "B1": 0.01297, "C1": 0.642}
 
 def _accept(name: str, formula: str, inputs: tuple[str, ...], terms: tuple[Term, ...], note: str, **kwargs: Any) -> Law:
     base = {
-        "link": LOGIT,
-        "leading": "draft_params",
-        "source": "bounded rival of arXiv:2603.11053",
-        "pool": _ACCEPT_POOL,
+        "link": LOGIT, "leading": "draft_params", "source": "bounded rival of arXiv:2603.11053", "pool": _ACCEPT_POOL,
         **_ACCEPT,
-    }
+    }  # fmt: skip
     return Law(name=name, formula=formula, inputs=inputs, terms=terms, note=note, **{**base, **kwargs})
 
 

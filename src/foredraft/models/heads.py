@@ -119,24 +119,13 @@ def head_config(head: DraftHead, dtype: torch.dtype, layout: HeadLayout) -> dict
     """The config.json of the flat format."""
     shape, config = head.shape, head.config
     keys = {
-        "architectures": [layout.architecture],
-        "model_type": shape.family,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim,
-        "hidden_act": config.activation,
-        "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": shape.max_position_embeddings,
-        "attention_bias": shape.qkv_bias,
-        "mlp_bias": shape.mlp_bias,
-        "vocab_size": shape.vocab_size,
-        "tie_word_embeddings": False,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        "use_cache": True,
-        "initializer_range": INIT_STD,
-    }
+        "architectures": [layout.architecture], "model_type": shape.family, "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size, "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads, "num_key_value_heads": shape.num_kv_heads, "head_dim": shape.head_dim,
+        "hidden_act": config.activation, "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": shape.max_position_embeddings, "attention_bias": shape.qkv_bias,
+        "mlp_bias": shape.mlp_bias, "vocab_size": shape.vocab_size, "tie_word_embeddings": False,
+        "torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True, "initializer_range": INIT_STD,
+    }  # fmt: skip
     keys |= rope_to_config(config.rope or Rope()) | head.keys_on_file()
     return {key: value for key, value in keys.items() if value is not None}

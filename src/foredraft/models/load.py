@@ -35,13 +35,9 @@ def load(
         decoder = Decoder(shape, model_config)
     prefix = _prefix(shape, checkpoint)
     fill(
-        decoder,
-        checkpoint,
-        lambda name: stored_name(name, shape, prefix),
-        lambda name: _spare(name, shape),
-        dtype,
+        decoder, checkpoint, lambda name: stored_name(name, shape, prefix), lambda name: _spare(name, shape), dtype,
         device,
-    )
+    )  # fmt: skip
     if shape.tie_embeddings and "lm_head.weight" in checkpoint.stored:
         _check_tied(checkpoint, prefix)
     return decoder.requires_grad_(False).eval()

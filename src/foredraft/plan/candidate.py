@@ -126,14 +126,8 @@ def choice(name: str, shape: Shape, machine: Machine, tokens: float | None, flop
     kind = kinds.of_shape(shape)
     rate = max(rate for dtype, rate in machine.flops_per_s.items() if dtype in ("bfloat16", "float16", "float32"))
     return DraftChoice(
-        kind=kind.role,
-        name=name,
-        method=kind.name if kind.role == "head" else None,
-        params=float(shape.params),
-        non_embedding_params=float(shape.non_embedding_params),
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        draft_tokens=tokens,
-        training_flops=flops,
+        kind=kind.role, name=name, method=kind.name if kind.role == "head" else None, params=float(shape.params),
+        non_embedding_params=float(shape.non_embedding_params), num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size, draft_tokens=tokens, training_flops=flops,
         training_gpu_hours=flops / (rate * TRAINING_MFU) / 3600,
-    )
+    )  # fmt: skip

@@ -293,18 +293,9 @@ def _as_alpha(row: Observation) -> Observation | None:
     if kinds.role_of(row.method) != "lm" or alpha is None or not row.draft_tokens or mixed:
         return None
     return msgspec.structs.replace(
-        row,
-        accept_prob=alpha,
-        run=row.target,
-        method=kinds.LM.name,
-        dataset=None,
-        temperature=row.temperature or 0.0,
-        accept_kind=None,
-        lookahead=None,
-        survival=None,
-        accepted=None,
-        drafted=None,
-    )
+        row, accept_prob=alpha, run=row.target, method=kinds.LM.name, dataset=None, temperature=row.temperature or 0.0,
+        accept_kind=None, lookahead=None, survival=None, accepted=None, drafted=None,
+    )  # fmt: skip
 
 
 def _lookup(basis: Basis) -> Candidate:

@@ -60,17 +60,11 @@ def judge(target: Shape, machine: Machine, observations: Sequence[Observation], 
     studies = {role: study_of(target, observations, temperature, role) for role in ("lm", "head")}
     choices, lacking = _choices(place, studies["lm"], observations, rows)
     return Hindsight(
-        target=target.name,
-        machine=machine.name,
-        temperature=temperature,
-        known_lookahead=known_lookahead,
-        calibration_rows=calibration.num_rows,
-        calibration_error=calibration.error,
-        cells=tuple(_cells(place, calibration, judged, _plain_speeds(rows))),
-        choices=choices,
-        drafts=tuple(predicted(studies, machine, observations, temperature)),
-        lacking=lacking,
-    )
+        target=target.name, machine=machine.name, temperature=temperature, known_lookahead=known_lookahead,
+        calibration_rows=calibration.num_rows, calibration_error=calibration.error,
+        cells=tuple(_cells(place, calibration, judged, _plain_speeds(rows))), choices=choices,
+        drafts=tuple(predicted(studies, machine, observations, temperature)), lacking=lacking,
+    )  # fmt: skip
 
 
 def _place(target: Shape, machine: Machine, observations: Sequence[Observation]) -> Place:
@@ -200,13 +194,10 @@ def _choice(
         temperature=study.temperature,
     )
     settings = PlanSettings(
-        engine=named_in(place.engine).name,
-        devices=place.devices,
-        dtype=place.dtype,
-        horizon_tokens=1e18,
+        engine=named_in(place.engine).name, devices=place.devices, dtype=place.dtype, horizon_tokens=1e18,
         max_lookahead=min(int(max(row.depth for row in models)), MAX_POSITIONS),
         trees=any(row.width > 1 for row in models),
-    )
+    )  # fmt: skip
     problem = Problem(place.target, place.machine, workload, settings, calibration)
     ranked = rank(problem, from_study.models_like(study, place.machine, list(best)))[0]
     chosen = next(scored.candidate for scored in ranked if scored.candidate)
@@ -219,12 +210,6 @@ def _regret(
 ) -> DraftRegret:
     most = max(best, key=lambda draft: best[draft])
     return DraftRegret(
-        by=by,
-        load=batch,
-        params=float(chosen[0].params),
-        tokens=chosen[1],
-        best_params=float(most[0].params),
-        best_tokens=most[1],
-        regret=1 - best[chosen] / best[most],
-        optimum=optimum,
-    )
+        by=by, load=batch, params=float(chosen[0].params), tokens=chosen[1], best_params=float(most[0].params),
+        best_tokens=most[1], regret=1 - best[chosen] / best[most], optimum=optimum,
+    )  # fmt: skip

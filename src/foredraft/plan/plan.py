@@ -90,28 +90,15 @@ def plan(
     schedule = _schedule(problem, best, outcome)
     choice = best.candidate.choice if best.candidate else None
     return Plan(
-        objective=options.objective,
-        engine=options.engine,
-        target=target.name,
-        machine=machine.name,
-        devices=options.devices,
-        dtype=options.dtype,
-        workload=workload,
-        draft=choice,
-        schedule=schedule,
-        speedup=_headline(problem, best, outcome),
-        break_even=_break_even(problem, best, outcome),
-        continuous_params=size,
-        buildable=nearest,
-        theory_params=_theory(target),
-        runners_up=_runners_up(problem, ranked),
-        next_runs=next_runs(problem, best),
-        not_considered=not_considered,
-        extrapolates=_extrapolates(problem, best),
-        assumptions=_assumptions(problem, best),
+        objective=options.objective, engine=options.engine, target=target.name, machine=machine.name,
+        devices=options.devices, dtype=options.dtype, workload=workload, draft=choice, schedule=schedule,
+        speedup=_headline(problem, best, outcome), break_even=_break_even(problem, best, outcome),
+        continuous_params=size, buildable=nearest, theory_params=_theory(target),
+        runners_up=_runners_up(problem, ranked), next_runs=next_runs(problem, best), not_considered=not_considered,
+        extrapolates=_extrapolates(problem, best), assumptions=_assumptions(problem, best),
         settings=_settings(problem, best, schedule),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
-    )
+    )  # fmt: skip
 
 
 def _problem(
@@ -134,14 +121,9 @@ def _drafted(ranked: Sequence[Scored]) -> list[Scored]:
 def _estimate(draws: np.ndarray, unit: str, best: Scored, level: float = 0.9) -> Estimate:
     low, value, high = np.quantile(draws, ((1 - level) / 2, 0.5, (1 + level) / 2)).tolist()
     return Estimate(
-        value=value,
-        low=low,
-        high=high,
-        unit=unit,
-        source=SOURCE,
-        level=level,
+        value=value, low=low, high=high, unit=unit, source=SOURCE, level=level,
         extrapolates=best.candidate.extrapolates if best.candidate else (),
-    )
+    )  # fmt: skip
 
 
 UNITS = {
@@ -255,13 +237,9 @@ def _continuous(problem: Problem, ranked: Sequence[Scored]) -> Estimate | None:
     low, high = np.quantile(peaks[1:], (0.05, 0.95)).tolist()
     edge = () if sizes[0] + 0.01 < peaks[0] < sizes[-1] - 0.01 else ("draft_params",)
     return Estimate(
-        value=float(np.exp(peaks[0])),
-        low=float(np.exp(min(low, peaks[0]))),
-        high=float(np.exp(max(high, peaks[0]))),
-        unit="parameters, embedding included",
-        source=SOURCE,
-        extrapolates=edge,
-    )
+        value=float(np.exp(peaks[0])), low=float(np.exp(min(low, peaks[0]))), high=float(np.exp(max(high, peaks[0]))),
+        unit="parameters, embedding included", source=SOURCE, extrapolates=edge,
+    )  # fmt: skip
 
 
 def _is_model(choice: DraftChoice, *, trained_here: bool) -> bool:

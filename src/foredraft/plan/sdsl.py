@@ -65,12 +65,9 @@ def throughput(
     alpha = plane.accept_prob(x, y)
     gamma = optimal_lookahead(alpha, np.asarray(target_params) / np.asarray(draft_params))
     return Throughput(
-        draft_perplexity=x,
-        target_perplexity=y,
-        accept_prob=alpha,
-        lookahead=gamma,
+        draft_perplexity=x, target_perplexity=y, accept_prob=alpha, lookahead=gamma,
         tokens_per_flop=tokens_per_flop(alpha, gamma, draft_params, target_params),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +110,10 @@ def optimal_draft(
     if not at_best.lookahead > 0:
         raise ValueError(f"target_params {target_params:.4g} gains from no draft under this law: decode without one")
     return DraftOptimum(
-        target_params=target_params,
-        draft_tokens=draft_tokens,
-        target_tokens=target_tokens,
-        draft_params=draft_params,
-        lookahead=float(at_best.lookahead),
-        accept_prob=float(at_best.accept_prob),
-        tokens_per_flop=float(at_best.tokens_per_flop),
-        speedup=float(at_best.tokens_per_flop * 2 * target_params),
-    )
+        target_params=target_params, draft_tokens=draft_tokens, target_tokens=target_tokens, draft_params=draft_params,
+        lookahead=float(at_best.lookahead), accept_prob=float(at_best.accept_prob),
+        tokens_per_flop=float(at_best.tokens_per_flop), speedup=float(at_best.tokens_per_flop * 2 * target_params),
+    )  # fmt: skip
 
 
 def _require_counts(target_params: float, smallest: float, **tokens: float) -> None:
@@ -160,16 +152,12 @@ def table_5(loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> list[di
 
 def _table_5_row(target: Target, ours: DraftOptimum) -> dict[str, Any]:
     return {
-        "target": target.name,
-        "target_params": target.params,
-        "paper_draft_params": target.paper,
+        "target": target.name, "target_params": target.params, "paper_draft_params": target.paper,
         "draft_params": ours.draft_params,
         "relative_error": None if target.paper is None else ours.draft_params / target.paper - 1,
-        "lookahead": ours.lookahead,
-        "accept_prob": ours.accept_prob,
-        "tokens_per_flop": ours.tokens_per_flop,
+        "lookahead": ours.lookahead, "accept_prob": ours.accept_prob, "tokens_per_flop": ours.tokens_per_flop,
         "speedup": ours.speedup,
-    }
+    }  # fmt: skip
 
 
 # Table 9: how the optimum scales
@@ -253,13 +241,9 @@ def table_9(grid: RegressionGrid = GRID, loss_law: LossLaw = HOFFMANN, plane: Ac
         regressors = [np.ones(len(best)), 1 / size, np.log(draft_tokens), np.log(target_tokens)]
         slopes = list(_least_squares(regressors, best / size)[2:])
     return ScalingLine(
-        grid=grid,
-        num_points=len(best),
-        mu=mu,
-        intercept=intercept,
-        draft_tokens_slope=slopes[0],
+        grid=grid, num_points=len(best), mu=mu, intercept=intercept, draft_tokens_slope=slopes[0],
         target_tokens_slope=slopes[1],
-    )
+    )  # fmt: skip
 
 
 def _least_squares(regressors: list[np.ndarray], outcome: np.ndarray) -> list[Interval]:

@@ -267,14 +267,10 @@ def score(problem: Problem, candidate: Candidate | None, plain: ServerCost) -> S
     running = load.running[:, 0, 0]
     speed = load.output_tok_s.mean(axis=-1)[rows, best]
     return Scored(
-        candidate,
-        float(problem.weights @ value[rows, best]),
-        tuple(modes[m] for m in best),
-        tau.mean(axis=0)[best],
-        server.step_s(running, depth, width=width, nodes=nodes),
-        running,
+        candidate, float(problem.weights @ value[rows, best]), tuple(modes[m] for m in best), tau.mean(axis=0)[best],
+        server.step_s(running, depth, width=width, nodes=nodes), running,
         float(problem.weights @ np.log1p(training_s(problem, candidate) * speed / settings.devices)),
-    )
+    )  # fmt: skip
 
 
 def _best_modes(value: Array, problem: Problem) -> Array:

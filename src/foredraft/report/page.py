@@ -58,14 +58,9 @@ def render(documents: Documents, sections: Sequence[Section], lacking: Sequence[
     template = environment.from_string((here / TEMPLATE).read_text(encoding="utf-8"))
     pictures = {picture.name: Markup(inline.svg(picture)) for section in sections for picture in section.pictures}
     return template.render(
-        sheet=Markup((here / SHEET).read_text(encoding="utf-8")),
-        headline=headline.headline(documents),
-        sections=sections,
-        svg=pictures,
-        lacking=lacking,
-        facts=facts(documents),
-        sources=sources(documents),
-    )
+        sheet=Markup((here / SHEET).read_text(encoding="utf-8")), headline=headline.headline(documents),
+        sections=sections, svg=pictures, lacking=lacking, facts=facts(documents), sources=sources(documents),
+    )  # fmt: skip
 
 
 def facts(documents: Documents) -> list[tuple[str, str]]:

@@ -155,9 +155,6 @@ def _power(value: float) -> str:
 
 
 FIGURES: dict[str, Callable[[Any], None]] = {
-    "sdsl_1_acceptance_plane": _plane,
-    "sdsl_2_tokens_per_flop": _throughput,
-    "sdsl_3_acceptance": _acceptance,
-    "sdsl_4_latency": _latency,
-    "sdsl_5_scaling": _scaling,
-}
+    "sdsl_1_acceptance_plane": _plane, "sdsl_2_tokens_per_flop": _throughput, "sdsl_3_acceptance": _acceptance,
+    "sdsl_4_latency": _latency, "sdsl_5_scaling": _scaling,
+}  # fmt: skip

@@ -90,29 +90,17 @@ def _schedule(plan: Plan) -> Titled:
     """The schedule; how many run at once is shown only where the cache cannot hold all clients."""
     crowded = any(round(step.running) < step.concurrency for step in plan.schedule)
     table = Titled(
-        "Schedule (with 90 % intervals)",
-        "clients",
-        *(["running"] if crowded else []),
-        "k",
-        "tokens/step",
-        "gain",
-        "tokens/s",
-        "TPOT",
-        "TTFT",
-    )
+        "Schedule (with 90 % intervals)", "clients", *(["running"] if crowded else []), "k", "tokens/step", "gain",
+        "tokens/s", "TPOT", "TTFT",
+    )  # fmt: skip
     for step in plan.schedule:
         tree = "" if step.topk == 1 else f" (top-{step.topk}, {step.tree_nodes} nodes)"
         running = [f"{step.running:.0f}"] if crowded else []
         table.add_row(
-            str(step.concurrency),
-            *running,
-            f"{step.lookahead or 'off'}{tree}",
-            interval(step.tokens_per_step, ".2f"),
-            interval(step.speedup, ".2f"),
-            f"{step.output_tok_s.value:,.0f}",
-            f"{1e3 * step.tpot_s.value:.1f} ms",
+            str(step.concurrency), *running, f"{step.lookahead or 'off'}{tree}", interval(step.tokens_per_step, ".2f"),
+            interval(step.speedup, ".2f"), f"{step.output_tok_s.value:,.0f}", f"{1e3 * step.tpot_s.value:.1f} ms",
             f"{1e3 * step.ttft_s.value:,.0f} ms",
-        )
+        )  # fmt: skip
     return table
 
 
@@ -299,13 +287,9 @@ def sdsl_tables(report: Mapping[str, Any]) -> Blocks:
     for row in report["table_5"]:
         paper, error = row["paper_draft_params"], row["relative_error"]
         table.add_row(
-            row["target"],
-            f"{paper / 1e6:.0f} M" if paper else "not in Table 5",
-            f"{row['draft_params'] / 1e6:.1f} M",
-            f"{error:+.2%}" if error is not None else "",
-            f"{row['lookahead']:.2f}",
-            f"{row['accept_prob']:.3f}",
-        )
+            row["target"], f"{paper / 1e6:.0f} M" if paper else "not in Table 5", f"{row['draft_params'] / 1e6:.1f} M",
+            f"{error:+.2%}" if error is not None else "", f"{row['lookahead']:.2f}", f"{row['accept_prob']:.3f}",
+        )  # fmt: skip
     ours, paper = report["table_9"], report["table_9_paper"]
     line = Titled(
         f"SDSL Table 9: N* = μM + M₀ on the grid {ours['grid']['name']} ({ours['num_points']} points)",
@@ -331,27 +315,16 @@ def sdsl_tables(report: Mapping[str, Any]) -> Blocks:
 def bench_tables(configs: Sequence[Any], conditions: Mapping[str, Any]) -> Blocks:
     """Configurations of a bench beside each other, and what they ran under."""
     table = Titled(
-        "Decoding (90 % intervals over prompts)",
-        "configuration",
-        "tokens/s",
-        "× plain",
-        "tokens/step",
-        "TTFT",
-        "TPOT",
-        "GB/s",
-        "same text",
-    )
+        "Decoding (90 % intervals over prompts)", "configuration", "tokens/s", "× plain", "tokens/step", "TTFT", "TPOT",
+        "GB/s", "same text",
+    )  # fmt: skip
     for config in configs:
         table.add_row(
-            config.name,
-            interval(config.output_tok_s, ".1f"),
-            interval(config.ratio, ".2f"),
-            interval(config.tokens_per_step, ".2f"),
-            f"{1e3 * config.ttft_s.value:.1f} ms",
-            f"{1e3 * config.tpot_s.value:.2f} ms",
-            f"{config.gb_s:.1f} of {config.ceiling_gb_s:.1f}",
+            config.name, interval(config.output_tok_s, ".1f"), interval(config.ratio, ".2f"),
+            interval(config.tokens_per_step, ".2f"), f"{1e3 * config.ttft_s.value:.1f} ms",
+            f"{1e3 * config.tpot_s.value:.2f} ms", f"{config.gb_s:.1f} of {config.ceiling_gb_s:.1f}",
             "yes" if config.same_tokens else "no",
-        )
+        )  # fmt: skip
     return [table, Text(", ".join(f"{name} {value}" for name, value in conditions.items()), style="dim")]
 
 

@@ -13,12 +13,9 @@ from foredraft.shapes.counts import HeadParts, Shape
 from foredraft.shapes.families import FAMILIES
 
 _SIZES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-}
+    "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size", "vocab_size": "vocab_size",
+}  # fmt: skip
 
 
 def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *, where: str = "config") -> Shape:

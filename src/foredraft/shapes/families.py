@@ -62,13 +62,10 @@ _QWEN_EXPERTS = {
 _ATTENTION_BIAS = {"attention_bias": (("qkv_bias", "o_bias"), False)}
 _MLP_BIAS = {"mlp_bias": (("mlp_bias",), False)}
 _OPT_TENSORS = (
-    (r"self_attn\.o_proj", "self_attn.out_proj"),
-    (r"mlp\.up_proj", "fc1"),
-    (r"mlp\.down_proj", "fc2"),
-    (r"input_layernorm", "self_attn_layer_norm"),
-    (r"post_attention_layernorm", "final_layer_norm"),
+    (r"self_attn\.o_proj", "self_attn.out_proj"), (r"mlp\.up_proj", "fc1"), (r"mlp\.down_proj", "fc2"),
+    (r"input_layernorm", "self_attn_layer_norm"), (r"post_attention_layernorm", "final_layer_norm"),
     (r"^norm\.", "final_layer_norm."),
-)
+)  # fmt: skip
 
 HEAD_FAMILY = "llama"  # of the layers of a new draft head
 FAMILIES: dict[str, ModelFamily] = {

@@ -73,18 +73,13 @@ def tally(predicted: Predictions, tokens_BT: Tensor, emitted_BT: Tensor, documen
 
     uncut = starts & ~chains.cut_BT
     sums = {
-        "risk": summed(chains.risk_SBT, starts),
-        "accepted": summed(chains.accepted_SBT, starts),
-        "steps": summed(torch.ones_like(starts), starts),
-        "cut": summed(chains.cut_BT, starts),
-        "whole": summed(torch.ones_like(starts), uncut),
-        "emitted": summed(chains.gained_BT, uncut),
-        "all_risk": summed(chains.risk_SBT, emitted_BT),
-        "all_accepted": summed(chains.accepted_SBT, emitted_BT),
-        "tokens": summed(torch.ones_like(starts), emitted_BT),
-        "departed": summed(~predicted.greedy, emitted_BT),
+        "risk": summed(chains.risk_SBT, starts), "accepted": summed(chains.accepted_SBT, starts),
+        "steps": summed(torch.ones_like(starts), starts), "cut": summed(chains.cut_BT, starts),
+        "whole": summed(torch.ones_like(starts), uncut), "emitted": summed(chains.gained_BT, uncut),
+        "all_risk": summed(chains.risk_SBT, emitted_BT), "all_accepted": summed(chains.accepted_SBT, emitted_BT),
+        "tokens": summed(torch.ones_like(starts), emitted_BT), "departed": summed(~predicted.greedy, emitted_BT),
         "documents": _count(clusters, emitted_BT).repeat(len(weights_RD)),
-    }
+    }  # fmt: skip
     if predicted.probs is not None:
         sums |= {name: summed(x, emitted_BT) for name, x in _chance(predicted, predicted.probs, emitted_BT).items()}
     return sums

@@ -30,12 +30,9 @@ class Drafting(NamedTuple):
 
 # What the public implementations do where a table does not say (EAGLE repository, see docs/log.md; assisted generation of transformers: 5).
 USUAL = {
-    "eagle": Drafting(5, 4, 25),
-    "eagle2": Drafting(7, 10, 59),
-    "eagle3": Drafting(7, 10, 59),
-    "draft_model": Drafting(5),
-    "ngram": Drafting(10),
-}
+    "eagle": Drafting(5, 4, 25), "eagle2": Drafting(7, 10, 59), "eagle3": Drafting(7, 10, 59),
+    "draft_model": Drafting(5), "ngram": Drafting(10),
+}  # fmt: skip
 
 
 def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None) -> Validation:
@@ -80,12 +77,9 @@ def _predict(
     """Raises ValueError naming what the row lacks. A stated α and cost ratio need no shapes (arXiv 2211.17192, theorem 3.8)."""
     if row.accept_prob is not None and row.cost_ratio is not None and row.lookahead:
         return RatioPoint(
-            setting=setting(row),
-            load=load(row) or 1,
-            lookahead=row.lookahead,
-            measured=measured,
+            setting=setting(row), load=load(row) or 1, lookahead=row.lookahead, measured=measured,
             predicted=float(speedup_leviathan(row.accept_prob, row.lookahead, row.cost_ratio)),
-        )
+        )  # fmt: skip
     if not load(row):
         raise ValueError("a batch size or concurrency")
     drafting = _drafting(row)
@@ -106,12 +100,9 @@ def _predict(
         if missing:
             assumed[note] = None
     return RatioPoint(
-        setting=setting(row),
-        load=load(row),
-        lookahead=drafting.depth,
-        measured=measured,
+        setting=setting(row), load=load(row), lookahead=drafting.depth, measured=measured,
         predicted=float(fast / plain.load(load(row), 0, 1.0).output_tok_s),
-    )
+    )  # fmt: skip
 
 
 def _drafting(row: Observation) -> Drafting:

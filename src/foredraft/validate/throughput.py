@@ -53,12 +53,9 @@ def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None = N
         ratios += [point for point in points if point.lookahead > KNOWN_LOOKAHEAD]
         choices += _choices(points)
     return Validation(
-        ratios=tuple(ratios),
-        choices=tuple(choices),
-        fixed_regret=fixed_regret(judged, plain),
-        lacking=dict(lacking),
+        ratios=tuple(ratios), choices=tuple(choices), fixed_regret=fixed_regret(judged, plain), lacking=dict(lacking),
         assumed=tuple(assumed),
-    )
+    )  # fmt: skip
 
 
 def plain_speeds(rows: Sequence[Observation]) -> dict[tuple, dict[int, float]]:

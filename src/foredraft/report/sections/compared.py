@@ -116,12 +116,9 @@ def section(documents: Documents) -> Section | None:
         return None
     pictures = [_picture(name, [p for p in measured_pairs if p.quantity == name]) for name in QUANTITIES]
     return Section(
-        "compared",
-        "Predicted against measured",
-        lede(measured_pairs),
-        [p for p in pictures if p],
+        "compared", "Predicted against measured", lede(measured_pairs), [p for p in pictures if p],
         [_table(measured_pairs)],
-    )
+    )  # fmt: skip
 
 
 def lede(pairs: Sequence[Pair]) -> str:

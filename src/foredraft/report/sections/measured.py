@@ -57,13 +57,10 @@ def section(documents: Documents) -> Section | None:
 def _pictures(setting: Setting, rows: Sequence[Row], all_rows: Sequence[Row], i: int, differing: str) -> list[Picture]:
     first, labels = at_least_load(rows), names(map(config_of, rows))
     pictures = [
-        _methods(setting, first, labels, "tokens_per_step", i),
-        _methods(setting, first, labels, "speedup", i),
-        _positions(setting, first, labels, i),
-        _by_load(setting, rows, labels, "output_tok_s", i),
-        _by_load(setting, rows, labels, "speedup", i),
-        _categories(setting, all_rows, i),
-    ]
+        _methods(setting, first, labels, "tokens_per_step", i), _methods(setting, first, labels, "speedup", i),
+        _positions(setting, first, labels, i), _by_load(setting, rows, labels, "output_tok_s", i),
+        _by_load(setting, rows, labels, "speedup", i), _categories(setting, all_rows, i),
+    ]  # fmt: skip
     return [picture._replace(title=f"{picture.title}{differing}") for picture in pictures if picture]
 
 
@@ -271,16 +268,9 @@ def _numbers(setting: Setting, rows: Sequence[Row]) -> Table:
     labels = names(map(config_of, rows))
     ranked = sorted(rows, key=lambda row: (load_of(row) or 0, -(getattr(row.observation, metric(rows)) or 0)))
     head = (
-        "method",
-        "batch",
-        "tokens/step",
-        "gain",
-        "tokens/s",
-        "first token, ms",
-        "per token, ms",
-        "whole answer, s",
+        "method", "batch", "tokens/step", "gain", "tokens/s", "first token, ms", "per token, ms", "whole answer, s",
         "requests",
-    )
+    )  # fmt: skip
     cells = [
         (
             labels[config_of(row)],

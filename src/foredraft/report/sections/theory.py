@@ -157,13 +157,9 @@ def _acceptance(rows: Sequence[Row]) -> Picture | None:
         for i, (name, of) in enumerate(shown.items()):
             line = [span for row in of if (span := alpha(row))]
             marks.points(
-                axes,
-                [row.observation.draft_perplexity or 0.0 for row in of],
-                line,
-                marks.look(i),
-                style.wrap(name, 40),
-                ls="none",
-            )
+                axes, [row.observation.draft_perplexity or 0.0 for row in of], line, marks.look(i),
+                style.wrap(name, 40), ls="none",
+            )  # fmt: skip
         axes.set(xlabel="perplexity of the draft per token", ylabel="α, sampled")
         style.legend(figure, [axes], most=1)
 

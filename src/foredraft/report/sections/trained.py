@@ -107,13 +107,9 @@ def _loss_picture(
         axes = figure.subplots()
         for i, (run, points) in enumerate(shown):
             axes.plot(
-                [x for x, _ in points],
-                [span.value for _, span in points],
-                look,
-                ms=3.5,
-                color=COLOURS[i],
+                [x for x, _ in points], [span.value for _, span in points], look, ms=3.5, color=COLOURS[i],
                 label=run.name,
-            )
+            )  # fmt: skip
         axes.set(xlabel="training tokens", ylabel=label)
         _tokens_axis(axes)
         style.legend(figure, [axes], most=3)
