@@ -54,7 +54,11 @@ def plan(
     json: JSON = False,
 ) -> None:
     """Which draft to train for TARGET, how to run it at each load, what it will gain, and how sure that is."""
-    from foredraft import api
+    from foredraft import api, machines, shapes
+    from foredraft import kinds as draft_kinds
+
+    shape, place = shapes.named(target), machines.named(machine)  # told before the laws are loaded
+    draft_shape = draft_kinds.shape_named(draft) if draft else None
     from foredraft.plan.search import PlanSettings
     from foredraft.published.tables import read_observations
     from foredraft.records import Workload, concurrency_of
@@ -66,7 +70,7 @@ def plan(
         objective=objective, engine=engine, devices=devices, dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
         horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours, kinds=names(kinds), always=always, draws=draws, seed=seed,
     )  # fmt: skip
-    best = api.plan(target, machine, load, settings, read_observations(observations or ()), draft)
+    best = api.plan(shape, place, load, settings, read_observations(observations or ()), draft_shape)
     if out:
         _write(best, out, figures)
     if json:

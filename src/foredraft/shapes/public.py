@@ -59,7 +59,7 @@ def shape(name: str) -> Shape:
     known_name = next((_index()[key] for key in _keys(name) if key in _index()), None)
     if known_name is None:
         near = _nearest(name)
-        message = f"no shape named {name!r}; nearest: {', '.join(near)}; or give its config.json to from_config"
+        message = f"no shape named {name!r}; nearest: {', '.join(near)}"
         raise with_hint(ValueError(message), "foredraft list models; or pass the folder of a Hugging Face config.json")
     row = _table().shapes[known_name]
     built = from_config(row.config, known_name)
