@@ -33,18 +33,18 @@ DEFAULTS = {
 
 def main(out: str) -> None:
     rows = [row for row in observations() if "tomasruizt" in row.provenance.source and row.output_tok_s]
-    found = {}
+    defaults = {}
     for name, changes in DEFAULTS.items():
         with mock.patch.object(ENGINES["vllm"], "efficiency", lambda machine=None, by=changes: Efficiency(**by)):
-            found[name] = _figures(rows)
-    found["no shapes, no machine"] = _figures(
+            defaults[name] = _figures(rows)
+    defaults["no shapes, no machine"] = _figures(
         [msgspec.structs.replace(r, target="unnamed", machine=None) for r in rows]
     )
     for carry in (0.0, 1.0):
         throughput.CARRY = carry
-        found[f"miss carried on by {carry:.0f}"] = _figures(rows)
-    records.write(out, found)
-    print(found)
+        defaults[f"miss carried on by {carry:.0f}"] = _figures(rows)
+    records.write(out, defaults)
+    print(defaults)
 
 
 def _figures(rows: list[Observation]) -> dict[str, float]:

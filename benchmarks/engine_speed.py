@@ -40,13 +40,13 @@ DRAFT = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "
 
 
 def main(out: str) -> None:
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in SIZES.items():
             target, draft = make(Path(folder) / name, sizes), make(Path(folder) / f"{name}-draft", sizes | DRAFT)
             for dtype in (torch.float32, torch.bfloat16):
-                found[f"{name} {str(dtype)[6:]}"] = figures(target, draft, dtype)
-                print(name, dtype, found[f"{name} {str(dtype)[6:]}"], flush=True)
+                record[f"{name} {str(dtype)[6:]}"] = figures(target, draft, dtype)
+                print(name, dtype, record[f"{name} {str(dtype)[6:]}"], flush=True)
         started = starting(Path(folder) / "100M")
     conditions = {
         "threads": torch.get_num_threads(),
@@ -55,7 +55,7 @@ def main(out: str) -> None:
         "kernels": kernels.missing() or "own",
     }
     records.write(
-        out, {"conditions": conditions, "rounds": ROUNDS, "context": CONTEXT, "models": found, "start": started}
+        out, {"conditions": conditions, "rounds": ROUNDS, "context": CONTEXT, "models": record, "start": started}
     )
 
 
@@ -88,13 +88,13 @@ def figures(target_at: Path, draft_at: Path, dtype: torch.dtype) -> dict[str, An
     engines = {name: Engine(target, drafter, lookahead=k, **ROOM) for name, (drafter, k) in drafters.items()}
     engines["plain"] = Engine(target, lookahead=0, **ROOM)
     times = in_turn(passes, engines)
-    one, read = times["1 tokens"], times["read"]
-    gb_s = target.shape.read_bytes(1, str(dtype)[6:]) / one / 1e9
+    one_token, read = times["1 tokens"], times["read"]
+    gb_s = target.shape.read_bytes(1, str(dtype)[6:]) / one_token / 1e9
     return {
-        "read_gb_s": spread(read), "plain_ms": spread(1e3 * one), "plain_gb_s": spread(gb_s), "share_of_read": spread(gb_s / read),
-        "over_one_token": {name: spread(times[name] / one) for name in passes if name.endswith("tokens") and "draft" not in name},
-        "engine_step_over_pass": spread(times["plain step"] / one),
-        "self_draft_step_over_its_passes": spread(times["self step"] / (3 * one + times["2 tokens"] + times["5 tokens"])),
+        "read_gb_s": spread(read), "plain_ms": spread(1e3 * one_token), "plain_gb_s": spread(gb_s), "share_of_read": spread(gb_s / read),
+        "over_one_token": {name: spread(times[name] / one_token) for name in passes if name.endswith("tokens") and "draft" not in name},
+        "engine_step_over_pass": spread(times["plain step"] / one_token),
+        "self_draft_step_over_its_passes": spread(times["self step"] / (3 * one_token + times["2 tokens"] + times["5 tokens"])),
         "draft_per_token_over_pass": spread(times["draft draft"] / 4 / times["draft"]),
         "head_per_token_over_pass": spread(times["head draft"] / 3 / times["head"]),
     }  # fmt: skip
@@ -160,11 +160,11 @@ print(imported - start, done - imported, held() - before, weights, engine.cache.
                 check=True,
             )
             runs[name] = [float(part) for part in run.stdout.split()]
-    imported, started, held, weights, cache = runs["later"]
+    imported, started, resident, weights, cache = runs["later"]
     return {
-        "import_s": imported, "start_s": started, "first_start_s": runs["first"][1], "held_bytes": held,
+        "import_s": imported, "start_s": started, "first_start_s": runs["first"][1], "held_bytes": resident,
         "weights_bytes": weights, "cache_bytes": cache,
-        "held_over_weights_and_cache": held / (weights + cache),
+        "held_over_weights_and_cache": resident / (weights + cache),
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ ROWS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 
 
 def main(out: str) -> None:
-    found = []
+    measurements = []
     for dtype in (torch.float32, torch.bfloat16):
         for out_size, in_size in SHAPES:
             num = max(2, int(2.5e8 / (out_size * in_size * dtype.itemsize)))
@@ -36,9 +36,9 @@ def main(out: str) -> None:
                     "ratio": theirs / ours,
                     "gb_s": read,
                 }
-                found.append({"dtype": str(dtype)[6:], **row})
-                print(found[-1], flush=True)
-    ratios = [row["ratio"] for row in found]
+                measurements.append({"dtype": str(dtype)[6:], **row})
+                print(measurements[-1], flush=True)
+    ratios = [row["ratio"] for row in measurements]
     conditions = {
         "threads": torch.get_num_threads(),
         "processor": kernels.processor_name(),
@@ -46,7 +46,8 @@ def main(out: str) -> None:
     }
     least, most = min(ratios), max(ratios)
     records.write(
-        out, {**conditions, "read_gb_s": read_rate() / 1e9, "rows": found, "least_ratio": least, "most_ratio": most}
+        out,
+        {**conditions, "read_gb_s": read_rate() / 1e9, "rows": measurements, "least_ratio": least, "most_ratio": most},
     )
 
 

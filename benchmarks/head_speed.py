@@ -46,8 +46,8 @@ def new_target() -> Decoder:
 
 def head(kind: str, layers: int = 1, draft_vocab: int | None = None) -> Objective:
     target = new_target().to(torch.bfloat16).requires_grad_(False).eval()
-    made = new_head(target, kind, layers, range(draft_vocab) if draft_vocab else None)
-    return HeadObjective(target, made, EAGLE3._replace(unroll=3) if kind == "eagle3" else EAGLE, length=LENGTH)
+    draft_head = new_head(target, kind, layers, range(draft_vocab) if draft_vocab else None)
+    return HeadObjective(target, draft_head, EAGLE3._replace(unroll=3) if kind == "eagle3" else EAGLE, length=LENGTH)
 
 
 ARMS: dict[str, Callable[[], Objective]] = {
@@ -121,13 +121,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--memory", help="print one arm's memory and stop")
-    given = parser.parse_args()
-    if given.memory:
-        print(json.dumps(peak_bytes(given.memory, given.compile)))
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(json.dumps(peak_bytes(arguments.memory, arguments.compile)))
         return
-    arms = {name: Arm(make(), given.compile) for name, make in ARMS.items() if not given.only or name in given.only}
+    arms = {
+        name: Arm(make(), arguments.compile)
+        for name, make in ARMS.items()
+        if not arguments.only or name in arguments.only
+    }
     rates: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(given.steps + 2):
+    for number in range(arguments.steps + 2):
         for name, arm in arms.items():
             rate = arm.step(number)
             if number >= 2:
@@ -136,22 +140,22 @@ def main() -> None:
     ceiling = gemm_flops_per_s()
     rows = {
         name: {
-            "tokens_per_s": statistics.median(found), "least": min(found), "most": max(found),
+            "tokens_per_s": statistics.median(figures), "least": min(figures), "most": max(figures),
             "flops_per_token": arms[name].objective.flops_per_token,
-            "mfu": statistics.median(found) * arms[name].objective.flops_per_token / ceiling,
-            **memory(name, given.compile),
-            "over_lm": statistics.median(a / b for a, b in zip(found, rates["lm"], strict=True)) if "lm" in rates else None,
+            "mfu": statistics.median(figures) * arms[name].objective.flops_per_token / ceiling,
+            **memory(name, arguments.compile),
+            "over_lm": statistics.median(a / b for a, b in zip(figures, rates["lm"], strict=True)) if "lm" in rates else None,
         }
-        for name, found in rates.items()
+        for name, figures in rates.items()
     }  # fmt: skip
     for name, row in rows.items():
         print(name, row)
     threads, version = torch.get_num_threads(), str(torch.__version__)
     records.write(
-        given.out,
+        arguments.out,
         {
-            "config": CONFIG, "batch": ROWS, "length": LENGTH, "unroll": 3, "dtype": "bfloat16", "compiled": given.compile,
-            "threads": threads, "torch": version, "gemm_flops_per_s": ceiling, "steps": given.steps, "arms": rows,
+            "config": CONFIG, "batch": ROWS, "length": LENGTH, "unroll": 3, "dtype": "bfloat16", "compiled": arguments.compile,
+            "threads": threads, "torch": version, "gemm_flops_per_s": ceiling, "steps": arguments.steps, "arms": rows,
         },
     )  # fmt: skip
 

@@ -26,13 +26,13 @@ def main(out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _make(Path(folder), 8, 512)
         _make(Path(folder) / "draft", 2, 256)
-        found = {"own kernels": _both(folder)} if kernels.missing() is None else {}
+        record = {"own kernels": _both(folder)} if kernels.missing() is None else {}
         kernels.FEW_ROWS = {}
-        found["torch"] = _both(folder)
+        record["torch"] = _both(folder)
     records.write(
-        out, {"prompts": PROMPTS, "new_tokens": NEW, "torch": str(torch.__version__), "by_kernels_and_dtype": found}
+        out, {"prompts": PROMPTS, "new_tokens": NEW, "torch": str(torch.__version__), "by_kernels_and_dtype": record}
     )
-    print(found)
+    print(record)
 
 
 def _make(folder: Path, layers: int, hidden: int) -> None:
@@ -67,24 +67,26 @@ def _compare(folder: str, dtype: torch.dtype) -> dict[str, dict[str, float | Non
     answers = {name: [s.answer for s in engine.generate(requests)] for name, engine in engines.items()}
     target = text.load_engine(folder, dtype=torch.float32, max_batch=1, max_context=128).target
     return {
-        name: _difference(target, requests, answers["plain"], said) for name, said in answers.items() if name != "plain"
+        name: _difference(target, requests, answers["plain"], drafted)
+        for name, drafted in answers.items()
+        if name != "plain"
     }
 
 
 @torch.inference_mode()
 def _difference(
-    target, requests: list[Request], plain: list[list[int]], said: list[list[int]]
+    target, requests: list[Request], plain: list[list[int]], drafted: list[list[int]]
 ) -> dict[str, float | None]:
     """Share of answers that differ, tokens per first difference, and the median gap there in float32 logits, in units
     of their sd.
     """
     gaps = []
-    for request, a, b in zip(requests, plain, said, strict=True):
+    for request, a, b in zip(requests, plain, drafted, strict=True):
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
         if at is not None:
             logits = target(torch.tensor([[*request.prompt, *a[:at]]])).logits_BTV[0, -1]
             gaps.append(float((logits[a[at]] - logits[b[at]]).abs() / logits.std()))
-    same = sum(len(a) for a, b in zip(plain, said, strict=True) if a == b)
+    same = sum(len(a) for a, b in zip(plain, drafted, strict=True) if a == b)
     return {
         "answers_that_differ": len(gaps) / len(requests), "tokens_until_a_difference": (same + NEW * len(gaps)) / len(gaps) if gaps else None,
         "median_gap_in_sd": float(torch.tensor(gaps).median()) if gaps else None,

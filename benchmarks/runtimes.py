@@ -48,7 +48,7 @@ VERSIONS = "import sys; from importlib.metadata import version; print(*map(versi
 Answers = Sequence[Sequence[int]]
 
 
-class Asked(NamedTuple):
+class Task(NamedTuple):
     """What every runtime is asked, and where it lies."""
 
     target: Decoder
@@ -58,7 +58,7 @@ class Asked(NamedTuple):
     llama_cpp: str
 
 
-class Said(NamedTuple):
+class DecodingRun(NamedTuple):
     """Answers, the steps of each behind its first token, and what was drafted and accepted in all, None where not told."""
 
     answers: Answers
@@ -67,11 +67,11 @@ class Said(NamedTuple):
     accepted: int | None = None
 
 
-class Told(NamedTuple):
+class RuntimeReport(NamedTuple):
     """A runtime's answers without and with the head, its versions, at what tokens it stops, and more of its own."""
 
     plain: Answers
-    drafted: Said
+    drafted: DecodingRun
     versions: dict[str, str]
     ends: frozenset[int]
     more: dict[str, Any]
@@ -86,19 +86,19 @@ class Commands:
     def keep(self, *words: str | Path) -> None:
         self.kept.append(shlex.join([Path(words[0]).name, *map(str, words[1:])]))
 
-    def run(self, *words: str | Path, given: str = "", **environment: str) -> str:
+    def run(self, *words: str | Path, stdin: str = "", **environment: str) -> str:
         self.keep(*words)
-        return _output(*words, given=given, **environment)
+        return _output(*words, stdin=stdin, **environment)
 
 
-def _output(*words: str | Path, given: str = "", **environment: str) -> str:
+def _output(*words: str | Path, stdin: str = "", **environment: str) -> str:
     """What a program says. Raises SystemExit, one line, where there is none and where it fails."""
     name = Path(words[0]).name
     if not Path(words[0]).exists():
         raise SystemExit(f"no {words[0]}; hint: docs/deploy.md, Other runtimes, says how {name} is installed")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    env = kept | {"HF_HUB_OFFLINE": "1"} | environment
-    done = subprocess.run(words, cwd=ROOT, input=given, env=env, capture_output=True, text=True)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env = variables | {"HF_HUB_OFFLINE": "1"} | environment
+    done = subprocess.run(words, cwd=ROOT, input=stdin, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed: {((done.stderr or done.stdout).strip().splitlines() or ['no word'])[-1]}")
     return done.stdout or done.stderr
@@ -114,79 +114,79 @@ def main() -> None:
     parser.add_argument(
         "--llama-cpp", default="build/llama.cpp", help="llama.cpp's source, with build/bin/llama-server"
     )
-    given = parser.parse_args()
-    out, venvs, commands = given.out.resolve(), given.venvs.resolve(), Commands()
+    arguments = parser.parse_args()
+    out, venvs, commands = arguments.out.resolve(), arguments.venvs.resolve(), Commands()
     os.chdir(ROOT)
     target = text.load_engine(TARGET, max_batch=1, max_context=CONTEXT).target
-    prompts = read_prompts(PROMPTS, Encoding(text.tokenizer_of(TARGET)), Skips("stop"))[: given.prompts]
-    asked = Asked(target, [list(one.ids) for one in prompts], given.lookahead, venvs, given.llama_cpp)
+    prompts = read_prompts(PROMPTS, Encoding(text.tokenizer_of(TARGET)), Skips("stop"))[: arguments.prompts]
+    task = Task(target, [list(prompt.ids) for prompt in prompts], arguments.lookahead, venvs, arguments.llama_cpp)
     shutil.rmtree(WORK, ignore_errors=True)
     foredraft = Path(sys.executable).with_name("foredraft")
     deploy = ("deploy", DRAFT, "--target", TARGET, "--format", "hf", "--out", EXPORTED)
     commands.run(foredraft, *deploy, PYTHONPATH=str(ROOT / "src"))
-    told = RUNTIMES[given.runtime](asked, commands)
-    found = _record(given.runtime, asked, told) | {"commands": commands.kept}
-    records.write(out, found)
-    print(json.dumps(found, indent=1))
+    report = RUNTIMES[arguments.runtime](task, commands)
+    record = _record(arguments.runtime, task, report) | {"commands": commands.kept}
+    records.write(out, record)
+    print(json.dumps(record, indent=1))
 
 
-def openvino(asked: Asked, commands: Commands) -> Told:
+def openvino(task: Task, commands: Commands) -> RuntimeReport:
     """OpenVINO GenAI, which names the streams by the layers they leave; it counts passes with the prompt's."""
-    exporter, python = (asked.venvs / name / "bin" for name in ("openvino-export", "openvino"))
+    exporter, python = (task.venvs / name / "bin" for name in ("openvino-export", "openvino"))
     target, head, other = (f"{WORK}/openvino/{name}" for name in ("target", "head", "default"))
     export = ("export", "openvino", "--task", "text-generation-with-past", "--weight-format", "fp32", "--model")
     commands.run(exporter / "optimum-cli", *export, TARGET, target)
     commands.run(exporter / "optimum-cli", *export, EXPORTED, "--trust-remote-code", head)
     shutil.copytree(ROOT / head, ROOT / other)
-    own = load_head(DRAFT, asked.target)
-    assert isinstance(own, Eagle3Head)
+    draft_head = load_head(DRAFT, task.target)
+    assert isinstance(draft_head, Eagle3Head)
     for folder, less in ((head, 1), (other, 0)):
-        layers = " ".join(str(layer - less) for layer in own.feature_layers)
+        layers = " ".join(str(layer - less) for layer in draft_head.feature_layers)
         edit = f's|<eagle3_mode value="True" */>|&<hidden_layers_list value="{layers}" />|'
         commands.run(shutil.which("sed") or "sed", "-i", edit, f"{folder}/openvino_model.xml")
     settings = {
         "target": target, "drafts": {"stated": head, "default": other}, "dtype": "float32", "threads": os.cpu_count(), "batch": 1,
-        "context": CONTEXT, "methods": ["plain", "stated", "default"], "lookahead": {"stated": asked.lookahead, "default": asked.lookahead},
+        "context": CONTEXT, "methods": ["plain", "stated", "default"], "lookahead": {"stated": task.lookahead, "default": task.lookahead},
     }  # fmt: skip
-    requests = [{"method": method, "prompts": [ids], "max_tokens": NEW} for method in settings["methods"] for ids in asked.prompts]  # fmt: skip
-    given = "".join(json.dumps(request) + "\n" for request in requests)
-    lines = commands.run(python / "python", "benchmarks/peers/openvino_worker.py", json.dumps(settings), given=given)
+    requests = [{"method": method, "prompts": [ids], "max_tokens": NEW} for method in settings["methods"] for ids in task.prompts]  # fmt: skip
+    stdin = "".join(json.dumps(request) + "\n" for request in requests)
+    lines = commands.run(python / "python", "benchmarks/peers/openvino_worker.py", json.dumps(settings), stdin=stdin)
     ready, *replies = map(json.loads, lines.splitlines())
     for why in (*ready["failed"].values(), *(reply["error"] for reply in replies if "error" in reply)):
         raise SystemExit(f"openvino failed: {why}")
-    n = len(asked.prompts)
+    n = len(task.prompts)
     arms = (replies[i : i + n] for i in range(0, len(replies), n))
-    said = [Said([one["answers"][0] for one in arm], [one["steps"] - 1 for one in arm]) for arm in arms]
+    runs = [DecodingRun([reply["answers"][0] for reply in arm], [reply["steps"] - 1 for reply in arm]) for arm in arms]
     versions = ready["versions"] | _versions(exporter / "python", "optimum-intel", "transformers", "torch")
-    more = {"tokens_per_step_default_streams": _tokens_per_step(said[2])}
-    return Told(said[0].answers, said[1], versions, frozenset(), more)
+    more = {"tokens_per_step_default_streams": _tokens_per_step(runs[2])}
+    return RuntimeReport(runs[0].answers, runs[1], versions, frozenset(), more)
 
 
-def llama_cpp(asked: Asked, commands: Commands) -> Told:
+def llama_cpp(task: Task, commands: Commands) -> RuntimeReport:
     """llama.cpp's server, which counts what it drafted and accepted, and drafts no further than an answer's end."""
-    python, source = asked.venvs / "llama-cpp" / "bin" / "python", asked.llama_cpp
+    python, source = task.venvs / "llama-cpp" / "bin" / "python", task.llama_cpp
     server = Path(source, "build", "bin", "llama-server")
     version = _output(server, "--version").splitlines()[0].removeprefix("version: ")
     target, head = f"{WORK}/target.gguf", f"{WORK}/head.gguf"
     for words in ((TARGET, "--outfile", target), (EXPORTED, "--target-model-dir", TARGET, "--outfile", head)):
         commands.run(python, "-c", CONVERT.format(source=source), *words, "--outtype", "f32", PYTHONPATH=source)
     plain = (server, "-m", target, "-c", str(CONTEXT), "-np", "1", "-ctk", "f32", "-ctv", "f32")
-    drafts = ("-md", head, "--spec-type", "draft-eagle3", "--spec-draft-n-max", str(asked.lookahead), "-ctkd", "f32", "-ctvd", "f32")  # fmt: skip
-    alone, both = (_served(asked, commands, words) for words in (plain, (*plain, *drafts)))
+    drafts = ("-md", head, "--spec-type", "draft-eagle3", "--spec-draft-n-max", str(task.lookahead), "-ctkd", "f32", "-ctvd", "f32")  # fmt: skip
+    alone, both = (_served(task, commands, words) for words in (plain, (*plain, *drafts)))
     drafted, accepted = ([reply["timings"][name] for reply in both] for name in ("draft_n", "draft_n_accepted"))
     answers = [reply["tokens"] for reply in both]
     steps = [len(answer) - 1 - num for answer, num in zip(answers, accepted, strict=True)]
     versions = {"llama.cpp": version} | _versions(python, "transformers", "torch")
-    said = Said(answers, steps, sum(drafted), sum(accepted))
-    return Told([reply["tokens"] for reply in alone], said, versions, END, {})
+    run = DecodingRun(answers, steps, sum(drafted), sum(accepted))
+    return RuntimeReport([reply["tokens"] for reply in alone], run, versions, END, {})
 
 
-def _served(asked: Asked, commands: Commands, words: Sequence[str | Path]) -> list[dict[str, Any]]:
+def _served(task: Task, commands: Commands, words: Sequence[str | Path]) -> list[dict[str, Any]]:
     """A server's replies to the prompts, in turn."""
     commands.keep(*words)
     replies = []
     with vllm_server.serving(words, os.environ, Path(WORK, "llama-server.log")) as url:
-        for ids in asked.prompts:
+        for ids in task.prompts:
             body = {"prompt": ids, "n_predict": NEW, "temperature": 0, "cache_prompt": False, "return_tokens": True}
             sent = urllib.request.Request(
                 f"{url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -203,44 +203,44 @@ def _versions(python: Path, *names: str) -> dict[str, str]:
 RUNTIMES = {"openvino": openvino, "llama-cpp": llama_cpp}
 
 
-def _ours(asked: Asked, ends: frozenset[int]) -> tuple[Answers, Said]:
+def _ours(task: Task, ends: frozenset[int]) -> tuple[Answers, DecodingRun]:
     """Our engine's answers: the target's alone, and with the head behind the first token of those."""
-    alone = text.engine_on(asked.target, max_batch=1, max_context=CONTEXT)
-    requests = [Request(prompt=tuple(ids), max_tokens=NEW, stop_ids=ends) for ids in asked.prompts]
+    alone = text.engine_on(task.target, max_batch=1, max_context=CONTEXT)
+    requests = [Request(prompt=tuple(ids), max_tokens=NEW, stop_ids=ends) for ids in task.prompts]
     plain = [sequence.answer for sequence in alone.generate(requests)]
-    engine = text.engine_on(asked.target, DRAFT, lookahead=asked.lookahead, max_batch=1, max_context=CONTEXT)
+    engine = text.engine_on(task.target, DRAFT, lookahead=task.lookahead, max_batch=1, max_context=CONTEXT)
     begun = [
-        engine.add(Request(prompt=(*one.prompt, said[0]), max_tokens=NEW - 1, stop_ids=ends))
-        for one, said in zip(requests, plain, strict=True)
+        engine.add(Request(prompt=(*request.prompt, answer[0]), max_tokens=NEW - 1, stop_ids=ends))
+        for request, answer in zip(requests, plain, strict=True)
     ]
     drafted = sum(sum(step.drafted) for step in engine.run())
-    answers = [[said[0], *sequence.answer] for said, sequence in zip(plain, begun, strict=True)]
+    answers = [[answer[0], *sequence.answer] for answer, sequence in zip(plain, begun, strict=True)]
     steps = [sequence.steps for sequence in begun]
-    return plain, Said(answers, steps, drafted, sum(map(len, answers)) - len(answers) - sum(steps))
+    return plain, DecodingRun(answers, steps, drafted, sum(map(len, answers)) - len(answers) - sum(steps))
 
 
-def _record(runtime: str, asked: Asked, told: Told) -> dict[str, Any]:
+def _record(runtime: str, task: Task, report: RuntimeReport) -> dict[str, Any]:
     """Theirs beside ours."""
-    plain, own = _ours(asked, told.ends)
-    found: dict[str, Any] = {
-        "runtime": runtime, "versions": told.versions, "target": Path(TARGET).name, "draft": Path(DRAFT).name, "dtype": "float32",
-        "answers": len(asked.prompts), "new_tokens": NEW, "lookahead": asked.lookahead,
-        "same_with_and_without_head": _same(told.plain, told.drafted.answers), "same_as_ours": _same(plain, told.drafted.answers),
-        "same_steps_as_ours": sum(a == b for a, b in zip(told.drafted.steps, own.steps, strict=True)),
+    plain, our_run = _ours(task, report.ends)
+    record: dict[str, Any] = {
+        "runtime": runtime, "versions": report.versions, "target": Path(TARGET).name, "draft": Path(DRAFT).name, "dtype": "float32",
+        "answers": len(task.prompts), "new_tokens": NEW, "lookahead": task.lookahead,
+        "same_with_and_without_head": _same(report.plain, report.drafted.answers), "same_as_ours": _same(plain, report.drafted.answers),
+        "same_steps_as_ours": sum(a == b for a, b in zip(report.drafted.steps, our_run.steps, strict=True)),
     }  # fmt: skip
-    for name, said in (("", told.drafted), ("_ours", own)):
-        found |= {f"steps{name}": sum(said.steps), f"tokens_per_step{name}": _tokens_per_step(said)}
-        if told.drafted.drafted is not None:
-            found |= {f"drafted{name}": said.drafted, f"accepted{name}": said.accepted}
-    return found | told.more
+    for name, run in (("", report.drafted), ("_ours", our_run)):
+        record |= {f"steps{name}": sum(run.steps), f"tokens_per_step{name}": _tokens_per_step(run)}
+        if report.drafted.drafted is not None:
+            record |= {f"drafted{name}": run.drafted, f"accepted{name}": run.accepted}
+    return record | report.more
 
 
 def _same(first: Answers, second: Answers) -> int:
-    return sum(list(one) == list(other) for one, other in zip(first, second, strict=True))
+    return sum(list(answer) == list(other) for answer, other in zip(first, second, strict=True))
 
 
-def _tokens_per_step(said: Said) -> float:
-    return sum(len(answer) - 1 for answer in said.answers) / sum(said.steps)
+def _tokens_per_step(run: DecodingRun) -> float:
+    return sum(len(answer) - 1 for answer in run.answers) / sum(run.steps)
 
 
 if __name__ == "__main__":

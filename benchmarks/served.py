@@ -77,7 +77,7 @@ class Setting(NamedTuple):
 ACCEPT = [Setting(f"accept-{draft}", draft, CHAIN, True) for draft in DRAFTS]
 FIXED = [Setting(f"{draft}@{k}", draft, k) for draft in (SCYLLA, EAGLE) for k in LOOKAHEADS]
 SETTINGS = [
-    *ACCEPT, *sorted(FIXED, key=lambda one: one.name != KNOWN), Setting(PLANNED, SCYLLA),
+    *ACCEPT, *sorted(FIXED, key=lambda setting: setting.name != KNOWN), Setting(PLANNED, SCYLLA),
 ]  # fmt: skip
 QUICK = (f"accept-{SCYLLA}", KNOWN, f"{SCYLLA}@2", f"{EAGLE}@{PUBLISHED}", PLANNED)
 
@@ -99,26 +99,27 @@ class Bench(NamedTuple):
 
 
 def main() -> None:
-    asked = _arguments()
+    arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server under way is ended too
-    out = Path(asked.out)
+    out = Path(arguments.out)
     bench = Bench(
-        out.with_suffix(""), asked.python, asked.dtype, asked.threads, asked.eager or asked.quick, 1 if asked.quick else asked.rounds,
-        QUICK_LOADS if asked.quick else LOADS, QUICK_NEW if asked.quick else NEW,
+        out.with_suffix(""), arguments.python, arguments.dtype, arguments.threads, arguments.eager or arguments.quick,
+        1 if arguments.quick else arguments.rounds,
+        QUICK_LOADS if arguments.quick else LOADS, QUICK_NEW if arguments.quick else NEW,
     )  # fmt: skip
     if not bench.python.is_file():
         raise SystemExit(f"no {bench.python}; hint: make peers, or --python PATH")
     machine = _machine(bench)
     for draft in DRAFTS:
-        _own(bench, draft)
-    names = [one.name for one in SETTINGS if not asked.quick or one.name in QUICK]
+        _measure_ours(bench, draft)
+    names = [setting.name for setting in SETTINGS if not arguments.quick or setting.name in QUICK]
     for setting in SETTINGS:
-        if setting.name in names and re.search(asked.only, setting.name) and not bench.of(setting.name).is_file():
+        if setting.name in names and re.search(arguments.only, setting.name) and not bench.of(setting.name).is_file():
             records.write_lines(bench.of(setting.name), _measured(bench, setting, machine))
             _say(f"wrote {bench.of(setting.name)}")
-    rows = {one.name: _rows(bench.of(one.name)) for one in SETTINGS if bench.of(one.name).is_file()}
-    own = {draft: _rows(bench.of(f"own-{draft}")) for draft in DRAFTS}
-    _write(out, bench, machine, rows, own)
+    rows = {setting.name: _rows(bench.of(setting.name)) for setting in SETTINGS if bench.of(setting.name).is_file()}
+    our_rows = {draft: _rows(bench.of(f"own-{draft}")) for draft in DRAFTS}
+    _write(out, bench, machine, rows, our_rows)
 
 
 def _arguments() -> argparse.Namespace:
@@ -135,23 +136,29 @@ def _arguments() -> argparse.Namespace:
 
 
 def _write(
-    out: Path, bench: Bench, machine: Machine, rows: dict[str, list[Observation]], own: dict[str, list[Observation]]
+    out: Path,
+    bench: Bench,
+    machine: Machine,
+    rows: dict[str, list[Observation]],
+    our_rows: dict[str, list[Observation]],
 ) -> None:
     """All that was measured as observations, and the figures."""
     records.write_lines(
-        bench.folder / "observations.jsonl", [row for of in (*own.values(), *rows.values()) for row in of]
+        bench.folder / "observations.jsonl", [row for of in (*our_rows.values(), *rows.values()) for row in of]
     )
     target = shapes.from_config(TARGET)
-    found = {"conditions": _conditions(bench, rows), "acceptance": served_figures.acceptance(own, rows)}
+    figures = {"conditions": _conditions(bench, rows), "acceptance": served_figures.acceptance(our_rows, rows)}
     speeds = _by_setting({name: of for name, of in rows.items() if not name.startswith("accept-")})
-    found["throughput"] = served_figures.throughput(speeds, f"{EAGLE}@{PUBLISHED}", PLANNED)
+    figures["throughput"] = served_figures.throughput(speeds, f"{EAGLE}@{PUBLISHED}", PLANNED)
     if KNOWN in speeds:
         fixed = {name: of for name, of in speeds.items() if name == NONE or name.startswith(f"{SCYLLA}@")}
-        found["prediction"] = served_figures.prediction(target, machine, bench.dtype, fixed, (NONE, KNOWN), own[SCYLLA])
+        figures["prediction"] = served_figures.prediction(
+            target, machine, bench.dtype, fixed, (NONE, KNOWN), our_rows[SCYLLA]
+        )
     if PLANNED in speeds:
-        made = records.read(Plan, bench.folder / "Plan.json")
-        found["schedule"] = served_figures.schedule(made, speeds, PLANNED, f"{SCYLLA}@")
-    records.write(out, msgspec.to_builtins(found, str_keys=True))
+        schedule_plan = records.read(Plan, bench.folder / "Plan.json")
+        figures["schedule"] = served_figures.schedule(schedule_plan, speeds, PLANNED, f"{SCYLLA}@")
+    records.write(out, msgspec.to_builtins(figures, str_keys=True))
     _say(f"wrote {out}, {bench.folder / 'observations.jsonl'}")
 
 
@@ -166,7 +173,7 @@ def _conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, A
     return {
         "target": TARGET.name, "prompts": PROMPTS.name, "new_tokens": bench.new, "rounds": bench.rounds, "dtype": bench.dtype,
         "threads": bench.threads, "eager": bench.eager, "loads": bench.loads, "versions": versions,
-        "preloaded": [Path(one).name for one in _preload(bench.python).values()],
+        "preloaded": [Path(path).name for path in _preload(bench.python).values()],
         "prefix_cache": False, "requests": {str(load): _num_requests(load) for load in bench.loads},
     }  # fmt: skip
 
@@ -182,7 +189,7 @@ def _machine(bench: Bench) -> Machine:
     return records.read(Machine, file)
 
 
-def _own(bench: Bench, draft: str) -> None:
+def _measure_ours(bench: Bench, draft: str) -> None:
     """Our engine's chain, at the longest lookahead too, and its trees."""
     if bench.of(f"own-{draft}").is_file():
         return
@@ -210,21 +217,23 @@ def _plan(bench: Bench, machine: Machine) -> Plan:
     """Scylla's schedule, from the settings of CALIBRATION and our own engine's acceptance."""
     if not bench.of(KNOWN).is_file():
         raise SystemExit(f"{PLANNED} needs {KNOWN}: leave out --only, or measure it first")
-    seen = _rows(bench.of(KNOWN))
+    known_rows = _rows(bench.of(KNOWN))
     chains = [row for row in _rows(bench.of(f"own-{SCYLLA}")) if (row.topk or 1) == 1]
     target = shapes.from_config(TARGET)
     workload = Workload(
-        input_len=_mean(row.input_len for row in seen), output_len=_mean(row.output_len for row in seen), concurrency=bench.loads
+        input_len=_mean(row.input_len for row in known_rows), output_len=_mean(row.output_len for row in known_rows), concurrency=bench.loads
     )  # fmt: skip
     head = kinds.EAGLE.shape(target, DRAFTS[SCYLLA][1])
-    made = plan(target, machine, workload, PlanSettings(engine="vllm", dtype=bench.dtype), [*seen, *chains], head)
-    records.write(bench.folder / "Plan.json", made)
-    return made
+    schedule_plan = plan(
+        target, machine, workload, PlanSettings(engine="vllm", dtype=bench.dtype), [*known_rows, *chains], head
+    )
+    records.write(bench.folder / "Plan.json", schedule_plan)
+    return schedule_plan
 
 
 def _mean(values: Iterable[float | None]) -> float:
-    told = [value for value in values if value is not None]
-    return sum(told) / len(told)
+    known_values = [value for value in values if value is not None]
+    return sum(known_values) / len(known_values)
 
 
 # vLLM's.
@@ -232,15 +241,17 @@ def _mean(values: Iterable[float | None]) -> float:
 
 def _measured(bench: Bench, setting: Setting, machine: Machine) -> list[Observation]:
     """A row for each round and load of a setting, and of the bare target in turn."""
-    given = vllm_server.environment(bench.python, bench.threads) | _preload(bench.python)
+    environment = vllm_server.environment(bench.python, bench.threads) | _preload(bench.python)
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
         settings = [setting] if setting.accept else [Setting(NONE), setting]
         urls = []
-        for one in settings:
-            _say(f"starting vLLM: {one.name}")
-            command = _command(bench, one, machine, folder)
-            urls.append(running.enter_context(vllm_server.serving(command, given, folder / f"{one.name}.log")))
+        for load_setting in settings:
+            _say(f"starting vLLM: {load_setting.name}")
+            command = _command(bench, load_setting, machine, folder)
+            urls.append(
+                running.enter_context(vllm_server.serving(command, environment, folder / f"{load_setting.name}.log"))
+            )
         return asyncio.run(_loads(bench, list(zip(settings, urls, strict=True)), machine))
 
 
@@ -259,10 +270,16 @@ def _command(bench: Bench, setting: Setting, machine: Machine, folder: Path) -> 
     ]  # fmt: skip
     if setting.draft is None:
         return [bench.python, "-m", "vllm.entrypoints.openai.api_server", "--model", TARGET, *more]
-    made = _plan(bench, machine) if setting.lookahead is None else None
-    if made is not None and "vllm" not in made.settings:
+    schedule_plan = _plan(bench, machine) if setting.lookahead is None else None
+    if schedule_plan is not None and "vllm" not in schedule_plan.settings:
         raise SystemExit("the plan speculates at no load: there is no schedule to serve")
-    export(ZOO / setting.draft, TARGET, folder / "draft", ExportSettings(lookahead=setting.lookahead or 1), plan=made)
+    export(
+        ZOO / setting.draft,
+        TARGET,
+        folder / "draft",
+        ExportSettings(lookahead=setting.lookahead or 1),
+        plan=schedule_plan,
+    )
     if setting.accept:
         more += ["--per-request-spec-decode-metrics", "summary"]
     return ["sh", folder / "draft" / "serve.sh", *more]
@@ -302,23 +319,23 @@ async def _load(
 ) -> Observation:
     """One load's row, with what the server cannot tell."""
     num = len(questions) if setting.accept else _num_requests(load)
-    asked = [questions[i % len(questions)] for i in range(num)]
+    requested = [questions[i % len(questions)] for i in range(num)]
     settings = LoadSettings(concurrency=(load,), max_tokens=new, stop=False)
-    async with started(address_of(url), asked, settings) as running:
-        made = await one_round(running, settings, OfferedLoad(0.0, concurrency=load))
-    given = {"machine": machine.name, "dataset": PROMPTS.stem, "command": COMMAND}
+    async with started(address_of(url), requested, settings) as running:
+        round = await one_round(running, settings, OfferedLoad(0.0, concurrency=load))
+    fields = {"machine": machine.name, "dataset": PROMPTS.stem, "command": COMMAND}
     if setting.draft:
-        given |= {
+        fields |= {
             "draft": setting.draft,
             "method": DRAFTS[setting.draft][0],
             "draft_layers": DRAFTS[setting.draft][1],
         }
-    found = rows_of(made, base_of(running.server, made, given), 0.1)
-    if made.failures:
-        raise SystemExit(f"{setting.name}: {found.warnings}")
-    for warning in found.warnings:
+    load_rows = rows_of(round, base_of(running.server, round, fields), 0.1)
+    if round.failures:
+        raise SystemExit(f"{setting.name}: {load_rows.warnings}")
+    for warning in load_rows.warnings:
         _say(f"warning: {setting.name}: {warning}")
-    return msgspec.structs.replace(found.rows[0].observation, dtype="float32" if setting.accept else bench.dtype)
+    return msgspec.structs.replace(load_rows.rows[0].observation, dtype="float32" if setting.accept else bench.dtype)
 
 
 def _rows(file: Path) -> list[Observation]:

@@ -17,26 +17,31 @@ from foredraft.shapes import Shape
 Rows = Mapping[str, Sequence[Observation]]
 
 
-def acceptance(own: Rows, served: Rows) -> dict[str, Any]:
+def acceptance(our_rows: Rows, served: Rows) -> dict[str, Any]:
     """By draft: survival by position in vLLM and in our engine, where they differ most, and τ of vLLM's chain and of our trees.
 
     They are not one measurement: vLLM does not draft for an answer's first token, and counts a step's accepted tokens beyond the
     answer's end, where ours asks what was still the answer's.
     """
-    found = {}
-    for name, rows in own.items():
+    figures = {}
+    for name, rows in our_rows.items():
         for row in served.get(f"accept-{name}", ()):
-            chain = next(one for one in rows if one.lookahead == row.lookahead and (one.topk or 1) == 1)
+            chain = next(
+                candidate for candidate in rows if candidate.lookahead == row.lookahead and (candidate.topk or 1) == 1
+            )
             ours, theirs = chain.survival or (), row.survival or ()
-            trees = [one for one in rows if (one.topk or 1) > 1]
-            taus = {f"{one.lookahead},{one.topk},{one.tree_nodes}": one.tokens_per_step for one in trees}
-            found[name] = {
+            trees = [candidate for candidate in rows if (candidate.topk or 1) > 1]
+            taus = {
+                f"{candidate.lookahead},{candidate.topk},{candidate.tree_nodes}": candidate.tokens_per_step
+                for candidate in trees
+            }
+            figures[name] = {
                 "lookahead": row.lookahead, "vllm": theirs, "ours": ours,
                 "most_apart": max(abs(a - b) for a, b in zip(ours, theirs, strict=True)),
                 "tokens_per_step_vllm": row.tokens_per_step, "tokens_per_step_ours": chain.tokens_per_step, "tokens_per_step_of_trees": taus,
                 "chain_over_tree": {key: (row.tokens_per_step or 1.0) / tau for key, tau in taus.items() if tau},
             }  # fmt: skip
-    return found
+    return figures
 
 
 def speeds(rows: Sequence[Observation]) -> dict[int, float]:
@@ -51,11 +56,11 @@ def speeds(rows: Sequence[Observation]) -> dict[int, float]:
 def throughput(rows: Rows, published: str, planned: str) -> dict[str, Any]:
     """Tokens/s of every setting by load, the spread of rounds, and the planned schedule over others."""
     table = {name: speeds(of) for name, of in rows.items()}
-    found: dict[str, Any] = {"tokens_per_s": table, "spread": {name: _spread(of) for name, of in rows.items()}}
+    figures: dict[str, Any] = {"tokens_per_s": table, "spread": {name: _spread(of) for name, of in rows.items()}}
     for name, other in (("planned_over_published", published), ("planned_over_none", "none")):
         if planned in table and other in table:
-            found[name] = {at: speed / table[other][at] for at, speed in table[planned].items() if at in table[other]}
-    return found
+            figures[name] = {at: speed / table[other][at] for at, speed in table[planned].items() if at in table[other]}
+    return figures
 
 
 def _spread(rows: Sequence[Observation]) -> float | None:
@@ -74,39 +79,41 @@ def _means(rows: Sequence[Observation]) -> list[Observation]:
 
 
 def prediction(
-    target: Shape, machine: Machine, dtype: str, rows: Rows, known: Sequence[str], own: Sequence[Observation]
+    target: Shape, machine: Machine, dtype: str, rows: Rows, known_names: Sequence[str], our_rows: Sequence[Observation]
 ) -> dict[str, Any]:
     """The cost law calibrated on the settings `known`, against the others: tokens/s with the τ that was served there, which judges
     costs alone, and with our engine's τ, which is what a planner knows. `error_of_all`: what the law misses when it saw every cell.
     """
     place = Place(target, machine, "vllm", dtype=dtype)
-    fit = calibrated(place, timed(place, [row for name in known for row in rows[name]], 0.0))
+    fit = calibrated(place, timed(place, [row for name in known_names for row in rows[name]], 0.0))
     if fit is None:
         raise ValueError(
-            f"no row of {' and '.join(known)} can be calibrated on: each needs a throughput, a load and lengths"
+            f"no row of {' and '.join(known_names)} can be calibrated on: each needs a throughput, a load and lengths"
         )
-    chain = max((row for row in own if (row.topk or 1) == 1), key=lambda row: row.lookahead or 0)
+    chain = max((row for row in our_rows if (row.topk or 1) == 1), key=lambda row: row.lookahead or 0)
     cells = []
-    for name in (one for one in rows if one not in known):
-        for one in timed(place, _means(rows[name]), 0.0):
-            tau = 1 + sum((chain.survival or ())[: int(one.cost.depth)])
-            told, foreseen = (
-                float(predict_served([one.server], [row], fit.multipliers)[0])
-                for row in (one.cost, one.cost._replace(tokens_per_step=tau))
+    for name in (name for name in rows if name not in known_names):
+        for cell in timed(place, _means(rows[name]), 0.0):
+            tau = 1 + sum((chain.survival or ())[: int(cell.cost.depth)])
+            calibration, foreseen = (
+                float(predict_served([cell.server], [row], fit.multipliers)[0])
+                for row in (cell.cost, cell.cost._replace(tokens_per_step=tau))
             )
             cells.append(
-                {"setting": name, "load": load(one.observation), "measured": one.cost.output_tok_s, "predicted": told, "foreseen": foreseen}
+                {"setting": name, "load": load(cell.observation), "measured": cell.cost.output_tok_s, "predicted": calibration, "foreseen": foreseen}
             )  # fmt: skip
     every = calibrated(place, timed(place, [row for of in rows.values() for row in of], 0.0))
-    found = {
-        "calibrated_on": list(known),
+    figures = {
+        "calibrated_on": list(known_names),
         "error_of_all": every.error if every else None,
         "rows": fit.num_rows,
         "own_error": fit.error,
         "knobs": fit.multipliers,
         "cells": cells,
     }
-    return found | ({"error": _error(cells, "predicted"), "error_foreseen": _error(cells, "foreseen")} if cells else {})
+    return figures | (
+        {"error": _error(cells, "predicted"), "error_foreseen": _error(cells, "foreseen")} if cells else {}
+    )
 
 
 def _error(cells: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
@@ -122,16 +129,16 @@ def schedule(plan: Plan, rows: Rows, planned: str, prefix: str) -> dict[str, Any
     table = {name: speeds(of) for name, of in rows.items()}
     fixed = {name: of for name, of in table.items() if name == "none" or name.startswith(prefix)}
     at = sorted(set(table[planned]).intersection(*fixed.values()))
-    best = {one: max(of[one] for of in fixed.values()) for one in at}
-    lost = {one: 1 - table[planned][one] / best[one] for one in at}
+    best = {load: max(of[load] for of in fixed.values()) for load in at}
+    lost = {load: 1 - table[planned][load] / best[load] for load in at}
     return {
         "lookahead": {step.concurrency: step.lookahead for step in plan.schedule},
         "vllm": msgspec.to_builtins(plan.settings.get("vllm", {})),
-        "best_fixed": {one: max(fixed, key=lambda name: fixed[name][one]) for one in at},
+        "best_fixed": {load: max(fixed, key=lambda name: fixed[name][load]) for load in at},
         "regret": lost,
         "regret_mean": float(np.mean(list(lost.values()))),
         "regret_worst": max(lost.values()),
         "regret_of_fixed": {
-            name: float(np.mean([1 - of[one] / best[one] for one in at])) for name, of in fixed.items()
+            name: float(np.mean([1 - of[load] / best[load] for load in at])) for name, of in fixed.items()
         },
     }  # fmt: skip

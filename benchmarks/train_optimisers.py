@@ -26,16 +26,16 @@ CONFIG = {
 }  # fmt: skip
 
 
-def one(optimiser: str, learning_rate: float, given: Any, out: Path) -> dict[str, Any]:
-    vocab = TokenFolder.open(given.data).data.vocab_size
+def train(optimiser: str, learning_rate: float, arguments: Any, out: Path) -> dict[str, Any]:
+    vocab = TokenFolder.open(arguments.data).data.vocab_size
     recipe = Recipe(
         model=LanguageModel(config=CONFIG | {"vocab_size": vocab}),
-        stages=(Stage(tokens=given.tokens, length=256, batch=16, learning_rate=learning_rate),),
+        stages=(Stage(tokens=arguments.tokens, length=256, batch=16, learning_rate=learning_rate),),
         optimiser=optimiser,
         compile=True,
         watch=EvalSchedule(held_out_every=10**9, save_every=10**9),
     )
-    launch(recipe, out, Devices(), data=[given.data], held_out=given.held_out)
+    launch(recipe, out, Devices(), data=[arguments.data], held_out=arguments.held_out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     last = next(line for line in reversed(lines) if "held_out_loss" in line)
     seconds = max(line["seconds"] for line in lines if "seconds" in line)
@@ -55,20 +55,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=2e6)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3])
     parser.add_argument("--optimisers", nargs="+", default=["adamw", "muon"])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     runs = []
     with tempfile.TemporaryDirectory() as root:
-        for optimiser in given.optimisers:
-            for value in given.rates:
-                runs.append(one(optimiser, value, given, Path(root) / f"{optimiser}-{value}"))
+        for optimiser in arguments.optimisers:
+            for value in arguments.rates:
+                runs.append(train(optimiser, value, arguments, Path(root) / f"{optimiser}-{value}"))
                 print(runs[-1], flush=True)
     conditions = {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
-        "tokens": given.tokens,
+        "tokens": arguments.tokens,
         "config": CONFIG,
     }
-    records.write(given.out, {"conditions": conditions, "runs": runs})
+    records.write(arguments.out, {"conditions": conditions, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -94,37 +94,37 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--compile", action="store_true")
-    given = parser.parse_args()
-    config = json.loads(given.config.read_bytes()) if given.config else CONFIG
-    config = {"vocab_size": TokenFolder.open(given.data).data.vocab_size} | config
-    stage = Stage(tokens=given.tokens, length=given.length, batch=given.batch, learning_rate=given.rate)
+    arguments = parser.parse_args()
+    config = json.loads(arguments.config.read_bytes()) if arguments.config else CONFIG
+    config = {"vocab_size": TokenFolder.open(arguments.data).data.vocab_size} | config
+    stage = Stage(tokens=arguments.tokens, length=arguments.length, batch=arguments.batch, learning_rate=arguments.rate)
     recipe = Recipe(
-        model=LanguageModel(config=config), stages=(stage,), precision=given.precision, compile=given.compile,
+        model=LanguageModel(config=config), stages=(stage,), precision=arguments.precision, compile=arguments.compile,
         watch=EvalSchedule(log_every=1, held_out_every=10**9, save_every=10**9),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        data = open_data(recipe, [given.data], given.held_out)
+        data = open_data(recipe, [arguments.data], arguments.held_out)
         assert data.held_out is not None
         objective = trainee_of(recipe, None).objective(data, Devices())
         objective.save(root / "start", objective.trained.state_dict())
-        state = launch(recipe, root / "run", Devices(), data=[given.data])
+        state = launch(recipe, root / "run", Devices(), data=[arguments.data])
         lines = [json.loads(line) for line in (root / "run/metrics.jsonl").read_text().splitlines()]
-        own = held_out(
+        our_loss = held_out(
             AutoModelForCausalLM.from_pretrained(root / "run/final", dtype=torch.float32).eval(), data.held_out
         )
         other, losses = theirs(recipe, root / "start", data.stages[0])
         peer = held_out(other, data.held_out)
     curve = [line["loss"] for line in lines if "loss" in line]
-    found = {
+    record = {
         "tokens": state.tokens, "steps": state.step, "params": sum(p.numel() for p in other.parameters()),
-        "held_out_loss": {"foredraft": own, "transformers": peer, "difference": own - peer},
+        "held_out_loss": {"foredraft": our_loss, "transformers": peer, "difference": our_loss - peer},
         "largest_step_difference": max(abs(a - b) for a, b in zip(curve, losses, strict=True)),
         "losses": thinned(curve, losses), "recipe": recipe,
     }  # fmt: skip
-    records.write(given.out, found)
+    records.write(arguments.out, record)
     print(
-        f"held-out loss after {state.tokens:,} tokens: ours {own:.4f}, transformers {peer:.4f}, difference {own - peer:+.4f}"
+        f"held-out loss after {state.tokens:,} tokens: ours {our_loss:.4f}, transformers {peer:.4f}, difference {our_loss - peer:+.4f}"
     )
 
 

@@ -70,13 +70,13 @@ def pair(compile: bool, steps: int, device: str, root: Path) -> dict[str, Any]:
         """After each of the Trainer's steps, one of ours."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = _now(device)
+            self.began = _clock(device)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            took["transformers"].append(_now(device) - self.began)
-            began = _now(device)
+            took["transformers"].append(_clock(device) - self.began)
+            began = _clock(device)
             run.step(meter)
-            took["foredraft"].append(_now(device) - began)
+            took["foredraft"].append(_clock(device) - began)
 
     rows = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in _windows(data)]
     arguments = TrainingArguments(
@@ -107,7 +107,7 @@ def _windows(data: Any) -> list[np.ndarray]:
     return list(np.asarray(folder.tokens[: count * LENGTH]).reshape(count, LENGTH).astype(np.int64))
 
 
-def _now(device: str) -> float:
+def _clock(device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -118,24 +118,26 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        found = {
-            name: pair(compile, given.steps, given.device, Path(root))
+        record = {
+            name: pair(compile, arguments.steps, arguments.device, Path(root))
             for name, compile in (("eager", False), ("compiled", True))
         }
     conditions = {
         "threads": torch.get_num_threads(), "torch": str(torch.__version__), "machine": platform.processor() or platform.machine(),
-        "batch": BATCH, "length": LENGTH, "dtype": "bfloat16 autocast", "device": given.device, "steps": given.steps,
+        "batch": BATCH, "length": LENGTH, "dtype": "bfloat16 autocast", "device": arguments.device, "steps": arguments.steps,
         "config": CONFIG,
     }  # fmt: skip
     best = {
-        name: max(found[kind]["arms"][name]["tokens_per_s"] for kind in found) for name in ("foredraft", "transformers")
+        name: max(record[kind]["arms"][name]["tokens_per_s"] for kind in record)
+        for name in ("foredraft", "transformers")
     }
     records.write(
-        given.out, {"conditions": conditions, **found, "best_of_each_ratio": best["foredraft"] / best["transformers"]}
+        arguments.out,
+        {"conditions": conditions, **record, "best_of_each_ratio": best["foredraft"] / best["transformers"]},
     )
-    for kind, result in found.items():
+    for kind, result in record.items():
         for name, figures in result["arms"].items():
             print(
                 f"{kind:9} {name:13} {figures['tokens_per_s']:8,.0f} tokens/s {figures['share_of_ceiling']:6.1%} of the ceiling"

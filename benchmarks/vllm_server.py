@@ -22,8 +22,8 @@ READY_S = 300  # most seconds that a start may take: imports twice, and perhaps 
 
 def environment(python: Path, threads: int) -> dict[str, str]:
     """Of vLLM's processes: so many threads, bound to no core; nothing is fetched, and our own packages are out of sight."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return kept | {
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return variables | {
         "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads), "PYTHON": str(python),
     }  # fmt: skip
@@ -36,12 +36,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str | Path], given: Mapping[str, str], log: Path) -> Iterator[str]:
+def serving(command: Sequence[str | Path], more_variables: Mapping[str, str], log: Path) -> Iterator[str]:
     """The URL of a server, once it answers; `command` gets its host and port. Raises RuntimeError where it ends before."""
     port = free_port()
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)], env=dict(given), stdout=file, stderr=file, start_new_session=True,
+            [*command, "--host", "127.0.0.1", "--port", str(port)], env=dict(more_variables), stdout=file, stderr=file, start_new_session=True,
             preexec_fn=_end_with_parent,
         )  # fmt: skip
     try:

@@ -55,10 +55,10 @@ def enrich(row: Observation) -> Observation:
     for side, name in (("target", row.target), ("draft", row.draft)):
         if name and (side == "target" or row.method == "draft_model"):
             try:
-                known = shape(name)
+                target_shape = shape(name)
             except ValueError:
                 continue
-            facts |= {f"{side}_params": float(known.params), f"{side}_tokens": known.training_tokens}
+            facts |= {f"{side}_params": float(target_shape.params), f"{side}_tokens": target_shape.training_tokens}
     return msgspec.structs.replace(row, **{k: v for k, v in facts.items() if getattr(row, k) is None})
 
 

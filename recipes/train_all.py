@@ -43,14 +43,14 @@ def write_corpus(path: Path) -> None:
 def taus(run: Path) -> tuple[float, float]:
     """Held-out tokens per step before training and after."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [line["held_out_tokens_per_step"] for line in lines if "held_out_tokens_per_step" in line]
-    return found[0], found[-1]
+    values = [line["held_out_tokens_per_step"] for line in lines if "held_out_tokens_per_step" in line]
+    return values[0], values[-1]
 
 
 def greedy(target: Path, prompts: Path, *options: Any) -> list[Any]:
     """Token ids of the target's greedy answers."""
-    made = json.loads(foredraft("generate", target, "--file", prompts, "--max-tokens", 64, "--json", *options))
-    return [answer["tokens"] for answer in made]
+    replies = json.loads(foredraft("generate", target, "--file", prompts, "--max-tokens", 64, "--json", *options))
+    return [answer["tokens"] for answer in replies]
 
 
 def main(out: Path) -> None:
@@ -63,18 +63,18 @@ def main(out: Path) -> None:
     plain = ("--data", tokens / "train")
     foredraft("train", RECIPES / "target.json", *plain, "--held-out", tokens / "val", "--out", out / "target")
     target = out / "target/final"
-    asked = ("--plain", "--prompt-tokens", 32, "--num", 96, "--max-tokens", 128, "--batch", 32)
-    foredraft("data", "regenerate", corpus, "--target", target, "--out", out / "answers.jsonl", *asked)
-    own = ("--tokenizer", tokenizer, "--chat", "--val-share", 0.25)
-    foredraft("data", "prepare", out / "answers.jsonl", "--out", answers, *own)
+    answer_options = ("--plain", "--prompt-tokens", 32, "--num", 96, "--max-tokens", 128, "--batch", 32)
+    foredraft("data", "regenerate", corpus, "--target", target, "--out", out / "answers.jsonl", *answer_options)
+    chat_options = ("--tokenizer", tokenizer, "--chat", "--val-share", 0.25)
+    foredraft("data", "prepare", out / "answers.jsonl", "--out", answers, *chat_options)
     folders = (*plain, "--data", answers / "train", "--held-out", answers / "val")
     prompts = out / "prompts.txt"
     prompts.write_text("\n".join(prompt.replace("\n", " ") for prompt in PROMPTS) + "\n")
-    wanted, wrong = greedy(target, prompts), []
+    expected, wrong = greedy(target, prompts), []
     for name in DRAFTS:
         foredraft("train", RECIPES / f"{name}.json", "--target", target, *folders, "--out", out / name)
         before, after = taus(out / name)
-        same = greedy(target, prompts, "--draft", out / name / "final") == wanted
+        same = greedy(target, prompts, "--draft", out / name / "final") == expected
         print(f"{name:12} tokens per step {before:.2f} → {after:.2f}, greedy tokens {'equal' if same else 'DIFFER'}")
         wrong += [name] if not same or after <= before else []
     print(f"{time.perf_counter() - began:.0f} s in all")

@@ -53,7 +53,7 @@ class Checkpoints(NamedTuple):
         return {"target": str(at / "target"), "drafts": {method: str(path) for method, path in drafts.items()}}
 
 
-def made(size: str, root: Path, exporter: Path | None) -> Checkpoints:
+def make(size: str, root: Path, exporter: Path | None) -> Checkpoints:
     """The checkpoints of a size under `root`; `exporter` is a Python with optimum-intel."""
     folder = root / size
     if not (folder / "made.json").exists():

@@ -22,14 +22,14 @@ def _arm(rounds: Rounds, reference: Rounds, new: int, batch: int) -> dict[str, A
     times = [reply["seconds"] / new / batch * 1e3 for reply in rounds]
     firsts = [reply["first_s"] * 1e3 for reply in rounds if reply["first_s"] is not None]
     steps = sum(reply["steps"] or 0 for reply in rounds)
-    found = {
+    figures = {
         "ms_per_token": _spread(times),
         "ms_by_round": times,
         "foreign_most": max(reply["foreign"] for reply in rounds),
     }
-    found |= {"first_ms": _spread(firsts)} if firsts else {}
-    found |= {"tokens_per_step": new * len(rounds) / steps} if steps and batch == 1 else {}
-    return found | _sameness(rounds, reference)
+    figures |= {"first_ms": _spread(firsts)} if firsts else {}
+    figures |= {"tokens_per_step": new * len(rounds) / steps} if steps and batch == 1 else {}
+    return figures | _sameness(rounds, reference)
 
 
 def _sameness(rounds: Rounds, reference: Rounds) -> dict[str, Any]:
@@ -81,18 +81,18 @@ def table(name: str, race: dict[str, Any]) -> str:
     """One race for people."""
     floor = race["params_read"] * (4 if "float32" in name else 2) / race["machine"]["read_bytes_per_s"] * 1e3
     title = f"{name}: ms per token, median (5–95 %) of {race['rounds']} rounds; reading the weights once from memory takes {floor:.2f} ms"
-    lines = [_line(arm, found, race) for arm, found in race["arms"].items()]
+    lines = [_line(arm, row, race) for arm, row in race["arms"].items()]
     return "\n".join([title, *lines, *(f"  {arm}: not run: {why}" for arm, why in race["not_run"].items())])
 
 
-def _line(arm: str, found: dict[str, Any], race: dict[str, Any]) -> str:
-    ms, over, own = found["ms_per_token"], race["speed_over"].get(arm), race["speedup_over_own_plain"].get(arm)
+def _line(arm: str, figures: dict[str, Any], race: dict[str, Any]) -> str:
+    ms, over, over_plain = figures["ms_per_token"], race["speed_over"].get(arm), race["speedup_over_own_plain"].get(arm)
     cells = [
         f"  {arm:<20}{ms['median']:7.2f} ({ms['p5']:.2f}–{ms['p95']:.2f})",
-        f"same {found['same_answers']}/{found['answers']}",
-        f"{found['tokens_per_step']:.2f} tokens per step" if "tokens_per_step" in found else "",
-        f"first {found['first_ms']['median']:.0f} ms" if "first_ms" in found else "",
-        f"{own['median']:.2f}× own plain" if own else "",
+        f"same {figures['same_answers']}/{figures['answers']}",
+        f"{figures['tokens_per_step']:.2f} tokens per step" if "tokens_per_step" in figures else "",
+        f"first {figures['first_ms']['median']:.0f} ms" if "first_ms" in figures else "",
+        f"{over_plain['median']:.2f}× own plain" if over_plain else "",
         f"ours {over['median']:.2f}× ({over['p5']:.2f}–{over['p95']:.2f})" if over else "",
     ]
     return "  ".join(cell for cell in cells if cell)

@@ -43,15 +43,15 @@ class Busy(NamedTuple):
     own_s: float
 
     @classmethod
-    def now(cls, pids: list[int]) -> "Busy":
+    def read(cls, pids: list[int]) -> "Busy":
         ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         busy = sum(ticks) - ticks[3] - ticks[4]  # less idle and iowait
         return cls(time.perf_counter(), busy * TICK_S, sum(cpu_s(pid) for pid in pids))
 
     def foreign_since(self, before: "Busy") -> float:
         """The share of the machine that others took."""
-        taken = (self.all_s - before.all_s) - (self.own_s - before.own_s)
-        return max(0.0, taken / (self.at - before.at) / (os.cpu_count() or 1))
+        foreign_s = (self.all_s - before.all_s) - (self.own_s - before.own_s)
+        return max(0.0, foreign_s / (self.at - before.at) / (os.cpu_count() or 1))
 
 
 def cpu_s(pid: int) -> float:

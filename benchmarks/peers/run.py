@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import figures
 import machine
-from checkpoints import NUM_PROMPTS, SIZES, Checkpoints, made
+from checkpoints import NUM_PROMPTS, SIZES, Checkpoints, make
 
 from foredraft.records import write
 
@@ -116,8 +116,8 @@ class Worker:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            said = [text for text in self.log.read_text().splitlines() if "Error" in text] or ["ended without a word"]
-            raise ValueError(f"{said[-1].strip()} ({self.log.relative_to(ROOT)})")
+            errors = [text for text in self.log.read_text().splitlines() if "Error" in text] or ["ended without a word"]
+            raise ValueError(f"{errors[-1].strip()} ({self.log.relative_to(ROOT)})")
         return json.loads(line)
 
     def end(self) -> None:
@@ -158,7 +158,7 @@ class Field:
         self.workers.pop(arm, None)
         _say(f"not run: {'/'.join(arm)}: {why}")
 
-    def asked(self, arm: tuple[str, str], prompts: list[list[int]], max_tokens: int, timed: bool) -> dict[str, Any]:
+    def answer(self, arm: tuple[str, str], prompts: list[list[int]], max_tokens: int, timed: bool) -> dict[str, Any]:
         """An arm's reply; `timed`, the least disturbed of some."""
         worker = self.workers[arm]
         worker.wake()
@@ -171,9 +171,9 @@ class Field:
         pids, replies = [os.getpid(), worker.process.pid], []
         for attempt in range(TRIES):
             worker.answer(method, prompts, WARM)
-            before = machine.Busy.now(pids)
+            before = machine.Busy.read(pids)
             reply = worker.answer(method, prompts, max_tokens)
-            replies.append(reply | {"foreign": machine.Busy.now(pids).foreign_since(before)})
+            replies.append(reply | {"foreign": machine.Busy.read(pids).foreign_since(before)})
             if replies[-1]["foreign"] <= FOREIGN:
                 break
             time.sleep(min(0.5 * 2**attempt, 8))
@@ -195,13 +195,15 @@ def _processes(arms: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def run(race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, asked: argparse.Namespace) -> dict[str, Any]:
+def run(
+    race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """One race to its end."""
-    rounds, new = (QUICK_ROUNDS, QUICK_NEW) if asked.quick else (asked.rounds, NEW)
-    field = Field(race, arms, checkpoints, asked.threads)
+    rounds, new = (QUICK_ROUNDS, QUICK_NEW) if arguments.quick else (arguments.rounds, NEW)
+    field = Field(race, arms, checkpoints, arguments.threads)
     try:
-        replies = _rounds(race, field, checkpoints.prompts, rounds, new, asked.minutes)
-        described = machine.described(asked.threads)
+        replies = _rounds(race, field, checkpoints.prompts, rounds, new, arguments.minutes)
+        described = machine.described(arguments.threads)
     finally:
         field.end()
     return {
@@ -219,20 +221,20 @@ def _rounds(
     replies: figures.Replies = {arm: [] for arm in field.workers}
     start = last = time.monotonic()
     for turn in range(-1, rounds):
-        asked = prompts if race.batch > 1 else [prompts[turn % len(prompts)]]
+        batch_prompts = prompts if race.batch > 1 else [prompts[turn % len(prompts)]]
         for arm in _turned(list(field.workers), turn, rounds):
             try:
-                reply = field.asked(arm, asked, new, timed=turn >= 0)
+                reply = field.answer(arm, batch_prompts, new, timed=turn >= 0)
             except (OSError, ValueError) as error:
                 field.leave_out(arm, str(error))
                 del replies[arm]
             else:
                 replies[arm] += [reply] if turn >= 0 else []
-        now = time.monotonic()
-        _say(f"{race.name}: round {turn + 1} of {rounds}, {now - last:.0f} s")
-        if turn > 0 and now - start + (now - last) > minutes * 60:
+        clock = time.monotonic()
+        _say(f"{race.name}: round {turn + 1} of {rounds}, {clock - last:.0f} s")
+        if turn > 0 and clock - start + (clock - last) > minutes * 60:
             break
-        last = now
+        last = clock
     return replies
 
 
@@ -255,16 +257,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=60, help="end the rounds of a race early, as far as they came")
     parser.add_argument("--only", nargs="+", type=re.compile, default=[], metavar="PATTERN")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    asked = parser.parse_args(arguments)
-    found = json.loads(asked.out.read_text()) if asked.out.exists() else {"races": {}}
-    found["conditions"] = NOTES | {"lookahead": LOOKAHEAD}
+    options = parser.parse_args(arguments)
+    results = json.loads(options.out.read_text()) if options.out.exists() else {"races": {}}
+    results["conditions"] = NOTES | {"lookahead": LOOKAHEAD}
     exporter = VENVS / "openvino-export" / "bin" / "python"
-    for race in [race for race in RACES if not asked.quick or race.size == RACES[0].size]:
-        if arms := race.arms(asked.only):
-            checkpoints = made(race.size, BUILD, exporter if exporter.exists() else None)
-            found["races"][race.name] = run(race, arms, checkpoints, asked)
-            write(asked.out, found)
-            print(figures.table(race.name, found["races"][race.name]), flush=True)
+    for race in [race for race in RACES if not options.quick or race.size == RACES[0].size]:
+        if arms := race.arms(options.only):
+            checkpoints = make(race.size, BUILD, exporter if exporter.exists() else None)
+            results["races"][race.name] = run(race, arms, checkpoints, options)
+            write(options.out, results)
+            print(figures.table(race.name, results["races"][race.name]), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,11 +51,11 @@ def _prepared(
         try:
             runs[method] = prepare(settings, method)
         except Exception as error:
-            failed[method] = _told(error)
+            failed[method] = _failure(error)
     return runs, failed
 
 
-def _told(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     """One line for the record, everything for the log."""
     traceback.print_exception(error)
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
@@ -71,7 +71,7 @@ def _answer(runs: dict[str, Run], request: dict[str, Any]) -> dict[str, Any]:
     try:
         answered = runs[request["method"]](request["prompts"], request["max_tokens"])
     except Exception as error:
-        return {"error": _told(error)}
+        return {"error": _failure(error)}
     return {"seconds": time.perf_counter() - start} | answered._asdict()
 
 

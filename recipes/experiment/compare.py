@@ -38,16 +38,16 @@ def name(draft: str | None) -> str:
 
 def trees(rows: Iterable[Measurement], temperature: float) -> dict[str, dict[str, Estimate]]:
     """τ by draft and category, of single requests in published trees; the measurement of the most requests."""
-    found: dict[str, dict[str, Estimate]] = defaultdict(dict)
+    intervals: dict[str, dict[str, Estimate]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: row.observation.num_requests or 0):
         o = row.observation
         if (o.temperature, o.tree_nodes, o.batch_size) == (temperature, PUBLISHED, 1) and row.category:
-            found[name(o.draft)][row.category] = row.intervals["tokens_per_step"]
-    return dict(found)
+            intervals[name(o.draft)][row.category] = row.intervals["tokens_per_step"]
+    return dict(intervals)
 
 
-def error(one: Estimate) -> float:
-    return (one.high - one.low) / 2 / Z
+def error(estimate: Estimate) -> float:
+    return (estimate.high - estimate.low) / 2 / Z
 
 
 def lead(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[str, float]:
@@ -66,44 +66,44 @@ def speeds(rows: Iterable[Measurement], judged: Hindsight) -> dict[str, dict[str
         o = row.observation
         if row.category is None and o.temperature == 0 and o.speedup and o.batch_size:
             timed[name(o.draft), o.batch_size][o.lookahead or 0, o.tree_nodes or 0] = o.speedup
-    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    speedups: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for (draft, batch), ways in sorted(timed.items()):
         at = {way: foretold.get((draft, batch, *way), gain) for way, gain in ways.items()} | {(0, 0): 1.0}
         gains, pick = ways | {(0, 0): 1.0}, max(at, key=lambda way: at[way])
         best = max(gains, key=lambda way: gains[way])
         published = next((gain for (_, nodes), gain in ways.items() if nodes == PUBLISHED), None)
-        found[draft][str(batch)] = {
+        speedups[draft][str(batch)] = {
             "published": published, "planned": gains[pick], "planned_way": pick, "best": gains[best], "best_way": best,
         }  # fmt: skip
-    return dict(found)
+    return dict(speedups)
 
 
-def kept(rows: Iterable[Measurement]) -> list[Measurement]:
+def online_rows(rows: Iterable[Measurement]) -> list[Measurement]:
     """Whole cells, and the categories of published trees."""
     return [row for row in rows if row.category is None or row.observation.tree_nodes == PUBLISHED]
 
 
 def main(hindsight: Path, out: Path, measurements: Path) -> None:
-    whole = kept(records.read_lines(Measurement, measurements))
-    rows = heads(whole)
-    made: dict[str, Any] = {"tokens_per_step": {}, "leads": {}}
+    online = online_rows(records.read_lines(Measurement, measurements))
+    rows = heads(online)
+    report: dict[str, Any] = {"tokens_per_step": {}, "leads": {}}
     for temperature in (0.0, 1.0):
         table = trees(rows, temperature)
         key = f"temperature {temperature:g}"
-        made["tokens_per_step"][key] = {
+        report["tokens_per_step"][key] = {
             draft: {c: [e.value, e.low, e.high] for c, e in of.items()} for draft, of in table.items()
         }
-        made["leads"][key] = {
+        report["leads"][key] = {
             f"{draft} over {rival}": lead(table[draft], table[rival])
             for draft, rival in product(table, table)
             if draft.startswith(OURS) and rival.startswith(RIVAL)
         }
     judged = records.read(list[Hindsight], hindsight)
-    greedy = next(one for one in judged if one.temperature == 0)
-    made["gain_by_batch"] = speeds(rows, greedy)
-    records.write(out / "compared.json", made)
-    records.write_lines(out / "measurements.jsonl", whole)
-    print(json.dumps(made["leads"], indent=1))
+    greedy = next(judgement for judgement in judged if judgement.temperature == 0)
+    report["gain_by_batch"] = speeds(rows, greedy)
+    records.write(out / "compared.json", report)
+    records.write_lines(out / "measurements.jsonl", online)
+    print(json.dumps(report["leads"], indent=1))
 
 
 if __name__ == "__main__":

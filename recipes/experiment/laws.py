@@ -28,14 +28,14 @@ def place(law: str, row: Observation) -> Key:
     return law, row.target.removesuffix("/final"), row.family or row.method, row.temperature
 
 
-def summary(held: list[HeldOut], r_squared: list[float]) -> dict[str, Any]:
-    off = np.array([abs(one.predicted.value - one.measured) for one in held])
-    measured = np.array([one.measured for one in held])
+def summary(judgements: list[HeldOut], r_squared: list[float]) -> dict[str, Any]:
+    off = np.array([abs(judgement.predicted.value - judgement.measured) for judgement in judgements])
+    measured = np.array([judgement.measured for judgement in judgements])
     return {
-        "held_out": len(held),
-        "error": float(off.mean()) if held else None,
-        "relative_error": float((off / measured).mean()) if held else None,
-        "inside_90": sum(one.predicted.covers(one.measured) for one in held),
+        "held_out": len(judgements),
+        "error": float(off.mean()) if judgements else None,
+        "relative_error": float((off / measured).mean()) if judgements else None,
+        "inside_90": sum(judgement.predicted.covers(judgement.measured) for judgement in judgements),
         "r_squared": [min(r_squared), max(r_squared)] if r_squared else None,
     }
 
@@ -45,23 +45,24 @@ def main(observations: Path, out: Path) -> None:
     judged: dict[Key, list[HeldOut]] = defaultdict(list)
     fitted: dict[Key, list[float]] = defaultdict(list)
     for dials, wide in ((("draft_params", "draft_layers", "draft_tokens"), False), (("tree_nodes",), True)):
-        kept, away = without_largest(rows, dials)
-        for fit in fit_all(kept)[0]:
+        training_rows, away = without_largest(rows, dials)
+        for fit in fit_all(training_rows)[0]:
             if (law_named(fit.law).leading == "tree_nodes") is not wide:
                 continue
-            for one in judge(fit, away):
-                judged[place(fit.law, one.row)].append(one)
-            inside = by_range(fit, kept)[0]
-            if inside and (value := determined(fit, kept)) is not None:
+            for judgement in judge(fit, away):
+                judged[place(fit.law, judgement.row)].append(judgement)
+            inside = by_range(fit, training_rows)[0]
+            if inside and (value := determined(fit, training_rows)) is not None:
                 fitted[place(fit.law, inside[0])].append(value)
-    made = [
+    table = [
         {"law": law, "target": target, "family": family, "temperature": heat} | summary(judged[key], fitted[key])
         for key in sorted({*judged, *fitted}, key=str)
         for law, target, family, heat in [key]
     ]
-    records.write(out, made)
-    whole = [one for held in judged.values() for one in held]
-    print(f"{sum(one.predicted.covers(one.measured) for one in whole)} of {len(whole)} inside their 90 % intervals")
+    records.write(out, table)
+    every_judgement = [judgement for method_judgements in judged.values() for judgement in method_judgements]
+    inside = sum(judgement.predicted.covers(judgement.measured) for judgement in every_judgement)
+    print(f"{inside} of {len(every_judgement)} inside their 90 % intervals")
 
 
 if __name__ == "__main__":

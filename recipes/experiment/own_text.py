@@ -72,9 +72,9 @@ def main(target: Path, out: Path) -> None:
         "chat": [conversation(i, rng) for i in range(EACH)],
     }
     for name, options in (("plain", ("--plain", "--max-tokens", "160")), ("chat", ("--max-tokens", "96"))):
-        asked = work / f"{name}-asked.jsonl"
-        asked.write_text("".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8")
-        foredraft("data", "regenerate", asked, "--target", target, "--out", work / f"{name}.jsonl", "--temperature", 1,
+        questions = work / f"{name}-asked.jsonl"
+        questions.write_text("".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8")
+        foredraft("data", "regenerate", questions, "--target", target, "--out", work / f"{name}.jsonl", "--temperature", 1,
                   "--batch", 32, "--dtype", "bfloat16", *options)  # fmt: skip
     answers = [work / f"{name}.jsonl" for name in rows]
     foredraft("data", "prepare", *answers, "--out", out, "--tokenizer", target, "--chat")

@@ -36,9 +36,9 @@ def texts(path: Path) -> Iterator[str]:
         yield from (json.loads(line)["text"] for line in lines)
 
 
-def spread(found: list[Any], num: int) -> list[Any]:
+def spread(items: list[Any], num: int) -> list[Any]:
     """`num` of them, evenly over the file."""
-    return [found[i * len(found) // num] for i in range(min(num, len(found)))]
+    return [items[i * len(items) // num] for i in range(min(num, len(items)))]
 
 
 def plain(path: Path, num: int) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def plain(path: Path, num: int) -> list[dict[str, Any]]:
     return [{"text": piece} for piece in spread([piece for piece in pieces if len(piece) > 400], num)]
 
 
-def asked(path: Path, num: int) -> list[dict[str, Any]]:
+def questions(path: Path, num: int) -> list[dict[str, Any]]:
     """The user's turn of conversations with one."""
     users = [text.removeprefix("User: ").split("\nAssistant: ")[0] for text in texts(path) if text.startswith("User: ")]
     return [{"messages": [{"role": "user", "content": user}]} for user in spread(users, num)]
@@ -58,8 +58,8 @@ def asked(path: Path, num: int) -> list[dict[str, Any]]:
 def prompts(path: Path) -> str:
     """Those of the domains that the target was trained on."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kept = [row | {"category": CATEGORIES[row["category"]]} for row in rows if row["category"] in CATEGORIES]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    prompt_rows = [row | {"category": CATEGORIES[row["category"]]} for row in rows if row["category"] in CATEGORIES]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prompt_rows)
 
 
 def main(corpus: Path, out: Path) -> None:
@@ -70,9 +70,9 @@ def main(corpus: Path, out: Path) -> None:
         foredraft("data", "prepare", *paths, "--out", out / part, "--tokenizer", out / "tokenizer")
     (out / "prompts.jsonl").write_text(prompts(corpus.parent / "prompts" / "indomain.jsonl"), encoding="utf-8")
     for part, share in (("train", 1.0), ("val", HELD_OUT)):
-        for make, wanted, name in ((plain, RAW, "plain"), (asked, CHAT, "chat")):
-            files_of = {domain: corpus / f"{part}-{domain}.jsonl.zst" for domain in wanted}
-            rows = [row for domain, path in files_of.items() for row in make(path, round(wanted[domain] * share))]
+        for make, num_rows, name in ((plain, RAW, "plain"), (questions, CHAT, "chat")):
+            files_of = {domain: corpus / f"{part}-{domain}.jsonl.zst" for domain in num_rows}
+            rows = [row for domain, path in files_of.items() for row in make(path, round(num_rows[domain] * share))]
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (out / f"{name}-{part}.jsonl").write_text(lines, encoding="utf-8")
 

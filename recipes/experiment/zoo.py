@@ -55,10 +55,10 @@ def card(name: str, run: Path, weights: Path, measured: list[Observation], targe
         f"{what[0].upper()}{what[1:]}{f' that drafts for {target}' if target else ''}. {parameters(weights)} It is for trying Foredraft out, "
         "and its text is not to be relied on for anything.\n",
         f"**Data.** English text of the sources below; no text is part of this repository.\n\n{SOURCES}\n",
-        *(f"**{'Then' if i else 'Training'}.** {trained(one)}\n" for i, one in enumerate(runs(run))),
+        *(f"**{'Then' if i else 'Training'}.** {trained(recipe)}\n" for i, recipe in enumerate(runs(run))),
     ]
-    if held := held_out(run):
-        lines.append(f"**Held out.** {held}\n")
+    if figures := held_out(run):
+        lines.append(f"**Held out.** {figures}\n")
     if measured:
         lines.append(f"**Measured acceptance** (teacher-forced on held-out prompts, chains).\n\n{table(measured)}\n")
     return "\n".join(lines)

@@ -43,8 +43,8 @@ def test_memory_is_read_at_a_believable_rate() -> None:
 
 def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("the fox\nthe dog\n")
-    given = ("--file", str(tmp_path / "prompts.txt"), "--max-tokens", "6", "--rounds", "1", "--threads", "1")
-    command = [sys.executable, "-m", "foredraft", "bench", str(checkpoint), *given]
+    arguments = ("--file", str(tmp_path / "prompts.txt"), "--max-tokens", "6", "--rounds", "1", "--threads", "1")
+    command = [sys.executable, "-m", "foredraft", "bench", str(checkpoint), *arguments]
     table = subprocess.run([*command, "--draft", "ngram@2", "--out", str(tmp_path)], capture_output=True, text=True)
     assert table.returncode == 0, table.stderr
     assert "ngram@2" in table.stdout

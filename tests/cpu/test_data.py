@@ -94,7 +94,7 @@ def chatml(bpe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made(tmp_path: Path, tokenizer: Path, rows: list[Any], name: str = "data", **options: Any) -> TokenFolder:
+def token_folder(tmp_path: Path, tokenizer: Path, rows: list[Any], name: str = "data", **options: Any) -> TokenFolder:
     prepare([str(lines(tmp_path / f"{name}.jsonl", rows))], tmp_path / name, tokenizer, **options)
     return TokenFolder.open(tmp_path / name)
 
@@ -158,21 +158,21 @@ def test_packing_visits_each_window_once_an_epoch_and_starts_anywhere(tmp_path: 
     packing = Packing(folder, 8, seed=3)
     windows = len(packing)
     assert windows == 270 // 8
-    whole = packing.batch(0, 3 * windows)
+    epochs = packing.batch(0, 3 * windows)
     stored = np.asarray(folder.tokens[: windows * 8]).reshape(windows, 8)
     expected = Counter(map(tuple, stored.tolist()))
     for epoch in range(3):
-        seen = whole.tokens_BT[epoch * windows : (epoch + 1) * windows].tolist()
-        assert Counter(map(tuple, seen)) == expected
-    assert not torch.equal(whole.tokens_BT[:windows], whole.tokens_BT[windows : 2 * windows])
+        epoch_windows = epochs.tokens_BT[epoch * windows : (epoch + 1) * windows].tolist()
+        assert Counter(map(tuple, epoch_windows)) == expected
+    assert not torch.equal(epochs.tokens_BT[:windows], epochs.tokens_BT[windows : 2 * windows])
     again = Packing(TokenFolder.open(tmp_path / "data"), 8, seed=3)
     for first, count in ((0, 5), (windows - 2, 7), (2 * windows + 3, 1)):  # any position, over an epoch's end too
         part = again.batch(first, count)
-        for one, all_of_it in zip(part, whole, strict=True):
-            assert torch.equal(one, all_of_it[first : first + count])
+        for window, all_of_it in zip(part, epochs, strict=True):
+            assert torch.equal(window, all_of_it[first : first + count])
     ranks = [again.batch(4 * step + 2 * rank, 2).tokens_BT for step in range(5) for rank in range(2)]
-    assert torch.equal(torch.cat(ranks), whole.tokens_BT[:20])
-    assert not torch.equal(Packing(folder, 8, seed=4).batch(0, windows).tokens_BT, whole.tokens_BT[:windows])
+    assert torch.equal(torch.cat(ranks), epochs.tokens_BT[:20])
+    assert not torch.equal(Packing(folder, 8, seed=4).batch(0, windows).tokens_BT, epochs.tokens_BT[:windows])
 
 
 def test_a_window_knows_its_documents(tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_a_trained_tokenizer_keeps_any_text(bpe: Path) -> None:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(bpe)
     assert len(tokenizer) == 300
-    for said in (" two  spaces\n\tand a tab", "é ∑ 狐 🦊 \u2028 \r\n", "".join(map(chr, range(32, 0x250)))):
-        ids = tokenizer(said)["input_ids"]
-        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == said
+    for sample in (" two  spaces\n\tand a tab", "é ∑ 狐 🦊 \u2028 \r\n", "".join(map(chr, range(32, 0x250)))):
+        ids = tokenizer(sample)["input_ids"]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == sample
     assert tokenizer.eos_token_id is not None
     assert len(tokenizer("the lazy dog")["input_ids"]) < 8 < len("the lazy dog")
     prompt = tokenizer.apply_chat_template(
@@ -253,7 +253,7 @@ def test_a_vocabulary_below_the_bytes_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_tokenizer_or_vocabulary_is_refused(tmp_path: Path, bpe: Path, chatml: Path) -> None:
-    folder = made(tmp_path, bpe, [{"text": "the fox"}])
+    folder = token_folder(tmp_path, bpe, [{"text": "the fox"}])
     check(folder, 300, bpe)
     check(folder, 304, bpe)
     with pytest.raises(ValueError, match=r"vocabulary of 300, but the target's vocab_size is 299"):
@@ -281,17 +281,17 @@ def test_another_tokenizer_or_vocabulary_is_refused(tmp_path: Path, bpe: Path, c
 def test_ids_are_those_of_transformers(tmp_path: Path, bpe: Path, chatml: Path) -> None:
     texts = [*sentences(30), "é ∑ 狐", "  ", "a <|im_end|> b"]
     for tokenizer in (bpe, chatml):
-        folder = made(tmp_path, tokenizer, [{"text": said} for said in texts], tokenizer.name)
+        folder = token_folder(tmp_path, tokenizer, [{"text": text} for text in texts], tokenizer.name)
         loaded: Any = tokenizers.load(tokenizer)
-        for i, said in enumerate(texts):
+        for i, text in enumerate(texts):
             ids, mask = folder.document(i)
-            assert ids.tolist() == [*loaded(said)["input_ids"], loaded.eos_token_id]
+            assert ids.tolist() == [*loaded(text)["input_ids"], loaded.eos_token_id]
             assert mask.all()
         assert folder.data.raw_tokens == folder.data.num_tokens == folder.data.predicted_tokens
 
 
 def test_every_packing_and_a_folder_of_files_give_the_same_tokens(tmp_path: Path, bpe: Path) -> None:
-    rows = [{"text": said, "id": i} for i, said in enumerate(sentences(40))]
+    rows = [{"text": text, "id": i} for i, text in enumerate(sentences(40))]
     plain = lines(tmp_path / "a.jsonl", rows)
     raw, parts = plain.read_bytes(), tmp_path / "parts"
     parts.mkdir()
@@ -306,24 +306,24 @@ def test_every_packing_and_a_folder_of_files_give_the_same_tokens(tmp_path: Path
     for name in ("a.jsonl", "a.jsonl.zst", "a.jsonl.gz", "parts"):
         prepare([str(tmp_path / name)], tmp_path / f"{name}.data", bpe)
         folder = TokenFolder.open(tmp_path / f"{name}.data")
-        bytes_ = [(folder.path / file).read_bytes() for file in ("tokens.bin", "mask.bin", "documents.bin")]
-        expected = expected or bytes_
-        assert bytes_ == expected
+        bytes = [(folder.path / file).read_bytes() for file in ("tokens.bin", "mask.bin", "documents.bin")]
+        expected = expected or bytes
+        assert bytes == expected
         assert sum(source.documents for source in folder.data.sources) == 40
     assert [source.name for source in folder.data.sources] == ["1.jsonl", "2.jsonl.gz", "3.txt"]
 
 
 @pytest.mark.parametrize("ending", ["zst", "gz"])
 def test_a_cut_off_file_is_no_whole_one(tmp_path: Path, bpe: Path, ending: str) -> None:
-    raw = b"".join(json.dumps({"text": said}).encode() + b"\n" for said in sentences(4000))
+    raw = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in sentences(4000))
     packed = zstandard.ZstdCompressor().compress(raw) if ending == "zst" else gzip.compress(raw)
     path = tmp_path / f"a.jsonl.{ending}"
     path.write_bytes(packed[:-40])
     with pytest.raises(ValueError, match=rf"a.jsonl.{ending}:\d+: truncated or corrupt"):
         prepare([str(path)], tmp_path / "data", bpe)
-    found = prepare([str(path)], tmp_path / "data", bpe, on_error="skip")
-    assert found.skipped >= 1
-    assert 1000 < found.folders[""].num_documents < 4000
+    prepared = prepare([str(path)], tmp_path / "data", bpe, on_error="skip")
+    assert prepared.skipped >= 1
+    assert 1000 < prepared.folders[""].num_documents < 4000
 
 
 @pytest.mark.parametrize(
@@ -345,10 +345,10 @@ def test_a_broken_line_is_named_and_stops_or_is_skipped(tmp_path: Path, bpe: Pat
         prepare([str(path)], tmp_path / "data", bpe)
     assert why in str(caught.value)
     assert not (tmp_path / "data").exists()
-    found = prepare([str(path)], tmp_path / "data", bpe, on_error="skip")
-    assert (found.skipped, found.folders[""].num_documents) == (1, 2)
-    assert found.folders[""].sources[0].skipped == 1
-    assert "a.jsonl:3" in found.named[0]
+    prepared = prepare([str(path)], tmp_path / "data", bpe, on_error="skip")
+    assert (prepared.skipped, prepared.folders[""].num_documents) == (1, 2)
+    assert prepared.folders[""].sources[0].skipped == 1
+    assert "a.jsonl:3" in prepared.named[0]
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path, bpe: Path) -> None:
@@ -367,16 +367,16 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path, bpe: Path) -> None:
 
 
 def test_held_out_documents_are_others(tmp_path: Path, bpe: Path) -> None:
-    rows = [{"text": said} for said in sentences(400)]
+    rows = [{"text": text} for text in sentences(400)]
     source = lines(tmp_path / "a.jsonl", rows + rows)
-    found = prepare([str(source)], tmp_path / "data", bpe, val_share=0.25)
+    prepared = prepare([str(source)], tmp_path / "data", bpe, val_share=0.25)
     sides = [TokenFolder.open(tmp_path / "data" / name) for name in ("train", "val")]
-    held = [{tuple(side.document(i)[0]) for i in range(side.data.num_documents)} for side in sides]
-    assert not held[0] & held[1]
-    assert [len(one) for one in held] == [side.data.num_documents / 2 for side in sides]
-    assert len(held[0] | held[1]) == len({row["text"] for row in rows})
-    assert 60 < len(held[1]) < 140  # binomial(400, 1/4), six standard deviations
-    assert {name: data.num_tokens for name, data in found.folders.items()} == {
+    documents = [{tuple(side.document(i)[0]) for i in range(side.data.num_documents)} for side in sides]
+    assert not documents[0] & documents[1]
+    assert [len(side_documents) for side_documents in documents] == [side.data.num_documents / 2 for side in sides]
+    assert len(documents[0] | documents[1]) == len({row["text"] for row in rows})
+    assert 60 < len(documents[1]) < 140  # binomial(400, 1/4), six standard deviations
+    assert {name: data.num_tokens for name, data in prepared.folders.items()} == {
         "train": sides[0].data.num_tokens, "val": sides[1].data.num_tokens,
     }  # fmt: skip
     with pytest.raises(ValueError, match="no document fell to it"):
@@ -385,7 +385,7 @@ def test_held_out_documents_are_others(tmp_path: Path, bpe: Path) -> None:
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The token file is the device on which every write fails with ENOSPC."""
-    source, opened = lines(tmp_path / "a.jsonl", [{"text": said} for said in sentences(10)]), Path.open
+    source, opened = lines(tmp_path / "a.jsonl", [{"text": text} for text in sentences(10)]), Path.open
 
     def full(self: Path, *args: Any, **kwargs: Any) -> Any:
         return opened(Path("/dev/full") if self.name == "tokens.bin" else self, *args, **kwargs)
@@ -402,16 +402,16 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, bpe: Path, monkeypatch: pyte
 
 
 def test_rows_of_a_hub_data_set(tmp_path: Path, bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> list[dict[str, Any]]:
-        asked.append((name, config, split, streaming))
+        requested.append((name, config, split, streaming))
         return [{"body": "the fox", "talk": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     prepare(["hf:some/set@small:test:body"], tmp_path / "body", bpe)
     prepare(["hf:some/set::talk"], tmp_path / "talk", bpe, chat=True)
-    assert asked == [("some/set", "small", "test", True), ("some/set", None, "train", True)]
+    assert requested == [("some/set", "small", "test", True), ("some/set", None, "train", True)]
     loaded: Any = tokenizers.load(bpe)
     assert loaded.decode(TokenFolder.open(tmp_path / "body").document(0)[0]) == "the fox<|endoftext|>"
     assert loaded.decode(TokenFolder.open(tmp_path / "talk").document(0)[0]) == "User: a\nAssistant: b<|endoftext|>"
@@ -427,8 +427,8 @@ def test_rows_of_a_hub_data_set(tmp_path: Path, bpe: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])
 def test_only_what_the_assistant_says_is_to_be_predicted(tmp_path: Path, chatml: Path, template: str) -> None:
-    said = [{"role": turn.role, "content": turn.content} for turn in TALK]
-    folder = made(tmp_path, chatml, [{"messages": said}], chat=True, template=template)
+    turns = [{"role": turn.role, "content": turn.content} for turn in TALK]
+    folder = token_folder(tmp_path, chatml, [{"messages": turns}], chat=True, template=template)
     (sample,) = samples(folder, tokenizers.load(folder.path), 1)
     pieces = [(piece.text, piece.predicted) for piece in sample.pieces]
     head = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho jumps?<|im_end|>\n<|im_start|>assistant\n"
@@ -442,12 +442,12 @@ def test_only_what_the_assistant_says_is_to_be_predicted(tmp_path: Path, chatml:
 
 def test_marked_templates_are_rendered_and_masked_as_transformers_does(chatml: Path) -> None:
     tokenizer: Any = tokenizers.load(chatml)
-    said = [{"role": turn.role, "content": turn.content} for turn in TALK[:5]]
+    turns = [{"role": turn.role, "content": turn.content} for turn in TALK[:5]]
     theirs = tokenizer.apply_chat_template(
-        said, chat_template=MARKED, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        turns, chat_template=MARKED, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     rendered = ChatTemplate(tokenizer, MARKED).render(TALK)
-    assert rendered.text == tokenizer.apply_chat_template(said, chat_template=MARKED, tokenize=False)
+    assert rendered.text == tokenizer.apply_chat_template(turns, chat_template=MARKED, tokenize=False)
     encoding = tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     ours = [int(any(start < b and a < end for start, end in rendered.spans)) for a, b in encoding.offsets]
     assert encoding.ids == theirs["input_ids"]
@@ -471,8 +471,8 @@ def test_marks_inside_a_macro_are_refused(chatml: Path) -> None:
 
 def test_templates_without_an_end_token_end_with_the_documents(tmp_path: Path, bpe: Path) -> None:
     words = "{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}### assistant\n{% endif %}"
-    said = [{"from": "human", "value": "Go on"}, {"from": "gpt", "value": "No."}] * 2
-    folder = made(tmp_path, bpe, [{"conversations": said}], chat=True, template=words)
+    turns = [{"from": "human", "value": "Go on"}, {"from": "gpt", "value": "No."}] * 2
+    folder = token_folder(tmp_path, bpe, [{"conversations": turns}], chat=True, template=words)
     (sample,) = samples(folder, tokenizers.load(bpe), 1)
     predicted = [piece.text for piece in sample.pieces if piece.predicted]
     assert predicted == ["No.", "No.<|endoftext|>"]
@@ -522,14 +522,14 @@ def test_a_conversation_that_cannot_be_masked_is_a_broken_line(
     )
     fine = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(ValueError, match=r"data\.jsonl:2: ") as caught:
-        made(tmp_path, chatml, [fine, row], chat=True, template=strict)
+        token_folder(tmp_path, chatml, [fine, row], chat=True, template=strict)
     assert why in str(caught.value)
-    folder = made(tmp_path, chatml, [fine, row, fine], chat=True, template=strict, on_error="skip")
+    folder = token_folder(tmp_path, chatml, [fine, row, fine], chat=True, template=strict, on_error="skip")
     assert (folder.data.num_documents, folder.data.sources[0].skipped) == (2, 1)
 
 
 def test_a_prompt_is_given_and_its_completion_predicted(tmp_path: Path, bpe: Path) -> None:
-    folder = made(tmp_path, bpe, [{"prompt": "the quick", "completion": " brown fox"}])
+    folder = token_folder(tmp_path, bpe, [{"prompt": "the quick", "completion": " brown fox"}])
     (sample,) = samples(folder, tokenizers.load(bpe), 1)
     assert [(piece.text, piece.predicted) for piece in sample.pieces] == [
         ("the quick", False),
@@ -539,15 +539,17 @@ def test_a_prompt_is_given_and_its_completion_predicted(tmp_path: Path, bpe: Pat
 
 def test_no_template_is_an_error(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="no chat_template; give one with --template"):
-        made(tmp_path, checkpoint, [{"text": "a"}], chat=True)
+        token_folder(tmp_path, checkpoint, [{"text": "a"}], chat=True)
 
 
 # The verbs
 
 
 def test_the_verbs_make_and_show_a_folder(tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    said = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The [b]fox[/b]"}]}
-    source = lines(tmp_path / "a.jsonl", [said, said, "broken"])
+    conversation = {
+        "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The [b]fox[/b]"}]
+    }
+    source = lines(tmp_path / "a.jsonl", [conversation, conversation, "broken"])
     done = cli("tokenizer", str(source), "-o", str(tmp_path / "t"), "--vocab", "260", "--on-error", "skip")
     assert done.returncode == 0, done.stderr
     assert "260 ids" in done.stderr
@@ -561,8 +563,8 @@ def test_the_verbs_make_and_show_a_folder(tmp_path: Path, cli: Callable[..., Ran
     assert json.loads(done.stdout)["data"]["sources"][0]["licence"] == "CC0"
     shown = cli("show", str(tmp_path / "d"))
     assert "⟦User: Who?\nAssistant:⟧ The [b]fox[/b]<|endoftext|>\n" in shown.stdout
-    told = json.loads(cli("show", str(tmp_path / "d"), "--json", "--num", "1").stdout)
-    assert [piece["predicted"] for piece in told["samples"][0]["pieces"]] == [False, True]
+    shown_json = json.loads(cli("show", str(tmp_path / "d"), "--json", "--num", "1").stdout)
+    assert [piece["predicted"] for piece in shown_json["samples"][0]["pieces"]] == [False, True]
 
 
 # Regeneration
@@ -586,40 +588,48 @@ def target(bpe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answer(target: Path, asked: list[room.UnansweredPrompt], out: Path, **changes: Any) -> room.Regeneration:
+def answer(target: Path, unanswered: list[room.UnansweredPrompt], out: Path, **changes: Any) -> room.Regeneration:
     settings = {"max_tokens": 12, "temperature": 1.3, "batch": 2, "seed": 5, "context": 200} | changes
-    return room.regenerate(asked, target, out, room.RegenerateSettings(**settings))
+    return room.regenerate(unanswered, target, out, room.RegenerateSettings(**settings))
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> list[room.UnansweredPrompt]:
-    rows = [{"question_id": i, "turns": [said[:30], "and then?"]} for i, said in enumerate(sentences(21, seed=2))]
+def unanswered(tmp_path_factory: pytest.TempPathFactory) -> list[room.UnansweredPrompt]:
+    rows = [{"question_id": i, "turns": [text[:30], "and then?"]} for i, text in enumerate(sentences(21, seed=2))]
     return room.prompts([str(lines(tmp_path_factory.mktemp("prompts") / "p.jsonl", rows))], False, Skips("stop"))
 
 
 def test_an_interrupted_regeneration_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+    tmp_path: Path, target: Path, unanswered: list[room.UnansweredPrompt]
 ) -> None:
     """Sampled answers, cut off at bytes of chance (seed 0), within a line and between lines, in every group."""
-    done = answer(target, asked, tmp_path / "whole.jsonl")
-    whole = (tmp_path / "whole.jsonl").read_bytes()
-    assert (done.written, done.existing, whole.count(b"\n")) == (21, 0, 21)
-    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
-    cuts = [0, ends[2], ends[17], len(whole), *np.random.default_rng(0).integers(1, len(whole), 4).tolist()]
+    done = answer(target, unanswered, tmp_path / "whole.jsonl")
+    uninterrupted = (tmp_path / "whole.jsonl").read_bytes()
+    assert (done.written, done.existing, uninterrupted.count(b"\n")) == (21, 0, 21)
+    ends = [i + 1 for i, byte in enumerate(uninterrupted) if byte == 10]
+    cuts = [
+        0,
+        ends[2],
+        ends[17],
+        len(uninterrupted),
+        *np.random.default_rng(0).integers(1, len(uninterrupted), 4).tolist(),
+    ]
     for cut in cuts:
         out = tmp_path / f"{cut}.jsonl"
-        out.write_bytes(whole[:cut])
+        out.write_bytes(uninterrupted[:cut])
         shutil.copy(tmp_path / "whole.jsonl.settings.json", tmp_path / f"{cut}.jsonl.settings.json")
-        again = answer(target, asked, out)
-        assert out.read_bytes() == whole
+        again = answer(target, unanswered, out)
+        assert out.read_bytes() == uninterrupted
         assert again.written + again.existing == 21
-        assert again.existing == whole[:cut].count(b"\n")
+        assert again.existing == uninterrupted[:cut].count(b"\n")
 
 
-def test_answers_do_not_hang_on_their_company(tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]) -> None:
+def test_answers_do_not_hang_on_their_company(
+    tmp_path: Path, target: Path, unanswered: list[room.UnansweredPrompt]
+) -> None:
     """Sampled in batches of two and of five: the same answers (float32)."""
     for name, changes in (("two", {"batch": 2}), ("five", {"batch": 5})):
-        answer(target, asked, tmp_path / name, **changes)
+        answer(target, unanswered, tmp_path / name, **changes)
     two, five = (
         sorted(records.read_lines(dict, tmp_path / name), key=lambda row: row["id"]) for name in ("two", "five")
     )
@@ -627,48 +637,50 @@ def test_answers_do_not_hang_on_their_company(tmp_path: Path, target: Path, aske
 
 
 def test_other_settings_are_refused_with_the_difference(
-    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+    tmp_path: Path, target: Path, unanswered: list[room.UnansweredPrompt]
 ) -> None:
-    answer(target, asked[:3], tmp_path / "a.jsonl")
+    answer(target, unanswered[:3], tmp_path / "a.jsonl")
     with pytest.raises(
         ValueError, match=r"begun with other settings \(prompts_sha256 \w{12} → \w{12}, max_tokens 12 → 13\)"
     ):
-        answer(target, asked[:2], tmp_path / "a.jsonl", max_tokens=13)
+        answer(target, unanswered[:2], tmp_path / "a.jsonl", max_tokens=13)
     (tmp_path / "b.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="exists already"):
-        answer(target, asked[:3], tmp_path / "b.jsonl")
+        answer(target, unanswered[:3], tmp_path / "b.jsonl")
 
 
 def test_rows_hold_the_very_tokens_of_the_target_and_prepare_counts_them(
-    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt], chatml: Path
+    tmp_path: Path, target: Path, unanswered: list[room.UnansweredPrompt], chatml: Path
 ) -> None:
-    answer(target, asked, tmp_path / "a.jsonl", temperature=0.0)
+    answer(target, unanswered, tmp_path / "a.jsonl", temperature=0.0)
     tokenizer: Any = tokenizers.load(target)
     rows = sorted(records.read_lines(dict, tmp_path / "a.jsonl"), key=lambda row: int(row["id"]))
     model = load(target)
-    for row, one in zip(rows, asked, strict=True):
+    for row, prompt in zip(rows, unanswered, strict=True):
         tokens, answers = row["regenerated"]["tokens"], row["regenerated"]["answers"]
         with torch.inference_mode():
             greedy = model(torch.tensor([tokens])).logits_BTV[0].argmax(-1).tolist()
         for start, end in answers:  # every answered token is the target's own choice at its place
             assert tokens[start:end] == greedy[start - 1 : end - 1]
-        assert tokenizer.decode(tokens[: answers[0][0]]) == f"User: {one.turns[0].content.strip()}\nAssistant:"
+        assert tokenizer.decode(tokens[: answers[0][0]]) == f"User: {prompt.turns[0].content.strip()}\nAssistant:"
         assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * len(answers)
     assert {len(row["regenerated"]["answers"]) for row in rows} == {1, 2}  # some were cut off, some ended and went on
-    found: Prepared = prepare(
+    prepared: Prepared = prepare(
         [str(tmp_path / "a.jsonl"), str(lines(tmp_path / "b.jsonl", [{"text": "the fox"}]))],
         tmp_path / "d",
         target,
         chat=True,
     )
-    data = found.folders[""]
+    data = prepared.folders[""]
     assert data.raw_tokens == len(tokenizer("the fox")["input_ids"]) + 1
     assert data.regenerated_tokens == data.num_tokens - data.raw_tokens > 100
     folder = TokenFolder.open(tmp_path / "d")
     for i, line in enumerate((tmp_path / "a.jsonl").read_text().splitlines()):
-        (ids, mask), said = folder.document(i), json.loads(line)["regenerated"]
-        assert ids.tolist()[: len(said["tokens"])] == said["tokens"]
-        assert np.flatnonzero(mask).tolist() == [at for start, end in said["answers"] for at in range(start, end)]
+        (ids, mask), regenerated = folder.document(i), json.loads(line)["regenerated"]
+        assert ids.tolist()[: len(regenerated["tokens"])] == regenerated["tokens"]
+        assert np.flatnonzero(mask).tolist() == [
+            at for start, end in regenerated["answers"] for at in range(start, end)
+        ]
     with pytest.raises(ValueError, match=r"a\.jsonl:1: regenerated with the tokenizer"):
         prepare([str(tmp_path / "a.jsonl")], tmp_path / "e", chatml, chat=True)
 
@@ -687,7 +699,7 @@ def test_a_tokenizer_with_python_of_its_own_is_refused(tmp_path: Path, bpe: Path
 
 
 def test_plain_texts_are_gone_on_from(tmp_path: Path, target: Path, cli: Callable[..., Ran]) -> None:
-    source = lines(tmp_path / "p.jsonl", [{"text": said} for said in sentences(5, seed=4)])
+    source = lines(tmp_path / "p.jsonl", [{"text": text} for text in sentences(5, seed=4)])
     done = cli(
         "regenerate", str(source), "--target", str(target), "-o", str(tmp_path / "a.jsonl"), "--plain", "--prompt-tokens", "6",
         "--max-tokens", "9", "--draft", "ngram", "--json",
@@ -707,51 +719,51 @@ def test_plain_texts_are_gone_on_from(tmp_path: Path, target: Path, cli: Callabl
 
 
 def test_a_prompt_that_does_not_fit_is_named_or_skipped(
-    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+    tmp_path: Path, target: Path, unanswered: list[room.UnansweredPrompt]
 ) -> None:
     long = room.UnansweredPrompt("long", (Message(role="user", content="the quick brown fox " * 80),))
     with pytest.raises(ValueError, match="prompt long: too long for max_tokens 12 in a context of 200"):
-        answer(target, [*asked[:2], long], tmp_path / "a.jsonl")
-    skips, given = Skips("skip"), room.RegenerateSettings(max_tokens=12, batch=2, context=200)
-    done = room.regenerate([*asked[:2], long], target, tmp_path / "b.jsonl", given, skips=skips)
+        answer(target, [*unanswered[:2], long], tmp_path / "a.jsonl")
+    skips, settings = Skips("skip"), room.RegenerateSettings(max_tokens=12, batch=2, context=200)
+    done = room.regenerate([*unanswered[:2], long], target, tmp_path / "b.jsonl", settings, skips=skips)
     assert (done.written, skips.count) == (2, 1)
-    done = room.regenerate([*asked[:2], long], target, tmp_path / "b.jsonl", given, skips=skips)
+    done = room.regenerate([*unanswered[:2], long], target, tmp_path / "b.jsonl", settings, skips=skips)
     assert (done.written, done.existing, len(done.steps)) == (0, 2, 0)
 
 
 def test_another_target_or_template_does_not_go_on(
-    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+    tmp_path: Path, target: Path, unanswered: list[room.UnansweredPrompt]
 ) -> None:
     """One bit of the last byte of the weights, or a chat template that says the same, is another condition."""
-    answer(target, asked[:3], tmp_path / "a.jsonl")
+    answer(target, unanswered[:3], tmp_path / "a.jsonl")
     tuned = shutil.copytree(target, tmp_path / "tuned")
     weights = bytearray((tuned / "model.safetensors").read_bytes())
     weights[-1] ^= 0x80
     (tuned / "model.safetensors").write_bytes(weights)
     with pytest.raises(ValueError, match=r"begun with other settings \(target_sha256 \w{12} → \w{12}\)"):
-        answer(tuned, asked[:3], tmp_path / "a.jsonl")
+        answer(tuned, unanswered[:3], tmp_path / "a.jsonl")
     retold = shutil.copytree(target, tmp_path / "retold")
     (retold / "chat_template.jinja").write_text(CHATML)
     with pytest.raises(ValueError, match=r"begun with other settings \(template_sha256 \w{12} → \w{12}\)"):
-        answer(retold, asked[:3], tmp_path / "a.jsonl")
+        answer(retold, unanswered[:3], tmp_path / "a.jsonl")
 
 
 def test_a_second_run_beside_the_first_ends_at_once(
-    tmp_path: Path, target: Path, asked: list[room.UnansweredPrompt]
+    tmp_path: Path, target: Path, unanswered: list[room.UnansweredPrompt]
 ) -> None:
     refusals = []
 
     def second(work: str, part: int, total: int) -> None:
         with pytest.raises(ValueError, match=r"a\.jsonl: another run is at work on it") as refused:
-            answer(target, asked[:3], tmp_path / "a.jsonl")
+            answer(target, unanswered[:3], tmp_path / "a.jsonl")
         refusals.append(refused)
 
     settings = room.RegenerateSettings(max_tokens=4, context=200)
-    room.regenerate(asked[:3], target, tmp_path / "a.jsonl", settings, progress=second)
+    room.regenerate(unanswered[:3], target, tmp_path / "a.jsonl", settings, progress=second)
     assert len(refusals) >= 4  # while it hashed, and at each row
     rows = records.read_lines(dict, tmp_path / "a.jsonl")
     assert [row["id"] for row in rows] == ["0", "1", "2"]
-    assert answer(target, asked[:3], tmp_path / "b.jsonl").written == 3
+    assert answer(target, unanswered[:3], tmp_path / "b.jsonl").written == 3
 
 
 def test_prompts_of_every_kind_of_row(tmp_path: Path) -> None:
@@ -768,7 +780,7 @@ def test_prompts_of_every_kind_of_row(tmp_path: Path) -> None:
         {"text": "d"},
     ]
     path = lines(tmp_path / "p.jsonl", rows)
-    found = room.prompts([str(path)], False, Skips("stop"))
-    assert [one.id for one in found] == ["x", "x#2", "p.jsonl:3"]
-    assert [[turn.content for turn in one.turns] for one in found] == [["a", "b"], ["s", "c"], ["d"]]
-    assert [one.text for one in room.prompts([str(path)], True, Skips("stop"))] == ["a", "c", "d"]
+    prompts = room.prompts([str(path)], False, Skips("stop"))
+    assert [prompt.id for prompt in prompts] == ["x", "x#2", "p.jsonl:3"]
+    assert [[turn.content for turn in prompt.turns] for prompt in prompts] == [["a", "b"], ["s", "c"], ["d"]]
+    assert [prompt.text for prompt in room.prompts([str(path)], True, Skips("stop"))] == ["a", "c", "d"]

@@ -70,9 +70,9 @@ def drafts(checkpoint: Path, target: Decoder, tmp_path_factory: pytest.TempPathF
 def save_own_embedding(target: Decoder, folder: Path) -> None:
     head = new_head(target, draft_vocab=range(100))
     assert isinstance(head, Eagle3Head)
-    own = Eagle3Head(head.shape, head.config, target, head.feature_layers, head.d2t, own_embedding=True)
-    own.load_state_dict(head.state_dict() | {"embed_tokens.weight": torch.randn(VOCAB, 64)})
-    save_head(own, folder)
+    head_with_embedding = Eagle3Head(head.shape, head.config, target, head.feature_layers, head.d2t, own_embedding=True)
+    head_with_embedding.load_state_dict(head.state_dict() | {"embed_tokens.weight": torch.randn(VOCAB, 64)})
+    save_head(head_with_embedding, folder)
 
 
 def save_with_biases(target: Decoder, folder: Path, family: str, kind: str = "eagle3") -> None:
@@ -158,11 +158,11 @@ def test_a_model_keeps_its_logits_and_takes_the_targets_vocabulary(
     out = exported(drafts, name, checkpoint, tmp_path / "out", format=form)
     before, after = load(drafts[name]), load(out)
     tokens = torch.randint(0, VOCAB - 12, (2, 8), generator=torch.Generator().manual_seed(0))
-    own = before.shape.vocab_size
+    draft_vocab = before.shape.vocab_size
     old, new = before(tokens).logits_BTV, after(tokens).logits_BTV
-    assert torch.allclose(old, new[..., :own], atol=1e-5)
+    assert torch.allclose(old, new[..., :draft_vocab], atol=1e-5)
     assert new.shape[-1] == VOCAB
-    assert bool((new[..., own:] < new[..., :own].amax(-1, keepdim=True)).all()), "a row that was added is never the likeliest"  # fmt: skip
+    assert bool((new[..., draft_vocab:] < new[..., :draft_vocab].amax(-1, keepdim=True)).all()), "an added row is never the argmax"  # fmt: skip
     assert errors(check(out, checkpoint)) == []
     assert (out / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
 
@@ -210,13 +210,13 @@ def test_names_and_keys_of_the_flat_format(drafts: dict[str, Path], checkpoint: 
 def test_the_engines_differ_in_eagle_ones_bias_and_name(
     drafts: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    found = {}
+    flags = {}
     for form in ("vllm", "sglang"):
         out = exported(drafts, "eagle", checkpoint, tmp_path / form, format=form)
         tensors = safetensors.torch.load_file(out / "model.safetensors")
-        found[form] = (json.loads((out / "config.json").read_text())["architectures"], "fc.bias" in tensors)
+        flags[form] = (json.loads((out / "config.json").read_text())["architectures"], "fc.bias" in tensors)
         assert not {"lm_head.weight", "norm.weight", "layers.0.input_layernorm.weight"} & set(tensors)
-    assert found == {"vllm": (["LlamaForCausalLM"], False), "sglang": (["LlamaForCausalLMEagle"], True)}
+    assert flags == {"vllm": (["LlamaForCausalLM"], False), "sglang": (["LlamaForCausalLMEagle"], True)}
 
 
 def test_a_speculators_folder_is_nested_and_stands_alone(
@@ -237,11 +237,13 @@ def test_a_speculators_folder_is_nested_and_stands_alone(
 def test_a_head_over_the_whole_vocabulary_has_a_map_in_other_runtimes(
     drafts: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    whole = exported(drafts, "eagle3 whole vocabulary", checkpoint, tmp_path / "whole", format="hf")
-    tensors = safetensors.torch.load_file(whole / "model.safetensors")
+    whole_map = exported(drafts, "eagle3 whole vocabulary", checkpoint, tmp_path / "whole", format="hf")
+    tensors = safetensors.torch.load_file(whole_map / "model.safetensors")
     assert torch.equal(tensors["d2t"], torch.zeros(VOCAB, dtype=torch.int64))
     assert torch.equal(tensors["t2d"], torch.ones(VOCAB, dtype=torch.bool))
-    assert {one.code for one in errors(check(whole, checkpoint, "vllm"))} == {"d2t-spare"}, "vLLM has --format vllm"
+    assert {finding.code for finding in errors(check(whole_map, checkpoint, "vllm"))} == {"d2t-spare"}, (
+        "vLLM has --format vllm"
+    )
     half = exported(drafts, "eagle3", checkpoint, tmp_path / "half", format="hf")
     assert errors(check(half, checkpoint, "vllm")) == []
 
@@ -256,8 +258,8 @@ def config_with(**changes: Any) -> Change:
 
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text()) | changes
-        kept = {key: value for key, value in config.items() if value is not ...}
-        (folder / "config.json").write_text(json.dumps(kept))
+        remaining = {key: value for key, value in config.items() if value is not ...}
+        (folder / "config.json").write_text(json.dumps(remaining))
 
     return change
 
@@ -267,7 +269,7 @@ def tensors_with(edit: Callable[[dict[str, Tensor]], object]) -> Change:
         file = folder / "model.safetensors"
         tensors = safetensors.torch.load_file(file)
         edit(tensors)
-        safetensors.torch.save_file({name: one.contiguous() for name, one in tensors.items()}, file)
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
     return change
 
@@ -290,11 +292,11 @@ def truncated(folder: Path) -> None:
 
 
 def other_tokenizer(folder: Path) -> None:
-    held = json.loads((folder / "tokenizer.json").read_text())
-    words = held["model"]["vocab"]
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer_json["model"]["vocab"]
     first, second = list(words)[20:22]
     words[first], words[second] = words[second], words[first]
-    (folder / "tokenizer.json").write_text(json.dumps(held))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
 
 
 def with_schedule(**changes: Any) -> Change:
@@ -396,12 +398,12 @@ def good(
     drafts: dict[str, Path], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], Path]:
     """A good folder of a draft and format, exported once."""
-    root, made = tmp_path_factory.mktemp("good"), {}
+    root, folders = tmp_path_factory.mktemp("good"), {}
 
     def folder(name: str, form: str) -> Path:
-        if (name, form) not in made:
-            made[name, form] = exported(drafts, name, checkpoint, root / f"{name} {form}", format=form)
-        return made[name, form]
+        if (name, form) not in folders:
+            folders[name, form] = exported(drafts, name, checkpoint, root / f"{name} {form}", format=form)
+        return folders[name, form]
 
     return folder
 
@@ -412,13 +414,13 @@ def test_a_planted_fault_is_caught_by_its_code(
 ) -> None:
     name, form, change, code = FAULTS[fault]
     engine = "sglang" if form == "sglang" else "vllm"
-    assert code not in {one.code for one in check(good(name, form), checkpoint, engine)}
+    assert code not in {finding.code for finding in check(good(name, form), checkpoint, engine)}
     folder = tmp_path / "faulty"
     shutil.copytree(good(name, form), folder)
     change(folder)
-    found = [one for one in check(folder, checkpoint, engine) if one.code == code]
-    assert found, f"caught only {[one.code for one in check(folder, checkpoint, engine)]}"
-    assert all(one.where and one.effect and one.remedy for one in found)
+    faults = [finding for finding in check(folder, checkpoint, engine) if finding.code == code]
+    assert faults, f"caught only {[finding.code for finding in check(folder, checkpoint, engine)]}"
+    assert all(finding.where and finding.effect and finding.remedy for finding in faults)
 
 
 def test_token_ids_are_the_targets(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
@@ -431,7 +433,7 @@ def test_token_ids_are_the_targets(drafts: dict[str, Path], checkpoint: Path, tm
     config = json.loads((out / "config.json").read_text())
     assert [config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")] == [2, 3, 1]
     config_with(eos_token_id=7)(out)
-    assert [one.where for one in check(out, target) if one.code == "token-ids"] == ["eos_token_id"]
+    assert [finding.where for finding in check(out, target) if finding.code == "token-ids"] == ["eos_token_id"]
 
 
 def test_many_kinds_of_fault_have_codes_of_their_own() -> None:
@@ -469,27 +471,28 @@ def test_a_head_of_other_makers_is_judged(target: Decoder, checkpoint: Path, tmp
         tmp_path / "theirs"
     )
     config_with(architectures=["LlamaEagle3DraftModel"])(tmp_path / "theirs")
-    assert {"prefix", "architecture"} <= {one.code for one in check(tmp_path / "theirs", checkpoint, "vllm")}
-    assert {one.code for one in errors(check(tmp_path / "theirs", checkpoint, "sglang"))} == {"architecture"}
+    assert {"prefix", "architecture"} <= {finding.code for finding in check(tmp_path / "theirs", checkpoint, "vllm")}
+    assert {finding.code for finding in errors(check(tmp_path / "theirs", checkpoint, "sglang"))} == {"architecture"}
 
 
 # Launch settings, card, command line.
 
 
 def plan_for(kind: str) -> Plan:
-    def one(value: float) -> Estimate:
+    def estimate(value: float) -> Estimate:
         return Estimate(value=value, low=value - 0.1, high=value + 0.1, unit="×", source="test")
 
     steps = tuple(
         ScheduleStep(
-            concurrency=c, running=c, lookahead=k, topk=1, tree_nodes=k, tokens_per_step=one(2.0), speedup=one(1.5), output_tok_s=one(100.0),
-            tpot_s=one(1.0), ttft_s=one(1.0),
+            concurrency=c, running=c, lookahead=k, topk=1, tree_nodes=k, tokens_per_step=estimate(2.0),
+            speedup=estimate(1.5), output_tok_s=estimate(100.0),
+            tpot_s=estimate(1.0), ttft_s=estimate(1.0),
         ) for c, k in ((1, 6), (8, 3), (32, 0))
     )  # fmt: skip
     ranges = [[1, 4, 6], [5, 20, 3], [21, 32, 0]]
     return Plan(
         objective="throughput", engine="vllm", target="target", machine="H100", devices=2, dtype="bfloat16",
-        workload=Workload(input_len=64, output_len=32, concurrency=(1, 8, 32)), speedup=one(1.4), schedule=steps,
+        workload=Workload(input_len=64, output_len=32, concurrency=(1, 8, 32)), speedup=estimate(1.4), schedule=steps,
         draft=DraftChoice(kind=kind, name="planned", params=1e6, non_embedding_params=1e6),
         settings={
             "vllm": {
@@ -543,8 +546,8 @@ def test_the_script_passes_its_own_folder_wherever_it_lies(
     assert lines[-2:] == ["--port", "9"]
     assert str(checkpoint.resolve()) in lines
     if form == "vllm":
-        given = json.loads(lines[lines.index("--speculative-config") + 1])
-        assert given == {"method": "eagle3", "model": str(moved), "num_speculative_tokens": 4}
+        launched = json.loads(lines[lines.index("--speculative-config") + 1])
+        assert launched == {"method": "eagle3", "model": str(moved), "num_speculative_tokens": 4}
     else:
         assert lines[lines.index("--speculative-draft-model-path") + 1] == str(moved)
         assert lines[lines.index("--speculative-num-draft-tokens") + 1] == "5"
@@ -557,12 +560,12 @@ def test_the_card_says_what_files_say_and_nothing_else(
     shutil.copytree(drafts["scylla"], run / "final")
     recipe = {"model": {"kind": "eagle3"}, "stages": [{"tokens": 2e6}, {"tokens": 1e6}], "loss": {"soft_ce": 1.0}}
     (run / "recipe.json").write_text(json.dumps(recipe))
-    seen = Observation(
+    observation = Observation(
         run="r", target="t", method="eagle3", draft="run/final", dataset="mt", engine="foredraft", temperature=0.0, lookahead=4,
         tokens_per_step=2.346, num_requests=80, provenance=Provenance(source="test"),
     )  # fmt: skip
-    other = msgspec.structs.replace(seen, draft="another", tokens_per_step=9.0)
-    export(run / "final", checkpoint, tmp_path / "out", ExportSettings(note="Trained on poems, CC0."), observations=[seen, other])  # fmt: skip
+    other = msgspec.structs.replace(observation, draft="another", tokens_per_step=9.0)
+    export(run / "final", checkpoint, tmp_path / "out", ExportSettings(note="Trained on poems, CC0."), observations=[observation, other])  # fmt: skip
     text = (tmp_path / "out" / "README.md").read_text()
     assert "# run/final" in text
     assert "budget: 3e+06 tokens in 2 stages" in text
@@ -607,9 +610,9 @@ def test_a_draft_is_read_without_the_targets_weights(drafts: dict[str, Path], ch
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     monkeypatch.setattr(sys, "argv", ["foredraft", *args])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit:
         cli.main()
-    return int(left.value.code or 0)
+    return int(exit.value.code or 0)
 
 
 def test_the_verb_exports_and_checks(
@@ -617,13 +620,13 @@ def test_the_verb_exports_and_checks(
 ) -> None:
     out, plan = tmp_path / "out", tmp_path / "Plan.json"
     records.write(plan, plan_for("head"))
-    given = [str(drafts["scylla"]), "--target", str(checkpoint), "--out", str(out)]
-    assert run_cli(monkeypatch, "deploy", *given, "--plan", str(plan)) == 0
+    arguments = [str(drafts["scylla"]), "--target", str(checkpoint), "--out", str(out)]
+    assert run_cli(monkeypatch, "deploy", *arguments, "--plan", str(plan)) == 0
     assert capsys.readouterr().out == f"sh {out / 'serve.sh'}\n"
     assert run_cli(monkeypatch, "deploy", "check", str(out), "--target", str(checkpoint)) == 0
     config_with(target_hidden_size=None)(out)
     capsys.readouterr()
     assert run_cli(monkeypatch, "deploy", "check", str(out), "--json") == 1
-    assert {one["code"] for one in json.loads(capsys.readouterr().out)} == {"null-key"}
-    assert run_cli(monkeypatch, "deploy", *given, "--format", "onnx") == 2
+    assert {finding["code"] for finding in json.loads(capsys.readouterr().out)} == {"null-key"}
+    assert run_cli(monkeypatch, "deploy", *arguments, "--format", "onnx") == 2
     assert "format must be one of" in capsys.readouterr().err

@@ -113,8 +113,10 @@ class Handler(BaseHTTPRequestHandler):
             fake.asked.append((self.path, body))
         words = body.get("text") or body.get("prompt") or body["messages"][0]["content"]
         if words in fake.refused or (self.path.endswith("chat/completions") and not fake.template):
-            said = "no chat template" if words not in fake.refused else "the prompt is too long"
-            self.reply(400, json.dumps({"error": {"message": said, "type": "BadRequestError", "code": 400}}).encode())
+            message = "no chat template" if words not in fake.refused else "the prompt is too long"
+            self.reply(
+                400, json.dumps({"error": {"message": message, "type": "BadRequestError", "code": 400}}).encode()
+            )
             return
         with fake.lock:
             fake.open += 1
@@ -198,8 +200,8 @@ class Handler(BaseHTTPRequestHandler):
                     fake.by_position[i] += sum(STEPS[j % len(STEPS)][1] > i for j in range(steps))
         return counted, spec
 
-    def event(self, held: dict[str, Any]) -> None:
-        self.raw(b"data: " + json.dumps(held).encode() + b"\n\n")
+    def event(self, payload: dict[str, Any]) -> None:
+        self.raw(b"data: " + json.dumps(payload).encode() + b"\n\n")
 
     def raw(self, data: bytes) -> None:
         """In two chunks, so that a line does not end where a chunk does."""
@@ -209,8 +211,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def histogram(steps: int) -> list[int]:
-    made = [STEPS[i % len(STEPS)][1] for i in range(steps)]
-    return [made.count(i) for i in range(4)]
+    accepted_by_step = [STEPS[i % len(STEPS)][1] for i in range(steps)]
+    return [accepted_by_step.count(i) for i in range(4)]
 
 
 def spec_meta(spec: dict[str, int]) -> dict[str, Any]:
@@ -237,10 +239,10 @@ TAU = 1 + sum(sum(STEPS[j % 4][1] for j in range(3 + (i + 1) % 3)) for i in rang
 
 def load(fake: Fake, questions: list[Question] = QUESTIONS, **settings: Any) -> list[Round]:
     async def run() -> list[Round]:
-        given: dict[str, Any] = {"max_tokens": 64} | settings
-        made = LoadSettings(**given)
-        async with started(address_of(fake.url), questions, made) as running:
-            return [one async for one in rounds(running, made)]
+        fields: dict[str, Any] = {"max_tokens": 64} | settings
+        load_settings = LoadSettings(**fields)
+        async with started(address_of(fake.url), questions, load_settings) as running:
+            return [round async for round in rounds(running, load_settings)]
 
     return asyncio.run(run())
 
@@ -253,25 +255,32 @@ def server_of(fake: Fake) -> Endpoint:
     return asyncio.run(find())
 
 
-def rows(fake: Fake, made: Round, **given: Any) -> list[Measurement]:
-    return rows_of(made, base_of(server_of(fake), made, {"dataset": "set", **given}), 0.1).rows
+def rows(fake: Fake, measured_round: Round, **fields: Any) -> list[Measurement]:
+    return rows_of(measured_round, base_of(server_of(fake), measured_round, {"dataset": "set", **fields}), 0.1).rows
 
 
 def test_vllms_totals_by_difference(fake: Fake) -> None:
     """Between two readings, whatever came before; without an interval, since totals know no requests."""
     fake.drafts, fake.drafted, fake.accepted, fake.by_position = 1000, 3000, 9, [9, 0, 0]
     fake.together = 4
-    (made,) = load(fake, concurrency=(4,))
-    found = rows(fake, made, method="eagle3", draft=["head"])
-    (row,) = found
-    seen = row.observation
-    assert seen.tokens_per_step == pytest.approx(TAU)
+    (measured_round,) = load(fake, concurrency=(4,))
+    measured_rows = rows(fake, measured_round, method="eagle3", draft=["head"])
+    (row,) = measured_rows
+    observation = row.observation
+    assert observation.tokens_per_step == pytest.approx(TAU)
     steps = [STEPS[j % 4][1] for i in range(12) for j in range(3 + (i + 1) % 3)]
-    assert seen.survival == pytest.approx([sum(one > i for one in steps) / len(steps) for i in range(3)])
-    assert (seen.steps, seen.accepted, seen.drafted) == (len(steps), sum(steps), 3 * len(steps))
-    assert (seen.lookahead, seen.concurrency, seen.num_requests, seen.engine) == (3, 4, 12, "vllm")
-    assert seen.provenance.versions["vllm"] == "0.32.0"
-    assert seen.provenance.source == "foredraft measure --endpoint"
+    assert observation.survival == pytest.approx(
+        [sum(accepted > i for accepted in steps) / len(steps) for i in range(3)]
+    )
+    assert (observation.steps, observation.accepted, observation.drafted) == (len(steps), sum(steps), 3 * len(steps))
+    assert (observation.lookahead, observation.concurrency, observation.num_requests, observation.engine) == (
+        3,
+        4,
+        12,
+        "vllm",
+    )
+    assert observation.provenance.versions["vllm"] == "0.32.0"
+    assert observation.provenance.source == "foredraft measure --endpoint"
     assert "tokens_per_step" not in row.intervals
     assert row.survival == ()
     assert fake.most_open == 4
@@ -279,14 +288,14 @@ def test_vllms_totals_by_difference(fake: Fake) -> None:
 
 def test_requests_that_tell_their_own_counts_give_intervals_and_categories(fake: Fake) -> None:
     fake.per_request = True
-    (made,) = load(fake, concurrency=(2,))
-    whole, *parts = rows(fake, made)
-    assert whole.observation.tokens_per_step == pytest.approx(TAU)
-    interval = whole.intervals["tokens_per_step"]
+    (measured_round,) = load(fake, concurrency=(2,))
+    overall, *parts = rows(fake, measured_round)
+    assert overall.observation.tokens_per_step == pytest.approx(TAU)
+    interval = overall.intervals["tokens_per_step"]
     assert interval.low < TAU < interval.high
-    assert [one.value for one in whole.survival] == pytest.approx(list(whole.observation.survival or ()))
+    assert [interval.value for interval in overall.survival] == pytest.approx(list(overall.observation.survival or ()))
     assert [row.category for row in parts] == ["even", "odd"]
-    assert sum(row.observation.steps or 0 for row in parts) == whole.observation.steps
+    assert sum(row.observation.steps or 0 for row in parts) == overall.observation.steps
     assert {row.observation.dataset for row in parts} == {"set/even", "set/odd"}
     assert all(row.observation.output_tok_s is None for row in parts)
 
@@ -295,16 +304,23 @@ def test_requests_that_tell_their_own_counts_give_intervals_and_categories(fake:
 def test_sglang_tells_each_response(fake: Fake, openai: bool) -> None:
     """Through the OpenAI API where the server can, else through its own."""
     fake.engine, fake.openai_spec = "sglang", openai
-    (made,) = load(fake, concurrency=(3,))
-    (row, *_) = rows(fake, made, draft=["head"])
-    seen = row.observation
-    assert seen.tokens_per_step == pytest.approx(TAU)
+    (measured_round,) = load(fake, concurrency=(3,))
+    (row, *_) = rows(fake, measured_round, draft=["head"])
+    observation = row.observation
+    assert observation.tokens_per_step == pytest.approx(TAU)
     assert row.intervals["tokens_per_step"].low < TAU
-    assert (seen.method, seen.lookahead, seen.topk, seen.tree_nodes, seen.tensor_parallel) == ("eagle3", 3, 1, 3, 2)
-    assert seen.provenance.versions["sglang"] == "0.5.12"
+    setting = (
+        observation.method,
+        observation.lookahead,
+        observation.topk,
+        observation.tree_nodes,
+        observation.tensor_parallel,
+    )
+    assert setting == ("eagle3", 3, 1, 3, 2)
+    assert observation.provenance.versions["sglang"] == "0.5.12"
     assert fake.asked[-1][0] == ("/v1/completions" if openai else "/generate")
     steps = [3 + (i + 1) % 3 for i in range(12)]
-    assert seen.output_len == pytest.approx(
+    assert observation.output_len == pytest.approx(
         sum(1 + num + sum(STEPS[j % 4][1] for j in range(num)) for num in steps) / 12
     )
 
@@ -325,18 +341,18 @@ def test_times_are_the_clients_own(fake: Fake, monkeypatch: pytest.MonkeyPatch) 
     clock = Clock()
     for room in (endpoint, endpoint_wire):
         monkeypatch.setattr(room, "time", clock)
-    (made,) = load(fake, QUESTIONS[:4], concurrency=(1,))
-    (row, *_) = rows(fake, made)
-    seen = row.observation
+    (measured_round,) = load(fake, QUESTIONS[:4], concurrency=(1,))
+    (row, *_) = rows(fake, measured_round)
+    observation = row.observation
     pieces = [1 + 3 + (i + 1) % 3 for i in range(4)]
-    tokens = made.tokens
+    tokens = measured_round.tokens
     assert tokens is not None
     assert row.ttot_s is not None
-    assert (seen.ttft_s, seen.itl_s) == pytest.approx((1.0, 1.0))
-    assert seen.tpot_s == pytest.approx((sum(pieces) - 4) / (tokens - 4))
+    assert (observation.ttft_s, observation.itl_s) == pytest.approx((1.0, 1.0))
+    assert observation.tpot_s == pytest.approx((sum(pieces) - 4) / (tokens - 4))
     assert row.ttot_s.value == pytest.approx(sum(pieces) / 4)
-    assert made.seconds == pytest.approx(sum(1 + num + 2 for num in pieces) + 1)
-    assert seen.output_tok_s == pytest.approx(tokens / made.seconds)
+    assert measured_round.seconds == pytest.approx(sum(1 + num + 2 for num in pieces) + 1)
+    assert observation.output_tok_s == pytest.approx(tokens / measured_round.seconds)
     assert (row.intervals["ttft_s"].low, row.intervals["ttft_s"].high) == pytest.approx((1.0, 1.0))
 
 
@@ -351,8 +367,8 @@ def sent(fake: Fake, monkeypatch: pytest.MonkeyPatch, rate: float, seed: int = 1
 
     with monkeypatch.context() as patch:
         patch.setattr(endpoint.asyncio, "sleep", noted)
-        (made,) = load(fake, concurrency=(), rates=(rate,), seed=seed)
-    return made, [wait for wait in waits if wait != endpoint.STEP_S]
+        (measured_round,) = load(fake, concurrency=(), rates=(rate,), seed=seed)
+    return measured_round, [wait for wait in waits if wait != endpoint.STEP_S]
 
 
 def test_a_request_rate_sends_at_its_own_times(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,8 +376,8 @@ def test_a_request_rate_sends_at_its_own_times(fake: Fake, monkeypatch: pytest.M
     for.
     """
     fake.together = 12
-    made, waits = sent(fake, monkeypatch, 40.0)
-    assert len(made.answers) == fake.most_open == 12
+    measured_round, waits = sent(fake, monkeypatch, 40.0)
+    assert len(measured_round.answers) == fake.most_open == 12
     gaps = [late - early for early, late in pairwise(waits)]
     assert len(waits) == 12
     assert waits[0] == 0
@@ -370,18 +386,23 @@ def test_a_request_rate_sends_at_its_own_times(fake: Fake, monkeypatch: pytest.M
     assert sent(fake, monkeypatch, 80.0)[1] == pytest.approx([wait / 2 for wait in waits])
     assert sent(fake, monkeypatch, 40.0)[1] == waits
     assert sent(fake, monkeypatch, 40.0, seed=2)[1] != waits
-    (row, *_) = rows(fake, made)
+    (row, *_) = rows(fake, measured_round)
     assert row.observation.concurrency is None
     assert "40 requests/s" in (row.observation.provenance.note or "")
 
 
 def test_a_server_without_speculation_is_measured_as_plain(fake: Fake) -> None:
     fake.speculates = False
-    (made,) = load(fake, concurrency=(2,))
-    (row, *_) = rows(fake, made)
-    seen = row.observation
-    assert (seen.method, seen.lookahead, seen.tokens_per_step, seen.survival) == ("none", 0, None, None)
-    assert seen.output_tok_s
+    (measured_round,) = load(fake, concurrency=(2,))
+    (row, *_) = rows(fake, measured_round)
+    observation = row.observation
+    assert (observation.method, observation.lookahead, observation.tokens_per_step, observation.survival) == (
+        "none",
+        0,
+        None,
+        None,
+    )
+    assert observation.output_tok_s
 
 
 def test_other_traffic_is_told_of(fake: Fake) -> None:
@@ -390,23 +411,23 @@ def test_other_traffic_is_told_of(fake: Fake) -> None:
     fake.strangers = 5
     (busy,) = load(fake)
     warnings = rows_of(busy, base_of_vllm(fake, busy), 0.1).warnings
-    assert any(re.search(r"generated \d+ tokens and our answers have \d+: other traffic is mixed in", one) for one in warnings)  # fmt: skip
-    assert any("finished 24 requests and 12 were ours" in one for one in warnings)
+    assert any(re.search(r"generated \d+ tokens and our answers have \d+: other traffic is mixed in", warning) for warning in warnings)  # fmt: skip
+    assert any("finished 24 requests and 12 were ours" in warning for warning in warnings)
 
 
-def base_of_vllm(fake: Fake, made: Round) -> dict[str, Any]:
-    return base_of(server_of(fake), made, {"dataset": "set"})
+def base_of_vllm(fake: Fake, measured_round: Round) -> dict[str, Any]:
+    return base_of(server_of(fake), measured_round, {"dataset": "set"})
 
 
 def test_a_schedule_that_changes_under_way_has_no_one_lookahead(fake: Fake) -> None:
-    (made,) = load(fake)
-    assert made.after is not None
-    assert made.after.spec is not None
-    changed = made.after.spec.__class__(
-        steps=made.after.spec.steps, drafted=made.after.spec.drafted - 20, accepted=made.after.spec.accepted,
-        by_position=made.after.spec.by_position,
+    (measured_round,) = load(fake)
+    assert measured_round.after is not None
+    assert measured_round.after.spec is not None
+    changed = measured_round.after.spec.__class__(
+        steps=measured_round.after.spec.steps, drafted=measured_round.after.spec.drafted - 20, accepted=measured_round.after.spec.accepted,
+        by_position=measured_round.after.spec.by_position,
     )  # fmt: skip
-    (row, *_) = rows(fake, made._replace(after=made.after._replace(spec=changed)))
+    (row, *_) = rows(fake, measured_round._replace(after=measured_round.after._replace(spec=changed)))
     assert row.observation.lookahead is None
     assert row.observation.tokens_per_step == pytest.approx(TAU)
 
@@ -416,23 +437,23 @@ def test_a_schedule_that_changes_under_way_has_no_one_lookahead(fake: Fake) -> N
 
 def test_failures_are_counted_named_and_cost_nothing_else(fake: Fake) -> None:
     fake.broken, fake.refused, fake.erring = {"x" * 3}, {"x" * 5}, {"x" * 7}
-    (made,) = load(fake, concurrency=(2,))
-    why = {one.question.where: one.reason for one in made.failures}
+    (measured_round,) = load(fake, concurrency=(2,))
+    why = {failure.question.where: failure.reason for failure in measured_round.failures}
     assert set(why) == {"p:2", "p:4", "p:6"}
     assert "broke off" in why["p:2"]
     assert "HTTP 400: the prompt is too long" in why["p:4"]
     assert "the server says: out of memory" in why["p:6"]
-    found = rows_of(made, base_of_vllm(fake, made), 0.1)
-    assert found.rows[0].observation.num_requests == 9
-    assert any("3 of 12 requests failed, the first p:2" in one for one in found.warnings)
-    assert "3 of 12 requests failed" in (found.rows[0].observation.provenance.note or "")
+    result = rows_of(measured_round, base_of_vllm(fake, measured_round), 0.1)
+    assert result.rows[0].observation.num_requests == 9
+    assert any("3 of 12 requests failed, the first p:2" in warning for warning in result.warnings)
+    assert "3 of 12 requests failed" in (result.rows[0].observation.provenance.note or "")
 
 
 def test_a_server_that_answers_nothing_is_an_error(fake: Fake) -> None:
     fake.refused = {question.words for question in QUESTIONS}
-    (made,) = load(fake)
+    (measured_round,) = load(fake)
     with pytest.raises(ValueError, match=r"none of 12 requests was answered: .*the prompt is too long"):
-        rows_of(made, base_of_vllm(fake, made), 0.1)
+        rows_of(measured_round, base_of_vllm(fake, measured_round), 0.1)
 
 
 def test_a_prompt_without_a_format_is_a_chat_where_the_server_has_a_template(fake: Fake) -> None:
@@ -474,7 +495,7 @@ def test_an_address_may_end_in_v1_and_have_a_prefix() -> None:
 
 def test_a_prometheus_page_is_read_line_by_line() -> None:
     page = '# HELP a b\na{x="1",y="q\\"}"} 2.5\nb 1e3 1700000000\nc{} NaN\nbroken\n'
-    assert [(one.name, one.labels, one.value) for one in samples(page)[:2]] == [("a", {"x": "1", "y": 'q\\"}'}, 2.5), ("b", {}, 1e3)]  # fmt: skip
+    assert [(s.name, s.labels, s.value) for s in samples(page)[:2]] == [("a", {"x": "1", "y": 'q\\"}'}, 2.5), ("b", {}, 1e3)]  # fmt: skip
     counts = {"drafts": 2.0, "draft_tokens": 6.0, "accepted_tokens": 3.0}
     lines = [f'vllm:spec_decode_num_{name}_total{{engine="{e}"}} {n}' for e in (0, 1) for name, n in counts.items()]
     two = "\n".join(lines)
@@ -498,10 +519,10 @@ def test_each_form_of_a_response_gives_its_counts() -> None:
 
 
 def test_an_sglang_that_tells_steps_alone_gives_its_accept_length(fake: Fake) -> None:
-    (made,) = load(fake)
-    bare = [one._replace(counts=RequestCounts(4, None, None)) for one in made.answers]
-    (row, *_) = rows(fake, made._replace(answers=bare))
-    tokens = made.tokens
+    (measured_round,) = load(fake)
+    bare = [answer._replace(counts=RequestCounts(4, None, None)) for answer in measured_round.answers]
+    (row, *_) = rows(fake, measured_round._replace(answers=bare))
+    tokens = measured_round.tokens
     assert tokens is not None
     assert row.observation.tokens_per_step == pytest.approx(tokens / 48)
     assert row.observation.accepted is None
@@ -512,9 +533,9 @@ def test_an_sglang_that_tells_steps_alone_gives_its_accept_length(fake: Fake) ->
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     monkeypatch.setattr(sys, "argv", ["foredraft", *args])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit:
         cli.main()
-    return int(left.value.code or 0)
+    return int(exit.value.code or 0)
 
 
 @pytest.fixture
@@ -528,8 +549,8 @@ def test_the_verb_writes_observations_that_laws_can_be_fitted_to(
     fake: Fake, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     out = tmp_path / "out"
-    given = ["measure", "--endpoint", f"{fake.url}/v1", "--prompts", str(prompts), "--out", str(out), "--concurrency", "1,4"]  # fmt: skip
-    assert run_cli(monkeypatch, *given, "--method", "eagle3", "--draft", "head", "--machine", "H100") == 0
+    arguments = ["measure", "--endpoint", f"{fake.url}/v1", "--prompts", str(prompts), "--out", str(out), "--concurrency", "1,4"]  # fmt: skip
+    assert run_cli(monkeypatch, *arguments, "--method", "eagle3", "--draft", "head", "--machine", "H100") == 0
     rows = records.read_lines(Observation, out / "observations.jsonl")
     assert [(row.concurrency, row.draft, row.method, row.machine, row.target) for row in rows] == [
         (1, "head", "eagle3", "H100", MODEL), (4, "head", "eagle3", "H100", MODEL)
@@ -540,7 +561,7 @@ def test_the_verb_writes_observations_that_laws_can_be_fitted_to(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--model", "other"], "serves no model 'other', but org/model"),
         (["--chat", "always"], "HTTP 400: no chat template"),
@@ -549,24 +570,30 @@ def test_the_verb_writes_observations_that_laws_can_be_fitted_to(
     ],
 )
 def test_the_verb_fails_in_one_line(
-    fake: Fake, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, more: list[str], said: str
+    fake: Fake,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    more: list[str],
+    message: str,
 ) -> None:
     fake.template = False
-    given = ["measure", "--endpoint", fake.url, "--prompts", str(prompts), "--out", str(tmp_path / "out")]
-    assert run_cli(monkeypatch, *given, *more) == 2
+    arguments = ["measure", "--endpoint", fake.url, "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    assert run_cli(monkeypatch, *arguments, *more) == 2
     error = capsys.readouterr().err.splitlines()[0]
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
 
 
 def test_no_server_at_all(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     server = Fake()
     url = server.url
     server.server_close()
-    given = ["measure", "--prompts", str(prompts), "--out", str(tmp_path / "out")]
-    assert run_cli(monkeypatch, *given, "--endpoint", url) == 2
+    arguments = ["measure", "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    assert run_cli(monkeypatch, *arguments, "--endpoint", url) == 2
     assert "no server answers" in capsys.readouterr().err.splitlines()[0]
-    assert run_cli(monkeypatch, *given) == 2
+    assert run_cli(monkeypatch, *arguments) == 2
     assert "TARGET is missing" in capsys.readouterr().err
 
 
@@ -584,22 +611,32 @@ def test_rows_of_the_first_load_survive_a_server_that_dies_in_the_second(
 
     monkeypatch.setattr(Handler, "stream", dying)
     out = tmp_path / "out"
-    given = ["measure", "--endpoint", fake.url, "--prompts", str(prompts), "--out", str(out), "--concurrency", "1,2"]
-    assert run_cli(monkeypatch, *given) == 2
+    arguments = [
+        "measure",
+        "--endpoint",
+        fake.url,
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(out),
+        "--concurrency",
+        "1,2",
+    ]
+    assert run_cli(monkeypatch, *arguments) == 2
     assert "none of 12 requests was answered" in capsys.readouterr().err
     assert [row.concurrency for row in records.read_lines(Observation, out / "observations.jsonl")] == [1]
 
 
 def test_a_folder_that_is_served_by_its_path_is_named_as_our_own_runs_name_it() -> None:
     """vLLM names a local model by its path; rows of one target must agree. A name on the Hub stays whole."""
-    made = Round(OfferedLoad(0.0, 1), [], [], 1.0, None, None)
+    measured_round = Round(OfferedLoad(0.0, 1), [], [], 1.0, None, None)
     for model, target in (
         ("/models/org/tales", "tales"),
         ("/runs/small/final", "small/final"),
         ("org/tales", "org/tales"),
     ):
         server = Endpoint(Connections(address_of("http://localhost")), SERVERS["vllm"], model)
-        fields = base_of(server, made, {"draft_layers": 2})
+        fields = base_of(server, measured_round, {"draft_layers": 2})
         assert (fields["target"], fields["draft_layers"]) == (target, 2)
 
 
@@ -681,7 +718,7 @@ def test_connections_are_opened_before_the_load_and_serve_all_of_it(
         setup(self)
 
     monkeypatch.setattr(Handler, "setup", counted)
-    (made,) = load(fake, concurrency=(2,))
-    assert len(made.answers) == 12
+    (measured_round,) = load(fake, concurrency=(2,))
+    assert len(measured_round.answers) == 12
     assert len(opened) == 2
     assert max(opened) <= 1, "both before the load's own questions, behind at most the trial"

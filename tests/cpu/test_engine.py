@@ -220,10 +220,10 @@ def test_lookahead_may_follow_the_number_running(greedy: list[list[int]]) -> Non
         max_context=128,
     )
     sequences = [engine.add(request) for request in requests()]
-    seen = {(len(step.drafted), step.lookahead) for step in engine.run()}
+    observed = {(len(step.drafted), step.lookahead) for step in engine.run()}
     assert [sequence.answer for sequence in sequences] == greedy
-    assert {k for _, k in seen} >= {0, 3, 5}
-    assert all(k == {1: 5, 2: 3}.get(n, 0) for n, k in seen)
+    assert {k for _, k in observed} >= {0, 3, 5}
+    assert all(k == {1: 5, 2: 3}.get(n, 0) for n, k in observed)
 
 
 @pytest.mark.parametrize("name", ["ngram", "near", "tree", "eagle3-tree", "lm-tree"])
@@ -244,10 +244,10 @@ def test_sampled_tokens_follow_the_targets_law(name: str) -> None:
     prompt, num = (1, 2, 3), 3000
     sampling = Sampling(temperature=0.7, top_k=3)
     engine = engine_with(name, 2, 32, 8)
-    made = [
+    sampled_requests = [
         Request(prompt=prompt, max_tokens=2, sampling=Sampling(temperature=0.7, top_k=3, seed=s)) for s in range(num)
     ]
-    found = [tuple(sequence.answer) for sequence in engine.generate(made)]
+    samples = [tuple(sequence.answer) for sequence in engine.generate(sampled_requests)]
     from foredraft.decode.sampling import probabilities
 
     law = {}
@@ -255,8 +255,8 @@ def test_sampled_tokens_follow_the_targets_law(name: str) -> None:
     for a in first.nonzero()[:, 0].tolist():
         second = probabilities(TARGET(torch.tensor([[*prompt, a]])).logits_BTV[0, -1:], sampling)[0]
         law |= {(a, b): float(first[a] * second[b]) for b in second.nonzero()[:, 0].tolist()}
-    assert set(found) <= set(law)
-    counts, expected = [found.count(pair) for pair in law], [num * p for p in law.values()]
+    assert set(samples) <= set(law)
+    counts, expected = [samples.count(pair) for pair in law], [num * p for p in law.values()]
     scale = sum(counts) / sum(expected)
     assert chisquare(counts, [e * scale for e in expected]).pvalue > 1e-4
 
@@ -273,13 +273,13 @@ def test_stop_ids_end_an_answer_and_are_part_of_it(greedy: list[list[int]]) -> N
 def test_tokens_stream_as_they_come_and_a_request_can_be_cancelled(greedy: list[list[int]]) -> None:
     engine = Engine(TARGET, DRAFTERS["near"](), max_batch=3, max_context=128)
     streamed: list[int] = []
-    kept = engine.add(requests()[0], streamed.extend)
+    continuing = engine.add(requests()[0], streamed.extend)
     dropped = [engine.add(request) for request in requests()[1:]]
     for number, _ in enumerate(engine.run()):
         if number == 2:
             for sequence in dropped:
                 engine.cancel(sequence)
-    assert streamed == kept.answer == greedy[0]
+    assert streamed == continuing.answer == greedy[0]
     assert {sequence.finish for sequence in dropped} == {"cancelled"}
     assert dropped[0].answer == greedy[1][: len(dropped[0].answer)]
 
@@ -367,10 +367,10 @@ class Checked:
         self.drafter.move(source, row)
 
     def propose(self, running, budget: Budget) -> Proposal:
-        told = [sequence.fresh is not None for sequence in running]
+        has_fresh = [sequence.fresh is not None for sequence in running]
         proposal = self.drafter.propose(running, budget)
         for row, sequence in enumerate(running):
-            if told[row]:
+            if has_fresh[row]:
                 self._check(sequence.tokens, proposal.tokens[row].tolist(), proposal.parents[row], budget)
                 self.seen += 1
             else:
@@ -398,11 +398,11 @@ class Checked:
         self, tokens: list[int], drafted: list[int], parents: list[int], paths: list[list[int]], budget: Budget
     ) -> None:
         """Every node of the static tree is its parent's choice of its rank, whatever order the nodes come in."""
-        wanted: list[tuple[int, ...]] = []
+        expected_ranks: list[tuple[int, ...]] = []
         for parent, rank in budget.tree:
-            above = wanted[parent] if parent >= 0 else ()
-            wanted.append((*above, naive_ranked(self.drafter.head, tokens, list(above))[rank]))
-        assert sorted(map(tuple, paths)) == sorted(wanted)
+            above = expected_ranks[parent] if parent >= 0 else ()
+            expected_ranks.append((*above, naive_ranked(self.drafter.head, tokens, list(above))[rank]))
+        assert sorted(map(tuple, paths)) == sorted(expected_ranks)
 
 
 def naive_ranked(head: DraftHead, tokens: list[int], path: list[int]) -> list[int]:

@@ -49,23 +49,23 @@ def test_a_head_from_its_folder_changes_nothing(checkpoint: Path, oracle: list[i
     engine = text.load_engine(checkpoint)
     save_head(new_head(engine.target, "eagle3", 2, range(200), feature_layers=(1, 2, 3)), tmp_path)
     for budget in (Budget(3), Budget(3, 3, 8)):
-        made = text.generate(
+        generation = text.generate(
             text.load_engine(checkpoint, str(tmp_path), lookahead=budget),
             text.tokenizer_of(checkpoint), [PROMPT, "dog"], max_tokens=30,
         )  # fmt: skip
-        assert made[0][1].answer == oracle
+        assert generation[0][1].answer == oracle
 
 
 def test_text_streams_whole_characters_and_ends_before_a_stop_string(checkpoint: Path) -> None:
     tokenizer, sampling = text.tokenizer_of(checkpoint), Sampling(temperature=1.5, seed=4)
     pieces: list[str] = []
-    ((whole, _),) = text.generate(
+    ((all_text, _),) = text.generate(
         text.load_engine(checkpoint, "ngram"), tokenizer, [PROMPT], max_tokens=60, sampling=sampling,
         on_text=lambda _, piece, __: pieces.append(piece),
     )  # fmt: skip
-    assert "".join(pieces) == whole.text
+    assert "".join(pieces) == all_text.text
     assert len(pieces) > 10
-    stop = whole.text[20:23]
+    stop = all_text.text[20:23]
     shown: list[str] = []
     ((cut, sequence),) = text.generate(
         text.load_engine(checkpoint, "ngram"), tokenizer, [PROMPT], max_tokens=60, sampling=sampling, stops=(stop,),
@@ -121,12 +121,12 @@ def test_a_plan_sets_the_lookahead_by_running_requests(checkpoint: Path, tmp_pat
     from foredraft.plan.search import PlanSettings
 
     load = records.Workload(input_len=64, output_len=64, concurrency=(1, 64, 256))
-    made = plan(shapes.shape("Llama-3.1-8B"), machines.machine("H100"), load, PlanSettings(draws=16))
-    schedule = text.schedule_of(made)
+    served_plan = plan(shapes.shape("Llama-3.1-8B"), machines.machine("H100"), load, PlanSettings(draws=16))
+    schedule = text.schedule_of(served_plan)
     assert [schedule(n).lookahead for n in (1, 2, 64, 65, 256, 1000)] == [
-        made.schedule[i].lookahead for i in (0, 1, 1, 2, 2, 2)
+        served_plan.schedule[i].lookahead for i in (0, 1, 1, 2, 2, 2)
     ]
-    records.write(tmp_path / "Plan.json", made)
+    records.write(tmp_path / "Plan.json", served_plan)
     done = cli(
         "generate", str(checkpoint), PROMPT, "--draft", "ngram", "--plan", str(tmp_path / "Plan.json"), "--max-tokens", "30",
         "--json",

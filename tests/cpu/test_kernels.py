@@ -142,9 +142,9 @@ def test_heads_run_by_kernel_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     positions = torch.arange(4).expand(2, -1)
 
     def logits() -> Tensor:
-        found = head(tokens, hidden, positions, head.new_cache(2, 32)).logits_BTV
-        assert found is not None
-        return found
+        logits_BTV = head(tokens, hidden, positions, head.new_cache(2, 32)).logits_BTV
+        assert logits_BTV is not None
+        return logits_BTV
 
     ours = logits()
     by_torch(monkeypatch)
@@ -161,9 +161,9 @@ def test_linear_of_any_size(rows: int, out: int, size: int, dtype: torch.dtype) 
     assert kernels.fits_linear(x, weight) == (rows <= kernels.FEW_ROWS[dtype])
     for more in (None, bias):
         exact = x.double() @ weight.double().T + (0 if more is None else more.double())
-        found = linear(x, weight, more)
-        assert found.dtype == dtype
-        assert (found - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.01) * exact.abs().max()
+        product = linear(x, weight, more)
+        assert product.dtype == dtype
+        assert (product - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.01) * exact.abs().max()
 
 
 def test_weights_that_move_are_found_again() -> None:

@@ -111,9 +111,9 @@ def test_an_unknown_loss_is_named():
 def test_cross_entropy_with_text_is_torchs():
     rows, labels = logits(11, ROWS, VOCAB).requires_grad_(), torch.arange(ROWS) % VOCAB
     value, slope = against_text(rows.detach(), labels)
-    wanted = torch.nn.functional.cross_entropy(rows, labels, reduction="none")
-    wanted.sum().backward()
-    torch.testing.assert_close(value, wanted.detach())
+    expected = torch.nn.functional.cross_entropy(rows, labels, reduction="none")
+    expected.sum().backward()
+    torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(slope, rows.grad)
 
 
@@ -136,12 +136,12 @@ def case(loss, seed=20, rows=37):
     )
     counted = torch.from_numpy(np.random.default_rng(seed + 1).integers(0, 2, rows)).bool()
     states, matrix = states.requires_grad_(), matrix.requires_grad_()
-    made = states @ matrix.T
-    values = loss.get("ce", 0.0) * torch.nn.functional.cross_entropy(made, labels, reduction="none")
+    logits_MV = states @ matrix.T
+    values = loss.get("ce", 0.0) * torch.nn.functional.cross_entropy(logits_MV, labels, reduction="none")
     soft = {name: weight for name, weight in loss.items() if name != "ce"}
     teacher = Teacher(taught, wide) if soft else None
     for name, weight in soft.items():
-        values = values + weight * by_torch(name, made, taught @ wide.T)
+        values = values + weight * by_torch(name, logits_MV, taught @ wide.T)
     total = (values * counted).sum()
     return states, matrix, labels, counted, teacher, total, torch.autograd.grad(total, (states, matrix))
 
@@ -149,8 +149,8 @@ def case(loss, seed=20, rows=37):
 def language_model_loss(states, matrix, labels, counted, loss, teacher=None):
     """Its total and terms, of a single step."""
     monitor = "accept_prob" if teacher else None
-    found = lm_head_loss(states[None], matrix, counted[None], loss, teacher=teacher, labels_M=labels, monitor=monitor)
-    return found.total, {name: by_step[0] for name, by_step in found.terms.items()}
+    result = lm_head_loss(states[None], matrix, counted[None], loss, teacher=teacher, labels_M=labels, monitor=monitor)
+    return result.total, {name: by_step[0] for name, by_step in result.terms.items()}
 
 
 @pytest.mark.parametrize("loss", [{"ce": 1.0}, {"kl": 1.0}, {"ce": 0.1, "tv": 0.9}])
@@ -196,9 +196,9 @@ def test_no_more_logits_live_than_the_room_allows(monkeypatch):
     """Negative control included: with room for all places, all are computed at once."""
     widths, chunk_terms = [], lm_head.chunk_terms
 
-    def recorded(made, *rest):
-        widths.append(made.shape[1])
-        return chunk_terms(made, *rest)
+    def recorded(rows, *arguments):
+        widths.append(rows.shape[1])
+        return chunk_terms(rows, *arguments)
 
     monkeypatch.setattr(lm_head, "chunk_terms", recorded)
     states, matrix, labels, counted, *_ = case({"ce": 1.0})

@@ -61,27 +61,27 @@ def prompts(num: int = 8) -> list[Prompt]:
     )
 
 
-def subject(checkpoint: Path, specs: list[DraftSpec], asked: list[Prompt], max_batch: int = 4) -> Subject:
+def subject(checkpoint: Path, specs: list[DraftSpec], questions: list[Prompt], max_batch: int = 4) -> Subject:
     target = load(checkpoint)
     fields = {"run": "r", "target": "t", "dataset": "p", "provenance": Provenance(source="test", note="n")}
-    return Subject(target, configurations_on(target, specs, max_batch, 64), asked, fields, {})
+    return Subject(target, configurations_on(target, specs, max_batch, 64), questions, fields, {})
 
 
 def counted(rows: list[Measurement]) -> list[dict[str, Any]]:
     """Rows less what a clock says."""
-    found = msgspec.to_builtins(rows)
-    for row in found:
+    plain_rows = msgspec.to_builtins(rows)
+    for row in plain_rows:
         for part in (row, row["observation"], row.get("intervals", {})):
             for name in CLOCK:
                 part.pop(name, None)
-    return found
+    return plain_rows
 
 
 @pytest.fixture(scope="module")
 def measured(checkpoint: Path, drafts: dict[str, str]) -> Callable[[int], list[Measurement]]:
     """A whole measurement by seed, made anew every time."""
 
-    def made(seed: int) -> list[Measurement]:
+    def world(seed: int) -> list[Measurement]:
         specs = [
             spec_of(f"{drafts['small']}@{LOOKAHEAD}"),
             spec_of(f"{drafts['head']}@{LOOKAHEAD}"),
@@ -90,7 +90,7 @@ def measured(checkpoint: Path, drafts: dict[str, str]) -> Callable[[int], list[M
         settings = MeasureSettings(max_tokens=ANSWER, batches=(1, 4), temperatures=(0.0, 1.0), seed=seed)
         return measure(subject(checkpoint, specs, prompts()), settings)
 
-    return made
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +98,18 @@ def rows(measured: Callable[[int], list[Measurement]]) -> list[Measurement]:
     return measured(0)
 
 
-def one(rows: list[Measurement], way: str, method: str, temperature: float, **wanted: Any) -> Measurement:
+def row_of(rows: list[Measurement], way: str, method: str, temperature: float, **fields: Any) -> Measurement:
     """The first row of that kind, all categories together unless `category` says otherwise."""
-    wanted = {"category": None} | wanted
-    category = wanted.pop("category")
-    (found, *_) = [
+    fields = {"category": None} | fields
+    category = fields.pop("category")
+    (match, *_) = [
         row
         for row in rows
         if (row.way, row.category) == (way, category)
         and (row.observation.method, row.observation.temperature) == (method, temperature)
-        and all(getattr(row.observation, name) == value for name, value in wanted.items())
+        and all(getattr(row.observation, name) == value for name, value in fields.items())
     ]
-    return found
+    return match
 
 
 def test_two_runs_with_one_seed_agree_exactly_in_all_counts(
@@ -128,7 +128,7 @@ def test_two_runs_with_one_seed_agree_exactly_in_all_counts(
 def test_on_greedy_answers_engine_and_one_pass_count_the_same_steps(
     rows: list[Measurement], method: str, category: str | None
 ):
-    live, forced_row = (one(rows, way, method, 0.0, category=category) for way in ("live", "forced"))
+    live, forced_row = (row_of(rows, way, method, 0.0, category=category) for way in ("live", "forced"))
     assert live.observation.tokens_per_step == forced_row.observation.tokens_per_step
     assert live.observation.steps == forced_row.observation.steps
     assert live.survival == tuple(
@@ -141,7 +141,7 @@ def test_on_greedy_answers_engine_and_one_pass_count_the_same_steps(
 
 def test_sampled_answers_and_sampled_drafts_agree_within_their_intervals(rows: list[Measurement]):
     """Chance in both: 90 % intervals that do not meet would be a false alarm in about 2 of 100 seeds; this one is fixed."""
-    live, forced_row = one(rows, "live", "draft_model", 1.0), one(rows, "forced", "draft_model", 1.0)
+    live, forced_row = row_of(rows, "live", "draft_model", 1.0), row_of(rows, "forced", "draft_model", 1.0)
     first, alpha = live.survival[0], forced_row.accept_probs["sampled"]
     assert first.low <= alpha.high
     assert alpha.low <= first.high
@@ -150,12 +150,12 @@ def test_sampled_answers_and_sampled_drafts_agree_within_their_intervals(rows: l
 
 
 def test_kinds_of_alpha_are_never_mixed(rows: list[Measurement]):
-    found = {
+    kinds = {
         (row.observation.method, row.observation.temperature): (row.observation.accept_kind, set(row.accept_probs))
         for row in rows
         if row.way == "forced"
     }
-    assert found == {
+    assert kinds == {
         ("draft_model", 0.0): ("greedy", {"greedy"}),
         ("draft_model", 1.0): ("sampled", {"sampled", "point"}),
         ("eagle3", 0.0): ("greedy", {"greedy"}),
@@ -166,57 +166,57 @@ def test_kinds_of_alpha_are_never_mixed(rows: list[Measurement]):
 
 def test_acceptance_does_not_hang_on_the_batch_and_plain_decoding_is_an_arm(rows: list[Measurement]):
     for method in ("draft_model", "ngram", "eagle3"):
-        alone, together = (one(rows, "live", method, 0.0, batch_size=batch) for batch in (1, 4))
+        alone, together = (row_of(rows, "live", method, 0.0, batch_size=batch) for batch in (1, 4))
         assert alone.observation.survival == together.observation.survival
         assert alone.observation.tokens_per_step == together.observation.tokens_per_step
-    plain = one(rows, "live", "none", 0.0, batch_size=4).observation
+    plain = row_of(rows, "live", "none", 0.0, batch_size=4).observation
     assert (plain.tokens_per_step, plain.speedup, plain.lookahead, plain.drafted) == (1.0, 1.0, 0, 0)
     assert plain.draft_params is None
 
 
 def test_counts_are_the_engines_and_categories_add_up(rows: list[Measurement]):
-    whole, *parts = (one(rows, "live", "draft_model", 0.0, category=part) for part in (None, "a", "b"))
+    overall, *parts = (row_of(rows, "live", "draft_model", 0.0, category=part) for part in (None, "a", "b"))
     for name in ("steps", "drafted", "accepted", "num_requests"):
-        assert getattr(whole.observation, name) == sum(getattr(part.observation, name) for part in parts)
+        assert getattr(overall.observation, name) == sum(getattr(part.observation, name) for part in parts)
     assert {part.observation.dataset for part in parts} == {"p/a", "p/b"}
-    seen = whole.observation
-    assert seen.drafted == (seen.steps or 0) * LOOKAHEAD
-    assert seen.output_len == ANSWER
-    assert (seen.tokens_per_step or 0) * (seen.steps or 0) == pytest.approx(ANSWER * 8)
-    assert (seen.ttft_s or 0) > 0
-    assert (seen.tpot_s or 0) > 0
-    assert seen.pooling == "steps"
-    assert "0 of 8 answers differ" in (seen.provenance.note or "")
+    observation = overall.observation
+    assert observation.drafted == (observation.steps or 0) * LOOKAHEAD
+    assert observation.output_len == ANSWER
+    assert (observation.tokens_per_step or 0) * (observation.steps or 0) == pytest.approx(ANSWER * 8)
+    assert (observation.ttft_s or 0) > 0
+    assert (observation.tpot_s or 0) > 0
+    assert observation.pooling == "steps"
+    assert "0 of 8 answers differ" in (observation.provenance.note or "")
 
 
 def test_a_category_is_timed_only_where_its_requests_ran_alone(checkpoint: Path):
     """Six requests in groups of four: the second group mixes both categories and is filled up with the first."""
-    asked = prompts(6)  # three of each: a a a b | b b a a
-    found = measure(subject(checkpoint, [], asked), MeasureSettings(max_tokens=4, batches=(4,), way="live"))
-    assert [row.category for row in found] == [None, "a", "b"]
-    assert [row.observation.output_tok_s is None for row in found] == [False, True, True]
-    assert [row.observation.num_requests for row in found] == [6, 3, 3]
-    assert [row.observation.steps for row in found] == [24, 12, 12]
+    questions = prompts(6)  # three of each: a a a b | b b a a
+    rows = measure(subject(checkpoint, [], questions), MeasureSettings(max_tokens=4, batches=(4,), way="live"))
+    assert [row.category for row in rows] == [None, "a", "b"]
+    assert [row.observation.output_tok_s is None for row in rows] == [False, True, True]
+    assert [row.observation.num_requests for row in rows] == [6, 3, 3]
+    assert [row.observation.steps for row in rows] == [24, 12, 12]
 
 
 def test_trees_accept_at_least_what_their_chains_do(checkpoint: Path, drafts: dict[str, str]):
     """The tree of a model holds its likeliest chain; teacher-forced, both are one chain."""
     folder = drafts["small"]
-    made = subject(checkpoint, [spec_of(f"{folder}@3"), spec_of(f"{folder}@3,2,8")], prompts(4))
-    assert len(chains(made.configurations)) == 1
-    found = measure(made, MeasureSettings(max_tokens=ANSWER))
-    chain, tree = (one(found, "live", "draft_model", 0.0, tree_nodes=nodes) for nodes in (3, 8))
+    both = subject(checkpoint, [spec_of(f"{folder}@3"), spec_of(f"{folder}@3,2,8")], prompts(4))
+    assert len(chains(both.configurations)) == 1
+    rows = measure(both, MeasureSettings(max_tokens=ANSWER))
+    chain, tree = (row_of(rows, "live", "draft_model", 0.0, tree_nodes=nodes) for nodes in (3, 8))
     assert tree.observation.topk == 2
     assert (tree.observation.survival or (0,))[0] >= (chain.observation.survival or (1,))[0]
-    assert len([row for row in found if row.way == "forced" and row.category is None]) == 2
+    assert len([row for row in rows if row.way == "forced" and row.category is None]) == 2
 
 
 def test_progress_is_told_as_often_as_announced(checkpoint: Path, drafts: dict[str, str]):
-    made = subject(checkpoint, [spec_of(f"{drafts['small']}@2")], prompts(3), 2)
-    settings, told = MeasureSettings(max_tokens=4, batches=(1, 2), rounds=2), []
-    measure(made, settings, lambda done, what: told.append(done))
-    assert sum(told) == work(made, settings)
-    engines = {arm.spec.name: arm.engine for arm in made.configurations}
+    small_subject = subject(checkpoint, [spec_of(f"{drafts['small']}@2")], prompts(3), 2)
+    settings, messages = MeasureSettings(max_tokens=4, batches=(1, 2), rounds=2), []
+    measure(small_subject, settings, lambda done, what: messages.append(done))
+    assert sum(messages) == work(small_subject, settings)
+    engines = {arm.spec.name: arm.engine for arm in small_subject.configurations}
     assert turns(engines, 3, 2, rounds=2) == 2 * (1 + 2 * 2)
 
 
@@ -241,9 +241,9 @@ def laws(model: Decoder, ids: list[int]) -> torch.Tensor:
 def test_forced_alphas_are_their_definitions(checkpoint: Path, drafts: dict[str, str]):
     """Greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q), over the places that are to be predicted."""
     target, draft = load(checkpoint), load(drafts["small"])
-    given = texts(target)
-    found = teacher_forced(draft, TargetCache(target), given, LOOKAHEAD, probs=True)
-    for (ids, _), sums in zip(given, found, strict=True):
+    judged_texts = texts(target)
+    text_sums = teacher_forced(draft, TargetCache(target), judged_texts, LOOKAHEAD, probs=True)
+    for (ids, _), sums in zip(judged_texts, text_sums, strict=True):
         p, q = (laws(model, ids)[3:-1] for model in (target, draft))
         greedy = (p.argmax(-1) == q.argmax(-1)).float().mean()
         point = p.gather(-1, q.argmax(-1)[:, None]).mean()
@@ -255,9 +255,9 @@ def test_forced_alphas_are_their_definitions(checkpoint: Path, drafts: dict[str,
 
 def test_a_texts_sums_do_not_hang_on_the_others(checkpoint: Path, drafts: dict[str, str]):
     target, draft = load(checkpoint), load(drafts["small"])
-    given = texts(target)
-    together = teacher_forced(draft, TargetCache(target), given, LOOKAHEAD)
-    alone = [teacher_forced(draft, TargetCache(target), [item], LOOKAHEAD)[0] for item in given]
+    judged_texts = texts(target)
+    together = teacher_forced(draft, TargetCache(target), judged_texts, LOOKAHEAD)
+    alone = [teacher_forced(draft, TargetCache(target), [item], LOOKAHEAD)[0] for item in judged_texts]
     for both in zip(together, alone, strict=True):
         assert {name: values.tolist() for name, values in both[0].items()} == {
             name: values.tolist() for name, values in both[1].items()
@@ -271,27 +271,27 @@ def test_what_is_kept_of_a_target_serves_the_next_draft(
     """The sums of a second draft need no pass of the target, and are those of asking it anew; another target's are not served."""
     target = load(checkpoint)
     draft = load_head(drafts[which], target) if which == "head" else load(drafts[which])
-    given, folder = texts(target), tmp_path / "kept"
-    anew = teacher_forced(draft, TargetCache(target), given, LOOKAHEAD, probs=True)
+    judged_texts, folder = texts(target), tmp_path / "kept"
+    anew = teacher_forced(draft, TargetCache(target), judged_texts, LOOKAHEAD, probs=True)
     requests = [Request(prompt=(1, 2, 3), max_tokens=4), Request(prompt=(5,), max_tokens=2)]
     answers, costs = [[7, 8], []], np.array([[1.25, 3.0], [0.5, 2.0]])
-    kept = TargetCache(target, folder)
-    assert kept.answers(requests, lambda _: answers) == answers
-    assert kept.costs(given, lambda _: costs).tolist() == costs.tolist()
-    teacher_forced(draft, kept, given, LOOKAHEAD, probs=True)
+    cache = TargetCache(target, folder)
+    assert cache.answers(requests, lambda _: answers) == answers
+    assert cache.costs(judged_texts, lambda _: costs).tolist() == costs.tolist()
+    teacher_forced(draft, cache, judged_texts, LOOKAHEAD, probs=True)
     again = TargetCache(target, folder)
     with monkeypatch.context() as patch:
         patch.setattr(type(target), "forward", lambda *_, **__: pytest.fail("the target was asked again"))
         assert again.answers(requests, lambda _: pytest.fail("asked again")) == answers
-        assert again.costs(given, lambda _: pytest.fail("asked again")).tolist() == costs.tolist()
+        assert again.costs(judged_texts, lambda _: pytest.fail("asked again")).tolist() == costs.tolist()
         states = [
             again.hidden_states(getattr(draft, "feature_layers", None))(batch)
-            for batch in padded(given, 4096, target.device)
+            for batch in padded(judged_texts, 4096, target.device)
         ]
     assert all(state.final_BTW.shape[-1] == target.shape.hidden_size for state in states)
-    found = teacher_forced(draft, again, given, LOOKAHEAD, probs=True)
-    assert [{k: v.tolist() for k, v in one.items()} for one in found] == [
-        {k: v.tolist() for k, v in one.items()} for one in anew
+    later_sums = teacher_forced(draft, again, judged_texts, LOOKAHEAD, probs=True)
+    assert [{k: v.tolist() for k, v in sums.items()} for sums in later_sums] == [
+        {k: v.tolist() for k, v in sums.items()} for sums in anew
     ]
     with torch.no_grad():
         next(target.parameters()).add_(1)
@@ -307,32 +307,32 @@ def test_perplexity_is_that_of_transformers(checkpoint: Path):
 
     target, peer = load(checkpoint), LlamaForCausalLM.from_pretrained(checkpoint)
     for (ids, mask), (nats, num) in zip(texts(target), surprise(target, texts(target), 300), strict=True):
-        labels = torch.tensor([[token if wanted else -100 for token, wanted in zip(ids, mask, strict=True)]])
+        labels = torch.tensor([[token if counts else -100 for token, counts in zip(ids, mask, strict=True)]])
         assert num == sum(mask)
         assert nats / num == pytest.approx(peer(torch.tensor([ids]), labels=labels).loss.item(), rel=1e-5)
 
 
 def test_references_are_judged_behind_their_prompts(checkpoint: Path, drafts: dict[str, str]):
     ids, answer = (5, 6, 7), (8, 9)
-    asked = [Prompt(where="p", category=None, ids=ids, reference=answer), Prompt(where="p", category=None, ids=ids)]
+    questions = [Prompt(where="p", category=None, ids=ids, reference=answer), Prompt(where="p", category=None, ids=ids)]
     settings = MeasureSettings(max_tokens=6, way="forced")
-    found = measure(subject(checkpoint, [spec_of(f"{drafts['small']}@2")], asked), settings)
+    rows = measure(subject(checkpoint, [spec_of(f"{drafts['small']}@2")], questions), settings)
     target, draft = load(checkpoint), load(drafts["small"])
-    wanted = [([*ids, *answer], [False] * 3 + [True] * 2), (list(ids), [True] * 3)]
+    judged_texts = [([*ids, *answer], [False] * 3 + [True] * 2), (list(ids), [True] * 3)]
     for name, model in (("target", target), ("draft", draft)):
-        nats, num = surprise(model, wanted, 300).sum(0)
+        nats, num = surprise(model, judged_texts, 300).sum(0)
         assert num == 4
-        assert getattr(found[0].observation, f"{name}_perplexity") == pytest.approx(np.exp(nats / num))
-    assert found[0].observation.loss == pytest.approx(np.log(found[0].observation.draft_perplexity or 0))
+        assert getattr(rows[0].observation, f"{name}_perplexity") == pytest.approx(np.exp(nats / num))
+    assert rows[0].observation.loss == pytest.approx(np.log(rows[0].observation.draft_perplexity or 0))
 
 
 def test_a_padded_vocabulary_changes_no_perplexity(checkpoint: Path):
     """Rows beyond the tokenizer's ids are cut before normalising."""
     target = load(checkpoint)
-    given = texts(target)
-    cut = surprise(target, [(np.minimum(ids, 280), mask) for ids, mask in given], 290)
-    whole = surprise(target, [(np.minimum(ids, 280), mask) for ids, mask in given], 300)
-    assert (cut[:, 0] < whole[:, 0]).all()
+    judged_texts = texts(target)
+    cut = surprise(target, [(np.minimum(ids, 280), mask) for ids, mask in judged_texts], 290)
+    unpadded = surprise(target, [(np.minimum(ids, 280), mask) for ids, mask in judged_texts], 300)
+    assert (cut[:, 0] < unpadded[:, 0]).all()
 
 
 def test_a_step_at_the_end_is_followed_no_further_than_the_answer(checkpoint: Path):
@@ -355,24 +355,24 @@ def test_an_interval_is_as_wide_as_theory_says():
     rng = np.random.default_rng(3)
     tokens = 10 + rng.normal(0, 2, 400)
     sums = np.stack((tokens, np.full(400, 10.0)), 1)
-    found = figure(sums, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
-    assert found is not None
-    assert found.high - found.low == pytest.approx(2 * 1.645 * tokens.std() / 10 / 20, rel=0.1)
+    estimate = figure(sums, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
+    assert estimate is not None
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.645 * tokens.std() / 10 / 20, rel=0.1)
     again = ratio(sums[:, 0], sums[:, 1], "tokens/step", "test")
-    assert (again.low, again.high) == pytest.approx((found.low, found.high), rel=0.01)
-    assert requests_for_width(found, 400, (found.high - found.low) / 2) == 1600
-    assert requests_for_width(found, 400, (found.high - found.low) * 2) == 100
+    assert (again.low, again.high) == pytest.approx((estimate.low, estimate.high), rel=0.01)
+    assert requests_for_width(estimate, 400, (estimate.high - estimate.low) / 2) == 1600
+    assert requests_for_width(estimate, 400, (estimate.high - estimate.low) * 2) == 100
 
 
 def test_tokens_of_one_request_are_drawn_together():
     """Two kinds of requests: their spread shows, however many steps each has. Negative control: steps drawn one by one."""
     sums = np.array([[400.0, 100.0], [100.0, 100.0]] * 8)
-    found = figure(sums, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
-    assert found is not None
+    estimate = figure(sums, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
+    assert estimate is not None
     apart = np.repeat(sums / 100, 100, axis=0)
     narrow = figure(apart, lambda s: divided(s[..., 0], s[..., 1]), "tokens/step", "test")
     assert narrow is not None
-    assert found.high - found.low > 5 * (narrow.high - narrow.low)
+    assert estimate.high - estimate.low > 5 * (narrow.high - narrow.low)
 
 
 def test_what_one_request_or_none_says():
@@ -445,10 +445,10 @@ def read(path: Path, checkpoint: Path, on_error: str = "stop", num: int | None =
 
 def test_spec_bench_and_plain_text(checkpoint: Path, tmp_path: Path):
     tokenizer = text.tokenizer_of(checkpoint)
-    found = read(write(tmp_path / "p.jsonl", LINES), checkpoint)
-    assert [tokenizer.decode(prompt.ids) for prompt in found] == ["the quick fox", "the dog", "lazy"]
-    assert [prompt.category for prompt in found] == ["qa", "qa", "news"]
-    assert [tokenizer.decode(prompt.reference) for prompt in found] == [" jumps", "", ""]
+    read_rows = read(write(tmp_path / "p.jsonl", LINES), checkpoint)
+    assert [tokenizer.decode(prompt.ids) for prompt in read_rows] == ["the quick fox", "the dog", "lazy"]
+    assert [prompt.category for prompt in read_rows] == ["qa", "qa", "news"]
+    assert [tokenizer.decode(prompt.reference) for prompt in read_rows] == [" jumps", "", ""]
     assert [prompt.where for prompt in read(tmp_path / "p.jsonl", checkpoint, num=1)] == [
         f"{tmp_path / 'p.jsonl'}:{line}" for line in (1, 3)
     ]
@@ -491,12 +491,12 @@ def test_chat_templates_go_around_the_prompts_that_ask_for_one(checkpoint: Path,
 )
 def test_a_broken_line_is_named_and_skipped_only_when_asked(checkpoint: Path, tmp_path: Path, line: str, reason: str):
     file = write(tmp_path / "p.jsonl", [LINES[0], line, LINES[2]])
-    given: dict[str, Any] = {"max_tokens": 8, "longest": 64}
+    limits: dict[str, Any] = {"max_tokens": 8, "longest": 64}
     with pytest.raises(ValueError, match=rf"p.jsonl:2: .*{reason}.*--on-error skip"):
-        read(file, checkpoint, **given)
+        read(file, checkpoint, **limits)
     skips = Skips("skip")
-    found = read_prompts(file, Encoding(text.tokenizer_of(checkpoint), **given), skips)
-    assert (len(found), skips.count) == (2, 1)
+    read_rows = read_prompts(file, Encoding(text.tokenizer_of(checkpoint), **limits), skips)
+    assert (len(read_rows), skips.count) == (2, 1)
 
 
 # The command
@@ -514,8 +514,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             app.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
-        told, talk = capsys.readouterr()
-        return code, told, talk
+        output, talk = capsys.readouterr()
+        return code, output, talk
 
     return called
 
@@ -524,14 +524,14 @@ def test_the_command_writes_records_that_the_other_verbs_read(
     checkpoint: Path, drafts: dict[str, str], tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ):
     file = write(tmp_path / "p.jsonl", [*LINES, "{broken"])
-    given = ("--prompts", file, "--out", tmp_path / "out", "--max-tokens", 8, "--batch", "1,2", "--on-error", "skip")
+    common = ("--prompts", file, "--out", tmp_path / "out", "--max-tokens", 8, "--batch", "1,2", "--on-error", "skip")
     specs = ("--draft", f"{drafts['small']}@2", "--draft", f"{drafts['head']}@2,2,3", "--draft", "ngram@2")
-    code, told, talk = run(
-        checkpoint, *given, *specs, "--draft-tokens", 1e6, "--run", "mine", "--family", "tests", "--temperature", "0,1"
+    code, output, talk = run(
+        checkpoint, *common, *specs, "--draft-tokens", 1e6, "--run", "mine", "--family", "tests", "--temperature", "0,1"
     )
     assert code == 0, talk
     assert "skipped 1 of the file's lines" in talk
-    assert "small@2" in told
+    assert "small@2" in output
     measurements = records.read_lines(Measurement, tmp_path / "out" / "measurements.jsonl")
     rows = records.read_lines(Observation, tmp_path / "out" / "observations.jsonl")
     assert rows == [row.observation for row in measurements if row.category is None]
@@ -637,9 +637,9 @@ def test_bad_input_is_one_line_before_anything_is_decoded(
     write(tmp_path / "p.jsonl", LINES)
     write(tmp_path / "empty.jsonl", [""])
     write(tmp_path / "broken.jsonl", [LINES[0], "{broken"])
-    told = [part.format(tmp=tmp_path) for part in arguments]
-    prompts = () if "--prompts" in told else ("--prompts", tmp_path / "p.jsonl")
-    code, out, talk = run(checkpoint, *prompts, "--out", tmp_path / "out", *told)
+    words = [part.format(tmp=tmp_path) for part in arguments]
+    prompts = () if "--prompts" in words else ("--prompts", tmp_path / "p.jsonl")
+    code, out, talk = run(checkpoint, *prompts, "--out", tmp_path / "out", *words)
     assert (code, out) == (2, "")
     assert message in talk
     assert talk.startswith("error: ")

@@ -125,7 +125,7 @@ def some_tokens(*shape: int) -> Tensor:
 def test_logits_and_every_hidden_state_of_whole_sequences(pair):
     tokens = some_tokens(2, 40)
     body, last = getattr(pair.theirs.model, "decoder", pair.theirs.model), []
-    hook = body.layers[-1].register_forward_hook(lambda module, given, result: last.append(result))
+    hook = body.layers[-1].register_forward_hook(lambda module, inputs, result: last.append(result))
     theirs = pair.theirs(tokens, output_hidden_states=True)
     hook.remove()
     depth = pair.ours.shape.num_layers
@@ -152,7 +152,7 @@ def chunks(
 
     `shift` displaces the positions of all chunks but the first.
     """
-    cache, done, found = model.new_cache(len(rows), 48), [0] * len(rows), [[] for _ in rows]
+    cache, done, outputs = model.new_cache(len(rows), 48), [0] * len(rows), [[] for _ in rows]
     slot, first = torch.arange(48), torch.tensor(starts)
     for number, sizes in enumerate(cuts):
         width = max(sizes)
@@ -165,9 +165,9 @@ def chunks(
         placed = positions + (shift if number else 0)
         logits = model(torch.stack(parts), placed, cache, slots, mask).logits_BTV
         for b, size in enumerate(sizes):
-            found[b].append(logits[b, :size])
+            outputs[b].append(logits[b, :size])
             done[b] += size
-    return [torch.cat(parts) for parts in found]
+    return [torch.cat(parts) for parts in outputs]
 
 
 CUTS = [[5, 9, 14], [3, 1, 2], [1, 6, 1]]
@@ -245,9 +245,9 @@ def test_after_compaction_the_cache_holds_the_accepted_path(pair, tree, compacts
         cache.compact(keep.clamp(min=-1), lengths)
     more, ends = some_tokens(2, 3), lengths + torch.tensor([4, 1])
     logits = pair.ours(more, ends[:, None] + torch.arange(3), cache).logits_BTV
-    kept = [[0, 2, 5, 6], [0]]
+    kept_paths = [[0, 2, 5, 6], [0]]
     for b in range(2):
-        expected = pair.expected(torch.cat((contexts[b], nodes[b, kept[b]], more[b])))[-3:]
+        expected = pair.expected(torch.cat((contexts[b], nodes[b, kept_paths[b]], more[b])))[-3:]
         error = float((logits[b] - expected).abs().max())
         assert error < 1e-4 if compacts or b == 1 else error > 1e-2
 
@@ -257,8 +257,8 @@ def test_compaction_moves_rows_in_order_and_nothing_else():
     cache = Decoder(shape, model_config()).new_cache(3, 8)
     cache.kv[:] = torch.arange(8.0)[:, None]
     cache.compact(torch.tensor([[3, 4, 7], [2, 6, -1], [-1, -1, -1]]), torch.tensor([2, 1, 5]))
-    held = cache.kv[0, 0, :, 0, :, 0].tolist()
-    assert held == [[0, 1, 3, 4, 7, 5, 6, 7], [0, 2, 6, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
+    cached = cache.kv[0, 0, :, 0, :, 0].tolist()
+    assert cached == [[0, 1, 3, 4, 7, 5, 6, 7], [0, 2, 6, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert bool((cache.kv == cache.kv[:1, :1, :, :1, :, :1]).all())
     cache.compact(torch.empty(3, 0, dtype=torch.long), torch.tensor([1, 1, 1]))
     assert cache.num_bytes == cache.kv.numel() * 4 == shape.kv_bytes_per_token("float32") * 24
@@ -352,9 +352,9 @@ def test_a_loaded_decoder_is_frozen_and_needs_its_files_no_more(tmp_path):
     "kind", [{"kind": "default"}, {"kind": "linear", "factor": 2.0}, LLAMA3 | OLD, YARN | {"truncate": False}]
 )
 def test_rope_settings_survive_a_config(kind):
-    given = rope_from_config({"rope_theta": 500.0, "rope_scaling": kind if "rope_type" in kind else None})
-    assert rope_from_config(rope_to_config(given)) == given
-    assert "None" not in str(rope_to_config(given))
+    read_rope = rope_from_config({"rope_theta": 500.0, "rope_scaling": kind if "rope_type" in kind else None})
+    assert rope_from_config(rope_to_config(read_rope)) == read_rope
+    assert "None" not in str(rope_to_config(read_rope))
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,8 @@ def test_frequencies_at_real_sizes_equal_transformers(scaling):
     """The last one's ramp has no width."""
     sizes: dict[str, Any] = rope(**scaling) | {"head_dim": 128, "max_position_embeddings": 131072}
     expected = LlamaRotaryEmbedding(LlamaConfig(**sizes))
-    given = {"max_position_embeddings": 131072, "rope_parameters": {"rope_theta": 500.0} | scaling}
-    ours = rope_from_config(given)
+    settings = {"max_position_embeddings": 131072, "rope_parameters": {"rope_theta": 500.0} | scaling}
+    ours = rope_from_config(settings)
     torch.testing.assert_close(frequencies(ours, 128), expected.inv_freq, rtol=1e-6, atol=0)
     assert ours.attention_factor == pytest.approx(expected.attention_scaling)
 
@@ -472,8 +472,8 @@ def test_families_that_can_be_counted_but_not_run(folder):
 
 def test_broken_files(folder):
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    for broken in (whole[:-1000], whole[:100], b"", b"\xff" * 64):
+    content = file.read_bytes()
+    for broken in (content[:-1000], content[:100], b"", b"\xff" * 64):
         file.write_bytes(broken)
         refused(r"model\.safetensors: truncated or corrupt", load, folder)
     file.unlink()
@@ -662,17 +662,17 @@ def test_heads_equal_the_papers_formulas_along_a_draft_chain(head, target, tmp_p
     save_head(head, tmp_path)
     eagle3, tokens = isinstance(head, Eagle3Head), some_tokens(1, 7)
     naive = Naive(tmp_path / "model.safetensors", target.embed_tokens.weight, target.head_weight_VC, eagle3)
-    given = features(head, tokens[:, :-1])
-    ids, hidden = tokens[0, 1:].tolist(), list(given[0])
+    features_BTF = features(head, tokens[:, :-1])
+    ids, hidden = tokens[0, 1:].tolist(), list(features_BTF[0])
     if eagle3:
         hidden = [naive.weights["fc.weight"] @ row for row in hidden]
     cache, positions = head.new_cache(1, 12), torch.arange(6)[None]
-    output = head(tokens[:, 1:], head.combine(given), positions, cache)
+    output = head(tokens[:, 1:], head.combine(features_BTF), positions, cache)
     torch.testing.assert_close(output.logits_BTV[0], torch.stack(naive.run(ids, hidden)[0]), **CLOSE)
     for position in range(6, 9):
         drafted = head.target_ids(output.logits_BTV[:, -1].argmax(-1))
-        own = int(output.logits_BTV[0, -1].argmax())
-        assert int(drafted) == (DRAFTABLE[own] if eagle3 else own)
+        argmax = int(output.logits_BTV[0, -1].argmax())
+        assert int(drafted) == (DRAFTABLE[argmax] if eagle3 else argmax)
         ids.append(int(drafted))
         hidden.append(naive.run(ids[:-1], hidden)[1][-1])
         output = head(drafted[:, None], output.pre_norm_BTC[:, -1:], torch.tensor([[position]]), cache)
@@ -683,21 +683,21 @@ def test_the_naive_head_finds_swapped_inputs(target, tmp_path):
     """Negative control: an EAGLE-1 file whose fc expects (hidden, embed) differs."""
     head = random_head(target, "eagle", 1)
     tokens = some_tokens(1, 7)
-    given = features(head, tokens[:, :-1])
-    right = head(tokens[:, 1:], given).logits_BTV
+    features_BTF = features(head, tokens[:, :-1])
+    right = head(tokens[:, 1:], features_BTF).logits_BTV
     head.fc.weight.copy_(head.fc.weight.roll(64, 1))
-    assert (head(tokens[:, 1:], given).logits_BTV - right).abs().max() > 1e-2
+    assert (head(tokens[:, 1:], features_BTF).logits_BTV - right).abs().max() > 1e-2
 
 
 def test_heads_with_and_without_a_cache_agree_and_trees_too(head):
     tokens = some_tokens(2, 10)
     hidden = head.combine(features(head, tokens[:, :-1]))
-    whole, cache = head(tokens[:, 1:], hidden), head.new_cache(2, 16)
+    full_output, cache = head(tokens[:, 1:], hidden), head.new_cache(2, 16)
     positions = torch.arange(9).expand(2, 9)
     ahead, halves = tokens[:, 1:], (slice(0, 5), slice(5, 9))
     parts = [head(ahead[:, s], hidden[:, s], positions[:, s], cache).logits_BTV for s in halves]
-    torch.testing.assert_close(torch.cat(parts, 1), whole.logits_BTV, **CLOSE)
-    children, state = some_tokens(2, 2), whole.pre_norm_BTC[:, -1:]
+    torch.testing.assert_close(torch.cat(parts, 1), full_output.logits_BTV, **CLOSE)
+    children, state = some_tokens(2, 2), full_output.pre_norm_BTC[:, -1:]
     mask = torch.zeros(1, 2, 11, dtype=torch.bool)
     mask[:, :, :9] = True
     mask[:, [0, 1], [9, 10]] = True
@@ -773,8 +773,8 @@ def test_a_saved_head_loads_to_the_same_numbers(head, target, tmp_path, engine):
     back, tokens = load_head(tmp_path, target), some_tokens(2, 9)
     assert type(back) is type(head)
     assert (back.feature_layers, back.config) == (head.feature_layers, head.config)
-    given = features(head, tokens[:, :-1])
-    ours, theirs = head(tokens[:, 1:], head.combine(given)), back(tokens[:, 1:], back.combine(given))
+    features_BTF = features(head, tokens[:, :-1])
+    ours, theirs = head(tokens[:, 1:], head.combine(features_BTF)), back(tokens[:, 1:], back.combine(features_BTF))
     assert torch.equal(ours.logits_BTV, theirs.logits_BTV)
     assert torch.equal(ours.pre_norm_BTC, theirs.pre_norm_BTC)
     ids = torch.arange(ours.logits_BTV.shape[-1])
@@ -824,8 +824,10 @@ def test_a_head_of_another_width_brings_its_own_embedding(target, tmp_path):
     head = Eagle3Head(shape, model_config(), target, default_feature_layers(6), d2t, own_embedding=True)
     save_head(head, tmp_path)
     back, tokens = load_head(tmp_path, target), some_tokens(1, 5)
-    given = features(head, tokens)
-    assert torch.equal(back(tokens, back.combine(given)).logits_BTV, head(tokens, head.combine(given)).logits_BTV)
+    features_BTF = features(head, tokens)
+    assert torch.equal(
+        back(tokens, back.combine(features_BTF)).logits_BTV, head(tokens, head.combine(features_BTF)).logits_BTV
+    )
     assert load_file(tmp_path / "model.safetensors")["embed_tokens.weight"].shape == (VOCAB, 32)
     edit_tensors(tmp_path, lambda t: t.pop("embed_tokens.weight"))
     refused("hidden_size 32, not the target's 64, needs tensor embed_tokens.weight", load_head, tmp_path, target)
@@ -894,14 +896,14 @@ def test_folders_and_requests_that_are_no_head(folder, target, tmp_path_factory)
 
 
 def test_new_heads_follow_their_seed_and_begin_as_the_targets_head(target):
-    one, same, other = (new_head(target, draft_vocab=DRAFTABLE, seed=seed) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
-    assert not torch.equal(one.fc.weight, other.fc.weight)
-    assert isinstance(one, Eagle3Head)
-    assert torch.equal(one.lm_head.weight, target.head_weight_VC[list(DRAFTABLE)])
-    assert one.config.rope == target.config.rope
-    assert one.feature_layers == (2, 3, 3)
-    assert sum(p.numel() for p in one.parameters()) == one.shape.params
+    first_head, same, other = (new_head(target, draft_vocab=DRAFTABLE, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first_head.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(first_head.fc.weight, other.fc.weight)
+    assert isinstance(first_head, Eagle3Head)
+    assert torch.equal(first_head.lm_head.weight, target.head_weight_VC[list(DRAFTABLE)])
+    assert first_head.config.rope == target.config.rope
+    assert first_head.feature_layers == (2, 3, 3)
+    assert sum(p.numel() for p in first_head.parameters()) == first_head.shape.params
 
 
 @pytest.mark.parametrize("kind", ["eagle3", "eagle"])

@@ -101,16 +101,16 @@ def test_more_tokens_are_more_work(quick: None, checkpoint: Path):
 
 def test_the_pass_is_the_models_own(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """As many passes as announced, of the widths announced, behind the context announced."""
-    model, seen = load(checkpoint), []
+    model, calls = load(checkpoint), []
     forward = type(model).forward
 
-    def watched(self: Any, tokens: torch.Tensor, positions: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        seen.append((tokens.shape[1], int(positions[0, 0])))
-        return forward(self, tokens, positions, *rest, **more)
+    def watched(self: Any, tokens: torch.Tensor, positions: torch.Tensor, *positional: Any, **more: Any) -> Any:
+        calls.append((tokens.shape[1], int(positions[0, 0])))
+        return forward(self, tokens, positions, *positional, **more)
 
     monkeypatch.setattr(type(model), "forward", watched)
     verification(model, 3)
-    assert seen == [(num, probing.CONTEXT) for num in VERIFIED for _ in range(2 + 3)]
+    assert calls == [(num, probing.CONTEXT) for num in VERIFIED for _ in range(2 + 3)]
 
 
 def test_a_clock_counts_every_run_and_waits():
@@ -127,9 +127,9 @@ def test_memory_is_read_and_written_at_believable_rates(quick: None):
 def test_a_limit_of_the_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(probing, "_LIMIT", limit)
-    whole = memory_bytes(CPU)
+    total_bytes = memory_bytes(CPU)
     limit.write_text("max\n")
-    assert memory_bytes(CPU) == whole
+    assert memory_bytes(CPU) == total_bytes
     limit.write_text("1048576\n")
     assert memory_bytes(CPU) == 2**20
 
@@ -155,8 +155,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             cli.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
-        told, talk = capsys.readouterr()
-        return code, told, talk
+        output, talk = capsys.readouterr()
+        return code, output, talk
 
     return called
 
@@ -165,12 +165,12 @@ def test_the_command_writes_a_machine_that_the_planner_takes(
     quick: None, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ):
     file = tmp_path / "machine.json"
-    code, told, talk = run("probe", "--repeats", 1, "--out", file)
+    code, output, talk = run("probe", "--repeats", 1, "--out", file)
     assert code == 0, talk
-    assert processor_name() in told
-    assert "× of the first" in told
-    code, told, talk = run("probe", "--repeats", 1, "--json")
-    assert records.decode(Machine, told).name == processor_name()
+    assert processor_name() in output
+    assert "× of the first" in output
+    code, output, talk = run("probe", "--repeats", 1, "--json")
+    assert records.decode(Machine, output).name == processor_name()
     load_of = (
         "--dtype",
         "float32",
@@ -184,9 +184,9 @@ def test_the_command_writes_a_machine_that_the_planner_takes(
         "8",
         "--json",
     )
-    code, told, talk = run("plan", "Qwen2.5-0.5B", "--machine", file, *load_of)
+    code, output, talk = run("plan", "Qwen2.5-0.5B", "--machine", file, *load_of)
     assert code == 0, talk
-    assert json.loads(told)["machine"] == processor_name()
+    assert json.loads(output)["machine"] == processor_name()
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_the_command_writes_a_machine_that_the_planner_takes(
 def test_bad_input_is_one_line(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], message: str
 ):
-    code, told, talk = run("probe", *(part.format(tmp=tmp_path) for part in arguments))
-    assert (code, told) == (2, "")
+    code, output, talk = run("probe", *(part.format(tmp=tmp_path) for part in arguments))
+    assert (code, output) == (2, "")
     assert message in talk
 
 

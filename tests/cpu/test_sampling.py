@@ -28,8 +28,8 @@ def test_law_is_that_of_transformers(temperature: float, top_k: int, top_p: floa
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
     expected = warpers(torch.zeros(6, 1, dtype=torch.long), logits.clone()).softmax(-1)  # type: ignore[arg-type]
-    found = probabilities(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
-    assert torch.allclose(found, expected, atol=1e-6)
+    probs = probabilities(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+    assert torch.allclose(probs, expected, atol=1e-6)
 
 
 def test_temperature_zero_is_the_first_of_the_largest() -> None:
@@ -106,11 +106,11 @@ def test_emitted_tokens_follow_the_law(temperature: float) -> None:
     tokens = torch.multinomial(q[0, 0], num, replacement=True, generator=generator)[:, None]
     uniforms = torch.rand(num, 2, generator=generator)
     verdict = verify_chain(p.expand(num, 2, -1), q.expand(num, 1, -1), tokens, uniforms)
-    kept = torch.tensor([len(path) for path in verdict.path])
-    first = torch.where(kept > 0, tokens[:, 0], torch.tensor(verdict.bonus))
+    num_accepted = torch.tensor([len(path) for path in verdict.path])
+    first = torch.where(num_accepted > 0, tokens[:, 0], torch.tensor(verdict.bonus))
     counts = torch.bincount(first, minlength=12).numpy()
     possible = p[0, 0].numpy() > 0
     assert counts[~possible].sum() == 0
-    assert 0.05 < float(kept.float().mean()) < 0.95
+    assert 0.05 < float(num_accepted.float().mean()) < 0.95
     expected = p[0, 0].double().numpy()[possible]
     assert chisquare(counts[possible], num * expected / expected.sum()).pvalue > 1e-4

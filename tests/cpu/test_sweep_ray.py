@@ -74,17 +74,17 @@ def test_two_workers_share_the_cells_and_wait_for_what_they_need(here: Path, clu
 def test_failures_and_kills_cost_their_cells(here: Path, cluster):
     cells = [cell("bad", "fail"), cell("killed", "die"), cell("late", "run", "@killed"), cell("good", "run")]
     sweep = driver(cells, here, cluster).run()
-    found = {c.name: (c.state, c.error) for c in sweep.cells}
-    assert found["bad"] == ("failed", "exit code 2: it went wrong")
-    assert found["killed"] == ("failed", "killed (out of memory?)")
-    assert found["late"] == ("waits for killed", None)
-    assert found["good"] == ("done", None)
+    states = {c.name: (c.state, c.error) for c in sweep.cells}
+    assert states["bad"] == ("failed", "exit code 2: it went wrong")
+    assert states["killed"] == ("failed", "killed (out of memory?)")
+    assert states["late"] == ("waits for killed", None)
+    assert states["good"] == ("done", None)
     assert records.read(Sweep, here / "out" / "sweep.json").cells == sweep.cells
 
 
 def test_an_interrupt_stops_tasks_that_run_and_forgets_those_that_wait(here: Path, cluster):
     cells = [cell(f"c{i}", "run") for i in range(5)]
-    made = driver(cells, here, cluster)
+    ray_driver = driver(cells, here, cluster)
     calls = 0
 
     def interrupt(rows) -> None:
@@ -95,11 +95,11 @@ def test_an_interrupt_stops_tasks_that_run_and_forgets_those_that_wait(here: Pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made.run(interrupt)
-    made.folder.release()
-    found = {row.state for row in made.rows}
-    assert found <= {"stopped", "done"}
-    assert "stopped" in found
+        ray_driver.run(interrupt)
+    ray_driver.folder.release()
+    states = {row.state for row in ray_driver.rows}
+    assert states <= {"stopped", "done"}
+    assert "stopped" in states
     again = driver(cells, here, cluster).run()
     assert {c.state for c in again.cells} == {"done"}
 

@@ -66,11 +66,11 @@ def test_a_killed_sweep_of_real_verbs_goes_on(here: Path):
     done = subprocess.run(command(here), cwd=here, capture_output=True, text=True, check=False, timeout=SLOWEST_S)
     assert done.returncode == 0, done.stderr
     sweep = records.read(Sweep, here / "out" / "sweep.json")
-    found = {cell.name: cell for cell in sweep.cells}
-    assert {name: cell.state for name, cell in found.items()} == {
+    cell_of = {cell.name: cell for cell in sweep.cells}
+    assert {name: cell.state for name, cell in cell_of.items()} == {
         "lm-n50k": "done", "lm-n50k-d1.28k-m1-b1-t0": "done",
     }, [cell.error for cell in sweep.cells]  # fmt: skip
-    assert found["lm-n50k"].tokens == 5120
+    assert cell_of["lm-n50k"].tokens == 5120
     steps = [
         json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "learning_rate" in line
     ]

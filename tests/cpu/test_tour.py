@@ -16,10 +16,10 @@ def estimate(value: float) -> Estimate:
 
 
 def step(lookahead: int, topk: int = 1, nodes: int | None = None) -> ScheduleStep:
-    one = estimate(1.5)
+    value = estimate(1.5)
     return ScheduleStep(
         concurrency=1, running=1, lookahead=lookahead, topk=topk, tree_nodes=lookahead if nodes is None else nodes,
-        tokens_per_step=one, speedup=one, output_tok_s=one, tpot_s=one, ttft_s=one,
+        tokens_per_step=value, speedup=value, output_tok_s=value, tpot_s=value, ttft_s=value,
     )  # fmt: skip
 
 
@@ -30,9 +30,9 @@ def test_every_step_is_one_that_its_verb_takes(tmp_path: Path, drafting: Schedul
         *tour.before_training(tmp_path, tmp_path / "o.jsonl", tmp_path),
         *tour.after_planning(tmp_path, tmp_path, drafting),
     ]
-    assert [one.words[0] for one in steps] == ["probe", "plan", "train", "measure", "report"]
-    for one in steps:
-        verbs[one.words[0]].make_context(one.words[0], list(one.words[1:]))
+    assert [tour_step.words[0] for tour_step in steps] == ["probe", "plan", "train", "measure", "report"]
+    for tour_step in steps:
+        verbs[tour_step.words[0]].make_context(tour_step.words[0], list(tour_step.words[1:]))
 
 
 def test_the_planned_step_in_the_words_of_measure() -> None:

@@ -31,15 +31,15 @@ def model(seed: int, vocab: int = VOCAB, noise: float = 0.0) -> Decoder:
         "intermediate_size": 64, "vocab_size": vocab, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_act": "silu",
     }  # fmt: skip
     torch.manual_seed(seed)
-    made = Decoder(
+    decoder = Decoder(
         from_config(config, name="tiny"), ModelConfig(norm_eps=1e-5, activation="silu", rope=rope_from_config(config))
     )
-    for parameter in made.parameters():
+    for parameter in decoder.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.25)
-    for parameter in made.parameters():
+    for parameter in decoder.parameters():
         parameter.data += noise * torch.randn_like(parameter) * parameter.abs().mean()
-    return made.requires_grad_(False).eval()
+    return decoder.requires_grad_(False).eval()
 
 
 TARGET, DRAFT = model(0), model(0, noise=0.12)
@@ -78,12 +78,12 @@ def test_on_greedy_answers_the_walk_is_the_engines_own():
     """Exactly where answers end; τ without the ends within 2 %. One-token prompts are among them."""
     requests = [Request(prompt=prompt, max_tokens=100) for prompt in PROMPTS]
     answers, tokens_per_step, emitted_per_step = live(DRAFT, requests)
-    found = judged(DRAFT, texts(requests, answers))
+    judgement = judged(DRAFT, texts(requests, answers))
     assert 1.5 < tokens_per_step < 4.5
-    assert found.emitted_per_step == pytest.approx(emitted_per_step, abs=1e-12)
-    assert found.tokens_per_step.value == pytest.approx(tokens_per_step, rel=0.02)
-    assert (found.departures, found.cut, found.tokens) == (0, 0, 2000)
-    assert found.tokens_per_step.low < found.tokens_per_step.value < found.tokens_per_step.high
+    assert judgement.emitted_per_step == pytest.approx(emitted_per_step, abs=1e-12)
+    assert judgement.tokens_per_step.value == pytest.approx(tokens_per_step, rel=0.02)
+    assert (judgement.departures, judgement.cut, judgement.tokens) == (0, 0, 2000)
+    assert judgement.tokens_per_step.low < judgement.tokens_per_step.value < judgement.tokens_per_step.high
 
 
 def test_a_stop_ends_the_walk_as_it_ends_the_answer():
@@ -92,16 +92,16 @@ def test_a_stop_ends_the_walk_as_it_ends_the_answer():
     requests = [Request(prompt=prompt, max_tokens=60, stop_ids=frozenset({common})) for prompt in PROMPTS]
     answers, _, emitted_per_step = live(DRAFT, requests)
     assert sum(len(answer) < 60 for answer in answers) > 5
-    found = judged(DRAFT, texts(requests, answers))
-    assert found.emitted_per_step == pytest.approx(emitted_per_step, abs=1e-12)
+    judgement = judged(DRAFT, texts(requests, answers))
+    assert judgement.emitted_per_step == pytest.approx(emitted_per_step, abs=1e-12)
 
 
 def test_steps_are_not_uniform_over_places():
     """Negative control: begun everywhere alike, the same chains give another number than the engine's."""
     requests = [Request(prompt=prompt, max_tokens=100) for prompt in PROMPTS]
     answers, tokens_per_step, _ = live(DRAFT, requests)
-    found = judged(DRAFT, texts(requests, answers))
-    assert abs(found.uniform_tokens_per_step / tokens_per_step - 1) > 0.02
+    judgement = judged(DRAFT, texts(requests, answers))
+    assert abs(judgement.uniform_tokens_per_step / tokens_per_step - 1) > 0.02
 
 
 def readings(agrees: list[list[int]], follows: list[int]) -> Predictions:
@@ -110,7 +110,7 @@ def readings(agrees: list[list[int]], follows: list[int]) -> Predictions:
     return Predictions(torch.ones_like(agrees_SBT), agrees_SBT, agrees_SBT, torch.tensor([follows], dtype=torch.bool))
 
 
-def told(by_hand: Predictions, mask: list[int]) -> TeacherForcedAcceptance:
+def acceptance_of(by_hand: Predictions, mask: list[int]) -> TeacherForcedAcceptance:
     tokens, mask_BT = torch.arange(len(mask))[None], torch.tensor([mask], dtype=torch.bool)
     return acceptance(tally(by_hand, tokens, mask_BT, torch.zeros_like(tokens)))
 
@@ -119,37 +119,37 @@ def test_a_walk_by_hand():
     """Tokens 1 … 6 are the answer. At 1 both drafts are right: 3 tokens. At 4 the first is wrong: 1. At 5 the first is
     right and the answer ends with it and a token more: 2. The second draft at 5 is refused.
     """
-    found = told(readings([[0, 1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0, 0]], [1] * 7), [0, 1, 1, 1, 1, 1, 1])
-    assert (found.steps, found.emitted_per_step) == (3, 2.0)
-    assert found.accept_given_prefix == pytest.approx((2 / 3, 1 / 2))
-    assert found.survival == pytest.approx((2 / 3, 1 / 3))
-    assert found.tokens_per_step.value == pytest.approx(2.0)
+    result = acceptance_of(readings([[0, 1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0, 0]], [1] * 7), [0, 1, 1, 1, 1, 1, 1])
+    assert (result.steps, result.emitted_per_step) == (3, 2.0)
+    assert result.accept_given_prefix == pytest.approx((2 / 3, 1 / 2))
+    assert result.survival == pytest.approx((2 / 3, 1 / 3))
+    assert result.tokens_per_step.value == pytest.approx(2.0)
 
 
 def test_a_chain_is_followed_no_further_than_its_text_and_is_not_counted_beyond():
     """Token 1 is not what the target would say: the chain begun there is at risk at its first place only, and the next
     begins at 2. That one accepts 2 and is refused at 3; the last, at 4, accepts to the end, where nothing is at risk.
     """
-    found = told(readings([[0, 1, 1, 0, 1], [0, 1, 0, 0, 1]], [1, 0, 1, 1, 1]), [0, 1, 1, 1, 1])
-    assert (found.steps, found.cut, found.departures) == (3, pytest.approx(1 / 3), 0.25)
-    assert found.accept_given_prefix == pytest.approx((1.0, 0.0))
-    assert found.emitted_per_step == pytest.approx((2 + 1) / 2)
+    result = acceptance_of(readings([[0, 1, 1, 0, 1], [0, 1, 0, 0, 1]], [1, 0, 1, 1, 1]), [0, 1, 1, 1, 1])
+    assert (result.steps, result.cut, result.departures) == (3, pytest.approx(1 / 3), 0.25)
+    assert result.accept_given_prefix == pytest.approx((1.0, 0.0))
+    assert result.emitted_per_step == pytest.approx((2 + 1) / 2)
 
 
 def test_later_places_are_judged_given_the_earlier_ones():
     """Negative control for products of marginals: here place 2 is right exactly where place 1 is wrong."""
     first, second = [1, 0] * 12, [0, 1] * 12
-    found = told(readings([first, second], [1] * 24), [0] + [1] * 23)
-    assert found.survival[1] == 0
+    result = acceptance_of(readings([first, second], [1] * 24), [0] + [1] * 23)
+    assert result.survival[1] == 0
     assert np.mean(first) * np.mean(second) == 0.25
 
 
 def test_nothing_is_credited_that_was_never_reached_or_to_be_predicted():
-    found = told(readings([[1, 0, 0, 0], [1, 1, 1, 1]], [1] * 4), [0, 0, 1, 1])
-    assert found.survival == (0, 0)
-    assert found.tokens == 2
+    result = acceptance_of(readings([[1, 0, 0, 0], [1, 1, 1, 1]], [1] * 4), [0, 0, 1, 1])
+    assert result.survival == (0, 0)
+    assert result.tokens == 2
     with pytest.raises(ValueError, match="no drafted token to judge"):
-        told(readings([[1, 1, 1]], [1] * 3), [0, 0, 0])
+        acceptance_of(readings([[1, 1, 1]], [1] * 3), [0, 0, 0])
 
 
 def test_documents_in_a_window_are_walked_each_on_its_own():
@@ -159,19 +159,19 @@ def test_documents_in_a_window_are_walked_each_on_its_own():
     emitted = emitted_mask(torch.ones(1, 8, dtype=torch.bool), documents)
     assert emitted[0].int().tolist() == [0, 1, 1, 1, 0, 1, 1, 1]
     sums = tally(Predictions(agrees, agrees, agrees, agrees[0]), torch.arange(8)[None], emitted, documents)
-    found = acceptance(sums)
-    assert (found.steps, found.documents, found.emitted_per_step) == (2, 2, 3.0)
+    result = acceptance(sums)
+    assert (result.steps, result.documents, result.emitted_per_step) == (2, 2, 3.0)
 
 
 def test_sums_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch):
     requests = [Request(prompt=prompt, max_tokens=30) for prompt in PROMPTS[1:7]]
-    given, both = texts(requests, live(DRAFT, requests)[0]), []
+    answered, both = texts(requests, live(DRAFT, requests)[0]), []
     for num in (40, 4000):
         monkeypatch.setattr(teacher_forced, "TOKENS_PER_BATCH", num)
-        both.append(summed(DRAFT, given, 3, probs=True))
-    one, many = (acceptance(sums) for sums in both)
-    assert one.survival == pytest.approx(many.survival, abs=1e-12)
-    assert one.tokens_per_step.low == pytest.approx(many.tokens_per_step.low, abs=1e-12)
+        both.append(summed(DRAFT, answered, 3, probs=True))
+    single, many = (acceptance(sums) for sums in both)
+    assert single.survival == pytest.approx(many.survival, abs=1e-12)
+    assert single.tokens_per_step.low == pytest.approx(many.tokens_per_step.low, abs=1e-12)
     for name in ("point", "sampled", "there"):
         torch.testing.assert_close(both[0][name], both[1][name], rtol=1e-5, atol=1e-5)
 
@@ -185,8 +185,8 @@ def test_a_draft_whose_vocabulary_is_padded_is_judged_on_the_targets():
     for ours, theirs in zip(wide.layers.parameters(), TARGET.layers.parameters(), strict=True):
         ours.copy_(theirs)
     requests = [Request(prompt=prompt, max_tokens=30) for prompt in PROMPTS[:6]]
-    given = texts(requests, live(DRAFT, requests)[0])
-    assert judged(wide, given, 2).survival == (1, 1)
+    answered = texts(requests, live(DRAFT, requests)[0])
+    assert judged(wide, answered, 2).survival == (1, 1)
 
 
 # chance
@@ -212,10 +212,10 @@ def test_acceptance_by_chance_is_unbiased_by_enumeration(small: tuple[Decoder, D
         tokens, emitted = torch.tensor([[*prompt, *text]]), torch.tensor([[False, False, True, True]])
         (batch,) = padded([(tokens[0].tolist(), emitted[0].tolist())], 100, target.device)
         states = OnlineHiddenStates(target, (target.shape.num_layers,))(batch)
-        found = draft_predictions(draft, target, batch, states, 2, probs=True)
-        sums = tally(found, tokens, emitted, torch.zeros_like(tokens))
+        predicted = draft_predictions(draft, target, batch, states, 2, probs=True)
+        sums = tally(predicted, tokens, emitted, torch.zeros_like(tokens))
         # of the two chains of a text (begun at its first and second token) only the first is looked at here
-        first = tally(found, tokens, torch.tensor([[False, False, True, False]]), torch.zeros_like(tokens))
+        first = tally(predicted, tokens, torch.tensor([[False, False, True, False]]), torch.zeros_like(tokens))
         share = float(probs_of(target, prompt)[text[0]] * probs_of(target, [*prompt, text[0]])[text[1]])
         second = float(sums[kind][0, 1])
         mean += share * np.array([float(first[kind][0, 0]), second])
@@ -260,5 +260,5 @@ def test_intervals_cover_what_they_say():
         )
 
     truth = acceptance(tally(*drawn(6000))).tokens_per_step.value
-    found = [acceptance(tally(*drawn(24))).tokens_per_step for _ in range(150)]
-    assert 0.83 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
+    intervals = [acceptance(tally(*drawn(24))).tokens_per_step for _ in range(150)]
+    assert 0.83 <= np.mean([interval.low <= truth <= interval.high for interval in intervals]) <= 0.97

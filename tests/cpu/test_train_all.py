@@ -15,6 +15,6 @@ def test_every_recipes_draft_is_accepted_more_than_before_training_and_decodes_l
     command = [sys.executable, str(ROOT / "recipes/train_all.py"), str(tmp_path / "all")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = re.findall(r"^(\w+) +tokens per step ([\d.]+) → ([\d.]+), greedy tokens equal$", done.stdout, re.MULTILINE)
-    assert [name for name, _, _ in found] == ["independent", "eagle2", "eagle3", "scylla"]
-    assert all(float(after) > float(before) for _, before, after in found)
+    taus = re.findall(r"^(\w+) +tokens per step ([\d.]+) → ([\d.]+), greedy tokens equal$", done.stdout, re.MULTILINE)
+    assert [name for name, _, _ in taus] == ["independent", "eagle2", "eagle3", "scylla"]
+    assert all(float(after) > float(before) for _, before, after in taus)

@@ -29,13 +29,13 @@ def recipe(steps=STEPS, **changes):
     """7 held-out windows, which two processes cannot halve; micro-batches of which each process has two."""
     stage = Stage(tokens=STEPS * 8 * 32, length=32, batch=8, learning_rate=1e-2, micro_batch=2, schedule="constant")
     watch = EvalSchedule(log_every=1, held_out_every=4, held_out_tokens=7 * 32, save_every=6)
-    made = Recipe(model=LanguageModel(config=CONFIG), stages=(stage,), precision="float32", watch=watch)
-    return msgspec.structs.replace(made, **changes)
+    device_recipe = Recipe(model=LanguageModel(config=CONFIG), stages=(stage,), precision="float32", watch=watch)
+    return msgspec.structs.replace(device_recipe, **changes)
 
 
 def figures(out, key):
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in found if key in line]
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in logged if key in line]
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,11 @@ def alone(folders, tmp_path_factory):
 def same(out, alone):
     for key in ("loss", "gradient_norm", "held_out_loss"):
         assert figures(out, key) == pytest.approx(figures(alone, key), abs=1e-5), key
-    found, wanted = (load_file(path / "final/model.safetensors") for path in (out, alone))
-    assert found.keys() == wanted.keys()
-    assert all((found[name].double() - wanted[name].double()).abs().max() < 1e-4 for name in wanted)
+    weights, expected_weights = (load_file(path / "final/model.safetensors") for path in (out, alone))
+    assert weights.keys() == expected_weights.keys()
+    assert all(
+        (weights[name].double() - expected_weights[name].double()).abs().max() < 1e-4 for name in expected_weights
+    )
     return True
 
 
@@ -71,8 +73,8 @@ def test_a_run_goes_on_with_another_number_of_processes(worlds, shard, folders, 
         else:
             assert together(recipe(), out, folders, shard=shard) == [0, 0]
         if world == worlds[0]:
-            whole = records.read(dict, out / "checkpoints/step-00000006/state.json")
-            assert whole["stage_step"] == 6
+            state = records.read(dict, out / "checkpoints/step-00000006/state.json")
+            assert state["stage_step"] == 6
             forget(out, after=6)
     assert same(out, alone)
 
@@ -91,9 +93,9 @@ def test_a_head_trains_beside_a_sharded_target(folders, alone, tmp_path):
     target = tmp_path / "target"
     deep = CONFIG | {"num_hidden_layers": 4}
     launch(recipe(model=LanguageModel(config=deep)), target, Devices(), data=[folders[0]])
-    made = recipe(model=Eagle3(unroll=2))
-    launch(made, tmp_path / "one", Devices(), data=[folders[0]], held_out=folders[1], target=target / "final")
-    codes = together(made, tmp_path / "two", folders, shard=True, target=target / "final")
+    device_recipe = recipe(model=Eagle3(unroll=2))
+    launch(device_recipe, tmp_path / "one", Devices(), data=[folders[0]], held_out=folders[1], target=target / "final")
+    codes = together(device_recipe, tmp_path / "two", folders, shard=True, target=target / "final")
     assert codes == [0, 0]
     assert figures(tmp_path / "one", "loss")[-1] < figures(tmp_path / "one", "loss")[0]
     assert same(tmp_path / "two", tmp_path / "one")

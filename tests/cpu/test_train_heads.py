@@ -47,24 +47,24 @@ def model(seed: int, std: float, tie: bool = False) -> Decoder:
         "tie_word_embeddings": tie,
     }  # fmt: skip
     torch.manual_seed(seed)
-    made = Decoder(
+    decoder = Decoder(
         from_config(config, name="tiny"), ModelConfig(norm_eps=1e-5, activation="silu", rope=rope_from_config(config))
     )
-    for parameter in made.parameters():
+    for parameter in decoder.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=std)
-    return made
+    return decoder
 
 
 def head_for(
     target: Decoder, kind: str, layers: int, std: float = 0.0, draft_vocab: range | None = DRAFTABLE
 ) -> DraftHead:
     eagle3 = kind == "eagle3"
-    made = new_head(target, kind, layers, draft_vocab if eagle3 else None, feature_layers=(1, 2, 3) if eagle3 else None)
-    for parameter in made.parameters():
+    head = new_head(target, kind, layers, draft_vocab if eagle3 else None, feature_layers=(1, 2, 3) if eagle3 else None)
+    for parameter in head.parameters():
         if parameter.dim() > 1 and std:
             torch.nn.init.normal_(parameter, std=std)
-    return made
+    return head
 
 
 RANDOM = model(0, 0.2).requires_grad_(False).eval()
@@ -110,27 +110,29 @@ def test_the_unrolled_head_reads_its_own_chain(random_head: DraftHead):
     """Negative control: without the keys of the chain, or at the wrong token, step 2 says something else."""
     batch = windows(1, 12)
     aux = OnlineHiddenStates(RANDOM, random_head.feature_layers)(batch).aux_BTF
-    given = RANDOM.embed_tokens.weight, random_head.combine(aux)
-    right = unroll(random_head, *given, batch.tokens_BT, 3)[2][:, :7]
+    inputs = RANDOM.embed_tokens.weight, random_head.combine(aux)
+    right = unroll(random_head, *inputs, batch.tokens_BT, 3)[2][:, :7]
     moved = batch.tokens_BT.roll(1, 1)
-    assert (unroll(random_head, *given, moved, 3)[2][:, :7] - right).abs().max() > 1e-2
+    assert (unroll(random_head, *inputs, moved, 3)[2][:, :7] - right).abs().max() > 1e-2
     alone = chains.Chains.attend
     try:
         chains._uncompiled = lambda self, layer, q, k, v: alone(chains.Chains(), layer, q, k, v)
-        assert (unroll(random_head, *given, batch.tokens_BT, 3)[2][:, :7] - right).abs().max() > 1e-2
+        assert (unroll(random_head, *inputs, batch.tokens_BT, 3)[2][:, :7] - right).abs().max() > 1e-2
     finally:
         chains._uncompiled = torch.compiler.disable(alone)
 
 
-def laid_out(q: Tensor, seen: list[Tensor], documents: Tensor | None) -> Tensor:
+def laid_out(q: Tensor, key_parts: list[Tensor], documents: Tensor | None) -> Tensor:
     """One softmax over all keys with a mask [T, T·steps]."""
-    length, groups = q.shape[2], q.shape[1] // seen[0].shape[1]
-    keys, values = (torch.cat([x.repeat_interleave(groups, 1) for x in part], 2) for part in (seen[::2], seen[1::2]))
+    length, groups = q.shape[2], q.shape[1] // key_parts[0].shape[1]
+    keys, values = (
+        torch.cat([x.repeat_interleave(groups, 1) for x in part], 2) for part in (key_parts[::2], key_parts[1::2])
+    )
     causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     if documents is not None:
         causal = causal & (documents[:, :, None] == documents[:, None])[:, None]
-    own = torch.eye(length, dtype=torch.bool).expand(len(causal), 1, -1, -1)
-    mask = torch.cat([causal, *[own] * (len(seen) // 2 - 1)], -1)
+    diagonal = torch.eye(length, dtype=torch.bool).expand(len(causal), 1, -1, -1)
+    mask = torch.cat([causal, *[diagonal] * (len(key_parts) // 2 - 1)], -1)
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
 
@@ -142,28 +144,28 @@ def test_merged_attention_is_one_softmax(kernel: str, split: bool, monkeypatch: 
         monkeypatch.setattr(chains, "_kernel", lambda q, documents: "blocks")
     torch.manual_seed(0)
     q = torch.randn(2, 4, 150, 8, requires_grad=True)
-    seen = [torch.randn(2, 2, 150, 8, requires_grad=True) for _ in range(6)]
+    tensors = [torch.randn(2, 2, 150, 8, requires_grad=True) for _ in range(6)]
     documents = torch.tensor([[0] * 5 + [1] * 145, [0] * 140 + [3] * 10]) if split else None
-    ours, theirs = joint(q, seen, documents), laid_out(q, seen, documents)
+    ours, theirs = joint(q, tensors, documents), laid_out(q, tensors, documents)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     towards = torch.randn_like(ours)
-    for ours_g, theirs_g in zip(*(torch.autograd.grad(o, [q, *seen], towards) for o in (ours, theirs)), strict=True):
+    for ours_g, theirs_g in zip(*(torch.autograd.grad(o, [q, *tensors], towards) for o in (ours, theirs)), strict=True):
         torch.testing.assert_close(ours_g, theirs_g, rtol=1e-4, atol=1e-5)
 
 
 def kept_bytes(head: DraftHead, length: int, steps: int) -> int:
     """Bytes that a training pass keeps for its backward, each piece of memory once."""
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     objective = HeadObjective(RANDOM, head, EAGLE3._replace(unroll=steps))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = objective.loss(windows(1, length), 0)
     assert loss.total.requires_grad
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def test_memory_grows_with_tokens_and_steps_not_with_their_squares():
@@ -178,9 +180,11 @@ def test_memory_grows_with_tokens_and_steps_not_with_their_squares():
 
 def written(head: DraftHead, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor]:
     """The loss and its weight as `drafts.md` has them: step by step, row by row, all logits at once."""
-    found = OnlineHiddenStates(RANDOM, head.feature_layers)(batch)
-    states = unroll(head, RANDOM.embed_tokens.weight, head.combine(found.aux_BTF), batch.tokens_BT, settings.unroll)
-    truth = RANDOM.head(found.final_BTW)
+    read_states = OnlineHiddenStates(RANDOM, head.feature_layers)(batch)
+    states = unroll(
+        head, RANDOM.embed_tokens.weight, head.combine(read_states.aux_BTF), batch.tokens_BT, settings.unroll
+    )
+    truth = RANDOM.head(read_states.final_BTW)
     ids = torch.tensor(DRAFTABLE) if isinstance(head, Eagle3Head) else torch.arange(VOCAB)
     powers = [settings.decay**step for step in range(settings.unroll)]
     total, weight = torch.zeros(()), 0.0
@@ -196,7 +200,9 @@ def written(head: DraftHead, batch: Batch, settings: HeadSettings) -> tuple[Tens
                 p, share = truth[b, place, ids].softmax(-1), powers[step] / sum(powers)
                 term = -settings.token_weight * (p * log_q[b, t]).sum()
                 if settings.feature_weight:
-                    term = term + settings.feature_weight * F.smooth_l1_loss(state[b, t], found.final_BTW[b, place])
+                    term = term + settings.feature_weight * F.smooth_l1_loss(
+                        state[b, t], read_states.final_BTW[b, place]
+                    )
                 total, weight = total + share * term, weight + share
     return total, torch.tensor(weight)
 
@@ -214,31 +220,31 @@ def test_the_loss_and_its_gradients_are_the_written_ones(name: str):
     torch.testing.assert_close(loss.weight, weight, rtol=1e-5, atol=1e-5)
     parameters = [p for p in head.parameters() if p.requires_grad]
     ours, theirs = (torch.autograd.grad(x, parameters, allow_unused=True) for x in (loss.total, total))
-    for own, other in zip(ours, theirs, strict=True):
-        assert own is not None
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+    for our_gradient, other in zip(ours, theirs, strict=True):
+        assert our_gradient is not None
+        torch.testing.assert_close(our_gradient, other, rtol=1e-3, atol=1e-4)
 
 
 def test_sums_of_halves_are_the_sum_of_the_whole():
     objective = HeadObjective(RANDOM, head_for(RANDOM, "eagle3", 1), EAGLE3._replace(unroll=3))
-    whole, (first, second) = (
+    whole_batch, (first, second) = (
         windows(4, 20),
         (Batch(*(x[rows] for x in windows(4, 20))) for rows in (slice(2), slice(2, 4))),
     )
-    one, *two = (objective.loss(batch, 0) for batch in (whole, first, second))
-    torch.testing.assert_close(one.total, two[0].total + two[1].total, rtol=1e-5, atol=0)
-    torch.testing.assert_close(one.weight, two[0].weight + two[1].weight, rtol=1e-6, atol=0)
+    total, *two = (objective.loss(batch, 0) for batch in (whole_batch, first, second))
+    torch.testing.assert_close(total.total, two[0].total + two[1].total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(total.weight, two[0].weight + two[1].weight, rtol=1e-6, atol=0)
 
 
 def test_a_document_in_a_window_is_trained_as_if_it_stood_alone():
     head, settings = head_for(RANDOM, "eagle3", 2), EAGLE3._replace(unroll=3, within_documents=True)
     packed = windows(1, 20, documents=[0] * 8 + [1] * 12)
     parts = [Batch(*(x[:, rows] for x in packed)) for rows in (slice(8), slice(8, 20))]
-    whole, *alone = (HeadObjective(RANDOM, head, settings).loss(batch, 0) for batch in (packed, *parts))
-    torch.testing.assert_close(whole.total, alone[0].total + alone[1].total, rtol=1e-5, atol=0)
-    torch.testing.assert_close(whole.weight, alone[0].weight + alone[1].weight, rtol=1e-6, atol=0)
+    packed_loss, *alone = (HeadObjective(RANDOM, head, settings).loss(batch, 0) for batch in (packed, *parts))
+    torch.testing.assert_close(packed_loss.total, alone[0].total + alone[1].total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(packed_loss.weight, alone[0].weight + alone[1].weight, rtol=1e-6, atol=0)
     mixed = HeadObjective(RANDOM, head, settings._replace(within_documents=False)).loss(packed, 0)
-    assert abs((mixed.total / whole.total).item() - 1) > 1e-3
+    assert abs((mixed.total / packed_loss.total).item() - 1) > 1e-3
 
 
 def test_documents_apart_begin_at_position_0_and_see_only_themselves():
@@ -262,25 +268,27 @@ def test_losses_do_not_depend_on_groups_and_follow_their_names(loss: dict[str, f
     terms = {"soft_ce": -(p * q.log()).sum(-1), "kl": (p * (p / q).log()).sum(-1), "tv": 1 - alpha, "nla": -alpha.log()}
     live = counted & (full.argmax(-1) >= 2) & (full.argmax(-1) < 12)
     expected = sum(weights @ (share * terms[name] * live).sum(1) for name, share in loss.items())
-    wanted = torch.autograd.grad(torch.as_tensor(expected), [states, matrix], retain_graph=True)
+    expected_gradients = torch.autograd.grad(torch.as_tensor(expected), [states, matrix], retain_graph=True)
     for room in (300, 2**25):
         monkeypatch.setitem(teachers.GROUP_BYTES, "cpu", room)
-        found = lm_head_loss(states, matrix, counted, loss, teacher=teacher, weights_S=weights, monitor="agree")
-        torch.testing.assert_close(found.total, expected)
-        for own, other in zip(torch.autograd.grad(found.total, [states, matrix]), wanted, strict=True):
-            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
-        assert found.terms["places"].tolist() == live.sum(1).tolist()
+        result = lm_head_loss(states, matrix, counted, loss, teacher=teacher, weights_S=weights, monitor="agree")
+        torch.testing.assert_close(result.total, expected)
+        for gradient, other in zip(
+            torch.autograd.grad(result.total, [states, matrix]), expected_gradients, strict=True
+        ):
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
+        assert result.terms["places"].tolist() == live.sum(1).tolist()
         hits = ((states @ matrix.T).argmax(-1) == full.argmax(-1) - 2) & live
-        assert found.terms["agree"].tolist() == hits.sum(1).tolist()
+        assert result.terms["agree"].tolist() == hits.sum(1).tolist()
 
 
 def test_a_batch_without_a_label_has_a_loss_of_nothing():
     head = head_for(RANDOM, "eagle3", 1, std=0.1)
     objective, batch = HeadObjective(RANDOM, head, EAGLE3._replace(unroll=2)), windows(2, 24)
     batch = batch._replace(mask_BT=torch.zeros_like(batch.mask_BT))
-    found = objective.loss(batch, 0)
-    found.total.backward()
-    assert (found.total.item(), found.weight.item()) == (0, 0)
+    result = objective.loss(batch, 0)
+    result.total.backward()
+    assert (result.total.item(), result.weight.item()) == (0, 0)
     assert all(p.grad is None or not p.grad.any() for p in head.parameters())
 
 
@@ -353,15 +361,15 @@ def fit(parameters: list[Tensor], loss: Callable[[Batch, int], Tensor], steps: i
 @cache
 def speaker() -> Decoder:
     """A target that has learned the grammar."""
-    made = model(0, 0.05)
+    decoder = model(0, 0.05)
 
     def loss(batch: Batch, step: int) -> Tensor:
-        logits = made(batch.tokens_BT[:, :-1]).logits_BTV
+        logits = decoder(batch.tokens_BT[:, :-1]).logits_BTV
         assert logits is not None
         return F.cross_entropy(logits.flatten(0, 1), batch.tokens_BT[:, 1:].flatten())
 
-    fit(list(made.parameters()), loss, 150)
-    return made.requires_grad_(False).eval()
+    fit(list(decoder.parameters()), loss, 150)
+    return decoder.requires_grad_(False).eval()
 
 
 REQUESTS = [Request(prompt=tuple(grammar(np.random.default_rng(100 + i), 8)), max_tokens=48) for i in range(16)]
@@ -388,23 +396,23 @@ def test_training_raises_acceptance_and_the_engine_agrees(name: str, tmp_path: P
     and the served file reads back to the same head.
     """
     head, target = head_for(speaker(), *KINDS[name]).requires_grad_(False).eval(), speaker()
-    said, before, _ = drafted(head)
-    assert said == answers()
+    served, before, _ = drafted(head)
+    assert served == answers()
     objective = HeadObjective(target, head, EAGLE if name == "eagle" else EAGLE3._replace(unroll=3))
 
     def loss(batch: Batch, step: int) -> Tensor:
-        found = objective.loss(batch, step)
-        return found.total / found.weight
+        good_loss = objective.loss(batch, step)
+        return good_loss.total / good_loss.weight
 
     fit(list(objective.trained.parameters()), loss, 60)
     head.requires_grad_(False).eval()
-    said, after, emitted = drafted(head)
-    assert said == answers()
+    served, after, emitted = drafted(head)
+    assert served == answers()
     assert after > before + 0.5
     texts = [([*r.prompt, *a], [False] * 8 + [True] * len(a)) for r, a in zip(REQUESTS, answers(), strict=True)]
-    found = judged(head, texts, 4)
-    assert found.emitted_per_step == pytest.approx(emitted, abs=1e-12)
-    assert found.tokens_per_step.value == pytest.approx(after, rel=0.02)
+    judged_acceptance = judged(head, texts, 4)
+    assert judged_acceptance.emitted_per_step == pytest.approx(emitted, abs=1e-12)
+    assert judged_acceptance.tokens_per_step.value == pytest.approx(after, rel=0.02)
     objective.save(tmp_path, objective.trained.state_dict())
     again = load_head(tmp_path, target)
     assert all(torch.equal(a, b) for a, b in zip(head.state_dict().values(), again.state_dict().values(), strict=True))
@@ -429,10 +437,10 @@ def test_held_out_figures_are_those_of_texts_alone():
         tokens, documents = torch.tensor([row]), torch.tensor([[0] * 20 + [1] * 20], dtype=torch.int32)
         parts.append(objective.held_out(Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), documents)))
     figures = objective.figures({name: sum(part[name] for part in parts) for name in parts[0]})  # type: ignore[misc]
-    found = judged(head, [(text, [True] * 20) for text in texts], 3)
-    assert figures["tokens_per_step"] == pytest.approx(found.tokens_per_step.value, abs=1e-9)
-    assert figures["tokens_per_step_low"] == pytest.approx(found.tokens_per_step.low, abs=1e-9)
-    assert [figures[f"survival_{i}"] for i in (1, 2, 3)] == pytest.approx(list(found.survival), abs=1e-9)
+    judged_alone = judged(head, [(text, [True] * 20) for text in texts], 3)
+    assert figures["tokens_per_step"] == pytest.approx(judged_alone.tokens_per_step.value, abs=1e-9)
+    assert figures["tokens_per_step_low"] == pytest.approx(judged_alone.tokens_per_step.low, abs=1e-9)
+    assert [figures[f"survival_{i}"] for i in (1, 2, 3)] == pytest.approx(list(judged_alone.survival), abs=1e-9)
     assert set(objective.loss(windows(1, 40), 0).terms) == {"loss_0", "loss_1", "agree_0", "agree_1"}
     assert figures["loss"] == pytest.approx((figures["loss_0"] + 0.8 * figures["loss_1"]) / 1.8, rel=0.02)
 
@@ -507,18 +515,20 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["eagle", "eagle3"])
 def test_cached_hidden_states_train_as_those_computed_online(name: str, packing: Packing, tmp_path: Path):
     """In any order of windows; the size is told before anything is written, and is what is written."""
-    head, cache, said = head_for(RANDOM, *KINDS[name]), TargetCache(RANDOM, tmp_path / "states"), []
+    head, cache, messages = head_for(RANDOM, *KINDS[name]), TargetCache(RANDOM, tmp_path / "states"), []
 
     def say(line: str) -> None:
         assert not (tmp_path / "states").exists()
-        said.append(line)
+        messages.append(line)
 
     cache.fill(packing, 12, head.feature_layers, say=say, batch_size=5)
     files = all_bytes(tmp_path / "states")
     on_disk, values = sum(map(len, files.values())), 16 * 48 * 4 * (4 if name == "eagle3" else 1)
     assert on_disk == 12 * cache.window_bytes(16, head.feature_layers)
     assert 12 * values < on_disk < 12 * (values + 256)
-    assert said == [f"{tmp_path / 'states'}: {on_disk:,} bytes of hidden states for 192 tokens, {on_disk:,} to write"]
+    assert messages == [
+        f"{tmp_path / 'states'}: {on_disk:,} bytes of hidden states for 192 tokens, {on_disk:,} to write"
+    ]
     settings = EAGLE._replace(noise=0.0) if name == "eagle" else EAGLE3._replace(unroll=2)
     cached = HeadObjective(RANDOM, head, settings, source=cache.hidden_states(head.feature_layers, complete=True))
     for first in (0, 7, 30):
@@ -534,11 +544,11 @@ def test_a_cache_goes_on_where_it_stopped_and_is_no_other_ones(
 ):
     """Neither another target's, nor of other layers, nor of documents seen otherwise."""
     TargetCache(RANDOM, tmp_path / "whole").fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
-    cache, asked, forward = TargetCache(RANDOM, tmp_path / "parts"), [], type(RANDOM).forward
+    cache, computed, forward = TargetCache(RANDOM, tmp_path / "parts"), [], type(RANDOM).forward
 
-    def counted(target: Decoder, tokens: Tensor, *rest: object, **options: object):
-        asked.append(len(tokens))
-        return forward(target, tokens, *rest, **options) if len(asked) != 3 else 1 / 0  # type: ignore[arg-type]
+    def counted(target: Decoder, tokens: Tensor, *arguments: object, **options: object):
+        computed.append(len(tokens))
+        return forward(target, tokens, *arguments, **options) if len(computed) != 3 else 1 / 0  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(RANDOM), "forward", counted)
     with pytest.raises(ZeroDivisionError):
@@ -547,10 +557,10 @@ def test_a_cache_goes_on_where_it_stopped_and_is_no_other_ones(
     with pytest.raises(ValueError, match="no hidden states of a window"):
         cache.hidden_states((1, 2, 3), complete=True)(packing.batch(0, 12))
     cache.fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
-    assert asked == [4, 4, 4, 4]
-    whole, parts = all_bytes(tmp_path / "whole"), all_bytes(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for name in whole:
+    assert computed == [4, 4, 4, 4]
+    whole_bytes, parts = all_bytes(tmp_path / "whole"), all_bytes(tmp_path / "parts")
+    assert whole_bytes.keys() == parts.keys()
+    for name in whole_bytes:
         torch.testing.assert_close(load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name))
     cache.hidden_states((1, 2, 3), complete=True)(packing.batch(0, 12))
     for other in (
@@ -579,9 +589,9 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_written(
 def test_flops_count_target_and_steps():
     """More steps cost more by three later passes each, and the target's pass is in."""
     head = head_for(RANDOM, "eagle3", 1)
-    one, two, three = (
+    one_step, two, three = (
         HeadObjective(RANDOM, head, EAGLE3._replace(unroll=n), length=64).flops_per_token for n in (1, 2, 3)
     )
-    assert three - two == two - one == 3 * head.shape.flops_per_token(32, recurrent=True)
-    assert one == RANDOM.shape.flops_per_token(32) + 3 * head.shape.flops_per_token(32)
+    assert three - two == two - one_step == 3 * head.shape.flops_per_token(32, recurrent=True)
+    assert one_step == RANDOM.shape.flops_per_token(32) + 3 * head.shape.flops_per_token(32)
     assert isinstance(HeadObjective(RANDOM, head).trained, TrainedHead)

@@ -40,22 +40,22 @@ def folders(tmp_path_factory):
 
 
 def recipe(steps=20, **changes):
-    given = {
+    fields = {
         "model": LanguageModel(config=CONFIG),
         "stages": (Stage(tokens=steps * STEP, length=32, batch=8, learning_rate=1e-2),),
         "precision": "float32",
         "watch": QUIET,
     }
-    return Recipe(**(given | changes))
+    return Recipe(**(fields | changes))
 
 
-def run(made, out, folders, **options):
-    return launch(made, out, Devices(), data=[folders[0]], **options)
+def run(trained_recipe, out, folders, **options):
+    return launch(trained_recipe, out, Devices(), data=[folders[0]], **options)
 
 
 def lines(out, key="loss"):
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in found if key in line]
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in logged if key in line]
 
 
 # The same as transformers.
@@ -64,34 +64,34 @@ def lines(out, key="loss"):
 def test_twenty_losses_are_those_of_transformers_llama(folders, tmp_path):
     """Same weights, data, order, schedule and AdamW: transformers' model in a loop of a few lines."""
     transformers = pytest.importorskip("transformers")
-    made = recipe()
-    data, stage = open_data(made, [folders[0]], None), made.stages[0]
-    objective = trainee_of(made, None).objective(data, Devices())
+    trained_recipe = recipe()
+    data, stage = open_data(trained_recipe, [folders[0]], None), trained_recipe.stages[0]
+    objective = trainee_of(trained_recipe, None).objective(data, Devices())
     start = tmp_path / "start"
     objective.save(start, objective.trained.state_dict())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).train()
     groups = [[p for p in theirs.parameters() if (p.dim() > 1) == wide] for wide in (True, False)]
     adam = torch.optim.AdamW(
         [{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}],
-        betas=made.betas,
-        weight_decay=made.weight_decay,
+        betas=trained_recipe.betas,
+        weight_decay=trained_recipe.weight_decay,
     )
-    wanted = []
+    expected_losses = []
     for step in range(stage.steps):
         batch = data.stages[0].batch(step * stage.batch, stage.batch)
         labels = batch.tokens_BT.masked_fill(~batch.mask_BT, -100)
         loss = theirs(input_ids=batch.tokens_BT, labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), made.clip)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), trained_recipe.clip)
         for group in adam.param_groups:
             group["lr"] = rate(stage, step)
         adam.step()
         adam.zero_grad()
-        wanted.append(float(loss.detach()))
-    run(made, tmp_path / "run", folders)
-    assert len(wanted) == 20
-    assert wanted[-1] < wanted[0] - 0.5  # it learns, so that an error would show
-    assert lines(tmp_path / "run") == pytest.approx(wanted, abs=1e-4)
+        expected_losses.append(float(loss.detach()))
+    run(trained_recipe, tmp_path / "run", folders)
+    assert len(expected_losses) == 20
+    assert expected_losses[-1] < expected_losses[0] - 0.5  # it learns, so that an error would show
+    assert lines(tmp_path / "run") == pytest.approx(expected_losses, abs=1e-4)
 
 
 FAMILIES = {
@@ -122,10 +122,10 @@ def test_a_saved_model_has_equal_logits_in_transformers_and_here(name, tmp_path)
     tokens = torch.randint(0, VOCAB, (2, 24), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-        wanted, own = theirs(input_ids=tokens).logits, decoder(tokens).logits_BTV
+        their_logits, our_logits = theirs(input_ids=tokens).logits, decoder(tokens).logits_BTV
         again = load(tmp_path)(tokens).logits_BTV
-    torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(again, own, rtol=0, atol=0)
+    torch.testing.assert_close(our_logits, their_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again, our_logits, rtol=0, atol=0)
     written = json.loads((tmp_path / "config.json").read_bytes())
     assert msgspec.structs.replace(shapes.from_config(written, "x"), name=shape.name) == shape
     assert config_of(shape, model_config_of(written, shape)) | {"dtype": "float32"} == written
@@ -149,11 +149,13 @@ def test_attention_in_blocks_is_attention(length, heads):
     parts = [torch.randn(size, generator=generator).requires_grad_() for size in shape]
     blocks = attention.attend(0, parts[0], parts[1], parts[2])
     q, k, v = parts
-    whole = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(blocks, whole)
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(blocks, attended)
     towards = torch.randn(blocks.shape, generator=generator)
-    for found, wanted in zip(*(torch.autograd.grad(x, parts, towards) for x in (blocks, whole)), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    for our_gradient, their_gradient in zip(
+        *(torch.autograd.grad(x, parts, towards) for x in (blocks, attended)), strict=True
+    ):
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-5)
 
 
 # One update for any split of a batch.
@@ -178,9 +180,9 @@ def test_in_half_precision_the_run_is_nearly_the_same(folders, tmp_path):
 
 def test_masked_tokens_teach_nothing(folders, tmp_path):
     """A window whose masked tokens are replaced gives the same loss at the places before them."""
-    made = recipe()
-    data = open_data(made, [folders[0]], None)
-    objective = trainee_of(made, None).objective(data, Devices())
+    trained_recipe = recipe()
+    data = open_data(trained_recipe, [folders[0]], None)
+    objective = trainee_of(trained_recipe, None).objective(data, Devices())
     batch = data.stages[0].batch(0, 4)
     first = objective.loss(batch, 0)
     assert float(first.weight) == float(batch.mask_BT[:, 1:].sum()) < batch.tokens_BT[:, 1:].numel()
@@ -194,13 +196,15 @@ def test_masked_tokens_teach_nothing(folders, tmp_path):
 
 
 def test_within_documents_nothing_leaks_across_their_ends(folders):
-    made = recipe(within_documents=True)
-    data = open_data(made, [folders[0]], None)
+    trained_recipe = recipe(within_documents=True)
+    data = open_data(trained_recipe, [folders[0]], None)
     batch = data.stages[0].batch(0, 8)
     assert (batch.documents_BT[:, -1] > 0).any()
     losses = []
     for apart in (True, False):
-        objective = trainee_of(msgspec.structs.replace(made, within_documents=apart), None).objective(data, Devices())
+        objective = trainee_of(msgspec.structs.replace(trained_recipe, within_documents=apart), None).objective(
+            data, Devices()
+        )
         pair = []
         for shift in (0, 1):  # other tokens in every window's first document
             tokens = torch.where(batch.documents_BT == 0, (batch.tokens_BT + shift) % VOCAB, batch.tokens_BT)
@@ -218,14 +222,14 @@ def test_within_documents_nothing_leaks_across_their_ends(folders):
 def test_it_learns_the_grammar_and_saves_best_last_and_on_the_way(folders, tmp_path):
     watch = EvalSchedule(log_every=5, held_out_every=20, held_out_tokens=2048, save_every=20, keep=1, export_at=(5000,))
     state = run(recipe(steps=100, watch=watch), tmp_path, folders, held_out=folders[1])
-    held = lines(tmp_path, "held_out_loss")
+    held_out_lines = lines(tmp_path, "held_out_loss")
     noise = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1 / VOCAB))  # what is left when the successors are known
-    assert len(held) == 6
-    assert held[0] == pytest.approx(math.log(VOCAB), abs=0.1)
-    assert held[-1] < held[0] - 1.5
-    assert held[-1] > noise - 0.3
+    assert len(held_out_lines) == 6
+    assert held_out_lines[0] == pytest.approx(math.log(VOCAB), abs=0.1)
+    assert held_out_lines[-1] < held_out_lines[0] - 1.5
+    assert held_out_lines[-1] > noise - 0.3
     assert state.best is not None
-    assert state.best.loss == min(held)
+    assert state.best.loss == min(held_out_lines)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["best.json", "step-00000100"]
     tokens = torch.arange(1, 20)[None]
     early, final = (load(tmp_path / name)(tokens).logits_BTV for name in ("exports/tokens-5000", "final"))
@@ -239,14 +243,14 @@ def test_distillation_raises_the_acceptance_it_is_trained_on(folders, tmp_path):
     run(recipe(steps=100), tmp_path / "target", folders)
     small = CONFIG | {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32}
     watch = EvalSchedule(log_every=1, held_out_every=100, held_out_tokens=2048, save_every=1000, lookahead=3)
-    made = recipe(steps=100, model=LanguageModel(config=small), loss={"tv": 0.5, "kl": 0.5}, watch=watch)
-    run(made, tmp_path / "draft", folders, target=tmp_path / "target/final", held_out=folders[1])
+    trained_recipe = recipe(steps=100, model=LanguageModel(config=small), loss={"tv": 0.5, "kl": 0.5}, watch=watch)
+    run(trained_recipe, tmp_path / "draft", folders, target=tmp_path / "target/final", held_out=folders[1])
     accept, tau = lines(tmp_path / "draft", "accept_prob"), lines(tmp_path / "draft", "held_out_tokens_per_step")
     assert accept[0] < 0.3
     assert accept[-1] > 0.6
     assert tau[-1] > tau[0] + 0.5
     with pytest.raises(ValueError, match="give --target"):
-        run(made, tmp_path / "alone", folders)
+        run(trained_recipe, tmp_path / "alone", folders)
 
 
 def test_stages_go_on_from_each_other(folders, tmp_path):
@@ -266,31 +270,31 @@ def test_stages_go_on_from_each_other(folders, tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value, folders, tmp_path, monkeypatch):
-    made = recipe(watch=EvalSchedule(log_every=1, save_every=5))
-    data = open_data(made, [folders[0]], None)
-    objective = trainee_of(made, None).objective(data, Devices())
+    trained_recipe = recipe(watch=EvalSchedule(log_every=1, save_every=5))
+    data = open_data(trained_recipe, [folders[0]], None)
+    objective = trainee_of(trained_recipe, None).objective(data, Devices())
     good = objective.loss
 
     def loss(batch, step):
-        found = good(batch, step)
-        return found._replace(total=found.total * (value if step == 7 else 1.0))
+        good_loss = good(batch, step)
+        return good_loss._replace(total=good_loss.total * (value if step == 7 else 1.0))
 
     monkeypatch.setattr(objective, "loss", loss)
     with pytest.raises(Stopped, match=r"not finite.*at step 7; the last good checkpoint is .*step-00000005"):
-        train(made, objective, data, tmp_path, Devices(), 1e12)
+        train(trained_recipe, objective, data, tmp_path, Devices(), 1e12)
     assert all(parameter.isfinite().all() for parameter in objective.trained.parameters())
     assert len(lines(tmp_path)) == 7
     train(
-        made, trainee_of(made, None).objective(data, Devices()), data, tmp_path, Devices(), 1e12
+        trained_recipe, trainee_of(trained_recipe, None).objective(data, Devices()), data, tmp_path, Devices(), 1e12
     )  # and goes on from there
     assert lines(tmp_path, "step") == list(range(1, 21))
 
 
 def test_a_run_that_diverges_stops(folders, tmp_path):
-    made = recipe(steps=400, clip=1e9, weight_decay=0.0)
-    wild = msgspec.structs.replace(made.stages[0], learning_rate=30.0, warmup=0.0, schedule="constant")
+    trained_recipe = recipe(steps=400, clip=1e9, weight_decay=0.0)
+    wild = msgspec.structs.replace(trained_recipe.stages[0], learning_rate=30.0, warmup=0.0, schedule="constant")
     with pytest.raises(Stopped, match=r"diverges.*no checkpoint yet; lower learning_rate"):
-        run(msgspec.structs.replace(made, stages=(wild,)), tmp_path, folders)
+        run(msgspec.structs.replace(trained_recipe, stages=(wild,)), tmp_path, folders)
 
 
 def course_of(losses):
@@ -343,14 +347,14 @@ def test_a_step_without_a_label_moves_nothing_and_the_run_goes_on(folders, tmp_p
 
 
 def test_rates_rise_and_fall_as_the_schedules_say():
-    def rates(**given):
-        stage = Stage(tokens=100 * 8, length=8, batch=1, learning_rate=2.0, warmup=0.1, final=0.1, **given)
+    def rates(**fields):
+        stage = Stage(tokens=100 * 8, length=8, batch=1, learning_rate=2.0, warmup=0.1, final=0.1, **fields)
         return [rate(stage, step) for step in range(stage.steps)]
 
     for schedule in ("cosine", "wsd", "constant"):
-        found = rates(schedule=schedule)
-        assert found[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-        assert len(found) == 100
+        scheduled = rates(schedule=schedule)
+        assert scheduled[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+        assert len(scheduled) == 100
     assert rates(schedule="constant")[10:] == [2.0] * 90
     assert rates(schedule="cosine")[54] == pytest.approx(2.0 * 0.55)
     assert rates(schedule="cosine")[-1] == pytest.approx(0.2)
@@ -402,11 +406,11 @@ def planned(**draft):
 
 
 def test_a_plan_becomes_a_recipe_of_its_own_sizes_and_budget():
-    made = from_plan(planned())
-    assert made.model == LanguageModel(params=2e4)
-    assert made.tokens == pytest.approx(5e6, rel=0.01)
-    assert made.predicted is not None
-    assert made.predicted.tokens_per_step == Estimate(value=3.1, low=2.8, high=3.3, unit="", source="law")
+    planned_recipe = from_plan(planned())
+    assert planned_recipe.model == LanguageModel(params=2e4)
+    assert planned_recipe.tokens == pytest.approx(5e6, rel=0.01)
+    assert planned_recipe.predicted is not None
+    assert planned_recipe.predicted.tokens_per_step == Estimate(value=3.1, low=2.8, high=3.3, unit="", source="law")
     sizes = {"num_layers": 2, "hidden_size": 64, "params": 3e4 + 64 * 100, "non_embedding_params": 3e4}
     head = from_plan(planned(kind="head", method="eagle3", **sizes), 2)
     assert head.model == Eagle3(layers=2, draft_vocab=100)
@@ -425,20 +429,20 @@ def test_a_plan_becomes_a_recipe_of_its_own_sizes_and_budget():
 def test_a_dry_run_says_what_a_run_takes_and_starts_none(folders, tmp_path):
     records.write(tmp_path / "recipe.json", recipe())
     command = ["train", str(tmp_path / "recipe.json"), "--dry-run", "--json", "--out", str(tmp_path / "run")]
-    found = json.loads(CliRunner().invoke(app, command).stdout)
+    needs = json.loads(CliRunner().invoke(app, command).stdout)
     shape = shapes.from_config(CONFIG)
     assert (
-        found["params"]
+        needs["params"]
         == shape.params
         == sum(p.numel() for p in new_decoder(shape, model_config_of(CONFIG, shape), 0).parameters())
     )
-    assert found["tokens"] == 20 * STEP
-    assert found["flops"] == pytest.approx(20 * STEP * 3 * shape.flops_per_token(16.5))
-    assert found["time_s"]["low"] < found["time_s"]["value"] < found["time_s"]["high"]
+    assert needs["tokens"] == 20 * STEP
+    assert needs["flops"] == pytest.approx(20 * STEP * 3 * shape.flops_per_token(16.5))
+    assert needs["time_s"]["low"] < needs["time_s"]["value"] < needs["time_s"]["high"]
     assert not (tmp_path / "run").exists()
     run(recipe(watch=EvalSchedule(save_every=5, keep=2)), tmp_path / "run", folders)
     used = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors"))
-    assert found["disk_bytes"] / 2 < used < found["disk_bytes"]
+    assert needs["disk_bytes"] / 2 < used < needs["disk_bytes"]
 
 
 def test_a_dry_run_of_a_plan_tells_its_prediction(checkpoint, tmp_path):
@@ -446,8 +450,8 @@ def test_a_dry_run_of_a_plan_tells_its_prediction(checkpoint, tmp_path):
         msgspec.json.encode(PLAN | {"draft": PLAN["draft"] | {"non_embedding_params": 6e4}})
     )
     command = ["train", str(tmp_path / "Plan.json"), "--dry-run", "--target", str(checkpoint)]
-    said = CliRunner().invoke(app, command).stdout
-    assert "3.10 (2.80 to 3.30, 90%) at lookahead 4" in said
+    output = CliRunner().invoke(app, command).stdout
+    assert "3.10 (2.80 to 3.30, 90%) at lookahead 4" in output
 
 
 def test_data_of_another_vocabulary_is_refused(folders, tmp_path):

@@ -53,8 +53,8 @@ def same(out, uninterrupted):
     """Every step's loss, once, and every weight."""
     assert [line["step"] for line in figures(out) if "loss" in line] == list(range(1, STEPS + 1))
     assert losses(out) == pytest.approx(losses(uninterrupted), abs=1e-6)
-    found, wanted = (load_file(path / "final/model.safetensors") for path in (out, uninterrupted))
-    assert all((found[name] - wanted[name]).abs().max() < 1e-6 for name in wanted)
+    weights, expected_weights = (load_file(path / "final/model.safetensors") for path in (out, uninterrupted))
+    assert all((weights[name] - expected_weights[name]).abs().max() < 1e-6 for name in expected_weights)
     return True
 
 
@@ -96,9 +96,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folders, uninterrupted, tmp
     good = sorted(path.name for path in (out / "checkpoints").glob("step-*"))[-1]
     full = start(RECIPE, out, folders, file_bytes=100_000)
     assert ended(full) == 2
-    said = out.with_suffix(".error").read_text()
-    assert "File too large" in said
-    assert said.endswith(f"the last good checkpoint is {out / 'checkpoints' / good}")
+    message = out.with_suffix(".error").read_text()
+    assert "File too large" in message
+    assert message.endswith(f"the last good checkpoint is {out / 'checkpoints' / good}")
     assert not list((out / "checkpoints").glob(".*"))
     assert ended(start(RECIPE, out, folders)) == 0
     assert same(out, uninterrupted)

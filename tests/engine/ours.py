@@ -33,7 +33,7 @@ def foredraft(*words: object) -> None:
 
 def prompt_ids() -> list[list[int]]:
     """The zoo's prompts, chats in their template."""
-    return [list(one.ids) for one in read_prompts(PROMPTS, Encoding(text.tokenizer_of(TARGET)), Skips("stop"))]
+    return [list(prompt.ids) for prompt in read_prompts(PROMPTS, Encoding(text.tokenizer_of(TARGET)), Skips("stop"))]
 
 
 def engine(target: Decoder, draft: Path | None) -> Engine:
@@ -46,14 +46,17 @@ def answers(
     target: Decoder, prompts: Sequence[Ids], max_tokens: int = NEW, stop_ids: frozenset[int] = frozenset()
 ) -> list[list[int]]:
     """Greedy answers of the target alone."""
-    asked = [Request(prompt=tuple(ids), max_tokens=max_tokens, stop_ids=stop_ids) for ids in prompts]
-    return [sequence.answer for sequence in engine(target, None).generate(asked)]
+    requests = [Request(prompt=tuple(ids), max_tokens=max_tokens, stop_ids=stop_ids) for ids in prompts]
+    return [sequence.answer for sequence in engine(target, None).generate(requests)]
 
 
-def steps(target: Decoder, draft: Path, prompts: Sequence[Ids], said: Sequence[Ids]) -> list[list[int]]:
+def steps(target: Decoder, draft: Path, prompts: Sequence[Ids], plain_answers: Sequence[Ids]) -> list[list[int]]:
     """Tokens that each step of each request accepted, behind what was `said` of its answer of NEW tokens already."""
-    asked = [Request(prompt=(*ids, *one), max_tokens=NEW - len(one)) for ids, one in zip(prompts, said, strict=True)]
-    return [sequence.accepted_at for sequence in engine(target, draft).generate(asked)]
+    requests = [
+        Request(prompt=(*ids, *answer), max_tokens=NEW - len(answer))
+        for ids, answer in zip(prompts, plain_answers, strict=True)
+    ]
+    return [sequence.accepted_at for sequence in engine(target, draft).generate(requests)]
 
 
 def survival(accepted: Sequence[Sequence[int]]) -> list[float]:

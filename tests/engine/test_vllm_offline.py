@@ -51,8 +51,10 @@ def halved(target: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     every_second = slice(None, None, 2)
     words = (torch.arange(len(head.d2t)) + head.d2t)[every_second].tolist()
     small = new_head(target, draft_vocab=words)
-    kept = {name: one for name, one in head.state_dict().items() if name not in ("d2t", "t2d", "lm_head.weight")}
-    small.load_state_dict(kept | {"lm_head.weight": head.lm_head.weight[every_second]}, strict=False)
+    remaining = {
+        name: tensor for name, tensor in head.state_dict().items() if name not in ("d2t", "t2d", "lm_head.weight")
+    }
+    small.load_state_dict(remaining | {"lm_head.weight": head.lm_head.weight[every_second]}, strict=False)
     folder = tmp_path_factory.mktemp("drafts") / "eagle3-halved"
     save_head(small, folder, more={"eos_token_id": 0})
     return folder
@@ -68,14 +70,14 @@ def served(
     """A draft of ours, and what vLLM answered with it."""
     draft = halved if request.param == "eagle3-halved" else ours.ZOO / request.param
     out = deployed(draft, folders / request.param)
-    found = offline(ours.TARGET, speculative(out), load_of(prompts))
-    assert "error" not in found, found["error"]
-    return draft, found["loads"][0]
+    report = offline(ours.TARGET, speculative(out), load_of(prompts))
+    assert "error" not in report, report["error"]
+    return draft, report["loads"][0]
 
 
 def test_text_is_our_engines(served: Any, target: Decoder, prompts: Ids, own_answers: Ids) -> None:
     """Token for token; a text may part from ours at a near-tie alone."""
-    gaps = [ours.gap(target, *one) for one in zip(prompts, own_answers, served[1]["answers"], strict=True)]
+    gaps = [ours.gap(target, *pair) for pair in zip(prompts, own_answers, served[1]["answers"], strict=True)]
     apart = [gap for gap in gaps if gap is not None]
     assert max(apart, default=0.0) <= ours.NEAR
     assert len(apart) <= 1, "near-ties are rare"
@@ -83,25 +85,25 @@ def test_text_is_our_engines(served: Any, target: Decoder, prompts: Ids, own_ans
 
 def test_steps_accept_what_ours_accept(served: Any, target: Decoder, prompts: Ids) -> None:
     """By position within WITHIN; and step for step, but for near-ties of the draft's own logits."""
-    draft, found = served
-    own = ours.steps(target, draft, prompts, [answer[:1] for answer in found["answers"]])
-    far = [abs(a - b) for a, b in zip(ours.survival(own), ours.survival(found["accepted"]), strict=True)]
+    draft, report = served
+    our_steps = ours.steps(target, draft, prompts, [answer[:1] for answer in report["answers"]])
+    far = [abs(a - b) for a, b in zip(ours.survival(our_steps), ours.survival(report["accepted"]), strict=True)]
     assert max(far) <= WITHIN
-    assert ours.survival(own)[0] > 0.1, "something is accepted at all: a map misread would leave nothing"
-    same = sum(a == b for a, b in zip(own, found["accepted"], strict=True))
+    assert ours.survival(our_steps)[0] > 0.1, "something is accepted at all: a map misread would leave nothing"
+    same = sum(a == b for a, b in zip(our_steps, report["accepted"], strict=True))
     assert same >= len(prompts) - 2
 
 
 def test_totals_are_the_requests_own(served: Any) -> None:
     """What /metrics shows, and what requests are told, count the same steps; every step drafts as many tokens as asked."""
-    found = served[1]
-    steps = [num for request in found["accepted"] for num in request]
+    report = served[1]
+    steps = [num for request in report["accepted"] for num in request]
     by_position = [sum(num > i for num in steps) for i in range(ours.LOOKAHEAD)]
-    assert found["counters"] == {
+    assert report["counters"] == {
         "drafts": len(steps), "draft_tokens": ours.LOOKAHEAD * len(steps), "accepted_tokens": sum(steps), "accepted_tokens_per_pos": by_position,
     }  # fmt: skip
-    assert {num for request in found["drafted"] for num in request} == {ours.LOOKAHEAD}
-    emitted = [1 + sum(1 + num for num in request) for request in found["accepted"]]
+    assert {num for request in report["drafted"] for num in request} == {ours.LOOKAHEAD}
+    emitted = [1 + sum(1 + num for num in request) for request in report["accepted"]]
     assert all(ours.NEW <= num < ours.NEW + 1 + ours.LOOKAHEAD for num in emitted)
 
 
@@ -109,18 +111,18 @@ def test_totals_are_the_requests_own(served: Any) -> None:
 
 
 def plan_of(schedule: list[list[int]]) -> Plan:
-    one = Estimate(value=1.0, low=1.0, high=1.0, unit="x", source="a test")
+    estimate = Estimate(value=1.0, low=1.0, high=1.0, unit="x", source="a test")
     steps = tuple(
         ScheduleStep(
-            concurrency=start, running=start, lookahead=k, topk=1, tree_nodes=k, tokens_per_step=one, speedup=one, output_tok_s=one,
-            tpot_s=one, ttft_s=one,
+            concurrency=start, running=start, lookahead=k, topk=1, tree_nodes=k, tokens_per_step=estimate, speedup=estimate, output_tok_s=estimate,
+            tpot_s=estimate, ttft_s=estimate,
         )
         for start, _, k in schedule
     )  # fmt: skip
     most = max(k for *_, k in schedule)
     return Plan(
         objective="throughput", engine="vllm", target="tales-11m", machine="here", devices=1, dtype="float32",
-        workload=Workload(input_len=64, output_len=64, concurrency=(1, 4)), speedup=one, schedule=steps,
+        workload=Workload(input_len=64, output_len=64, concurrency=(1, 4)), speedup=estimate, schedule=steps,
         draft=DraftChoice(kind="head", name="EAGLE head", params=1.0, non_embedding_params=1.0),
         settings={"vllm": {
             "num_speculative_tokens": most, "num_speculative_tokens_per_batch_size": schedule, "draft_tensor_parallel_size": 1,
@@ -137,9 +139,9 @@ def scheduled(offline: Offline, prompts: Ids, tmp_path_factory: pytest.TempPathF
         "deploy", ours.ZOO / "eagle2", "-t", ours.TARGET, "-o", folder / "out", "--plan", folder / "Plan.json"
     )
     loads = load_of(prompts[:1]), load_of(prompts[:2]), load_of(prompts[:3], ours.NEW, SHORT, SHORT)
-    found = offline(ours.TARGET, speculative(folder / "out"), *loads)
-    assert "error" not in found, found["error"]
-    return found["loads"]
+    report = offline(ours.TARGET, speculative(folder / "out"), *loads)
+    assert "error" not in report, report["error"]
+    return report["loads"]
 
 
 SHORT = 24
@@ -159,8 +161,8 @@ def test_schedule_sets_the_lookahead_by_running_requests(scheduled: Any) -> None
 
 def test_schedule_leaves_the_text_as_it_is(scheduled: Any, target: Decoder, prompts: Ids, own_answers: Ids) -> None:
     for load in scheduled:
-        for prompt, own, answer in zip(prompts, own_answers, load["answers"], strict=False):
-            gap = ours.gap(target, prompt, own[: len(answer)], answer)
+        for prompt, our_answer, answer in zip(prompts, own_answers, load["answers"], strict=False):
+            gap = ours.gap(target, prompt, our_answer[: len(answer)], answer)
             assert gap is None or gap <= ours.NEAR
 
 
@@ -187,7 +189,7 @@ def broken(folder: Path, out: Path, change: Change) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(offline: Offline, prompts: Ids, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def whole_head(offline: Offline, prompts: Ids, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The EAGLE-2 head without a fault: it passes the check, and this is what is accepted of it."""
     folder = tmp_path_factory.mktemp("whole") / "eagle2"
     export(ours.ZOO / "eagle2", ours.TARGET, folder, ExportSettings(lookahead=ours.LOOKAHEAD))
@@ -196,36 +198,38 @@ def whole(offline: Offline, prompts: Ids, tmp_path_factory: pytest.TempPathFacto
 
 
 def codes(folder: Path) -> set[tuple[str, str]]:
-    return {(one.code, one.where) for one in check(folder, ours.TARGET) if one.level == "error"}
+    return {(finding.code, finding.where) for finding in check(folder, ours.TARGET) if finding.level == "error"}
 
 
 def test_a_missing_tensor_is_skipped_in_silence_and_costs_acceptance(
-    whole: Any, offline: Offline, prompts: Ids, tmp_path: Path
+    whole_head: Any, offline: Offline, prompts: Ids, tmp_path: Path
 ) -> None:
-    folder = broken(whole[0], tmp_path / "draft", lambda tensors: tensors.pop(f"{MLP}.down_proj.weight"))
+    folder = broken(whole_head[0], tmp_path / "draft", lambda tensors: tensors.pop(f"{MLP}.down_proj.weight"))
     assert codes(folder) == {("missing", f"{MLP}.down_proj.weight")}
-    found = offline(ours.TARGET, speculative(folder), load_of(prompts[:8]))
-    assert "error" not in found, "vLLM says nothing"
-    load = found["loads"][0]
-    assert load["answers"] == whole[1]["answers"], "the text is the target's own all the same"
-    assert ours.survival(load["accepted"])[0] < ours.survival(whole[1]["accepted"])[0] - 0.05
+    report = offline(ours.TARGET, speculative(folder), load_of(prompts[:8]))
+    assert "error" not in report, "vLLM says nothing"
+    load = report["loads"][0]
+    assert load["answers"] == whole_head[1]["answers"], "the text is the target's own all the same"
+    assert ours.survival(load["accepted"])[0] < ours.survival(whole_head[1]["accepted"])[0] - 0.05
 
 
 def test_a_bias_that_the_class_lacks_is_dropped_in_silence(
-    whole: Any, offline: Offline, prompts: Ids, tmp_path: Path
+    whole_head: Any, offline: Offline, prompts: Ids, tmp_path: Path
 ) -> None:
     """A head trained with such a bias would run without it: steps are those of the head that has none."""
-    folder = broken(whole[0], tmp_path / "draft", lambda tensors: tensors.update({"fc.bias": torch.full((320,), 1.0)}))
+    folder = broken(
+        whole_head[0], tmp_path / "draft", lambda tensors: tensors.update({"fc.bias": torch.full((320,), 1.0)})
+    )
     assert codes(folder) == {("fc-bias", "fc.bias")}
-    found = offline(ours.TARGET, speculative(folder), load_of(prompts[:8]))
-    assert "error" not in found, "vLLM says nothing"
-    assert found["loads"][0]["accepted"] == whole[1]["accepted"]
+    report = offline(ours.TARGET, speculative(folder), load_of(prompts[:8]))
+    assert "error" not in report, "vLLM says nothing"
+    assert report["loads"][0]["accepted"] == whole_head[1]["accepted"]
 
 
-def test_a_renamed_tensor_stops_the_loader(whole: Any, offline: Offline, prompts: Ids, tmp_path: Path) -> None:
+def test_a_renamed_tensor_stops_the_loader(whole_head: Any, offline: Offline, prompts: Ids, tmp_path: Path) -> None:
     def rename(tensors: dict[str, Tensor]) -> None:
         tensors[f"{MLP}.up.weight"] = tensors.pop(f"{MLP}.up_proj.weight")
 
-    folder = broken(whole[0], tmp_path / "draft", rename)
+    folder = broken(whole_head[0], tmp_path / "draft", rename)
     assert codes(folder) == {("missing", f"{MLP}.up_proj.weight"), ("unknown", f"{MLP}.up.weight")}
     assert f"{MLP}.up" in offline(ours.TARGET, speculative(folder), load_of(prompts[:8]))["error"]

@@ -48,14 +48,14 @@ class Loaded:
     async def _run(self, url: str, questions: list[Question]) -> None:
         settings = LoadSettings(concurrency=LOADS, max_tokens=ours.NEW, stop=False)
         async with started(address_of(url), questions, settings) as running:
-            async for one in rounds(running, settings):
-                self.rounds.append(one)
-                self.found.append(rows_of(one, base_of(running.server, one, FIELDS), 0.1))
+            async for round in rounds(running, settings):
+                self.rounds.append(round)
+                self.found.append(rows_of(round, base_of(running.server, round, FIELDS), 0.1))
 
     @property
     def rows(self) -> list[Measurement]:
         """All categories together, one a load."""
-        return [found.rows[0] for found in self.found]
+        return [result.rows[0] for result in self.found]
 
 
 @pytest.fixture(scope="module")
@@ -63,39 +63,56 @@ def loaded(server: str, questions: list[Question]) -> Loaded:
     return Loaded(server, questions)
 
 
-def grown(one: Round) -> Counters:
+def grown(round: Round) -> Counters:
     """The server's own totals over a round."""
-    assert one.before
-    assert one.after
-    assert one.before.spec
-    assert one.after.spec
-    return one.after.spec.since(one.before.spec)
+    assert round.before
+    assert round.after
+    assert round.before.spec
+    assert round.after.spec
+    return round.after.spec.since(round.before.spec)
 
 
 def test_requests_counts_sum_to_the_servers(loaded: Loaded, questions: list[Question]) -> None:
     """Two tellings of the same steps: each response's, of which the rows are made, and the totals at /metrics."""
-    for made, row in zip(loaded.rounds, loaded.rows, strict=True):
-        seen, told = row.observation, grown(made)
-        assert not made.failures
-        assert (seen.steps, seen.drafted, seen.accepted) == (told.steps, told.drafted, told.accepted)
-        assert seen.survival == pytest.approx([count / told.steps for count in told.by_position])
-        assert seen.num_requests == len(questions)
-        assert made.tokens == ours.NEW * len(questions)
-        assert seen.provenance.note
-        assert "each request's own counts" in seen.provenance.note
+    for round, row in zip(loaded.rounds, loaded.rows, strict=True):
+        observation, totals = row.observation, grown(round)
+        assert not round.failures
+        assert (observation.steps, observation.drafted, observation.accepted) == (
+            totals.steps,
+            totals.drafted,
+            totals.accepted,
+        )
+        assert observation.survival == pytest.approx([count / totals.steps for count in totals.by_position])
+        assert observation.num_requests == len(questions)
+        assert round.tokens == ours.NEW * len(questions)
+        assert observation.provenance.note
+        assert "each request's own counts" in observation.provenance.note
 
 
 def test_rows_are_whole(loaded: Loaded) -> None:
     """What a law or the planner needs of a row is there; a request's own counts give intervals; nobody else was on the server."""
-    for row, found, load in zip(loaded.rows, loaded.found, LOADS, strict=True):
-        seen = row.observation
-        assert (seen.engine, seen.method, seen.lookahead, seen.concurrency) == ("vllm", "eagle", ours.LOOKAHEAD, load)
-        assert all((seen.output_tok_s, seen.ttft_s, seen.tpot_s, seen.input_len, seen.output_len == ours.NEW))
-        assert seen.provenance.versions["vllm"].startswith("0.32")
+    for row, result, load in zip(loaded.rows, loaded.found, LOADS, strict=True):
+        observation = row.observation
+        assert (observation.engine, observation.method, observation.lookahead, observation.concurrency) == (
+            "vllm",
+            "eagle",
+            ours.LOOKAHEAD,
+            load,
+        )
+        assert all(
+            (
+                observation.output_tok_s,
+                observation.ttft_s,
+                observation.tpot_s,
+                observation.input_len,
+                observation.output_len == ours.NEW,
+            )
+        )
+        assert observation.provenance.versions["vllm"].startswith("0.32")
         interval = row.intervals["tokens_per_step"]
-        assert interval.low < (seen.tokens_per_step or 0) < interval.high
-        assert {one.category for one in found.rows} > {None, "story"}
-        assert found.warnings == []
+        assert interval.low < (observation.tokens_per_step or 0) < interval.high
+        assert {row.category for row in result.rows} > {None, "story"}
+        assert result.warnings == []
 
 
 def test_concurrency_changes_no_acceptance(loaded: Loaded) -> None:
@@ -108,9 +125,11 @@ def test_acceptance_is_what_our_engine_measures(
     loaded: Loaded, target: Decoder, prompts: Any, own_answers: Any
 ) -> None:
     """By position, in our engine's steps behind the first token, which vLLM does not draft for."""
-    own = ours.survival(ours.steps(target, ours.ZOO / "eagle2", prompts, [answer[:1] for answer in own_answers]))
+    our_survival = ours.survival(
+        ours.steps(target, ours.ZOO / "eagle2", prompts, [answer[:1] for answer in own_answers])
+    )
     for row in loaded.rows:
-        assert max(abs(a - b) for a, b in zip(own, row.observation.survival or (), strict=True)) <= WITHIN
+        assert max(abs(a - b) for a, b in zip(our_survival, row.observation.survival or (), strict=True)) <= WITHIN
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["raw", "chat"])
@@ -120,14 +139,14 @@ def test_text_over_http_is_ours(server: str, target: Decoder, questions: list[Qu
     """
     tokenizer = text.tokenizer_of(ours.TARGET)
     ends = text.stop_ids(ours.TARGET, tokenizer)
-    asked = [one.words for one in questions if (one.format == "chat") == chat]
-    made = text.generate(ours.engine(target, None), tokenizer, asked, max_tokens=ours.LONG, ends=ends, chat=chat)
-    for words, (answer, sequence) in zip(asked, made, strict=True):
-        said, ids = answered(server, words, chat)
-        if said != answer.text:
+    spoken = [question.words for question in questions if (question.format == "chat") == chat]
+    generated = text.generate(ours.engine(target, None), tokenizer, spoken, max_tokens=ours.LONG, ends=ends, chat=chat)
+    for words, (answer, sequence) in zip(spoken, generated, strict=True):
+        http_answer, ids = answered(server, words, chat)
+        if http_answer != answer.text:
             both = min(len(ids), len(sequence.answer))
             gap = ours.gap(target, sequence.request.prompt, sequence.answer[:both], ids[:both])
-            assert gap is not None, f"texts part where tokens do not: {said!r}, {answer.text!r}"
+            assert gap is not None, f"texts part where tokens do not: {http_answer!r}, {answer.text!r}"
             assert gap <= ours.NEAR
 
 

@@ -116,16 +116,16 @@ def observed(
     def noisy(speed: float) -> float:
         return speed * float(np.exp(truth.speed_noise * rng.standard_normal()))
 
-    found = []
-    for name, method, shape, tokens in (one for one in drafts() if one[1] in kinds):
+    observations = []
+    for name, method, shape, tokens in (draft for draft in drafts() if draft[1] in kinds):
         accept = truth.accept(shape, tokens, temperature, truth.alpha_noise * rng.standard_normal())
-        own = base | {
+        fields = base | {
             "run": name, "draft": f"{name}/final", "method": method, "draft_params": float(shape.params),
             "draft_layers": shape.num_layers, "draft_tokens": tokens,
         }  # fmt: skip
         for batch in batches:
             plain = noisy(truth.speed(None, batch, 0, 1.0))
-            found.append(
+            observations.append(
                 Observation(run=name, method="none", batch_size=batch, output_tok_s=plain, **_less(base, "run"))
             )
             specs = [(k, 1, k) for k in (1, 3, 5)] + ([(5, 4, 15)] if shape.head else [])
@@ -133,19 +133,19 @@ def observed(
                 tau = tau_of(accept, depth, width, nodes)
                 speed = noisy(truth.speed(shape, batch, depth, tau, width, nodes))
                 survival = tuple(np.cumprod(accept)[:depth].tolist()) if width == 1 else None
-                found.append(
+                observations.append(
                     Observation(
                         lookahead=depth, topk=width, tree_nodes=nodes, batch_size=batch, tokens_per_step=tau,
-                        survival=survival, output_tok_s=speed, speedup=speed / plain, steps=2000, **own,
+                        survival=survival, output_tok_s=speed, speedup=speed / plain, steps=2000, **fields,
                     )
                 )  # fmt: skip
-        found.append(
+        observations.append(
             Observation(
                 lookahead=5, topk=1, tree_nodes=5, tokens_per_step=tau_of(accept, 5), steps=2000,
-                survival=tuple(np.cumprod(accept)[:5].tolist()), **_less(own, "output_len"),
+                survival=tuple(np.cumprod(accept)[:5].tolist()), **_less(fields, "output_len"),
             )
         )  # fmt: skip
-    return found
+    return observations
 
 
 def _less(fields: dict, name: str) -> dict:

@@ -41,12 +41,12 @@ def observation(**fields) -> Observation:
 
 
 def measurement(category: str | None = None, way: str = "live", accept_probs=None, **fields) -> Measurement:
-    made = observation(**fields)
+    observed = observation(**fields)
     named = ("tokens_per_step", "speedup", "output_tok_s", "ttft_s", "tpot_s")
-    intervals = {name: estimate(value) for name in named if (value := getattr(made, name)) is not None}
-    given = tuple(estimate(0.8 - 0.05 * i) for i in range(made.lookahead or 0))
+    intervals = {name: estimate(value) for name in named if (value := getattr(observed, name)) is not None}
+    accept_given_prefix = tuple(estimate(0.8 - 0.05 * i) for i in range(observed.lookahead or 0))
     return Measurement(
-        observation=made, way=way, category=category, intervals=intervals, accept_given_prefix=given,
+        observation=observed, way=way, category=category, intervals=intervals, accept_given_prefix=accept_given_prefix,
         accept_probs={kind: estimate(value) for kind, value in (accept_probs or {}).items()},
     )  # fmt: skip
 
@@ -75,28 +75,30 @@ def plan(**fields) -> Plan:
 
 def rows() -> list[Measurement]:
     """Two methods and plain decoding by batch, two categories, and a ladder of language models read in one pass too."""
-    made = []
+    measured = []
     for batch in (1, 8):
-        made.append(measurement(method="none", draft=None, lookahead=None, tree_nodes=None, topk=None, draft_params=None,
+        measured.append(measurement(method="none", draft=None, lookahead=None, tree_nodes=None, topk=None, draft_params=None,
                                 draft_tokens=None, draft_layers=None, batch_size=batch, tokens_per_step=1.0, speedup=1.0,
                                 output_tok_s=250.0 * batch))  # fmt: skip
-        made.append(measurement(batch_size=batch, speedup=2.0 - batch / 16, output_tok_s=500.0 * batch))
-        made.append(measurement(method="ngram", draft=None, draft_params=None, draft_tokens=None, draft_layers=None,
+        measured.append(measurement(batch_size=batch, speedup=2.0 - batch / 16, output_tok_s=500.0 * batch))
+        measured.append(measurement(method="ngram", draft=None, draft_params=None, draft_tokens=None, draft_layers=None,
                                 batch_size=batch, tokens_per_step=1.5, speedup=1.2))  # fmt: skip
     for category, tau in (("math", 3.4), ("news", 2.6)):
-        made.append(measurement(category, dataset=f"prompts/{category}", tokens_per_step=tau))
+        measured.append(measurement(category, dataset=f"prompts/{category}", tokens_per_step=tau))
     for i, params in enumerate((1e5, 3e5, 1e6)):
         for j, tokens in enumerate((1e6, 2e6, 4e6, 8e6)):
             x = 20.0 - 3 * i - 2 * j
             fields = {"run": f"lm-{i}-{j}", "method": "draft_model", "draft": f"lm-{i}/exports/tokens-{tokens:.0f}", "draft_params": params,
                       "draft_tokens": tokens, "draft_layers": 2, "tokens_per_step": 1.6 + 0.2 * i + 0.3 * math.log10(tokens / 1e6)}  # fmt: skip
-            made.append(measurement(**fields, speedup=1.5 - 0.3 * abs(i - 1) + 0.01 * j))
+            measured.append(measurement(**fields, speedup=1.5 - 0.3 * abs(i - 1) + 0.01 * j))
             read = {"output_tok_s": None, "speedup": None, "ttft_s": None, "tpot_s": None, "batch_size": None}
             words = {"draft_perplexity": x, "target_perplexity": 9.0, "target_tokenizer": "t", "draft_tokenizer": "t"}
-            made.append(measurement(way="forced", accept_probs={"greedy": 0.9 - 0.02 * x}, **fields, **read, **words))
+            measured.append(
+                measurement(way="forced", accept_probs={"greedy": 0.9 - 0.02 * x}, **fields, **read, **words)
+            )
             chance = {"temperature": 1.0, "accept_prob": 0.8 - 0.02 * x, "accept_kind": "sampled"}
-            made.append(measurement(way="forced", accept_probs={"sampled": 0.8 - 0.02 * x}, **{**fields, **chance}, **read, **words))  # fmt: skip
-    return made
+            measured.append(measurement(way="forced", accept_probs={"sampled": 0.8 - 0.02 * x}, **{**fields, **chance}, **read, **words))  # fmt: skip
+    return measured
 
 
 def machine() -> Machine:
@@ -110,7 +112,7 @@ def machine() -> Machine:
 def write_all(folder: Path) -> Path:
     """Every document, each in a folder of its own as the verbs write them; `folder`."""
     measured = rows()
-    records.write_lines(folder / "measure/measurements.jsonl", measured)
+    records.write_lines(folder / "measure/measured.jsonl", measured)
     records.write_lines(folder / "measure/observations.jsonl", [row.observation for row in measured])
     small = [row.observation for row in measured if row.way == "live" and row.observation.draft_params == 1e6]
     small = [row for row in small if (row.draft_tokens or 0) < 8e6]
@@ -118,9 +120,9 @@ def write_all(folder: Path) -> Path:
     records.write(folder / "plan/Plan.json", plan())
     records.write(folder / "machine.json", machine())
     lines = [{"step": i, "tokens": 1000 * i, "loss": 6 - 0.3 * i, "tokens_per_s": 5000.0, "seconds": 2.0 * i} for i in range(1, 6)]  # fmt: skip
-    held = [{"step": i, "tokens": 1000 * i, "held_out_loss": 6 - 0.3 * i, "held_out_tokens_per_step": 1 + 0.3 * i,
+    log_lines = [{"step": i, "tokens": 1000 * i, "held_out_loss": 6 - 0.3 * i, "held_out_tokens_per_step": 1 + 0.3 * i,
              "held_out_tokens_per_step_low": 1 + 0.2 * i, "held_out_tokens_per_step_high": 1 + 0.4 * i} for i in (0, 5)]  # fmt: skip
-    records.write_lines(folder / "train/eagle3/metrics.jsonl", lines + held)
+    records.write_lines(folder / "train/eagle3/metrics.jsonl", lines + log_lines)
     records.write(folder / "train/eagle3/recipe.json", {"model": {"kind": "eagle3"}, "stages": []})
     cells = [{"name": "lm-0", "verb": "train", "state": "done", "seconds": 60.0, "tokens": 8e6},
              {"name": "scylla-4", "verb": "train", "state": "failed", "seconds": 5.0, "error": "killed (out of memory?)"},

@@ -38,8 +38,8 @@ def constant(alpha: float, *lookaheads: int) -> dict[int, float]:
 
 def simulated(law: PositionLaw, num: int, rng: np.random.Generator, lookaheads=range(1, 9)) -> list[dict[int, float]]:
     """Noisy τ(k) of `num` drafts drawn from `law`: a bivariate t, logistic acceptance, scatter in log τ."""
-    found = []
-    while len(found) < num:
+    taus = []
+    while len(taus) < num:
         normal = np.linalg.cholesky(np.array(law.scale)) @ rng.standard_normal(2)
         level, slope = np.array(law.mean) + normal / math.sqrt(rng.chisquare(law.tail) / law.tail)
         accept = 1 / (1 + np.exp(-(level + slope * (1 - law.decay ** np.arange(MAX_POSITIONS)))))
@@ -48,8 +48,8 @@ def simulated(law: PositionLaw, num: int, rng: np.random.Generator, lookaheads=r
             k: tau[k - 1] * math.exp(law.noise * (k / 2) ** law.noise_growth * rng.standard_normal())
             for k in lookaheads
         }
-        found.append({k: float(min(max(value, 1.0), k + 1.0)) for k, value in noisy.items()})
-    return found
+        taus.append({k: float(min(max(value, 1.0), k + 1.0)) for k, value in noisy.items()})
+    return taus
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def shipped() -> dict[str, PositionLaw]:
 @pytest.mark.parametrize("alpha", [0.4, 0.6, 0.75, 0.9])
 def test_constant_acceptance_is_the_special_case(alpha):
     """Exact constant-α τ at k = 1 and 2 of a draft that does not drift gives constant-α τ elsewhere, within 2 %."""
-    known = posterior(evidence.position_law(), constant(alpha, 1, 2), drifts=False)
+    prediction = posterior(evidence.position_law(), constant(alpha, 1, 2), drifts=False)
     for k in range(3, 9):
-        assert known.tokens_per_step(k)[0] == pytest.approx(float(tokens_per_step_constant(alpha, k)), rel=0.02)
+        assert prediction.tokens_per_step(k)[0] == pytest.approx(float(tokens_per_step_constant(alpha, k)), rel=0.02)
 
 
 @pytest.mark.parametrize("alpha", [0.6, 0.75, 0.9])
@@ -113,8 +113,8 @@ def coverage(law: PositionLaw, held_out: list[dict[int, float]]) -> float:
     """Share of τ(k > 2) within its 90 % interval from τ(1) and τ(2)."""
     hits = []
     for curve in held_out:
-        known = {k: tau for k, tau in curve.items() if k <= 2}
-        hits += [low <= curve[k] <= high for k, (_, low, high) in predict(law, known, [3, 5, 8]).items()]
+        known_taus = {k: tau for k, tau in curve.items() if k <= 2}
+        hits += [low <= curve[k] <= high for k, (_, low, high) in predict(law, known_taus, [3, 5, 8]).items()]
     return float(np.mean(hits))
 
 
@@ -160,39 +160,39 @@ def test_more_data_narrows_and_intervals_are_in_order():
     law = evidence.position_law()
     truth = {1: 1.72, 2: 2.20, 3: 2.52, 5: 2.85}
     widths = []
-    for known in ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 5)):
-        given = {k: truth[k] for k in known}
-        found = predict(law, given, range(1, 17))
-        assert all(1 <= low <= mid <= high <= k + 1.2 for k, (mid, low, high) in found.items())
-        medians = [mid for mid, _, _ in found.values()]
+    for lookaheads in ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 5)):
+        known_taus = {k: truth[k] for k in lookaheads}
+        predictions = predict(law, known_taus, range(1, 17))
+        assert all(1 <= low <= mid <= high <= k + 1.2 for k, (mid, low, high) in predictions.items())
+        medians = [mid for mid, _, _ in predictions.values()]
         assert medians == sorted(medians)
-        _, low, high = posterior(law, given).tokens_per_step(8)
+        _, low, high = posterior(law, known_taus).tokens_per_step(8)
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.2 * widths[0]
 
 
 def test_a_wider_level_gives_a_wider_interval_and_no_lookahead_gives_one():
-    known = posterior(PLANTED, {1: 1.7})
-    assert known.tokens_per_step(0) == (1.0, 1.0, 1.0)
-    _, low50, high50 = known.tokens_per_step(5, 0.5)
-    _, low90, high90 = known.tokens_per_step(5, 0.9)
+    prediction = posterior(PLANTED, {1: 1.7})
+    assert prediction.tokens_per_step(0) == (1.0, 1.0, 1.0)
+    _, low50, high50 = prediction.tokens_per_step(5, 0.5)
+    _, low90, high90 = prediction.tokens_per_step(5, 0.9)
     assert low90 < low50 < high50 < high90
 
 
 def test_a_curve_measured_elsewhere_weighs_less():
     here, elsewhere = (posterior(PLANTED, {1: 1.9, 2: 2.7}, extra_noise=noise) for noise in (0.0, 0.1))
-    width = [high - low for _, low, high in (known.tokens_per_step(5) for known in (here, elsewhere))]
+    width = [high - low for _, low, high in (prediction.tokens_per_step(5) for prediction in (here, elsewhere))]
     assert width[1] > 1.3 * width[0]
 
 
 def test_draws_follow_the_posterior_and_the_seed():
     """Seed 1; 4000 draws put the median within 4 standard errors, 0.02 in quantile: false alarms below 1e-3."""
-    known = posterior(PLANTED, {1: 1.7, 2: 2.2})
-    drawn = known.draws(4000, np.random.default_rng(1))
-    assert (drawn == known.draws(4000, np.random.default_rng(1))).all()
+    prediction = posterior(PLANTED, {1: 1.7, 2: 2.2})
+    drawn = prediction.draws(4000, np.random.default_rng(1))
+    assert (drawn == prediction.draws(4000, np.random.default_rng(1))).all()
     tau = 1 + np.cumprod(drawn, axis=1)[:, :5].sum(axis=1)
-    mid, low, high = known.tokens_per_step(5)
+    mid, low, high = prediction.tokens_per_step(5)
     assert np.mean(tau <= mid) == pytest.approx(0.5, abs=0.04)
     assert np.mean((low <= tau) & (tau <= high)) == pytest.approx(0.9, abs=0.025)
 
@@ -202,8 +202,8 @@ def test_curves_of_rows():
     source = Provenance(source="s")
 
     def row(**fields) -> Observation:
-        given: dict[str, Any] = {"method": "eagle3"} | fields
-        return Observation(run="a", target="T", provenance=source, **given)
+        values: dict[str, Any] = {"method": "eagle3"} | fields
+        return Observation(run="a", target="T", provenance=source, **values)
 
     rows = [
         row(lookahead=1, tokens_per_step=1.6, concurrency=1),
@@ -214,8 +214,8 @@ def test_curves_of_rows():
         row(method="none", lookahead=0),
         row(tokens_per_step=2.0),
     ]
-    found = {key[3]: curve for key, curve in chain_curves(rows).items()}
-    assert found == {"": pytest.approx({1: 1.7, 2: 1.9, 3: 2.1}), "other": {2: 2.2}}
+    curves = {key[3]: curve for key, curve in chain_curves(rows).items()}
+    assert curves == {"": pytest.approx({1: 1.7, 2: 1.9, 3: 2.1}), "other": {2: 2.2}}
 
 
 def test_shipped_laws_are_one_per_left_out_document(shipped):
@@ -228,23 +228,23 @@ def test_shipped_laws_are_one_per_left_out_document(shipped):
     assert set(shipped) == {"", *teaching}
     assert len(teaching) >= 4
     for name, law in shipped.items():
-        kept = [row for row in rows if document(row.provenance.source) != name]
-        assert law.num_curves == sum(len(acceptance._within(c)) >= 3 for c in chain_curves(kept).values())
+        remaining = [row for row in rows if document(row.provenance.source) != name]
+        assert law.num_curves == sum(len(acceptance._within(c)) >= 3 for c in chain_curves(remaining).values())
 
 
 @pytest.mark.parametrize("name", ["", INFERENCEX])
 def test_shipped_law_is_reproduced_at_its_settings(shipped, monkeypatch, name):
     """Mean and scale to 1e-6, and a higher evidence than the neighbouring settings (the search over all of them takes 17 s)."""
     law = shipped[name]
-    seen: list[Lesson] = []
+    all_lessons: list[Lesson] = []
 
     def catch(lessons):
-        seen.extend(lessons)
+        all_lessons.extend(lessons)
         return law
 
     monkeypatch.setattr(acceptance, "fit_position_law", catch)
     evidence.fit_position_law([row for row in observations() if document(row.provenance.source) != name])
-    usable = [lesson._replace(curve=acceptance._within(lesson.curve)) for lesson in seen]
+    usable = [lesson._replace(curve=acceptance._within(lesson.curve)) for lesson in all_lessons]
     usable = [lesson for lesson in usable if len(lesson.curve) >= 3]
     again = acceptance._fit_prior(usable, law.decay, law.noise, law.noise_growth, law.tail)
     assert again.mean == pytest.approx(law.mean, abs=1e-6)
@@ -258,17 +258,17 @@ def test_shipped_law_is_reproduced_at_its_settings(shipped, monkeypatch, name):
 
 def test_no_document_drowns_the_rest(monkeypatch):
     """A curve weighs 1/√n, n the curves of its document."""
-    seen: list[Lesson] = []
-    monkeypatch.setattr(acceptance, "fit_position_law", lambda lessons: seen.extend(lessons))
+    all_lessons: list[Lesson] = []
+    monkeypatch.setattr(acceptance, "fit_position_law", lambda lessons: all_lessons.extend(lessons))
     evidence.fit_position_law(observations())
-    by_draft = dict(zip(chain_curves(observations()), seen, strict=True))
+    by_draft = dict(zip(chain_curves(observations()), all_lessons, strict=True))
     home = {acceptance.curve_key(row): document(row.provenance.source) for row in observations()}
     weights: dict[str, set[float]] = {}
     for key, lesson in by_draft.items():
         assert lesson.drifts == kinds.of_method(key[1]).drifts
         if len(lesson.curve) >= 3:
             weights.setdefault(home[key], set()).add(lesson.weight)
-    assert all(len(found) == 1 for found in weights.values())
+    assert all(len(weights_of_document) == 1 for weights_of_document in weights.values())
     assert weights[INFERENCEX] == {7**-0.5}
 
 
@@ -285,14 +285,14 @@ def test_judged_document_does_not_teach_the_law_that_judges_it(shipped):
 
 def test_two_left_out_documents_call_for_a_fresh_fit(monkeypatch):
     without = frozenset({INFERENCEX, "github.com/sgl-project/specforge"})
-    seen: list[Observation] = []
+    fitted_rows: list[Observation] = []
 
     def catch(rows):
-        seen.extend(rows)
+        fitted_rows.extend(rows)
         return PLANTED
 
     monkeypatch.setattr(evidence, "fit_position_law", catch)
     assert evidence.position_law.__wrapped__(without) == PLANTED
-    assert seen
-    assert not without & evidence.documents(seen)
+    assert fitted_rows
+    assert not without & evidence.documents(fitted_rows)
     assert evidence.position_law.__wrapped__(frozenset({"my own table.csv"})) == evidence.position_law()

@@ -172,10 +172,10 @@ def test_bad_input_is_one_line_and_a_hint(args: tuple[str, ...], says: str, hint
     done = foredraft(*args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    error, *rest = done.stderr.strip().split("\n\n")
+    error, *hint_lines = done.stderr.strip().split("\n\n")
     assert says in error
     assert "\n" not in error
-    assert hints in "".join(rest)
+    assert hints in "".join(hint_lines)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,10 +185,10 @@ def test_fit_says_what_is_missing(tmp_path: Path) -> None:
     )
     done = foredraft("fit", str(tmp_path / "runs.csv"), "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    fitted = {fit["law"]: fit for fit in found["fits"]}
+    reply = json.loads(done.stdout)
+    fitted = {fit["law"]: fit for fit in reply["fits"]}
     assert fitted["law_1_1"]["parameters"]["c1"] == pytest.approx(0.5, abs=1e-6)
-    assert "draft_layers" in found["lacking"]["law_1_2"]
+    assert "draft_layers" in reply["lacking"]["law_1_2"]
 
 
 def test_validate_judges_a_table_and_counts_what_it_lacks(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def server(draft=None, **changes) -> ServerCost:
 
 
 def passes(**changes) -> PassCost:
-    given: dict[str, Any] = {"fixed_s": 0.0, "layer_s": 0.0} | changes
-    return PassCost.of(TARGET, H100, Efficiency(), **given)
+    fields: dict[str, Any] = {"fixed_s": 0.0, "layer_s": 0.0} | changes
+    return PassCost.of(TARGET, H100, Efficiency(), **fields)
 
 
 # The parts of one pass.
@@ -57,47 +57,51 @@ def test_a_step_takes_longer_with_more_sequences_context_nodes_and_depth(draft):
 
 
 def test_a_step_is_a_target_pass_draft_passes_and_the_cost_of_speculation():
-    made = server(DRAFT)
-    assert made.draft is not None
-    held = 8 * made.cached_tokens
-    parts = made.target.seconds(8 * 4, held, made.blend) + 3 * made.draft.seconds(8, held, made.blend)
-    assert float(made.step_s(8, 3)) == pytest.approx(float(parts) + made.speculation_s)
-    assert float(made.step_s(8, 0)) == pytest.approx(float(made.target.seconds(8, held, made.blend)))
+    draft_server = server(DRAFT)
+    assert draft_server.draft is not None
+    cached_bytes = 8 * draft_server.cached_tokens
+    parts = draft_server.target.seconds(8 * 4, cached_bytes, draft_server.blend) + 3 * draft_server.draft.seconds(
+        8, cached_bytes, draft_server.blend
+    )
+    assert float(draft_server.step_s(8, 3)) == pytest.approx(float(parts) + draft_server.speculation_s)
+    assert float(draft_server.step_s(8, 0)) == pytest.approx(
+        float(draft_server.target.seconds(8, cached_bytes, draft_server.blend))
+    )
 
 
 def test_each_level_of_a_tree_costs_more_than_that_of_a_chain():
     """Where a level is ranked on the host, as ours is: the same passes and tokens, and one ranking per level."""
-    made = dataclasses.replace(server(DRAFT), tree_level_s=2e-3)
-    chain, tree = (float(made.step_s(8, 3, width=width, nodes=3)) for width in (1, 2))
+    tree_server = dataclasses.replace(server(DRAFT), tree_level_s=2e-3)
+    chain, tree = (float(tree_server.step_s(8, 3, width=width, nodes=3)) for width in (1, 2))
     wider = float(server(DRAFT).step_s(8, 3, width=2, nodes=3))
     assert tree == pytest.approx(wider + 3 * 2e-3)
     assert float(server(DRAFT).step_s(8, 3)) == chain < tree
-    slower = adjusted(made, dict.fromkeys(MULTIPLIERS, 1.0) | {"tree": 1.5})
+    slower = adjusted(tree_server, dict.fromkeys(MULTIPLIERS, 1.0) | {"tree": 1.5})
     assert float(slower.step_s(8, 3, width=2, nodes=3)) == pytest.approx(wider + 3 * 3e-3)
 
 
 def test_blend_runs_from_the_sum_to_the_maximum():
-    one = passes()
+    added = passes()
     for tokens in (1.0, 100.0, 1000.0):
         kv = tokens * 300
-        memory = float(one.weights_s(np.array(tokens)) + one.kv_token_s * kv)
-        compute = one.token_s * tokens
-        assert float(one.seconds(tokens, kv, 1.0)) == pytest.approx(memory + compute)
-        assert float(one.seconds(tokens, kv, 500.0)) == pytest.approx(max(memory, compute), rel=2e-3)
-        between = float(one.seconds(tokens, kv, 3.0))
+        memory = float(added.weights_s(np.array(tokens)) + added.kv_token_s * kv)
+        compute = added.token_s * tokens
+        assert float(added.seconds(tokens, kv, 1.0)) == pytest.approx(memory + compute)
+        assert float(added.seconds(tokens, kv, 500.0)) == pytest.approx(max(memory, compute), rel=2e-3)
+        between = float(added.seconds(tokens, kv, 3.0))
         assert max(memory, compute) < between < memory + compute
 
 
 def test_weights_are_read_once_however_many_tokens_pass():
-    one = passes()
+    single_gpu = passes()
     once = TARGET.weight_bytes() / (H100.bandwidth_bytes_per_s * 0.8)
     for tokens in (1.0, 64.0, 256.0):
-        assert float(one.weights_s(np.array(tokens))) == pytest.approx(
+        assert float(single_gpu.weights_s(np.array(tokens))) == pytest.approx(
             once, rel=0.05
         )  # untied input embedding: rows only
-    batched = float(one.seconds(64, 0, 100.0))
-    assert batched < 1.01 * float(one.seconds(1, 0, 100.0))
-    assert batched < 0.02 * 64 * float(one.seconds(1, 0, 100.0))
+    batched = float(single_gpu.seconds(64, 0, 100.0))
+    assert batched < 1.01 * float(single_gpu.seconds(1, 0, 100.0))
+    assert batched < 0.02 * 64 * float(single_gpu.seconds(1, 0, 100.0))
 
 
 def test_a_mixture_of_experts_reads_more_weights_with_more_tokens():
@@ -107,16 +111,16 @@ def test_a_mixture_of_experts_reads_more_weights_with_more_tokens():
 
 
 def test_tensor_parallel_divides_memory_and_compute_and_adds_the_link():
-    one, two = passes(), passes(tensor_parallel=2)
+    single, two = passes(), passes(tensor_parallel=2)
     tokens = np.array(16.0)
-    assert float(two.weights_s(tokens)) == pytest.approx(float(one.weights_s(tokens)) / 2)
-    assert two.kv_token_s == pytest.approx(one.kv_token_s / 2)
-    assert two.token_s == pytest.approx(one.token_s / 2)
-    assert one.link_token_s == 0.0
-    assert one.fixed_s == 0.0
+    assert float(two.weights_s(tokens)) == pytest.approx(float(single.weights_s(tokens)) / 2)
+    assert two.kv_token_s == pytest.approx(single.kv_token_s / 2)
+    assert two.token_s == pytest.approx(single.token_s / 2)
+    assert single.link_token_s == 0.0
+    assert single.fixed_s == 0.0
     assert two.link_token_s > 0
     assert two.fixed_s == pytest.approx(2 * TARGET.num_layers * (H100.link_latency_s or 0.0))
-    assert float(one.seconds(16, 0, 3.0)) / 2 < float(two.seconds(16, 0, 3.0)) < float(one.seconds(16, 0, 3.0))
+    assert float(single.seconds(16, 0, 3.0)) / 2 < float(two.seconds(16, 0, 3.0)) < float(single.seconds(16, 0, 3.0))
     assert passes(tensor_parallel=8).link_token_s > two.link_token_s
 
 
@@ -152,7 +156,7 @@ def test_a_draft_takes_room_and_a_crowd_waits_for_it():
     plain, small, large = server(), server(DRAFT), server(LARGE_DRAFT)
     assert plain.capacity_tokens > small.capacity_tokens > large.capacity_tokens
     tau = float(tokens_per_step_constant(0.7, 3))
-    crowd = [made.load(256, 3, tau) for made in (small, large)]
+    crowd = [model_server.load(256, 3, tau) for model_server in (small, large)]
     assert crowd[0].running > crowd[1].running
     assert crowd[0].output_tok_s > crowd[1].output_tok_s
     assert crowd[0].ttft_s < crowd[1].ttft_s
@@ -162,18 +166,21 @@ def test_a_draft_takes_room_and_a_crowd_waits_for_it():
 
 
 def test_queueing_adds_to_the_first_token_only_where_the_cache_is_full():
-    made = server(LARGE_DRAFT)
-    fits = int(made.capacity_tokens / made.cached_tokens)
-    within, beyond = made.load(np.array([1, fits]), 0, 1.0), made.load(np.array([fits + 1, 4 * fits]), 0, 1.0)
-    assert within.ttft_s == pytest.approx(made.prefill_s)
-    assert (beyond.ttft_s > 1.3 * made.prefill_s).all() or beyond.ttft_s[1] > 10 * made.prefill_s
-    assert beyond.running == pytest.approx(np.full(2, made.capacity_tokens / made.cached_tokens))
+    full_server = server(LARGE_DRAFT)
+    fits = int(full_server.capacity_tokens / full_server.cached_tokens)
+    within, beyond = (
+        full_server.load(np.array([1, fits]), 0, 1.0),
+        full_server.load(np.array([fits + 1, 4 * fits]), 0, 1.0),
+    )
+    assert within.ttft_s == pytest.approx(full_server.prefill_s)
+    assert (beyond.ttft_s > 1.3 * full_server.prefill_s).all() or beyond.ttft_s[1] > 10 * full_server.prefill_s
+    assert beyond.running == pytest.approx(np.full(2, full_server.capacity_tokens / full_server.cached_tokens))
     assert beyond.output_tok_s[0] == pytest.approx(beyond.output_tok_s[1])
 
 
 def test_more_clients_bring_more_tokens_and_slower_ones_until_the_cache_is_full():
-    made = server()
-    load = made.load(np.arange(1, 100), 0, 1.0)
+    full_server = server()
+    load = full_server.load(np.arange(1, 100), 0, 1.0)
     assert (np.diff(load.output_tok_s) > 0).all()
     assert (np.diff(load.tpot_s) > 0).all()
 
@@ -184,8 +191,8 @@ def test_more_clients_bring_more_tokens_and_slower_ones_until_the_cache_is_full(
 def decode_speedup(draft, context: float, batch: int, devices: int = 8) -> float:
     """The best of k = 1 … 4 at α = 0.8, decoding alone, as the paper times it."""
     target, where = shape("Llama-3.1-8B"), machine("H100")
-    given: dict[str, Any] = {"input_len": context, "output_len": 64.0, "tensor_parallel": devices}
-    plain, speculative = serve(target, where, **given), serve(target, where, draft=draft, **given)
+    fields: dict[str, Any] = {"input_len": context, "output_len": 64.0, "tensor_parallel": devices}
+    plain, speculative = serve(target, where, **fields), serve(target, where, draft=draft, **fields)
     tau = {k: float(tokens_per_step_constant(0.8, k)) for k in range(1, 5)}
     return max(float(plain.step_s(batch, 0) / speculative.step_s(batch, k) * tau[k]) for k in tau)
 
@@ -248,31 +255,33 @@ def test_calibration_on_k_up_to_2_foretells_larger_k():
     """
     plain, speculative = server(), server(DRAFT)
     assert set(PLANTED) == set(MULTIPLIERS)
-    found = calibrate(plain, speculative, rows(plain, speculative, PLANTED, (0, 1, 2), 0.005), noise=0.01)
+    multipliers = calibrate(plain, speculative, rows(plain, speculative, PLANTED, (0, 1, 2), 0.005), noise=0.01)
     truth = np.array(rows(plain, speculative, PLANTED, (3, 4, 5, 6), 0.0))
-    errors = np.abs(predict_rows(plain, speculative, truth, found.multipliers) / truth[:, 3] - 1)
+    errors = np.abs(predict_rows(plain, speculative, truth, multipliers.multipliers) / truth[:, 3] - 1)
     assert errors.mean() < 0.03
     assert errors.max() < 0.06
     untouched = np.abs(predict_rows(plain, speculative, truth, dict.fromkeys(MULTIPLIERS, 1.0)) / truth[:, 3] - 1)
     assert untouched.mean() > 0.05
-    assert found.multipliers["memory"] == pytest.approx(1.15, rel=0.05)
+    assert multipliers.multipliers["memory"] == pytest.approx(1.15, rel=0.05)
 
 
 def test_calibration_leaves_alone_what_already_fits():
     plain, speculative = server(), server(DRAFT)
-    found = calibrate(plain, speculative, rows(plain, speculative, dict.fromkeys(MULTIPLIERS, 1.0), (0, 1, 2), 0.0))
-    assert list(found.multipliers.values()) == pytest.approx([1.0] * len(MULTIPLIERS), abs=1e-4)
-    assert found.misfit == pytest.approx(0.0, abs=1e-6)
-    assert found.covariance.shape == (len(MULTIPLIERS), len(MULTIPLIERS))
+    multipliers = calibrate(
+        plain, speculative, rows(plain, speculative, dict.fromkeys(MULTIPLIERS, 1.0), (0, 1, 2), 0.0)
+    )
+    assert list(multipliers.multipliers.values()) == pytest.approx([1.0] * len(MULTIPLIERS), abs=1e-4)
+    assert multipliers.misfit == pytest.approx(0.0, abs=1e-6)
+    assert multipliers.covariance.shape == (len(MULTIPLIERS), len(MULTIPLIERS))
 
 
 def test_one_wild_row_does_not_carry_the_rest():
     plain, speculative = server(), server(DRAFT)
     measured = rows(plain, speculative, PLANTED, (0, 1, 2), 0.01)
     measured[5] = measured[5]._replace(output_tok_s=measured[5].output_tok_s * 3)
-    found = calibrate(plain, speculative, measured, noise=0.01)
+    multipliers = calibrate(plain, speculative, measured, noise=0.01)
     truth = np.array(rows(plain, speculative, PLANTED, (3, 4, 5, 6), 0.0))
-    errors = np.abs(predict_rows(plain, speculative, truth, found.multipliers) / truth[:, 3] - 1)
+    errors = np.abs(predict_rows(plain, speculative, truth, multipliers.multipliers) / truth[:, 3] - 1)
     assert errors.mean() < 0.03
 
 
@@ -281,34 +290,36 @@ def test_one_set_of_multipliers_for_several_servers_and_trees():
     drafts = [server(DRAFT), server(LARGE_DRAFT)]
     plain = server()
     served, rows = [], []
-    for one, tau in zip([plain, *drafts], (1.0, 2.2, 2.6), strict=True):
+    for model_server, tau in zip([plain, *drafts], (1.0, 2.2, 2.6), strict=True):
         for n in (1, 8, 64, 256):
             ways = (
                 [CostRow(n, 0, 1.0, 1.0)]
-                if one is plain
+                if model_server is plain
                 else [CostRow(n, 1, tau - 0.6, 1.0), CostRow(n, 3, tau, 1.0, 4.0, 12.0)]
             )
-            served += [one] * len(ways)
+            served += [model_server] * len(ways)
             rows += ways
     speeds = cost.predict_served(served, rows, PLANTED)
     rows = [row._replace(output_tok_s=float(speed)) for row, speed in zip(rows, speeds, strict=True)]
     assert speeds[5] == adjusted(drafts[0], PLANTED).load(1, 3, 2.2, width=4, nodes=12).output_tok_s
-    found = cost.calibrate_served(served, rows, noise=0.005)
-    assert cost.predict_served(served, rows, found.multipliers) == pytest.approx(speeds, rel=0.02)
-    assert found.multipliers["memory"] == pytest.approx(PLANTED["memory"], rel=0.05)
+    multipliers = cost.calibrate_served(served, rows, noise=0.005)
+    assert cost.predict_served(served, rows, multipliers.multipliers) == pytest.approx(speeds, rel=0.02)
+    assert multipliers.multipliers["memory"] == pytest.approx(PLANTED["memory"], rel=0.05)
     other = {id(drafts[0]): drafts[1], id(drafts[1]): drafts[0], id(plain): plain}
-    swapped = [other[id(one)] for one in served]
-    assert cost.calibrate_served(swapped, rows, noise=0.005).misfit > 3 * found.misfit
+    swapped = [other[id(model_server)] for model_server in served]
+    assert cost.calibrate_served(swapped, rows, noise=0.005).misfit > 3 * multipliers.misfit
 
 
 def swung(seed: int, swing: float) -> tuple[list[ServerCost], list[CostRow], list[float]]:
     """A run for each load, plain and k = 1, 2, on a machine whose speed differs from run to run; the runs' loads."""
     plain, speculative = server(), server(DRAFT)
-    made = rows(plain, speculative, PLANTED, (0, 1, 2), 0.005, seed)
+    timed_rows = rows(plain, speculative, PLANTED, (0, 1, 2), 0.005, seed)
     moods = np.exp(swing * np.random.default_rng(seed).standard_normal(10))
-    runs = [row.concurrency for row in made]
-    made = [row._replace(output_tok_s=row.output_tok_s * moods[round(np.log2(row.concurrency))]) for row in made]
-    return [speculative if row.depth else plain for row in made], made, runs
+    runs = [row.concurrency for row in timed_rows]
+    timed_rows = [
+        row._replace(output_tok_s=row.output_tok_s * moods[round(np.log2(row.concurrency))]) for row in timed_rows
+    ]
+    return [speculative if row.depth else plain for row in timed_rows], timed_rows, runs
 
 
 def test_a_machine_that_swings_from_run_to_run_spoils_ratios_less_when_runs_are_told():
@@ -317,19 +328,21 @@ def test_a_machine_that_swings_from_run_to_run_spoils_ratios_less_when_runs_are_
     right = predict_rows(plain, speculative, np.array(truth), PLANTED).reshape(-1, 2)
     missed = {False: [], True: []}
     for seed in range(20):
-        served, made, runs = swung(seed, 0.2)
-        for told, errors in missed.items():
-            multipliers = cost.calibrate_served(served, made, noise=0.03, runs=runs if told else None).multipliers
-            found = predict_rows(plain, speculative, np.array(truth), multipliers).reshape(-1, 2)
-            errors.append(np.abs(found[:, 1] / found[:, 0] / (right[:, 1] / right[:, 0]) - 1).mean())
+        served, timed_rows, runs = swung(seed, 0.2)
+        for runs_named, errors in missed.items():
+            multipliers = cost.calibrate_served(
+                served, timed_rows, noise=0.03, runs=runs if runs_named else None
+            ).multipliers
+            predictions = predict_rows(plain, speculative, np.array(truth), multipliers).reshape(-1, 2)
+            errors.append(np.abs(predictions[:, 1] / predictions[:, 0] / (right[:, 1] / right[:, 0]) - 1).mean())
     assert np.mean(missed[True]) < 0.75 * np.mean(missed[False])
 
 
 def test_the_level_of_all_runs_together_counts_in_full():
-    served, made, runs = swung(0, 0.2)
-    made = [row._replace(output_tok_s=0.6 * row.output_tok_s) for row in made]
-    multipliers = cost.calibrate_served(served, made, noise=0.03, runs=runs).multipliers
-    off = np.log(cost.predict_served(served, made, multipliers) / [row.output_tok_s for row in made])
+    served, timed_rows, runs = swung(0, 0.2)
+    timed_rows = [row._replace(output_tok_s=0.6 * row.output_tok_s) for row in timed_rows]
+    multipliers = cost.calibrate_served(served, timed_rows, noise=0.03, runs=runs).multipliers
+    off = np.log(cost.predict_served(served, timed_rows, multipliers) / [row.output_tok_s for row in timed_rows])
     assert off.mean() == pytest.approx(0.0, abs=0.01)
     assert max(abs(off[np.array(runs) == run].mean()) for run in set(runs)) > 0.1, "each run may lie off"
 

@@ -105,10 +105,10 @@ def chinchilla_runs(rng: np.random.Generator, trials: int = 0) -> list[Observati
             point: dict[str, Any] = {"draft_params": params, "draft_tokens": tokens}
             eta = float(forms.ACCEPT_CHINCHILLA.linear(CHINCHILLA, **point)) + rng.normal(0, 0.05)
             alpha = float(1 / (1 + np.exp(-eta)))
-            told: dict[str, Any] = {"accept_prob": alpha}
+            counts: dict[str, Any] = {"accept_prob": alpha}
             if trials:
-                told = {"lookahead": 1, "accepted": int(rng.binomial(trials, alpha)), "drafted": trials}
-            rows.append(observe(len(rows), **point, **told))
+                counts = {"lookahead": 1, "accepted": int(rng.binomial(trials, alpha)), "drafted": trials}
+            rows.append(observe(len(rows), **point, **counts))
     return rows
 
 
@@ -157,10 +157,10 @@ def test_intervals_cover(case: str) -> None:
     law, make, truth, points = CASES[case]
     fits = [fit(law, make(np.random.default_rng(seed)), draws=DRAWS, seed=seed) for seed in range(SIMULATIONS)]
     for point in points:
-        estimates = [predict(one, **point) for one in fits]
+        estimates = [predict(fitted_law, **point) for fitted_law in fits]
         assert acceptable(covers(estimates, float(law.predict(truth, **point))))
         assert not acceptable(covers(estimates, float(law.predict(truth, **point)), width=0.5))
-    ends = np.array([np.quantile(np.array(one.draws), [0.05, 0.95], axis=0) for one in fits])
+    ends = np.array([np.quantile(np.array(fitted_law.draws), [0.05, 0.95], axis=0) for fitted_law in fits])
     inside = (ends[:, 0] <= law.theta(truth)) & (law.theta(truth) <= ends[:, 1])
     assert all(acceptable(share) for share in inside.mean(axis=0)), inside.mean(axis=0)
 
@@ -187,7 +187,7 @@ def test_intervals_of_laws_in_two_dials_cover(
     """
     fits = [fit(law, make(np.random.default_rng(seed)), draws=100, seed=seed) for seed in range(100)]
     for point in points:
-        estimates, value = [predict(one, **point) for one in fits], float(law.predict(truth, **point))
+        estimates, value = [predict(fitted_law, **point) for fitted_law in fits], float(law.predict(truth, **point))
         assert 0.83 <= covers(estimates, value) <= 0.97
         assert covers(estimates, value, width=0.5) < 0.83
 
@@ -197,18 +197,18 @@ def test_a_law_with_exponents_is_fitted_to_counts() -> None:
     point: dict[str, Any] = {"draft_params": 1e6, "draft_tokens": 1e6}
     truth = float(forms.ACCEPT_CHINCHILLA.predict(CHINCHILLA, **point))
     rows = chinchilla_runs(np.random.default_rng(0), trials=20000)
-    found = predict(fit(forms.ACCEPT_CHINCHILLA, rows, draws=50), **point)
-    assert found.value == pytest.approx(truth, abs=0.01)
-    assert found.low <= truth <= found.high
+    estimate = predict(fit(forms.ACCEPT_CHINCHILLA, rows, draws=50), **point)
+    assert estimate.value == pytest.approx(truth, abs=0.01)
+    assert estimate.low <= truth <= estimate.high
     stray = observe("stray", **point, lookahead=1, accepted=1, drafted=20)
     assert predict(fit(forms.ACCEPT_CHINCHILLA, [*rows, stray], draws=20), **point).value == pytest.approx(
-        found.value, abs=2e-3
+        estimate.value, abs=2e-3
     )
-    told = [
+    counted_rows = [
         msgspec.structs.replace(r, accepted=None, drafted=None, accept_prob=(r.accepted or 0) / 20000) for r in rows
     ]
-    moved = fit(forms.ACCEPT_CHINCHILLA, [*told, observe("stray", **point, accept_prob=0.05)], draws=20)
-    assert abs(predict(moved, **point).value - found.value) > 0.02, "negative control: one vote per run"
+    moved = fit(forms.ACCEPT_CHINCHILLA, [*counted_rows, observe("stray", **point, accept_prob=0.05)], draws=20)
+    assert abs(predict(moved, **point).value - estimate.value) > 0.02, "negative control: one vote per run"
 
 
 def test_ignoring_runs_undercovers() -> None:
@@ -225,8 +225,8 @@ def test_new_run_intervals_cover_the_next_run() -> None:
     hits = []
     for seed in range(SIMULATIONS):
         rng = np.random.default_rng(seed)
-        one = fit(forms.TOKENS_SATURATING, saturating_runs(rng), draws=DRAWS, seed=seed)
-        estimate = predict(one, new_run=True, draft_tokens=3e9)
+        fitted = fit(forms.TOKENS_SATURATING, saturating_runs(rng), draws=DRAWS, seed=seed)
+        estimate = predict(fitted, new_run=True, draft_tokens=3e9)
         truth = float(forms.TOKENS_SATURATING.predict(SATURATING, draft_tokens=3e9)) + rng.normal(0, 0.05)
         hits.append(estimate.low <= truth <= estimate.high)
     assert acceptable(float(np.mean(hits)))
@@ -236,13 +236,13 @@ def test_beyond_the_data_a_run_is_no_surer_than_the_law_was_of_its_own_largest()
     """A curve that rises late: the straight line misses its own last budget, and says so of the next."""
     late = [observe(i, draft_tokens=1e6 * 2**i, tokens_per_step=1.5 + 0.02 * i + 0.01 * (-1) ** i) for i in range(8)]
     late[-1] = msgspec.structs.replace(late[-1], tokens_per_step=2.2)
-    found = fit(forms.LAW_1_1, late, draws=DRAWS)
-    inside, beyond = run_sd(found, draft_tokens=1.28e8), run_sd(found, draft_tokens=2.56e8)
-    assert inside == found.residual_sd < beyond
-    assert found.held_out_error is not None
-    assert found.held_out_error == pytest.approx(0.55, abs=0.05)
-    assert beyond == pytest.approx(found.held_out_error * 1.2533, rel=1e-3)
-    assert predict(found, new_run=True, draft_tokens=2.56e8).covers(3.0)
+    fitted = fit(forms.LAW_1_1, late, draws=DRAWS)
+    inside, beyond = run_sd(fitted, draft_tokens=1.28e8), run_sd(fitted, draft_tokens=2.56e8)
+    assert inside == fitted.residual_sd < beyond
+    assert fitted.held_out_error is not None
+    assert fitted.held_out_error == pytest.approx(0.55, abs=0.05)
+    assert beyond == pytest.approx(fitted.held_out_error * 1.2533, rel=1e-3)
+    assert predict(fitted, new_run=True, draft_tokens=2.56e8).covers(3.0)
     bounded = fit(
         forms.ACCEPT_SIZE, [observe(i, draft_params=1e6 * 2**i, accept_prob=0.3 + 0.002 * i**2) for i in range(8)]
     )
@@ -289,23 +289,23 @@ def test_every_law_recovers_itself_from_clean_data(law: forms.Law) -> None:
         else {}
     )
     truth = {name: truth[name] for name in law.parameters}
-    whole = {"draft_layers", "tree_nodes"}
+    optional = {"draft_layers", "tree_nodes"}
     inputs = {name: np.exp(rng.uniform(*np.log(ranges[name]), size=25)) for name in law.inputs}
-    inputs = {name: np.round(values) if name in whole else values for name, values in inputs.items()}
+    inputs = {name: np.round(values) if name in optional else values for name, values in inputs.items()}
     output = law.predict(truth, **inputs)
     rows = [
         observe(
             i, target_tokenizer="t", draft_tokenizer="t", **{law.output: float(output[i])},
-            **{name: int(v[i]) if name in whole else float(v[i]) for name, v in inputs.items()},
+            **{name: int(v[i]) if name in optional else float(v[i]) for name, v in inputs.items()},
         )
         for i in range(25)
     ]  # fmt: skip
-    found = fit(law, rows, draws=20)
-    assert found.parameters == pytest.approx(truth, rel=2e-3)
-    assert found.residual_sd < 1e-5
-    assert found.held_out_error is not None
-    assert found.held_out_error < 1e-4
-    assert found.at_bound == ()
+    fitted = fit(law, rows, draws=20)
+    assert fitted.parameters == pytest.approx(truth, rel=2e-3)
+    assert fitted.residual_sd < 1e-5
+    assert fitted.held_out_error is not None
+    assert fitted.held_out_error < 1e-4
+    assert fitted.at_bound == ()
 
 
 def test_huber_ignores_a_spoiled_run() -> None:
@@ -321,11 +321,11 @@ def test_huber_ignores_a_spoiled_run() -> None:
 def test_counts_at_lookahead_one_and_survival_agree() -> None:
     """survival (0.8, 0.64) over 100 steps holds 144 acceptances in 180 trials: α 0.8 whichever way it is told."""
     sizes = [1e8, 3e8, 1e9, 3e9]
-    told = [observe(i, draft_params=n, steps=100, survival=(0.8, 0.64)) for i, n in enumerate(sizes)]
-    one = fit(forms.ACCEPT_SIZE, told, draws=20)
-    assert predict(one, draft_params=5e8).value == pytest.approx(0.8)
+    rows = [observe(i, draft_params=n, steps=100, survival=(0.8, 0.64)) for i, n in enumerate(sizes)]
+    fitted = fit(forms.ACCEPT_SIZE, rows, draws=20)
+    assert predict(fitted, draft_params=5e8).value == pytest.approx(0.8)
     counted = [observe(i, draft_params=n, lookahead=1, accepted=144, drafted=180) for i, n in enumerate(sizes)]
-    assert fit(forms.ACCEPT_SIZE, counted, draws=20).parameters == pytest.approx(one.parameters, abs=1e-6)
+    assert fit(forms.ACCEPT_SIZE, counted, draws=20).parameters == pytest.approx(fitted.parameters, abs=1e-6)
 
 
 def test_counts_weigh_by_their_number() -> None:
@@ -344,33 +344,33 @@ def test_counts_weigh_by_their_number() -> None:
 
 
 def test_fit_is_a_value_that_survives_json() -> None:
-    found = fit(forms.LAW_1_1, log_linear_runs(np.random.default_rng(0)), draws=50)
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Fit) == found
-    assert fit(forms.LAW_1_1, log_linear_runs(np.random.default_rng(0)), draws=50) == found
-    assert np.array(found.draws).shape == (50, 2)
-    assert (found.num_observations, found.num_clusters) == (24, 6)
-    assert found.provenance[0].note == "target=T, method=eagle3"
+    fitted = fit(forms.LAW_1_1, log_linear_runs(np.random.default_rng(0)), draws=50)
+    assert msgspec.json.decode(msgspec.json.encode(fitted), type=Fit) == fitted
+    assert fit(forms.LAW_1_1, log_linear_runs(np.random.default_rng(0)), draws=50) == fitted
+    assert np.array(fitted.draws).shape == (50, 2)
+    assert (fitted.num_observations, fitted.num_clusters) == (24, 6)
+    assert fitted.provenance[0].note == "target=T, method=eagle3"
 
 
 def test_extrapolation_is_named() -> None:
-    found = fit(forms.LOSS_LAW, loss_runs(np.random.default_rng(0)), draws=50)
-    assert predict(found, draft_params=1e9, draft_tokens=1e10).extrapolates == ()
-    outside = predict(found, draft_params=7e9, draft_tokens=1e12)
+    fitted = fit(forms.LOSS_LAW, loss_runs(np.random.default_rng(0)), draws=50)
+    assert predict(fitted, draft_params=1e9, draft_tokens=1e10).extrapolates == ()
+    outside = predict(fitted, draft_params=7e9, draft_tokens=1e12)
     assert outside.extrapolates == ("draft_params", "draft_tokens")
     assert outside.unit == "nats/token"
     assert outside.source == "loss_law on 30 observations in 30 runs"
-    assert predict(found, draft_params=1e9, draft_tokens=1e12).extrapolates == ("draft_tokens",)
+    assert predict(fitted, draft_params=1e9, draft_tokens=1e12).extrapolates == ("draft_tokens",)
 
 
 def test_intervals_nest_and_draws_serve_many_points() -> None:
-    found = fit(forms.TOKENS_SATURATING, saturating_runs(np.random.default_rng(0)), draws=100)
-    narrow, wide = predict(found, 0.5, draft_tokens=1e10), predict(found, 0.95, draft_tokens=1e10)
+    fitted = fit(forms.TOKENS_SATURATING, saturating_runs(np.random.default_rng(0)), draws=100)
+    narrow, wide = predict(fitted, 0.5, draft_tokens=1e10), predict(fitted, 0.95, draft_tokens=1e10)
     assert wide.low < narrow.low < narrow.high < wide.high
-    new = predict(found, 0.95, new_run=True, draft_tokens=1e10)
+    new = predict(fitted, 0.95, new_run=True, draft_tokens=1e10)
     assert new.high - new.low > wide.high - wide.low
-    assert predict_draws(found, draft_tokens=np.geomspace(1e8, 1e11, 7)).shape == (100, 7)
+    assert predict_draws(fitted, draft_tokens=np.geomspace(1e8, 1e11, 7)).shape == (100, 7)
     with pytest.raises(ValueError, match="level must lie between 0 and 1"):
-        predict(found, 90.0, draft_tokens=1e10)
+        predict(fitted, 90.0, draft_tokens=1e10)
 
 
 # --- Choice ---
@@ -381,10 +381,10 @@ def test_choose_finds_the_planted_form(seed: int) -> None:
     rng, tokens = np.random.default_rng(seed), np.geomspace(1e7, 1e11, 8)
     laws = (forms.LAW_1_1, forms.TOKENS_SATURATING)
     concave = forms.TOKENS_SATURATING.predict({"tau_inf": 6.0, "B": 800.0, "b": 0.35}, draft_tokens=tokens)
-    found = choose(laws, tau_rows(tokens, concave + rng.normal(0, 0.01, 8)), draws=20)
-    assert found.law == "tokens_saturating"
-    assert found.held_out_error is not None
-    assert found.rivals["law_1_1"] > 3 * found.held_out_error
+    best = choose(laws, tau_rows(tokens, concave + rng.normal(0, 0.01, 8)), draws=20)
+    assert best.law == "tokens_saturating"
+    assert best.held_out_error is not None
+    assert best.rivals["law_1_1"] > 3 * best.held_out_error
     straight = 1 + 0.5 * np.log10(tokens)
     assert choose(laws, tau_rows(tokens, straight + rng.normal(0, 0.03, 8)), draws=20).law == "law_1_1"
 
@@ -392,18 +392,18 @@ def test_choose_finds_the_planted_form(seed: int) -> None:
 def test_eagle3_data_scaling_is_concave() -> None:
     """arXiv:2503.01840 Fig. 1: τ 5.21, 5.59, 5.91, 6.13 at 1, 2, 4, 8× data; the log-linear law overshoots at 8×."""
     tau = np.array([5.21, 5.59, 5.91, 6.13])
-    found = choose(
+    best = choose(
         (forms.LAW_1_1, forms.TOKENS_SATURATING), tau_rows(np.array([1.0, 2.0, 4.0, 8.0]) * 7e4, tau), draws=50
     )
-    assert found.law == "tokens_saturating"
-    assert found.held_out_error == pytest.approx(0.05, abs=0.02)
-    assert found.rivals["law_1_1"] == pytest.approx(0.14, abs=0.02)
+    assert best.law == "tokens_saturating"
+    assert best.held_out_error == pytest.approx(0.05, abs=0.02)
+    assert best.rivals["law_1_1"] == pytest.approx(0.14, abs=0.02)
 
 
 def test_convex_data_put_the_shape_at_its_bound() -> None:
     tokens = np.geomspace(1e7, 1e11, 8)
-    found = fit(forms.TOKENS_SATURATING, tau_rows(tokens, 1 + 0.05 * np.log10(tokens) ** 2), draws=20)
-    assert found.at_bound == ("b",)
+    fitted = fit(forms.TOKENS_SATURATING, tau_rows(tokens, 1 + 0.05 * np.log10(tokens) ** 2), draws=20)
+    assert fitted.at_bound == ("b",)
 
 
 def test_largest_run_is_held_out_whole() -> None:
@@ -511,15 +511,15 @@ def test_choose_compares_like_with_like() -> None:
 
 def test_checkpoints_of_one_run_stand_for_runs_and_say_so() -> None:
     """A run saved along its way gives a law in tokens, with an interval that knows what it leaves out; runs are preferred."""
-    one = [msgspec.structs.replace(row, run="one") for row in GOOD]
+    same_run = [msgspec.structs.replace(row, run="one") for row in GOOD]
     with pytest.raises(ValueError, match="the data have 1"):
-        fit(forms.LAW_1_1, one, draws=20)
-    (found,) = (made for made in fit_all(one, draws=20)[0] if made.law == "law_1_1")
-    assert (found.checkpoints_of, found.num_clusters) == (1, len({row.draft_tokens for row in GOOD}))
-    assert sample_words(found) == f"{len(GOOD)} observations in {found.num_clusters} checkpoints of 1 run"
+        fit(forms.LAW_1_1, same_run, draws=20)
+    (fitted,) = (candidate for candidate in fit_all(same_run, draws=20)[0] if candidate.law == "law_1_1")
+    assert (fitted.checkpoints_of, fitted.num_clusters) == (1, len({row.draft_tokens for row in GOOD}))
+    assert sample_words(fitted) == f"{len(GOOD)} observations in {fitted.num_clusters} checkpoints of 1 run"
     apart = fit(forms.LAW_1_1, GOOD, draws=20)
     assert apart.checkpoints_of is None
-    assert found.parameters == pytest.approx(apart.parameters)
+    assert fitted.parameters == pytest.approx(apart.parameters)
     assert fit(forms.LAW_1_1, GOOD, draws=20, checkpoints=True).checkpoints_of is None
 
 
@@ -532,7 +532,9 @@ def test_drafts_of_two_recipes_are_fitted_apart() -> None:
     ]
     rows = [msgspec.structs.replace(row, family="plain first") for row in GOOD] + slower
     slopes = {
-        one.provenance[0].note: one.parameters["c1"] for one in fit_all(rows, draws=20)[0] if one.law == "law_1_1"
+        fitted.provenance[0].note: fitted.parameters["c1"]
+        for fitted in fit_all(rows, draws=20)[0]
+        if fitted.law == "law_1_1"
     }
     assert list(slopes) == [
         "target=T, method=eagle3, family=plain first",
@@ -550,17 +552,17 @@ def test_fit_all_reports_every_law_and_pool() -> None:
         msgspec.structs.replace(GOOD[0], target="V"),
     ]
     fits, reasons = fit_all(rows, draws=20)
-    assert [one.provenance[0].note for one in fits if one.law == "law_1_1"] == [
+    assert [fitted.provenance[0].note for fitted in fits if fitted.law == "law_1_1"] == [
         "target=T, method=eagle3",
         "target=U, method=eagle3",
     ]
-    assert {one.law for one in fits} == {"law_1_1", "tokens_saturating"}
+    assert {fitted.law for fitted in fits} == {"law_1_1", "tokens_saturating"}
     assert reasons["law_1_1 [target=V, method=eagle3]"].startswith(
         "law_1_1 needs 2 distinct draft_tokens, the data have 1"
     )
     assert reasons["law_1_2"] == "law_1_2 needs draft_layers: no observation has all it needs, measure or name them"
-    told = {one.law for one in fits} | {key.split(" ")[0] for key in reasons}
-    assert told == {name for name in forms.laws() if "gap" not in name} | {
+    named = {fitted.law for fitted in fits} | {key.split(" ")[0] for key in reasons}
+    assert named == {name for name in forms.laws() if "gap" not in name} | {
         "accept_gap[hoffmann_rounded]",
         "accept_gap[besiroglu]",
     }

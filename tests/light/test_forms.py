@@ -119,8 +119,8 @@ def test_refusals_name_the_field() -> None:
         ValueError, match="one named tokenizer, run r1 has target_tokenizer llama and draft_tokenizer opt"
     ):
         forms.ACCEPT_PLANE.refuse([mixed])
-    one = Observation(run="a", **base)
-    two = [one, msgspec.structs.replace(one, target="U")]
+    row = Observation(run="a", **base)
+    two = [row, msgspec.structs.replace(row, target="U")]
     with pytest.raises(ValueError, match=r"law_1_1 must not pool 2 values of target \(T, U\): fit each apart"):
         forms.LAW_1_1.refuse(two)
     with pytest.raises(ValueError, match="loss_law must be one of"):

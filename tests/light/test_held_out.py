@@ -22,24 +22,24 @@ def row(run: str, method: str = "eagle3", **fields) -> Observation:
 
 def budgets(slope: float = 0.5, bend: float = 0.0, method: str = "eagle3") -> list[Observation]:
     """Eight budgets of three runs with a little noise; the last lies `bend` off the line."""
-    made = []
+    rows = []
     for i in range(8):
         for j in range(3):
             tau = 1.2 + slope * i / 4 + 0.004 * ((7 * i + 3 * j) % 5 - 2) + (bend if i == 7 else 0.0)
-            made.append(row(f"{method}{i}.{j}", method, draft_tokens=1e5 * 10 ** (i / 4), tokens_per_step=tau))
-    return made
+            rows.append(row(f"{method}{i}.{j}", method, draft_tokens=1e5 * 10 ** (i / 4), tokens_per_step=tau))
+    return rows
 
 
 def test_the_largest_of_every_method_is_held_out_and_nothing_else():
     rows = [*budgets(), *budgets(method="draft_model")[:9], row("chain", tree_nodes=5), row("tree", tree_nodes=8)]
-    kept, held = without_largest(rows)
-    assert {one.run for one in held} == {
+    training_rows, held_out = without_largest(rows)
+    assert {row.run for row in held_out} == {
         "eagle37.0",
         "eagle37.1",
         "eagle37.2",
         *(f"draft_model2.{j}" for j in range(3)),
     }
-    assert len(kept) + len(held) == len(rows)
+    assert len(training_rows) + len(held_out) == len(rows)
     assert without_largest(rows, ("tree_nodes",)) == (rows, [])
     with pytest.raises(ValueError, match="hold-out must be among draft_params"):
         without_largest(rows, ("size",))
@@ -57,9 +57,9 @@ def test_a_chain_has_no_width():
 
 
 def test_every_family_has_a_largest_of_its_own():
-    short = [msgspec.structs.replace(one, family="answers only") for one in budgets()[:9]]
-    held = without_largest([*budgets(), *short])[1]
-    assert {(one.family, one.draft_tokens) for one in held} == {
+    short = [msgspec.structs.replace(row, family="answers only") for row in budgets()[:9]]
+    held_out = without_largest([*budgets(), *short])[1]
+    assert {(row.family, row.draft_tokens) for row in held_out} == {
         (None, 1e5 * 10 ** (7 / 4)),
         ("answers only", 1e5 * 10**0.5),
     }
@@ -67,23 +67,23 @@ def test_every_family_has_a_largest_of_its_own():
 
 def test_a_law_is_held_to_what_it_did_not_see():
     for bend, caught in ((0.0, False), (-0.4, True)):
-        kept, held = without_largest(budgets(bend=bend), ("draft_tokens",))
-        judged = judge(fit(LAW_1_1, kept), held)
+        training_rows, held_out = without_largest(budgets(bend=bend), ("draft_tokens",))
+        judged = judge(fit(LAW_1_1, training_rows), held_out)
         assert len(judged) == 3
-        assert all(one.predicted.covers(one.measured) is not caught for one in judged)
-        assert all(one.predicted.extrapolates == ("draft_tokens",) for one in judged)
+        assert all(judgement.predicted.covers(judgement.measured) is not caught for judgement in judged)
+        assert all(judgement.predicted.extrapolates == ("draft_tokens",) for judgement in judged)
 
 
 def test_fit_holds_out_on_request(tmp_path):
     path = tmp_path / "observations.jsonl"
     records.write_lines(path, budgets())
-    found = CliRunner().invoke(app, ["fit", str(path), "--hold-out", "all", "--json", "--out", str(tmp_path), "--no-figures"])  # fmt: skip
-    assert found.exit_code == 0, found.output
-    said = json.loads(found.stdout)
-    assert {one["law"] for one in said["held_out"]} >= {"law_1_1"}
-    assert all(1 < one["predicted"]["value"] < 4 for one in said["held_out"])
-    assert len(records.read(list, tmp_path / "held_out.json")) == len(said["held_out"])
-    assert said["r_squared"][0] > 0.9
+    result = CliRunner().invoke(app, ["fit", str(path), "--hold-out", "all", "--json", "--out", str(tmp_path), "--no-figures"])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert {judgement["law"] for judgement in report["held_out"]} >= {"law_1_1"}
+    assert all(1 < judgement["predicted"]["value"] < 4 for judgement in report["held_out"])
+    assert len(records.read(list, tmp_path / "held_out.json")) == len(report["held_out"])
+    assert report["r_squared"][0] > 0.9
     assert "inside 90 %" in CliRunner().invoke(app, ["fit", str(path), "--hold-out", "draft_tokens"]).stdout
     with pytest.raises(ValueError, match="no run is the largest of at least three in tree_nodes"):
         CliRunner().invoke(app, ["fit", str(path), "--hold-out", "tree_nodes"], catch_exceptions=False)

@@ -149,17 +149,17 @@ def imported(source: str, module: str) -> set[str]:
 
     Of `from foredraft.laws import fit` both "laws" and "laws.fit" might be meant: the longest that is a module counts.
     """
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = f"foredraft.{module}".split(".")[: -node.level]
                 base = ".".join([*parents, *([base] if base else [])])
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-    ours = {name.removeprefix("foredraft.") for name in found if name.startswith("foredraft.")}
+            modules |= {f"{base}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("foredraft.") for name in modules if name.startswith("foredraft.")}
     return {_module(name) for name in ours}
 
 
@@ -235,9 +235,9 @@ def test_rooms_import_each_other_in_no_circle():
         names = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), module)}
         edges.setdefault(room, set()).update(names - {room, "__init__"})
     order: list[str] = []
-    while left := {room: needs - set(order) for room, needs in edges.items() if room not in order}:
-        free = [room for room, needs in left.items() if not needs & set(edges)]
-        assert free, f"a circle among {sorted(left)}"
+    while remaining := {room: needs - set(order) for room, needs in edges.items() if room not in order}:
+        free = [room for room, needs in remaining.items() if not needs & set(edges)]
+        assert free, f"a circle among {sorted(remaining)}"
         order += free
     assert order.index("records") < order.index("laws") < order.index("plan") < order.index("cli")
 

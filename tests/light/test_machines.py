@@ -5,28 +5,28 @@ import pytest
 from foredraft.machines import MACHINES, machine
 
 
-@pytest.mark.parametrize("found", MACHINES.values(), ids=MACHINES)
-def test_every_machine_states_its_source(found):
-    assert "datasheet" in found.source or "whitepaper" in found.source or "guide" in found.source
-    assert found.link_latency_s is None or "latency assumed" in found.source
+@pytest.mark.parametrize("card", MACHINES.values(), ids=MACHINES)
+def test_every_machine_states_its_source(card):
+    assert "datasheet" in card.source or "whitepaper" in card.source or "guide" in card.source
+    assert card.link_latency_s is None or "latency assumed" in card.source
 
 
-@pytest.mark.parametrize("found", MACHINES.values(), ids=MACHINES)
-def test_numbers_are_of_one_order(found):
-    assert 50 < found.flops_per_s["bfloat16"] / found.bandwidth_bytes_per_s < 1000
-    assert found.flops_per_s["float16"] == found.flops_per_s["bfloat16"]
-    assert found.flops_per_s["float32"] <= found.flops_per_s["tf32"] <= found.flops_per_s["bfloat16"]
-    if "fp8" in found.flops_per_s:
-        assert found.flops_per_s["fp8"] == pytest.approx(2 * found.flops_per_s["bfloat16"], rel=0.02)
-    assert 20e9 < found.memory_bytes < 300e9
-    assert found.link_bytes_per_s < found.bandwidth_bytes_per_s
+@pytest.mark.parametrize("card", MACHINES.values(), ids=MACHINES)
+def test_numbers_are_of_one_order(card):
+    assert 50 < card.flops_per_s["bfloat16"] / card.bandwidth_bytes_per_s < 1000
+    assert card.flops_per_s["float16"] == card.flops_per_s["bfloat16"]
+    assert card.flops_per_s["float32"] <= card.flops_per_s["tf32"] <= card.flops_per_s["bfloat16"]
+    if "fp8" in card.flops_per_s:
+        assert card.flops_per_s["fp8"] == pytest.approx(2 * card.flops_per_s["bfloat16"], rel=0.02)
+    assert 20e9 < card.memory_bytes < 300e9
+    assert card.link_bytes_per_s < card.bandwidth_bytes_per_s
 
 
-@pytest.mark.parametrize("found", MACHINES.values(), ids=MACHINES)
-def test_memory_agrees_with_the_size_in_the_name(found):
-    sizes = [int(word[:-2]) for word in found.name.split("-") if word.endswith("GB")]
+@pytest.mark.parametrize("card", MACHINES.values(), ids=MACHINES)
+def test_memory_agrees_with_the_size_in_the_name(card):
+    sizes = [int(word[:-2]) for word in card.name.split("-") if word.endswith("GB")]
     for size in sizes:
-        assert found.memory_bytes / 1e9 == pytest.approx(size, rel=0.10)
+        assert card.memory_bytes / 1e9 == pytest.approx(size, rel=0.10)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_look_up_is_forgiving(query, name):
     assert machine(query).name == name
 
 
-@pytest.mark.parametrize("found", MACHINES.values(), ids=MACHINES)
-def test_every_name_and_alias_finds_its_machine(found):
-    for label in (found.name, *found.aliases):
-        assert machine(label) is machine(label.upper()) is found
+@pytest.mark.parametrize("card", MACHINES.values(), ids=MACHINES)
+def test_every_name_and_alias_finds_its_machine(card):
+    for label in (card.name, *card.aliases):
+        assert machine(label) is machine(label.upper()) is card
 
 
 @pytest.mark.parametrize(

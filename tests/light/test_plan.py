@@ -27,22 +27,22 @@ FOUR = PlanSettings(devices=4)
 
 
 @pytest.fixture(scope="module")
-def made() -> Plan:
+def small_plan() -> Plan:
     return plan(LLAMA, H100, WORKLOAD, FOUR)
 
 
-def own(lookahead: int, tau: float, **fields) -> Observation:
-    given: dict[str, Any] = {"method": "eagle3", "provenance": Provenance(source="own", versions={"engine": "1"})}
+def own_row(lookahead: int, tau: float, **fields) -> Observation:
+    defaults: dict[str, Any] = {"method": "eagle3", "provenance": Provenance(source="own", versions={"engine": "1"})}
     name = f"r{lookahead}-{tau}-{fields}"
-    return Observation(run=name, target="Llama-3.1-70B", lookahead=lookahead, tokens_per_step=tau, **given | fields)
+    return Observation(run=name, target="Llama-3.1-70B", lookahead=lookahead, tokens_per_step=tau, **defaults | fields)
 
 
-HIGH = [own(1, 1.9), own(2, 2.7)]
+HIGH = [own_row(1, 1.9), own_row(2, 2.7)]
 
 
-def estimates(found) -> list[tuple[str, Estimate]]:
+def estimates(document) -> list[tuple[str, Estimate]]:
     """Every Estimate of a plan, with its name."""
-    parts = [found, *found.schedule, *found.runners_up]
+    parts = [document, *document.schedule, *document.runners_up]
     return [
         (name, e) for part in parts for name in part.__struct_fields__ if isinstance(e := getattr(part, name), Estimate)
     ]
@@ -51,65 +51,65 @@ def estimates(found) -> list[tuple[str, Estimate]]:
 # A whole plan.
 
 
-def test_lookahead_does_not_rise_with_concurrency(made):
-    lookaheads = [step.lookahead for step in made.schedule]
-    assert [step.concurrency for step in made.schedule] == list(WORKLOAD.concurrency)
+def test_lookahead_does_not_rise_with_concurrency(small_plan):
+    lookaheads = [step.lookahead for step in small_plan.schedule]
+    assert [step.concurrency for step in small_plan.schedule] == list(WORKLOAD.concurrency)
     assert lookaheads == sorted(lookaheads, reverse=True)
     assert lookaheads[0] > lookaheads[-1]
 
 
-def test_every_interval_holds_its_value(made):
-    found = estimates(made)
-    assert len(found) >= 2 + 5 * len(made.schedule)
-    for name, estimate in found:
+def test_every_interval_holds_its_value(small_plan):
+    values = estimates(small_plan)
+    assert len(values) >= 2 + 5 * len(small_plan.schedule)
+    for name, estimate in values:
         assert estimate.low <= estimate.value <= estimate.high, name
         assert 0 < estimate.level < 1
 
 
-def test_numbers_of_a_schedule_agree_with_each_other(made):
-    for step in made.schedule:
+def test_numbers_of_a_schedule_agree_with_each_other(small_plan):
+    for step in small_plan.schedule:
         assert 1 <= step.tokens_per_step.value <= step.lookahead + 1
         assert step.running <= step.concurrency
         served = step.running / step.output_tok_s.value * (1 + 0.1)
         assert step.tpot_s.value < served
         assert step.topk == 1
         assert step.tree_nodes == step.lookahead
-    speeds = [step.output_tok_s.value for step in made.schedule]
+    speeds = [step.output_tok_s.value for step in small_plan.schedule]
     assert speeds == sorted(speeds)
 
 
-def test_running_up_and_what_was_not_considered_are_named(made):
-    assert made.draft is not None
-    identities = [(r.draft.name, r.draft.num_layers) for r in made.runners_up]
-    assert (made.draft.name, made.draft.num_layers) not in identities
+def test_running_up_and_what_was_not_considered_are_named(small_plan):
+    assert small_plan.draft is not None
+    identities = [(r.draft.name, r.draft.num_layers) for r in small_plan.runners_up]
+    assert (small_plan.draft.name, small_plan.draft.num_layers) not in identities
     assert len(set(identities)) == len(identities) > 0
-    assert all(r.reason and "\n" not in r.reason for r in made.runners_up)
-    assert any("Scylla" in name for name in made.not_considered)
-    assert made.next_runs
-    for run in made.next_runs:
+    assert all(r.reason and "\n" not in r.reason for r in small_plan.runners_up)
+    assert any("Scylla" in name for name in small_plan.not_considered)
+    assert small_plan.next_runs
+    for run in small_plan.next_runs:
         assert run.narrows <= 1
         assert run.gpu_hours > 0
 
 
-def test_a_plan_is_a_document(made, tmp_path):
-    records.write(tmp_path / "Plan.json", made)
-    assert records.read(Plan, tmp_path / "Plan.json") == made
+def test_a_plan_is_a_document(small_plan, tmp_path):
+    records.write(tmp_path / "Plan.json", small_plan)
+    assert records.read(Plan, tmp_path / "Plan.json") == small_plan
 
 
-def test_the_same_seed_gives_the_same_plan_and_another_does_not(made):
-    assert plan(LLAMA, H100, WORKLOAD, FOUR) == made
+def test_the_same_seed_gives_the_same_plan_and_another_does_not(small_plan):
+    assert plan(LLAMA, H100, WORKLOAD, FOUR) == small_plan
     other = plan(LLAMA, H100, WORKLOAD, PlanSettings(devices=4, seed=1))
-    assert other != made
-    assert other.speedup.value == pytest.approx(made.speedup.value, rel=0.15)
+    assert other != small_plan
+    assert other.speedup.value == pytest.approx(small_plan.speedup.value, rel=0.15)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "foredraft"])
 @pytest.mark.parametrize("objective", ["throughput", "latency"])
 def test_speculation_pays_at_concurrency_1(engine, objective):
-    found = plan(SMALL, H100, WORKLOAD, PlanSettings(engine=engine, objective=objective))
-    assert found.schedule[0].speedup.low > 1
-    assert (found.engine, found.objective) == (engine, objective)
-    for name, estimate in estimates(found):
+    best_plan = plan(SMALL, H100, WORKLOAD, PlanSettings(engine=engine, objective=objective))
+    assert best_plan.schedule[0].speedup.low > 1
+    assert (best_plan.engine, best_plan.objective) == (engine, objective)
+    for name, estimate in estimates(best_plan):
         assert estimate.low <= estimate.value <= estimate.high, name
 
 
@@ -123,9 +123,9 @@ def test_trees_are_planned_for_our_own_engine_alone():
 
 def test_only_the_kinds_asked_for_are_weighed():
     for kinds in (("lm",), ("head", "lookup")):
-        found = plan(SMALL, H100, WORKLOAD, PlanSettings(kinds=kinds))
-        told = [found.draft, *(lost.draft for lost in found.runners_up)]
-        assert {draft.kind for draft in told if draft} == set(kinds)
+        best_plan = plan(SMALL, H100, WORKLOAD, PlanSettings(kinds=kinds))
+        drafts = [best_plan.draft, *(lost.draft for lost in best_plan.runners_up)]
+        assert {draft.kind for draft in drafts if draft} == set(kinds)
     with pytest.raises(ValueError, match="kinds must be among head, lm, lookup, got tree"):
         PlanSettings(kinds=("tree",))
 
@@ -133,33 +133,35 @@ def test_only_the_kinds_asked_for_are_weighed():
 def test_a_draft_is_planned_where_none_pays_if_asked_for():
     unpaid = PlanSettings(kinds=("head",), horizon_tokens=1.0)
     assert plan(SMALL, H100, WORKLOAD, unpaid).draft is None
-    found = plan(SMALL, H100, WORKLOAD, msgspec.structs.replace(unpaid, always=True))
-    assert found.draft is not None
-    assert all(step.lookahead >= 1 for step in found.schedule)
+    best_plan = plan(SMALL, H100, WORKLOAD, msgspec.structs.replace(unpaid, always=True))
+    assert best_plan.draft is not None
+    assert all(step.lookahead >= 1 for step in best_plan.schedule)
     with pytest.raises(ValueError, match="no draft is left to plan"):
         plan(SMALL, H100, WORKLOAD, PlanSettings(kinds=("head",), max_training_gpu_hours=1e-9, always=True))
 
 
 def test_one_lookahead_for_every_load_on_sglang():
-    found = plan(SMALL, H100, WORKLOAD, PlanSettings(engine="sglang"))
-    assert len({step.lookahead for step in found.schedule}) == 1
+    best_plan = plan(SMALL, H100, WORKLOAD, PlanSettings(engine="sglang"))
+    assert len({step.lookahead for step in best_plan.schedule}) == 1
 
 
-def test_break_even_is_training_over_what_a_token_saves(made):
-    assert made.draft is not None
-    paid = made.break_even
+def test_break_even_is_training_over_what_a_token_saves(small_plan):
+    assert small_plan.draft is not None
+    paid = small_plan.break_even
     assert paid is not None
     assert paid.low <= paid.tokens <= (paid.high or np.inf)
-    spent = made.draft.training_gpu_hours * 3600
-    plain = [step.output_tok_s.value / step.speedup.value for step in made.schedule]
-    saved = 4 * np.mean([1 / p - 1 / step.output_tok_s.value for p, step in zip(plain, made.schedule, strict=True)])
+    spent = small_plan.draft.training_gpu_hours * 3600
+    plain = [step.output_tok_s.value / step.speedup.value for step in small_plan.schedule]
+    saved = 4 * np.mean(
+        [1 / p - 1 / step.output_tok_s.value for p, step in zip(plain, small_plan.schedule, strict=True)]
+    )
     assert paid.tokens == pytest.approx(spent / saved, rel=0.25)  # medians of draws against a ratio of medians
 
 
 def test_training_that_is_not_allowed_is_not_planned():
-    found = plan(SMALL, H100, WORKLOAD, PlanSettings(max_training_gpu_hours=1e-3))
-    assert found.draft is None or found.draft.training_gpu_hours <= 1e-3
-    assert found.break_even is None
+    best_plan = plan(SMALL, H100, WORKLOAD, PlanSettings(max_training_gpu_hours=1e-3))
+    assert best_plan.draft is None or best_plan.draft.training_gpu_hours <= 1e-3
+    assert best_plan.break_even is None
 
 
 def test_a_crowded_small_horizon_pays_no_training():
@@ -171,8 +173,8 @@ def test_a_crowded_small_horizon_pays_no_training():
 # What leaves the range of the data is said.
 
 
-def test_devices_machine_and_concurrency_beyond_the_data_are_flagged(made):
-    assert "devices" in made.extrapolates
+def test_devices_machine_and_concurrency_beyond_the_data_are_flagged(small_plan):
+    assert "devices" in small_plan.extrapolates
     small = plan(SMALL, H100, msgspec.structs.replace(WORKLOAD, concurrency=(1, 8)))
     assert not {"devices", "machine", "concurrency"} & set(small.extrapolates)
     elsewhere = plan(SMALL, machine("A100"), msgspec.structs.replace(WORKLOAD, concurrency=(1, 512)))
@@ -180,12 +182,12 @@ def test_devices_machine_and_concurrency_beyond_the_data_are_flagged(made):
 
 
 def test_drafts_beyond_the_laws_range_are_flagged():
-    found, missing = candidates(Basis(SMALL, H100, (), 0.0))
-    heads = [c for c in found if c.choice.kind == "head"]
+    weighed, missing = candidates(Basis(SMALL, H100, (), 0.0))
+    heads = [c for c in weighed if c.choice.kind == "head"]
     assert {c.choice.draft_tokens for c in heads} < set(HEAD_TOKENS)
     assert max(c.choice.draft_tokens or 0 for c in heads) <= 8e8
     assert "heads trained on other amounts" in missing
-    models = [c for c in found if c.choice.name == "independent model"]
+    models = [c for c in weighed if c.choice.name == "independent model"]
     assert {c.choice.draft_tokens for c in models} == set(LM_TOKENS)
     flagged = {"draft_tokens" in c.extrapolates for c in models if c.choice.draft_tokens == LM_TOKENS[0]}
     assert flagged == {True}
@@ -234,10 +236,12 @@ def test_16_is_still_allowed_and_the_whole_context_too():
 def step(running: float, lookahead: int, **fields) -> ScheduleStep:
     blank = Estimate(value=1.0, low=1.0, high=1.0, unit="", source="")
     names = ("tokens_per_step", "speedup", "output_tok_s", "tpot_s", "ttft_s")
-    given: dict[str, Any] = {"concurrency": max(round(running), 1), "topk": 1, "tree_nodes": lookahead} | dict.fromkeys(
-        names, blank
-    )
-    return ScheduleStep(running=running, lookahead=lookahead, **given | fields)
+    defaults: dict[str, Any] = {
+        "concurrency": max(round(running), 1),
+        "topk": 1,
+        "tree_nodes": lookahead,
+    } | dict.fromkeys(names, blank)
+    return ScheduleStep(running=running, lookahead=lookahead, **defaults | fields)
 
 
 VLLM, SGLANG = ENGINES["vllm"], ENGINES["sglang"]
@@ -262,8 +266,8 @@ def covers(ranges: list[list[int]], schedule: list[ScheduleStep]) -> bool:
     """From 1 to the largest planned batch without gap or overlap, each planned batch with its own lookahead."""
     starts, ends = [start for start, _, _ in ranges], [end for _, end, _ in ranges]
     joined = starts == [1, *(end + 1 for end in ends[:-1])] and all(s <= e for s, e in zip(starts, ends, strict=True))
-    whole = ends[-1] == max(round(s.running) for s in schedule)
-    return joined and whole and all(planned(ranges, round(s.running)) == [s.lookahead] for s in schedule)
+    covers_all = ends[-1] == max(round(s.running) for s in schedule)
+    return joined and covers_all and all(planned(ranges, round(s.running)) == [s.lookahead] for s in schedule)
 
 
 def test_vllm_ranges_cover_every_batch_once():
@@ -301,14 +305,14 @@ def test_sglang_counts_the_root():
     assert tree["--speculative-num-draft-tokens"] == 32
 
 
-def test_a_plans_launch_settings_are_its_schedule(made):
-    ranges = made.settings["vllm"]["num_speculative_tokens_per_batch_size"]
-    assert covers(ranges, list(made.schedule))
+def test_a_plans_launch_settings_are_its_schedule(small_plan):
+    ranges = small_plan.settings["vllm"]["num_speculative_tokens_per_batch_size"]
+    assert covers(ranges, list(small_plan.schedule))
     assert (
-        made.settings["sglang"]["--speculative-num-draft-tokens"]
-        == made.settings["sglang"]["--speculative-num-steps"] + 1
+        small_plan.settings["sglang"]["--speculative-num-draft-tokens"]
+        == small_plan.settings["sglang"]["--speculative-num-steps"] + 1
     )
-    assert made.settings["vllm"]["draft_tensor_parallel_size"] == 4
+    assert small_plan.settings["vllm"]["draft_tensor_parallel_size"] == 4
     limited = plan(LLAMA, H100, msgspec.structs.replace(WORKLOAD, concurrency=(1, 4096)), FOUR)
     assert (
         limited.settings["vllm"]["num_speculative_tokens_per_batch_size"][-1][1]
@@ -317,49 +321,49 @@ def test_a_plans_launch_settings_are_its_schedule(made):
     )
 
 
-def test_each_engine_is_launched_with_what_was_searched_for_it(made):
+def test_each_engine_is_launched_with_what_was_searched_for_it(small_plan):
     """SGLang's one setting for all loads is not the first of the schedule that vLLM changes by batch."""
-    steps, flags = made.schedule[0].lookahead, made.settings["sglang"]
+    steps, flags = small_plan.schedule[0].lookahead, small_plan.settings["sglang"]
     launched = SGLANG.launched(flags, EAGLE3, "draft")
     assert SGLANG.lookahead(launched) == flags["--speculative-num-steps"] < steps
-    assert VLLM.lookahead(VLLM.launched(made.settings["vllm"], EAGLE3, "draft")) == steps
+    assert VLLM.lookahead(VLLM.launched(small_plan.settings["vllm"], EAGLE3, "draft")) == steps
 
 
 # Own runs.
 
 
-def test_own_runs_of_a_good_head_raise_tau_and_narrow_it(made):
+def test_own_runs_of_a_good_head_raise_tau_and_narrow_it(small_plan):
     better = plan(LLAMA, H100, WORKLOAD, FOUR, observations=HIGH)
-    before, after = made.schedule[0].tokens_per_step, better.schedule[0].tokens_per_step
+    before, after = small_plan.schedule[0].tokens_per_step, better.schedule[0].tokens_per_step
     assert after.value > before.value + 0.5
     assert (after.high - after.low) / after.value < 0.7 * (before.high - before.low) / before.value
-    assert better.speedup.value > made.speedup.value
-    worse = plan(LLAMA, H100, WORKLOAD, FOUR, observations=[own(1, 1.3), own(2, 1.4)])
-    assert worse.speedup.value < made.speedup.value
+    assert better.speedup.value > small_plan.speedup.value
+    worse = plan(LLAMA, H100, WORKLOAD, FOUR, observations=[own_row(1, 1.3), own_row(2, 1.4)])
+    assert worse.speedup.value < small_plan.speedup.value
 
 
-def test_own_runs_on_another_target_say_nothing(made):
+def test_own_runs_on_another_target_say_nothing(small_plan):
     elsewhere = [msgspec.structs.replace(row, target="Qwen3-8B") for row in HIGH]
     again = plan(LLAMA, H100, WORKLOAD, FOUR, observations=elsewhere)
-    assert [s.tokens_per_step for s in again.schedule] == [s.tokens_per_step for s in made.schedule]
+    assert [s.tokens_per_step for s in again.schedule] == [s.tokens_per_step for s in small_plan.schedule]
 
 
-DEPTHS = [own(3, tau, draft_layers=n, dataset=d) for n, d, tau in (
+DEPTHS = [own_row(3, tau, draft_layers=n, dataset=d) for n, d, tau in (
     (1, "a", 2.30), (2, "a", 2.60), (4, "a", 2.90), (1, "b", 2.32), (2, "b", 2.62), (4, "b", 2.88),
 )]  # fmt: skip
 
 
 def heads(own_rows) -> dict[int, float]:
     """Mean τ at k = 3 of the heads weighed, by number of layers, at the tokens behind the published curves."""
-    found, _ = candidates(Basis(LLAMA, H100, own_rows, 0.0))
+    weighed, _ = candidates(Basis(LLAMA, H100, own_rows, 0.0))
     rng = np.random.default_rng(0)
-    best = {c.choice.num_layers: c for c in found if c.choice.kind == "head" and c.choice.draft_tokens == 8e8}
+    best = {c.choice.num_layers: c for c in weighed if c.choice.kind == "head" and c.choice.draft_tokens == 8e8}
     drawn = {n: c.acceptance.draws(256, rng, frozenset()) for n, c in best.items()}
     return {n: float(1 + np.cumprod(accept, axis=1)[:, :3].sum(axis=1).mean()) for n, accept in drawn.items()}
 
 
-def test_deeper_heads_are_weighed_where_own_runs_speak_for_them(made):
-    assert "train one head of 2 layers" in made.not_considered["Scylla head, 2 or more layers"]
+def test_deeper_heads_are_weighed_where_own_runs_speak_for_them(small_plan):
+    assert "train one head of 2 layers" in small_plan.not_considered["Scylla head, 2 or more layers"]
     rows = [msgspec.structs.replace(row, dataset=None) for row in DEPTHS]
     deep = plan(LLAMA, H100, WORKLOAD, FOUR, observations=rows)
     weighed = [deep.draft, *(r.draft for r in deep.runners_up)]
@@ -376,10 +380,10 @@ def test_depth_is_counted_once():
     """Of heads of 1, 2 and 4 layers measured at τ = 2.3, 2.6 and 2.9, the deep ones' runs must not raise the shallow one's forecast,
     nor their gain be added to a level that holds it already.
     """
-    found = heads([msgspec.structs.replace(row, dataset=None) for row in DEPTHS])
-    assert found[1] == pytest.approx(2.31, abs=0.06)
-    assert found[1] < found[2] < 2.61 + 0.06
-    assert found[2] < found[4] < 2.90 + 0.06
+    deepest = heads([msgspec.structs.replace(row, dataset=None) for row in DEPTHS])
+    assert deepest[1] == pytest.approx(2.31, abs=0.06)
+    assert deepest[1] < deepest[2] < 2.61 + 0.06
+    assert deepest[2] < deepest[4] < 2.90 + 0.06
 
 
 # Size: the planner's own search against SDSL's theory.
@@ -389,87 +393,91 @@ def test_depth_is_counted_once():
 def test_tokens_per_flop_agrees_with_sdsl(target, devices):
     """N* of the search over built models, in tokens per FLOP, within a factor 3 of the closed theory's."""
     alone = Workload(input_len=512, output_len=256, concurrency=(1,))
-    found = plan(shape(target), H100, alone, PlanSettings(objective="tokens_per_flop", devices=devices))
-    assert found.theory_params is not None
-    assert found.continuous_params is not None
-    assert 1 / 3 < found.continuous_params.value / found.theory_params < 3
+    best_plan = plan(shape(target), H100, alone, PlanSettings(objective="tokens_per_flop", devices=devices))
+    assert best_plan.theory_params is not None
+    assert best_plan.continuous_params is not None
+    assert 1 / 3 < best_plan.continuous_params.value / best_plan.theory_params < 3
 
 
-def test_throughput_asks_for_another_size_than_tokens_per_flop(made):
+def test_throughput_asks_for_another_size_than_tokens_per_flop(small_plan):
     """Negative control: the agreement is not by construction; the objective moves N*."""
     flops = plan(LLAMA, H100, WORKLOAD, PlanSettings(devices=4, objective="tokens_per_flop"))
     assert flops.continuous_params is not None
-    assert made.continuous_params is not None
-    assert abs(np.log(flops.continuous_params.value / made.continuous_params.value)) > 0.3
+    assert small_plan.continuous_params is not None
+    assert abs(np.log(flops.continuous_params.value / small_plan.continuous_params.value)) > 0.3
 
 
 def test_a_named_draft_is_planned_alone():
-    found = plan(LLAMA, H100, WORKLOAD, FOUR, draft=shape("Llama-3.2-1B"))
-    assert found.draft is None or found.draft.name.startswith("Llama-3.2-1B")
-    assert found.runners_up == ()
-    assert {e.extrapolates for _, e in estimates(found)} == {found.schedule[0].speedup.extrapolates}
+    best_plan = plan(LLAMA, H100, WORKLOAD, FOUR, draft=shape("Llama-3.2-1B"))
+    assert best_plan.draft is None or best_plan.draft.name.startswith("Llama-3.2-1B")
+    assert best_plan.runners_up == ()
+    assert {e.extrapolates for _, e in estimates(best_plan)} == {best_plan.schedule[0].speedup.extrapolates}
 
 
-def test_weights_of_the_workload_move_the_headline(made):
+def test_weights_of_the_workload_move_the_headline(small_plan):
     lonely, crowded = (
         plan(LLAMA, H100, msgspec.structs.replace(WORKLOAD, weights=weights), FOUR).speedup.value
         for weights in ((1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0, 1.0))
     )
-    assert lonely > made.speedup.value > crowded
+    assert lonely > small_plan.speedup.value > crowded
 
 
 def test_pairs_of_settings_do_not_crash():
     for engine, dtype, temperature in itertools.product(("vllm", "sglang"), ("bfloat16", "fp8"), (0.0, 1.0)):
         load = Workload(input_len=64, output_len=64, concurrency=(2,), temperature=temperature)
-        found = plan(SMALL, H100, load, PlanSettings(engine=engine, dtype=dtype, draws=8, max_lookahead=4))
-        assert found.schedule[0].lookahead <= 4
+        best_plan = plan(SMALL, H100, load, PlanSettings(engine=engine, dtype=dtype, draws=8, max_lookahead=4))
+        assert best_plan.schedule[0].lookahead <= 4
 
 
 def test_a_draft_that_does_not_fit_is_named_and_an_asked_one_refused():
     """Qwen3-32B fills a 94 GB card: an 8 B draft leaves its cache no room."""
     target, card = shape("Qwen3-32B"), machine("H100 94GB")
     load = Workload(input_len=512, output_len=256, concurrency=(1,))
-    found = plan(target, card, load, PlanSettings(draws=16))
-    assert any("KV cache holds" in why for why in found.not_considered.values())
+    best_plan = plan(target, card, load, PlanSettings(draws=16))
+    assert any("KV cache holds" in why for why in best_plan.not_considered.values())
     with pytest.raises(ValueError, match=r"with Qwen3-8B .*KV cache holds"):
         plan(target, card, load, PlanSettings(draws=16), draft=shape("Qwen3-8B"))
 
 
 def test_a_budget_for_training_leaves_dear_drafts_out_by_name():
-    found = plan(shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, PlanSettings(draws=16, max_training_gpu_hours=50))
-    assert found.draft is None or found.draft.training_gpu_hours <= 50
-    why = next(why for why in found.not_considered.values() if "more than" in why)
+    best_plan = plan(
+        shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, PlanSettings(draws=16, max_training_gpu_hours=50)
+    )
+    assert best_plan.draft is None or best_plan.draft.training_gpu_hours <= 50
+    why = next(why for why in best_plan.not_considered.values() if "more than" in why)
     assert re.fullmatch(
         r"training on \S+ tokens costs [\d,]+ device-hours, more than 50 device-hours; raise max_gpu_hours .*", why
     )
 
 
 @pytest.mark.parametrize(
-    ("hours", "told"),
+    ("hours", "expected"),
     [
         (12345, "12,345 device-hours"), (1.5, "1.5 device-hours"), (0.5, "30 device-minutes"), (0.02, "1.2 device-minutes"),
         (2e-3, "7.2 device-seconds"), (1e-6, "0.0036 device-seconds"), (0, "0 device-seconds"),
     ],
 )  # fmt: skip
-def test_a_small_cost_keeps_its_digits(hours: float, told: str):
-    assert device_time(hours) == told
+def test_a_small_cost_keeps_its_digits(hours: float, expected: str):
+    assert device_time(hours) == expected
 
 
 def test_of_a_draft_at_several_budgets_the_first_beyond_the_limit_is_named():
     heads = [
-        one.choice for one in candidates(Basis(SMALL, H100, (), WORKLOAD.temperature))[0] if one.choice.kind == "head"
+        draft.choice
+        for draft in candidates(Basis(SMALL, H100, (), WORKLOAD.temperature))[0]
+        if draft.choice.kind == "head"
     ]
     limit = heads[1].training_gpu_hours
-    least = min(one.draft_tokens or 0 for one in heads if one.training_gpu_hours > limit)
-    assert least < max(one.draft_tokens or 0 for one in heads)
-    found = plan(SMALL, H100, WORKLOAD, PlanSettings(draws=16, max_training_gpu_hours=limit, kinds=("head",)))
-    (why,) = [why for name, why in found.not_considered.items() if name.startswith("EAGLE-3 head of")]
+    least = min(draft.draft_tokens or 0 for draft in heads if draft.training_gpu_hours > limit)
+    assert least < max(draft.draft_tokens or 0 for draft in heads)
+    best_plan = plan(SMALL, H100, WORKLOAD, PlanSettings(draws=16, max_training_gpu_hours=limit, kinds=("head",)))
+    (why,) = [why for name, why in best_plan.not_considered.items() if name.startswith("EAGLE-3 head of")]
     assert f"training on {least:.2g} tokens" in why
 
 
 def test_why_a_draft_lost_is_what_separates_it():
     """Where no draft is worth running, and where its training alone stands in the way."""
-    refused, crowded = [own(1, 1.01), own(2, 1.015)], msgspec.structs.replace(WORKLOAD, concurrency=(256,))
+    refused, crowded = [own_row(1, 1.01), own_row(2, 1.015)], msgspec.structs.replace(WORKLOAD, concurrency=(256,))
     off = plan(LLAMA, H100, crowded, PlanSettings(devices=4, draws=16, kinds=("head",)), refused)
     assert off.draft is None
     assert {lost.reason.partition(":")[0] for lost in off.runners_up} == {"no lookahead that pays"}
@@ -487,13 +495,13 @@ def test_why_a_draft_lost_is_what_separates_it():
 
 def test_a_planned_tree_is_the_one_that_was_weighed() -> None:
     """As many nodes as planned, and no deeper; parents come first and siblings differ in rank."""
-    made = plan(
+    tree_plan = plan(
         shape("Llama-3.1-8B"),
         H100,
         Workload(input_len=64, output_len=64, concurrency=(1,)),
         PlanSettings(engine="foredraft"),
     )
-    (step,) = made.schedule
+    (step,) = tree_plan.schedule
     assert step.topk > 1
     assert len(step.tree) == step.tree_nodes
     assert max(node_depths([parent for parent, _ in step.tree])) <= step.lookahead

@@ -139,8 +139,10 @@ def test_validation_draws_what_was_judged(tmp_path):
         for n in (1, 8)
     )
     choices = tuple(LookaheadChoice(setting="T · a", load=n, chosen=3, best=4, regret=0.02) for n in (1, 8))
-    whole = Validation(curves=curves(3), ratios=ratios, choices=choices, fixed_regret={0: (0.3, 0.5), 3: (0.05, 0.4)})
-    paths = draw_validation(whole, tmp_path)
+    validation = Validation(
+        curves=curves(3), ratios=ratios, choices=choices, fixed_regret={0: (0.3, 0.5), 3: (0.05, 0.4)}
+    )
+    paths = draw_validation(validation, tmp_path)
     assert stems(paths) == {"validation_tokens_per_step", "validation_ratios", "validation_regret"}
     assert "draft-1" in text(paths, "validation_tokens_per_step")
     assert "lookahead k" in text(paths, "validation_tokens_per_step")
@@ -164,12 +166,18 @@ def row(i, **kwargs):
 
 def test_fit_figure_shows_its_own_pool_only(tmp_path):
     rows = [row(i, draft_tokens=1e8 * 2**i, tokens_per_step=4 + 0.3 * i + 0.02 * (-1) ** i) for i in range(5)]
-    others = [msgspec.structs.replace(one, method="eagle2") for one in rows]
-    paths = draw_fit(fit(LAW_1_1, rows), rows + others, tmp_path)
+    other_rows = [msgspec.structs.replace(row, method="eagle2") for row in rows]
+    paths = draw_fit(fit(LAW_1_1, rows), rows + other_rows, tmp_path)
     assert stems(paths) == {"fit_law_1_1_target_T_method_eagle3"}
-    found = text(paths, "fit_law_1_1_target_T_method_eagle3")
-    wanted = ("τ, tokens/step", "training tokens of the draft, D", "-- 5 observations --", "beyond the data", "100 M")
-    assert [word for word in wanted if word not in found] == []
+    texts = text(paths, "fit_law_1_1_target_T_method_eagle3")
+    expected_texts = (
+        "τ, tokens/step",
+        "training tokens of the draft, D",
+        "-- 5 observations --",
+        "beyond the data",
+        "100 M",
+    )
+    assert [word for word in expected_texts if word not in texts] == []
 
 
 def test_fit_figure_of_several_inputs_and_of_one_that_may_be_zero(tmp_path):

@@ -29,29 +29,29 @@ def page_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as driver:
-        made = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield made
-        made.close()
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield chromium
+        chromium.close()
 
 
 def opened(browser, path, **options):
     """The page, and what it complained of or asked for."""
     tab = browser.new_context(**options).new_page()
-    said: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)
+    messages: list[str] = []
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("request", lambda request: messages.append(request.url) if request.url != path.as_uri() else None)
     tab.goto(path.as_uri())
-    return tab, said
+    return tab, messages
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_without_an_error_or_a_request_and_fits(browser, page_file, scheme, width):
-    tab, said = opened(
+    tab, messages = opened(
         browser, page_file.path, color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True
     )
-    assert said == []
+    assert messages == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     boxes = tab.evaluate("[...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().toJSON())")
     assert len(boxes) == len(page_file.pictures)
@@ -86,8 +86,8 @@ def test_text_of_figures_is_readable_on_a_phone_and_lies_within_them(browser, pa
 def test_it_says_the_same_without_scripts(browser, page_file):
     texts = []
     for enabled in (True, False):
-        tab, said = opened(browser, page_file.path, java_script_enabled=enabled)
-        assert said == []
+        tab, messages = opened(browser, page_file.path, java_script_enabled=enabled)
+        assert messages == []
         texts.append(tab.inner_text("main"))
         tab.context.close()
     assert texts[0] == texts[1]
@@ -109,7 +109,7 @@ def test_what_is_watched_is_heard(browser, tmp_path):
     """Negative control: a page with a script that fails and an image from elsewhere."""
     path = tmp_path / "bad.html"
     path.write_text("<script>console.error('heard')</script><img src='https://example.invalid/x.png'>")
-    tab, said = opened(browser, path)
-    assert any("heard" in line for line in said)
-    assert any("example.invalid" in line for line in said)
+    tab, messages = opened(browser, path)
+    assert any("heard" in line for line in messages)
+    assert any("example.invalid" in line for line in messages)
     tab.context.close()

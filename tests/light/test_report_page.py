@@ -65,7 +65,7 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def full_page(tmp_path_factory):
     folder = write_all(tmp_path_factory.mktemp("all"))
     page = write_page([folder], folder / "report.html", folder / "figures")
     return page, Reader(page.path.read_text(encoding="utf-8"))
@@ -74,14 +74,14 @@ def made(tmp_path_factory):
 # --- The page as a document ---
 
 
-def test_every_record_has_its_section_and_nothing_is_said_to_be_lacking(made):
-    _, html = made
+def test_every_record_has_its_section_and_nothing_is_said_to_be_lacking(full_page):
+    _, html = full_page
     assert {attributes.get("id") for attributes in html.of("section")} == ALL
     assert html.open == []
 
 
-def test_ids_are_unique_and_every_reference_leads_somewhere(made):
-    _, html = made
+def test_ids_are_unique_and_every_reference_leads_somewhere(full_page):
+    _, html = full_page
     ids = [attributes["id"] for _, attributes in html.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for tag, attributes in html.elements:
@@ -91,12 +91,12 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(made):
                 assert value[1:] in ids
             if name in ("aria-labelledby", "aria-describedby"):
                 assert set(value.split()) <= set(ids)
-            for found in re.findall(r"url\(([^)]*)\)", value):
-                assert found.removeprefix("#") in ids
+            for reference in re.findall(r"url\(([^)]*)\)", value):
+                assert reference.removeprefix("#") in ids
 
 
-def test_each_figure_is_there_once_with_a_label_and_a_caption_of_its_conditions(made):
-    page, html = made
+def test_each_figure_is_there_once_with_a_label_and_a_caption_of_its_conditions(full_page):
+    page, html = full_page
     drawn = [attributes for attributes in html.of("svg") if attributes.get("role") == "img"]
     assert len(drawn) == len(page.pictures) > 15
     assert [attributes["aria-label"] for attributes in drawn] == [picture.title for picture in page.pictures]
@@ -105,8 +105,8 @@ def test_each_figure_is_there_once_with_a_label_and_a_caption_of_its_conditions(
     assert len({picture.name for picture in page.pictures}) == len(page.pictures)
 
 
-def test_nothing_is_fetched_and_nothing_runs(made):
-    page, html = made
+def test_nothing_is_fetched_and_nothing_runs(full_page):
+    page, html = full_page
     source = page.path.read_text(encoding="utf-8")
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", source)
     assert not re.search(r"url\((?!#)", source)
@@ -116,8 +116,8 @@ def test_nothing_is_fetched_and_nothing_runs(made):
     assert [attributes["href"] for attributes in html.of("link")] == ["data:,"]
 
 
-def test_ink_follows_the_page_and_text_stays_text(made):
-    page, html = made
+def test_ink_follows_the_page_and_text_stays_text(full_page):
+    page, html = full_page
     source = page.path.read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", source, re.S)
     for colour in ("#000000", "#ffffff", "#0072b2", "#666666"):
@@ -131,8 +131,8 @@ def test_ink_follows_the_page_and_text_stays_text(made):
     assert set(re.findall(r"(--[a-z]+):", dark)) == defined, "a colour without its dark twin"
 
 
-def test_figures_are_written_as_png_and_svg_with_their_title(made):
-    page, _ = made
+def test_figures_are_written_as_png_and_svg_with_their_title(full_page):
+    page, _ = full_page
     assert sorted(path.name for path in page.figures) == sorted(
         f"{picture.name}{suffix}" for picture in page.pictures for suffix in (".png", ".svg")
     )
@@ -182,8 +182,8 @@ def test_an_observation_in_several_files_counts_once(tmp_path):
     other = [msgspec.structs.replace(row.observation, provenance=observation(run="b").provenance) for row in rows]
     records.write_lines(tmp_path / "a/observations.jsonl", other)
     records.write_lines(tmp_path / "b/observations.jsonl", [observation(), observation(batch_size=4)])
-    found = read_documents([tmp_path])
-    assert [(row.observation.batch_size, row.category) for row in found.rows] == [(1, None), (2, None), (1, "math"), (4, None)]  # fmt: skip
+    documents = read_documents([tmp_path])
+    assert [(row.observation.batch_size, row.category) for row in documents.rows] == [(1, None), (2, None), (1, "math"), (4, None)]  # fmt: skip
 
 
 def test_a_sweep_speaks_for_its_cells(tmp_path):
@@ -191,9 +191,9 @@ def test_a_sweep_speaks_for_its_cells(tmp_path):
     records.write_lines(tmp_path / "observations.jsonl", [observation(run="cell-1")])
     records.write_lines(tmp_path / "cells/cell-1/observations.jsonl", [observation(run="elsewhere")])
     records.write_lines(tmp_path / "cells/cell-2/run/metrics.jsonl", [{"step": 1, "tokens": 5, "loss": 2.0}])
-    found = read_documents([tmp_path])
-    assert [row.observation.run for row in found.rows] == ["cell-1"]
-    assert [run.name for run in found.runs] == ["cell-2"]
+    documents = read_documents([tmp_path])
+    assert [row.observation.run for row in documents.rows] == ["cell-1"]
+    assert [run.name for run in documents.runs] == ["cell-2"]
 
 
 def test_folders_without_records_and_broken_records_are_named(tmp_path):
@@ -248,8 +248,8 @@ def beside(*rows, **fields) -> Documents:
 
 
 def test_the_headline_gives_prediction_measurement_and_error():
-    found = beside(measurement(tokens_per_step=3.0, speedup=2.0))
-    top = headline.headline(found)
+    comparison = beside(measurement(tokens_per_step=3.0, speedup=2.0))
+    top = headline.headline(comparison)
     assert "2.20 times as fast" in top.text
     assert "measured 2.00: within the predicted interval" in top.text
     assert "10.0\u00a0% too high" in top.text
@@ -280,8 +280,8 @@ def test_categories_and_forced_rows_are_not_compared_with_a_plan():
 
 
 def test_a_plan_for_latency_is_not_compared_in_throughput():
-    made = compared.pairs(beside(measurement(), objective="latency"))
-    assert {pair.quantity for pair in made} == {"tokens_per_step"}
+    pairs = compared.pairs(beside(measurement(), objective="latency"))
+    assert {pair.quantity for pair in pairs} == {"tokens_per_step"}
 
 
 def test_an_unmeasured_plan_is_called_so():
@@ -299,9 +299,9 @@ def test_settings_never_share_a_figure_and_titles_tell_them_apart():
     both = [{"temperature": heat, "method": name} for heat in (0.0, 1.0) for name in ("eagle3", "ngram")]
     rows = tuple(Row(row.observation, row) for row in (measurement(**fields) for fields in both))
     assert [len(of) for _, of in by_setting(online(rows))] == [2, 2]
-    made = measured.section(Documents((), (), rows=rows))
-    assert made is not None
-    titles = [picture.title for picture in made.pictures]
+    section = measured.section(Documents((), (), rows=rows))
+    assert section is not None
+    titles = [picture.title for picture in section.pictures]
     assert len(set(titles)) == len(titles)
     assert any("temperature 1" in title for title in titles)
 
@@ -311,20 +311,20 @@ def test_a_missing_value_is_missing_and_an_interval_is_shown_only_where_there_is
     assert number(estimate(2.0)) == "2.00\u00a0(1.80–2.20)"
     assert number(estimate(-2.0)) == "−2.00\u00a0(−1.80\u00a0to\u00a0−2.20)"
     bare = observation(speedup=None, ttft_s=None)
-    made = measured.section(Documents((), (), rows=(Row(bare),)))
-    assert made is not None
-    row = made.tables[0].rows[0]
+    section = measured.section(Documents((), (), rows=(Row(bare),)))
+    assert section is not None
+    row = section.tables[0].rows[0]
     assert row[2:4] == ("3.00", NONE)
     assert row[5] == NONE
-    assert all("No intervals" in picture.caption for picture in made.pictures)
+    assert all("No intervals" in picture.caption for picture in section.pictures)
 
 
 def test_alphas_of_different_kinds_stay_apart():
     greedy = measurement(way="forced", accept_probs={"greedy": 0.8})
     rows = (greedy, measurement(way="forced", temperature=1.0, accept_probs={"sampled": 0.6}), measurement())
-    made = measured.section(Documents((), (), rows=tuple(Row(row.observation, row) for row in rows)))
-    assert made is not None
-    table = next(table for table in made.tables if "Acceptance per token" in table.caption)
+    section = measured.section(Documents((), (), rows=tuple(Row(row.observation, row) for row in rows)))
+    assert section is not None
+    table = next(table for table in section.tables if "Acceptance per token" in table.caption)
     assert [[cell[:5] for cell in row[1:]] for row in table.rows] == [["0.800", NONE, "0.600"]]
 
 
@@ -343,8 +343,14 @@ def test_names_tell_drafts_apart_and_scylla_from_eagle_3():
         observation(), observation(draft="eagle3/exports/tokens-2000000"), observation(draft="deep/final", draft_layers=3),
         observation(draft="deep/final", draft_layers=3, tree_nodes=16), observation(method="none", draft=None),
     )]  # fmt: skip
-    told = [name.replace("\u00a0", " ") for name in names(arms).values()]
-    assert told == ["eagle3, k = 4", "eagle3, 2 M tokens, k = 4", "Scylla, k = 4", "Scylla, k = 4, w = 16", "no draft"]
+    labels = [name.replace("\u00a0", " ") for name in names(arms).values()]
+    assert labels == [
+        "eagle3, k = 4",
+        "eagle3, 2 M tokens, k = 4",
+        "Scylla, k = 4",
+        "Scylla, k = 4, w = 16",
+        "no draft",
+    ]
     drawn = measured.looks(arms)
     assert drawn[arms[0]]["color"] == drawn[arms[1]]["color"] != drawn[arms[2]]["color"]
     assert len({str(look) for look in drawn.values()}) == len(arms)
@@ -377,10 +383,10 @@ def line(tokens: float, shift: float = 0.0, **fields) -> Observation:
 def test_rows_beyond_the_range_are_predictions_that_a_law_is_held_to():
     rows = [line(tokens) for tokens in (1e5, 2e5, 4e5, 8e5, 1.6e6, 3.2e6)]
     law = fit(LAW_1_1, rows[:5], draws=100)
-    (held,) = judge(law, rows)
-    assert held.measured == rows[5].tokens_per_step
-    assert held.predicted.covers(held.measured)
-    assert held.predicted.value == pytest.approx(held.measured, abs=0.03)
+    (judgement,) = judge(law, rows)
+    assert judgement.measured == rows[5].tokens_per_step
+    assert judgement.predicted.covers(judgement.measured)
+    assert judgement.predicted.value == pytest.approx(judgement.measured, abs=0.03)
     (missed,) = judge(law, [*rows[:5], line(3.2e6, shift=1.0)])
     assert not missed.predicted.covers(missed.measured)
     section = fitted.section(Documents((), (), fits=(law,), rows=tuple(map(Row, rows))))
@@ -393,8 +399,8 @@ def test_r_squared_is_of_the_rows_behind_the_fit_or_missing():
     rows = [line(tokens) for tokens in (1e5, 2e5, 4e5, 8e5, 1.6e6)]
     law = fit(LAW_1_1, rows, draws=40)
     tau = [row.tokens_per_step or 0.0 for row in rows]
-    told = [float(LAW_1_1.predict(law.parameters, draft_tokens=row.draft_tokens or 0.0)) for row in rows]
-    missed = sum((t - p) ** 2 for t, p in zip(tau, told, strict=True))
+    predictions = [float(LAW_1_1.predict(law.parameters, draft_tokens=row.draft_tokens or 0.0)) for row in rows]
+    missed = sum((t - p) ** 2 for t, p in zip(tau, predictions, strict=True))
     spread = sum((t - sum(tau) / len(tau)) ** 2 for t in tau)
     assert r_squared(law, rows) == pytest.approx(1 - missed / spread)
     assert r_squared(law, rows[1:]) is None
@@ -404,8 +410,10 @@ def test_r_squared_is_of_the_rows_behind_the_fit_or_missing():
 
 
 def test_a_bend_is_where_reading_and_computing_take_equally_long():
-    made = Machine(name="M", memory_bytes=1, bandwidth_bytes_per_s=1e10, flops_per_s={"float32": 2e11}, source="maker")
-    section = machine.section(Documents((), (), machines=(made,)))
+    even_machine = Machine(
+        name="M", memory_bytes=1, bandwidth_bytes_per_s=1e10, flops_per_s={"float32": 2e11}, source="maker"
+    )
+    section = machine.section(Documents((), (), machines=(even_machine,)))
     assert section is not None
     (picture,) = section.pictures  # no verification times: no second figure
     figure = inline.figure(picture)
@@ -416,9 +424,9 @@ def test_a_bend_is_where_reading_and_computing_take_equally_long():
 
 def test_training_figures_are_the_lines_of_the_run(tmp_path):
     run = read_documents([write_all(tmp_path)]).runs[0]
-    held = trained.line(run, "held_out_tokens_per_step")
-    assert [(x, span.value) for x, span in held] == [(0.0, 1.0), (5000.0, 2.5)]
-    assert (held[1][1].low, held[1][1].high) == (2.0, 3.0)
+    figure_line = trained.line(run, "held_out_tokens_per_step")
+    assert [(x, span.value) for x, span in figure_line] == [(0.0, 1.0), (5000.0, 2.5)]
+    assert (figure_line[1][1].low, figure_line[1][1].high) == (2.0, 3.0)
     assert trained.predicted(run) is None
     with_plan = run._replace(recipe={"predicted": {"lookahead": 4, "tokens_per_step": {"value": 2.0, "low": 1.5, "high": 2.5}}})  # fmt: skip
     assert trained.predicted(with_plan) == (2.0, 1.5, 2.5, 0.9)
@@ -426,8 +434,8 @@ def test_training_figures_are_the_lines_of_the_run(tmp_path):
 
 def test_the_best_size_is_the_measured_one_and_distances_start_there(tmp_path):
     rows = read_documents([write_all(tmp_path)]).rows
-    found = theory.optima(online(rows))
-    (points,) = found.values()
+    optima = theory.optima(online(rows))
+    (points,) = optima.values()
     assert points == [(tokens, 3e5, 1e7) for tokens in (1e6, 2e6, 4e6, 8e6)]
     star = next(row for row in rows if row.observation.draft_params == 3e5)
     other = next(row for row in rows if row.observation.draft_params == 1e6)
@@ -438,13 +446,13 @@ def test_the_best_size_is_the_measured_one_and_distances_start_there(tmp_path):
 def test_the_counted_gain_takes_the_alpha_of_its_temperature():
     rows = [Row(m.observation, m) for m in (measurement(), measurement(way="forced", accept_probs={"greedy": 0.5}),
             measurement(way="forced", temperature=1.0, accept_probs={"sampled": 0.9}))]  # fmt: skip
-    known = theory.alphas(rows)
+    alphas = theory.alphas(rows)
     n, m = 9e5, 1e7
     best = max((1 - 0.5 ** (k + 1)) / 0.5 / (k * n + m) * m for k in range(9))
-    assert theory.counted_gain(rows[0], known) == pytest.approx(best)
+    assert theory.counted_gain(rows[0], alphas) == pytest.approx(best)
     hot = Row(observation(temperature=1.0))
-    assert (theory.counted_gain(hot, known) or 0) > best
-    assert theory.counted_gain(Row(observation(draft="other")), known) is None
+    assert (theory.counted_gain(hot, alphas) or 0) > best
+    assert theory.counted_gain(Row(observation(draft="other")), alphas) is None
 
 
 def test_perplexities_of_two_tokenizers_share_no_figure():

@@ -132,10 +132,10 @@ def test_non_embedding_params_match_the_model_card(name):
 
 @pytest.mark.parametrize("name", known_shapes())
 def test_parts_add_up(name):
-    known = shape(name)
-    assert known.embedding_params + known.non_embedding_params == known.params
-    assert known.active_params <= known.params
-    assert (known.active_params == known.params) == (known.num_experts == 0)
+    public_shape = shape(name)
+    assert public_shape.embedding_params + public_shape.non_embedding_params == public_shape.params
+    assert public_shape.active_params <= public_shape.params
+    assert (public_shape.active_params == public_shape.params) == (public_shape.num_experts == 0)
 
 
 @pytest.mark.parametrize("name", ACTIVE)
@@ -353,8 +353,8 @@ def test_an_unknown_name_gets_three_neighbours(name):
 def test_training_tokens_come_with_a_source():
     assert shape("OPT-13B").training_tokens == 1.8e11
     assert shape("Qwen2.5-7B").training_tokens == 1.8e13
-    for known in map(shape, known_shapes()):
-        assert (known.training_tokens is None) == (known.training_source is None)
+    for public_shape in map(shape, known_shapes()):
+        assert (public_shape.training_tokens is None) == (public_shape.training_source is None)
 
 
 # drafts

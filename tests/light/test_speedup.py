@@ -72,11 +72,11 @@ def test_constant_is_stable_near_one():
 
 def all_trees(nodes, depth, topk):
     """Every tree of `nodes` nodes as (parents, ranks), node sets grown one child at a time; small cases only."""
-    seen = set()
+    visited = set()
 
     def grow(paths):
         if len(paths) == nodes:
-            seen.add(frozenset(paths))
+            visited.add(frozenset(paths))
             return
         for above in [(), *paths]:
             for rank in range(topk):
@@ -84,7 +84,7 @@ def all_trees(nodes, depth, topk):
                     grow(paths | {(*above, rank)})
 
     grow(frozenset())
-    for tree in seen:
+    for tree in visited:
         paths = sorted(tree, key=lambda path: (len(path), path))
         yield [paths.index(path[:-1]) if len(path) > 1 else -1 for path in paths], [path[-1] for path in paths]
 
@@ -230,10 +230,10 @@ def test_optimal_lookahead_equals_brute_force():
     alpha, ratio = rng.uniform(0.02, 0.97, 400), 10 ** rng.uniform(-0.5, 6, 400)
     best = law.optimal_lookahead(alpha, ratio)
     grid = np.linspace(0, 1, 20001)[None, :] * (2 * best[:, None] + 2)
-    found = law.tokens_per_flop(alpha[:, None], grid, 1.0, ratio[:, None])
-    brute = np.take_along_axis(grid, found.argmax(axis=1)[:, None], axis=1)[:, 0]
+    best_lookahead = law.tokens_per_flop(alpha[:, None], grid, 1.0, ratio[:, None])
+    brute = np.take_along_axis(grid, best_lookahead.argmax(axis=1)[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(best, brute, atol=1.01 * grid[:, 1].max())
-    assert np.all(law.tokens_per_flop(alpha, best, 1.0, ratio) >= found.max(axis=1) * (1 - 1e-12))
+    assert np.all(law.tokens_per_flop(alpha, best, 1.0, ratio) >= best_lookahead.max(axis=1) * (1 - 1e-12))
     assert np.all(best[ratio <= 1] == 0)
 
 

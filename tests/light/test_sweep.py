@@ -153,10 +153,10 @@ def test_a_second_training_starts_from_the_export_at_its_budget_and_keeps_the_mo
     named, places = by_name(cells), Places(Path("out"), cells)
     for budget, where in (("20k", "exports/tokens-20000"), ("100k", "final")):
         cell = named[f"scylla-L2-d{budget}-then"]
-        made = places.recipe(cell)
-        assert made
-        assert made["model"] == {"kind": "eagle3", "layers": 2, "init": f"out/cells/scylla-L2/{where}"}
-        assert made["stages"] == [{"tokens": 1e4, "length": 64, "batch": 4, "schedule": "cosine"}]
+        recipe = places.recipe(cell)
+        assert recipe
+        assert recipe["model"] == {"kind": "eagle3", "layers": 2, "init": f"out/cells/scylla-L2/{where}"}
+        assert recipe["stages"] == [{"tokens": 1e4, "length": 64, "batch": 4, "schedule": "cosine"}]
         assert "out/cells/scylla-L2/" not in " ".join(places.words(cell)), "of the stem only the weights"
         assert cell.needs == ("scylla-L2",)
         assert "answers" in cell.words
@@ -258,9 +258,9 @@ def test_the_committed_experiment_covers_the_asked_grid():
     only_answers = recipe_of(named["eagle2"]), recipe_of(named["eagle3"])
     assert all(recipe.model.layers == 1 for recipe in only_answers)
     assert all("exp/answers/train" in named[name].words for name in ("eagle2", "eagle3", *scyllas))
-    wide = [one for one in document.measure if one.name in ("width", "wide")]
-    assert all({int(spec.split(",")[-1].strip("@")) for spec in one.spec} >= {1, 16, 64} for one in wide)
-    assert sorted(batch for one in wide for batch in one.batch) == [1, 2, 4, 8, 16, 32]
+    wide = [entry for entry in document.measure if entry.name in ("width", "wide")]
+    assert all({int(spec.split(",")[-1].strip("@")) for spec in entry.spec} >= {1, 16, 64} for entry in wide)
+    assert sorted(batch for entry in wide for batch in entry.batch) == [1, 2, 4, 8, 16, 32]
     plane = [cell for cell in cells if cell.words[:2] == ("measure", "@lm-n3M-d5M")]
     assert len(plane) == 3 * len(budgets)
     assert all("lm-n3M-d5M" in cell.needs and "--family" in cell.words for cell in plane)
@@ -355,8 +355,8 @@ def test_a_sweep_runs_once_and_puts_observations_together_with_their_origin(here
     again, starts = drive(cells, here)
     assert starts == []
     assert [(c.name, c.seconds, c.tokens_per_step) for c in again.cells] == [(c.name, c.seconds, c.tokens_per_step) for c in sweep.cells]  # fmt: skip
-    found = next(c for c in sweep.cells if c.name == "scylla-L2")
-    assert (found.tokens, found.tokens_per_step) == (1e5, 1.5)
+    head_cell = next(c for c in sweep.cells if c.name == "scylla-L2")
+    assert (head_cell.tokens, head_cell.tokens_per_step) == (1e5, 1.5)
 
 
 def test_a_failure_costs_its_cell_and_what_needs_it(here: Path):
@@ -369,14 +369,14 @@ def test_a_failure_costs_its_cell_and_what_needs_it(here: Path):
         "bad": "failed", "memory": "failed", "killed": "failed", "torn": "failed", "lacking": "failed", "next": "waits for bad",
         "last": "waits for bad", "good": "done",
     }  # fmt: skip
-    said = dict(line.split(": ", 1) for line in failures(sweep))
-    assert said["bad"] == "exit code 2: it went wrong (2 cells wait for it)"
-    assert said["memory"] == "exit code 2: cannot allocate memory"
-    assert said["killed"] == "killed (out of memory?)"
-    assert said["lacking"] == "ended well but left no final"
-    assert "observations.jsonl:1" in said["torn"]
-    kept = json.loads((here / "out/cells/bad" / FAILED).read_text())
-    assert kept["outcome"]["tail"] == ["something to say", "error: it went wrong"]
+    reasons = dict(line.split(": ", 1) for line in failures(sweep))
+    assert reasons["bad"] == "exit code 2: it went wrong (2 cells wait for it)"
+    assert reasons["memory"] == "exit code 2: cannot allocate memory"
+    assert reasons["killed"] == "killed (out of memory?)"
+    assert reasons["lacking"] == "ended well but left no final"
+    assert "observations.jsonl:1" in reasons["torn"]
+    failure = json.loads((here / "out/cells/bad" / FAILED).read_text())
+    assert failure["outcome"]["tail"] == ["something to say", "error: it went wrong"]
     again, starts = drive(cells, here)
     assert (states(again), starts) == (states(sweep), []), "failed cells stay failed unless asked"
     _, starts = drive(cells, here, retry_failed=True)
@@ -414,7 +414,7 @@ def test_two_sweeps_in_one_folder_are_refused(here: Path):
 
 def test_workers_run_side_by_side_and_what_is_to_be_alone_runs_alone(here: Path):
     steps = [cell(f"s{i}", "steps", f"@./n{i}", "20", alone=i == 1) for i in range(4)]
-    folder, runner, seen = prepared(steps, Path("out"), here), LocalRunner(3), []
+    folder, runner, observed = prepared(steps, Path("out"), here), LocalRunner(3), []
     driver = Driver(
         folder,
         runner,
@@ -425,15 +425,15 @@ def test_workers_run_side_by_side_and_what_is_to_be_alone_runs_alone(here: Path)
     begin = folder.begin
 
     def watched(cell: Cell) -> None:
-        seen.append({*(running.name for running in driver.running.values()), cell.name})
+        observed.append({*(running.name for running in driver.running.values()), cell.name})
         begin(cell)
 
     folder.begin = watched
     driver.run()
     runner.close()
     folder.release()
-    assert max(map(len, seen)) == 3
-    assert [names for names in seen if "s1" in names] == [{"s1"}]
+    assert max(map(len, observed)) == 3
+    assert [names for names in observed if "s1" in names] == [{"s1"}]
 
 
 SWEEP = """
@@ -457,20 +457,23 @@ except KeyboardInterrupt:
 
 def until(what, seconds=SLOWEST_S):
     end = time.monotonic() + seconds
-    while not (found := what()):
+    while not (result := what()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
-    return found
+    return result
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_or_interrupted_sweep_leaves_no_process_behind_and_goes_on(here: Path, how: signal.Signals):
     process = subprocess.Popen([sys.executable, "-c", SWEEP], cwd=here, env=os.environ)
-    kept, marker = here / "out/cells/s0/n", here / "out/cells/s0/running.txt"
+    cell_folder, marker = here / "out/cells/s0/n", here / "out/cells/s0/running.txt"
     try:
         until(
             lambda: (
-                kept.is_file() and int(kept.read_text()) > 1 and marker.is_file() and marker.read_text().endswith("\n")
+                cell_folder.is_file()
+                and int(cell_folder.read_text()) > 1
+                and marker.is_file()
+                and marker.read_text().endswith("\n")
             )
         )
         pid = int(marker.read_text().split()[1])
@@ -479,7 +482,7 @@ def test_a_killed_or_interrupted_sweep_leaves_no_process_behind_and_goes_on(here
     finally:
         process.kill()
     until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
-    done = int(kept.read_text())
+    done = int(cell_folder.read_text())
     assert 1 < done < 120
     assert not (here / "out/cells/s0" / DONE).exists()
     assert not (here / "out/cells/s0" / FAILED).exists(), "an interrupt is no failure"
@@ -515,8 +518,8 @@ def test_reasons_name_signals_and_memory():
         reason(137, ("RuntimeError: CUDA out of memory. Tried",))
         == "killed (out of memory?): RuntimeError: CUDA out of memory. Tried"
     )
-    said = "RuntimeError: DefaultCPUAllocator: can't allocate memory"
-    assert reason(1, ("Traceback", "  File x", said, "later")) == f"exit code 1: {said}"
+    message = "RuntimeError: DefaultCPUAllocator: can't allocate memory"
+    assert reason(1, ("Traceback", "  File x", message, "later")) == f"exit code 1: {message}"
     assert reason(2, ()) == "exit code 2: no output"
 
 
@@ -541,8 +544,8 @@ def test_time_left_comes_from_cells_done_per_token_and_is_unknown_without_any():
 def test_a_full_screen_keeps_what_runs_and_what_failed():
     rows = [state(f"d{i}", "done") for i in range(50)] + [state("f", "failed"), state("r", "running")]
     rows += [state(f"w{i}", "waiting") for i in range(50)]
-    kept = [row.name for row in most_telling(rows, 6)]
-    assert kept == ["f", "r", "w0", "w1", "w2", "w3"]
+    names = [row.name for row in most_telling(rows, 6)]
+    assert names == ["f", "r", "w0", "w1", "w2", "w3"]
 
 
 # The planner's next runs
@@ -557,12 +560,12 @@ def a_plan(path: Path, draft: dict, *runs: dict) -> Path:
     step = {"concurrency": 8, "running": 8.0, "lookahead": 4, "topk": 1, "tree_nodes": 4} | dict.fromkeys(
         names, estimate
     )
-    made = {
+    plan_json = {
         "objective": "throughput", "engine": "foredraft", "target": "t", "machine": "m", "devices": 1, "dtype": "float32",
         "workload": {"input_len": 1, "output_len": 1, "concurrency": [1, 8]}, "speedup": estimate, "schedule": [step], "draft": draft,
         "next_runs": [RUN | {"run": f"run {i}"} | run for i, run in enumerate(runs)],
     }  # fmt: skip
-    records.write(path, msgspec.convert(made, Plan))
+    records.write(path, msgspec.convert(plan_json, Plan))
     return path
 
 
@@ -570,10 +573,10 @@ def test_next_runs_become_trainings_and_measurements_and_the_rest_is_told(tmp_pa
     runs = ({"factor": "draft"}, {"factor": "data", "draft_tokens": 1e6}, {"factor": "trees"}, {"factor": "costs"}, {})
     path = a_plan(tmp_path / "Plan.json", LM, *runs)
     lm = GRID["drafts"]["lm"]
-    made = planned(grid(plan=str(path), planner=5, drafts={"lm": lm}, measure=[]))
-    cells = by_name(made.cells)
-    assert set(made.left_out) == {"run 0", "run 4"}
-    assert "name it under drafts with folder" in made.left_out["run 0"]
+    planned_cells = planned(grid(plan=str(path), planner=5, drafts={"lm": lm}, measure=[]))
+    cells = by_name(planned_cells.cells)
+    assert set(planned_cells.left_out) == {"run 0", "run 4"}
+    assert "name it under drafts with folder" in planned_cells.left_out["run 0"]
     recipe = recipe_of(cells["next2-d1M"])
     assert (recipe.model.params, recipe.stages[0].tokens, recipe.stages[0].length) == (1e5, 1e6, 64)
     assert recipe.stages[0].learning_rate == pytest.approx(4e-3 / 2**0.5, rel=1e-3)
@@ -629,8 +632,8 @@ def test_failed_cells_end_the_command_with_1_and_are_listed(here: Path):
     records.write(here / "grid.json", {"cells": cells})
     done = foredraft("grid.json", "--out", "out", "--json", cwd=here)
     assert done.returncode == 1
-    found = {cell["name"]: cell["state"] for cell in json.loads(done.stdout)["cells"]}
-    assert found == {"no": "failed", "yes": "done", "late": "waits for no"}
+    states = {cell["name"]: cell["state"] for cell in json.loads(done.stdout)["cells"]}
+    assert states == {"no": "failed", "yes": "done", "late": "waits for no"}
     assert "1 of 3 cells failed" in done.stderr
     assert "no: exit code 2:" in done.stderr
     assert "hint: out/cells/NAME/log.txt" in done.stderr

@@ -19,19 +19,19 @@ def trees(accept: np.ndarray, tail: float) -> list[Tree]:
 
 @pytest.mark.parametrize("tail", [0.3, 0.9, 2.5])
 def test_a_planted_tail_is_read_off_its_trees(tail: float):
-    found = fitted({name: (accept, trees(accept, tail)) for name, accept in ACCEPT.items()}, "a test")
-    assert found is not None
-    assert found.middle == pytest.approx(tail, rel=0.01)
-    assert found.sd == pytest.approx(0.05)
+    planted_tail = fitted({name: (accept, trees(accept, tail)) for name, accept in ACCEPT.items()}, "a test")
+    assert planted_tail is not None
+    assert planted_tail.middle == pytest.approx(tail, rel=0.01)
+    assert planted_tail.sd == pytest.approx(0.05)
 
 
 def test_trees_that_no_tail_gives_stand_at_its_ends():
     accept = ACCEPT["a"]
     ends = {"none": [Tree(3, 2, 6, 1.0)], "all": [Tree(3, 2, 6, 4.0)]}
     for name, end in zip(ends, RANGE, strict=True):
-        found = fitted({name: (accept, ends[name])}, "a test")
-        assert found is not None
-        assert found.middle == pytest.approx(end)
+        tail = fitted({name: (accept, ends[name])}, "a test")
+        assert tail is not None
+        assert tail.middle == pytest.approx(end)
     assert fitted({"deep": (accept, [Tree(9, 2, 20, 2.0)])}, "a test") is None
 
 
@@ -52,10 +52,10 @@ def test_a_study_with_trees_has_a_tail_of_its_own():
             Observation(**of, lookahead=t.depth, topk=t.topk, tree_nodes=t.nodes, tokens_per_step=t.tokens_per_step)
             for t in trees(accept, 0.6)
         ]
-    found = study.study(LLAMA, tuple(rows), 0.0, "head")
-    assert found is not None
-    assert found.tail.middle == pytest.approx(0.6, rel=0.1)
-    assert found.tail.source == "6 own trees of 2 drafts"
+    tree_study = study.study(LLAMA, tuple(rows), 0.0, "head")
+    assert tree_study is not None
+    assert tree_study.tail.middle == pytest.approx(0.6, rel=0.1)
+    assert tree_study.tail.source == "6 own trees of 2 drafts"
     chains = study.study(LLAMA, tuple(row for row in rows if row.topk == 1), 0.0, "head")
     assert chains is not None
     assert chains.tail == PUBLISHED

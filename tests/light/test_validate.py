@@ -66,16 +66,16 @@ def test_every_published_curve_is_judged_and_its_interval_holds_its_prediction()
 
 def test_constant_acceptance_is_the_best_constant_of_the_known_rows():
     """The rule to beat is not a straw man: on exactly constant rows it is exact, and no other constant fits better."""
-    known = {1: 1.7, 2: 1.7 + 0.49}
-    assert curves.constant_alpha(known) == pytest.approx(0.7, abs=1e-4)
+    known_taus = {1: 1.7, 2: 1.7 + 0.49}
+    assert curves.constant_alpha(known_taus) == pytest.approx(0.7, abs=1e-4)
     assert curves.visible_part({1: 1.7, 2: 2.1, 3: 2.3, 8: 3.0}) == {1: 1.7, 2: 2.1}
 
 
 def test_throughput_of_qwen3_32b_from_k_up_to_2():
-    found = judged("qwen3")
-    assert len(found.ratios) == 108
-    assert len(found.choices) == 27
-    summary = found.summary()
+    validation = judged("qwen3")
+    assert len(validation.ratios) == 108
+    assert len(validation.choices) == 27
+    summary = validation.summary()
     assert summary["throughput_ratio_error"] <= 0.04
     assert summary["best_k_regret_mean"] <= 0.015
     assert summary["best_k_regret_worst"] <= 0.06
@@ -111,11 +111,11 @@ def altered(rows: Sequence[Observation], factor: float, chosen: Callable[[int], 
     return out
 
 
-def predictions(found: Validation) -> dict[tuple, float]:
-    out: dict[tuple, float] = {(p.curve, p.lookahead): p.predicted for p in found.curves}
-    out |= {(p.curve, p.lookahead, "constant"): p.constant_alpha for p in found.curves}
-    out |= {(p.setting, p.load, p.lookahead): p.predicted for p in found.ratios}
-    return out | {(c.setting, c.load, "k"): float(c.chosen) for c in found.choices}
+def predictions(validation: Validation) -> dict[tuple, float]:
+    out: dict[tuple, float] = {(p.curve, p.lookahead): p.predicted for p in validation.curves}
+    out |= {(p.curve, p.lookahead, "constant"): p.constant_alpha for p in validation.curves}
+    out |= {(p.setting, p.load, p.lookahead): p.predicted for p in validation.ratios}
+    return out | {(c.setting, c.load, "k"): float(c.chosen) for c in validation.choices}
 
 
 @pytest.mark.parametrize("name", ["qwen3", "inferencex", "specdecode"])
@@ -162,8 +162,8 @@ SPEEDS = {  # tokens/s at k = 0 … 4, by load
 
 
 def row(**fields) -> Observation:
-    given: dict[str, Any] = {"run": "a", "target": "House-7B", "method": "eagle3"} | fields
-    return Observation(provenance=Provenance(source="own.csv"), **given)
+    values: dict[str, Any] = {"run": "a", "target": "House-7B", "method": "eagle3"} | fields
+    return Observation(provenance=Provenance(source="own.csv"), **values)
 
 
 def own_table(**fields) -> list[Observation]:
@@ -176,12 +176,12 @@ def own_table(**fields) -> list[Observation]:
 
 
 def test_an_unknown_target_on_an_unknown_machine_without_tau_still_gets_predictions_and_says_so():
-    found = validate(own_table())
-    assert len(found.ratios) == 6
-    assert len(found.choices) == 3
-    assert found.summary()["throughput_ratio_error"] < 0.15
-    assert found.summary()["best_k_regret_worst"] < 0.10
-    notes = " | ".join(found.assumed)
+    validation = validate(own_table())
+    assert len(validation.ratios) == 6
+    assert len(validation.choices) == 3
+    assert validation.summary()["throughput_ratio_error"] < 0.15
+    assert validation.summary()["best_k_regret_worst"] < 0.10
+    notes = " | ".join(validation.assumed)
     assert "House-7B" in notes
     assert "no τ in the rows" in notes
     assert "own speed" in notes
@@ -193,9 +193,9 @@ def test_a_known_target_with_tau_assumes_nothing():
 
 
 def test_an_unknown_name_with_a_known_machine_and_the_reverse():
-    found = validate(own_table(target="Qwen3-8B", machine="Abacus 3"))
-    assert len(found.ratios) == 6
-    assert any("own speed" in note and "Abacus 3" in note for note in found.assumed)
+    validation = validate(own_table(target="Qwen3-8B", machine="Abacus 3"))
+    assert len(validation.ratios) == 6
+    assert any("own speed" in note and "Abacus 3" in note for note in validation.assumed)
     with_machine = validate(own_table(target="Qwen3-8B"), machine="H100")
     assert not any("own speed" in note for note in with_machine.assumed)
 
@@ -208,15 +208,17 @@ def test_lacking_rows_are_counted_and_named():
     rows += [row(concurrency=512, lookahead=k, output_tok_s=5.0) for k in (1, 2, 3, 4)]  # no plain row at that load
     rows += [row(concurrency=8, lookahead=k, output_tok_s=900.0, method="mtp") for k in (3, 4)]  # none at k ≤ 2
     rows += [row(lookahead=k, tokens_per_step=2.0, dataset="elsewhere") for k in (4, 5)]  # a curve without its start
-    found = validate(rows)
-    counts = {what: n for what, n in found.lacking.items() if "for throughput" in what or "throughput of trees" in what}
+    validation = validate(rows)
+    counts = {
+        what: n for what, n in validation.lacking.items() if "for throughput" in what or "throughput of trees" in what
+    }
     assert counts["a concurrency or batch size (for throughput)"] == 2
     assert counts["k (for throughput)"] == 3
     assert counts["a no-draft row at the same load (for throughput)"] == 4
     assert counts["throughput at k ≤ 2 (for throughput at larger k)"] == 2
     assert sum(n for what, n in counts.items() if "chain" in what) == 1
-    assert found.lacking["τ at k ≤ 2 (for τ at larger k)"] == 2
-    assert [(p.load, p.predicted) for p in found.ratios] == [
+    assert validation.lacking["τ at k ≤ 2 (for τ at larger k)"] == 2
+    assert [(p.load, p.predicted) for p in validation.ratios] == [
         (p.load, p.predicted) for p in validate(own_table()).ratios
     ]
 
@@ -250,12 +252,12 @@ def test_a_batch_ladder_with_only_the_chain_length():
         row(target="Llama-3.1-8B", batch_size=n, lookahead=3, speedup=s, machine="H100")
         for n, s in ((1, 1.9), (8, 1.8), (64, 1.4), (256, 1.0))
     ]
-    found = validate(rows)
-    assert [p.load for p in found.ladders] == [1, 8, 64, 256]
-    predicted = [p.predicted for p in found.ladders]
+    validation = validate(rows)
+    assert [p.load for p in validation.ladders] == [1, 8, 64, 256]
+    predicted = [p.predicted for p in validation.ladders]
     assert predicted[1:] == sorted(predicted[1:], reverse=True)
     assert predicted[0] > predicted[2]
-    assert any("τ of eagle3" in note for note in found.assumed)
+    assert any("τ of eagle3" in note for note in validation.assumed)
     stated = validate([msgspec.structs.replace(r, tokens_per_step=3.0) for r in rows])
     assert not any("τ of" in note for note in stated.assumed)
 
@@ -264,9 +266,9 @@ def test_a_ladder_without_a_machine_asks_for_one_and_takes_it():
     rows = [row(target="Llama-3.1-8B", batch_size=8, lookahead=3, tokens_per_step=2.5, speedup=1.8)]
     with pytest.raises(ValueError, match="machine"):
         validate(rows)
-    found = validate(rows, machine="H100")
-    assert len(found.ladders) == 1
-    assert "machine H100" in found.assumed
+    validation = validate(rows, machine="H100")
+    assert len(validation.ladders) == 1
+    assert "machine H100" in validation.assumed
 
 
 def test_a_nan_in_a_table_is_an_error_and_a_blank_is_not(tmp_path):
@@ -275,8 +277,8 @@ def test_a_nan_in_a_table_is_an_error_and_a_blank_is_not(tmp_path):
     with pytest.raises(ValueError, match=r"^t\.csv:3: column tau: 'nan'"):
         validate(read_table(path)[0])
     path.write_text("model,method,k,tau\nT,eagle3,1,1.7\nT,eagle3,2,\nT,eagle3,3,2.5\n")
-    found = validate(read_table(path)[0])
-    assert [(p.lookahead, p.measured) for p in found.curves] == [(3, 2.5)]
+    validation = validate(read_table(path)[0])
+    assert [(p.lookahead, p.measured) for p in validation.curves] == [(3, 2.5)]
 
 
 def test_a_written_table_gives_the_same_findings_as_the_shipped_rows(tmp_path):
@@ -286,20 +288,20 @@ def test_a_written_table_gives_the_same_findings_as_the_shipped_rows(tmp_path):
     ]
     path = tmp_path / "al.csv"
     path.write_text("\n".join(rows) + "\n")
-    found = validate(read_table(path)[0])
-    assert found.summary()["curve_points"] >= 30
-    assert found.summary()["tokens_per_step_error"] < 0.08
+    validation = validate(read_table(path)[0])
+    assert validation.summary()["curve_points"] >= 30
+    assert validation.summary()["tokens_per_step_error"] < 0.08
 
 
 # The report of it.
 
 
 def test_findings_are_records_and_go_through_json():
-    for found in (judged("inferencex"), judged("qwen3")):
-        assert msgspec.json.decode(msgspec.json.encode(found), type=Validation) == found
-        summary = found.summary()
+    for validation in (judged("inferencex"), judged("qwen3")):
+        assert msgspec.json.decode(msgspec.json.encode(validation), type=Validation) == validation
+        summary = validation.summary()
         assert json.loads(msgspec.json.encode(summary)) == summary
-        assert summary["curve_points"] == len(found.curves)
+        assert summary["curve_points"] == len(validation.curves)
 
 
 def test_merge_adds_up():
@@ -330,6 +332,6 @@ def test_lookaheads_beyond_the_law_are_counted_not_predicted():
     base = {"target": "T", "provenance": Provenance(source="here"), "concurrency": 1, "output_tok_s": 100.0}
     rows = [Observation(run="0", method="none", **base)]
     rows += [Observation(run=str(k), method="ngram", lookahead=k, tokens_per_step=1.5, **base) for k in (1, 2, 4, 32)]
-    found = validate(rows)
-    assert [p.lookahead for p in found.ratios] == [4]
-    assert found.lacking["a lookahead within 16 (for throughput)"] == 1
+    validation = validate(rows)
+    assert [p.lookahead for p in validation.ratios] == [4]
+    assert validation.lacking["a lookahead within 16 (for throughput)"] == 1

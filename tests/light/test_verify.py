@@ -65,8 +65,10 @@ def completed(emitted: Outcomes, p: Law, length: int) -> Outcomes:
     """Sequences of `length` tokens when decoding goes on by the target after what a step emitted."""
     out: Outcomes = defaultdict(Fraction)
     for tokens, weight in emitted.items():
-        for rest, more in by_target(lambda tail, head=tokens: p(head + tail), max(length - len(tokens), 0)).items():
-            out[(tokens + rest)[:length]] += weight * more
+        for completion, more in by_target(
+            lambda tail, head=tokens: p(head + tail), max(length - len(tokens), 0)
+        ).items():
+            out[(tokens + completion)[:length]] += weight * more
     return {tokens: weight for tokens, weight in out.items() if weight}
 
 
@@ -85,17 +87,17 @@ def chain_step(p: Law, q: Law, length: int, rule: Callable[..., Verdict] = verif
         for picked in product(*(regions(cuts) for cuts in (*tests, finals))):
             uniforms = array([[u for u, _ in picked]])
             verdict = rule(p_rows, q_rows, array([tokens]).astype(int).reshape(1, length), uniforms)
-            kept = len(verdict.path[0])
+            num_accepted = len(verdict.path[0])
             weight = drafted
             for _, measure in picked:
                 weight *= measure
-            out[(*tokens[:kept], int(verdict.bonus[0]))] += weight
+            out[(*tokens[:num_accepted], int(verdict.bonus[0]))] += weight
     return out
 
 
 def _final(p: list[Fraction], q: list[Fraction], refused: bool) -> list[Fraction]:
-    rest = [max(a - b, Fraction(0)) for a, b in zip(p, q, strict=True)]
-    return [r / sum(rest) for r in rest] if refused and sum(rest) else p
+    residual = [max(a - b, Fraction(0)) for a, b in zip(p, q, strict=True)]
+    return [r / sum(residual) for r in residual] if refused and sum(residual) else p
 
 
 @pytest.mark.parametrize("salts", [(1, 2), (2, 1), (3, 3), (4, 0), (0, 5)])
@@ -115,8 +117,8 @@ def never_verify(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.
 def resample_from_p(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
     """Broken: after a refusal the token comes from p, not from the residual."""
     verdict = verify_chain(p, q, tokens, uniforms)
-    kept = [len(path) for path in verdict.path]
-    return verdict._replace(bonus=draw(p[np.arange(len(tokens)), kept], uniforms[:, -1]).tolist())
+    num_accepted = [len(path) for path in verdict.path]
+    return verdict._replace(bonus=draw(p[np.arange(len(tokens)), num_accepted], uniforms[:, -1]).tolist())
 
 
 def accept_more(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
@@ -138,10 +140,10 @@ TREE_TOKENS, TREE_PARENTS = (0, 2, 1, 2, 0, 1), (-1, -1, 0, 0, 1, -2)
 
 def paths() -> list[tuple[int, ...]]:
     """The tokens from the root to each node, root first."""
-    found: list[tuple[int, ...]] = [()]
+    tree_paths: list[tuple[int, ...]] = [()]
     for token, parent in zip(TREE_TOKENS, TREE_PARENTS, strict=True):
-        found.append((*found[parent + 1], token) if parent > -2 else ())
-    return found
+        tree_paths.append((*tree_paths[parent + 1], token) if parent > -2 else ())
+    return tree_paths
 
 
 def tree_step(p: Law, rule: Callable[..., Verdict] = verify_tree) -> Outcomes:
@@ -152,11 +154,11 @@ def tree_step(p: Law, rule: Callable[..., Verdict] = verify_tree) -> Outcomes:
     out: Outcomes = defaultdict(Fraction)
     for picked in product(*(regions(cuts) for _ in range(3))):
         verdict = rule(rows, tokens, parents, array([[u for u, _ in picked]]))
-        kept = [TREE_TOKENS[w] for w in verdict.path[0]]
+        accepted_tokens = [TREE_TOKENS[w] for w in verdict.path[0]]
         weight = Fraction(1)
         for _, measure in picked:
             weight *= measure
-        out[(*kept, int(verdict.bonus[0]))] += weight
+        out[(*accepted_tokens, int(verdict.bonus[0]))] += weight
     return out
 
 
@@ -180,13 +182,13 @@ def test_a_tree_that_emits_the_refused_token_of_its_parent_is_caught() -> None:
 def test_siblings_in_turn_with_renormalisation_is_the_same_law() -> None:
     """EAGLE's way of verifying a top-k tree (accept x with p(x); on refusal p(x) = 0, renormalise) accepts and emits as one draw from p does."""
     p, children = [Fraction(1, 6), Fraction(3, 6), Fraction(2, 6)], (2, 0)
-    left, outcome, rest = Fraction(1), {}, list(p)
+    remaining_mass, outcome, residual = Fraction(1), {}, list(p)
     for child in children:
-        outcome[child] = left * rest[child]
-        left *= 1 - rest[child]
-        mass = 1 - rest[child]
-        rest = [Fraction(0) if t == child else r / mass for t, r in enumerate(rest)]
-    emitted = {t: left * r for t, r in enumerate(rest) if r}
+        outcome[child] = remaining_mass * residual[child]
+        remaining_mass *= 1 - residual[child]
+        mass = 1 - residual[child]
+        residual = [Fraction(0) if t == child else r / mass for t, r in enumerate(residual)]
+    emitted = {t: remaining_mass * r for t, r in enumerate(residual) if r}
     assert outcome == {2: p[2], 0: p[0]}
     assert emitted == {1: p[1]}
 
