@@ -131,9 +131,7 @@ _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 
 @cache
 def of_method(method: str) -> Kind:
-    """The kind that a measurement's `method` names, by itself or by one of its words (samd_eagle2); an unknown one is a head whose
-    shape nobody knows.
-    """
+    """The kind that a measurement's `method` names, itself or by a word of it (samd_eagle2); an unknown one is a head without a shape."""
     if method in _BY_METHOD:
         return _BY_METHOD[method]
     words = re.split(r"[_\-]", method)

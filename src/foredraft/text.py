@@ -167,9 +167,7 @@ def generate(
     on_text: Callable[[int, str, bool], None] | None = None,
     on_step: Callable[[StepRecord], object] | None = None,
 ) -> list[tuple[Completion, Sequence]]:
-    """Answer `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Texts stand in the answers, counts in the
-    sequences.
-    """
+    """Answer `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Answers hold texts, sequences counts."""
     completions = []
     for index, prompt in enumerate(prompts):
         show = None if on_text is None else lambda piece, drafted, index=index: on_text(index, piece, drafted)

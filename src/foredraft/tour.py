@@ -64,9 +64,7 @@ def run(step: TourStep) -> None:
 
 
 def tour(zoo: Path, observations: Path, out: Path) -> Path:
-    """Run every step into `out`; returns the page. Raises ValueError where the zoo is not there, a verb fails, or drafted and
-    plain text differ.
-    """
+    """Run every step into `out`; return the page. Raises ValueError without the zoo, or where a verb fails or texts differ."""
     for need in (zoo / TARGET / "config.json", zoo / DATA, zoo / PROMPTS, observations):
         if not need.exists():
             raise ValueError(

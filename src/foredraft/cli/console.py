@@ -118,9 +118,7 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
 
 
 def check_models(target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True) -> None:
-    """Raise ValueError, one line, where the target's folder or a draft's (DIR, DIR@5, …) is missing or none, before anything heavy
-    is loaded.
-    """
+    """Raise ValueError where the target's folder or a draft's (DIR, DIR@5, …) is missing or none, before anything heavy is loaded."""
     from foredraft.kinds import NGRAM
     from foredraft.shapes import check_folder
 

@@ -17,9 +17,7 @@ _MARK_IN_MACRO = re.compile(r"\{%[-+]?\s*macro\b(?:(?!\bendmacro\b).)*" + _MARK.
 
 
 class Rendered(NamedTuple):
-    """A conversation's text and the [start, end) of its characters to be predicted. `closed`: the last answer ends
-    with a token of its own.
-    """
+    """A conversation's text, the [start, end) of its characters to be predicted, and whether its last answer is `closed` by a token."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
@@ -90,9 +88,7 @@ class ChatTemplate:
         return Rendered(text, spans, text[slice(*spans[-1])].endswith(tuple(self.end_tokens)))
 
     def _by_prefixes(self, messages: tuple[Message, ...]) -> Rendered:
-        """Answers are found by rendering the conversation up to each of them, and by their words; the last one first,
-        since it shows which end token answers have.
-        """
+        """Answers are found by rendering the conversation up to each and by their words, the last (which shows their end token) first."""
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         text = self._apply(messages)
         spans: list[tuple[int, int]] = []

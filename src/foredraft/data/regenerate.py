@@ -232,9 +232,7 @@ class Dialogue:
         return [*self.ids, *self.tokenizer(new, add_special_tokens=False)["input_ids"]]
 
     def _since(self, text: str) -> str:
-        """Return what a conversation's text has beyond the last answer and its end token. Raises ValueError where the
-        template writes what was said before in another way.
-        """
+        """What a text has beyond its last answer and end token. Raises ValueError where the template rewrites what was said before."""
         words = next(turn.content for turn in reversed(self.messages) if turn.role == "assistant")
         answer = text[len(self.rendered) :].lstrip() if text.startswith(self.rendered) else None
         ended = self.tokenizer.decode(self.ids[-1:], skip_special_tokens=True) == ""  # by a token that is no word

@@ -213,9 +213,7 @@ def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
 
 
 class _Zstandard(io.RawIOBase):
-    """The text of a .zst file, any number of frames. An end inside a frame raises EOFError, which the package's own
-    reader takes for the end of the text.
-    """
+    """The text of a .zst file of any number of frames; EOFError where it ends inside one, which the package's reader takes for an end."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.raw, self.packed, self.text = raw, b"", memoryview(b"")

@@ -95,9 +95,7 @@ def num_ids(tokenizer: Any) -> int:
 
 
 def keep(tokenizer: Any, path: str | Path, folder: Path, template: str | None = None) -> str:
-    """Copy the tokenizer's files at `path` into `folder`, or save it there, with `template` for its own; give the
-    sha256 of its tokenizer.json.
-    """
+    """Copy the tokenizer's files at `path` into `folder`, or save it there, with `template`; give the sha256 of its tokenizer.json."""
     copy_files(path, folder)
     if not (folder / TOKENIZER).is_file():
         tokenizer.save_pretrained(folder)

@@ -31,9 +31,7 @@ NARROW = 65536  # ids that fit two bytes
 
 
 class Source(Record, frozen=True):
-    """Where documents came from. `bytes` and `sha256` are of the file as it lies on disk, None for a remote set;
-    `skipped` counts broken lines that were left out.
-    """
+    """Where documents came from: `bytes` and `sha256` of a file on disk (None for a remote set), `skipped` broken lines."""
 
     name: str
     documents: int

@@ -54,9 +54,7 @@ def fitted(logits_BV: Tensor, vocab_size: int) -> Tensor:
 
 
 def row_probabilities(logits_BV: Tensor, samplings: Listed[Sampling], model: str) -> Tensor:
-    """The probabilities of every row under its own settings; logits may have further axes between. Raises ValueError, which names
-    `model`, on what is no distribution.
-    """
+    """Probabilities of every row [.., V] under its settings. Raises ValueError, which names `model`, on what is no distribution."""
     if len(set(samplings)) == 1:
         return probabilities(logits_BV, samplings[0], model)
     rows = zip(logits_BV, samplings, strict=True)
@@ -81,9 +79,7 @@ def prefill(
 
 
 def unread(running: Listed[Sequence], num_read: Listed[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens after the first `num_read` of each sequence, padded on the right by the last one at its own place: tokens and positions [B, M], index
-    of the last [B].
-    """
+    """Tokens behind the first `num_read` of each sequence, right-padded by the last: tokens, positions [B, M], index of the last [B]."""
     counts = [len(sequence.tokens) - start for sequence, start in zip(running, num_read, strict=False)]
     width = max(counts)
     tokens = [

@@ -72,9 +72,7 @@ class Engine:
             raise ValueError(f"{self.drafter.name} drafts no trees; leave the tree out")
 
     def add(self, request: Request, on_tokens: Callable[[list[int]], None] | None = None) -> Sequence:
-        """Queue a request; `on_tokens` is called with what each step emits. Raises ValueError where it cannot fit or
-        holds unknown tokens.
-        """
+        """Queue a request; `on_tokens` gets what each step emits. Raises ValueError where it cannot fit or holds unknown tokens."""
         needed, vocabulary = len(request.prompt) + request.max_tokens, self.target.shape.vocab_size
         if needed > self.max_context:
             raise ValueError(

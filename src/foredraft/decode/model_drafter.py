@@ -47,9 +47,7 @@ class ModelDrafter:
         self.num_read[row] = self.num_read[source]
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
-        """Read the tokens that came since, then extend one token at a time, or a level of the tree; what was drafted is
-        overwritten by what is read next.
-        """
+        """Read the tokens since, then extend by a token or a tree's level at a time; the next reading overwrites what was drafted."""
         cache = self.cache.rows(0, len(running))
         tokens_BM, positions_BM, last_B = unread(running, self.num_read, self.model.device)
         ends = [len(sequence.tokens) for sequence in running]

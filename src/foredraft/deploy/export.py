@@ -75,9 +75,7 @@ def export(
     plan: Plan | None = None,
     observations: Sequence[Observation] = (),
 ) -> Exported:
-    """Write the draft in a folder for an engine. Raises ValueError where the format cannot hold it, and where the folder written
-    does not pass `check`.
-    """
+    """Write the draft as an engine's folder. Raises ValueError where the format cannot hold it or the folder does not pass `check`."""
     config, trained = config_of(target), read_draft(draft, target)
     engine = for_format(settings.format)
     _refuse(trained, settings.format, engine)
@@ -156,9 +154,7 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
 
 
 def _engines(draft: TrainedDraft, format: str) -> tuple[str, ...]:
-    """The engines whose rules a folder of this format keeps: models and plain EAGLE-3 heads load in all, but a strict one stops at a
-    map that maps nothing.
-    """
+    """Engines whose rules such a folder keeps: models and plain EAGLE-3 heads load in all, but a strict one refuses an identity map."""
     owner = for_format(format) or USUAL
     if draft.kind.role != "head":
         return tuple(LOADERS)

@@ -33,9 +33,7 @@ class SGLang(ServingEngine):
     note = "chains only: the published SGLang trees of 5 to 7 nodes measured below chains of the same size"
 
     def efficiency(self, machine: Machine | None = None) -> Efficiency:
-        """The draft's passes are captured in graphs. SpecForge's rows (GPU not stated) ask for a third to a half of vLLM's overheads;
-        half is taken.
-        """
+        """The draft's passes are captured in graphs; half of vLLM's overheads, as SpecForge's rows (GPU not stated) ask for."""
         return Efficiency(draft_fixed_s=2.5e-4, draft_layer_s=2.2e-5, speculation_s=7.5e-4)
 
     # A plan's settings.

@@ -162,9 +162,7 @@ class VLLM(ServingEngine):
 
 
 def batch_ranges(schedule: Sequence[ScheduleStep]) -> list[list[int]]:
-    """[first batch, last batch, lookahead], without gaps from 1 up to the largest batch planned for; a change lies
-    midway between two plans.
-    """
+    """[first batch, last batch, lookahead] from 1 up to the largest batch planned for; a change lies midway between two plans."""
     by_batch: dict[int, int] = {}
     for step in sorted(schedule, key=lambda step: step.running):
         by_batch.setdefault(round(step.running), step.lookahead)

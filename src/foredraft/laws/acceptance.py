@@ -138,9 +138,7 @@ def check_curve(curve: Curve) -> None:
 
 
 class Lesson(NamedTuple):
-    """One curve to learn the law from: its weight (say 1/√n of its document, so that no document drowns the rest),
-    and whether it drifts.
-    """
+    """One curve to learn from: its weight (say 1/√n of its document, so that none drowns the rest), and whether it drifts."""
 
     curve: Curve
     weight: float = 1.0

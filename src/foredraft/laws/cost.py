@@ -254,9 +254,7 @@ def capacity_tokens(
 
 
 class Calibration(NamedTuple):
-    """`multipliers` (see MULTIPLIERS), the covariance of their logarithms, and the misfit (half the sum of robust squares,
-    prior included).
-    """
+    """`multipliers` (see MULTIPLIERS), the covariance of their logarithms, and the misfit (half the robust squares, prior included)."""
 
     multipliers: dict[str, float]
     covariance: Array

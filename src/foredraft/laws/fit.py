@@ -24,9 +24,7 @@ MIN_SLOPE = 1e-3  # of a bounded link at its very ends
 
 
 def _counts(row: Observation) -> tuple[float, float] | None:
-    """(accepted, drafted) tokens behind a constant α: from survival and steps, or from a run at lookahead 1; None of a tree, whose
-    positions have several tries.
-    """
+    """(accepted, drafted) tokens behind a constant α: from survival and steps, or a run at lookahead 1; None of a tree."""
     if (row.topk or 1) > 1:
         return None
     if row.survival and row.steps:

@@ -28,9 +28,7 @@ from foredraft.records import Estimate, Record
 
 
 class BenchRow(Record, frozen=True):
-    """What one configuration measured. `ratio` is its tokens/s over plain decoding's, paired by prompt; `gb_s` what its target
-    passes read of the weights.
-    """
+    """What a configuration measured: `ratio` of tokens/s over plain decoding's, paired by prompt; `gb_s` of weights its passes read."""
 
     name: str
     tokens_per_step: Estimate

@@ -19,9 +19,7 @@ LEVELS = 4  # drafted in a step where a spec names no number
 
 
 class DraftSpec(NamedTuple):
-    """A draft and how much of it: `DIR@5` a chain of 5, `DIR@5,4,16` a dynamic tree 5 deep, 4 wide, of 16 nodes; `draft`
-    None is plain decoding.
-    """
+    """A draft and its budget: `DIR@5` a chain of 5, `DIR@5,4,16` a dynamic tree 5 deep, 4 wide, of 16 nodes; None is plain decoding."""
 
     name: str
     draft: str | None

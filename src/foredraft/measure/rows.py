@@ -118,9 +118,7 @@ def chance_row(
 
 
 def perplexities(costs: Mapping[str, Array]) -> dict[str, Measured | None]:
-    """exp of nats per token by model, "target" and perhaps "draft", each [D, 2], by the name of an Observation's field; the
-    draft's nats per token besides.
-    """
+    """exp of nats per token [D, 2] by model ("target", perhaps "draft"), by an Observation's field; the draft's nats per token too."""
 
     def of(sums: Array) -> Array:
         return np.exp(divided(sums[..., 0], sums[..., 1]))
@@ -186,9 +184,7 @@ def _given_prefix(start: int, positions: int) -> Figure:
 
 
 def _products(given_prefix: Figure) -> Figure:
-    """P(at least i accepted) as the product of what each was given the one before (Kaplan and Meier 1958); where none was
-    reached, none survives.
-    """
+    """P(at least i accepted), the product of conditional ones (Kaplan and Meier 1958); where none was reached, none survives."""
     return lambda sums: np.cumprod(np.nan_to_num(given_prefix(sums)), -1, dtype=np.float64)
 
 

@@ -69,9 +69,7 @@ class Basis:
         return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
 
     def curve(self, is_alike: Callable[[Observation], bool]) -> CurvePosterior | None:
-        """Acceptance by position of the drafts on the target that are alike: from own runs, else from published ones with room for
-        other prompts.
-        """
+        """Acceptance by position of drafts alike on the target: from own runs, else from published ones with room for other prompts."""
         for rows, noise in ((self.observations, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
             alike = [row for row in rows if row.method != "none" and on_target(row, self.target) and is_alike(row)]
             if mean := mean_curve(alike):
@@ -144,17 +142,13 @@ def any_draft(*, drifts: bool) -> CurvePosterior:
 
 
 def head_posterior(basis: Basis) -> CurvePosterior:
-    """Acceptance of a head on the target: measured there if it was, else as heads have it in general. Of one layer: what more
-    of them gain is counted apart.
-    """
+    """Acceptance of a head of one layer on the target: measured there if it was, else as heads have it in general."""
     measured = basis.curve(lambda row: kinds.role_of(row.method) == "head" and (row.draft_layers or 1) == 1)
     return measured or any_draft(drifts=True)
 
 
 def _tokens_law(observations: Sequence[Observation]) -> Fit:
-    """Law 1.1 or its saturating rival, whichever predicts the largest run, on own runs of heads if they allow it,
-    else on EAGLE-3's figure 1.
-    """
+    """Law 1.1 or its saturating rival, whichever predicts the largest own run of heads, else the largest of EAGLE-3's figure 1."""
     rivals = (forms.LAW_1_1, forms.TOKENS_SATURATING)
     for rows in (observations, evidence.observations()):
         usable = [
@@ -242,9 +236,7 @@ def _head_at_hand(basis: Basis, shape: Shape) -> Candidate:
 
 
 def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
-    """An independent model to train on `tokens`, or (None) one that exists: measured curves of the pair speak before
-    the laws in size do.
-    """
+    """An independent model to train on `tokens`, or (None) an existing one: curves measured on the pair speak before laws in size."""
     target, machine = basis.target, basis.machine
     flops = 3 * shape.flops_per_token(0) * tokens if tokens else 0.0
     training_tokens = tokens or shape.training_tokens
@@ -299,9 +291,7 @@ def _as_alpha(row: Observation) -> Observation | None:
 
 
 def _lookup(basis: Basis) -> Candidate:
-    """Prompt lookup: nothing to train, no model; its acceptance hangs on the prompts, so without own runs every published
-    curve is a draw.
-    """
+    """Prompt lookup, without training or model; it hangs on the prompts, so without own runs every published curve is a draw."""
     draft = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
     if measured := from_study.lookup(basis.target, basis.observations, basis.temperature):
         return Candidate(draft, None, CurveAcceptance(measured))

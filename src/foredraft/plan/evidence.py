@@ -30,9 +30,7 @@ def documents(rows: Sequence[Observation]) -> frozenset[str]:
 
 @cache
 def position_law(without: frozenset[str] = NOTHING) -> PositionLaw:
-    """The position law over published curves but those of `without`: shipped fits for one document left out, a fresh
-    one (10 s) for several.
-    """
+    """The position law over published curves but those of `without`: a shipped fit for one document, a fresh one (10 s) for several."""
     laws = decode(
         dict[str, PositionLaw],
         (files("foredraft.published") / "position_laws.json").read_bytes(),

@@ -45,9 +45,7 @@ def _width(values: np.ndarray) -> float:
 
 
 def training_tokens(candidate: Candidate, factor: str) -> float | None:
-    """What a draft is trained on to settle `factor`, within the range of the own study where there is one; None where it is
-    settled by measuring alone.
-    """
+    """What a draft is trained on to settle `factor`, within the own study's range; None where measuring alone settles it."""
     if factor in ("costs", "draft", "trees"):
         return None
     choice, studied = candidate.choice, candidate.study_range

@@ -144,20 +144,15 @@ def _schedule(problem: Problem, best: Scored, outcome: SimulatedOutcome) -> tupl
     unit = UNITS["latency" if problem.settings.objective == "latency" else "throughput"]
     return tuple(
         ScheduleStep(
-            concurrency=int(c),
-            running=float(best.running[i]),
-            lookahead=mode.depth,
-            topk=mode.width,
-            tree_nodes=mode.nodes,
-            tree=static_tree(best.candidate, mode, problem.settings) if best.candidate else (),
+            concurrency=int(c), running=float(best.running[i]), lookahead=mode.depth, topk=mode.width,
+            tree_nodes=mode.nodes, tree=static_tree(best.candidate, mode, problem.settings) if best.candidate else (),
             tokens_per_step=_estimate(outcome.tau[i], "tokens/step", best),
             speedup=_estimate(outcome.speedup[i], unit, best),
             output_tok_s=_estimate(outcome.output_tok_s[i], "tokens/s", best),
-            tpot_s=_estimate(outcome.tpot_s[i], "s", best),
-            ttft_s=_estimate(outcome.ttft_s[i], "s", best),
+            tpot_s=_estimate(outcome.tpot_s[i], "s", best), ttft_s=_estimate(outcome.ttft_s[i], "s", best),
         )
         for i, (c, mode) in enumerate(zip(problem.workload.concurrency, best.modes, strict=True))
-    )
+    )  # fmt: skip
 
 
 def _settings(problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]) -> dict[str, dict[str, Any]]:
@@ -312,9 +307,7 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
 
 
 def _extrapolates(problem: Problem, best: Scored) -> tuple[str, ...]:
-    """Inputs outside the data behind the plan: the draft's, and the cost law's (own rows' loads; without them, one H100 at
-    1–256 clients).
-    """
+    """Inputs outside the draft's data and the cost law's (own rows' loads; without them, one H100 at 1–256 clients)."""
     outside = set(best.candidate.extrapolates if best.candidate else ())
     if calibration := problem.calibrated:
         least, most = calibration.loads

@@ -92,9 +92,7 @@ def optimal_draft(
     plane: AcceptPlane = PLANE,
     smallest: float = SMALLEST_DRAFT,
 ) -> DraftOptimum:
-    """N* = argmax_N max_γ T(N, γ) for N from `smallest` to the target's size: a grid over log N, then a search between the
-    neighbours of its best point.
-    """
+    """N* = argmax_N max_γ T(N, γ), N from `smallest` to the target's size: a grid over log N, then a search around its best point."""
     _require_counts(target_params, smallest, draft_tokens=draft_tokens, target_tokens=target_tokens)
 
     def chain(log_params: Any) -> Throughput:

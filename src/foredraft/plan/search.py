@@ -182,9 +182,7 @@ def tokens_per_step(accept: Array, modes: Sequence[Mode], tail: float | Array) -
 
 
 def static_tree(candidate: Candidate, mode: Mode, settings: PlanSettings) -> tuple[tuple[int, int], ...]:
-    """(parent, rank) of each node of the best static tree of the mode's size at the candidate's mean acceptance, parents
-    first; empty for a chain.
-    """
+    """(parent, rank) of the nodes of the mode's best static tree at mean acceptance, parents first; empty for a chain."""
     if mode.width <= 1:
         return ()
     draws = candidate.acceptance.draws(settings.draws, np.random.default_rng(settings.seed), NOTHING)
@@ -281,9 +279,7 @@ def _best_modes(value: Array, problem: Problem) -> Array:
 
 
 def rank(problem: Problem, everybody: Sequence[Candidate]) -> tuple[list[Scored], dict[str, str]]:
-    """All candidates that fit, no speculation among them, best first; and of the others why not: of a draft at several budgets,
-    why not the first.
-    """
+    """All candidates that fit, no speculation among them, best first; and why the others (the first of several budgets) do not."""
     plain = problem.server(None, speculate=False)
     scored, dropped = [score(problem, None, plain)], {}
     for candidate in everybody:

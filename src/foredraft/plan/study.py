@@ -56,9 +56,7 @@ class StudyDraft:
 
 @dataclass(frozen=True)
 class Study:
-    """The drafts of one role that were measured on a target, the pool's dataset and temperature, and what their trees gained
-    over their chains.
-    """
+    """Drafts of a role measured on a target at the pool's dataset and temperature, and what their trees gained over their chains."""
 
     target: Shape
     drafts: tuple[StudyDraft, ...]

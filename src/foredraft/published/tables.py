@@ -200,9 +200,7 @@ def _derived(cells: _Cells, number: int, row: dict, fields: dict) -> dict:
 
 
 def _survival(cells: _Cells, number: int, row: dict) -> tuple[float, ...] | None:
-    """Joint acceptance by position from a list cell such as '72.8;51.3' (per cent when the column says pct);
-    conditional ones are chained.
-    """
+    """Joint acceptance by position from a cell such as '72.8;51.3' (per cent where the column says pct); conditional ones are chained."""
     for key in filter(_by_position, cells.header):
         cell = cells.text(row, key)
         if cell is None:

@@ -79,9 +79,7 @@ def files(picture: Picture) -> Callable[[Any], None]:
 
 
 def inline(drawn: bytes, name: str, title: str) -> str:
-    """A file of matplotlib's as an element: no prolog, no metadata, no global style; ids begin with `name`, and the page
-    holds what describes it under `name`-caption.
-    """
+    """A figure of matplotlib's as an element without prolog, metadata or style; ids begin with `name`, described by `name`-caption."""
     root = ElementTree.fromstring(drawn)
     for parent in list(root.iter()):
         for child in list(parent):

@@ -69,9 +69,7 @@ def _paths(recipe: Any) -> Iterator[str]:
 
 
 def ordered(cells: Iterable[Cell]) -> list[Cell]:
-    """Return the cells in their own order, each after those it needs. Raises ValueError for a name that is there twice or not at
-    all, and for a circle.
-    """
+    """The cells in order, each after those it needs. Raises ValueError for a name twice or not there, and for a circle."""
     named: dict[str, Cell] = {}
     for cell in cells:
         if cell.name in named:

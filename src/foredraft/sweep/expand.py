@@ -285,9 +285,7 @@ def _measuring(
 
 
 def laid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`: objects key by key, lists of objects (stages) one by one, anything else replaced. Shares nothing
-    with either.
-    """
+    """`over` on top of `under`: objects by key, lists of objects (stages) one by one, anything else replaced. Shares nothing with either."""
     out = deepcopy(dict(under))
     for key, value in over.items():
         out[key] = _laid(out[key], value) if key in out else deepcopy(value)

@@ -135,9 +135,7 @@ class Named(Record, frozen=True):
 
 
 class Grid(Record, frozen=True):
-    """The whole sweep. `recipe`: what the recipes of all families and named cells have in common. `planner`: how many of the next runs of `plan`, a
-    Plan.json, to add.
-    """
+    """The whole sweep. `recipe`: what all recipes have in common. `planner`: how many next runs of `plan`, a Plan.json, to add."""
 
     target: str | None = None
     data: str | None = None

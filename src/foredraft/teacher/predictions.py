@@ -45,9 +45,7 @@ def emitted_mask(mask_BT: Tensor, documents_BT: Tensor) -> Tensor:
 
 
 def drafted_mask(documents_BT: Tensor, steps: int) -> Tensor:
-    """Where a language model drafts, by place as in `unroll.within`, [S, B, T]: a chain begun s tokens ago had a token
-    of the same document to begin with.
-    """
+    """Where a language model drafts, as in `unroll.within` [S, B, T]: a chain begun s tokens ago began with a token of the same document."""
     length = documents_BT.shape[1]
     drafted = torch.zeros(steps, *documents_BT.shape, dtype=torch.bool, device=documents_BT.device)
     for step in range(min(steps, length - 1)):

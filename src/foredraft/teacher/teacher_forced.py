@@ -79,9 +79,7 @@ def padded(texts: Iterable[Text], tokens_per_batch: int, device: torch.device) -
 def draft_predictions(
     draft: DraftHead | Decoder, target: Decoder, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False
 ) -> Predictions:  # fmt: skip
-    """Of a head beside its own target, or of an independent language model; where its vocabulary is wider than the target's by
-    padding, it is cut.
-    """
+    """Of a head beside its target, or of an independent language model, cut where its vocabulary is wider by padding."""
     if isinstance(draft, DraftHead):
         return UnrolledHead(draft).predictions(batch, hidden_states, lookahead, probs=probs)
     states = draft(batch.tokens_BT, logits="none").final_BTC

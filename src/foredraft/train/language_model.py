@@ -76,9 +76,7 @@ class LanguageModelObjective:
 
     @torch.no_grad()
     def held_out(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums of "loss", of its terms and of "ce", and "weight", how many tokens they are over; with a target those of
-        `acceptance.tally` besides.
-        """
+        """Sums of "loss", its terms and "ce" over "weight" tokens; with a target those of `acceptance.tally` besides."""
         total, terms, weight = self._read(batch, {"ce": 0.0} | self._loss)
         sums = {f"mean.{name}": value for name, value in ({"loss": total} | terms).items()} | {"weight": weight}
         if self.frozen is None:

@@ -31,15 +31,10 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
         ).items():
             points.append(
                 CurvePoint(
-                    curve=" · ".join(filter(None, key)),
-                    lookahead=k,
-                    measured=curve[k],
-                    predicted=mid,
-                    low=low,
-                    high=high,
-                    constant_alpha=float(tokens_per_step_constant(alpha, k)),
+                    curve=" · ".join(filter(None, key)), lookahead=k, measured=curve[k], predicted=mid, low=low,
+                    high=high, constant_alpha=float(tokens_per_step_constant(alpha, k)),
                 )
-            )
+            )  # fmt: skip
     return Validation(curves=tuple(points), lacking=lacking)
 
 

@@ -58,9 +58,7 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
 
 
 def draft_shape(row: Observation, target: shapes.Shape) -> shapes.Shape | None:
-    """The draft's shape for a measured row; None for prompt lookup and for no draft. Raises ValueError, which names what the
-    row does not say, where it is not known.
-    """
+    """The draft's shape for a measured row; None for prompt lookup and no draft. Raises ValueError naming what the row does not say."""
     kind = kinds.of_method(row.method)
     if kind.passes == "none":
         return None

@@ -273,18 +273,13 @@ def _numbers(setting: Setting, rows: Sequence[Row]) -> Table:
     )  # fmt: skip
     cells = [
         (
-            labels[config_of(row)],
-            f"{load_of(row) or NONE}",
-            number(row.span("tokens_per_step")),
-            number(row.span("speedup")),
-            number(row.span("output_tok_s"), ",.1f"),
-            number(row.span("ttft_s"), ".1f", 1e3),
-            number(row.span("tpot_s"), ".2f", 1e3),
-            number(row.measurement.ttot_s if row.measurement else None),
-            f"{row.observation.num_requests or NONE}",
+            labels[config_of(row)], f"{load_of(row) or NONE}", number(row.span("tokens_per_step")),
+            number(row.span("speedup")), number(row.span("output_tok_s"), ",.1f"),
+            number(row.span("ttft_s"), ".1f", 1e3), number(row.span("tpot_s"), ".2f", 1e3),
+            number(row.measurement.ttot_s if row.measurement else None), f"{row.observation.num_requests or NONE}",
         )
         for row in ranked[:MOST_ROWS]
-    ]
+    ]  # fmt: skip
     cut = f"; the first {MOST_ROWS} of {len(rows)} rows" if len(rows) > MOST_ROWS else ""
     return Table(f"{setting.words()}: as decoded{cut}", head, cells)
 

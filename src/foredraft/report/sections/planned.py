@@ -85,15 +85,11 @@ def _schedule(plan: Plan) -> Table:
     head = ("requests at once", "drafted per step", "tokens per step", "gain", "tokens/s", "ms per token")
     rows = [
         (
-            f"{step.concurrency}",
-            _drafting(step.lookahead, step.tree_nodes),
-            number(step.tokens_per_step),
-            number(step.speedup),
-            number(step.output_tok_s, ",.0f"),
-            number(step.tpot_s, ".3g", 1e3),
+            f"{step.concurrency}", _drafting(step.lookahead, step.tree_nodes), number(step.tokens_per_step),
+            number(step.speedup), number(step.output_tok_s, ",.0f"), number(step.tpot_s, ".3g", 1e3),
         )
         for step in plan.schedule
-    ]
+    ]  # fmt: skip
     level = f", {style.percent(plan.schedule[0].speedup.level)} intervals" if plan.schedule else ""
     return Table(f"Schedule for {plan.target}: predicted{level}", head, rows)
 

@@ -38,16 +38,12 @@ def _table(cells: Sequence[Mapping[str, Any]]) -> Table:
     ranked = sorted(cells, key=lambda cell: ORDER.index(_state(cell)))
     rows = [
         (
-            str(cell.get("name", NONE)),
-            str(cell.get("verb", NONE)),
-            str(cell.get("state", NONE)),
-            count(cell.get("tokens")),
-            number(cell.get("tokens_per_step")),
-            number(cell.get("seconds"), ",.0f"),
+            str(cell.get("name", NONE)), str(cell.get("verb", NONE)), str(cell.get("state", NONE)),
+            count(cell.get("tokens")), number(cell.get("tokens_per_step")), number(cell.get("seconds"), ",.0f"),
             str(cell.get("error") or ""),
         )
         for cell in ranked[:MOST]
-    ]
+    ]  # fmt: skip
     cut = f"; the first {MOST} of {len(ranked)}" if len(ranked) > MOST else ""
     head = ("cell", "verb", "state", "tokens", "tokens per step", "seconds", "error")
     return Table(
