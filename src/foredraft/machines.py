@@ -154,7 +154,8 @@ def machine(name: str) -> Machine:
     A size or variant in the name that is not the machine's own is an error: an "H100 64GB" is not an H100-SXM-80GB.
     """
     words = _words(name)
-    able = [record for record in _ALL if _variants(words) <= frozenset().union(*_labels(record))]
+    variants = {word for word in words if _VARIANT.fullmatch(word)}
+    able = [record for record in _ALL if variants <= frozenset().union(*_labels(record))]
     fits = [(len(label), record.name) for record in able for label in _labels(record) if label <= words]
     best = {machine_name for size, machine_name in fits if size == max(fits)[0]}
     if len(best) != 1:
@@ -167,10 +168,6 @@ def machine(name: str) -> Machine:
 def named(name: str) -> Machine:
     """A known accelerator, or the Machine record in a .json file."""
     return read(Machine, name) if name.endswith(".json") else machine(name)
-
-
-def _variants(words: frozenset[str]) -> frozenset[str]:
-    return frozenset(word for word in words if _VARIANT.fullmatch(word))
 
 
 def _labels(record: Machine) -> list[frozenset[str]]:

@@ -17,7 +17,7 @@ from foredraft.models.draft_head import DraftHead
 from foredraft.models.heads import load_head
 from foredraft.models.load import load, read_config
 from foredraft.shapes import Shape
-from foredraft.shapes.families import prefixes
+from foredraft.shapes.families import HEAD_FAMILY, prefixes
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -62,9 +62,9 @@ def as_llama(head: DraftHead) -> DraftHead:
     Others as they are; norms of queries and keys (Qwen3's) stay a family of their own.
     """
     shape = head.shape
-    if shape.qk_norm or (shape.family == "llama" and shape.qkv_bias == shape.o_bias):
+    if shape.qk_norm or (shape.family == HEAD_FAMILY and shape.qkv_bias == shape.o_bias):
         return head
-    shape = msgspec.structs.replace(shape, family="llama", o_bias=shape.qkv_bias)
+    shape = msgspec.structs.replace(shape, family=HEAD_FAMILY, o_bias=shape.qkv_bias)
     state = dict(head.state_dict())
     if shape.o_bias and not head.shape.o_bias:
         zeros = {f"layers.{i}.self_attn.o_proj.bias": head.fc.weight.new_zeros(shape.hidden_size) for i in range(shape.num_layers)}  # fmt: skip

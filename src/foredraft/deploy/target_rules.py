@@ -15,6 +15,7 @@ from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.rope import Rope, rope_from_config
 from foredraft.shapes import unfolded
+from foredraft.shapes.families import FAMILIES, ModelFamily
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -125,7 +126,7 @@ def _widths(config: dict[str, Any], other: dict[str, Any], folder: DraftFolder) 
 
 def _rope(config: dict[str, Any], other: dict[str, Any]) -> Iterator[Finding]:
     """A head stands in its target's positions, and is nearly always trained on its rotation."""
-    if other.get("model_type") == "opt":
+    if not FAMILIES.get(str(other.get("model_type")), ModelFamily()).rotary:
         return
     try:
         rope, target_rope = rope_from_config(config), rope_from_config(other)

@@ -102,7 +102,7 @@ def _compare(
     judge = engine.name if folder.kind.role == "head" else BOTH
     yield from _layer_count(folder, layers)
     for name in expected.needed:
-        if name not in folder.names and not _beyond(name, folder):
+        if name not in folder.names and _index(name) <= _last(folder):  # else of a layer that is missing altogether
             yield _missing(name, folder, engine, judge)
     for name, stored in folder.names.items():
         if name not in tensors and not SPARE.search(name) and not _index(name) >= layers:
@@ -119,11 +119,6 @@ def _index(name: str) -> int:
 def _last(folder: DraftFolder) -> int:
     """The last layer that the file has anything of; -1 for none."""
     return max((_index(name) for name in folder.names), default=-1)
-
-
-def _beyond(name: str, folder: DraftFolder) -> bool:
-    """Whether it is of a layer that the file has nothing of."""
-    return _index(name) > _last(folder)
 
 
 def _layer_count(folder: DraftFolder, layers: int) -> Iterator[Finding]:

@@ -17,12 +17,10 @@ LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = (
     2**24,
     2**26,
     2**30,
-)  # bytes of a line, which an event may fill, of an answer, of a stream
+)  # bytes of a line (an event may fill it), an answer, a stream
 END_LIMIT, END_S = 2**16, 1.0  # what is read behind a stream's end, so that its connection can serve again
 CONNECT_S = 10.0
-IDLE_S = (
-    4.0  # after which a connection is dropped: before a server does (uvicorn: 5 s), which would fail the next request
-)
+IDLE_S = 4.0  # then a connection is dropped, before a server does (uvicorn: 5 s) and fails the next request
 SHOWN = 300  # characters of a server's own message
 SENDING = "http11.send_request_headers.started"  # httpx2's name for the moment when a connection is open
 

@@ -29,6 +29,7 @@ from foredraft.models.layers import model_config_of
 from foredraft.models.linear import linear
 from foredraft.models.load import load
 from foredraft.records import Machine, Provenance
+from foredraft.shapes.families import HEAD_FAMILY
 
 VERIFIED = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 256  # tokens in the cache where a target's pass is timed
@@ -38,7 +39,7 @@ STACKED_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of the stack's weights, beyond 
 WIDTH = {"cpu": 4096, "cuda": 8192}
 STEPS = 64  # of the engine, to tell its overhead
 TINY = {
-    "model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+    "model_type": HEAD_FAMILY, "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
     "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
     "hidden_act": "silu", "tie_word_embeddings": True,
 }  # fmt: skip

@@ -72,7 +72,9 @@ def _timed(times_GT: Array, plain_GT: Array) -> tuple[dict[str, Measured | None]
 def greedy_row(base: Mapping[str, Any], sums: Sequence[Mapping[str, Array]], width: float) -> Measurement:
     """What the target's greedy answers say, `teacher.acceptance` step by step: α is greedy, P(argmax p = argmax q)."""
     positions = len(sums[0]["risk"])
-    table = np.array([[*_scalars(text), *text["risk"], *text["accepted"]] for text in sums])
+    table = np.array(
+        [[*(text[name].flat[0] for name in SUMS), *text["risk"], *text["accepted"]] for text in sums], dtype=float
+    )
     at = {name: i for i, name in enumerate(SUMS)}
     measured = {
         "tokens_per_step": _measured(table, _over(at["emitted"], at["whole"]), TAU, FORCED, (1.0, positions + 1.0))
@@ -186,7 +188,3 @@ def _given_prefix(start: int, positions: int) -> Figure:
 def _products(given_prefix: Figure) -> Figure:
     """P(at least i accepted), the product of conditional ones (Kaplan and Meier 1958); where none was reached, none survives."""
     return lambda sums: np.cumprod(np.nan_to_num(given_prefix(sums)), -1, dtype=np.float64)
-
-
-def _scalars(sums: Mapping[str, Array]) -> list[float]:
-    return [float(sums[name].flat[0]) for name in SUMS]

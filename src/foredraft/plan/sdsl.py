@@ -143,9 +143,9 @@ TARGETS = (
 )
 
 
-def table_5(loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> list[dict[str, Any]]:
+def table_5() -> list[dict[str, Any]]:
     """N* of every target at D = D' = 1e11 beside the published one."""
-    return [_table_5_row(target, optimal_draft(target.params, loss_law=loss_law, plane=plane)) for target in TARGETS]
+    return [_table_5_row(target, optimal_draft(target.params)) for target in TARGETS]
 
 
 def _table_5_row(target: Target, ours: DraftOptimum) -> dict[str, Any]:
@@ -228,10 +228,10 @@ PAPER_LINE: dict[str, Any] = {
 }
 
 
-def table_9(grid: RegressionGrid = GRID, loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE) -> ScalingLine:
+def table_9(grid: RegressionGrid = GRID) -> ScalingLine:
     """The pooled regression of N* over a grid of (M, D, D')."""
     points = np.array(list(itertools.product(grid.target_params, grid.draft_tokens, grid.target_tokens)))
-    best = np.array([optimal_draft(*point, loss_law=loss_law, plane=plane).draft_params for point in points.tolist()])
+    best = np.array([optimal_draft(*point).draft_params for point in points.tolist()])
     size, draft_tokens, target_tokens = points.T
     intercept, mu = _least_squares([np.ones(len(best)), size], best)
     slopes: list[Interval | None] = [None, None]

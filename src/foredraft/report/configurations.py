@@ -88,11 +88,11 @@ def online(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.category is None and row.way != "forced"]
 
 
-def by_setting(rows: Iterable[Row], key: Callable[[Row], Setting] = setting_of) -> list[tuple[Setting, list[Row]]]:
+def by_setting(rows: Iterable[Row]) -> list[tuple[Setting, list[Row]]]:
     """Rows apart by setting, the largest group first."""
     groups: dict[Setting, list[Row]] = {}
     for row in rows:
-        groups.setdefault(key(row), []).append(row)
+        groups.setdefault(setting_of(row), []).append(row)
     return sorted(groups.items(), key=lambda item: -len(item[1]))
 
 

@@ -61,7 +61,7 @@ def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation], beyond: S
     for (fixed, members), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
         colour = colour if len(groups) > 1 else BLUE
         _law(axes, fit, law, fixed, colour, _fixed_label(fixed, bool(members)), reach)
-        inside = [row for row in members if _among(row, rows)]
+        inside = [row for row in members if any(row is other for other in rows)]
         _dots(axes, law, inside, marker, colour if len(groups) > 1 else BLACK, 6 if len(rows) <= 30 else 4)
     if len(groups) == 1 and not groups[0][1] and rows:
         _dots(axes, law, rows, "o", BLACK, 4)
@@ -76,10 +76,6 @@ def _fit(figure: Any, fit: Fit, law: Law, rows: Sequence[Observation], beyond: S
     axes.set(xlabel=NAMES.get(law.leading, law.leading), ylabel=f"{NAMES.get(law.output, law.output)}, {law.unit}")
     _title(figure, fit)
     style.legend(figure, [axes], most=3)
-
-
-def _among(row: Observation, rows: Sequence[Observation]) -> bool:
-    return any(row is other for other in rows)
 
 
 def _dots(axes: Any, law: Law, rows: Sequence[Observation], marker: str, colour: str, size: float) -> None:

@@ -106,8 +106,8 @@ def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
     for key, value in node.attrib.items():
         key = key.removeprefix(XLINK)
         if key == "id":
-            if not _referred(node):
-                continue
+            if node.tag == f"{SVG}g":
+                continue  # groups bear ids that nothing refers to
             value = f"{name}-{value}"
         elif key == "href":
             value = value.replace("#", f"#{name}-", 1) if value.startswith("#") else value
@@ -119,11 +119,6 @@ def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
             value = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
         attributes[key] = value
     return attributes
-
-
-def _referred(node: ElementTree.Element) -> bool:
-    """Groups bear ids that nothing refers to."""
-    return node.tag != f"{SVG}g"
 
 
 def _ink(value: str) -> str:

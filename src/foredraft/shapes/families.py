@@ -14,8 +14,9 @@ class ModelFamily(NamedTuple):
 
     `architecture`: transformers' class, None where our decoder cannot run it. `sizes`: fields of a `Shape` and the config keys
     they come from, beyond the usual. `num_kv_heads`, `head_dim`: the class's defaults (None: derived). `tied`: it ties its
-    embeddings by default. `switches`: config keys, with the fields of a `Shape` that each sets and its default. `fields`: of a
-    `Shape`, from a whole config. `slides`: whether attention slides over a window, "switched" where the config decides.
+    embeddings by default. `rotary`: positions are rotations, not learned. `switches`: config keys, with the fields of a `Shape` that
+    each sets and its default. `fields`: of a `Shape`, from a whole config. `slides`: whether attention slides over a window,
+    "switched" where the config decides.
     `prefixes`: where a checkpoint may hang its decoder, the usual first; a bare model has none. `tensors`: patterns of our names
     (Llama's) and what they are on file. `dense`: the family of a smaller model without experts.
     """
@@ -25,6 +26,7 @@ class ModelFamily(NamedTuple):
     num_kv_heads: int | None = None
     head_dim: int | None = None
     tied: bool = False
+    rotary: bool = True
     switches: Mapping[str, tuple[tuple[str, ...], bool]] = {}
     fields: Callable[[Keys], dict[str, Any]] = lambda keys: {}
     slides: Literal["never", "always", "switched"] = "never"
@@ -77,7 +79,7 @@ FAMILIES: dict[str, ModelFamily] = {
         fields=lambda keys: {"qk_norm": True}, slides="switched",
     ),
     "opt": ModelFamily(
-        "OPTForCausalLM", sizes={"intermediate_size": "ffn_dim"}, tied=True, fields=_opt,
+        "OPTForCausalLM", sizes={"intermediate_size": "ffn_dim"}, tied=True, rotary=False, fields=_opt,
         prefixes=("model.decoder.", "decoder.", ""), tensors=_OPT_TENSORS,
     ),
     "mixtral": ModelFamily(

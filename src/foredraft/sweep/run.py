@@ -24,7 +24,6 @@ from foredraft.sweep.job import RUNNING, Job, Outcome
 from foredraft.sweep.local_runner import Runner
 
 LOOK_S = 1.0
-OVER = "done", "failed", "stopped"
 Show = Callable[[Sequence[CellState]], None]
 
 

@@ -20,13 +20,7 @@ from foredraft.sweep.figures import seconds_left
 from foredraft.sweep.folder import CellState
 
 COLOURS = {"done": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
-RANK = {
-    "running": 0,
-    "queued": 1,
-    "failed": 2,
-    "stopped": 3,
-    "done": 5,
-}  # of rows where not all fit; waiting ones are 4
+RANK = {"running": 0, "queued": 1, "failed": 2, "stopped": 3, "done": 5}  # where not all rows fit; waiting ones are 4
 
 
 class LiveTable:

@@ -127,17 +127,13 @@ class Checkpoints:
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint, on the CPU."""
-    return dict(_tensors(Checkpoint(folder)))
+    checkpoint = Checkpoint(folder)
+    return {name: checkpoint.tensor(name) for name in checkpoint.stored}
 
 
 def optimiser_state(folder: Path) -> dict[str, Tensor]:
     """The optimiser's tensors of a checkpoint, on the CPU; empty where it was saved before a first step."""
     return safetensors.torch.load_file(folder / OPTIMISER)
-
-
-def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    for name in checkpoint.stored:
-        yield name, checkpoint.tensor(name)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

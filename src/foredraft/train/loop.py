@@ -24,7 +24,7 @@ from foredraft.data.tokens import Batch, Packing
 from foredraft.recipe import Recipe, Stage
 from foredraft.train.checkpoints import Best, Checkpoints, RunningLoss, State, difference, optimiser_state, weights
 from foredraft.train.devices import Devices, fill, gathered
-from foredraft.train.objective import Loss, Objective
+from foredraft.train.objective import Objective
 from foredraft.train.optimiser import begin, optimisers_of, rate, scale_gradients, set_rate, state_of
 from foredraft.train.progress import Meter, RunLogger
 
@@ -200,7 +200,7 @@ class TrainingRun:
                 with self._precision():
                     loss = self.forward(batch, self.state.step)
                 loss.total.backward()
-            sums = added(sums, _as_sums(loss))
+            sums = added(sums, {"total": loss.total.detach(), "weight": loss.weight} | loss.terms)
         assert sums is not None, "a step has at least one micro-batch"
         reduced = self._reduced(
             sums | {"stop_requested": torch.tensor(float(stop_requested), device=self.devices.device)}
@@ -318,10 +318,6 @@ def micro_batches(stage: Stage, devices: Devices) -> list[slice]:
 
 def added(sums: dict[str, Tensor] | None, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(more) if sums is None else {name: sums[name] + value for name, value in more.items()}
-
-
-def _as_sums(loss: Loss) -> dict[str, Tensor]:
-    return {"total": loss.total.detach(), "weight": loss.weight} | loss.terms
 
 
 def with_loss(running: RunningLoss | None, loss: float) -> RunningLoss:
