@@ -27,16 +27,10 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a ch
 
 
 def load_engine(
-    target: str | Path,
-    draft: str | None = None,
-    *,
-    lookahead: int | Budget | Schedule = 4,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    max_batch: int = 8,
-    max_context: int | None = None,
+    target: str | Path, draft: str | None = None, *, lookahead: int | Budget | Schedule = 4,
+    dtype: torch.dtype = torch.float32, device: str = "cpu", max_batch: int = 8, max_context: int | None = None,
     cache_bytes: int | None = None,
-) -> Engine:
+) -> Engine:  # fmt: skip
     """The engine for the Hugging Face folder `target`, drafted for by "ngram" or by the model in the folder `draft`.
 
     `max_context` defaults to the model's own, at most 4,096. Raises ValueError, one line, on a lookahead that does not fit
@@ -49,14 +43,9 @@ def load_engine(
 
 
 def engine_on(
-    model: Decoder,
-    draft: str | None = None,
-    *,
-    lookahead: int | Budget | Schedule = 4,
-    max_batch: int = 8,
-    max_context: int | None = None,
-    cache_bytes: int | None = None,
-) -> Engine:
+    model: Decoder, draft: str | None = None, *, lookahead: int | Budget | Schedule = 4, max_batch: int = 8,
+    max_context: int | None = None, cache_bytes: int | None = None,
+) -> Engine:  # fmt: skip
     """`load_engine` for a target that is loaded already, which several engines may share."""
     hard = context_limit(model.shape, model.config)  # of learned positions and sliding windows
     context = max_context or min(model.shape.max_position_embeddings or 4096, 4096)
@@ -155,18 +144,10 @@ def stop_ids(target: str | Path, tokenizer: Any) -> frozenset[int]:
 
 
 def generate(
-    engine: Engine,
-    tokenizer: Any,
-    prompts: list[str],
-    *,
-    max_tokens: int = 256,
-    sampling: Sampling | None = None,
-    ends: frozenset[int] = frozenset(),
-    stops: tuple[str, ...] = (),
-    chat: bool = False,
-    on_text: Callable[[int, str, bool], None] | None = None,
-    on_step: Callable[[StepRecord], object] | None = None,
-) -> list[tuple[Completion, Sequence]]:
+    engine: Engine, tokenizer: Any, prompts: list[str], *, max_tokens: int = 256, sampling: Sampling | None = None,
+    ends: frozenset[int] = frozenset(), stops: tuple[str, ...] = (), chat: bool = False,
+    on_text: Callable[[int, str, bool], None] | None = None, on_step: Callable[[StepRecord], object] | None = None,
+) -> list[tuple[Completion, Sequence]]:  # fmt: skip
     """Answer `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Answers hold texts, sequences counts."""
     completions = []
     for index, prompt in enumerate(prompts):

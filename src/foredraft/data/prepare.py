@@ -41,18 +41,10 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    inputs: list[str],
-    out: str | Path,
-    tokenizer: str | Path,
-    *,
-    chat: bool = False,
-    template: str | None = None,
-    documents: int | None = None,
-    val_share: float = 0.0,
-    on_error: str = "stop",
-    licence: str | None = None,
+    inputs: list[str], out: str | Path, tokenizer: str | Path, *, chat: bool = False, template: str | None = None,
+    documents: int | None = None, val_share: float = 0.0, on_error: str = "stop", licence: str | None = None,
     progress: Progress | None = None,
-) -> Prepared:
+) -> Prepared:  # fmt: skip
     """Read `inputs` (see `sources.origins`), encode them with the tokenizer at `tokenizer`, write the folder `out`.
 
     With `chat` conversations are put into the tokenizer's chat template, or into `template`. With `val_share` the

@@ -244,15 +244,9 @@ class Dialogue:
 
 
 def regenerate(
-    prompts: list[UnansweredPrompt],
-    target: str | Path,
-    out: str | Path,
-    settings: RegenerateSettings,
-    *,
-    draft: str | None = None,
-    skips: Skips | None = None,
-    progress: Progress | None = None,
-) -> Regeneration:
+    prompts: list[UnansweredPrompt], target: str | Path, out: str | Path, settings: RegenerateSettings, *,
+    draft: str | None = None, skips: Skips | None = None, progress: Progress | None = None,
+) -> Regeneration:  # fmt: skip
     """Have the model in the folder `target` answer `prompts`, a line of `out` each, their conditions beside it.
 
     `draft`, "ngram" or the folder of one, changes speed alone. What `out` holds already is kept, but for a torn last line.

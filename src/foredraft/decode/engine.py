@@ -36,16 +36,9 @@ class Engine:
     """
 
     def __init__(
-        self,
-        target: Decoder,
-        drafter: Drafter | None = None,
-        *,
-        lookahead: int | Budget | Schedule = 4,
-        max_batch: int = 8,
-        max_context: int = 2048,
-        max_nodes: int = 64,
-        cache_bytes: int | None = None,
-    ) -> None:
+        self, target: Decoder, drafter: Drafter | None = None, *, lookahead: int | Budget | Schedule = 4,
+        max_batch: int = 8, max_context: int = 2048, max_nodes: int = 64, cache_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         self.target, self.score, self.drafter = target, Graphed(target), drafter
         self.schedule: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
         if not callable(lookahead):

@@ -91,14 +91,9 @@ class StaticTree:
 
 
 def grow(
-    logits_B1V: Tensor | None,
-    base_B1: Tensor,
-    budget: Budget,
-    extend: Extend,
-    target_ids: Callable[[Tensor], Tensor] = lambda ids: ids,
-    *,
-    model: str,
-) -> Proposal:
+    logits_B1V: Tensor | None, base_B1: Tensor, budget: Budget, extend: Extend,
+    target_ids: Callable[[Tensor], Tensor] = lambda ids: ids, *, model: str,
+) -> Proposal:  # fmt: skip
     """The budget's tree below the place that `logits_B1V` are of; its nodes' slots begin at `base_B1`.
 
     Raises ValueError, which names `model`, where a score is NaN.

@@ -67,14 +67,9 @@ class Exported(NamedTuple):
 
 
 def export(
-    draft: str | Path,
-    target: str | Path,
-    out: str | Path,
-    settings: ExportSettings,
-    *,
-    plan: Plan | None = None,
+    draft: str | Path, target: str | Path, out: str | Path, settings: ExportSettings, *, plan: Plan | None = None,
     observations: Sequence[Observation] = (),
-) -> Exported:
+) -> Exported:  # fmt: skip
     """Write the draft as an engine's folder. Raises ValueError where the format cannot hold it or the folder does not pass `check`."""
     config, trained = config_of(target), read_draft(draft, target)
     engine = for_format(settings.format)

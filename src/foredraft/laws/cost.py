@@ -78,17 +78,9 @@ class PassCost:
 
     @classmethod
     def of(
-        cls,
-        shape: Shape,
-        machine: Machine,
-        efficiency: Efficiency,
-        *,
-        fixed_s: float,
-        layer_s: float,
-        tensor_parallel: int = 1,
-        dtype: str = "bfloat16",
-        kv_dtype: str | None = None,
-    ) -> "PassCost":
+        cls, shape: Shape, machine: Machine, efficiency: Efficiency, *, fixed_s: float, layer_s: float,
+        tensor_parallel: int = 1, dtype: str = "bfloat16", kv_dtype: str | None = None,
+    ) -> "PassCost":  # fmt: skip
         """The cost of `shape` split over `tensor_parallel` machines. Raises ValueError when the machine has no rate for `dtype`."""
         if dtype not in machine.flops_per_s:
             raise ValueError(f"dtype {dtype}: {machine.name} has rates for {', '.join(machine.flops_per_s)}")
@@ -168,14 +160,9 @@ class ServerCost:
         return self.input_len + self.output_len / 2
 
     def load(
-        self,
-        concurrency: ArrayLike,
-        depth: ArrayLike,
-        tokens_per_step: ArrayLike,
-        *,
-        width: ArrayLike = 1,
+        self, concurrency: ArrayLike, depth: ArrayLike, tokens_per_step: ArrayLike, *, width: ArrayLike = 1,
         nodes: ArrayLike | None = None,
-    ) -> ServedLoad:
+    ) -> ServedLoad:  # fmt: skip
         """What `concurrency` clients see who each ask again at once: throughput, TTFT (queueing included) and TPOT.
 
         Decoding of a sequence's `output_len` tokens takes output_len / τ steps, shared by those that run; prefills
@@ -191,18 +178,10 @@ class ServerCost:
 
 
 def serve(
-    target: Shape,
-    machine: Machine,
-    *,
-    input_len: float,
-    output_len: float,
-    draft: Shape | None = None,
-    tensor_parallel: int = 1,
-    dtype: str = "bfloat16",
-    kv_dtype: str | None = None,
-    efficiency: Efficiency | None = None,
-    speculate: bool = True,
-) -> ServerCost:
+    target: Shape, machine: Machine, *, input_len: float, output_len: float, draft: Shape | None = None,
+    tensor_parallel: int = 1, dtype: str = "bfloat16", kv_dtype: str | None = None,
+    efficiency: Efficiency | None = None, speculate: bool = True,
+) -> ServerCost:  # fmt: skip
     """A server of `target`, and of `draft` beside it, on `tensor_parallel` machines.
 
     `speculate` False leaves out the memory that a drafter's buffers take. Raises ValueError when the models do not
@@ -233,16 +212,9 @@ def serve(
 
 
 def capacity_tokens(
-    target: Shape,
-    machine: Machine,
-    *,
-    draft: Shape | None = None,
-    tensor_parallel: int = 1,
-    dtype: str = "bfloat16",
-    kv_dtype: str | None = None,
-    efficiency: Efficiency | None = None,
-    speculate: bool = True,
-) -> float:
+    target: Shape, machine: Machine, *, draft: Shape | None = None, tensor_parallel: int = 1, dtype: str = "bfloat16",
+    kv_dtype: str | None = None, efficiency: Efficiency | None = None, speculate: bool = True,
+) -> float:  # fmt: skip
     """Tokens that the KV cache holds beside the weights of target and draft (each cached token is kept by both models)."""
     eff = efficiency or Efficiency()
     reserve = eff.reserve + (eff.speculation_reserve if draft and speculate else 0.0)

@@ -135,14 +135,9 @@ def _check_spare(law: Law, table: FitTable) -> None:
 
 
 def fit(
-    law: Law,
-    observations: Iterable[Observation],
-    *,
-    draws: int = 200,
-    seed: int = 0,
-    missing: str = "error",
+    law: Law, observations: Iterable[Observation], *, draws: int = 200, seed: int = 0, missing: str = "error",
     checkpoints: bool = False,
-) -> Fit:
+) -> Fit:  # fmt: skip
     """Fit `law` to observations of one pool; raises a one-line ValueError that says what the data lack.
 
     missing="skip" leaves out rows without a needed field (`missing_fields` counts them); `residual_sd` is on the link's

@@ -57,17 +57,10 @@ class Decoder(nn.Module):
         return new_cache(self.shape, batch, slots, self.dtype, self.device)
 
     def forward(
-        self,
-        tokens_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        cache: KeyValues | None = None,
-        slots_BT: Tensor | None = None,
-        mask_BTS: Tensor | None = None,
-        *,
-        hidden_states: tuple[int, ...] = (),
-        logits: LogitsAt = "all",
-        attend: Attend | None = None,
-    ) -> Output:
+        self, tokens_BT: Tensor, positions_BT: Tensor | None = None, cache: KeyValues | None = None,
+        slots_BT: Tensor | None = None, mask_BTS: Tensor | None = None, *, hidden_states: tuple[int, ...] = (),
+        logits: LogitsAt = "all", attend: Attend | None = None,
+    ) -> Output:  # fmt: skip
         """Score T tokens per sequence.
 
         `positions_BT` is each token's place in its text, `slots_BT` where its keys and values go in the cache (nodes of

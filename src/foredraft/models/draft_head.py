@@ -134,16 +134,9 @@ class DraftHead(nn.Module, ABC):
         )
 
     def forward(
-        self,
-        tokens_BT: Tensor,
-        hidden_BTC: Tensor,
-        positions_BT: Tensor | None = None,
-        cache: KeyValues | None = None,
-        slots_BT: Tensor | None = None,
-        mask_BTS: Tensor | None = None,
-        *,
-        logits: LogitsAt = "all",
-    ) -> Output:
+        self, tokens_BT: Tensor, hidden_BTC: Tensor, positions_BT: Tensor | None = None, cache: KeyValues | None = None,
+        slots_BT: Tensor | None = None, mask_BTS: Tensor | None = None, *, logits: LogitsAt = "all",
+    ) -> Output:  # fmt: skip
         """One draft step. `tokens_BT` are target ids, `hidden_BTC` what `combine` or the last step's `pre_norm_BTC` gave.
 
         The rest is as in `Decoder.forward`; logits are over the head's own vocabulary (see `target_ids`).

@@ -26,14 +26,9 @@ class Eagle3Head(DraftHead):
     layout = HeadLayout("LlamaForCausalLMEagle3")
 
     def __init__(
-        self,
-        shape: Shape,
-        config: ModelConfig,
-        target: Decoder,
-        feature_layers: tuple[int, ...],
-        d2t: Tensor,
+        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], d2t: Tensor,
         own_embedding: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(shape, config, target, feature_layers, own_embedding)
         hidden, width = shape.hidden_size, shape.target_hidden_size or shape.hidden_size
         self.fc = Linear(3 * width, hidden, bias=False)

@@ -34,15 +34,10 @@ class Output(NamedTuple):
 
 
 def attention_metadata(
-    tokens_BT: Tensor,
-    positions_BT: Tensor | None,
-    cache: KeyValues | None,
-    slots_BT: Tensor | None,
-    mask_BTS: Tensor | None,
-    rotary: Rotary | None,
-    dtype: torch.dtype,
+    tokens_BT: Tensor, positions_BT: Tensor | None, cache: KeyValues | None, slots_BT: Tensor | None,
+    mask_BTS: Tensor | None, rotary: Rotary | None, dtype: torch.dtype,
     kernel_dtypes: frozenset[torch.dtype] = frozenset(),
-) -> tuple[Tensor, AttentionMetadata]:
+) -> tuple[Tensor, AttentionMetadata]:  # fmt: skip
     """Positions and `AttentionMetadata` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
 
     `kernel_dtypes`: types in which the layers can run by our own kernels, which they then do where the pass is small enough.

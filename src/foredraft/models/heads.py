@@ -31,15 +31,9 @@ _VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "use_aux_norm"
 
 
 def new_head(
-    target: Decoder,
-    kind: str = kinds.EAGLE3.name,
-    num_layers: int = 1,
-    draft_vocab: Iterable[int] | None = None,
-    *,
-    seed: int = 0,
-    feature_layers: tuple[int, ...] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> DraftHead:
+    target: Decoder, kind: str = kinds.EAGLE3.name, num_layers: int = 1, draft_vocab: Iterable[int] | None = None, *,
+    seed: int = 0, feature_layers: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32,
+) -> DraftHead:  # fmt: skip
     """An untrained head for `target` in its widths and rope: normal weights of deviation 0.02, norms of one.
 
     `kind` is a name of `HEADS`. `draft_vocab` are the target ids it may draft, all by default.

@@ -22,14 +22,9 @@ from foredraft.shapes.folder import SINGLE
 
 
 def save(
-    state: Mapping[str, Tensor],
-    shape: Shape,
-    model_config: ModelConfig,
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    more: Mapping[str, Any] | None = None,
-) -> None:
+    state: Mapping[str, Tensor], shape: Shape, model_config: ModelConfig, folder: str | Path, *,
+    dtype: torch.dtype = torch.float32, more: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write the weights `state` (named as `Decoder`'s parameters) in `dtype`; `more` are further keys, such as token ids."""
     folder, prefix = Path(folder), prefixes(shape.family)[0]
     tensors = {stored_name(name, shape, prefix): tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}

@@ -203,16 +203,9 @@ def _then(draft: Draft, recipe: dict[str, Any], name: str, family: Drafts, grid:
 
 
 def training(
-    name: str,
-    recipe: dict[str, Any],
-    data: Sequence[str],
-    held_out: str | None,
-    target: str | None,
-    device: str,
-    *,
-    where: str,
-    kin: str = "",
-) -> Cell:
+    name: str, recipe: dict[str, Any], data: Sequence[str], held_out: str | None, target: str | None, device: str, *,
+    where: str, kin: str = "",
+) -> Cell:  # fmt: skip
     """A `train` cell. Raises ValueError, naming `where` in the document, for a recipe that is wrong or lacks data."""
     decoded = _decoded(recipe, where)
     if not data and any(stage.data is None for stage in decoded.stages):

@@ -56,17 +56,10 @@ class Driver:
     """A sweep at work. `threads` goes to each cell's process as OMP_NUM_THREADS; None leaves torch its choice."""
 
     def __init__(
-        self,
-        folder: Folder,
-        runner: Runner,
-        here: Path,
-        *,
-        threads: int | None = None,
-        retry_failed: bool = False,
-        environment: Mapping[str, str] | None = None,
-        left_out: Mapping[str, str] | None = None,
+        self, folder: Folder, runner: Runner, here: Path, *, threads: int | None = None, retry_failed: bool = False,
+        environment: Mapping[str, str] | None = None, left_out: Mapping[str, str] | None = None,
         program: tuple[str, ...] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.folder, self.runner, self.here, self.threads, self.program = folder, runner, here, threads, program
         self.environment = dict(environment or {}) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         self.left_out = dict(left_out or {})

@@ -54,15 +54,9 @@ def drafted_mask(documents_BT: Tensor, steps: int) -> Tensor:
 
 
 def predictions(
-    states_SBTC: Tensor,
-    head_VC: Tensor,
-    teacher: Teacher,
-    tokens_BT: Tensor,
-    emitted_BT: Tensor,
-    drafted_SBT: Tensor,
-    *,
-    probs: bool = False,
-) -> Predictions:
+    states_SBTC: Tensor, head_VC: Tensor, teacher: Teacher, tokens_BT: Tensor, emitted_BT: Tensor, drafted_SBT: Tensor,
+    *, probs: bool = False,
+) -> Predictions:  # fmt: skip
     """From `unroll.aligned` states, place t for token t + 1; `drafted_SBT` is by place too.
 
     States of one step stand for all steps of a draft whose token does not depend on where its chain began (a language

@@ -113,16 +113,10 @@ class HeadObjective:
     """
 
     def __init__(
-        self,
-        target: Decoder,
-        head: DraftHead,
-        settings: HeadSettings = EAGLE3,
-        *,
-        source: HiddenStateSource | None = None,
-        length: int = 512,
-        dtype: torch.dtype = torch.float32,
+        self, target: Decoder, head: DraftHead, settings: HeadSettings = EAGLE3, *,
+        source: HiddenStateSource | None = None, length: int = 512, dtype: torch.dtype = torch.float32,
         keys: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if settings.unroll < 1 or settings.lookahead < 1:
             raise ValueError(f"unroll ({settings.unroll}) and lookahead ({settings.lookahead}) must be at least 1")
         if settings.feature_weight and not head.predicts_hidden_state:

@@ -44,16 +44,9 @@ class LanguageModelObjective:
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        loss: Mapping[str, float],
-        *,
-        length: int,
-        target: Decoder | None = None,
-        within_documents: bool = False,
-        lookahead: int = 5,
-        served: Served | None = None,
-    ) -> None:
+        self, decoder: Decoder, loss: Mapping[str, float], *, length: int, target: Decoder | None = None,
+        within_documents: bool = False, lookahead: int = 5, served: Served | None = None,
+    ) -> None:  # fmt: skip
         """`length`: tokens of a window, for the FLOPs. `lookahead`: drafted tokens per step on held-out text."""
         self.trained, self.frozen, self.lookahead = decoder, target, lookahead
         self._loss, self._within, self._served = dict(loss), within_documents, served or Served()

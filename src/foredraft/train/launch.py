@@ -18,15 +18,9 @@ from foredraft.train.objectives import trainee_of
 
 
 def launch(
-    recipe: Recipe,
-    out: Path,
-    devices: Devices,
-    *,
-    target: Path | None = None,
-    data: Sequence[Path] = (),
-    held_out: Path | None = None,
-    features: Path | None = None,
-) -> State:
+    recipe: Recipe, out: Path, devices: Devices, *, target: Path | None = None, data: Sequence[Path] = (),
+    held_out: Path | None = None, features: Path | None = None,
+) -> State:  # fmt: skip
     """Run `recipe` in `out`. `data`: token folders, one per stage; the last serves those that follow, a stage's own goes first.
     `features`: a folder to cache a head's hidden states in, instead of computing them as each batch comes.
 

@@ -57,17 +57,10 @@ class _Job(NamedTuple):
 
 
 def lm_head_loss(
-    states_SMC: Tensor,
-    head_VC: Tensor,
-    counted_SM: Tensor,
-    loss: Mapping[str, float],
-    *,
-    teacher: Teacher | None = None,
-    labels_M: Tensor | None = None,
-    weights_S: Tensor | None = None,
-    monitor: str | None = None,
-    compiled: bool = False,
-) -> LossSums:
+    states_SMC: Tensor, head_VC: Tensor, counted_SM: Tensor, loss: Mapping[str, float], *,
+    teacher: Teacher | None = None, labels_M: Tensor | None = None, weights_S: Tensor | None = None,
+    monitor: str | None = None, compiled: bool = False,
+) -> LossSums:  # fmt: skip
     """Σ_s w_s Σ_places Σ_names share · loss over the places that `counted_SM` marks; `loss` names those of `losses`.
 
     "ce" needs `labels_M`, all others need `teacher`; `monitor` names "accept_prob" or "agree". Gradients reach `states_SMC` and
@@ -146,15 +139,9 @@ def _group(
 
 
 def chunk_terms(
-    logits_SnV: Tensor,
-    truth_nU: Tensor | None,
-    ids_V: Tensor | None,
-    labels_n: Tensor | None,
-    counted_Sn: Tensor,
-    loss: dict[str, float],
-    names: tuple[str, ...],
-    slopes_SnV: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    logits_SnV: Tensor, truth_nU: Tensor | None, ids_V: Tensor | None, labels_n: Tensor | None, counted_Sn: Tensor,
+    loss: dict[str, float], names: tuple[str, ...], slopes_SnV: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A chunk's sums [K, S] in the order of `names`, and which of its places count [S, n]; `slopes_SnV` takes the gradient."""
     soft, wants_slope = {name: share for name, share in loss.items() if name != "ce"}, slopes_SnV is not None
     values, slope, live_Sn = {}, None, counted_Sn
