@@ -2,7 +2,7 @@
 
 A random Llama of 12 M parameters (8 layers, width 320, vocabulary 8,192), windows of 16 × 256 tokens, bfloat16 products,
 AdamW. Heads: EAGLE-3 with 3 steps of training-time test over the whole vocabulary and over a quarter of it, Scylla of
-2 layers, EAGLE-1/2. Memory: of a process for each arm, the peak beyond what it held before the arm was built, beside
+2 layers, EAGLE-1/2. Memory: of a process for each configuration, the peak beyond what it held before the configuration was built, beside
 what must be held (target, weights, gradients and two moments of what is trained).
 
 python benchmarks/head_speed.py OUT.json [--steps 5] [--compile]
@@ -50,7 +50,7 @@ def head(kind: str, layers: int = 1, draft_vocab: int | None = None) -> Objectiv
     return HeadObjective(target, draft_head, EAGLE3._replace(unroll=3) if kind == "eagle3" else EAGLE, length=LENGTH)
 
 
-ARMS: dict[str, Callable[[], Objective]] = {
+CONFIGURATIONS: dict[str, Callable[[], Objective]] = {
     "lm": lambda: LanguageModelObjective(new_target(), {"ce": 1.0}, length=LENGTH),
     "eagle3": lambda: head("eagle3"),
     "eagle3, quarter vocabulary": lambda: head("eagle3", draft_vocab=2048),
@@ -59,7 +59,7 @@ ARMS: dict[str, Callable[[], Objective]] = {
 }
 
 
-class Arm:
+class Configuration:
     def __init__(self, objective: Objective, compiled: bool) -> None:
         self.objective = objective
         if compiled:
@@ -93,10 +93,10 @@ def memory(name: str, compiled: bool) -> dict[str, int]:
 
 def peak_bytes(name: str, compiled: bool) -> dict[str, int]:
     before = high_water()
-    arm = Arm(ARMS[name](), compiled)
+    configuration = Configuration(CONFIGURATIONS[name](), compiled)
     for number in range(3):
-        arm.step(number)
-    return {"peak_bytes": high_water() - before, "held_bytes": arm.held_bytes()}
+        configuration.step(number)
+    return {"peak_bytes": high_water() - before, "held_bytes": configuration.held_bytes()}
 
 
 def high_water() -> int:
@@ -120,20 +120,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--memory", help="print one arm's memory and stop")
+    parser.add_argument("--memory", help="print one configuration's memory and stop")
     arguments = parser.parse_args()
     if arguments.memory:
         print(json.dumps(peak_bytes(arguments.memory, arguments.compile)))
         return
-    arms = {
-        name: Arm(make(), arguments.compile)
-        for name, make in ARMS.items()
+    configurations = {
+        name: Configuration(make(), arguments.compile)
+        for name, make in CONFIGURATIONS.items()
         if not arguments.only or name in arguments.only
     }
-    rates: dict[str, list[float]] = {name: [] for name in arms}
+    rates: dict[str, list[float]] = {name: [] for name in configurations}
     for number in range(arguments.steps + 2):
-        for name, arm in arms.items():
-            rate = arm.step(number)
+        for name, configuration in configurations.items():
+            rate = configuration.step(number)
             if number >= 2:
                 rates[name].append(rate)
         gc.collect()
@@ -141,8 +141,8 @@ def main() -> None:
     rows = {
         name: {
             "tokens_per_s": statistics.median(figures), "least": min(figures), "most": max(figures),
-            "flops_per_token": arms[name].objective.flops_per_token,
-            "mfu": statistics.median(figures) * arms[name].objective.flops_per_token / ceiling,
+            "flops_per_token": configurations[name].objective.flops_per_token,
+            "mfu": statistics.median(figures) * configurations[name].objective.flops_per_token / ceiling,
             **memory(name, arguments.compile),
             "over_lm": statistics.median(a / b for a, b in zip(figures, rates["lm"], strict=True)) if "lm" in rates else None,
         }

@@ -4,7 +4,7 @@
 
 The head is exported (--format hf), target and head are converted by the runtime's own converter, and prompts are asked of the target alone
 and of both: greedy, float32, one at a time, token ids in and out. A step is a pass of the target behind the prompt's own, which gives
-the first token undrafted there; ours begins behind that token. OpenVINO is also run with the streams of its own default.
+the first token undrafted there; ours begins behind that token. OpenVINO is also run with the hidden states of its own default.
 OpenVINO comes from `make peers`, the needs of llama.cpp's converter from `make .venv-peers/llama-cpp/.ready`, llama.cpp as docs/deploy.md says.
 
 Promises: the record holds the commands as they ran, programs by their names alone. Refuses to know: speed.
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def openvino(task: Task, commands: Commands) -> RuntimeReport:
-    """OpenVINO GenAI, which names the streams by the layers they leave; it counts passes with the prompt's."""
+    """OpenVINO GenAI, which names the hidden states by the layers they leave; it counts passes with the prompt's."""
     exporter, python = (task.venvs / name / "bin" for name in ("openvino-export", "openvino"))
     target, head, other = (f"{WORK}/openvino/{name}" for name in ("target", "head", "default"))
     export = ("export", "openvino", "--task", "text-generation-with-past", "--weight-format", "fp32", "--model")
@@ -155,8 +155,11 @@ def openvino(task: Task, commands: Commands) -> RuntimeReport:
     for why in (*ready["failed"].values(), *(reply["error"] for reply in replies if "error" in reply)):
         raise SystemExit(f"openvino failed: {why}")
     n = len(task.prompts)
-    arms = (replies[i : i + n] for i in range(0, len(replies), n))
-    runs = [DecodingRun([reply["answers"][0] for reply in arm], [reply["steps"] - 1 for reply in arm]) for arm in arms]
+    configurations = (replies[i : i + n] for i in range(0, len(replies), n))
+    runs = [
+        DecodingRun([reply["answers"][0] for reply in configuration], [reply["steps"] - 1 for reply in configuration])
+        for configuration in configurations
+    ]
     versions = ready["versions"] | _versions(exporter / "python", "optimum-intel", "transformers", "torch")
     more = {"tokens_per_step_default_streams": _tokens_per_step(runs[2])}
     return RuntimeReport(runs[0].answers, runs[1], versions, frozenset(), more)

@@ -1,4 +1,4 @@
-"""The zoo's drafts on vLLM's own server: acceptance there and here, tokens/s under load, and what was foretold of both.
+"""The zoo's drafts on vLLM's own server: acceptance there and here, tokens/s under load, and what was predicted of both.
 
     python benchmarks/served.py OUT.json [--quick] [--only PATTERN] [--rounds N] [--dtype D] [--threads N] [--eager] [--python PATH]
 

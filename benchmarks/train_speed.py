@@ -51,7 +51,7 @@ def write_tokens(path: Path, count: int) -> Path:
 
 
 def pair(compile: bool, steps: int, device: str, root: Path) -> dict[str, Any]:
-    """Seconds of each arm's steps, compiled or not."""
+    """Seconds of each configuration's steps, compiled or not."""
     import transformers
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -88,12 +88,20 @@ def pair(compile: bool, steps: int, device: str, root: Path) -> dict[str, Any]:
     model = LlamaForCausalLM(LlamaConfig(**CONFIG))
     Trainer(model, arguments, train_dataset=rows, callbacks=[Turns()]).train()  # pyright: ignore[reportArgumentType]
     medians = {name: statistics.median(times[WARM:]) for name, times in took.items()}
-    arms = {name: arm(seconds, objective.flops_per_token, top, took[name][WARM:]) for name, seconds in medians.items()}
+    configurations = {
+        name: configuration(seconds, objective.flops_per_token, top, took[name][WARM:])
+        for name, seconds in medians.items()
+    }
     ratio = medians["transformers"] / medians["foredraft"]
-    return {"ceiling_gflop_s": top / 1e9, "ratio": ratio, "transformers": transformers.__version__, "arms": arms}
+    return {
+        "ceiling_gflop_s": top / 1e9,
+        "ratio": ratio,
+        "transformers": transformers.__version__,
+        "arms": configurations,
+    }
 
 
-def arm(seconds: float, flops_per_token: float, top: float, took: list[float]) -> dict[str, float]:
+def configuration(seconds: float, flops_per_token: float, top: float, took: list[float]) -> dict[str, float]:
     rate = BATCH * LENGTH / seconds
     return {
         "tokens_per_s": rate, "gflop_s": rate * flops_per_token / 1e9, "share_of_ceiling": rate * flops_per_token / top,

@@ -3,7 +3,7 @@
 Promises: everything comes from one seed and is made once (remove build/peers to make it anew); weights are as fast as trained ones, being as
 many. Refuses to know: engines, but for the format that OpenVINO reads.
 
-Greedy text of plain random weights never repeats, and a prompt look-up would have nothing to find. So the embedding is made to outweigh the
+Greedy text of plain random weights never repeats, and a prompt lookup would have nothing to find. So the embedding is made to outweigh the
 layers (what comes next then depends mostly on the last token) and the first FREQUENT rows of the LM head are made larger (as some words are
 commoner than others). The draft and the head are random: they are right by chance only, and show what drafting costs.
 """
@@ -99,8 +99,14 @@ def _prompts(target: Any) -> list[list[int]]:
 def _export(folder: Path, exporter: Path, layers: list[int]) -> None:
     beside = folder / f"openvino.{os.getpid()}"
     for name in ("target", "draft", "eagle3"):
-        streams = [str(i) for i in layers] if name == "eagle3" else []
-        command = [exporter, Path(__file__).with_name("export_openvino.py"), folder / name, beside / name, *streams]
+        hidden_layers = [str(i) for i in layers] if name == "eagle3" else []
+        command = [
+            exporter,
+            Path(__file__).with_name("export_openvino.py"),
+            folder / name,
+            beside / name,
+            *hidden_layers,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         if done.returncode:
             shutil.rmtree(beside, ignore_errors=True)

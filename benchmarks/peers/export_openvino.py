@@ -1,8 +1,8 @@
 """A Hugging Face folder into OpenVINO's format, weights in float32; runs where optimum-intel is installed.
 
-python export_openvino.py SOURCE OUT [STREAM STREAM STREAM]
+python export_openvino.py SOURCE OUT [LAYER LAYER LAYER]
 
-The streams are those an EAGLE-3 head reads, by the layer they enter. OpenVINO GenAI names the layers they leave, and for targets of fewer
+The layers are those that the hidden states of an EAGLE-3 head enter. OpenVINO GenAI names the layers they leave, and for targets of fewer
 than ten layers wants them stated in the head's file.
 """
 
@@ -13,15 +13,15 @@ import tempfile
 from pathlib import Path
 
 
-def main(source: str, out: str, *streams: str) -> None:
+def main(source: str, out: str, *layers: str) -> None:
     command = [
         Path(sys.executable).with_name("optimum-cli"), "export", "openvino", "--model", source, "--task", "text-generation-with-past",
         "--weight-format", "fp32",
     ]  # fmt: skip
     # An EAGLE-3 head is loaded by a class of optimum-intel's own, which passes for remote code.
-    subprocess.run([*command, *(["--trust-remote-code"] if streams else []), out], check=True)
-    if streams:
-        _state_layers(Path(out), [int(stream) - 1 for stream in streams])
+    subprocess.run([*command, *(["--trust-remote-code"] if layers else []), out], check=True)
+    if layers:
+        _state_layers(Path(out), [int(layer) - 1 for layer in layers])
 
 
 def _state_layers(folder: Path, layers: list[int]) -> None:

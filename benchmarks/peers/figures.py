@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 
-Rounds = list[dict[str, Any]]  # replies of one arm: seconds, first_s, answers, steps, foreign
+Rounds = list[dict[str, Any]]  # replies of one configuration: seconds, first_s, answers, steps, foreign
 Replies = dict[tuple[str, str], Rounds]  # by (engine, method)
 SPREAD = (5, 95)
 
 
-def arms(replies: Replies, new: int, batch: int) -> dict[str, Any]:
-    """Times of each arm, what it accepted, and whether its tokens are the reference's."""
+def configurations(replies: Replies, new: int, batch: int) -> dict[str, Any]:
+    """Times of each configuration, what it accepted, and whether its tokens are the reference's."""
     reference = replies.get(("transformers", "plain")) or next(iter(replies.values()), [])
-    return {"/".join(arm): _arm(rounds, reference, new, batch) for arm, rounds in replies.items()}
+    return {
+        "/".join(configuration): _configuration(rounds, reference, new, batch)
+        for configuration, rounds in replies.items()
+    }
 
 
-def _arm(rounds: Rounds, reference: Rounds, new: int, batch: int) -> dict[str, Any]:
+def _configuration(rounds: Rounds, reference: Rounds, new: int, batch: int) -> dict[str, Any]:
     times = [reply["seconds"] / new / batch * 1e3 for reply in rounds]
     firsts = [reply["first_s"] * 1e3 for reply in rounds if reply["first_s"] is not None]
     steps = sum(reply["steps"] or 0 for reply in rounds)
@@ -53,18 +56,18 @@ def over_ours(replies: Replies) -> dict[str, Any]:
     """How many times as fast ours is as a peer with the same method, by round."""
     ours = {method: rounds for (engine, method), rounds in replies.items() if engine == "foredraft"}
     return {
-        "/".join(arm): _ratio(rounds, ours[arm[1]])
-        for arm, rounds in replies.items()
-        if arm[0] != "foredraft" and arm[1] in ours
+        "/".join(configuration): _ratio(rounds, ours[configuration[1]])
+        for configuration, rounds in replies.items()
+        if configuration[0] != "foredraft" and configuration[1] in ours
     }
 
 
 def over_plain(replies: Replies) -> dict[str, Any]:
     """How many times as fast a method is as plain decoding by the same engine, by round."""
     return {
-        "/".join(arm): _ratio(replies[arm[0], "plain"], rounds)
-        for arm, rounds in replies.items()
-        if arm[1] != "plain" and (arm[0], "plain") in replies
+        "/".join(configuration): _ratio(replies[configuration[0], "plain"], rounds)
+        for configuration, rounds in replies.items()
+        if configuration[1] != "plain" and (configuration[0], "plain") in replies
     }
 
 
@@ -81,14 +84,20 @@ def table(name: str, race: dict[str, Any]) -> str:
     """One race for people."""
     floor = race["params_read"] * (4 if "float32" in name else 2) / race["machine"]["read_bytes_per_s"] * 1e3
     title = f"{name}: ms per token, median (5–95 %) of {race['rounds']} rounds; reading the weights once from memory takes {floor:.2f} ms"
-    lines = [_line(arm, row, race) for arm, row in race["arms"].items()]
-    return "\n".join([title, *lines, *(f"  {arm}: not run: {why}" for arm, why in race["not_run"].items())])
+    lines = [_line(configuration, row, race) for configuration, row in race["arms"].items()]
+    return "\n".join(
+        [title, *lines, *(f"  {configuration}: not run: {why}" for configuration, why in race["not_run"].items())]
+    )
 
 
-def _line(arm: str, figures: dict[str, Any], race: dict[str, Any]) -> str:
-    ms, over, over_plain = figures["ms_per_token"], race["speed_over"].get(arm), race["speedup_over_own_plain"].get(arm)
+def _line(configuration: str, figures: dict[str, Any], race: dict[str, Any]) -> str:
+    ms, over, over_plain = (
+        figures["ms_per_token"],
+        race["speed_over"].get(configuration),
+        race["speedup_over_own_plain"].get(configuration),
+    )
     cells = [
-        f"  {arm:<20}{ms['median']:7.2f} ({ms['p5']:.2f}–{ms['p95']:.2f})",
+        f"  {configuration:<20}{ms['median']:7.2f} ({ms['p5']:.2f}–{ms['p95']:.2f})",
         f"same {figures['same_answers']}/{figures['answers']}",
         f"{figures['tokens_per_step']:.2f} tokens per step" if "tokens_per_step" in figures else "",
         f"first {figures['first_ms']['median']:.0f} ms" if "first_ms" in figures else "",

@@ -2,12 +2,12 @@
 
     python benchmarks/peers/run.py OUT.json [--quick] [--rounds N] [--minutes M] [--only PATTERN …]
 
-A race is a checkpoint, a precision and a batch: every arm (engine/method) answers the same prompts once a round, the order shifting with
+A race is a checkpoint, a precision and a batch: every configuration (engine/method) answers the same prompts once a round, the order shifting with
 each; ratios pair the times of a round. PATTERN is a regular expression on RACE/ENGINE/METHOD, such as 31m-float32-b1/openvino or b8. Races
 that ran replace those of OUT.json, others stay. An engine's process is kept for the race, and stopped (SIGSTOP) while another runs. A time
 during which strangers took more than FOREIGN of the machine is taken again, up to TRIES times; `foreign_most` is what was let pass.
 
-Promises: all arms get the same ids and settings (greedy, no end token, no prefix cache); tokens that differ are reported. Refuses to know:
+Promises: all configurations get the same ids and settings (greedy, no end token, no prefix cache); tokens that differ are reported. Refuses to know:
 how an engine works; that is its *_worker.py. Engines come from `make peers`; one whose venv is missing is named as not run.
 """
 
@@ -40,11 +40,11 @@ METHODS = {
 LOOKAHEAD = {"self": 4, "random": 4, "ngram": 4, "eagle3": 3}
 NOTES = {
     "all": "greedy; whole calls are timed, prompts included; drafts at batch 1 in float32; spreads are 5 to 95 % of rounds",
-    "same_answers": "equal to those of transformers' plain decoding (of the first arm where that did not run); in bfloat16 near-ties part engines",
+    "same_answers": "equal to transformers' plain decoding (of the first configuration where it did not run); in bfloat16 near-ties part engines",
     "self": "the target drafts for itself: always right",
     "random": "a random 2-layer draft: right by chance only",
     "eagle3": "an untrained head over a quarter of the vocabulary: right by chance only",
-    "ngram": "prompt look-up of 3 tokens, then 2, then 1; the text repeats itself in part",
+    "ngram": "prompt lookup of 3 tokens, then 2, then 1; the text repeats itself in part",
     "foredraft": "load_engine's defaults",
     "transformers": "generate's defaults: eager, dynamic cache, SDPA attention; drafts of fixed length",
     "openvino": "paged attention, caches in the precision of the weights",
@@ -65,11 +65,15 @@ class Race(NamedTuple):
     def name(self) -> str:
         return f"{self.size}-{self.dtype}-b{self.batch}"
 
-    def arms(self, patterns: list[re.Pattern[str]]) -> list[tuple[str, str]]:
+    def configurations(self, patterns: list[re.Pattern[str]]) -> list[tuple[str, str]]:
         """(engine, method); drafts at batch 1 in float32 only."""
         drafted = self.batch == 1 and self.dtype == "float32"
         every = [(engine, method) for engine in METHODS for method in METHODS[engine] if drafted or method == "plain"]
-        return [arm for arm in every if not patterns or any(p.search("/".join((self.name, *arm))) for p in patterns)]
+        return [
+            configuration
+            for configuration in every
+            if not patterns or any(p.search("/".join((self.name, *configuration))) for p in patterns)
+        ]
 
 
 RACES = [Race(size, dtype, batch) for size in SIZES for dtype in ("float32", "bfloat16") for batch in (1, NUM_PROMPTS)]
@@ -131,14 +135,16 @@ def python_of(engine: str) -> Path:
 
 
 class Field:
-    """The workers of a race, by arm."""
+    """The workers of a race, by configuration."""
 
-    def __init__(self, race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, threads: int) -> None:
+    def __init__(
+        self, race: Race, configurations: list[tuple[str, str]], checkpoints: Checkpoints, threads: int
+    ) -> None:
         self.workers: dict[tuple[str, str], Worker] = {}
         self.started: list[Worker] = []
         self.versions: dict[str, dict[str, str]] = {}
         self.not_run: dict[str, str] = {}
-        for engine, methods in _processes(arms):
+        for engine, methods in _processes(configurations):
             _say(f"{race.name}: starting {engine} {' '.join(methods)}")
             try:
                 self._enter(Worker(race, engine, methods, checkpoints, threads), engine, methods)
@@ -153,17 +159,19 @@ class Field:
         for method, why in worker.failed.items():
             self.leave_out((engine, method), why)
 
-    def leave_out(self, arm: tuple[str, str], why: str) -> None:
-        self.not_run["/".join(arm)] = why
-        self.workers.pop(arm, None)
-        _say(f"not run: {'/'.join(arm)}: {why}")
+    def leave_out(self, configuration: tuple[str, str], why: str) -> None:
+        self.not_run["/".join(configuration)] = why
+        self.workers.pop(configuration, None)
+        _say(f"not run: {'/'.join(configuration)}: {why}")
 
-    def answer(self, arm: tuple[str, str], prompts: list[list[int]], max_tokens: int, timed: bool) -> dict[str, Any]:
-        """An arm's reply; `timed`, the least disturbed of some."""
-        worker = self.workers[arm]
+    def answer(
+        self, configuration: tuple[str, str], prompts: list[list[int]], max_tokens: int, timed: bool
+    ) -> dict[str, Any]:
+        """A configuration's reply; `timed`, the least disturbed of some."""
+        worker = self.workers[configuration]
         worker.wake()
         try:
-            return (self._timed if timed else Worker.answer)(worker, arm[1], prompts, max_tokens)
+            return (self._timed if timed else Worker.answer)(worker, configuration[1], prompts, max_tokens)
         finally:
             worker.sleep()
 
@@ -184,10 +192,10 @@ class Field:
             worker.end()
 
 
-def _processes(arms: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """One process an engine; vLLM, whose engine has one method, one an arm."""
-    engines = dict.fromkeys(engine for engine, _ in arms)
-    together = {engine: [method for e, method in arms if e == engine] for engine in engines}
+def _processes(configurations: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """One process an engine; vLLM, whose engine has one method, one a configuration."""
+    engines = dict.fromkeys(engine for engine, _ in configurations)
+    together = {engine: [method for e, method in configurations if e == engine] for engine in engines}
     return [
         (engine, group)
         for engine, methods in together.items()
@@ -196,18 +204,18 @@ def _processes(arms: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
 
 
 def run(
-    race: Race, arms: list[tuple[str, str]], checkpoints: Checkpoints, arguments: argparse.Namespace
+    race: Race, configurations: list[tuple[str, str]], checkpoints: Checkpoints, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """One race to its end."""
     rounds, new = (QUICK_ROUNDS, QUICK_NEW) if arguments.quick else (arguments.rounds, NEW)
-    field = Field(race, arms, checkpoints, arguments.threads)
+    field = Field(race, configurations, checkpoints, arguments.threads)
     try:
         replies = _rounds(race, field, checkpoints.prompts, rounds, new, arguments.minutes)
         described = machine.described(arguments.threads)
     finally:
         field.end()
     return {
-        "arms": figures.arms(replies, new, race.batch), "speed_over": figures.over_ours(replies),
+        "arms": figures.configurations(replies, new, race.batch), "speed_over": figures.over_ours(replies),
         "speedup_over_own_plain": figures.over_plain(replies), "not_run": field.not_run, "versions": field.versions, "machine": described,
         "rounds": max(map(len, replies.values()), default=0), "new_tokens": new, "prompt_tokens": len(checkpoints.prompts[0]),
         "params_read": checkpoints.params_read, "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
@@ -217,19 +225,19 @@ def run(
 def _rounds(
     race: Race, field: Field, prompts: list[list[int]], rounds: int, new: int, minutes: float
 ) -> figures.Replies:
-    """Replies of every arm by round; a first, untimed round warms up and compiles what is compiled late."""
-    replies: figures.Replies = {arm: [] for arm in field.workers}
+    """Replies of every configuration by round; a first, untimed round warms up and compiles what is compiled late."""
+    replies: figures.Replies = {configuration: [] for configuration in field.workers}
     start = last = time.monotonic()
     for turn in range(-1, rounds):
         batch_prompts = prompts if race.batch > 1 else [prompts[turn % len(prompts)]]
-        for arm in _turned(list(field.workers), turn, rounds):
+        for configuration in _turned(list(field.workers), turn, rounds):
             try:
-                reply = field.answer(arm, batch_prompts, new, timed=turn >= 0)
+                reply = field.answer(configuration, batch_prompts, new, timed=turn >= 0)
             except (OSError, ValueError) as error:
-                field.leave_out(arm, str(error))
-                del replies[arm]
+                field.leave_out(configuration, str(error))
+                del replies[configuration]
             else:
-                replies[arm] += [reply] if turn >= 0 else []
+                replies[configuration] += [reply] if turn >= 0 else []
         clock = time.monotonic()
         _say(f"{race.name}: round {turn + 1} of {rounds}, {clock - last:.0f} s")
         if turn > 0 and clock - start + (clock - last) > minutes * 60:
@@ -238,9 +246,9 @@ def _rounds(
     return replies
 
 
-def _turned(arms: list[tuple[str, str]], turn: int, rounds: int) -> list[tuple[str, str]]:
-    shift = max(turn, 0) * len(arms) // rounds
-    return arms[shift:] + arms[:shift]
+def _turned(configurations: list[tuple[str, str]], turn: int, rounds: int) -> list[tuple[str, str]]:
+    shift = max(turn, 0) * len(configurations) // rounds
+    return configurations[shift:] + configurations[:shift]
 
 
 def _say(text: str) -> None:
@@ -262,9 +270,9 @@ def main(arguments: list[str]) -> None:
     results["conditions"] = NOTES | {"lookahead": LOOKAHEAD}
     exporter = VENVS / "openvino-export" / "bin" / "python"
     for race in [race for race in RACES if not options.quick or race.size == RACES[0].size]:
-        if arms := race.arms(options.only):
+        if configurations := race.configurations(options.only):
             checkpoints = make(race.size, BUILD, exporter if exporter.exists() else None)
-            results["races"][race.name] = run(race, arms, checkpoints, options)
+            results["races"][race.name] = run(race, configurations, checkpoints, options)
             write(options.out, results)
             print(figures.table(race.name, results["races"][race.name]), flush=True)
 

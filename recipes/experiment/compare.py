@@ -60,7 +60,7 @@ def lead(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[s
 
 def speeds(rows: Iterable[Measurement], judged: Hindsight) -> dict[str, dict[str, dict[str, Any]]]:
     """By draft and batch: gain of the published tree, of the cost law's pick, and of the best that was measured."""
-    foretold = {(name(c.draft), c.load, c.lookahead, c.tree_nodes): c.predicted for c in judged.cells}
+    predicted = {(name(c.draft), c.load, c.lookahead, c.tree_nodes): c.predicted for c in judged.cells}
     timed: dict[tuple[str, int], dict[tuple[int, int], float]] = defaultdict(dict)
     for row in rows:
         o = row.observation
@@ -68,7 +68,7 @@ def speeds(rows: Iterable[Measurement], judged: Hindsight) -> dict[str, dict[str
             timed[name(o.draft), o.batch_size][o.lookahead or 0, o.tree_nodes or 0] = o.speedup
     speedups: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for (draft, batch), ways in sorted(timed.items()):
-        at = {way: foretold.get((draft, batch, *way), gain) for way, gain in ways.items()} | {(0, 0): 1.0}
+        at = {way: predicted.get((draft, batch, *way), gain) for way, gain in ways.items()} | {(0, 0): 1.0}
         gains, pick = ways | {(0, 0): 1.0}, max(at, key=lambda way: at[way])
         best = max(gains, key=lambda way: gains[way])
         published = next((gain for (_, nodes), gain in ways.items() if nodes == PUBLISHED), None)

@@ -1,4 +1,4 @@
-"""The laws on what a sweep of grid.json measured: how each fits, and how far off it foretold what it was not shown.
+"""The laws on what a sweep of grid.json measured: how each fits, and how far off it predicted what it was not shown.
 
     python recipes/experiment/laws.py OBSERVATIONS.jsonl OUT.json
 

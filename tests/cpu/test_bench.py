@@ -1,4 +1,4 @@
-"""The bench: arms paired in one run, one counter, honest conditions; never a test of how fast anything is."""
+"""The bench: configurations paired in one run, one counter, honest conditions; never a test of how fast anything is."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     assert table.returncode == 0, table.stderr
     assert "ngram@2" in table.stdout
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert [arm["name"] for arm in report["arms"]] == ["plain", "ngram@2"]
+    assert [row["name"] for row in report["arms"]] == ["plain", "ngram@2"]
     assert report["conditions"]["threads"] == 1
     wrong = subprocess.run([*command, "--draft", "ngram@x"], capture_output=True, text=True)
     assert wrong.returncode == 2

@@ -107,7 +107,7 @@ def small_model(folder: Path, family: str, vocab: int, tokenizer: Path) -> None:
 
 
 def chain_of(head: Any, target: Decoder) -> Tensor:
-    """Logits over the target's vocabulary of two steps, from features that the target did not choose."""
+    """Logits over the target's vocabulary of two steps, from hidden states that the target did not choose."""
     generator = torch.Generator().manual_seed(7)
     tokens = torch.randint(0, VOCAB, (2, 9), generator=generator)
     width = target.shape.hidden_size * len(head.feature_layers)
@@ -327,7 +327,7 @@ def absolute(tensors: dict[str, Tensor]) -> None:
 FAULTS: dict[str, tuple[str, str, Change, str]] = {  # name: draft, format, change, code
     "renamed tensor": ("scylla", "vllm", renamed("midlayer.mlp.up_proj.weight", "midlayer.mlp.upproj.weight"), "unknown"),
     "renamed tensor leaves a gap": ("scylla", "sglang", renamed("midlayer.mlp.up_proj.weight", "midlayer.mlp.upproj.weight"), "missing"),
-    "streams switched off": ("scylla", "vllm", config_with(eagle_config={"use_aux_hidden_state": False}), "streams-off"),
+    "hidden states switched off": ("scylla", "vllm", config_with(eagle_config={"use_aux_hidden_state": False}), "streams-off"),
     "layer 0 by ModelOpt's name on SGLang": ("eagle3", "sglang", renamed("midlayer.hidden_norm.weight", "layers.0.hidden_norm.weight"), "midlayer"),
     "SGLang's older norms on vLLM": ("eagle3", "vllm", added("aux_norm_low.weight", torch.ones(64)), "unknown"),
     "prefixed names": ("eagle3", "vllm", renamed("midlayer.mlp.up_proj.weight", "model.midlayer.mlp.up_proj.weight"), "prefix"),
@@ -335,10 +335,10 @@ FAULTS: dict[str, tuple[str, str, Change, str]] = {  # name: draft, format, chan
     "null use_cache": ("eagle", "vllm", config_with(use_cache=None), "null-key"),
     "a size in words": ("eagle", "vllm", config_with(hidden_size="64"), "key-type"),
     "no draft_vocab_size": ("eagle3 whole vocabulary", "sglang", config_with(draft_vocab_size=...), "key-missing"),
-    "stream ids that disagree": ("scylla", "vllm", config_with(**{IDS: [0, 1, 3]}), "stream-ids"),
-    "SGLang's stream ids alone": ("scylla", "vllm", config_with(**{IDS: ...}), "stream-ids-alone"),
-    "vLLM's stream ids alone": ("scylla", "sglang", config_with(eagle_config=...), "stream-ids-alone"),
-    "stream beyond the target": ("scylla", "vllm", config_with(**{IDS: [1, 2, 9], "eagle_config": {IDS: [0, 1, 8]}}), "stream-range"),
+    "layer ids that disagree": ("scylla", "vllm", config_with(**{IDS: [0, 1, 3]}), "stream-ids"),
+    "SGLang's layer ids alone": ("scylla", "vllm", config_with(**{IDS: ...}), "stream-ids-alone"),
+    "vLLM's layer ids alone": ("scylla", "sglang", config_with(eagle_config=...), "stream-ids-alone"),
+    "hidden state beyond the target": ("scylla", "vllm", config_with(**{IDS: [1, 2, 9], "eagle_config": {IDS: [0, 1, 8]}}), "stream-range"),
     "an EAGLE-2 head without its fc": ("eagle", "vllm", without("fc.weight"), "fc"),
     "fc.bias missing for SGLang": ("eagle", "sglang", without("fc.bias"), "fc-bias"),
     "fc.bias present for vLLM": ("eagle", "vllm", added("fc.bias", torch.ones(64)), "fc-bias"),
@@ -380,7 +380,7 @@ FAULTS: dict[str, tuple[str, str, Change, str]] = {  # name: draft, format, chan
     "another rotation": ("eagle3", "vllm", config_with(rope_theta=5e5), "rope"),
     "tied head": ("eagle3", "sglang", config_with(tie_word_embeddings=True), "tied-head"),
     "normed residual on SGLang": ("eagle3", "sglang", config_with(norm_before_residual=True), "norm-before-residual"),
-    "norms of streams without weights": ("eagle3", "vllm", config_with(fc_norm=True), "fc-norm"),
+    "norms of hidden states without weights": ("eagle3", "vllm", config_with(fc_norm=True), "fc-norm"),
     "nan": ("eagle", "vllm", tensors_with(nan), "not-finite"),
     "a model lacks a tensor": ("lm qwen3", "vllm", without("model.layers.0.self_attn.q_norm.weight"), "missing"),
     "a model of another vocabulary": ("lm qwen2", "vllm", config_with(vocab_size=320), "vocab-differs"),

@@ -57,7 +57,7 @@ def blended(share: float) -> Decoder:
 
 
 class Tree:
-    """Determined proposals in a tree: the two likeliest next tokens of a model, and two below each."""
+    """A deterministic draft in a tree: the two most probable next tokens of a model, and two below each."""
 
     name = "tree"
     reads: tuple[int, ...] = ()
@@ -237,8 +237,8 @@ def test_a_sampled_batch_equals_its_requests_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["near", "tree", "other", "eagle3-tree", "lm-static-tree"])
-def test_sampled_tokens_follow_the_targets_law(name: str) -> None:
-    """Pairs of tokens after one prompt, 3,000 seeds, against the exact law of pairs; false-alarm rate 1e-4 a case (fixed seeds)."""
+def test_sampled_tokens_follow_the_targets_distribution(name: str) -> None:
+    """Pairs of tokens after one prompt, 3,000 seeds, against the exact distribution of pairs; false-alarm rate 1e-4 a case (fixed seeds)."""
     from scipy.stats import chisquare
 
     prompt, num = (1, 2, 3), 3000
@@ -250,13 +250,13 @@ def test_sampled_tokens_follow_the_targets_law(name: str) -> None:
     samples = [tuple(sequence.answer) for sequence in engine.generate(sampled_requests)]
     from foredraft.decode.sampling import probabilities
 
-    law = {}
+    probs = {}
     first = probabilities(TARGET(torch.tensor([prompt])).logits_BTV[0, -1:], sampling)[0]
     for a in first.nonzero()[:, 0].tolist():
         second = probabilities(TARGET(torch.tensor([[*prompt, a]])).logits_BTV[0, -1:], sampling)[0]
-        law |= {(a, b): float(first[a] * second[b]) for b in second.nonzero()[:, 0].tolist()}
-    assert set(samples) <= set(law)
-    counts, expected = [samples.count(pair) for pair in law], [num * p for p in law.values()]
+        probs |= {(a, b): float(first[a] * second[b]) for b in second.nonzero()[:, 0].tolist()}
+    assert set(samples) <= set(probs)
+    counts, expected = [samples.count(pair) for pair in probs], [num * p for p in probs.values()]
     scale = sum(counts) / sum(expected)
     assert chisquare(counts, [e * scale for e in expected]).pvalue > 1e-4
 
@@ -410,9 +410,9 @@ def naive_ranked(head: DraftHead, tokens: list[int], path: list[int]) -> list[in
 
 
 def naive_law(head: DraftHead, tokens: list[int], path: list[int]) -> torch.Tensor:
-    """log q of the token after `tokens` + `path`, from whole passes: true features, then the head's own outputs."""
-    streams = TARGET(torch.tensor([tokens[:-1]]), hidden_states=head.feature_layers).hidden_states
-    hidden = head.combine(torch.cat(streams, -1))
+    """log q of the token after `tokens` + `path`, from whole passes: true hidden states, then the head's own outputs."""
+    hidden_states = TARGET(torch.tensor([tokens[:-1]]), hidden_states=head.feature_layers).hidden_states
+    hidden = head.combine(torch.cat(hidden_states, -1))
     ids = torch.tensor([tokens[1:]])
     for token in path:
         output = head(ids, hidden)

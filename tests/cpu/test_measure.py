@@ -200,7 +200,7 @@ def test_a_category_is_timed_only_where_its_requests_ran_alone(checkpoint: Path)
 
 
 def test_trees_accept_at_least_what_their_chains_do(checkpoint: Path, drafts: dict[str, str]):
-    """The tree of a model holds its likeliest chain; teacher-forced, both are one chain."""
+    """The tree of a model holds its argmax chain; teacher-forced, both are one chain."""
     folder = drafts["small"]
     both = subject(checkpoint, [spec_of(f"{folder}@3"), spec_of(f"{folder}@3,2,8")], prompts(4))
     assert len(chains(both.configurations)) == 1
@@ -216,7 +216,7 @@ def test_progress_is_told_as_often_as_announced(checkpoint: Path, drafts: dict[s
     settings, messages = MeasureSettings(max_tokens=4, batches=(1, 2), rounds=2), []
     measure(small_subject, settings, lambda done, what: messages.append(done))
     assert sum(messages) == work(small_subject, settings)
-    engines = {arm.spec.name: arm.engine for arm in small_subject.configurations}
+    engines = {configuration.spec.name: configuration.engine for configuration in small_subject.configurations}
     assert turns(engines, 3, 2, rounds=2) == 2 * (1 + 2 * 2)
 
 
@@ -265,7 +265,7 @@ def test_a_texts_sums_do_not_hang_on_the_others(checkpoint: Path, drafts: dict[s
 
 
 @pytest.mark.parametrize("which", ["small", "head"])
-def test_what_is_kept_of_a_target_serves_the_next_draft(
+def test_a_targets_cache_serves_the_next_draft(
     which: str, checkpoint: Path, drafts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The sums of a second draft need no pass of the target, and are those of asking it anew; another target's are not served."""
@@ -536,7 +536,7 @@ def test_the_command_writes_records_that_the_other_verbs_read(
     rows = records.read_lines(Observation, tmp_path / "out" / "observations.jsonl")
     assert rows == [row.observation for row in measurements if row.category is None]
     assert {row.category for row in measurements} == {None, "qa", "news"}
-    assert len(rows) == 2 * 2 * 4 + 2 * 2  # batches, temperatures and arms; drafts and temperatures
+    assert len(rows) == 2 * 2 * 4 + 2 * 2  # batches, temperatures and configurations; drafts and temperatures
     small = next(row for row in rows if row.method == "draft_model")
     assert (small.run, small.draft, small.draft_tokens, small.draft_layers) == ("mine", "small", 1e6, 3)
     assert {row.family for row in rows if row.draft not in (None, "ngram")} == {"tests"}

@@ -595,7 +595,7 @@ def head(request, target) -> Any:
     return random_head(target, *request.param)
 
 
-def features(head: Any, tokens: Tensor) -> Tensor:
+def aux_hidden_states(head: Any, tokens: Tensor) -> Tensor:
     return torch.cat(head.target(tokens, hidden_states=head.feature_layers, logits="none").hidden_states, -1)
 
 
@@ -658,16 +658,16 @@ class Naive:
 
 
 def test_heads_equal_the_papers_formulas_along_a_draft_chain(head, target, tmp_path):
-    """Six rows of target features, then three drafts on the head's own pre-norm output; cached against naive."""
+    """Six rows of target hidden states, then three drafts on the head's own pre-norm output; cached against naive."""
     save_head(head, tmp_path)
     eagle3, tokens = isinstance(head, Eagle3Head), some_tokens(1, 7)
     naive = Naive(tmp_path / "model.safetensors", target.embed_tokens.weight, target.head_weight_VC, eagle3)
-    features_BTF = features(head, tokens[:, :-1])
-    ids, hidden = tokens[0, 1:].tolist(), list(features_BTF[0])
+    aux_BTF = aux_hidden_states(head, tokens[:, :-1])
+    ids, hidden = tokens[0, 1:].tolist(), list(aux_BTF[0])
     if eagle3:
         hidden = [naive.weights["fc.weight"] @ row for row in hidden]
     cache, positions = head.new_cache(1, 12), torch.arange(6)[None]
-    output = head(tokens[:, 1:], head.combine(features_BTF), positions, cache)
+    output = head(tokens[:, 1:], head.combine(aux_BTF), positions, cache)
     torch.testing.assert_close(output.logits_BTV[0], torch.stack(naive.run(ids, hidden)[0]), **CLOSE)
     for position in range(6, 9):
         drafted = head.target_ids(output.logits_BTV[:, -1].argmax(-1))
@@ -683,15 +683,15 @@ def test_the_naive_head_finds_swapped_inputs(target, tmp_path):
     """Negative control: an EAGLE-1 file whose fc expects (hidden, embed) differs."""
     head = random_head(target, "eagle", 1)
     tokens = some_tokens(1, 7)
-    features_BTF = features(head, tokens[:, :-1])
-    right = head(tokens[:, 1:], features_BTF).logits_BTV
+    aux_BTF = aux_hidden_states(head, tokens[:, :-1])
+    right = head(tokens[:, 1:], aux_BTF).logits_BTV
     head.fc.weight.copy_(head.fc.weight.roll(64, 1))
-    assert (head(tokens[:, 1:], features_BTF).logits_BTV - right).abs().max() > 1e-2
+    assert (head(tokens[:, 1:], aux_BTF).logits_BTV - right).abs().max() > 1e-2
 
 
 def test_heads_with_and_without_a_cache_agree_and_trees_too(head):
     tokens = some_tokens(2, 10)
-    hidden = head.combine(features(head, tokens[:, :-1]))
+    hidden = head.combine(aux_hidden_states(head, tokens[:, :-1]))
     full_output, cache = head(tokens[:, 1:], hidden), head.new_cache(2, 16)
     positions = torch.arange(9).expand(2, 9)
     ahead, halves = tokens[:, 1:], (slice(0, 5), slice(5, 9))
@@ -773,8 +773,8 @@ def test_a_saved_head_loads_to_the_same_numbers(head, target, tmp_path, engine):
     back, tokens = load_head(tmp_path, target), some_tokens(2, 9)
     assert type(back) is type(head)
     assert (back.feature_layers, back.config) == (head.feature_layers, head.config)
-    features_BTF = features(head, tokens[:, :-1])
-    ours, theirs = head(tokens[:, 1:], head.combine(features_BTF)), back(tokens[:, 1:], back.combine(features_BTF))
+    aux_BTF = aux_hidden_states(head, tokens[:, :-1])
+    ours, theirs = head(tokens[:, 1:], head.combine(aux_BTF)), back(tokens[:, 1:], back.combine(aux_BTF))
     assert torch.equal(ours.logits_BTV, theirs.logits_BTV)
     assert torch.equal(ours.pre_norm_BTC, theirs.pre_norm_BTC)
     ids = torch.arange(ours.logits_BTV.shape[-1])
@@ -799,7 +799,7 @@ def test_other_spellings_of_a_head_load_too(target, tmp_path, renames):
     assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in head.state_dict().items())
 
 
-def test_streams_that_are_not_the_default_are_written_as_both_engines_count(target, tmp_path):
+def test_hidden_state_layers_that_are_not_the_default_are_written_as_both_engines_count(target, tmp_path):
     head = new_head(target, feature_layers=(1, 2, 5))
     assert torch.equal(head.target_ids(torch.arange(VOCAB)), torch.arange(VOCAB))
     save_head(head, tmp_path)
@@ -824,10 +824,8 @@ def test_a_head_of_another_width_brings_its_own_embedding(target, tmp_path):
     head = Eagle3Head(shape, model_config(), target, default_feature_layers(6), d2t, own_embedding=True)
     save_head(head, tmp_path)
     back, tokens = load_head(tmp_path, target), some_tokens(1, 5)
-    features_BTF = features(head, tokens)
-    assert torch.equal(
-        back(tokens, back.combine(features_BTF)).logits_BTV, head(tokens, head.combine(features_BTF)).logits_BTV
-    )
+    aux_BTF = aux_hidden_states(head, tokens)
+    assert torch.equal(back(tokens, back.combine(aux_BTF)).logits_BTV, head(tokens, head.combine(aux_BTF)).logits_BTV)
     assert load_file(tmp_path / "model.safetensors")["embed_tokens.weight"].shape == (VOCAB, 32)
     edit_tensors(tmp_path, lambda t: t.pop("embed_tokens.weight"))
     refused("hidden_size 32, not the target's 64, needs tensor embed_tokens.weight", load_head, tmp_path, target)
@@ -912,7 +910,7 @@ def test_heads_for_every_target(pair, kind):
         refused("needs embed_dim equal to hidden_size", new_head, pair.ours, kind)
         return
     head, tokens = new_head(pair.ours, kind), some_tokens(2, 6)
-    output = head(tokens, head.combine(features(head, tokens)))
+    output = head(tokens, head.combine(aux_hidden_states(head, tokens)))
     assert output.logits_BTV.shape == (2, 6, VOCAB)
     assert bool(output.logits_BTV.isfinite().all())
 
@@ -936,7 +934,7 @@ def test_a_head_trains_through_its_own_output(head, target):
     """Two steps of training-time test: at step 1 each row sees step 0 causally and its own key of step 1."""
     tokens, cache = some_tokens(2, 8), Growing()
     causal = torch.ones(6, 6, dtype=torch.bool).tril()[None]
-    hidden = head.combine(features(head, tokens[:, :6]))
+    hidden = head.combine(aux_hidden_states(head, tokens[:, :6]))
     first = head(tokens[:, 1:7], hidden, torch.arange(6).expand(2, 6), cache, mask_BTS=causal)
     mask = torch.cat((causal, torch.eye(6, dtype=torch.bool)[None]), -1)
     second = head(tokens[:, 2:8], first.pre_norm_BTC, torch.arange(1, 7).expand(2, 6), cache, mask_BTS=mask)

@@ -1,4 +1,4 @@
-"""The law that is sampled, against transformers' own warpers; and verification on torch tensors."""
+"""The distribution that is sampled, against transformers' own warpers; and verification on torch tensors."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ from foredraft.decode.verify import verify_chain, verify_tree
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 0.9), (1.5, 5, 1.0), (0.8, 7, 0.6)]
 )
-def test_law_is_that_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+def test_distribution_is_that_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1)) * 3
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
@@ -37,8 +37,8 @@ def test_temperature_zero_is_the_first_of_the_largest() -> None:
 
 
 def test_the_most_probable_token_is_always_kept() -> None:
-    law = probabilities(torch.tensor([[0.0, 5.0, 1.0]]), Sampling(temperature=1.0, top_p=1e-6))
-    assert law.tolist() == [[0.0, 1.0, 0.0]]
+    probs = probabilities(torch.tensor([[0.0, 5.0, 1.0]]), Sampling(temperature=1.0, top_p=1e-6))
+    assert probs.tolist() == [[0.0, 1.0, 0.0]]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_verification_is_the_same_on_torch_and_numpy() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_emitted_tokens_follow_the_law(temperature: float) -> None:
+def test_emitted_tokens_follow_the_distribution(temperature: float) -> None:
     """Chi-square over 200,000 first tokens of sampled chains, draft unlike the target; seed 11, false-alarm rate 1e-4 a case."""
     from scipy.stats import chisquare
 

@@ -239,7 +239,7 @@ def test_it_learns_the_grammar_and_saves_best_last_and_on_the_way(folders, tmp_p
 
 
 def test_distillation_raises_the_acceptance_it_is_trained_on(folders, tmp_path):
-    """A target that knows the grammar; a draft of one layer learns its law from tv alone, no text's label among it."""
+    """A target that knows the grammar; a draft of one layer learns its distribution from tv alone, no text's label among it."""
     run(recipe(steps=100), tmp_path / "target", folders)
     small = CONFIG | {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32}
     watch = EvalSchedule(log_every=1, held_out_every=100, held_out_tokens=2048, save_every=1000, lookahead=3)

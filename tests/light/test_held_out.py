@@ -1,4 +1,4 @@
-"""What is held out is the largest along each dial; a planted law foretells it, a wrong one is caught out."""
+"""What is held out is the largest along each dial; a planted law predicts it, a wrong one is caught out."""
 
 import json
 

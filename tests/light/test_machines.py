@@ -55,7 +55,7 @@ def test_memory_agrees_with_the_size_in_the_name(card):
         ("AMD Instinct MI300X 192 GB", "MI300X"),
     ],
 )
-def test_look_up_is_forgiving(query, name):
+def test_lookup_is_forgiving(query, name):
     assert machine(query).name == name
 
 

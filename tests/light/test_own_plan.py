@@ -85,7 +85,7 @@ def log_speed(shape: Shape, tokens: float, depths: dict[int, int] | None = None)
 def test_the_planned_draft_as_planned_is_within_3_percent_of_the_best(seed, kinds):
     """Against the best of the study at the best lookaheads of each; the planner sees noise of 1.5 % in speed and 0.03 in logits."""
     best_plan = study_plan(seed, kinds)
-    if kinds == HEADS:  # look-up is no head; of published prompts it may win here
+    if kinds == HEADS:  # prompt lookup is no head; of published prompts it may win here
         best_plan = msgspec.structs.replace(best_plan, draft=best_head(best_plan))
         mine = log_speed(*drafted(best_plan))
     else:
@@ -254,7 +254,7 @@ def test_one_draft_is_no_study():
     assert study_of(TARGET, tuple(alone), 0.0, "head") is None
 
 
-def test_own_look_up_runs_replace_published_ones():
+def test_own_prompt_lookup_runs_replace_published_ones():
     survival = (0.2, 0.06, 0.02)
     lookup_rows = [
         msgspec.structs.replace(row, method="ngram", draft="ngram", run="ngram", survival=survival, lookahead=3, tree_nodes=3,
@@ -355,7 +355,7 @@ def test_costs_of_a_probed_machine_follow_its_step():
     assert named_in("vLLM").efficiency(MACHINE) == Efficiency()
 
 
-def test_calibration_on_small_cells_foretells_large_ones():
+def test_calibration_on_small_cells_predicts_large_ones():
     """2 % over all cells of k ≥ 3 and the trees from plain and k = 1; four times as much with the probe alone."""
     everything = timed(PLACE, rows(), 0.0)
     small_cells = [cell for cell in everything if cell.cost.depth <= 1]

@@ -333,17 +333,17 @@ def test_conditional_acceptance_comes_from_joint_survival():
     assert len(Row(observation(survival=(0.8, 0.0, 0.0))).accept_given_prefix()) == 2
 
 
-def test_a_row_per_arm_at_the_smallest_load_that_most_share():
+def test_a_row_per_configuration_at_the_smallest_load_that_most_share():
     rows = [Row(observation(batch_size=b)) for b in (1, 2, 4)] + [Row(observation(batch_size=b, method="ngram")) for b in (2, 4)]  # fmt: skip
     assert [row.observation.batch_size for row in at_least_load(rows)] == [2, 2]
 
 
 def test_names_tell_drafts_apart_and_scylla_from_eagle_3():
-    arms = [config_of(Row(row)) for row in (
+    configurations = [config_of(Row(row)) for row in (
         observation(), observation(draft="eagle3/exports/tokens-2000000"), observation(draft="deep/final", draft_layers=3),
         observation(draft="deep/final", draft_layers=3, tree_nodes=16), observation(method="none", draft=None),
     )]  # fmt: skip
-    labels = [name.replace("\u00a0", " ") for name in names(arms).values()]
+    labels = [name.replace("\u00a0", " ") for name in names(configurations).values()]
     assert labels == [
         "eagle3, k = 4",
         "eagle3, 2 M tokens, k = 4",
@@ -351,9 +351,9 @@ def test_names_tell_drafts_apart_and_scylla_from_eagle_3():
         "Scylla, k = 4, w = 16",
         "no draft",
     ]
-    drawn = measured.looks(arms)
-    assert drawn[arms[0]]["color"] == drawn[arms[1]]["color"] != drawn[arms[2]]["color"]
-    assert len({str(look) for look in drawn.values()}) == len(arms)
+    drawn = measured.looks(configurations)
+    assert drawn[configurations[0]]["color"] == drawn[configurations[1]]["color"] != drawn[configurations[2]]["color"]
+    assert len({str(look) for look in drawn.values()}) == len(configurations)
 
 
 def test_a_head_is_called_after_its_family():
@@ -366,10 +366,12 @@ def test_a_head_is_called_after_its_family():
 
 
 def test_no_two_methods_look_alike():
-    arms = [config_of(Row(observation(method=f"m{i}"))) for i in range(9)] + [
+    configurations = [config_of(Row(observation(method=f"m{i}"))) for i in range(9)] + [
         config_of(Row(observation(method="ngram")))
     ]
-    assert len({(look["color"], look["marker"]) for look in measured.looks(arms).values()}) == len(arms)
+    assert len({(look["color"], look["marker"]) for look in measured.looks(configurations).values()}) == len(
+        configurations
+    )
 
 
 # --- Laws ---

@@ -296,7 +296,7 @@ def test_a_missing_file_is_named(tmp_path):
         from_config(tmp_path)
 
 
-# look-up
+# lookup
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("ByteDance-Seed/Seed-OSS-36B-Instruct", "Seed-OSS-36B"),
     ],
 )
-def test_look_up_is_forgiving(alias, name):
+def test_lookup_is_forgiving(alias, name):
     assert shape(alias).name == name
 
 

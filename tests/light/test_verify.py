@@ -1,7 +1,7 @@
 """Losslessness by exact enumeration: every draft, every outcome of chance, in fractions; and broken rules that must fail.
 
-A region of uniforms that leads to one outcome has an exact measure, so the law of what a step emits is a finite sum. It is compared, by
-equality, with the target's own law over sequences.
+A region of uniforms that leads to one outcome has an exact measure, so the distribution of what a step emits is a finite sum. It is compared, by
+equality, with the target's own distribution over sequences.
 """
 
 from collections import defaultdict
@@ -17,12 +17,12 @@ from foredraft.decode.verify import Verdict, draw, residual, verify_chain, verif
 
 V = 3
 EASED = Fraction(11, 10)
-Law = Callable[[tuple[int, ...]], list[Fraction]]
+ProbsGiven = Callable[[tuple[int, ...]], list[Fraction]]
 Outcomes = dict[tuple[int, ...], Fraction]
 
 
-def law(salt: int) -> Law:
-    """A law over V tokens that depends on the whole prefix; some probabilities are 0."""
+def probs_given(salt: int) -> ProbsGiven:
+    """A distribution over V tokens that depends on the whole prefix; some probabilities are 0."""
 
     def at(prefix: tuple[int, ...]) -> list[Fraction]:
         weights = [
@@ -49,7 +49,7 @@ def cumulative(p: list[Fraction]) -> list[Fraction]:
     return [sum(p[: i + 1], Fraction(0)) for i in range(len(p))]
 
 
-def by_target(p: Law, length: int) -> Outcomes:
+def by_target(p: ProbsGiven, length: int) -> Outcomes:
     """P of every sequence of `length` tokens under the target alone."""
     out: Outcomes = {}
     for tokens in product(range(V), repeat=length):
@@ -61,7 +61,7 @@ def by_target(p: Law, length: int) -> Outcomes:
     return out
 
 
-def completed(emitted: Outcomes, p: Law, length: int) -> Outcomes:
+def completed(emitted: Outcomes, p: ProbsGiven, length: int) -> Outcomes:
     """Sequences of `length` tokens when decoding goes on by the target after what a step emitted."""
     out: Outcomes = defaultdict(Fraction)
     for tokens, weight in emitted.items():
@@ -72,7 +72,7 @@ def completed(emitted: Outcomes, p: Law, length: int) -> Outcomes:
     return {tokens: weight for tokens, weight in out.items() if weight}
 
 
-def chain_step(p: Law, q: Law, length: int, rule: Callable[..., Verdict] = verify_chain) -> Outcomes:
+def chain_step(p: ProbsGiven, q: ProbsGiven, length: int, rule: Callable[..., Verdict] = verify_chain) -> Outcomes:
     """P of what one step with a chain sampled from q emits."""
     out: Outcomes = defaultdict(Fraction)
     for tokens, drafted in by_target(q, length).items():
@@ -80,10 +80,12 @@ def chain_step(p: Law, q: Law, length: int, rule: Callable[..., Verdict] = verif
         q_rows = array([[q(tokens[:i]) for i in range(length)]]) if length else array(np.empty((1, 0, V)))
         ratios = [p(tokens[:i])[t] / q(tokens[:i])[t] for i, t in enumerate(tokens)]
         tests = [[ratio, ratio * EASED] for ratio in ratios]  # the second cut is where the eased rule changes its mind
-        laws = [
-            law for i in range(length + 1) for law in (_final(p(tokens[:i]), q(tokens[:i]), i < length), p(tokens[:i]))
+        every_probs = [
+            probs
+            for i in range(length + 1)
+            for probs in (_final(p(tokens[:i]), q(tokens[:i]), i < length), p(tokens[:i]))
         ]
-        finals = [cut for law in laws for cut in cumulative(law)]
+        finals = [cut for probs in every_probs for cut in cumulative(probs)]
         for picked in product(*(regions(cuts) for cuts in (*tests, finals))):
             uniforms = array([[u for u, _ in picked]])
             verdict = rule(p_rows, q_rows, array([tokens]).astype(int).reshape(1, length), uniforms)
@@ -103,7 +105,7 @@ def _final(p: list[Fraction], q: list[Fraction], refused: bool) -> list[Fraction
 @pytest.mark.parametrize("salts", [(1, 2), (2, 1), (3, 3), (4, 0), (0, 5)])
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_sampled_chain_is_lossless(salts: tuple[int, int], length: int) -> None:
-    p, q = law(salts[0]), law(salts[1])
+    p, q = probs_given(salts[0]), probs_given(salts[1])
     emitted = chain_step(p, q, length)
     assert sum(emitted.values()) == 1
     assert completed(emitted, p, length + 1) == by_target(p, length + 1)
@@ -130,7 +132,7 @@ def accept_more(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.n
 
 @pytest.mark.parametrize("broken", [never_verify, resample_from_p, accept_more])
 def test_a_broken_rule_is_caught(broken: Callable[..., Verdict]) -> None:
-    p, q = law(1), law(2)
+    p, q = probs_given(1), probs_given(2)
     assert completed(chain_step(p, q, 2, broken), p, 3) != by_target(p, 3)
 
 
@@ -146,7 +148,7 @@ def paths() -> list[tuple[int, ...]]:
     return tree_paths
 
 
-def tree_step(p: Law, rule: Callable[..., Verdict] = verify_tree) -> Outcomes:
+def tree_step(p: ProbsGiven, rule: Callable[..., Verdict] = verify_tree) -> Outcomes:
     """P of what one step with the fixed tree emits."""
     rows = array([[p(path) for path in paths()]])
     tokens, parents = np.array([TREE_TOKENS]), [TREE_PARENTS]
@@ -164,7 +166,7 @@ def tree_step(p: Law, rule: Callable[..., Verdict] = verify_tree) -> Outcomes:
 
 @pytest.mark.parametrize("salt", range(6))
 def test_tree_of_determined_proposals_is_lossless(salt: int) -> None:
-    p = law(salt)
+    p = probs_given(salt)
     emitted = tree_step(p)
     assert sum(emitted.values()) == 1
     assert completed(emitted, p, 3) == by_target(p, 3)
@@ -176,10 +178,10 @@ def test_a_tree_that_emits_the_refused_token_of_its_parent_is_caught() -> None:
         verdict = verify_tree(p, tokens, parents, uniforms)
         return verdict._replace(bonus=draw(p[:, 0], uniforms[:, -1]).tolist())
 
-    assert completed(tree_step(law(1), stale), law(1), 3) != by_target(law(1), 3)
+    assert completed(tree_step(probs_given(1), stale), probs_given(1), 3) != by_target(probs_given(1), 3)
 
 
-def test_siblings_in_turn_with_renormalisation_is_the_same_law() -> None:
+def test_siblings_in_turn_with_renormalisation_gives_the_same_distribution() -> None:
     """EAGLE's way of verifying a top-k tree (accept x with p(x); on refusal p(x) = 0, renormalise) accepts and emits as one draw from p does."""
     p, children = [Fraction(1, 6), Fraction(3, 6), Fraction(2, 6)], (2, 0)
     remaining_mass, outcome, residual = Fraction(1), {}, list(p)
