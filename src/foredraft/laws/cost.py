@@ -258,26 +258,18 @@ SWING = 0.15  # sd of log speed between runs on a shared machine: plain decoding
 
 
 def calibrate(
-    plain: ServerCost,
-    speculative: ServerCost,
-    rows: Sequence[CostRow],
-    *,
-    noise: float = 0.03,
+    plain: ServerCost, speculative: ServerCost, rows: Sequence[CostRow], *, noise: float = 0.03,
     prior_width: float = 1.0,
-) -> Calibration:
+) -> Calibration:  # fmt: skip
     """As `calibrate_served`, with rows of depth 0 on `plain` and the others on `speculative`."""
     served = [speculative if row.depth > 0 else plain for row in rows]
     return calibrate_served(served, rows, noise=noise, prior_width=prior_width)
 
 
 def calibrate_served(
-    served: Sequence[ServerCost],
-    rows: Sequence[CostRow],
-    *,
-    noise: float = 0.03,
-    prior_width: float = 1.0,
+    served: Sequence[ServerCost], rows: Sequence[CostRow], *, noise: float = 0.03, prior_width: float = 1.0,
     runs: Sequence[Hashable] | None = None,
-) -> Calibration:
+) -> Calibration:  # fmt: skip
     """The multipliers of greatest posterior given `rows`, one set for all; each row was measured on the server at its
     place in `served` (the same object for the same server).
 

@@ -84,13 +84,9 @@ def _check_fit(shape: Shape, keys: Mapping[str, Any], target: Decoder, checkpoin
 
 
 def save_head(
-    head: DraftHead,
-    folder: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    layout: HeadLayout | None = None,
+    head: DraftHead, folder: str | Path, *, dtype: torch.dtype | None = None, layout: HeadLayout | None = None,
     more: Mapping[str, Any] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write config.json and model.safetensors, weights as `dtype` (the head's own by default).
 
     `layout`: what the engine wants that is to load it, its kind's own by default. `more` adds config keys, such as

@@ -53,13 +53,9 @@ class Throughput:
 
 
 def throughput(
-    draft_params: ArrayLike,
-    target_params: ArrayLike,
-    draft_tokens: ArrayLike = 1e11,
-    target_tokens: ArrayLike = 1e11,
-    loss_law: LossLaw = HOFFMANN,
-    plane: AcceptPlane = PLANE,
-) -> Throughput:
+    draft_params: ArrayLike, target_params: ArrayLike, draft_tokens: ArrayLike = 1e11, target_tokens: ArrayLike = 1e11,
+    loss_law: LossLaw = HOFFMANN, plane: AcceptPlane = PLANE,
+) -> Throughput:  # fmt: skip
     """max_γ T(N, γ) over real γ, with all that leads to it; arrays broadcast."""
     x, y = loss_law.perplexity(draft_params, draft_tokens), loss_law.perplexity(target_params, target_tokens)
     alpha = plane.accept_prob(x, y)
@@ -85,13 +81,9 @@ class DraftOptimum:
 
 
 def optimal_draft(
-    target_params: float,
-    draft_tokens: float = 1e11,
-    target_tokens: float = 1e11,
-    loss_law: LossLaw = HOFFMANN,
-    plane: AcceptPlane = PLANE,
-    smallest: float = SMALLEST_DRAFT,
-) -> DraftOptimum:
+    target_params: float, draft_tokens: float = 1e11, target_tokens: float = 1e11, loss_law: LossLaw = HOFFMANN,
+    plane: AcceptPlane = PLANE, smallest: float = SMALLEST_DRAFT,
+) -> DraftOptimum:  # fmt: skip
     """N* = argmax_N max_γ T(N, γ), N from `smallest` to the target's size: a grid over log N, then a search around its best point."""
     _require_counts(target_params, smallest, draft_tokens=draft_tokens, target_tokens=target_tokens)
 

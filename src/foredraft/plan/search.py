@@ -206,13 +206,9 @@ def evaluate(problem: Problem, server: ServerCost, tau: Array, modes: Sequence[M
 
 
 def gains(
-    problem: Problem,
-    candidate: Candidate | None,
-    load: ServedLoad,
-    plain: ServedLoad,
-    tau: Array,
+    problem: Problem, candidate: Candidate | None, load: ServedLoad, plain: ServedLoad, tau: Array,
     modes: Sequence[Mode],
-) -> Array:
+) -> Array:  # fmt: skip
     """log of the objective over no speculation, [C, M, S]; `tau` broadcasts against that.
 
     Throughput counts the draft's training as device time spent per token of the horizon.
