@@ -52,10 +52,10 @@ def test_a_study_with_trees_has_a_tail_of_its_own():
             Observation(**of, lookahead=t.depth, topk=t.topk, tree_nodes=t.nodes, tokens_per_step=t.tokens_per_step)
             for t in trees(accept, 0.6)
         ]
-    tree_study = study.study(LLAMA, tuple(rows), 0.0, "head")
+    tree_study = study.study_of(LLAMA, tuple(rows), 0.0, "head")
     assert tree_study is not None
     assert tree_study.tail.middle == pytest.approx(0.6, rel=0.1)
     assert tree_study.tail.source == "6 own trees of 2 drafts"
-    chains = study.study(LLAMA, tuple(row for row in rows if row.topk == 1), 0.0, "head")
+    chains = study.study_of(LLAMA, tuple(row for row in rows if row.topk == 1), 0.0, "head")
     assert chains is not None
     assert chains.tail == PUBLISHED
