@@ -31,6 +31,19 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 
+// a + x·y, rounded once where the CPU can. Said outright: left to the compiler (-ffp-contract), whether a product is fused would
+// depend on the loop around it, and a row's bits on how many rows are beside it.
+#if defined(__AVX512F__) || defined(__FMA__)
+#include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
+INLINE vec fused(vec a, vec x, vec y) { return (vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)a); }
+#elif defined(__FMA__)
+INLINE vec fused(vec a, vec x, vec y) { return (vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)a); }
+#else
+INLINE vec fused(vec a, vec x, vec y) { return a + x * y; }
+#endif
+
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE vec loadf(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void storef(float *p, vec v) { memcpy(p, &v, sizeof v); }
@@ -58,7 +71,6 @@ INLINE void store(num *p, vec v) { storef(p, v); }
 
 // What a step of the inner product multiplies: LANES numbers, or pairs of them where the CPU multiplies bfloat16 itself.
 #if defined(BF16) && defined(__AVX512BF16__)
-#include <immintrin.h>
 #define STEP 32
 typedef __m512i word;
 INLINE word fetch(const num *p) { return _mm512_loadu_si512(p); }
@@ -67,7 +79,7 @@ INLINE vec mac(vec a, word x, word w) { return (vec)_mm512_dpbf16_ps((__m512)a, 
 #define STEP LANES
 typedef vec word;
 INLINE word fetch(const num *p) { return load(p); }
-INLINE vec mac(vec a, word x, word w) { return a + x * w; }
+INLINE vec mac(vec a, word x, word w) { return fused(a, x, w); }
 #endif
 
 // Sums of LANES vectors, each by halves (lane i and i + LANES/2, then quarters, …): lane j of the result is the sum of a[j].
@@ -231,7 +243,7 @@ static void attend(const num *q, const num *keys, const num *values, const long 
         for (int j = 0; j < LANES; j++) {
             const num *key = keys + slots[s + j < count ? s + j : count - 1] * dim;
             a[j] = (vec){0};
-            for (long i = 0; i < dim; i += LANES) a[j] += load(q + i) * load(key + i);
+            for (long i = 0; i < dim; i += LANES) a[j] = fused(a[j], load(q + i), load(key + i));
         }
         vec found = sums(a) * scale;
         storef(score + s, found);
@@ -242,7 +254,7 @@ static void attend(const num *q, const num *keys, const num *values, const long 
     for (long s = 0; s < count; s++) {
         const num *value = values + slots[s] * dim;
         total += score[s];
-        for (long i = 0; i < dim; i += LANES) storef(sum + i, loadf(sum + i) + score[s] * load(value + i));
+        for (long i = 0; i < dim; i += LANES) storef(sum + i, fused(loadf(sum + i), splat(score[s]), load(value + i)));
     }
     for (long i = 0; i < dim; i++) out[i] = down(sum[i] / total);
 }

@@ -31,7 +31,7 @@ FEW_ROWS = {torch.float32: 128, torch.bfloat16: 16 if torch.cpu._is_amx_tile_sup
 STEP = {torch.float32: 16, torch.bfloat16: 32}  # what inner sizes must be a multiple of; 16 does for a head's
 ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
 # OpenMP stays unlinked: its symbols are those that torch has loaded, so that both share one pool of threads.
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs", "-lm", "-lc")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs", "-lm", "-lc")
 
 
 class KernelsMissing(Exception):
