@@ -14,6 +14,7 @@ from foredraft.deploy.folder import RECORD, DraftFolder, opened, read_settings
 from foredraft.deploy.target_rules import target_rules
 from foredraft.deploy.tensor_rules import tensor_rules
 from foredraft.engines import LOADERS, USUAL
+from foredraft.engines.engine import ServingEngine
 
 
 def check(folder: str | Path, target: str | Path | None = None, engine: str | None = None) -> list[Finding]:
@@ -32,6 +33,9 @@ def check(folder: str | Path, target: str | Path | None = None, engine: str | No
         return merged(findings)
     for name in [engine] if engine else engines_of(draft):
         loader = LOADERS[name]
+        if not loader.loads(draft.kind):
+            findings.append(_no_class(draft, loader))
+            continue
         findings += config_rules(draft, loader)
         findings += tensor_rules(draft, loader)
         findings += target_rules(draft, target, loader) if target is not None else []
@@ -52,12 +56,20 @@ def engines_of(folder: DraftFolder) -> Sequence[str]:
     written = {
         name: engine.heads[folder.kind.name].architectures[:1]
         for name, engine in LOADERS.items()
-        if folder.kind.role == "head"
+        if folder.kind.role == "head" and engine.loads(folder.kind)
     }
     if len(set(written.values())) < 2:
-        return list(LOADERS)
+        return list(written) or list(LOADERS)
     stated = tuple(folder.config.get("architectures") or ())
     return [name for name, names in written.items() if names == stated] or [USUAL.name]
+
+
+def _no_class(folder: DraftFolder, engine: ServingEngine) -> Finding:
+    able = ", ".join(other.label for other in LOADERS.values() if other.loads(folder.kind)) or "none that is known here"
+    return Finding(
+        code="architecture", where="architectures", engine=engine.name, remedy=f"engines that serve it: {able}",
+        effect=f"it is a head of kind {folder.kind.label}, for which {engine.label} has no class",
+    )  # fmt: skip
 
 
 def launch_rules(folder: DraftFolder) -> Iterator[Finding]:

@@ -133,6 +133,8 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
         )
     if kind.role != "head":
         return
+    if not owner.loads(kind):
+        raise ValueError(f"format {format}: {owner.label} has no class for heads of kind {kind.label}")
     loader = owner.heads[kind.name]
     if shape.qk_norm and loader.qk_norm is None:
         able = [
@@ -155,7 +157,7 @@ def _engines(draft: TrainedDraft, format: str) -> tuple[str, ...]:
         return tuple(LOADERS)
     if format == "speculators" or _own_class(draft):
         return (owner.name,)
-    loaders = {name: engine.heads[draft.kind.name] for name, engine in LOADERS.items()}
+    loaders = {name: engine.heads[draft.kind.name] for name, engine in LOADERS.items() if engine.loads(draft.kind)}
     if format == PLAIN and _maps_nothing(draft):
         return tuple(name for name, loader in loaders.items() if loader.identity_map)
     form = loaders[owner.name].architectures[0]

@@ -120,7 +120,7 @@ def _launched_as(path: Path) -> Kind | None:
     for name, engine in LOADERS.items():
         settings = read_settings(path / engine.launch_file)
         for kind in heads:
-            if kind.engine_names[name] in (settings or {}).values():
+            if name in kind.engine_names and kind.engine_names[name] in (settings or {}).values():
                 return kind
     return None
 

@@ -80,6 +80,10 @@ class ServingEngine:
     bias_key: ClassVar[str] = ""
     never_null: ClassVar[Mapping[str, str]] = {}
 
+    def loads(self, kind: Kind) -> bool:
+        """Whether it has a class for drafts of this kind."""
+        return kind.role != "head" or kind.name in self.heads
+
     def norms_qk(self, kind: Kind) -> bool:
         """Whether it has a class for heads of this kind that norm queries and keys."""
         return kind.name in self.heads and self.heads[kind.name].qk_norm is not None

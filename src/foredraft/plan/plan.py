@@ -158,10 +158,11 @@ def _schedule(problem: Problem, best: Scored, outcome: SimulatedOutcome) -> tupl
 def _settings(problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]) -> dict[str, dict[str, Any]]:
     """What was searched for each engine, in its own words; of those that take settings and speculate."""
     choice = best.candidate.choice if best.candidate else None
+    served = kinds.of_choice(choice).engine_names if choice else ()
     by_engine = {
         name: engine.settings(choice, _as_run_by(name, problem, best, schedule), problem.settings.devices)
         for name, engine in ENGINES.items()
-        if engine.plan_file
+        if engine.plan_file and name in served
     }
     return {name: settings for name, settings in by_engine.items() if settings}
 

@@ -42,7 +42,9 @@ def _model(draft: DraftChoice) -> LanguageModel | Eagle | Eagle3:
         return LanguageModel(params=draft.non_embedding_params)
     if kind is kinds.EAGLE3:
         return Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
-    return Eagle(layers=draft.num_layers)
+    if kind is kinds.EAGLE:
+        return Eagle(layers=draft.num_layers)
+    raise ValueError(f"draft.method: no recipe is known for a head of kind {kind.label}; write one")
 
 
 def _draft_vocab(draft: DraftChoice) -> int | None:
