@@ -18,7 +18,7 @@ import numpy as np
 from foredraft import records
 from foredraft.laws.fit import by_range, fit_all
 from foredraft.laws.forms import law_named
-from foredraft.laws.held_out import HeldOut, determined, judge, without_largest
+from foredraft.laws.held_out import HeldOut, judge, r_squared, without_largest
 from foredraft.records import Observation
 
 Key = tuple[str, str, str, float | None]
@@ -52,7 +52,7 @@ def main(observations: Path, out: Path) -> None:
             for judgement in judge(fit, away):
                 judged[place(fit.law, judgement.row)].append(judgement)
             inside = by_range(fit, training_rows)[0]
-            if inside and (value := determined(fit, training_rows)) is not None:
+            if inside and (value := r_squared(fit, training_rows)) is not None:
                 fitted[place(fit.law, inside[0])].append(value)
     table = [
         {"law": law, "target": target, "family": family, "temperature": heat} | summary(judged[key], fitted[key])
