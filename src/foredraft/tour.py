@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from foredraft import records, text
 from foredraft.decode.batch import Request
+from foredraft.decode.engine import Engine
 from foredraft.records import Plan, ScheduleStep
 
 TARGET, DATA, PROMPTS = "tales-11m", "own-text", "prompts.jsonl"  # in the zoo
@@ -113,7 +114,7 @@ def show(target: Path, draft: Path, step: ScheduleStep) -> None:
     )
 
 
-def _answer(engine: text.Engine, request: Request) -> tuple[Sequence[int], float]:
+def _answer(engine: Engine, request: Request) -> tuple[Sequence[int], float]:
     """An answer's tokens, and how many came of a step."""
     (sequence,) = engine.generate([request])
     return sequence.answer, len(sequence.answer) / sequence.steps

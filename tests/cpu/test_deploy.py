@@ -26,6 +26,7 @@ from foredraft.engines import LOADERS
 from foredraft.kinds import AUX_LAYER_IDS as IDS
 from foredraft.kinds import EAGLE3
 from foredraft.models import Decoder, load, load_head, new_head, save_head
+from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import Rope
@@ -83,7 +84,7 @@ def save_with_biases(target: Decoder, folder: Path, family: str, kind: str = "ea
     if isinstance(plain, Eagle3Head):
         head: Any = Eagle3Head(shape, plain.config, target, plain.feature_layers, plain.d2t)
     else:
-        head = type(plain)(shape, plain.config, target)
+        head = EagleHead(shape, plain.config, target)
     generator = torch.Generator().manual_seed(3)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.1, generator=generator)

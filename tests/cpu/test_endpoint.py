@@ -366,7 +366,7 @@ def sent(fake: Fake, monkeypatch: pytest.MonkeyPatch, rate: float, seed: int = 1
         await at_once(0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(endpoint.asyncio, "sleep", noted)
+        patch.setattr("foredraft.measure.endpoint.asyncio.sleep", noted)
         (measured_round,) = load(fake, concurrency=(), rates=(rate,), seed=seed)
     return measured_round, [wait for wait in waits if wait != endpoint.STEP_S]
 

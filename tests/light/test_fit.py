@@ -25,6 +25,7 @@ from foredraft.laws.fit import (
     run_sd,
     sample_words,
 )
+from foredraft.laws.law import Law
 from foredraft.records import Estimate, Fit, Observation, Provenance
 
 SIMULATIONS, DRAWS = 300, 150
@@ -177,10 +178,10 @@ def test_intervals_cover(case: str) -> None:
             ({"draft_layers": 2.0, "draft_tokens": 1e6}, {"draft_layers": 6.0, "draft_tokens": 1e7}),
         ),
     ],
-    ids=lambda value: value.name if isinstance(value, forms.Law) else None,
+    ids=lambda value: value.name if isinstance(value, Law) else None,
 )  # fmt: skip
 def test_intervals_of_laws_in_two_dials_cover(
-    law: forms.Law, make: Make, truth: dict[str, float], points: tuple[dict[str, Any], ...]
+    law: Law, make: Make, truth: dict[str, float], points: tuple[dict[str, Any], ...]
 ) -> None:
     """Predictions inside and outside the data, over 100 data sets: within 83 to 97 %, which intervals that cover 90 % miss
     with probability 3 % under fresh seeds; halved intervals must not.
@@ -257,7 +258,7 @@ def test_beyond_the_data_a_run_is_no_surer_than_the_law_was_of_its_own_largest()
 
 
 @pytest.mark.parametrize("law", forms.laws().values(), ids=lambda law: law.name)
-def test_every_law_recovers_itself_from_clean_data(law: forms.Law) -> None:
+def test_every_law_recovers_itself_from_clean_data(law: Law) -> None:
     rng = np.random.default_rng(5)
     ranges = {
         "draft_params": (1e7, 1e9), "draft_tokens": (1e8, 1e11),
@@ -486,7 +487,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("law", "rows", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_refusals_say_what_is_missing(law: forms.Law, rows: list[Observation], message: str) -> None:
+def test_refusals_say_what_is_missing(law: Law, rows: list[Observation], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         fit(law, rows)
     assert "\n" not in str(caught.value)

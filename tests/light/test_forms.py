@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foredraft.laws import forms
-from foredraft.laws.law import IDENTITY, LOG_MINUS_LOG, LOGIT, Link
+from foredraft.laws.law import IDENTITY, LOG_MINUS_LOG, LOGIT, Law, Link
 from foredraft.records import Observation, Provenance
 
 POINT = {
@@ -34,13 +34,13 @@ PARAMETERS = {
 }
 
 
-def parameters_of(law: forms.Law) -> dict[str, float]:
+def parameters_of(law: Law) -> dict[str, float]:
     values = {name: PARAMETERS.get(name, 0.1 * (i + 1)) for i, name in enumerate(law.parameters)}
     return values | {"tau_inf": 6.0, "B": 3.0} if law is forms.NODES_SATURATING else values
 
 
 @pytest.mark.parametrize("law", forms.laws().values(), ids=lambda law: law.name)
-def test_contract(law: forms.Law) -> None:
+def test_contract(law: Law) -> None:
     """Shapes, gradient against central differences, fields of Observation, and a source, for every law."""
     parameters, inputs = parameters_of(law), {name: POINT[name] for name in law.inputs}
     assert {law.output, law.leading, *law.inputs, *law.pool, *law.distinct} <= set(Observation.__struct_fields__)

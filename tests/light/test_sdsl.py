@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from foredraft.laws.forms import loss_laws
+from foredraft.laws.speedup import tokens_per_flop
 from foredraft.plan import sdsl
 from foredraft.report import sdsl as figures
 
@@ -30,9 +31,9 @@ def test_optimum_beats_a_brute_force_grid_over_size_and_whole_lookahead():
     chain = sdsl.throughput(sizes, 13e9)
     assert best.tokens_per_flop >= chain.tokens_per_flop.max()
     assert best.draft_params == pytest.approx(sizes[chain.tokens_per_flop.argmax()], rel=0.003)
-    tokens_per_flop = sdsl.tokens_per_flop(chain.accept_prob[:, None], np.arange(30), sizes[:, None], 13e9)
-    assert tokens_per_flop.max() <= best.tokens_per_flop
-    assert tokens_per_flop.max() == pytest.approx(best.tokens_per_flop, rel=1e-3)
+    values = tokens_per_flop(chain.accept_prob[:, None], np.arange(30), sizes[:, None], 13e9)
+    assert values.max() <= best.tokens_per_flop
+    assert values.max() == pytest.approx(best.tokens_per_flop, rel=1e-3)
 
 
 def test_negative_controls_miss_table_5():

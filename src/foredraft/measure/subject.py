@@ -15,6 +15,7 @@ from foredraft import text
 from foredraft.data import tokenizer as tokenizers
 from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
+from foredraft.data.tokens import TOKENIZER
 from foredraft.kinds import NGRAM
 from foredraft.measure.configurations import EngineConfiguration, configurations_on, longest, spec_of
 from foredraft.measure.probe import device_name, provenance
@@ -100,7 +101,7 @@ def _draft_fields(draft: str, settings: MeasureSettings) -> Fields:
 
 def tokenizer_name(folder: str | Path) -> str:
     """A name that two folders share if their tokenizers are one: the hash of tokenizer.json, or else the folder's name."""
-    file = Path(folder) / tokenizers.TOKENIZER
+    file = Path(folder) / TOKENIZER
     if not file.is_file():
         return name_of(folder)
     vocabulary = json.loads(file.read_bytes()).get("model", {}).get("vocab", ())

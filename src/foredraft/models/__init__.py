@@ -11,7 +11,8 @@ Shape letters, the suffixes of tensor names in this room:
 """
 
 from foredraft.models.cache import Cache
-from foredraft.models.decoder import Decoder, Output
+from foredraft.models.decoder import Decoder
+from foredraft.models.forward import Output
 from foredraft.models.heads import load_head, new_head, save_head
 from foredraft.models.load import load
 

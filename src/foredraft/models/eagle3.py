@@ -39,7 +39,6 @@ class Eagle3Head(DraftHead):
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", draftable(d2t, shape.vocab_size))
 
-    lm_head: Linear
     d2t: Tensor
     t2d: Tensor
 
@@ -81,6 +80,7 @@ class Eagle3Head(DraftHead):
         """The LM head and the final norm begin as the target's, cut to what the head can draft."""
         super().initialise(seed)
         ids = torch.nonzero(self.t2d)[:, 0]
+        assert self.lm_head is not None
         self.lm_head.weight.copy_(self.target.head_weight_VC[ids.to(self.target.device)])
         if isinstance(self.target.norm, nn.RMSNorm) and self.target.norm.weight is not None:
             self.norm.weight.copy_(self.target.norm.weight)  # pyright: ignore[reportCallIssue, reportArgumentType]
