@@ -898,7 +898,7 @@ def test_new_heads_follow_their_seed_and_begin_as_the_targets_head(target):
     assert all(torch.equal(a, b) for a, b in zip(first_head.parameters(), same.parameters(), strict=True))
     assert not torch.equal(first_head.fc.weight, other.fc.weight)
     assert isinstance(first_head, Eagle3Head)
-    assert torch.equal(first_head.lm_head.weight, target.head_weight_VC[list(DRAFTABLE)])
+    assert torch.equal(first_head.state_dict()["lm_head.weight"], target.head_weight_VC[list(DRAFTABLE)])
     assert first_head.config.rope == target.config.rope
     assert first_head.feature_layers == (2, 3, 3)
     assert sum(p.numel() for p in first_head.parameters()) == first_head.shape.params

@@ -54,7 +54,9 @@ def halved(target: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     remaining = {
         name: tensor for name, tensor in head.state_dict().items() if name not in ("d2t", "t2d", "lm_head.weight")
     }
-    small.load_state_dict(remaining | {"lm_head.weight": head.lm_head.weight[every_second]}, strict=False)
+    small.load_state_dict(
+        remaining | {"lm_head.weight": head.state_dict()["lm_head.weight"][every_second]}, strict=False
+    )
     folder = tmp_path_factory.mktemp("drafts") / "eagle3-halved"
     save_head(small, folder, more={"eos_token_id": 0})
     return folder
