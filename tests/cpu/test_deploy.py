@@ -631,3 +631,16 @@ def test_the_verb_exports_and_checks(
     assert {finding["code"] for finding in json.loads(capsys.readouterr().out)} == {"null-key"}
     assert run_cli(monkeypatch, "deploy", *arguments, "--format", "onnx") == 2
     assert "format must be one of" in capsys.readouterr().err
+
+
+def test_an_engine_without_a_class_for_a_head_says_so(
+    good: Callable[[str, str], Path], drafts: dict[str, Path], checkpoint: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder, sglang = good("eagle3", "vllm"), LOADERS["sglang"]
+    monkeypatch.setattr(type(sglang), "heads", {name: row for name, row in sglang.heads.items() if name != "eagle3"})
+    assert [finding.code for finding in check(folder, checkpoint, "sglang")] == ["architecture"]
+    export(drafts["eagle3"], checkpoint, tmp_path / "served", ExportSettings(format="vllm"))
+    assert not check(tmp_path / "served", checkpoint)
+    with pytest.raises(ValueError, match="SGLang has no class for heads of kind EAGLE-3"):
+        export(drafts["eagle3"], checkpoint, tmp_path / "refused", ExportSettings(format="sglang"))
