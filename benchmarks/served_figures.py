@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from foredraft.laws.cost import predict_served
+from foredraft.laws.calibration import predict_served
 from foredraft.plan.served import Place, calibrated, load, timed
 from foredraft.records import Machine, Observation, Plan
 from foredraft.shapes import Shape

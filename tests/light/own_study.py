@@ -11,7 +11,8 @@ from scipy.special import expit
 
 from foredraft import kinds
 from foredraft.engines import named_in
-from foredraft.laws.cost import MULTIPLIERS, ServerCost, adjusted, serve
+from foredraft.laws.calibration import MULTIPLIERS, adjusted
+from foredraft.laws.cost import ServerCost, serve
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.records import Machine, Observation, Provenance
 from foredraft.shapes import Shape, from_config, scaled

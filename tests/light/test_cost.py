@@ -8,19 +8,9 @@ import pytest
 
 from foredraft import kinds
 from foredraft.engines import ENGINES, named_in
-from foredraft.laws import cost
-from foredraft.laws.cost import (
-    MULTIPLIERS,
-    CostRow,
-    Efficiency,
-    PassCost,
-    ServerCost,
-    adjusted,
-    calibrate,
-    capacity_tokens,
-    predict_rows,
-    serve,
-)
+from foredraft.laws import calibration, cost
+from foredraft.laws.calibration import MULTIPLIERS, CostRow, adjusted, calibrate, predict_rows
+from foredraft.laws.cost import Efficiency, PassCost, ServerCost, capacity_tokens, serve
 from foredraft.laws.speedup import tokens_per_step_constant
 from foredraft.machines import machine
 from foredraft.shapes import shape
@@ -299,15 +289,15 @@ def test_one_set_of_multipliers_for_several_servers_and_trees():
             )
             served += [model_server] * len(ways)
             rows += ways
-    speeds = cost.predict_served(served, rows, PLANTED)
+    speeds = calibration.predict_served(served, rows, PLANTED)
     rows = [row._replace(output_tok_s=float(speed)) for row, speed in zip(rows, speeds, strict=True)]
     assert speeds[5] == adjusted(drafts[0], PLANTED).load(1, 3, 2.2, width=4, nodes=12).output_tok_s
-    multipliers = cost.calibrate_served(served, rows, noise=0.005)
-    assert cost.predict_served(served, rows, multipliers.multipliers) == pytest.approx(speeds, rel=0.02)
+    multipliers = calibration.calibrate_served(served, rows, noise=0.005)
+    assert calibration.predict_served(served, rows, multipliers.multipliers) == pytest.approx(speeds, rel=0.02)
     assert multipliers.multipliers["memory"] == pytest.approx(PLANTED["memory"], rel=0.05)
     other = {id(drafts[0]): drafts[1], id(drafts[1]): drafts[0], id(plain): plain}
     swapped = [other[id(model_server)] for model_server in served]
-    assert cost.calibrate_served(swapped, rows, noise=0.005).misfit > 3 * multipliers.misfit
+    assert calibration.calibrate_served(swapped, rows, noise=0.005).misfit > 3 * multipliers.misfit
 
 
 def swung(seed: int, swing: float) -> tuple[list[ServerCost], list[CostRow], list[float]]:
@@ -330,7 +320,7 @@ def test_a_machine_that_swings_from_run_to_run_spoils_ratios_less_when_runs_are_
     for seed in range(20):
         served, timed_rows, runs = swung(seed, 0.2)
         for runs_named, errors in missed.items():
-            multipliers = cost.calibrate_served(
+            multipliers = calibration.calibrate_served(
                 served, timed_rows, noise=0.03, runs=runs if runs_named else None
             ).multipliers
             predictions = predict_rows(plain, speculative, np.array(truth), multipliers).reshape(-1, 2)
@@ -341,8 +331,8 @@ def test_a_machine_that_swings_from_run_to_run_spoils_ratios_less_when_runs_are_
 def test_the_level_of_all_runs_together_counts_in_full():
     served, timed_rows, runs = swung(0, 0.2)
     timed_rows = [row._replace(output_tok_s=0.6 * row.output_tok_s) for row in timed_rows]
-    multipliers = cost.calibrate_served(served, timed_rows, noise=0.03, runs=runs).multipliers
-    off = np.log(cost.predict_served(served, timed_rows, multipliers) / [row.output_tok_s for row in timed_rows])
+    multipliers = calibration.calibrate_served(served, timed_rows, noise=0.03, runs=runs).multipliers
+    off = np.log(calibration.predict_served(served, timed_rows, multipliers) / [row.output_tok_s for row in timed_rows])
     assert off.mean() == pytest.approx(0.0, abs=0.01)
     assert max(abs(off[np.array(runs) == run].mean()) for run in set(runs)) > 0.1, "each run may lie off"
 

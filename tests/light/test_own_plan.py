@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from foredraft import kinds, records
 from foredraft.cli.main import app
 from foredraft.engines import ENGINES, named_in
-from foredraft.laws.cost import Efficiency, predict_served
+from foredraft.laws.calibration import predict_served
+from foredraft.laws.cost import Efficiency
 from foredraft.laws.forms import LossLaw
 from foredraft.machines import machine
 from foredraft.plan.candidate import Candidate, CurveAcceptance

@@ -19,13 +19,12 @@ Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; me
 bytes; arguments broadcast as numpy arrays.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import least_squares
 
 from foredraft.records import Machine, Record, with_hint
 from foredraft.shapes import Shape
@@ -223,128 +222,3 @@ def capacity_tokens(
         shape.weight_bytes(dtype) for shape in shapes
     )
     return room / sum(shape.kv_bytes_per_token(kv_dtype or dtype) for shape in shapes)
-
-
-class Calibration(NamedTuple):
-    """`multipliers` (see MULTIPLIERS), the covariance of their logarithms, and the misfit (half the robust squares, prior included)."""
-
-    multipliers: dict[str, float]
-    covariance: Array
-    misfit: float
-
-
-class CostRow(NamedTuple):
-    """A measured load for calibration: `output_tok_s` at `concurrency` clients, chain length or tree depth `depth` and
-    `tokens_per_step`; of a tree its `width`, and the `nodes` that are verified (NaN: a chain).
-    """
-
-    concurrency: float
-    depth: float
-    tokens_per_step: float
-    output_tok_s: float
-    width: float = 1.0
-    nodes: float = np.nan
-
-
-# Multipliers on a server's coefficients: name -> sd of its logarithm where shapes and machine are known. Calibrating
-# Qwen3-32B with three drafts on an H100 moved the defaults by 1 % (memory), up to 10 % (compute), 1 to 8 % (draft
-# weights) and up to 20 % (fixed costs); others' software differs more.
-MULTIPLIERS = {
-    "memory": 0.15, "compute": 0.25, "target_fixed": 0.5, "draft_weight": 0.15, "draft_fixed": 0.4, "speculation": 0.5,
-    "tree": 0.5, "capacity": 0.15, "prefill": 0.4, "blend": 0.4,
-}  # fmt: skip
-
-SWING = 0.15  # sd of log speed between runs on a shared machine: plain decoding of one model, 2 cores, six batches: 0.11 to 0.16
-
-
-def calibrate(
-    plain: ServerCost, speculative: ServerCost, rows: Sequence[CostRow], *, noise: float = 0.03,
-    prior_width: float = 1.0,
-) -> Calibration:  # fmt: skip
-    """As `calibrate_served`, with rows of depth 0 on `plain` and the others on `speculative`."""
-    served = [speculative if row.depth > 0 else plain for row in rows]
-    return calibrate_served(served, rows, noise=noise, prior_width=prior_width)
-
-
-def calibrate_served(
-    served: Sequence[ServerCost], rows: Sequence[CostRow], *, noise: float = 0.03, prior_width: float = 1.0,
-    runs: Sequence[Hashable] | None = None,
-) -> Calibration:  # fmt: skip
-    """The multipliers of greatest posterior given `rows`, one set for all; each row was measured on the server at its
-    place in `served` (the same object for the same server).
-
-    `noise` is the sd of log throughput; `prior_width` multiplies the priors' sds, for servers whose shapes are guessed. `runs`
-    says which rows were measured in one run (left out: all): a run's mean may lie off by `SWING`, so that its ratios weigh more
-    than its level, while the level of all runs together counts in full. Raises ValueError without rows.
-    """
-    if not rows:
-        raise ValueError("calibration needs at least one measured row with a throughput")
-    table, places = np.array(rows, dtype=float), _places(served)
-    prior = np.array(list(MULTIPLIERS.values())) * prior_width
-    number = {run: i for i, run in enumerate(dict.fromkeys(runs or ()))}
-    run_of = np.array([number[run] for run in runs] if runs else [0] * len(rows))
-
-    def misfit(log_multipliers: Array) -> Array:
-        predicted = _predicted(places, table, dict(zip(MULTIPLIERS, np.exp(log_multipliers), strict=True)))
-        off = _levelled(np.log(predicted / table[:, 3]), run_of, noise)
-        return np.concatenate([off / noise, log_multipliers / prior])
-
-    solution = least_squares(misfit, np.zeros(len(MULTIPLIERS)), loss="soft_l1", x_scale=prior)
-    covariance = np.linalg.inv(solution.jac.T @ solution.jac)
-    multipliers = dict(zip(MULTIPLIERS, np.exp(solution.x).tolist(), strict=True))
-    return Calibration(multipliers, covariance, float(solution.cost))
-
-
-def _levelled(off: Array, run_of: NDArray[np.intp], noise: float) -> Array:
-    """Log errors with each run's distance from the mean run divided by its sd, noise and swing together, over that of noise alone."""
-    sizes = np.bincount(run_of)
-    means = np.bincount(run_of, off) / sizes
-    share = 1 / np.sqrt(1 + sizes * (SWING / noise) ** 2)
-    return off - ((1 - share) * (means - means.mean()))[run_of]
-
-
-def predict_rows(plain: ServerCost, speculative: ServerCost, table: Array, multipliers: Mapping[str, float]) -> Array:
-    """Output tokens/s of each row (concurrency, depth, τ, …) under calibrated servers."""
-    return _predicted(_places([speculative if depth > 0 else plain for depth in table[:, 1]]), table, multipliers)
-
-
-def predict_served(served: Sequence[ServerCost], rows: Sequence[CostRow], multipliers: Mapping[str, float]) -> Array:
-    """Output tokens/s of each row on the server at its place in `served`, calibrated."""
-    return _predicted(_places(served), np.array(rows, dtype=float), multipliers)
-
-
-def _places(served: Sequence[ServerCost]) -> list[tuple[ServerCost, NDArray[np.intp]]]:
-    """Each server with the places of its rows."""
-    ids = np.array([id(server) for server in served])
-    servers = {id(server): server for server in served}
-    return [(server, np.flatnonzero(ids == name)) for name, server in servers.items()]
-
-
-def _predicted(
-    places: Sequence[tuple[ServerCost, NDArray[np.intp]]], table: Array, multipliers: Mapping[str, float]
-) -> Array:
-    """Output tokens/s; a table's columns are CostRow's, of which those from the throughput on may be missing."""
-    speeds = np.empty(len(table))
-    for server, here in places:
-        concurrency, depth, tau = table[here, :3].T
-        width, nodes = table[here, 4:6].T if table.shape[1] > 4 else (1.0, np.nan)
-        nodes = np.where(np.isnan(nodes), depth, nodes)
-        tau = np.where(depth > 0, tau, 1.0)
-        load = adjusted(server, multipliers).load(concurrency, depth, tau, width=width, nodes=nodes)
-        speeds[here] = load.output_tok_s
-    return speeds
-
-
-def adjusted(server: ServerCost, multipliers: Mapping[str, float]) -> ServerCost:
-    """`server` with calibration's multipliers applied."""
-    memory, compute, weight = (multipliers[name] for name in ("memory", "compute", "draft_weight"))
-    draft = server.draft and server.draft.scaled(
-        fixed=multipliers["draft_fixed"], memory=memory * weight, compute=compute * weight
-    )
-    return replace(
-        server, target=server.target.scaled(fixed=multipliers["target_fixed"], memory=memory, compute=compute),
-        draft=draft, speculation_s=server.speculation_s * multipliers["speculation"],
-        tree_level_s=server.tree_level_s * multipliers["tree"],
-        capacity_tokens=server.capacity_tokens * multipliers["capacity"],
-        prefill_s=server.prefill_s * multipliers["prefill"], blend=1 + (server.blend - 1) * multipliers["blend"],
-    )  # fmt: skip

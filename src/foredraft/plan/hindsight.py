@@ -15,7 +15,7 @@ from foredraft import kinds
 from foredraft.engines import named_in
 from foredraft.laws import forms
 from foredraft.laws.acceptance import MAX_POSITIONS
-from foredraft.laws.cost import predict_served
+from foredraft.laws.calibration import predict_served
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LossLaw
 from foredraft.plan import from_study

@@ -7,7 +7,7 @@ what a run that settles the factor can be expected to remove. Refuses to know: h
 import numpy as np
 
 from foredraft import kinds
-from foredraft.laws.cost import MULTIPLIERS
+from foredraft.laws.calibration import MULTIPLIERS
 from foredraft.plan.candidate import TRAINING_MFU, Candidate
 from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
 from foredraft.plan.search import NOTHING, Problem, Scored, simulate

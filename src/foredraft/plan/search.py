@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft.engines import ENGINES, USUAL
-from foredraft.laws.cost import MULTIPLIERS, ServedLoad, ServerCost, adjusted
+from foredraft.laws.calibration import MULTIPLIERS, adjusted
+from foredraft.laws.cost import ServedLoad, ServerCost
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate

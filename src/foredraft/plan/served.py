@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from foredraft import kinds
 from foredraft.engines import named_in
-from foredraft.laws.cost import MULTIPLIERS, CostRow, Efficiency, ServerCost, calibrate_served, predict_served, serve
+from foredraft.laws.calibration import MULTIPLIERS, CostRow, calibrate_served, predict_served
+from foredraft.laws.cost import Efficiency, ServerCost, serve
 from foredraft.machines import machine as known_machine
 from foredraft.plan.study import on_target, shape_of
 from foredraft.records import Machine, Observation

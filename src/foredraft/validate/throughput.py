@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft import kinds
-from foredraft.laws import acceptance, cost
+from foredraft.laws import acceptance, calibration
 from foredraft.laws.acceptance import PositionLaw
-from foredraft.laws.cost import CostRow
+from foredraft.laws.calibration import CostRow
 from foredraft.records import Observation
 from foredraft.validate.curves import visible_part
 from foredraft.validate.findings import KNOWN_LOOKAHEAD, LookaheadChoice, RatioPoint, Validation, setting
@@ -124,7 +124,7 @@ def predict_group(
         taus, multipliers = _best_curve(costs, plain, visible, law)
         notes = (*costs.assumed, f"{setting(group[0])}: no τ in the rows, read from their throughput")
     table = np.array([(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s) for row in group])
-    model = cost.predict_rows(costs.plain, costs.speculative, table, multipliers)
+    model = calibration.predict_rows(costs.plain, costs.speculative, table, multipliers)
     misses: dict[int, dict[int, float]] = defaultdict(dict)
     for (n, k, _, measured), value in zip(table, model, strict=True):
         if k <= KNOWN_LOOKAHEAD:
@@ -138,7 +138,7 @@ def predict_group(
 def _calibrated(
     costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], taus: NDArray
 ) -> dict[str, float]:
-    return cost.calibrate(
+    return calibration.calibrate(
         costs.plain, costs.speculative, _rows(plain, visible, taus), prior_width=costs.prior_width
     ).multipliers
 
@@ -159,7 +159,9 @@ def _best_curve(
     )
     curves = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
     fits = [
-        cost.calibrate(costs.plain, costs.speculative, _rows(plain, visible, taus), prior_width=costs.prior_width)
+        calibration.calibrate(
+            costs.plain, costs.speculative, _rows(plain, visible, taus), prior_width=costs.prior_width
+        )
         for taus in curves
     ]
     best = min(range(len(curves)), key=lambda i: fits[i].misfit)
