@@ -3,20 +3,51 @@
 Promises: dense rates (never the doubled "with sparsity" ones), a source beside every machine, and an error where a
 name does not settle which machine is meant. Refuses to know what fraction of a peak anything reaches; `laws.cost` does.
 
-Conventions. `memory_bytes` is the total that the driver reports (nvidia-smi's MiB, rocm-smi's bytes); engines see half
-a GiB less. `float16` and `fp8` are tensor rates with float32 accumulation, `float32` is the plain rate, `tf32` the
-tensor one. `link_bytes_per_s` is one way, summed over a device's links to its peers. No datasheet gives
-`link_latency_s`: it is an assumed order of magnitude for one small message, and every `source` says so.
+Conventions of `published/machines.json`. `memory_bytes` is the total that the driver reports (nvidia-smi's MiB, rocm-smi's bytes);
+engines see half a GiB less. Tensor rates are with float32 accumulation, `float32` is the plain rate, `tf32` the
+tensor one; a format that the machine does not multiply in is left out. `link_bytes_per_s` is one way, summed over a device's links
+to its peers. No datasheet gives `link_latency_s`: it is an assumed order of magnitude for one small message (3 µs for NVLink and its
+like, 8 µs for PCIe), and every `source` says so.
 """
 
+import difflib
 import re
+from importlib import resources
 
-from foredraft.records import Machine, read, with_hint
+import msgspec
 
-MIB = 2.0**20
-NVLINK_LATENCY_S, PCIE_LATENCY_S = 3e-6, 8e-6
-PCIE4_BYTES_PER_S = 32e9
-ASSUMED = "; link latency assumed"
+from foredraft.records import Machine, rate_name, read, with_hint
+
+_ALL = msgspec.json.decode(
+    (resources.files("foredraft") / "published" / "machines.json").read_bytes(), type=list[Machine]
+)
+MACHINES: dict[str, Machine] = {machine.name: machine for machine in _ALL}
+_ALIASES = {alias: machine.name for machine in _ALL for alias in machine.aliases}
+
+# In what a format is multiplied, best first, where the machine lacks it: narrow weights are widened to 16 bits in the kernel (vLLM's
+# Marlin kernels do so on machines without fp8 or fp4), and a 16-bit type without a rate is exchanged for the other or widened.
+_WIDER = {
+    "bfloat16": ("float16", "float32"),
+    "float16": ("bfloat16", "float32"),
+    "float32": ("tf32",),
+    "tf32": ("float32",),
+}
+_SIXTEEN_BITS = "bfloat16", "float16", "float32"
+
+
+def compute_rate(machine: Machine, dtype: str) -> tuple[float, str]:
+    """FLOP/s at which `machine` multiplies weights of `dtype`, and the type that it multiplies in.
+
+    Raises ValueError where it has no rate for `dtype` nor for anything wider.
+    """
+    name = rate_name(dtype)
+    tried = (name, *_WIDER.get(name, _SIXTEEN_BITS))
+    able = next((each for each in tried if each in machine.flops_per_s), None)
+    if able is None:
+        rates = ", ".join(machine.flops_per_s)
+        message = f"dtype {dtype}: machine {machine.name} has rates for {rates} alone; add a rate of {' or '.join(tried)} to its flops_per_s"
+        raise with_hint(ValueError(message), "foredraft list machines --json shows records to copy")
+    return machine.flops_per_s[able], able
 
 
 def device_time(hours: float) -> str:
@@ -26,126 +57,33 @@ def device_time(hours: float) -> str:
     return f"{number:,.0f} device-{unit}" if number >= 10 else f"{number:.2g} device-{unit}"
 
 
-def _tera(**rates: float) -> dict[str, float]:
-    """Peaks given in tera-operations per second; bfloat16 and float16 have one tensor rate on all machines here."""
-    return {"float16": rates["bfloat16"] * 1e12} | {dtype: rate * 1e12 for dtype, rate in rates.items()}
-
-
-_A100 = _tera(bfloat16=312, tf32=156, float32=19.5, int8=624)
-_H100_SXM = _tera(bfloat16=989.4, fp8=1978.9, tf32=494.7, float32=66.9, int8=1978.9)
-
-_ALL = (
-    Machine(
-        name="A100-40GB", aliases=("A100 40GB", "A100 PCIe 40GB", "A100 SXM 40GB"),
-        memory_bytes=40960 * MIB, bandwidth_bytes_per_s=1555e9, flops_per_s=_A100,
-        link_bytes_per_s=300e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA A100 Tensor Core GPU datasheet (2020)" + ASSUMED,
-    ),
-    Machine(
-        name="A100-SXM-80GB", aliases=("A100", "A100 80GB", "A100 SXM"),
-        memory_bytes=81920 * MIB, bandwidth_bytes_per_s=2039e9, flops_per_s=_A100,
-        link_bytes_per_s=300e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA A100 Tensor Core GPU datasheet (2021), SXM column" + ASSUMED,
-    ),
-    Machine(
-        name="A100-PCIe-80GB", aliases=("A100 PCIe",),
-        memory_bytes=81920 * MIB, bandwidth_bytes_per_s=1935e9, flops_per_s=_A100,
-        link_bytes_per_s=300e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA A100 Tensor Core GPU datasheet (2021), PCIe column (pairs bridged by NVLink)" + ASSUMED,
-    ),
-    Machine(
-        name="H100-SXM-80GB", aliases=("H100", "H100 80GB", "H100 SXM"),
-        memory_bytes=81559 * MIB, bandwidth_bytes_per_s=3.35e12, flops_per_s=_H100_SXM,
-        link_bytes_per_s=450e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA H100 Tensor Core GPU datasheet, SXM column, halved where sparse" + ASSUMED,
-    ),
-    Machine(
-        name="H100-PCIe-80GB", aliases=("H100 PCIe",),
-        memory_bytes=81559 * MIB, bandwidth_bytes_per_s=2.0e12,
-        flops_per_s=_tera(bfloat16=756, fp8=1513, tf32=378, float32=51, int8=1513),
-        link_bytes_per_s=300e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA H100 PCIe GPU product brief PB-11133 and H100 datasheet (pairs bridged by NVLink)" + ASSUMED,
-    ),
-    Machine(
-        name="H100-NVL-94GB", aliases=("H100 NVL",),
-        memory_bytes=95830 * MIB, bandwidth_bytes_per_s=3.9e12,
-        flops_per_s=_tera(bfloat16=835.5, fp8=1670.5, tf32=417.5, float32=60, int8=1670.5),
-        link_bytes_per_s=300e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA H100 Tensor Core GPU datasheet, NVL column, halved where sparse" + ASSUMED,
-    ),
-    # The HBM2e variant on the HGX H100 4-GPU board of computing centres (LRZ, TSUBAME 4.0): more memory than the 80 GB
-    # part, but slower. A bare "H100 94GB" means this one; the PCIe card of that size is called NVL.
-    Machine(
-        name="H100-SXM-94GB", aliases=("H100 94GB",),
-        memory_bytes=95830 * MIB, bandwidth_bytes_per_s=2.396e12, flops_per_s=_H100_SXM,
-        link_bytes_per_s=450e9, link_latency_s=NVLINK_LATENCY_S,
-        source="TSUBAME 4.0 hardware guide, H100 SXM5 94GB HBM2e at 2,395.87 GB/s; "
-        "memory as of H100 NVL" + ASSUMED,
-    ),
-    Machine(
-        name="H200-SXM-141GB", aliases=("H200", "H200 141GB", "H200 SXM"),
-        memory_bytes=143771 * MIB, bandwidth_bytes_per_s=4.8e12, flops_per_s=_H100_SXM,
-        link_bytes_per_s=450e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA H200 Tensor Core GPU datasheet, SXM column, halved where sparse" + ASSUMED,
-    ),
-    Machine(
-        name="B200", aliases=("B200 180GB", "B200 SXM"),
-        memory_bytes=183359 * MIB, bandwidth_bytes_per_s=8e12,
-        flops_per_s=_tera(bfloat16=2250, fp8=4500, tf32=1125, float32=75, int8=4500),
-        link_bytes_per_s=900e9, link_latency_s=NVLINK_LATENCY_S,
-        source="NVIDIA DGX/HGX B200 datasheet per GPU, halved where sparse" + ASSUMED,
-    ),
-    Machine(
-        name="L40S", aliases=("L40S 48GB",),
-        memory_bytes=46068 * MIB, bandwidth_bytes_per_s=864e9,
-        flops_per_s=_tera(bfloat16=362.05, fp8=733, tf32=183, float32=91.6, int8=733),
-        link_bytes_per_s=PCIE4_BYTES_PER_S, link_latency_s=PCIE_LATENCY_S,
-        source="NVIDIA L40S datasheet, PCIe 4.0 x16" + ASSUMED,
-    ),
-    Machine(
-        name="L4", aliases=("L4 24GB",),
-        memory_bytes=23034 * MIB, bandwidth_bytes_per_s=300e9,
-        flops_per_s=_tera(bfloat16=121, fp8=242.5, tf32=60, float32=30.3, int8=242.5),
-        link_bytes_per_s=PCIE4_BYTES_PER_S, link_latency_s=PCIE_LATENCY_S,
-        source="NVIDIA L4 datasheet, halved where sparse, PCIe 4.0 x16" + ASSUMED,
-    ),
-    Machine(
-        name="RTX-3090", aliases=("3090", "3090 24GB"),
-        memory_bytes=24576 * MIB, bandwidth_bytes_per_s=936e9,
-        flops_per_s=_tera(bfloat16=71.2, tf32=35.6, float32=35.6, int8=284.7),
-        link_bytes_per_s=PCIE4_BYTES_PER_S, link_latency_s=PCIE_LATENCY_S,
-        source="NVIDIA Ampere GA102 architecture whitepaper, PCIe 4.0 x16 without the NVLink bridge" + ASSUMED,
-    ),
-    Machine(
-        name="RTX-4090", aliases=("4090", "4090 24GB"),
-        memory_bytes=24564 * MIB, bandwidth_bytes_per_s=1008e9,
-        flops_per_s=_tera(bfloat16=165.2, fp8=330.3, tf32=82.6, float32=82.6, int8=660.6),
-        link_bytes_per_s=PCIE4_BYTES_PER_S, link_latency_s=PCIE_LATENCY_S,
-        source="NVIDIA Ada GPU architecture whitepaper, PCIe 4.0 x16" + ASSUMED,
-    ),
-    Machine(
-        name="MI300X", aliases=("MI300X 192GB",),
-        memory_bytes=206141652992.0, bandwidth_bytes_per_s=5.3e12,
-        flops_per_s=_tera(bfloat16=1307.4, fp8=2614.9, tf32=653.7, float32=163.4, int8=2614.9),
-        link_bytes_per_s=448e9, link_latency_s=NVLINK_LATENCY_S,
-        source="AMD Instinct MI300X datasheet, xGMI 7 links of 64 GB/s one way" + ASSUMED,
-    ),
-)  # fmt: skip
-
-MACHINES: dict[str, Machine] = {machine.name: machine for machine in _ALL}
-
 # Words that make another machine of a name: they must be the machine's own.
-_VARIANT = re.compile(r"\d+gb|pcie|nvl|laptop|mobile|mig|ti|super|d|ada")
+_VARIANT = re.compile(r"\d+gb|pcie|nvl|laptop|mobile|mig|ti|super|d|ada|max|ultra|pro|server")
+_MAKERS = re.compile(r"nvidia|amd|instinct|geforce|rtx|tensor core|gpu")
+_NODE = re.compile(r"\b(\d{2,3})x\d{1,2}\b")  # "94x4", in the names of partitions: four of 94 GB
+# "8xH100", "8 × H100"; "H100x8"; "TP4", "TP=4".
+_COUNT = re.compile(r"^\s*(\d{1,3})\s*[x*]\s*(?=[a-z\d])|(?<=[a-z\d\s])[x*]\s*(\d{1,3})\s*$|\btp\s*=?\s*(\d{1,3})\b")
+
+
+def _plain(name: str) -> str:
+    """Without makers, in lower case."""
+    return _MAKERS.sub(" ", name.lower().replace("×", "x"))
 
 
 def _words(name: str) -> frozenset[str]:
-    """The words of a machine's name that matter: makers and counts left out, "94x4" (four of 94 GB) read as 94gb."""
-    text = re.sub(r"nvidia|amd|instinct|geforce|rtx|tensor core|gpu", " ", name.lower().replace("×", "x"))
-    text = re.sub(r"\b(\d{2,3})x\d{1,2}\b", r" \1gb ", text)
+    """The words of a machine's name that matter: makers and counts left out, "94x4" read as 94gb."""
+    text = _NODE.sub(r" \1gb ", _plain(name))
     text = re.sub(r"(?<=[a-z\d])x\d{1,2}\b|\b\d{1,2}\s*x\s*(?=\w)", " ", text)
     text = re.sub(r"(\d+)\s*gi?b\b", r" \1gb ", text)
     text = re.sub(r"(sxm)\d?|(pcie|nvl)", r" \1\2 ", text)
     return frozenset(re.findall(r"[a-z0-9]+", text))
+
+
+def count_in(name: str) -> int | None:
+    """How many machines a name speaks of: 8 in "8xH100", 2 in "2x RTX 4090", 4 in "B300 TP4"; None where it does not say."""
+    text = _NODE.sub(" ", _plain(name))
+    counts = {int(group) for match in _COUNT.finditer(text) for group in match.groups() if group}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def machine(name: str) -> Machine:
@@ -159,7 +97,11 @@ def machine(name: str) -> Machine:
     fits = [(len(label), record.name) for record in able for label in _labels(record) if label <= words]
     best = {machine_name for size, machine_name in fits if size == max(fits)[0]}
     if len(best) != 1:
-        problem = f"could be {' or '.join(sorted(best))}" if best else f"is not known; have {', '.join(MACHINES)}"
+        closest = difflib.get_close_matches(name, [*MACHINES, *_ALIASES], n=3, cutoff=0.4)
+        near = (
+            f"; closest: {', '.join(dict.fromkeys(_ALIASES.get(label, label) for label in closest))}" if closest else ""
+        )
+        problem = f"could be {' or '.join(sorted(best))}" if best else f"is not known{near}"
         message = f"machine {name!r} {problem}; name one, or describe yours in a Machine record"
         raise with_hint(ValueError(message), "foredraft list machines")
     return MACHINES[best.pop()]
@@ -167,7 +109,28 @@ def machine(name: str) -> Machine:
 
 def named(name: str) -> Machine:
     """A known accelerator, or the Machine record in a .json file."""
-    return read(Machine, name) if name.endswith(".json") else machine(name)
+    return read(Machine, name) if name.lower().endswith(".json") else machine(name)
+
+
+def placed(name: str, devices: int | None = None) -> tuple[Machine, int]:
+    """The machine of that name and how many of it: `devices`, or the count in the name ("8xH100"), or 1.
+
+    Raises ValueError where both are stated and differ, or several are asked of a machine without a link.
+    """
+    count = None if name.lower().endswith(".json") else count_in(name)
+    if devices is not None and devices < 1:
+        raise ValueError(f"--devices must be at least 1, got {devices}")
+    if count == 0 or (count and devices and count != devices):
+        raise ValueError(
+            f"--machine {name} says {count} devices"
+            + (f", --devices {devices}; give one of them" if devices else "; at least 1 is needed")
+        )
+    record, number = named(name), devices or count or 1
+    if number > 1 and record.link_bytes_per_s is None:
+        raise ValueError(
+            f"--devices {number}: machine {record.name} states no link between devices; add link_bytes_per_s and link_latency_s to its record"
+        )
+    return record, number
 
 
 def _labels(record: Machine) -> list[frozenset[str]]:

@@ -50,6 +50,15 @@ def with_hint(error: E, hint: str) -> E:
     return error
 
 
+# What a machine's rates may be of, and the other spellings of number formats: those of torch, vLLM's --dtype and --kv-cache-dtype.
+RATES = "float32", "tf32", "float16", "bfloat16", "fp8", "int8", "fp4", "int4"
+DTYPE_SPELLINGS = {
+    "bfloat16": ("bf16", "brainfloat16"), "float16": ("fp16", "half", "f16"), "float32": ("fp32", "float", "f32", "single"),
+    "fp8": ("float8", "fp8_e4m3", "fp8_e5m2", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "e4m3"), "int8": ("i8",), "int4": ("i4",),
+    "fp4": ("float4", "float4_e2m1fn_x2", "e2m1"),
+}  # fmt: skip
+
+
 class Provenance(Record, frozen=True):
     """Where a number comes from. `trust` is one of raw_logs, repository, paper, derived, read_off_plot, secondary, own, assumed."""
 
@@ -100,10 +109,69 @@ class Machine(Record, frozen=True):
             ),
             non_negative=("link_latency_s",),
         )  # fmt: skip
-        for name, values in (("flops_per_s", self.flops_per_s), ("verify_s", self.verify_s)):
-            for key, value in values.items():
-                if not value > 0:
-                    raise ValueError(f"{name}[{key}] must be positive, got {value}")
+        _check_units(self)
+        msgspec.structs.force_setattr(self, "flops_per_s", _rates(self.flops_per_s))
+        for key, value in self.verify_s.items():
+            if not value > 0:
+                raise ValueError(f"verify_s[{key}] must be positive, got {value}")
+
+
+def dtype_name(text: str) -> str:
+    """A number format in our spelling ("bf16", "torch.bfloat16", "BF16": bfloat16); one without another spelling as it is, in lower case."""
+    name = text.strip().lower().removeprefix("torch.")
+    return next((ours for ours, spellings in DTYPE_SPELLINGS.items() if name in spellings), name)
+
+
+def rate_name(dtype: str) -> str:
+    """The rate that products of `dtype` go by: four bits with scales by block are fp4 to the multiplier."""
+    name = dtype_name(dtype)
+    return "fp4" if name in ("nvfp4", "mxfp4") else name
+
+
+def _rates(flops_per_s: dict[str, float]) -> dict[str, float]:
+    """A machine's rates under our names. Raises ValueError on an unknown format, one named twice, and what is in no FLOP/s."""
+    rates: dict[str, float] = {}
+    for key, value in flops_per_s.items():
+        name = rate_name(key)
+        if name not in RATES:
+            raise ValueError(f"flops_per_s[{key}]: rates are by {', '.join(RATES)}; name one of them")
+        if name in rates:
+            raise ValueError(f"flops_per_s names {name} twice; leave one")
+        _check_unit(f"flops_per_s[{key}]", value, least=1e8, most=1e19, unit="FLOP/s", steps=((1e5, 12), (math.inf, 9)))
+        rates[name] = value
+    if not rates:
+        raise ValueError('flops_per_s is empty; give a rate such as {"bfloat16": 1e15}, in FLOP/s')
+    return rates
+
+
+def _check_units(machine: Machine) -> None:
+    """Raise ValueError where a figure is in GB, TB/s or microseconds, by its size."""
+    per_s = ((100, 12), (1e6, 9), (math.inf, 6))
+    _check_unit(
+        "memory_bytes", machine.memory_bytes, least=1e8, most=1e15, unit="bytes", steps=((1e4, 9), (math.inf, 6))
+    )
+    _check_unit(
+        "bandwidth_bytes_per_s", machine.bandwidth_bytes_per_s, least=1e8, most=1e15, unit="bytes/s", steps=per_s
+    )
+    if machine.link_bytes_per_s is not None:
+        _check_unit(
+            "link_bytes_per_s", machine.link_bytes_per_s, least=1e6, most=1e15, unit="bytes/s", steps=((1e6, 9),)
+        )
+    if (machine.link_latency_s or 0) >= 1:
+        raise ValueError(f"link_latency_s {machine.link_latency_s:g}: in seconds; {machine.link_latency_s:g}e-6?")
+
+
+def _check_unit(
+    field: str, value: float, *, least: float, most: float, unit: str, steps: tuple[tuple[float, int], ...]
+) -> None:
+    """`steps`: below each value, the power of ten that it was probably given in."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{field} must be positive and finite, got {value}")
+    if value < least:
+        power = next(power for below, power in steps if value < below)
+        raise ValueError(f"{field} {value:g}: it is in {unit}; {value:g}e{power}?")
+    if value > most:
+        raise ValueError(f"{field} {value:g}: it is in {unit}, and no machine has more than {most:g}")
 
 
 class Workload(Record, frozen=True):

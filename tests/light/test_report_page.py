@@ -155,7 +155,7 @@ def test_text_of_records_is_shown_as_text(tmp_path):
     records.write_lines(tmp_path / "measurements.jsonl", rows)
     records.write(tmp_path / "Plan.json", plan(target=EVIL, engine=EVIL, assumptions=(EVIL, f"`{EVIL}`")))
     records.write(tmp_path / "sweep.json", {"cells": [{"name": EVIL, "verb": EVIL, "state": EVIL, "error": EVIL}]})
-    records.write(tmp_path / "machine.json", Machine(name=EVIL, memory_bytes=1, bandwidth_bytes_per_s=1,
+    records.write(tmp_path / "machine.json", Machine(name=EVIL, memory_bytes=1e9, bandwidth_bytes_per_s=1e9,
                                                      flops_per_s={"float32": 1e9}, source=EVIL))  # fmt: skip
     records.write_lines(tmp_path / "run" / "metrics.jsonl", [{"step": i, "tokens": i, "loss": 1.0} for i in (1, 2)])
     records.write(tmp_path / "run" / "recipe.json", {"model": {"kind": EVIL}})
@@ -217,7 +217,7 @@ def test_a_torn_last_line_of_a_run_is_left_out_and_a_broken_one_is_named(tmp_pat
 
 
 def test_a_part_without_records_says_which_would_fill_it(tmp_path):
-    records.write(tmp_path / "machine.json", Machine(name="M", memory_bytes=1, bandwidth_bytes_per_s=1e9,
+    records.write(tmp_path / "machine.json", Machine(name="M", memory_bytes=1e9, bandwidth_bytes_per_s=1e9,
                                                      flops_per_s={"float32": 1e9}, source="maker"))  # fmt: skip
     html = Reader(write_page([tmp_path], tmp_path / "report.html").path.read_text(encoding="utf-8"))
     assert {attributes.get("id") for attributes in html.of("section")} == {"machine", "lacking"}
@@ -413,7 +413,7 @@ def test_r_squared_is_of_the_rows_behind_the_fit_or_missing():
 
 def test_a_bend_is_where_reading_and_computing_take_equally_long():
     even_machine = Machine(
-        name="M", memory_bytes=1, bandwidth_bytes_per_s=1e10, flops_per_s={"float32": 2e11}, source="maker"
+        name="M", memory_bytes=1e9, bandwidth_bytes_per_s=1e10, flops_per_s={"float32": 2e11}, source="maker"
     )
     section = machine.section(Documents((), (), machines=(even_machine,)))
     assert section is not None

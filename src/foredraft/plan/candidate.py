@@ -17,6 +17,7 @@ from foredraft import kinds
 from foredraft.laws import forms
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import run_sd
+from foredraft.machines import compute_rate
 from foredraft.plan.trees import PUBLISHED, Tail
 from foredraft.records import DraftChoice, Fit, Machine
 from foredraft.shapes import Shape
@@ -124,7 +125,7 @@ def head_training_flops(target: Shape, shape: Shape, tokens: float) -> float:
 def choice(name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
     """A draft of `shape` to train on `tokens` for `flops` on `machine`."""
     kind = kinds.of_shape(shape)
-    rate = max(rate for dtype, rate in machine.flops_per_s.items() if dtype in ("bfloat16", "float16", "float32"))
+    rate, _ = compute_rate(machine, "bfloat16")
     return DraftChoice(
         kind=kind.role, name=name, method=kind.name if kind.role == "head" else None, params=float(shape.params),
         non_embedding_params=float(shape.non_embedding_params), num_layers=shape.num_layers,
