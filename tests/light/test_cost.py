@@ -117,7 +117,7 @@ def test_tensor_parallel_divides_memory_and_compute_and_adds_the_link():
 def test_bytes_per_value_scale_memory_time():
     sixteen, eight = passes(), passes(dtype="fp8")
     tokens = np.array(1.0)
-    assert float(eight.weights_s(tokens)) == pytest.approx(float(sixteen.weights_s(tokens)) / 2)
+    assert float(eight.weights_s(tokens)) == pytest.approx(float(sixteen.weights_s(tokens)) / 2, rel=0.03)  # the LM head stays in 16 bits
     assert eight.kv_token_s == pytest.approx(sixteen.kv_token_s / 2)
     assert passes(dtype="fp8", kv_dtype="bfloat16").kv_token_s == pytest.approx(sixteen.kv_token_s)
 

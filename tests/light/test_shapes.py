@@ -175,7 +175,16 @@ def test_read_bytes_leave_out_an_untied_embedding():
     tied = from_config(TINY | {"tie_word_embeddings": True})
     assert untied.weight_bytes() - untied.read_bytes(1) == 2 * (100 - 1) * 64
     assert tied.read_bytes(7) == tied.weight_bytes() == tied.read_bytes(1)
-    assert untied.read_bytes(3, "int4") == untied.read_bytes(3) / 4
+    assert untied.read_bytes(3, "float32") == 2 * untied.read_bytes(3)
+
+
+def test_a_quantised_dtype_leaves_what_engines_leave_in_16_bits():
+    tiny = from_config(TINY)
+    linear, rest = 2 * (4 * 64 * 64 + 3 * 64 * 128), 2 * 100 * 64 + 5 * 64
+    assert tiny.weight_bytes() == 2 * (linear + rest)
+    assert tiny.weight_bytes("fp8") == linear + 4 * 2 * 7 + 2 * rest
+    # an int4 weight has a 16-bit scale and a 4-bit zero point for each 128 (or the last few) inputs
+    assert tiny.weight_bytes("int4") == linear / 2 + 2.5 * 2 * (4 * 64 + 2 * 128 + 64) + 2 * rest
 
 
 def test_read_bytes_of_a_mixture_grow_with_tokens_and_saturate():

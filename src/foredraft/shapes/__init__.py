@@ -3,13 +3,16 @@
 Refuses to know: torch, tokenizers, how fast anything runs, and which kinds of draft head there are (`kinds` does).
 """
 
+from foredraft.shapes.blocks import Block, Cache
 from foredraft.shapes.config import as_head, from_config, read_config, tensor_names, unfolded
-from foredraft.shapes.counts import BYTES_PER_VALUE, HeadParts, Shape, bytes_per_value
+from foredraft.shapes.counts import HeadParts, MtpLayers, Shape
 from foredraft.shapes.drafts import LEAST_BODY, head, scaled
 from foredraft.shapes.folder import check_folder
+from foredraft.shapes.formats import FORMATS, bytes_per_value, compute_dtype, number_format
 from foredraft.shapes.public import known_shapes, named, shape
 
 __all__ = [
-    "BYTES_PER_VALUE", "LEAST_BODY", "HeadParts", "Shape", "as_head", "bytes_per_value", "check_folder", "from_config", "head", "known_shapes",
-    "named", "read_config", "scaled", "shape", "tensor_names", "unfolded",
+    "FORMATS", "LEAST_BODY", "Block", "Cache", "HeadParts", "MtpLayers", "Shape", "as_head", "bytes_per_value", "check_folder",
+    "compute_dtype", "from_config", "head", "known_shapes", "named", "number_format", "read_config", "scaled", "shape", "tensor_names",
+    "unfolded",
 ]  # fmt: skip

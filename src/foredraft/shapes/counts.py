@@ -1,27 +1,14 @@
-"""Counts of a transformer: parameters, FLOPs per token, weight and KV bytes.
+"""Counts of a transformer: parameters, FLOPs per token, weight and cache bytes.
 
-Promises: exact for the families of `config.py` (checked against the published totals). Refuses to know: where a shape comes from.
+Promises: exact for the families of `families.py` (checked against published totals). Refuses to know: where a shape comes from.
 """
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from foredraft.records import Record, require
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Count = TypeVar("Count", float, npt.NDArray[Any])
-else:
-    Count = TypeVar("Count")
-
-BYTES_PER_VALUE = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
-
-
-def bytes_per_value(dtype: str) -> float:
-    """Bytes of one stored weight or cache entry; the scales of quantised formats (a few per cent) are left out."""
-    if dtype not in BYTES_PER_VALUE:
-        raise ValueError(f"dtype must be one of {', '.join(BYTES_PER_VALUE)}, got {dtype!r}")
-    return BYTES_PER_VALUE[dtype]
+from foredraft.shapes.blocks import Block, Cache, Count, Matrices, Storage, capped
+from foredraft.shapes.formats import bytes_per_value, matrix_bytes, number_format
 
 
 class HeadParts(Record, frozen=True):
@@ -41,13 +28,26 @@ class HeadParts(Record, frozen=True):
     own_lm_head: bool
 
 
+class MtpLayers(NamedTuple):
+    """The layers in a checkpoint that draft by multi-token prediction; they share the embedding and the LM head, which do not count."""
+
+    num_layers: int
+    params: int
+
+
 class Shape(Record, frozen=True):
     """What a transformer is made of. Sizes as in a Hugging Face `config.json`; `family` is its model_type.
 
+    `blocks` states layers that are no plain ones (attention, then an MLP or a mixture of experts), or not all alike; then the
+    sizes from `num_heads` to `intermediate_size` and of the experts are the usual layer's. `extra`: matrices outside layers.
     `embed_dim` is the embedding's width where it is not `hidden_size` (OPT-350m), which adds two projections.
-    `position_rows` is the length of a learned position table (OPT: 2050). `layer_norm`: LayerNorm with bias or RMSNorm.
+    `position_rows` is the length of a learned position table (OPT: 2050); `per_layer_embed` the width of a second embedding, which all
+    layers share (Gemma 3n, Gemma 4 E). `layer_norm`: LayerNorm with bias or RMSNorm.
     `head` is None for a language model, else what a draft head has in its place; a head reads hidden states of width
     `target_hidden_size`, and its own LM head has `draft_vocab_size` rows. `final_norm` is a language model's.
+    `weight_format`: of the layers' matrices, `formats`: of matrices stored otherwise, by name; `kv_format`: of the cache where the
+    checkpoint says. `mtp_blocks` and `vision_params` are in the checkpoint and in no other count.
+    `kv_replicated`: the cache has no heads to split over devices (latent attention). `notes`: what its config left to be assumed.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Shape(Record, frozen=True):
     final_norm: bool = True
     embed_dim: int | None = None
     position_rows: int = 0
+    per_layer_embed: int = 0
     max_position_embeddings: int | None = None
     num_experts: int = 0
     experts_per_token: int = 0
@@ -76,6 +77,15 @@ class Shape(Record, frozen=True):
     shared_intermediate_size: int = 0
     sparse_step: int = 1
     dense_layers: tuple[int, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    extra: Matrices = {}
+    weight_format: str = "bfloat16"
+    formats: dict[str, str] = {}
+    kv_format: str | None = None
+    kv_replicated: bool = False
+    mtp_blocks: tuple[Block, ...] = ()
+    vision_params: int = 0
+    notes: tuple[str, ...] = ()
     head: HeadParts | None = None
     draft_vocab_size: int | None = None
     target_hidden_size: int | None = None
@@ -91,7 +101,8 @@ class Shape(Record, frozen=True):
                 "target_hidden_size", "training_tokens",
             ),
             non_negative=(
-                "position_rows", "num_experts", "experts_per_token", "shared_intermediate_size", "dense_layers",
+                "position_rows", "per_layer_embed", "num_experts", "experts_per_token", "shared_intermediate_size", "dense_layers",
+                "vision_params",
             ),
         )  # fmt: skip
         if self.num_heads % self.num_kv_heads:
@@ -104,15 +115,32 @@ class Shape(Record, frozen=True):
             raise ValueError("num_experts > 0 needs experts_per_token and moe_intermediate_size, both positive")
         if self.head and self.embed_dim:
             raise ValueError("embed_dim must be None for a draft head: its target's embedding must be hidden_size wide")
+        if self.blocks and self.num_layers != (stated := sum(block.count for block in self.blocks)):
+            raise ValueError(f"num_layers ({self.num_layers}) must be the sum of the blocks' counts ({stated})")
+        for name in {self.weight_format, *self.formats.values(), *([self.kv_format] if self.kv_format else [])}:
+            number_format(name)
+
+    def __hash__(self) -> int:
+        """Without what is a dict; equal shapes have equal hashes."""
+        return hash(
+            (self.name, self.family, self.num_layers, self.hidden_size, self.intermediate_size, self.vocab_size)
+        )
 
     # the parts, in numbers of weights
 
     @property
+    def layers(self) -> tuple[Block, ...]:
+        """All layers, equal ones together."""
+        return self.blocks or plain_blocks(self)
+
+    def is_sparse(self, index: int) -> bool:
+        """Whether that plain layer has a mixture of experts: every `sparse_step`-th but for `dense_layers` (HF's rule for Qwen)."""
+        return bool(self.num_experts) and (index + 1) % self.sparse_step == 0 and index not in self.dense_layers
+
+    @property
     def num_sparse_layers(self) -> int:
-        """Layers with a mixture of experts: every `sparse_step`-th but for `dense_layers` (HF's rule for Qwen)."""
-        if not self.num_experts:
-            return 0
-        return sum((i + 1) % self.sparse_step == 0 and i not in self.dense_layers for i in range(self.num_layers))
+        """Layers with a mixture of experts."""
+        return sum(block.count for block in self.layers if block.num_experts)
 
     @property
     def embed_width(self) -> int:
@@ -134,35 +162,21 @@ class Shape(Record, frozen=True):
 
     @property
     def expert_params(self) -> int:
-        """Weights of one expert of one layer."""
-        return 3 * self.hidden_size * (self.moe_intermediate_size or 0)
-
-    def _layer_weights(self, experts: Any) -> Any:
-        """Matrix weights of all layers when each sparse layer touches `experts` experts."""
-        hidden, queries, keys = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = self.num_layers * (hidden * (queries + 2 * keys) + queries * hidden)
-        if self.head and self.head.wide_layer:
-            attention += hidden * (queries + 2 * keys)
-        mlp = (3 if self.gated_mlp else 2) * hidden * self.intermediate_size
-        router = hidden * self.num_experts
-        shared = 3 * hidden * self.shared_intermediate_size + (hidden if self.shared_intermediate_size else 0)
-        sparse = self.num_sparse_layers
-        return attention + (self.num_layers - sparse) * mlp + sparse * (router + shared + experts * self.expert_params)
+        """Weights of one expert of one layer, of those layers that have the most experts."""
+        sparse = max(self.layers, key=lambda block: block.num_experts)
+        return sparse.expert_weights + sparse.expert_vectors if sparse.num_experts else 0
 
     @property
-    def _vectors(self) -> int:
-        """Norm weights and biases."""
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        norms = 2 * self.num_layers + (self.head.norms if self.head else self.final_norm)
-        layer = self.qkv_bias * (queries + 2 * keys) + self.o_bias * self.hidden_size + self.qk_norm * 2 * self.head_dim
-        mlp_bias = self.mlp_bias * ((1 + self.gated_mlp) * self.intermediate_size + self.hidden_size)
-        dense = self.num_layers - self.num_sparse_layers
-        return norms * self.hidden_size * (1 + self.layer_norm) + self.num_layers * layer + dense * mlp_bias
+    def _end_vectors(self) -> int:
+        """Norm weights outside layers, OPT's biases among them."""
+        norms = self.head.norms if self.head else self.final_norm
+        return norms * self.hidden_size * (1 + self.layer_norm)
 
     @property
     def _projections(self) -> int:
-        """OPT-350m's project_in and project_out."""
-        return 2 * self.embed_dim * self.hidden_size if self.embed_dim else 0
+        """OPT-350m's project_in and project_out, and what else stands outside layers."""
+        outside = sum(inputs * outputs for inputs, outputs in self.extra.values())
+        return outside + (2 * self.embed_dim * self.hidden_size if self.embed_dim else 0)
 
     # the totals
 
@@ -171,60 +185,222 @@ class Shape(Record, frozen=True):
         """Stored token embedding, position table and LM head; a tied head counts once, a borrowed table not at all."""
         if self.head:
             return self.head_params if self.head.own_lm_head else 0
-        table = self.vocab_size * self.embed_width + self.position_rows * self.hidden_size
-        return table + (0 if self.tie_embeddings else self.head_params)
+        rows = self.vocab_size * (self.embed_width + self.per_layer_embed)
+        return rows + self.position_rows * self.hidden_size + (0 if self.tie_embeddings else self.head_params)
 
     @property
     def non_embedding_params(self) -> int:
         """Stored weights of everything else: layers, norms, a draft head's fc. The N of the loss laws."""
-        return self._layer_weights(self.num_experts) + self._vectors + self.fc_params + self._projections
+        return sum(block.params for block in self.layers) + self._end_vectors + self.fc_params + self._projections
 
     @property
     def params(self) -> int:
-        """All stored weights."""
+        """All stored weights of the language model; MTP layers and a vision tower are counted apart."""
         return self.embedding_params + self.non_embedding_params
 
     @property
     def active_params(self) -> int:
-        """Weights that serve one token: `params` less the experts it is not routed to."""
-        return self.params - self.num_sparse_layers * (self.num_experts - self.experts_per_token) * self.expert_params
+        """Weights that serve one token: `params`, the embedding included, less the experts it is not routed to."""
+        return self.params - sum(block.idle_params for block in self.layers)
+
+    @property
+    def mtp(self) -> MtpLayers | None:
+        """The multi-token prediction layers of the checkpoint, None where it has none."""
+        blocks = self.mtp_blocks
+        return MtpLayers(sum(b.count for b in blocks), sum(b.params for b in blocks)) if blocks else None
 
     def flops_per_token(self, context: Count, *, recurrent: bool = False) -> Count:
         """Forward FLOPs of one token that attends to `context` tokens.
 
-        2 per matrix weight touched (LM head included, embedding look-up not) plus 4·layers·heads·head_dim·context for
-        the scores and the weighted sum. `recurrent`: as in `read_bytes`.
+        2 per matrix weight touched (LM head included, embedding look-up not) plus 2 per multiply-add with the cached tokens that each
+        layer attends to. A recurrent layer's update of its state (under 2 % of its products) is left out. `recurrent`: as in `read_bytes`.
         """
         ends = self._projections + self.head_params + self._fc(recurrent)
-        attention = 4.0 * self.num_layers * self.num_heads * self.head_dim
-        return 2.0 * (self._layer_weights(self.experts_per_token) + ends) + attention * context
+        touched = sum(b.count * (b.weights + b.experts_per_token * b.expert_weights) for b in self.layers)
+        attended: Any = sum(
+            b.count * c.width * capped(capped(context, c.window), c.top)
+            for b in self.layers
+            for c in b.caches
+            if c.width
+        )
+        return 2.0 * (touched + ends) + 2.0 * attended
 
     def _fc(self, recurrent: bool) -> int:
         """The `fc` as one forward uses it: one that joins the target's hidden states alone serves only the first of a step."""
         return self.fc_params if self.head and (self.head.fc_embedding or not recurrent) else 0
 
-    def weight_bytes(self, dtype: str = "bfloat16") -> float:
-        """Bytes of the stored weights."""
-        return self.params * bytes_per_value(dtype)
+    # bytes: in the checkpoint's own formats, or all in one where a dtype is named
 
-    def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
-        """Bytes of keys and values that one token leaves in the cache, all layers together."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value(dtype)
+    def _storage(self, dtype: str | None) -> Storage:
+        if dtype:
+            number_format(dtype)
+        return Storage(self.weight_format, self.formats, dtype)
+
+    def weight_bytes(self, dtype: str | None = None) -> float:
+        """Bytes of the stored weights, scales included; MTP layers and a vision tower are not.
+
+        `dtype`: None for the checkpoint's own formats; one of 16 or 32 bits for all of them; a quantised one for what engines quantise
+        while they load, linear layers alone: the embedding, the LM head, routers and norms stay in 16 bits.
+        """
+        ends = sum(self._end_bytes(dtype))
+        experts = sum(
+            b.count * b.num_experts * size for b, size in zip(self.layers, self._expert_bytes(dtype), strict=True)
+        )
+        return self._layer_bytes(dtype) + experts + ends
+
+    def _layer_bytes(self, dtype: str | None) -> float:
+        """Bytes of all layers but for the routed experts."""
+        return _layer_bytes(self, dtype)
+
+    def _expert_bytes(self, dtype: str | None) -> tuple[float, ...]:
+        """Bytes of one routed expert of each of `layers`."""
+        return _expert_bytes(self, dtype)
+
+    def _end_bytes(self, dtype: str | None) -> tuple[float, float]:
+        """Bytes outside layers: of what only its tokens' rows are read, and of what is read whole (the LM head's too where it is tied)."""
+        storage = self._storage(dtype)
+        whole = self._end_vectors * bytes_per_value(storage.sixteen_bit)
+        whole += sum(matrix_bytes(storage.format_of(name, {}), *sizes) for name, sizes in self.extra.items())
+        if self.embed_dim:
+            whole += 2 * self.embed_dim * self.hidden_size * bytes_per_value(storage.sixteen_bit)
+        whole += self.fc_params * bytes_per_value(storage.format_of("fc", {}))
+        if self.head:
+            return 0.0, whole + (self._head_bytes(storage) if self.head.own_lm_head else 0.0)
+        rows = self.vocab_size * (self.embed_width + self.per_layer_embed) + self.position_rows * self.hidden_size
+        looked_up = rows * bytes_per_value(storage.format_of("embed_tokens", {}))
+        return looked_up, whole + (0.0 if self.tie_embeddings else self._head_bytes(storage))
+
+    def _head_bytes(self, storage: Storage) -> float:
+        name = "embed_tokens" if self.tie_embeddings else "lm_head"
+        return self.head_params * bytes_per_value(storage.format_of(name, {}))
+
+    def expert_bytes(self, dtype: str | None = None) -> float:
+        """Bytes of one routed expert of one layer, scales included; 0 for a dense model."""
+        return max(self._expert_bytes(dtype))
+
+    def dense_read_bytes(self, dtype: str | None = None, *, recurrent: bool = False) -> float:
+        """Bytes that every forward pass reads whatever its tokens and their routing: all but routed experts and embedding rows.
+
+        A head that borrows its target's LM head reads it though it does not store it; `recurrent` as in `read_bytes`.
+        """
+        storage = self._storage(dtype)
+        whole = self._end_bytes(dtype)[1]
+        if self.tie_embeddings or (self.head and not self.head.own_lm_head):
+            whole += self._head_bytes(storage)
+        idle_fc = (self.fc_params - self._fc(recurrent)) * bytes_per_value(storage.format_of("fc", {}))
+        return self._layer_bytes(dtype) + whole - idle_fc
 
     def experts_touched(self, tokens: Count) -> Count:
         """Expected distinct experts that `tokens` uniformly routed tokens use in a layer: E·(1 − (1 − k/E)^tokens)."""
-        idle: Any = 1.0 - self.experts_per_token / (self.num_experts or 1)
-        return self.num_experts * (1.0 - idle**tokens)
+        return _touched(self.num_experts, self.experts_per_token, tokens)
 
-    def read_bytes(self, tokens: Count, dtype: str = "bfloat16", *, recurrent: bool = False) -> Count:
+    def read_bytes(self, tokens: Count, dtype: str | None = None, *, recurrent: bool = False) -> Count:
         """Weight bytes that one forward pass over `tokens` tokens reads (all sequences together; arrays broadcast).
 
         Every matrix once; of an untied or borrowed embedding and a position table only the tokens' rows; of each sparse
-        layer the expected distinct experts. A head that borrows its target's LM head reads it though it does not store it.
-        `recurrent` is a draft head's later forward pass of a step, fed by its own output.
+        layer the expected distinct experts. `recurrent` is a draft head's later forward pass of a step, fed by its own output.
+        `dtype` as in `weight_bytes`.
         """
         if (tokens < 0) if isinstance(tokens, int | float) else (tokens < 0).any():
             raise ValueError("tokens must not be negative")
+        storage = self._storage(dtype)
         rows = (0 if self.tie_embeddings else self.embed_width) + (self.hidden_size if self.position_rows else 0)
-        fixed = self._vectors + self._projections + self.head_params + self._fc(recurrent)
-        return (self._layer_weights(self.experts_touched(tokens)) + fixed + rows * tokens) * bytes_per_value(dtype)
+        row_bytes = (rows + self.per_layer_embed) * bytes_per_value(storage.format_of("embed_tokens", {}))
+        experts: Any = sum(
+            block.count * size * _touched(block.num_experts, block.experts_per_token, tokens)
+            for block, size in zip(self.layers, self._expert_bytes(dtype), strict=True)
+            if size
+        )
+        return self.dense_read_bytes(dtype, recurrent=recurrent) + experts + row_bytes * tokens
+
+    # the cache
+
+    def _kv_dtype(self, kv_dtype: str | None) -> str:
+        return kv_dtype or self.kv_format or self._storage(None).sixteen_bit
+
+    def kv_bytes_per_token(self, kv_dtype: str | None = None) -> float:
+        """Bytes that one more token adds to the cache, all layers together, as long as no window is full.
+
+        `kv_dtype`: None for the cache format that the checkpoint states, else its 16-bit type.
+        """
+        dtype = self._kv_dtype(kv_dtype)
+        return sum(b.count * c.num_bytes(dtype) for b in self.layers for c in b.caches)
+
+    def state_bytes(self) -> float:
+        """Bytes that a sequence keeps whatever its length: the states of recurrent layers."""
+        sizes = (b.count * n * bytes_per_value(form) for b in self.layers for form, n in b.state.items())
+        return float(sum(sizes))
+
+    def cache_bytes(self, context: Count, kv_dtype: str | None = None) -> Count:
+        """Bytes that one sequence of `context` tokens keeps: full layers grow, windows fill, states are there from the first token."""
+        dtype = self._kv_dtype(kv_dtype)
+        held: Any = sum(b.count * c.num_bytes(dtype) * capped(context, c.window) for b in self.layers for c in b.caches)
+        return held + self.state_bytes()
+
+    def cache_read_bytes(self, context: Count, kv_dtype: str | None = None) -> Count:
+        """Bytes of it that a decoding step reads: of a layer with sparse attention only the tokens that it picks."""
+        dtype = self._kv_dtype(kv_dtype)
+        read: Any = sum(
+            b.count * c.num_bytes(dtype) * capped(capped(context, c.window), c.top)
+            for b in self.layers
+            for c in b.caches
+        )
+        return read + self.state_bytes()
+
+
+def _touched(num_experts: int, experts_per_token: int, tokens: Any) -> Any:
+    idle: Any = 1.0 - experts_per_token / (num_experts or 1)
+    return num_experts * (1.0 - idle**tokens)
+
+
+@lru_cache(1024)
+def _layer_bytes(shape: Shape, dtype: str | None) -> float:
+    storage = Storage(shape.weight_format, shape.formats, dtype)
+    return sum(b.count * storage.num_bytes(b.matrices, b.vectors, b.formats) for b in shape.layers)
+
+
+@lru_cache(1024)
+def _expert_bytes(shape: Shape, dtype: str | None) -> tuple[float, ...]:
+    storage = Storage(shape.weight_format, shape.formats, dtype)
+    return tuple(storage.num_bytes(b.expert, b.expert_vectors, b.formats) for b in shape.layers)
+
+
+@lru_cache(1024)
+def plain_blocks(shape: Shape) -> tuple[Block, ...]:
+    """The layers of a plain transformer or a draft head: dense ones, sparse ones, and a head's first where it is wider."""
+    sparse = sum(map(shape.is_sparse, range(shape.num_layers))) if shape.num_experts else 0
+    wide = int(bool(shape.head and shape.head.wide_layer))
+    numbers = ((wide, 2, False), (shape.num_layers - sparse - wide, 1, False), (sparse, 1, True))
+    return tuple(plain_block(shape, count, width, experts) for count, width, experts in numbers if count)
+
+
+def plain_block(shape: Shape, count: int = 1, width: int = 1, sparse: bool = False) -> Block:
+    """`count` plain layers, whose attention reads `width` vectors of the hidden size side by side."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    matrices: Matrices = {
+        "self_attn.q_proj": (width * hidden, queries), "self_attn.k_proj": (width * hidden, keys),
+        "self_attn.v_proj": (width * hidden, keys), "self_attn.o_proj": (queries, hidden),
+    }  # fmt: skip
+    biases = shape.qkv_bias * (queries + 2 * keys) + shape.o_bias * hidden
+    vectors = 2 * hidden * (1 + shape.layer_norm) + biases + shape.qk_norm * 2 * shape.head_dim
+    caches = (Cache(values=2 * keys, width=2 * queries),)
+    if not sparse:
+        matrices |= mlp("mlp.", hidden, inner, shape.gated_mlp)
+        vectors += shape.mlp_bias * ((1 + shape.gated_mlp) * inner + hidden)
+        return Block(count=count, matrices=matrices, vectors=vectors, caches=caches)
+    matrices["mlp.gate"] = hidden, shape.num_experts
+    if shape.shared_intermediate_size:
+        matrices |= mlp("mlp.shared_expert.", hidden, shape.shared_intermediate_size)
+        matrices["mlp.shared_expert_gate"] = hidden, 1
+    return Block(
+        count=count, matrices=matrices, vectors=vectors, caches=caches, num_experts=shape.num_experts,
+        experts_per_token=shape.experts_per_token, expert=mlp("mlp.experts.", hidden, shape.moe_intermediate_size or 0),
+    )  # fmt: skip
+
+
+def mlp(prefix: str, hidden: int, inner: int, gated: bool = True) -> Matrices:
+    """The matrices of an MLP or an expert."""
+    ways = {"gate_proj": (hidden, inner)} if gated else {}
+    ways |= {"up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+    return {prefix + name: sizes for name, sizes in ways.items()}

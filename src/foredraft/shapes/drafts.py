@@ -23,6 +23,11 @@ def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int 
     )  # fmt: skip
 
 
+# What a draft of a target's sizes does not take over: its special layers and its formats.
+PLAIN = {
+    "blocks": (), "extra": {}, "weight_format": "bfloat16", "formats": {}, "kv_format": None, "kv_replicated": False, "mtp_blocks": (),
+    "vision_params": 0, "notes": (),
+}  # fmt: skip
 LEAST_BODY = 5e4  # non-embedding parameters of the smallest model that `scaled` builds
 
 
@@ -79,7 +84,7 @@ def _with_width(target: Shape, hidden: int, intermediate: int) -> Shape:
         target, family=FAMILIES.get(target.family, ModelFamily()).dense or target.family, num_layers=1,
         hidden_size=hidden, num_heads=num_heads, num_kv_heads=num_heads // group, head_dim=head_dim,
         intermediate_size=intermediate, embed_dim=None, final_norm=True, num_experts=0, experts_per_token=0,
-        moe_intermediate_size=None, shared_intermediate_size=0, sparse_step=1, dense_layers=(),
+        moe_intermediate_size=None, shared_intermediate_size=0, sparse_step=1, dense_layers=(), per_layer_embed=0, **PLAIN,
         training_tokens=None, training_source=None,
     )  # fmt: skip
 

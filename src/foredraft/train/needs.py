@@ -11,7 +11,7 @@ from pathlib import Path
 from foredraft.hardware import matmul_rate
 from foredraft.recipe import Prediction, Recipe
 from foredraft.records import Estimate, Record
-from foredraft.shapes import BYTES_PER_VALUE, Shape
+from foredraft.shapes import Shape, bytes_per_value
 from foredraft.teacher.teacher import GROUP_BYTES
 from foredraft.train.devices import Devices
 from foredraft.train.loop import micro_batches
@@ -21,7 +21,7 @@ from foredraft.train.optimiser import MOMENTS
 # Share of the ceiling that training reaches: from small models in eager mode to large or compiled ones (results/train_speed.json).
 SHARES = 0.25, 0.45, 0.6
 ROOM = 1.6  # peaks were 1.11 to 1.54 times the count (five kinds of run, results/head_speed.json)
-FLOAT = BYTES_PER_VALUE["float32"]
+FLOAT = bytes_per_value("float32")
 
 
 class Needs(Record, frozen=True):
@@ -64,7 +64,7 @@ def memory(trainee: Trainee, devices: Devices) -> float:
     """Bytes of weights, gradients, moments, the frozen target, activations of one micro-batch and the loss's logits."""
     recipe, trained, frozen = trainee.recipe, trainee.shape, trainee.target
     spread = devices.world if devices.shard else 1
-    narrow = BYTES_PER_VALUE[recipe.precision]
+    narrow = bytes_per_value(recipe.precision)
     states = trained.params * FLOAT * (2 + MOMENTS) / spread + trained.params * narrow
     target = frozen.shape.params * narrow / spread if frozen else 0.0
     rows = max(len(range(stage.batch)[micro_batches(stage, devices)[0]]) * stage.length for stage in recipe.stages)
