@@ -16,7 +16,8 @@ from importlib import resources
 
 import msgspec
 
-from foredraft.records import Machine, rate_name, read, with_hint
+from foredraft.records import Machine, dtype_name, read, with_hint
+from foredraft.shapes.formats import compute_dtype
 
 _ALL = msgspec.json.decode(
     (resources.files("foredraft") / "published" / "machines.json").read_bytes(), type=list[Machine]
@@ -24,30 +25,17 @@ _ALL = msgspec.json.decode(
 MACHINES: dict[str, Machine] = {machine.name: machine for machine in _ALL}
 _ALIASES = {alias: machine.name for machine in _ALL for alias in machine.aliases}
 
-# In what a format is multiplied, best first, where the machine lacks it: narrow weights are widened to 16 bits in the kernel (vLLM's
-# Marlin kernels do so on machines without fp8 or fp4), and a 16-bit type without a rate is exchanged for the other or widened.
-_WIDER = {
-    "bfloat16": ("float16", "float32"),
-    "float16": ("bfloat16", "float32"),
-    "float32": ("tf32",),
-    "tf32": ("float32",),
-}
-_SIXTEEN_BITS = "bfloat16", "float16", "float32"
-
 
 def compute_rate(machine: Machine, dtype: str) -> tuple[float, str]:
-    """FLOP/s at which `machine` multiplies weights of `dtype`, and the type that it multiplies in.
-
-    Raises ValueError where it has no rate for `dtype` nor for anything wider.
+    """FLOP/s at which `machine` multiplies weights of `dtype`, and the type that it multiplies in (`shapes.formats`: a wider one where
+    it lacks theirs). Raises ValueError where it has no rate for any of them.
     """
-    name = rate_name(dtype)
-    tried = (name, *_WIDER.get(name, _SIXTEEN_BITS))
-    able = next((each for each in tried if each in machine.flops_per_s), None)
-    if able is None:
-        rates = ", ".join(machine.flops_per_s)
-        message = f"dtype {dtype}: machine {machine.name} has rates for {rates} alone; add a rate of {' or '.join(tried)} to its flops_per_s"
-        raise with_hint(ValueError(message), "foredraft list machines --json shows records to copy")
-    return machine.flops_per_s[able], able
+    try:
+        computed = compute_dtype(dtype_name(dtype), machine.flops_per_s)
+    except ValueError as error:
+        message = f"machine {machine.name}: {error}; add one to its flops_per_s"
+        raise with_hint(ValueError(message), "foredraft list machines --json shows records to copy") from None
+    return machine.flops_per_s[computed], computed
 
 
 def device_time(hours: float) -> str:

@@ -122,17 +122,12 @@ def dtype_name(text: str) -> str:
     return next((ours for ours, spellings in DTYPE_SPELLINGS.items() if name in spellings), name)
 
 
-def rate_name(dtype: str) -> str:
-    """The rate that products of `dtype` go by: four bits with scales by block are fp4 to the multiplier."""
-    name = dtype_name(dtype)
-    return "fp4" if name in ("nvfp4", "mxfp4") else name
-
-
 def _rates(flops_per_s: dict[str, float]) -> dict[str, float]:
     """A machine's rates under our names. Raises ValueError on an unknown format, one named twice, and what is in no FLOP/s."""
     rates: dict[str, float] = {}
     for key, value in flops_per_s.items():
-        name = rate_name(key)
+        name = dtype_name(key)
+        name = "fp4" if name in ("nvfp4", "mxfp4") else name  # blocks of scales are all one to the multiplier
         if name not in RATES:
             raise ValueError(f"flops_per_s[{key}]: rates are by {', '.join(RATES)}; name one of them")
         if name in rates:
@@ -194,17 +189,24 @@ class Workload(Record, frozen=True):
             )
 
 
+MOST_CLIENTS = 10**6
+
+
 def concurrency_of(text: str) -> tuple[int, ...]:
     """Concurrencies in words: "1,8,64" as it stands, "1-256" as the powers of 2 between. Raises ValueError on any other."""
     try:
         if "-" in text:
             low, high = map(int, text.split("-"))
-            if not 0 < low <= high:
+            if not 0 < low <= high <= MOST_CLIENTS:
                 raise ValueError
             return (low, *(n for n in (2**i for i in range(31)) if low < n < high), *((high,) if high > low else ()))
-        return tuple(int(part) for part in text.split(","))
+        concurrencies = tuple(int(part) for part in text.split(","))
+        if not all(0 < clients <= MOST_CLIENTS for clients in concurrencies):
+            raise ValueError
+        return concurrencies
     except ValueError:
-        raise ValueError(f"concurrency must be a list such as 1,8,64 or a range such as 1-256, got {text!r}") from None
+        words = f"a list such as 1,8,64 or a range such as 1-256, of 1 to {MOST_CLIENTS:,} clients"
+        raise ValueError(f"concurrency must be {words}, got {text[:99]!r}") from None
 
 
 class Estimate(Record, frozen=True):
@@ -531,11 +533,28 @@ class Hindsight(Record, frozen=True):
 
 def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
     """Decode JSON into `kind`; raise ValueError with one line that names the file and the field."""
+    if isinstance(data, bytes) and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise with_hint(ValueError(f"{name}: not UTF-8"), f"iconv -f UTF-16 -t UTF-8 {name}")
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:
         failure = ValueError(f"{name}: {error}")
         raise (with_hint(failure, "plan again: foredraft plan TARGET --out DIR") if kind is Plan else failure) from None
+
+
+def read_text(path: str | Path) -> str:
+    """A text in UTF-8, with a byte-order mark or without. Raises ValueError naming a file in another encoding."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise with_hint(
+            ValueError(f"{path}: not UTF-8 (byte {error.start})"), f"iconv -f {_encoding(error.object)} -t UTF-8 {path}"
+        ) from None
+
+
+def _encoding(data: bytes) -> str:
+    """What a text that is no UTF-8 probably is, by its byte-order mark."""
+    return "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
 
 
 def read(kind: type[T], path: str | Path) -> T:

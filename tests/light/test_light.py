@@ -88,7 +88,7 @@ MAY = {
     "recipe": {"records"},
     "runs": {"records", "recipe"},
     "shapes": {"records"},
-    "machines": {"records"},
+    "machines": {"records", "shapes"},
     "kinds": {"records", "shapes"},
     "published": {"records", "kinds"},
     "laws": {"records", "shapes", "machines", "kinds"},
@@ -124,7 +124,7 @@ MAY = {
         "data",
         "teacher",
     },
-    "deploy": {"records", "runs", "shapes", "kinds", "laws.acceptance", "engines", "models", "data.tokenizer"},
+    "deploy": {"records", "runs", "shapes", "kinds", "engines", "models", "data.tokenizer"},
     "sweep": {"records", "recipe", "kinds"},
     "tour": {"records", "text", "decode"},
     "api": {

@@ -174,7 +174,7 @@ def test_devices_come_from_the_name_or_the_option_and_must_agree():
 
 # machine, weights, what it is multiplied in: vLLM widens fp8 and fp4 weights to 16 bits where the card lacks them.
 COMPUTED = [
-    ("A100", "fp8", "bfloat16"), ("A100", "int8", "int8"), ("H100", "fp8", "fp8"), ("H100", "fp4", "bfloat16"), ("B200", "nvfp4", "fp4"),
+    ("A100", "fp8", "bfloat16"), ("A100", "int8", "int8"), ("H100", "fp8", "fp8"), ("H100", "nvfp4", "bfloat16"), ("B200", "nvfp4", "fp4"),
     ("MI355X", "mxfp4", "fp4"), ("H100", "int4", "bfloat16"), ("T4", "bfloat16", "float16"), ("V100", "fp8", "float16"),
     ("H100", "bf16", "bfloat16"), ("H100", "float32", "float32"), ("EPYC 9654", "float16", "bfloat16"), ("T4", "int4", "float16"),
 ]  # fmt: skip
@@ -190,7 +190,8 @@ def test_a_machine_of_float32_alone_computes_all_in_it_and_one_of_fp8_alone_says
     plain = Machine(**RECORD | {"flops_per_s": {"float32": 1e13}})
     assert {compute_rate(plain, dtype) for dtype in ("bfloat16", "float16", "fp8", "int4")} == {(1e13, "float32")}
     with pytest.raises(
-        ValueError, match="dtype bfloat16: machine H20 has rates for fp8 alone; add a rate of bfloat16 or float16"
+        ValueError,
+        match="machine H20: dtype bfloat16 needs a rate for bfloat16 or float16 or float32, and the machine has fp8; add one",
     ) as caught:
         compute_rate(Machine(**RECORD | {"flops_per_s": {"fp8": 3e14}}), "bfloat16")
     assert "\n" not in str(caught.value)

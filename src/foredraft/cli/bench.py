@@ -5,18 +5,8 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.console import (
-    JSON,
-    Device,
-    Dtype,
-    Threads,
-    check_models,
-    print_blocks,
-    print_json,
-    progress_bar,
-    prompts_of,
-    set_threads,
-)
+from foredraft.cli.console import check_models, print_blocks, print_json, progress_bar, prompts_of, set_threads
+from foredraft.cli.options import BATCH, JSON, TEMPERATURE, Device, Dtype, Threads, whole
 
 
 def bench(
@@ -32,11 +22,11 @@ def bench(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Prompts: a line each, or Spec-Bench JSONL.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Prompts to take.")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Counted rounds; a warm-up comes before.")] = 3,
+    num: Annotated[int, typer.Option(help="Prompts to take.", callback=whole())] = 16,
+    max_tokens: Annotated[int, typer.Option(help="Tokens per answer.", callback=whole())] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", callback=TEMPERATURE)] = 0.0,
+    batch: Annotated[int, typer.Option(help="Requests decoded together.", callback=BATCH)] = 1,
+    rounds: Annotated[int, typer.Option(help="Counted rounds; a warm-up comes before.", callback=whole())] = 3,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     threads: Threads = None,

@@ -1,13 +1,12 @@
-"""What all verbs share at the terminal: the options that mean the same everywhere, JSON or tables on stdout, an error's line and
-hint on stderr.
+"""What all verbs share at the terminal: JSON or tables on stdout, an error's line and hint on stderr.
 
 Refuses to know: any verb, and any room.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -15,27 +14,40 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
 
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Threads = Annotated[int | None, typer.Option(help="Torch threads; torch's own choice by default.")]
-Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder for documents and figures; nothing is written without it.")
-]
-Figures = Annotated[
-    bool, typer.Option("--figures/--no-figures", help="Draw figures into --out (needs matplotlib: foredraft[plot]).")
-]
 WIDTH = 110  # columns of tables into a pipe or file
 FULL = "pip install 'foredraft[full]'"
 
 
-def fail(error: Exception) -> NoReturn:
-    """End with exit code 2: the error as one line on stderr, then its notes as hints (see `records.with_hint`)."""
+def fail(error: Exception, options: Mapping[str, str] | None = None) -> NoReturn:
+    """End with exit code 2: the error as one line on stderr, then its notes as hints (see `records.with_hint`).
+
+    `options`: by a field's name the option that sets it, as it is typed; a message that begins with a field begins with its option.
+    """
     message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    field, space, rest = " ".join(message.split()).partition(" ")
+    print(f"error: {(options or {}).get(field, field)}{space}{rest}", file=sys.stderr)
     for hint in getattr(error, "__notes__", ()) or _usual_hints(error):
         print(f"\nhint: {hint}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def fail_usage(error: Any) -> NoReturn:
+    """The same for what typer finds on a command line: a mistyped option in one line, all of the help where no verb is named."""
+    if "\n" in error.format_message():
+        error.show()
+        raise SystemExit(2)
+    verb = f"{error.ctx.command_path} --help" if getattr(error, "ctx", None) else "foredraft --help"
+    usage = ValueError(error.format_message())
+    usage.add_note(verb)
+    fail(usage)
+
+
+def options_of(app: typer.Typer, words: Sequence[str]) -> dict[str, str]:
+    """By parameter, the options of the verb that `words` name, as they are typed."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    return {param.name: max(param.opts, key=len) for param in command.params if param.opts[0].startswith("-")}
 
 
 def _usual_hints(error: Exception) -> tuple[str, ...]:
@@ -70,22 +82,17 @@ def progress_bar() -> "Progress":
 
 
 def dtype_of(name: str) -> "torch.dtype":
-    """The torch type of that name. Raises ValueError for any that models are not run in."""
+    """The torch type that an option of type `Dtype` names."""
     import torch
 
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in kinds:
-        raise ValueError(f"dtype must be one of {', '.join(kinds)}, got {name}")
-    return kinds[name]
+    return getattr(torch, name)
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch compute with that many; None leaves its own choice. Raises ValueError below 1."""
+    """Let torch compute with that many; None leaves its own choice."""
     import torch
 
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    if threads:
+    if threads is not None:
         torch.set_num_threads(threads)
 
 
@@ -94,20 +101,14 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
-    """The numbers of a list such as 1,8, none of an empty text. Raises ValueError, naming the option, on any other."""
-    try:
-        return tuple(kind(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise ValueError(f"{option} must be a number or a list such as 1,8, got {text!r}") from None
-
-
 def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
     """The prompt, the lines of the file, or what stands on stdin. Raises ValueError where that is none or two of them."""
     if prompt is not None and file is not None:
         raise ValueError("prompt and --file: give one of them")
     if file is not None:
-        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        from foredraft.records import read_text
+
+        lines = [line for line in read_text(file).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{file}: no prompts in the file")
         return lines

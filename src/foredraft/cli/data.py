@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Dtype, check_models, print_json, progress_bar
+from foredraft.cli.console import check_models, print_json, progress_bar
+from foredraft.cli.options import BATCH, CONTEXT, JSON, LOOKAHEAD, SEED, SHARE, TEMPERATURE, Device, Dtype, real, whole
 
 if TYPE_CHECKING:
     from foredraft.data.samples import DocumentSample
@@ -34,8 +35,10 @@ OnError = Annotated[str, typer.Option(help="Of a broken line: stop, or skip and 
 def tokenizer(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
-    vocab: Annotated[int, typer.Option(help="Ids at most, end and padding tokens included.")] = 8192,
-    documents: Annotated[int | None, typer.Option(help="Learn from the first so many.")] = None,
+    vocab: Annotated[
+        int, typer.Option(help="Ids at most, end and padding tokens included.", callback=whole(1, 10**7))
+    ] = 8192,
+    documents: Annotated[int | None, typer.Option(help="Learn from the first so many.", callback=whole())] = None,
     on_error: OnError = "stop",
 ) -> None:
     """Train a byte-level BPE on INPUTS, with an end token and a plain chat template; it loads with AutoTokenizer."""
@@ -68,9 +71,13 @@ def prepare(
         typer.Option("--chat", help="Conversations, in the tokenizer's chat template; only answers are predicted."),
     ] = False,
     template: Annotated[Path | None, typer.Option(help="A chat template (jinja) instead of the tokenizer's.")] = None,
-    documents: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
+    documents: Annotated[int | None, typer.Option(help="Take the first so many.", callback=whole())] = None,
     val_share: Annotated[
-        float, typer.Option(help="Share of documents held out, by contents; makes OUT/train and OUT/val.")
+        float,
+        typer.Option(
+            help="Share of documents held out, by contents; makes OUT/train and OUT/val.",
+            callback=real(least=0, most=0.999),
+        ),
     ] = 0.0,
     on_error: OnError = "stop",
     licence: Annotated[str | None, typer.Option(help="Of the inputs, to be noted beside them.")] = None,
@@ -81,12 +88,13 @@ def prepare(
 
     from foredraft.data.prepare import prepare as prepare_folders
     from foredraft.data.sources import origins
+    from foredraft.records import read_text
 
     total, start = sum(origin.bytes or 0 for origin in origins(inputs)), time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("tokenising", total=total or None)
         prepared = prepare_folders(
-            inputs, out, tokenizer, chat=chat, template=template.read_text(encoding="utf-8") if template else None, documents=documents,
+            inputs, out, tokenizer, chat=chat, template=read_text(template) if template else None, documents=documents,
             val_share=val_share, on_error=on_error, licence=licence,
             progress=lambda done, tokens: bar.update(task, completed=done, description=f"tokenising, {tokens:,} tokens"),
         )  # fmt: skip
@@ -103,9 +111,9 @@ def prepare(
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(help="A token folder.")],
-    num: Annotated[int, typer.Option(help="Documents to show.")] = 3,
-    tokens: Annotated[int, typer.Option(help="Tokens of each at most.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    num: Annotated[int, typer.Option(help="Documents to show.", callback=whole())] = 3,
+    tokens: Annotated[int, typer.Option(help="Tokens of each at most.", callback=whole())] = 200,
+    seed: Annotated[int, typer.Option(help="Of the choice.", callback=SEED)] = 0,
     json: JSON = False,
 ) -> None:
     """Print documents as training will see them, and the counts. What is not to be predicted is dim, or in ⟦brackets⟧."""
@@ -129,18 +137,18 @@ def regenerate(
     target: Annotated[Path, typer.Option(help="Folder of the target, with its tokenizer.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write or to go on with.")],
     plain: Annotated[bool, typer.Option("--plain", help="Go on from each text as it stands, without a chat template.")] = False,
-    prompt_tokens: Annotated[int | None, typer.Option(help="With --plain: of each text take the first so many tokens.")] = None,
-    turns: Annotated[int | None, typer.Option(help="Answer so many turns of a conversation at most.")] = None,
-    num: Annotated[int | None, typer.Option(help="Take the first so many prompts.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="With --plain: of each text take the first so many tokens.", callback=whole())] = None,
+    turns: Annotated[int | None, typer.Option(help="Answer so many turns of a conversation at most.", callback=whole())] = None,
+    num: Annotated[int | None, typer.Option(help="Take the first so many prompts.", callback=whole())] = None,
     draft: Annotated[str | None, typer.Option("--draft", "-d", help="ngram, or the folder of a draft: the same answers, sooner.")] = None,
-    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.")] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Smallest set of this mass.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Most probable tokens only; 0 for all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    batch: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
-    context: Annotated[int | None, typer.Option(help="Most tokens per prompt and answer; the model's own by default.")] = None,
+    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.", callback=LOOKAHEAD)] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", callback=whole())] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", callback=TEMPERATURE)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Smallest set of this mass.", callback=SHARE)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Most probable tokens only; 0 for all.", callback=whole(0))] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampling.", callback=SEED)] = 0,
+    batch: Annotated[int, typer.Option(help="Prompts decoded together.", callback=BATCH)] = 8,
+    context: Annotated[int | None, typer.Option(help="Most tokens per prompt and answer; the model's own by default.", callback=CONTEXT)] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     on_error: OnError = "stop",

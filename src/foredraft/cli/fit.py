@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, Figures, Out, names, print_blocks, print_json, say_written
+from foredraft.cli.console import names, print_blocks, print_json, say_written
+from foredraft.cli.options import DRAWS, JSON, SEED, Figures, Out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 def fit(
     runs: Annotated[list[Path], typer.Argument(help="Own measurements: observations as JSONL, or a CSV.")],
-    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.", callback=DRAWS)] = 200,
+    seed: Annotated[int, typer.Option(help="Of the draws.", callback=SEED)] = 0,
     hold_out: Annotated[
         str,
         typer.Option(

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Dtype, check_models, dtype_of, print_json, prompts_of
+from foredraft.cli.console import check_models, dtype_of, print_json, prompts_of
+from foredraft.cli.options import BATCH, CONTEXT, JSON, LOOKAHEAD, SEED, SHARE, TEMPERATURE, Device, Dtype, real, whole
 
 
 def generate(
@@ -16,7 +17,7 @@ def generate(
     draft: Annotated[
         str | None, typer.Option("--draft", "-d", help="ngram, or the folder of a smaller model or a draft head.")
     ] = None,
-    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.")] = 4,
+    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.", callback=LOOKAHEAD)] = 4,
     plan: Annotated[
         Path | None, typer.Option("--plan", help="A Plan.json, whose schedule sets the lookahead by running requests.")
     ] = None,
@@ -26,16 +27,21 @@ def generate(
             help="TOPK,NODES: a dynamic tree with a head, e.g. 4,16, --lookahead levels deep; or a JSON file of [parent, rank]."
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Smallest set of this mass.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="The most probable tokens only; 0 for all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", callback=whole())] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", callback=TEMPERATURE)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Smallest set of this mass.", callback=SHARE)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="The most probable tokens only; 0 for all.", callback=whole(0))] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampling.", callback=SEED)] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeat for more.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
-    batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 8,
-    context: Annotated[int | None, typer.Option(help="Most tokens per request; the model's own by default.")] = None,
-    cache_gb: Annotated[float | None, typer.Option(help="Refuse a KV cache larger than this many GB.")] = None,
+    batch: Annotated[int, typer.Option(help="Requests decoded together.", callback=BATCH)] = 8,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Most tokens per request; the model's own by default.", callback=CONTEXT),
+    ] = None,
+    cache_gb: Annotated[
+        float | None, typer.Option(help="Refuse a KV cache larger than this many GB.", callback=real(above=0, most=1e6))
+    ] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     stream: Annotated[

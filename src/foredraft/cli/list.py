@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, print_blocks, print_json
+from foredraft.cli.console import print_blocks, print_json
+from foredraft.cli.options import JSON
 
 
 def show(what: Annotated[str, typer.Argument(help="models, machines or laws.")], json: JSON = False) -> None:

@@ -4,13 +4,14 @@ A file per verb, which holds its options and how its result is shown. Refuses to
 its room when it runs, so that `--help` stays instant.
 """
 
+import sys
 from typing import Annotated
 
 import typer
 
 from foredraft import __version__
 from foredraft.cli.bench import bench
-from foredraft.cli.console import fail
+from foredraft.cli.console import fail, fail_usage, options_of
 from foredraft.cli.data import app as data_app
 from foredraft.cli.deploy import app as deploy_app
 from foredraft.cli.fit import fit
@@ -41,11 +42,17 @@ app.command("list")(show)
 
 
 def main() -> None:
-    """Run the command line; a ValueError or a missing file becomes one line on stderr and exit code 2."""
+    """Run the command line; a ValueError, a missing file or a mistyped option becomes one line on stderr and exit code 2."""
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False) or 0)
     except (OSError, ValueError, ImportError) as error:
-        fail(error)
+        fail(error, options_of(app, sys.argv[1:]))
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own complaints, whose class moves from version to version
+            raise
+        fail_usage(error)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import (
+from foredraft.cli.console import check_models, command, print_blocks, print_json, progress_bar, refuse, set_threads
+from foredraft.cli.options import (
+    BATCH,
     JSON,
+    SEED,
+    TEMPERATURE,
     Device,
     Dtype,
     Threads,
-    check_models,
-    command,
+    each,
     numbers,
-    print_blocks,
-    print_json,
-    progress_bar,
-    refuse,
-    set_threads,
+    one_of,
+    real,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -51,33 +52,55 @@ def measure(
             help="ngram or a folder, with @k for its lookahead (dir@5) or a tree (dir@5,4,16: depth, top-k, nodes); repeat for more arms.",
         ),
     ] = None,
-    num: Annotated[int | None, typer.Option(help="Prompts of each category at most.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 128,
-    batch: Annotated[str, typer.Option(help="Requests decoded together: a list such as 1,8.")] = "1",
-    temperature: Annotated[str, typer.Option(help="Of live decoding, 0 is greedy: a list such as 0,1.")] = "0",
+    num: Annotated[int | None, typer.Option(help="Prompts of each category at most.", callback=whole())] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens per answer.", callback=whole())] = 128,
+    batch: Annotated[
+        str, typer.Option(help="Requests decoded together: a list such as 1,8.", callback=each(int, BATCH))
+    ] = "1",
+    temperature: Annotated[
+        str,
+        typer.Option(help="Of live decoding, 0 is greedy: a list such as 0,1.", callback=each(float, TEMPERATURE)),
+    ] = "0",
     way: Annotated[
-        str, typer.Option(help="live (the engine's steps), forced (one pass over answers), or both.")
+        str,
+        typer.Option(
+            help="live (the engine's steps), forced (one pass over answers), or both.",
+            callback=one_of("live", "forced", "both"),
+        ),
     ] = "both",
     chat: Annotated[
-        str, typer.Option(help="The tokenizer's chat template: auto (as each prompt says), always or never.")
+        str,
+        typer.Option(
+            help="The tokenizer's chat template: auto (as each prompt says), always or never.",
+            callback=one_of("auto", "always", "never"),
+        ),
     ] = "auto",
     stop: Annotated[
         bool, typer.Option("--stop/--no-stop", help="Answers end at the end token, or run on to --max-tokens.")
     ] = True,
-    rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up comes before.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up comes before.", callback=whole())] = 1,
+    seed: Annotated[int, typer.Option(help="Of sampling.", callback=SEED)] = 0,
     width: Annotated[
-        float, typer.Option(help="Wished width of the interval of tokens per step: says how many requests that takes.")
+        float,
+        typer.Option(
+            help="Wished width of the interval of tokens per step: says how many requests that takes.",
+            callback=real(above=0),
+        ),
     ] = 0.1,
     run: Annotated[
         str | None,
         typer.Option(help="Name of the run, which a bootstrap over runs resamples; each draft's by default."),
     ] = None,
     draft_tokens: Annotated[
-        float | None, typer.Option(help="Tokens that the drafts were trained on, where their folder does not say.")
+        float | None,
+        typer.Option(
+            help="Tokens that the drafts were trained on, where their folder does not say.",
+            callback=real(above=0, most=1e18),
+        ),
     ] = None,
     draft_params: Annotated[
-        float | None, typer.Option(help="Parameters of the drafts, instead of their own count.")
+        float | None,
+        typer.Option(help="Parameters of the drafts, instead of their own count.", callback=real(above=0, most=1e15)),
     ] = None,
     family: Annotated[
         str | None,
@@ -90,10 +113,17 @@ def measure(
         ),
     ] = None,
     params: Annotated[
-        str, typer.Option(help="Parameters to count: stored (all, as published rows do) or non_embedding.")
+        str,
+        typer.Option(
+            help="Parameters to count: stored (all, as published rows do) or non_embedding.",
+            callback=one_of("stored", "non_embedding"),
+        ),
     ] = "stored",
     on_error: Annotated[
-        str, typer.Option(help="Of a broken line, or a prompt too long: stop, or skip and count it.")
+        str,
+        typer.Option(
+            help="Of a broken line, or a prompt too long: stop, or skip and count it.", callback=one_of("stop", "skip")
+        ),
     ] = "stop",
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -103,10 +133,20 @@ def measure(
         typer.Option(help="URL of a running vLLM or SGLang server to measure instead, such as http://localhost:8000."),
     ] = None,
     concurrency: Annotated[
-        str | None, typer.Option("--concurrency", "-c", help="Of --endpoint: clients at once, a list such as 1,8.")
+        str | None,
+        typer.Option(
+            "--concurrency",
+            "-c",
+            help="Of --endpoint: clients at once, a list such as 1,8.",
+            callback=each(int, BATCH),
+        ),
     ] = None,
     request_rate: Annotated[
-        str | None, typer.Option(help="Of --endpoint: requests per second, a list; their times are random.")
+        str | None,
+        typer.Option(
+            help="Of --endpoint: requests per second, a list; their times are random.",
+            callback=each(float, real(above=0)),
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Of --endpoint: the model's name there; its first by default.")
@@ -121,7 +161,10 @@ def measure(
         str | None, typer.Option(envvar="FOREDRAFT_API_KEY", help="Of --endpoint: its key, if it asks for one.")
     ] = None,
     timeout: Annotated[
-        float, typer.Option(help="Of --endpoint: seconds without a word after which it is given up.")
+        float,
+        typer.Option(
+            help="Of --endpoint: seconds without a word after which it is given up.", callback=real(above=0, most=1e6)
+        ),
     ] = 600,
     json: JSON = False,
 ) -> None:
@@ -131,7 +174,7 @@ def measure(
 
     skips = Skips(on_error)
     shared: dict[str, Any] = {
-        "max_tokens": max_tokens, "temperatures": numbers("temperature", temperature, float), "seed": seed, "width": width,
+        "max_tokens": max_tokens, "temperatures": numbers(temperature, float), "seed": seed, "width": width,
         "chat": chat, "stop": stop,
     }  # fmt: skip
     facts = {"run": run, "draft_tokens": draft_tokens, "draft_params": draft_params, "family": family}
@@ -141,8 +184,8 @@ def measure(
         from foredraft.measure.served import measure_server, server_subject_of
 
         loads: dict[str, Any] = {
-            "concurrency": numbers("concurrency", concurrency or ("" if request_rate else "1"), int),
-            "rates": numbers("request-rate", request_rate or "", float),
+            "concurrency": numbers(concurrency or ("" if request_rate else "1"), int),
+            "rates": numbers(request_rate or "", float),
         }
         facts |= {"model": model, "engine": engine, "method": method, "machine": machine, "command": command()}
         facts["draft"] = draft[0] if draft else None
@@ -159,7 +202,7 @@ def measure(
 
         set_threads(threads)
         settings = MeasureSettings(
-            **shared, batches=numbers("batch", batch, int), way=way, rounds=rounds, params=params, num=num, dtype=dtype,
+            **shared, batches=numbers(batch, int), way=way, rounds=rounds, params=params, num=num, dtype=dtype,
             device=device, run=run, family=family, draft_tokens=draft_tokens, draft_params=draft_params, cache=kept,
         )  # fmt: skip
         subject = subject_of(target, draft or (), prompts, settings, skips, command())

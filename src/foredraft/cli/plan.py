@@ -5,7 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, Figures, Out, names, print_blocks, print_json, say_written
+from foredraft.cli.console import names, print_blocks, print_json, say_written
+from foredraft.cli.options import (
+    DRAWS,
+    JSON,
+    PROCESSES,
+    SEED,
+    TEMPERATURE,
+    Figures,
+    Out,
+    concurrencies,
+    number_format,
+    one_of,
+    real,
+    whole,
+)
 
 if TYPE_CHECKING:
     from foredraft.records import Plan
@@ -23,23 +37,48 @@ def plan(
         typer.Option("--draft", "-d", help="Weigh this draft alone: a public name, or the folder of a model or head."),
     ] = None,
     machine: Annotated[
-        str, typer.Option("--machine", "-m", help="Accelerator, e.g. H100, or a Machine record as JSON.")
+        str, typer.Option("--machine", "-m", help="Accelerator, e.g. H100 or 8xH100, or a Machine record as JSON.")
     ] = "H100",
-    devices: Annotated[int, typer.Option("--devices", "-n", help="How many, tensor parallel.")] = 1,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            "--devices",
+            "-n",
+            help="How many, tensor parallel; as --machine says (8xH100) or 1 by default.",
+            callback=whole(1, PROCESSES),
+        ),
+    ] = None,
     concurrency: Annotated[
         str,
-        typer.Option("--concurrency", "-c", help="Concurrent requests: a list 1,8,64 or a range 1-256 (powers of 2)."),
+        typer.Option(
+            "--concurrency",
+            "-c",
+            help="Concurrent requests: a list 1,8,64 or a range 1-256 (powers of 2).",
+            callback=concurrencies,
+        ),
     ] = "1-64",
-    input_len: Annotated[float, typer.Option(help="Mean prompt tokens.")] = 512,
-    output_len: Annotated[float, typer.Option(help="Mean answer tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature of the load.")] = 0.0,
-    objective: Annotated[str, typer.Option(help="throughput, latency (TPOT) or tokens_per_flop.")] = "throughput",
+    input_len: Annotated[float, typer.Option(help="Mean prompt tokens.", callback=real(above=0))] = 512,
+    output_len: Annotated[float, typer.Option(help="Mean answer tokens.", callback=real(above=0))] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature of the load.", callback=TEMPERATURE)] = 0.0,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="throughput, latency (TPOT) or tokens_per_flop.",
+            callback=one_of("throughput", "latency", "tokens_per_flop"),
+        ),
+    ] = "throughput",
     engine: Annotated[str, typer.Option(help="vllm and sglang (chains), or foredraft (chains and trees).")] = "vllm",
-    dtype: Annotated[str, typer.Option(help="Weights: bfloat16, float16, fp8, …")] = "bfloat16",
-    kv_dtype: Annotated[str | None, typer.Option(help="KV cache; as --dtype when left out.")] = None,
-    max_lookahead: Annotated[int, typer.Option(help="Longest chain to consider.")] = 8,
-    served_tokens: Annotated[float, typer.Option(help="Output tokens over which training is paid back.")] = 1e11,
-    max_gpu_hours: Annotated[float, typer.Option(help="Most device-hours that training may cost.")] = 1e5,
+    dtype: Annotated[str, typer.Option(help="Weights: bfloat16, float16, fp8, …", callback=number_format)] = "bfloat16",
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="KV cache; as --dtype when left out.", callback=number_format)
+    ] = None,
+    max_lookahead: Annotated[int, typer.Option(help="Longest chain to consider.", callback=whole(1, 16))] = 8,
+    served_tokens: Annotated[
+        float, typer.Option(help="Output tokens over which training is paid back.", callback=real(above=0, most=1e24))
+    ] = 1e11,
+    max_gpu_hours: Annotated[
+        float, typer.Option(help="Most device-hours that training may cost.", callback=real(above=0))
+    ] = 1e5,
     kinds: Annotated[
         str, typer.Option(help="Kinds of draft to weigh, of head, lm (an independent model) and lookup (n-gram).")
     ] = "head,lm,lookup",
@@ -47,8 +86,8 @@ def plan(
     observations: Annotated[
         list[Path] | None, typer.Option("--observations", help="Own measurements (JSONL or CSV); repeat for more.")
     ] = None,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals.", callback=DRAWS)] = 64,
+    seed: Annotated[int, typer.Option(help="Of the draws.", callback=SEED)] = 0,
     out: Out = None,
     figures: Figures = True,
     json: JSON = False,
@@ -57,7 +96,8 @@ def plan(
     from foredraft import api, machines, shapes
     from foredraft import kinds as draft_kinds
 
-    shape, place = shapes.named(target), machines.named(machine)  # told before the laws are loaded
+    shape = shapes.named(target)  # told before the laws are loaded
+    place, num_devices = machines.placed(machine, devices)
     draft_shape = draft_kinds.shape_named(draft) if draft else None
     from foredraft.plan.search import PlanSettings
     from foredraft.published.tables import read_observations
@@ -67,7 +107,7 @@ def plan(
         input_len=input_len, output_len=output_len, concurrency=concurrency_of(concurrency), temperature=temperature
     )
     settings = PlanSettings(
-        objective=objective, engine=engine, devices=devices, dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
+        objective=objective, engine=engine, devices=num_devices, dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
         horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours, kinds=names(kinds), always=always, draws=draws, seed=seed,
     )  # fmt: skip
     best = api.plan(shape, place, load, settings, read_observations(observations or ()), draft_shape)

@@ -6,18 +6,8 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.console import (
-    JSON,
-    Device,
-    Dtype,
-    Threads,
-    check_models,
-    command,
-    dtype_of,
-    print_blocks,
-    print_json,
-    set_threads,
-)
+from foredraft.cli.console import check_models, command, dtype_of, print_blocks, print_json, set_threads
+from foredraft.cli.options import JSON, Device, Dtype, Threads, whole
 
 
 def probe(
@@ -28,7 +18,9 @@ def probe(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = None,
-    repeats: Annotated[int, typer.Option(help="Times that each figure is measured; the median is told.")] = 7,
+    repeats: Annotated[
+        int, typer.Option(help="Times that each figure is measured; the median is told.", callback=whole(1, 10000))
+    ] = 7,
     json: JSON = False,
 ) -> None:
     """Measure this machine: memory, matrix products, the engine's overhead, what verifying 1 to 64 tokens costs."""

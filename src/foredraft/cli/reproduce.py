@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, Figures, Out, print_blocks, print_json, say_written
+from foredraft.cli.console import print_blocks, print_json, say_written
+from foredraft.cli.options import JSON, Figures, Out
 
 
 def reproduce(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import JSON, print_blocks, print_json
+from foredraft.cli.console import print_blocks, print_json
+from foredraft.cli.options import JSON, PROCESSES, real, whole
 
 if TYPE_CHECKING:
     from foredraft.sweep.local_runner import Runner
@@ -25,11 +26,19 @@ def sweep(
             help="Run on the Ray cluster at this address (or auto), or on one started here (local). Paths must be shared.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Cells at once, here or on --ray local.")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Cells at once, here or on --ray local.", callback=whole(1, PROCESSES))
+    ] = 1,
     cpus_per_cell: Annotated[
-        int | None, typer.Option(help="Processors of a cell, and its threads; an even share by default, 1 on Ray.")
+        int | None,
+        typer.Option(
+            help="Processors of a cell, and its threads; an even share by default, 1 on Ray.",
+            callback=whole(1, PROCESSES),
+        ),
     ] = None,
-    gpus_per_cell: Annotated[float, typer.Option(help="Accelerators of a cell; Ray hands them out.")] = 0.0,
+    gpus_per_cell: Annotated[
+        float, typer.Option(help="Accelerators of a cell; Ray hands them out.", callback=real(least=0, most=PROCESSES))
+    ] = 0.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed before again.")] = False,
     redo: Annotated[
         list[str] | None, typer.Option("--redo", help="Forget this cell and what depends on it, and run it anew.")
@@ -47,7 +56,9 @@ def sweep(
 
     document = grid_of(grid)
     if gpus_per_cell and ray is None:
-        raise ValueError("gpus-per-cell needs --ray, which hands accelerators out; --ray local does so on one machine")
+        raise ValueError(
+            "--gpus-per-cell needs --ray, which hands accelerators out; --ray local does so on one machine"
+        )
     extra = planned(document)
     cells = ordered([*expand(document), *extra.cells])
     for run, why in extra.left_out.items():
@@ -76,8 +87,6 @@ def sweep(
 def _threads(cpus: int | None, workers: int, ray: str | None) -> int | None:
     """Of a cell's process. Processes that share a machine with default threads take each other's processors; one alone need not say."""
     if cpus is not None:
-        if cpus < 1:
-            raise ValueError(f"cpus-per-cell must be at least 1, got {cpus}")
         return cpus
     if ray is not None:
         return 1

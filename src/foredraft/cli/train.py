@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import JSON, Device, Threads, check_models, print_json, set_threads
+from foredraft.cli.console import check_models, print_json, set_threads
+from foredraft.cli.options import JSON, Device, Threads
 
 if TYPE_CHECKING:
     from foredraft.recipe import Recipe

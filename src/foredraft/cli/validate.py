@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import JSON, Figures, Out, print_blocks, print_json, say_written
+from foredraft.cli.console import print_blocks, print_json, say_written
+from foredraft.cli.options import JSON, Figures, Out
 
 if TYPE_CHECKING:
     from foredraft.validate import Validation

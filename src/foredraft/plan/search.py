@@ -58,6 +58,8 @@ class PlanSettings(Record, frozen=True):
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {unknown[0]}")
+        if not self.kinds:
+            raise ValueError(f"kinds must name one or more of {', '.join(KINDS)}")
         for name, allowed in (("objective", OBJECTIVES), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}")
