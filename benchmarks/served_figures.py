@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from foredraft.laws.calibration import predict_served
 from foredraft.plan.served import Place, calibrated, load, timed
 from foredraft.records import Machine, Observation, Plan
 from foredraft.shapes import Shape
@@ -96,7 +95,7 @@ def prediction(
         for cell in timed(place, _means(rows[name]), 0.0):
             tau = 1 + sum((chain.survival or ())[: int(cell.cost.depth)])
             calibration, foreseen = (
-                float(predict_served([cell.server], [row], fit.multipliers)[0])
+                float(fit.output_tok_s([cell.measured._replace(row=row)])[0][0])
                 for row in (cell.cost, cell.cost._replace(tokens_per_step=tau))
             )
             cells.append(

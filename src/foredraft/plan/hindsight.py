@@ -15,14 +15,14 @@ from foredraft import kinds
 from foredraft.engines import named_in
 from foredraft.laws import forms
 from foredraft.laws.acceptance import MAX_POSITIONS
-from foredraft.laws.calibration import predict_served
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LossLaw
+from foredraft.laws.own_costs import OwnCosts
 from foredraft.plan import from_study
 from foredraft.plan.predicted import predicted
 from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
 from foredraft.plan.search import PlanSettings, Problem, rank
-from foredraft.plan.served import Calibrated, Place, TimedRow, calibrated, load, timed
+from foredraft.plan.served import Place, TimedRow, calibrated, load, timed
 from foredraft.plan.study import Study, on_target, shape_of, study_of
 from foredraft.records import DraftRegret, Hindsight, JudgedCell, Machine, Observation, Workload
 from foredraft.shapes import Shape
@@ -62,7 +62,7 @@ def judge(target: Shape, machine: Machine, observations: Sequence[Observation], 
     return Hindsight(
         target=target.name, machine=machine.name, temperature=temperature, known_lookahead=known_lookahead,
         calibration_rows=calibration.num_rows, calibration_error=calibration.error,
-        cells=tuple(_cells(place, calibration, judged, _plain_speeds(rows))), choices=choices,
+        cells=tuple(_cells(calibration, judged, _plain_speeds(rows))), choices=choices,
         drafts=tuple(predicted(studies, machine, observations, temperature)), lacking=lacking,
     )  # fmt: skip
 
@@ -89,18 +89,13 @@ def _plain_speeds(rows: Sequence[TimedRow]) -> dict[int, float]:
     return {batch: float(np.mean(speeds)) for batch, speeds in by_load.items()}
 
 
-def _cells(
-    place: Place, calibration: Calibrated, rows: Sequence[TimedRow], plain: dict[int, float]
-) -> list[JudgedCell]:
+def _cells(calibration: OwnCosts, rows: Sequence[TimedRow], plain: dict[int, float]) -> list[JudgedCell]:
     """Predicted over predicted plain decoding of the same prompts, against the measured ratio: of one run where the row has it."""
     rows = [row for row in rows if row.observation.speedup or load(row.observation) in plain]
     if not rows:
         return []
-    servers = [row.server for row in rows]
-    bare = {id(s): place.server(None, s.input_len, s.output_len, speculate=False) for s in servers}
-    undrafted = [row.cost._replace(depth=0.0, nodes=0.0) for row in rows]
-    fast = predict_served(servers, [row.cost for row in rows], calibration.multipliers)
-    slow = predict_served([bare[id(server)] for server in servers], undrafted, calibration.multipliers)
+    fast, _ = calibration.output_tok_s([row.measured for row in rows])
+    slow, _ = calibration.output_tok_s([row.undrafted for row in rows])
     return [
         JudgedCell(
             draft=_name(row.observation),
@@ -180,7 +175,7 @@ def _best_by_draft(study: Study, rows: Sequence[TimedRow]) -> dict[ShapeAndToken
 def _choice(
     place: Place,
     study: Study,
-    calibration: Calibrated,
+    calibration: OwnCosts,
     best: dict[ShapeAndTokens, float],
     batch: int,
     rows: Sequence[TimedRow],

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from foredraft.engines import ENGINES, USUAL
 from foredraft.laws.calibration import MULTIPLIERS, adjusted
 from foredraft.laws.cost import ServedLoad, ServerCost
+from foredraft.laws.deviation import slowdown
+from foredraft.laws.own_costs import OwnCosts
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate
-from foredraft.plan.served import Calibrated, Place
+from foredraft.plan.served import Place, alike
 from foredraft.plan.trees import PUBLISHED, grown
 from foredraft.records import Machine, Record, Workload
 from foredraft.shapes import Shape
@@ -101,7 +103,7 @@ class Problem:
     machine: Machine
     workload: Workload
     settings: PlanSettings
-    calibrated: Calibrated | None = None
+    calibrated: OwnCosts | None = None
 
     @property
     def weights(self) -> Array:
@@ -130,12 +132,21 @@ class Problem:
         spread = np.array(list(MULTIPLIERS.values())) * self.place.prior_width
         return np.exp(rng.standard_normal((self.settings.draws, len(MULTIPLIERS))) * spread)
 
-    def scatter_draws(self) -> Array:
-        """What calibration leaves of speculative and of plain throughput at each load, as factors [2, C, S]; 1 without."""
-        shape = (2, len(self.workload.concurrency), self.settings.draws)
+    def deviations(self, candidate: Candidate | None, *, drawn: bool) -> Array | None:
+        """How own rows say that steps deviate from the modelled ones: coefficients [C, 3], or draws of them [C, S, 3]; None without."""
         if not self.calibrated:
-            return np.ones(shape)
-        return np.exp(self.calibrated.scatter * np.random.default_rng(self.settings.seed + 4).standard_normal(shape))
+            return None
+        draft, deviation = alike(candidate.shape if candidate else None), self.calibrated.deviation
+        if not drawn:
+            return deviation.mean(self.concurrency, draft)
+        rng = np.random.default_rng(self.settings.seed + 4)
+        return deviation.draws(self.concurrency, draft, self.settings.draws, rng)
+
+    def run_noise(self) -> Array:
+        """A run's own scatter of speculative and of plain throughput at each load, as factors [2, C, S]."""
+        noise = self.calibrated.noise if self.calibrated else 0.0
+        shape = (2, len(self.workload.concurrency), self.settings.draws)
+        return np.exp(noise * np.random.default_rng(self.settings.seed + 5).standard_normal(shape))
 
 
 def modes_for(candidate: Candidate | None, settings: PlanSettings) -> tuple[Mode, ...]:
@@ -253,8 +264,12 @@ def score(problem: Problem, candidate: Candidate | None, plain: ServerCost) -> S
         if candidate
         else np.ones((settings.draws, 1))
     )
-    load = evaluate(problem, server, tau, modes)
+    modelled = evaluate(problem, server, tau, modes)
     bare = plain.load(problem.concurrency[:, None, None], 0.0, 1.0)
+    deviations = problem.deviations(candidate, drawn=False)
+    depths = np.array([mode.depth for mode in modes])[None, :, None]
+    coefficients = None if deviations is None else deviations[:, None, None]
+    load, bare = _slowed(modelled, bare, tau.T[None], depths, coefficients)
     value = gains(problem, candidate, load, bare, tau.T[None], modes).mean(axis=-1)
     best = _best_modes(value, problem)
     rows = np.arange(len(best))
@@ -263,9 +278,10 @@ def score(problem: Problem, candidate: Candidate | None, plain: ServerCost) -> S
     )
     running = load.running[:, 0, 0]
     speed = load.output_tok_s.mean(axis=-1)[rows, best]
+    slower = (modelled.output_tok_s / load.output_tok_s).mean(axis=-1)[rows, best]
     return Scored(
         candidate, float(problem.weights @ value[rows, best]), tuple(modes[m] for m in best), tau.mean(axis=0)[best],
-        server.step_s(running, depth, width=width, nodes=nodes), running,
+        server.step_s(running, depth, width=width, nodes=nodes) * slower, running,
         float(problem.weights @ np.log1p(training_s(problem, candidate) * speed / settings.devices)),
     )  # fmt: skip
 
@@ -329,13 +345,28 @@ def simulate(
     load, none = (
         ServedLoad(*(np.stack(values, axis=-1) for values in zip(*group, strict=True))) for group in (loads, bare)
     )
-    if problem.calibrated and not costs_frozen:
-        load, none = (_sped(each, by) for each, by in zip((load, none), problem.scatter_draws(), strict=True))
+    deviations = problem.deviations(candidate, drawn=not costs_frozen)
+    if deviations is not None and costs_frozen:
+        deviations = deviations[:, None]
+    load, none = _slowed(load, none, tau, depth[:, None], deviations)
+    if not costs_frozen:
+        load, none = (_sped(each, by) for each, by in zip((load, none), problem.run_noise(), strict=True))
     lift = gains(problem, candidate, load, none, tau, scored.modes)
     speedup = none.tpot_s / load.tpot_s if settings.objective == "latency" else load.output_tok_s / none.output_tok_s
     return SimulatedOutcome(
         problem.weights @ lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, none.output_tok_s
     )
+
+
+def _slowed(
+    load: ServedLoad, plain: ServedLoad, tau: Array, depth: Array, deviations: Array | None
+) -> tuple[ServedLoad, ServedLoad]:
+    """`load` and `plain` of modelled servers as own rows say that they deviate; `deviations` […, 3] broadcasts against both."""
+    if deviations is None:
+        return load, plain
+    share = load.output_tok_s / (np.where(depth > 0, tau, np.nan) * plain.output_tok_s)
+    undrafted = np.full_like(plain.output_tok_s, np.nan)
+    return tuple(_sped(each, 1 / slowdown(deviations, of)) for each, of in ((load, share), (plain, undrafted)))  # type: ignore[return-value]
 
 
 def _sped(load: ServedLoad, by: Array) -> ServedLoad:

@@ -4,29 +4,25 @@ Promises: only rows of this very target, machine, engine and dtype speak; each i
 lengths; a row whose draft cannot be told is left out. Refuses to know: acceptance, search.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foredraft import kinds
 from foredraft.engines import named_in
-from foredraft.laws.calibration import MULTIPLIERS, CostRow, calibrate_served, predict_served
+from foredraft.laws.calibration import CostRow
 from foredraft.laws.cost import Efficiency, ServerCost, serve
+from foredraft.laws.own_costs import Measured, OwnCosts, own_costs
 from foredraft.machines import machine as known_machine
 from foredraft.plan.study import on_target, shape_of
 from foredraft.records import Machine, Observation
 from foredraft.shapes import Shape
 
-Array = NDArray[np.float64]
-
-NOISE = 0.03  # sd of log throughput from run to run, at least
 LENGTH_STEP = 0.02  # of log length: rows nearer than this share a server
 PROBE_PRIOR_WIDTH = 2.0  # how much wider the cost law's prior is where a probe alone stands behind it
-SECOND = 1.1  # the calibration is repeated where its misfit exceeds the noise by this factor
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,22 @@ class Place:
 
 
 class TimedRow(NamedTuple):
-    """An own row with the server that it was measured on, and as calibration reads it."""
+    """An own row with the servers that it was measured on, with and without its draft, and as calibration reads it."""
 
     observation: Observation
     server: ServerCost
     cost: CostRow
+    plain: ServerCost
+    draft: Shape | None
+
+    @property
+    def measured(self) -> Measured:
+        return Measured(self.server, self.plain, self.cost, alike(self.draft), self.observation.provenance.command)
+
+    @property
+    def undrafted(self) -> Measured:
+        """Plain decoding of the same prompts."""
+        return Measured(self.plain, self.plain, self.cost._replace(depth=0.0, nodes=0.0, width=1.0))
 
 
 def timed(place: Place, observations: Iterable[Observation], temperature: float) -> list[TimedRow]:
@@ -71,17 +78,24 @@ def timed(place: Place, observations: Iterable[Observation], temperature: float)
     steps differ, or where that has none of the other.
     """
     rows = [row for row in observations if _is_timed(row) and _at(place, row)]
-    alike = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)] or rows
+    of_class = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)] or rows
     server = cache(place.server)
     timed_rows = []
-    for row in alike:
+    for row in of_class:
         try:
             lengths = _near(row.input_len), _near(row.output_len)
-            server_cost = server(shape_of(place.target, row), *lengths, speculate=row.method != "none")
+            draft = shape_of(place.target, row)
+            server_cost = server(draft, *lengths, speculate=row.method != "none")
+            plain = server(None, *lengths, speculate=False)
         except ValueError:  # it does not fit as it is described
             continue
-        timed_rows.append(TimedRow(row, server_cost, _cost_row(row)))
+        timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, draft))
     return timed_rows
+
+
+def alike(draft: Shape | None) -> Hashable:
+    """What tells drafts apart whose steps may deviate otherwise from the cost law; names do not."""
+    return draft and (draft.head, draft.params)
 
 
 def load(row: Observation) -> int:
@@ -132,41 +146,8 @@ def _cost_row(row: Observation) -> CostRow:
     return CostRow(load(row), depth, row.tokens_per_step or 1.0, row.output_tok_s or 0.0, width, nodes)
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """The cost law on own rows: multipliers of greatest posterior, the covariance of their logarithms, the sd of what they
-    leave of log throughput, the mean relative error, and over how many rows and which loads.
-    """
-
-    multipliers: dict[str, float]
-    covariance: Array
-    scatter: float
-    error: float
-    num_rows: int
-    loads: tuple[int, int]
-
-    def draws(self, num: int, rng: np.random.Generator) -> Array:
-        """Multipliers on the calibrated servers, [num, multipliers]."""
-        symmetric = 0.5 * (self.covariance + self.covariance.T)
-        return np.exp(rng.standard_normal((num, len(MULTIPLIERS))) @ np.linalg.cholesky(symmetric).T)
-
-
-def calibrated(place: Place, rows: Sequence[TimedRow]) -> Calibrated | None:
+def calibrated(place: Place, rows: Sequence[TimedRow]) -> OwnCosts | None:
     """None without rows of plain decoding: a speedup would hang on the prior."""
     if not any(row.cost.depth == 0 for row in rows):
         return None
-    served, table = [row.server for row in rows], [row.cost for row in rows]
-    runs = [row.observation.provenance.command for row in rows]
-    noise = NOISE
-    while True:
-        calibration = calibrate_served(served, table, noise=noise, prior_width=place.prior_width, runs=runs)
-        missed = np.log(predict_served(served, table, calibration.multipliers) / [row.output_tok_s for row in table])
-        scatter = 1.4826 * float(np.median(np.abs(missed)))
-        if noise > NOISE or scatter < SECOND * NOISE:
-            break
-        noise = scatter
-    loads = [load(row.observation) for row in rows]
-    return Calibrated(
-        calibration.multipliers, calibration.covariance, max(scatter, NOISE), float(np.mean(np.abs(np.expm1(missed)))), len(rows),
-        (min(loads), max(loads)),
-    )  # fmt: skip
+    return own_costs([row.measured for row in rows], prior_width=place.prior_width)

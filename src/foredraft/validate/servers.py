@@ -52,6 +52,7 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
         "input_len": lengths[0],
         "output_len": lengths[1],
         "tensor_parallel": row.tensor_parallel or fewest(target, where),
+        "dtype": row.dtype or "bfloat16",
         "efficiency": named_in(row.engine).efficiency(),
     }
     return serve(target, where, **conditions), serve(target, where, draft=draft_shape(row, target), **conditions)
