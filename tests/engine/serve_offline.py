@@ -3,10 +3,10 @@
 A line of standard input names a JOB.json and an OUT.json; when OUT is there, its name comes back on standard output. Jobs run one after
 another, each in a fork of this process, which imports vLLM once (half of a start) and does nothing else.
 
-JOB: `target` and `speculative` (its --speculative-config, null for none), `context`, `sequences` (at most so many at once), and `loads`,
-each of `prompts` (token ids), `max_tokens` of each and `stop` (whether the end token ends an answer). OUT: vLLM's `version`, and of each load
-`answers`, of each request `drafted` and `accepted` by step, and `counters`, the growth of the totals that /metrics shows. Of a fault OUT
-holds the `error`, one line.
+JOB: `target` and `speculative` (its --speculative-config, null for none), `context`, `sequences` (at most so many at once), `modules` (folders
+of Python that it may import), and `loads`, each of `prompts` (token ids), `max_tokens` of each and `stop` (whether the end token ends an
+answer). OUT: vLLM's `version`, and of each load `answers`, of each request `drafted` and `accepted` by step, and `counters`, the growth of the
+totals that /metrics shows. Of a fault OUT holds the `error`, one line.
 
 Promises: float32, eager, without prefix cache; nothing is timed. Runs where vLLM is: standard library and vLLM only.
 """
@@ -54,6 +54,7 @@ def answered(settings: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, __version__  # pyright: ignore[reportMissingImports]
 
     speculative = settings["speculative"]
+    sys.path += settings["modules"]
     stats_options = {"per_request_spec_decode_metrics": "detailed"} if speculative else {}
     llm = LLM(
         settings["target"], skip_tokenizer_init=True, dtype="float32", max_model_len=settings["context"], enforce_eager=True, seed=0,

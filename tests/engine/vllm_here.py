@@ -42,8 +42,10 @@ class Offline:
             stderr=self.log.open("w"), text=True, bufsize=1, env=vllm_server.environment(python(), 1), start_new_session=True,
         )  # fmt: skip
 
-    def __call__(self, target: Path, speculative: dict[str, Any] | None, *loads: dict[str, Any]) -> dict[str, Any]:
-        """What came of a job; its `error` where the engine stopped."""
+    def __call__(
+        self, target: Path, speculative: dict[str, Any] | None, *loads: dict[str, Any], modules: Path | None = None
+    ) -> dict[str, Any]:
+        """What came of a job; its `error` where the engine stopped. `modules`: a folder of Python that it may import."""
         self.count += 1
         job, out = (self.folder / f"{what}-{self.count}.json" for what in ("job", "out"))
         settings = {
@@ -52,6 +54,7 @@ class Offline:
             "context": CONTEXT,
             "sequences": 4,
             "loads": loads,
+            "modules": [str(modules)] if modules else [],
         }
         job.write_text(json.dumps(settings))
         assert self.process.stdin
