@@ -14,6 +14,7 @@ Shapes: N measured cells, C loads, 3 coefficients.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -21,13 +22,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# sd of level, overhead and excess; over how many doublings of the load each is much the same; and how many cells that prior weighs
-# as many as. Searched over Qwen3-32B with three drafts (vLLM, H100), its FP8 form with EAGLE-3 (two H100) and 56 simulated ladders
-# (smooth, padded and tiled steps, mixtures of experts, full caches, DeepSeek-V4-Flash's published step times); a factor of 2 in any
-# moves the errors by less than a tenth.
-PRIOR_SD = np.array([0.2, 0.4, 0.4])
+# sd of level, overhead and excess, and over how many doublings of the load each is much the same. Searched over Qwen3-32B with three
+# drafts (vLLM, H100), its FP8 form with EAGLE-3 (two H100) and 56 simulated ladders (smooth, padded and tiled steps, mixtures of
+# experts, full caches, DeepSeek-V4-Flash's published step times); a factor of 2 in any moves the errors by less than a tenth.
+PRIOR_SD = np.array([0.1, 0.2, 0.2])
 DOUBLINGS = np.array([4.0, 5.0, 7.0])
-PRIOR_CELLS = 6.0
+# How much further off than that a table may be, in its level and in the rest: what the cells make likeliest, each factor of e costing
+# half a unit of log evidence.
+WIDER = tuple(product((1.0, 2.0, 4.0, 8.0, 16.0), (1.0, 2.0, 4.0)))
 DRAFTS_ALIKE = 0.5  # correlation of overhead and excess between two drafts on one server
 SHORTEST = 0.2  # a step is not predicted to take less than this share of the modelled one
 
@@ -43,14 +45,14 @@ class Cells(NamedTuple):
 
 @dataclass(frozen=True)
 class Deviation:
-    """The posterior: `weights` [N] of the cells, and the inverse of their covariance [N, N]; `scale` multiplies PRIOR_SD."""
+    """The posterior: `weights` [N] of the cells, and the inverse of their covariance [N, N], under a prior of `prior_sd` [3]."""
 
     load: Array
     features: Array
     drafts: tuple[Hashable, ...]
     weights: Array
     precision: Array
-    scale: float
+    prior_sd: Array
 
     def mean(self, loads: Array, draft: Hashable) -> Array:
         """Of the coefficients for `draft`, seen or not, at each load [C, 3]."""
@@ -59,7 +61,7 @@ class Deviation:
     def covariance(self, loads: Array, draft: Hashable) -> Array:
         """Of the same, load by load, [3·C, 3·C]."""
         to_cells = np.moveaxis(self._to_cells(loads, draft), 2, 1).reshape(3 * len(loads), -1)
-        nearness = (self.scale * PRIOR_SD) ** 2 * _nearness(loads, loads)
+        nearness = self.prior_sd**2 * _nearness(loads, loads)
         prior = np.einsum("cdj,jk->cjdk", nearness, np.eye(3)).reshape(3 * len(loads), 3 * len(loads))
         return prior - to_cells @ self.precision @ to_cells.T
 
@@ -72,7 +74,7 @@ class Deviation:
     def _to_cells(self, loads: Array, draft: Hashable) -> Array:
         """Covariance of the coefficients with the cells, [C, N, 3]."""
         near = _nearness(loads, self.load) * _alike((draft,), self.drafts)
-        return (self.scale * PRIOR_SD) ** 2 * near * self.features
+        return self.prior_sd**2 * near * self.features
 
     @staticmethod
     def sd(covariance: Array, places: NDArray[np.intp], plain_share: Array) -> Array:
@@ -83,15 +85,21 @@ class Deviation:
 
 
 def deviation(cells: Cells, noise: float) -> Deviation:
-    """The posterior given `cells`, each of which scatters by `noise`. The prior is as wide as the cells are off: `scale`."""
-    features = features_of(cells.plain_share)
+    """The posterior given `cells`, each of which scatters by `noise`."""
+    features, off = features_of(cells.plain_share), cells.ratio - 1
     nearness = _nearness(cells.load, cells.load) * _alike(cells.drafts, cells.drafts)
-    prior = np.einsum("nmj,j,nj,mj->nm", nearness, PRIOR_SD**2, features, features)
-    off = cells.ratio - 1
-    scatter = noise**2 * np.eye(len(off))
-    scale = np.sqrt((PRIOR_CELLS + off @ np.linalg.solve(prior + scatter, off)) / (PRIOR_CELLS + len(off)))
-    precision = np.linalg.inv(scale**2 * prior + scatter)
-    return Deviation(cells.load, features, tuple(cells.drafts), precision @ off, precision, float(scale))
+    parts = nearness * features[:, None] * features[None]
+
+    def posterior(wider: tuple[float, float]) -> tuple[float, Array, Array]:
+        prior_sd = PRIOR_SD * [wider[0], wider[1], wider[1]]
+        covariance = parts @ prior_sd**2 + noise**2 * np.eye(len(off))
+        _, log_volume = np.linalg.slogdet(covariance)
+        misfit = off @ np.linalg.solve(covariance, off)
+        return -(misfit + log_volume + (np.log(wider) ** 2).sum()) / 2, prior_sd, covariance
+
+    _, prior_sd, covariance = max(map(posterior, WIDER), key=lambda each: each[0])
+    precision = np.linalg.inv(covariance)
+    return Deviation(cells.load, features, tuple(cells.drafts), precision @ off, precision, prior_sd)
 
 
 def features_of(plain_share: Array) -> Array:
