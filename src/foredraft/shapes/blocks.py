@@ -6,6 +6,8 @@ matrix's sizes come from (`mixers`, `config`), the embedding and the LM head (`c
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import msgspec
+
 from foredraft.records import Record, require
 from foredraft.shapes.formats import UNQUANTISED, bytes_per_value, matrix_bytes
 
@@ -20,8 +22,9 @@ Matrices = dict[str, tuple[int, int]]  # a name as on file, such as self_attn.q_
 
 # What no quantiser takes unless its config names it: these are no linear layers, or small and sensitive (routers, gates, convolutions).
 SIXTEEN_BIT_MODULES = frozenset({
-    "embed_tokens", "lm_head", "mlp.gate", "mlp.shared_expert_gate", "linear_attn.conv1d", "self_attn.g_proj",
-    "self_attn.indexer.weights_proj", "linear_attn.in_proj_b", "linear_attn.in_proj_a", "linear_attn.in_proj_ba", "eh_proj",
+    "embed_tokens", "lm_head", "mlp.gate", "mlp.shared_expert_gate", "linear_attn.conv1d", "self_attn.g_proj", "attn_hc.fn", "ffn_hc.fn",
+    "hc_head.fn", "self_attn.indexer.weights_proj", "self_attn.compressor.indexer.weights_proj", "linear_attn.in_proj_b",
+    "linear_attn.in_proj_a", "eh_proj",
 })  # fmt: skip
 
 
@@ -106,6 +109,14 @@ class Block(Record, frozen=True):
         """Weights of the experts that a token is not routed to, all layers together."""
         idle = self.num_experts - self.experts_per_token
         return self.count * idle * (self.expert_weights + self.expert_vectors)
+
+
+def grouped(layers: list[Block]) -> tuple[Block, ...]:
+    """Layers one by one, equal ones together in the order of their first."""
+    counts: dict[bytes, list[Block]] = {}
+    for layer in layers:
+        counts.setdefault(msgspec.json.encode(layer), []).append(layer)
+    return tuple(msgspec.structs.replace(same[0], count=sum(layer.count for layer in same)) for same in counts.values())
 
 
 class Storage(NamedTuple):

@@ -9,8 +9,11 @@ from typing import Any
 
 import msgspec
 
-from foredraft.shapes.counts import HeadParts, Shape
-from foredraft.shapes.families import FAMILIES
+from foredraft.shapes.blocks import Block, grouped
+from foredraft.shapes.counts import HeadParts, Shape, plain_block
+from foredraft.shapes.families import FAMILIES, ModelFamily, family_name
+from foredraft.shapes.layered import context_length, layered_shape
+from foredraft.shapes.quantised import read_quantisation, with_formats
 
 _SIZES = {
     "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
@@ -20,13 +23,15 @@ _SIZES = {
 
 def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *, where: str = "config") -> Shape:
     """The shape behind a Hugging Face config: a dict (`where` it is from, for errors), a `config.json`, or the directory that holds one."""
+    stated = None
     if not isinstance(config, dict):
         path = Path(config)
         path = path / "config.json" if path.is_dir() else path
         where, name = str(path), name or path.resolve().parent.name
-        config = read_config(path)
+        config, beside = read_config(path), path.parent / "hf_quant_config.json"
+        stated = read_config(beside) if beside.is_file() else None
     try:
-        return _shape_of(_text_part(config), name)
+        return _shape_of(config, name, stated)
     except (msgspec.ValidationError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -92,36 +97,77 @@ def unfolded(config: dict[str, Any]) -> dict[str, Any]:
     return {"norm_before_residual": True} | inner | outer
 
 
-def _text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model of a multimodal config, which nests it under `text_config`, or of a speculators draft."""
+_INNER = ("text_config", "language_config", "llm_config", "thinker_config")
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model of a multimodal config, which nests it under `text_config` or the like, or of a speculators draft."""
     config = unfolded(config)
-    if "hidden_size" in config or not isinstance(config.get("text_config"), dict):
+    inner = next((config[key] for key in _INNER if isinstance(config.get(key), dict)), None)
+    if "hidden_size" in config or inner is None:
         return config
-    outer = {key: config[key] for key in ("tie_word_embeddings", "_name_or_path") if key in config}
-    return outer | config["text_config"]
+    outer = {
+        key: config[key]
+        for key in ("tie_word_embeddings", "_name_or_path", "architectures", "quantization_config")
+        if key in config
+    }
+    return text_part(outer | {key: value for key, value in inner.items() if key not in outer or value is not None})
 
 
-def _shape_of(config: dict[str, Any], name: str | None) -> Shape:
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        lacks = [key for key in _SIZES.values() if config.get(key) is None]
-        reason = f"it lacks {', '.join(lacks)}" if lacks else "its biases, norms and experts are unknown"
-        raise ValueError(f"model_type {model_type!r} is not supported (have {', '.join(FAMILIES)}); {reason}")
-    family = FAMILIES[model_type]
+def _shape_of(config: dict[str, Any], name: str | None, stated: dict[str, Any] | None) -> Shape:
+    keys = text_part(config)
+    family_type = family_name(keys)
+    family = FAMILIES.get(family_type)
+    name = str(name or keys.get("_name_or_path") or family_type)
+    quantisation = read_quantisation(config, keys, stated, name)
+    if family and family.traits is None:
+        shape, layers = _plain(keys, family_type, family, name)
+    else:
+        shape, layers = layered_shape(keys, family_type, family, name)
+    sixteen = "float16" if "float16" in (keys.get("torch_dtype"), keys.get("dtype")) else "bfloat16"
+    shape = msgspec.structs.replace(shape, weight_format=sixteen)
+    return with_formats(shape, layers, quantisation) if quantisation else shape
+
+
+def _plain(keys: dict[str, Any], family_type: str, family: ModelFamily, name: str) -> tuple[Shape, list[Block]]:
+    """A shape of plain layers, and these one by one."""
     sizes = _SIZES | dict(family.sizes)
-    missing = [key for key in sizes.values() if config.get(key) is None]
+    missing = [key for key in sizes.values() if keys.get(key) is None]
     if missing:
-        raise ValueError(f"{model_type} config lacks {', '.join(missing)}")
-    fields = {field: config[key] for field, key in sizes.items()}
-    fields["num_kv_heads"] = config.get("num_key_value_heads", family.num_kv_heads) or fields["num_heads"]
-    fields["head_dim"] = config.get("head_dim", family.head_dim) or _divide(fields["hidden_size"], fields["num_heads"])
-    fields["tie_embeddings"] = config.get("tie_word_embeddings", family.tied)
-    fields["max_position_embeddings"] = config.get("max_position_embeddings")
+        raise ValueError(f"{family_type} config lacks {', '.join(missing)}")
+    fields = {field: keys[key] for field, key in sizes.items()}
+    fields["num_kv_heads"] = keys.get("num_key_value_heads", family.num_kv_heads) or fields["num_heads"]
+    fields["head_dim"] = keys.get("head_dim", family.head_dim) or _divide(fields["hidden_size"], fields["num_heads"])
+    fields["tie_embeddings"] = keys.get("tie_word_embeddings", family.tied)
+    fields["max_position_embeddings"] = context_length(keys)
     for key, (names, default) in family.switches.items():
-        fields |= dict.fromkeys(names, config.get(key, default))
-    fields |= family.fields(config)
-    name = name or config.get("_name_or_path") or model_type
-    return msgspec.convert({"name": name, "family": model_type, **fields}, Shape)
+        fields |= dict.fromkeys(names, keys.get(key, default))
+    fields |= family.fields(keys)
+    shape = msgspec.convert({"name": name, "family": family_type, **fields}, Shape)
+    windows = _windows(keys, family, shape.num_layers)
+    plain = {
+        sparse: plain_block(shape, sparse=sparse) for sparse in {shape.is_sparse(i) for i in range(shape.num_layers)}
+    }
+    layers = [_narrowed(plain[shape.is_sparse(i)], window) for i, window in enumerate(windows)]
+    return (msgspec.structs.replace(shape, blocks=grouped(layers)) if any(windows) else shape), layers
+
+
+def _windows(keys: dict[str, Any], family: ModelFamily, num_layers: int) -> list[int | None]:
+    """The window of each plain layer, None where it attends to all; transformers' defaults of these classes."""
+    window = keys.get("sliding_window", 4096)
+    if family.slides == "never" or not window or (family.slides == "switched" and not keys.get("use_sliding_window")):
+        return [None] * num_layers
+    if types := keys.get("layer_types"):
+        return [window if name == "sliding_attention" else None for name in types[:num_layers]]
+    begin = keys.get("max_window_layers", 28) if family.slides == "switched" else 0
+    return [window if i >= begin else None for i in range(num_layers)]
+
+
+def _narrowed(block: Block, window: int | None) -> Block:
+    if window is None:
+        return block
+    caches = tuple(msgspec.structs.replace(cache, window=window) for cache in block.caches)
+    return msgspec.structs.replace(block, caches=caches)
 
 
 def _divide(hidden_size: Any, num_heads: Any) -> Any:

@@ -10,6 +10,8 @@ from foredraft.records import Record, require
 from foredraft.shapes.blocks import Block, Cache, Count, Matrices, Storage, capped
 from foredraft.shapes.formats import bytes_per_value, matrix_bytes, number_format
 
+MOST_LAYERS = 10_000  # ten times the deepest transformer published
+
 
 class HeadParts(Record, frozen=True):
     """What makes a draft head of a transformer that borrows its target's embedding.
@@ -105,6 +107,8 @@ class Shape(Record, frozen=True):
                 "vision_params",
             ),
         )  # fmt: skip
+        if self.num_layers > MOST_LAYERS:
+            raise ValueError(f"num_layers must be at most {MOST_LAYERS:,}, got {self.num_layers:,}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.experts_per_token > self.num_experts:

@@ -6,7 +6,8 @@ Promises: a family that differs from Llama in switches alone is a row here and n
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-Keys = Mapping[str, Any]  # of a config.json
+from foredraft.shapes.mixers import Keys
+from foredraft.shapes.stack import Traits
 
 
 class ModelFamily(NamedTuple):
@@ -18,7 +19,8 @@ class ModelFamily(NamedTuple):
     each sets and its default. `fields`: of a `Shape`, from a whole config. `slides`: whether attention slides over a window,
     "switched" where the config decides.
     `prefixes`: where a checkpoint may hang its decoder, the usual first; a bare model has none. `tensors`: patterns of our names
-    (Llama's) and what they are on file. `dense`: the family of a smaller model without experts.
+    (Llama's) and what they are on file. `dense`: the family of a smaller model of plain layers, whose public models draft for it.
+    `traits`: of a family whose layers are read one by one (`stack`), because they are no plain ones or not all alike.
     """
 
     architecture: str | None = None
@@ -33,6 +35,7 @@ class ModelFamily(NamedTuple):
     prefixes: tuple[str, ...] = ("model.", "")
     tensors: tuple[tuple[str, str], ...] = ()
     dense: str | None = None
+    traits: Traits | None = None
 
 
 def _experts(keys: Keys) -> dict[str, Any]:
@@ -99,6 +102,78 @@ FAMILIES: dict[str, ModelFamily] = {
         switches={"attention_bias": (("qkv_bias",), True), "attention_out_bias": (("o_bias",), False)} | _MLP_BIAS,
     ),
 }  # fmt: skip
+
+_DEEPSEEK = ModelFamily(dense="llama", traits=Traits(router_bias=True))
+_QWEN_HYBRID = ModelFamily(dense="qwen3", traits=Traits(qk_norm="head", gate="double", shared_gate=True))
+_TIED = {"tie_word_embeddings": True}
+_GEMMA = _TIED | {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
+_STEP = ModelFamily(dense="llama", traits=Traits(qk_norm="head", gate="heads", router_bias=True))
+
+
+def _llama_like(**traits: Any) -> ModelFamily:
+    return ModelFamily(dense="llama", traits=Traits(**traits))
+
+
+# Read layer by layer; sources: transformers 5 and, for those that it does not have (mimo, nemotron-nas), the code beside their checkpoints.
+FAMILIES |= {
+    "qwen3_vl": ModelFamily(dense="qwen3", traits=Traits(qk_norm="head")),
+    "qwen3_vl_moe": ModelFamily(dense="qwen3", traits=Traits(qk_norm="head")),
+    "qwen3_omni_moe": ModelFamily(dense="qwen3", traits=Traits(qk_norm="head")),
+    "qwen2_vl": ModelFamily(dense="qwen2", traits=Traits(qkv_bias=True)),
+    "qwen2_5_vl": ModelFamily(dense="qwen2", traits=Traits(qkv_bias=True)),
+    "qwen3_next": _QWEN_HYBRID, "qwen3_5": _QWEN_HYBRID, "qwen3_5_moe": _QWEN_HYBRID,
+    "deepseek_v2": _llama_like(), "deepseek_v3": _DEEPSEEK, "deepseek_v32": _DEEPSEEK, "deepseek_v4": _DEEPSEEK,
+    "kimi_k2": _DEEPSEEK, "kimi_linear": _DEEPSEEK, "glm_moe_dsa": _DEEPSEEK, "glm4_moe_lite": _DEEPSEEK,
+    "glm4": _llama_like(norms=4, o_bias=False), "glm4_moe": _llama_like(qk_norm="head", o_bias=False, router_bias=True),
+    "llama4": _llama_like(defaults={"n_shared_experts": 1, "no_rope_layer_interval": 4}),
+    "gemma2": _llama_like(norms=4, defaults=_GEMMA | {"sliding_window_pattern": 2, "sliding_window": 4096}),
+    "gemma3": _llama_like(
+        norms=4, qk_norm="head", defaults=_GEMMA | {"sliding_window_pattern": 6, "sliding_window": 4096, "vocab_size": 262208}
+    ),
+    "gemma4": _llama_like(
+        norms=4, qk_norm="head", defaults=_GEMMA | {"sliding_window_pattern": 6, "sliding_window": 1024, "global_head_dim": 512}
+    ),
+    "gpt_oss": _llama_like(
+        qkv_bias=True, o_bias=True, sinks=True, router_bias=True, expert_bias=True,
+        defaults={"head_dim": 64, "sliding_window_pattern": 2, "sliding_window": 128},
+    ),
+    "minimax": _llama_like(), "minimax_m2": _llama_like(qk_norm="full", router_bias=True),
+    "mimo": ModelFamily(dense="qwen2", traits=Traits(qkv_bias=True, o_bias=False)),
+    "mimo_v2_flash": _llama_like(router_bias=True, defaults={"swa_num_key_value_heads": 8}),
+    "step3p5": _STEP, "step3p7": _STEP,
+    "nemotron_h": _llama_like(norms=1, gated_mlp=False, router_bias=True),
+    "nemotron-nas": _llama_like(), "nemotron": _llama_like(gated_mlp=False),
+    "ministral3": ModelFamily(dense="mistral", traits=Traits()), "mistral4": _llama_like(),
+    "olmo2": _llama_like(qk_norm="full"), "olmo3": _llama_like(qk_norm="full"), "exaone4": _llama_like(qk_norm="head"),
+    "smollm3": _llama_like(), "granite": _llama_like(), "phi3": _llama_like(), "cohere2": _llama_like(norms=1, defaults=_TIED),
+    "ernie4_5_moe": _llama_like(router_bias=True, defaults=_TIED), "dots1": _llama_like(qk_norm="head", router_bias=True),
+    "solar_open": _DEEPSEEK, "afmoe": _llama_like(norms=4, qk_norm="head", gate="full", router_bias=True),
+    "bamba": _llama_like(), "granitemoehybrid": _llama_like(),
+}  # fmt: skip
+
+# Other names of a family: that of a text_config, and of the code beside a checkpoint.
+OTHER_NAMES = {
+    "kimi_k25": "deepseek_v3", "deepseek_ref": "deepseek_v4", "nemotron_nas": "nemotron-nas", "deci": "nemotron-nas", "step3p5_flash": "step3p5",
+    "minimax_text_01": "minimax", "minimax_m1": "minimax",
+}  # fmt: skip
+_BY_CLASS = {
+    "DeepseekV4": "deepseek_v4",
+    "DeepseekV32": "deepseek_v32",
+    "DeepseekV3": "deepseek_v3",
+    "DeciLM": "nemotron-nas",
+    "MiMo": "mimo",
+}
+
+
+def family_name(keys: Keys) -> str:
+    """The family of a config by its model_type, by another name of it, or by the class that reads its checkpoint."""
+    model_type = str(keys.get("model_type") or "").lower()
+    for name in (model_type, model_type.removesuffix("_text"), OTHER_NAMES.get(model_type, "")):
+        if name in FAMILIES:
+            return name
+    classes = [str(name) for name in keys.get("architectures") or () if name]
+    by_class = (family for start, family in _BY_CLASS.items() for name in classes if name.startswith(start))
+    return next(by_class, model_type)
 
 
 def runnable(model_type: str) -> ModelFamily:

@@ -1,0 +1,146 @@
+"""Shapes of configs whose layers are no plain ones, or not all alike.
+
+Promises: a config that cannot be read is one line that says what it lacks, or that its layers can be stated. Refuses to know: formats, files.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from foredraft.records import with_hint
+from foredraft.shapes.blocks import Block, grouped
+from foredraft.shapes.counts import Shape
+from foredraft.shapes.families import ModelFamily
+from foredraft.shapes.stack import (
+    Traits,
+    block_of,
+    dense_width,
+    expert_width,
+    first,
+    heads_of,
+    layer_kinds,
+    mtp_layers,
+    shared_width,
+)
+
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+_SPELLINGS = {"num_attention_heads": ("num_attention_heads", "num_query_heads")}
+# Keys of layers that `stack` does not know: Mamba-1, short convolutions, RWKV, RG-LRU, AltUp and the like.
+_STRANGE = re.compile(r"mamba|ssm_|conv_|time_step|lru_|rwkv|altup|attention_hidden_size|zero_expert|num_mem_blocks")
+
+
+def _refuse_strange(keys: dict[str, Any]) -> None:
+    """Raise ValueError for a config of an unknown family which is no plain transformer's."""
+    if not isinstance(keys.get("model_type"), str | None):
+        raise ValueError(f"model_type {keys['model_type']!r} is not supported; it must be a name")
+    missing = [key for key in _SIZES if keys.get(key) is None]
+    strange = sorted(key for key in keys if _STRANGE.match(key))
+    if missing or strange:
+        reason = f"it lacks {', '.join(missing)}" if missing else f"its layers are not known ({', '.join(strange[:3])})"
+        error = ValueError(f"model_type {keys.get('model_type')!r} is not supported; {reason}")
+        raise with_hint(
+            error,
+            "state its layers: foredraft list models NAME --json > shape.json, edit it, and give --shape shape.json",
+        )
+
+
+_NUMBERS = re.compile(
+    r"(hidden|vocab|intermediate|window|size|topk)_?size$|^num_.*(layers|heads|experts|tok)$|_(rank|dim)$"
+)
+
+
+def _check_sizes(keys: dict[str, Any]) -> None:
+    """Raise ValueError for a size that is no whole number of a size's kind, in the config's words."""
+    for name, value in keys.items():
+        if _NUMBERS.search(name) and value is not None and not isinstance(value, list | bool):
+            least = 0 if "shared" in name or "nextn" in name or "mtp" in name or "input" in name else 1
+            if not isinstance(value, int) or (value < least and name != "sliding_window"):
+                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+
+
+def layered_shape(
+    keys: dict[str, Any], family_type: str, family: ModelFamily | None, name: str
+) -> tuple[Shape, list[Block]]:
+    """The shape of a config and its layers one by one. A family that is not known must have plain layers' keys, and its shape says so.
+
+    Raises ValueError, one line.
+    """
+    if family is None:
+        _refuse_strange(keys)
+    _check_sizes(keys)
+    traits = family.traits if family and family.traits else Traits()
+    keys = dict(traits.defaults) | {key: value for key, value in keys.items() if value is not None}
+    try:
+        shape, layers = _of_layers(keys, family_type, traits, name)
+    except KeyError as error:
+        raise ValueError(f"{family_type} config lacks {error.args[0]}") from None
+    except (TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{family_type} config: a key has another type or length than its family's ({error})"
+        ) from None
+    assumed = f"model_type {family_type!r} is not known; its layers are taken for Llama's with the sizes that its config names"
+    return (shape if family else msgspec.structs.replace(shape, notes=(assumed,))), layers
+
+
+def _of_layers(keys: dict[str, Any], family_type: str, traits: Traits, name: str) -> tuple[Shape, list[Block]]:
+    missing = [
+        key
+        for key in ("hidden_size", "num_attention_heads", "vocab_size")
+        if first(keys, *_SPELLINGS.get(key, (key,))) is None
+    ]
+    if missing:
+        raise ValueError(f"{family_type} config lacks {', '.join(missing)}")
+    if rates := keys.get("compress_rates"):  # transformers' spelling of DeepSeek-V4's
+        keys = keys | {"compress_ratios": [rates.get(name, 0) for name in keys["layer_types"]]}
+    kinds = layer_kinds(keys)
+    keys = keys | {"num_hidden_layers": len(kinds)}
+    layers = [block_of(keys, traits, kind, index) for index, kind in enumerate(kinds)]
+    sparse = next((layer for layer in layers if layer.num_experts), None)
+    usual = heads_of(
+        {"head_dim": keys.get("v_head_dim")} | keys, traits, "full", kinds.index("full") if "full" in kinds else 0
+    )
+    dense = any("mlp.up_proj" in layer.matrices for layer in layers) or not sparse
+    experts = sparse.experts_per_token if sparse else 0
+    hidden = keys["hidden_size"]
+    fields = {
+        "num_layers": len(layers), "hidden_size": hidden, "num_heads": usual.queries, "num_kv_heads": usual.keys, "head_dim": usual.value_dim,
+        "intermediate_size": dense_width(keys, 0) if dense else experts * expert_width(keys) + shared_width(keys),
+        "vocab_size": keys["vocab_size"], "tie_embeddings": bool(keys.get("tie_word_embeddings")), "gated_mlp": traits.gated_mlp,
+        "qk_norm": traits.qk_norm == "head", "max_position_embeddings": context_length(keys), "blocks": grouped(layers),
+        "mtp_blocks": grouped(mtp_layers(keys, traits)), "kv_replicated": bool(keys.get("kv_lora_rank")) or usual.keys == 1,
+    }  # fmt: skip
+    if sparse:
+        fields |= {
+            "num_experts": sparse.num_experts,
+            "experts_per_token": experts,
+            "moe_intermediate_size": expert_width(keys),
+        }
+        fields["shared_intermediate_size"] = shared_width(keys)
+    if small := keys.get("hidden_size_per_layer_input"):
+        fields |= {
+            "per_layer_embed": small * len(layers),
+            "extra": {"per_layer_model_projection": (hidden, small * len(layers))},
+        }
+    if mult := keys.get("hc_mult"):
+        fields["extra"] = {"hc_head.fn": (mult * hidden, mult)}
+    return msgspec.convert({"name": name, "family": family_type, **fields}, Shape, from_attributes=True), layers
+
+
+def context_length(keys: dict[str, Any]) -> Any:
+    """Positions that the model is made for. YaRN and its like lengthen the original length by their factor; a config may state the
+    longer length (Llama, DeepSeek) or leave the shorter one (Qwen's advice), so the longer of the two counts.
+    """
+    stated = keys.get("max_position_embeddings")
+    scaling = first(keys, "rope_scaling", "rope_parameters", default={})
+    factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings") or stated
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "")
+    if kind not in ("yarn", "linear", "dynamic", "longrope", "llama3") or not all(
+        isinstance(n, int | float) for n in (factor, original, stated)
+    ):
+        return stated
+    return (
+        max(stated, int(factor * original))
+        if kind == "yarn" or scaling.get("original_max_position_embeddings")
+        else int(factor * stated)
+    )
