@@ -27,19 +27,27 @@ def require(
     record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()
 ) -> None:
     """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN never."""
-    for name in (*positive, *non_negative, *unit):
-        value = getattr(record, name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if item is None:
-                continue
-            if not math.isfinite(item):
-                raise ValueError(f"{name} must be a finite number, got {item}")
-            if name in positive and item <= 0:
-                raise ValueError(f"{name} must be positive, got {item}")
-            if item < 0:
-                raise ValueError(f"{name} must not be negative, got {item}")
-            if name in unit and item > 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {item}")
+    for name in positive:
+        if not ((value := getattr(record, name)) is None or (type(value) is not tuple and 0 < value < math.inf)):
+            _require(name, value, positive=True)
+    for name in non_negative:
+        if not ((value := getattr(record, name)) is None or (type(value) is not tuple and 0 <= value < math.inf)):
+            _require(name, value)
+    for name in unit:
+        if (value := getattr(record, name)) is not None:
+            _require(name, value, most=1.0)
+
+
+def _require(name: str, value: Any, *, positive: bool = False, most: float = math.inf) -> None:
+    for item in value if isinstance(value, tuple) else (value,):
+        if not math.isfinite(item):
+            raise ValueError(f"{name} must be a finite number, got {item}")
+        if positive and item <= 0:
+            raise ValueError(f"{name} must be positive, got {item}")
+        if item < 0:
+            raise ValueError(f"{name} must not be negative, got {item}")
+        if item > most:
+            raise ValueError(f"{name} must lie in [0, 1], got {item}")
 
 
 def with_hint(error: E, hint: str) -> E:

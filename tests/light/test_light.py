@@ -90,7 +90,7 @@ MAY = {
     "shapes": {"records"},
     "machines": {"records", "shapes"},
     "kinds": {"records", "shapes"},
-    "published": {"records", "kinds"},
+    "published": {"records", "kinds", "engines"},
     "laws": {"records", "shapes", "machines", "kinds"},
     "engines": {"records", "shapes", "machines", "kinds", "laws"},
     "plan": {"records", "shapes", "machines", "published", "kinds", "laws", "engines"},

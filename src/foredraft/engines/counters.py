@@ -42,6 +42,15 @@ def total(page: Sequence[PageSample], name: str) -> float | None:
     return sum(values) if values else None
 
 
+NEAR = 0.05  # how far drafted tokens per step may lie from a whole number that stands for all steps
+
+
+def chain_length(steps: float, drafted: float | None) -> int | None:
+    """Draft tokens per step where that is a whole number; None of a schedule that changed under way."""
+    mean = (drafted or 0.0) / steps
+    return round(mean) if round(mean) and abs(mean - round(mean)) <= NEAR else None
+
+
 class Counters(Record, frozen=True):
     """A server's running totals since it started: `steps` of sequences that drafted, `drafted` and `accepted` tokens, and by
     position how many steps accepted at least so many.
@@ -56,6 +65,15 @@ class Counters(Record, frozen=True):
         require(self, non_negative=("steps", "drafted", "accepted", "by_position"))
         if self.accepted > self.drafted:
             raise ValueError(f"accepted ({self.accepted}) must not exceed drafted ({self.drafted})")
+
+    @property
+    def lookahead(self) -> int | None:
+        return chain_length(self.steps, self.drafted)
+
+    @property
+    def survival(self) -> tuple[float, ...]:
+        """Joint acceptance by position, as far as steps drafted."""
+        return tuple(min(count / self.steps, 1.0) for count in self.by_position[: self.lookahead])
 
     def since(self, earlier: "Counters") -> "Counters":
         """What came between two readings. Raises ValueError where a total fell: the server was started anew in between."""

@@ -146,7 +146,7 @@ class VLLM(ServingEngine):
     def totals(self, page: str) -> Totals:
         lines = samples(page)
         return Totals(
-            _counters(lines), total(lines, "vllm:generation_tokens_total"), total(lines, "vllm:request_success_total"),
+            counters_of(lines), total(lines, "vllm:generation_tokens_total"), total(lines, "vllm:request_success_total"),
             total(lines, "vllm:prompt_tokens_total"), total(lines, "vllm:prefix_cache_hits_total"), total(lines, "vllm:num_requests_running"),
         )  # fmt: skip
 
@@ -191,7 +191,7 @@ def _range_faults(ranges: Sequence[Any], most: int) -> Iterator[str]:
         end = last
 
 
-def _counters(lines: Sequence[PageSample]) -> Counters | None:
+def counters_of(lines: Sequence[PageSample]) -> Counters | None:
     """The counters of speculation, summed over engines."""
     counts = [total(lines, f"{_DRAFTED}{name}_total") for name in ("drafts", "draft_tokens", "accepted_tokens")]
     if None in counts:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from foredraft import __version__
-from foredraft.engines.counters import Counters, RequestCounts
+from foredraft.engines.counters import Counters, RequestCounts, chain_length
 from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, requests_for_width
 from foredraft.measure.endpoint import Round, grown, traffic
 from foredraft.measure.endpoint_wire import Endpoint, StreamedAnswer
@@ -23,7 +23,6 @@ from foredraft.records import Estimate, Measurement, Observation, Provenance
 from foredraft.runs import name_of
 
 SOURCE = "foredraft measure --endpoint"
-NEAR = 0.05  # how far drafted tokens per step may lie from a whole number that stands for all steps
 SHARES = (0.0, 1.0)
 Fields = Mapping[str, Any]
 
@@ -196,7 +195,7 @@ def _by_request(counts: Sequence[RequestCounts]) -> Accepted:
     ]
     sums = np.array(rows, dtype=float)
     steps, drafted, accepted = (int(total) for total in sums[:, :3].sum(0))
-    lookahead = _lookahead(steps, drafted)
+    lookahead = chain_length(steps, drafted)
     positions = min(places, lookahead) if lookahead else places
 
     def tau(part: Array) -> Array:
@@ -231,9 +230,7 @@ def _by_tokens(answers: Sequence[StreamedAnswer], counts: Sequence[RequestCounts
 
 def _by_totals(totals: Counters) -> Accepted:
     """The difference of a server's totals, which knows no requests and so no interval."""
-    lookahead = _lookahead(totals.steps, totals.drafted)
-    joint = [min(count / totals.steps, 1.0) for count in totals.by_position][:lookahead]
-    fields = _counted(totals.steps, totals.drafted, totals.accepted, lookahead, joint)
+    fields = _counted(totals.steps, totals.drafted, totals.accepted, totals.lookahead, totals.survival)
     return Accepted(fields, "acceptance by the difference of the server's totals, which give no interval")
 
 
@@ -244,12 +241,6 @@ def _counted(
         "steps": steps, "drafted": drafted, "accepted": accepted, "tokens_per_step": 1 + accepted / steps, "pooling": "steps",
         "lookahead": lookahead, "survival": tuple(min(share, 1.0) for share in joint) or None,
     }  # fmt: skip
-
-
-def _lookahead(steps: int, drafted: int) -> int | None:
-    """Drafted tokens per step where that is a whole number; None of a schedule that changed under way."""
-    mean = drafted / steps
-    return round(mean) if round(mean) and abs(mean - round(mean)) <= NEAR else None
 
 
 def _noted(provenance: Any, load: Round, how: str, warnings: Sequence[str], category: str | None) -> Any:

@@ -1,26 +1,30 @@
-"""A CSV of measurements, one row each, read into Observations.
+"""Rows of measurements under the column names of the field's usual tables, read into Observations: a CSV, or flat records of
+another tool's file.
 
-Promises: column names of the field's usual tables are recognised; a blank cell is missing, a NaN or a word where a
-number belongs is an error that names file, row and column; nothing is guessed from a value. Refuses to know: what the
-rows will be used for.
+Promises: a blank cell is missing, a NaN or a word where a number belongs is an error that names file, row and column; nothing is
+guessed from a value; a row without a figure is named. Refuses to know: what the rows will be used for.
 """
 
 import csv
-import math
+import io
 import re
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from foredraft import kinds
-from foredraft.records import Observation, Provenance, read_lines, with_hint
+from foredraft.published.cells import Column, key_of, listed, number_of, shortened, survival_of, values_of, whole_of
+from foredraft.published.opened import utf8_of
+from foredraft.records import Observation, Provenance, dtype_name, with_hint
 
 # Observation field -> the column names under which tables carry it (compared in lower case, spaces and dashes as underscores).
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "target": ("target", "target_model", "model", "base_model"),
+    "target": ("target", "target_model", "model", "base_model", "model_id", "model_name"),
     "method": ("method", "algorithm", "spec_method", "speculative_method"),
     "draft": ("draft", "draft_model", "speculator", "drafter"),
-    "dataset": ("dataset", "task", "benchmark", "workload"),
+    "dataset": ("dataset", "dataset_name", "task", "benchmark", "workload"),
     "engine": ("engine", "framework", "server"),
     "machine": ("hardware", "gpu", "machine", "device", "accelerator"),
     "dtype": ("dtype",),
@@ -36,15 +40,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "topk": ("topk", "top_k", "eagle_topk", "speculative_eagle_topk"),
     "concurrency": ("concurrency", "max_concurrency", "num_concurrent", "concurrent_requests", "clients"),
     "batch_size": ("batch_size", "batch", "bs"),
-    "num_requests": ("n_requests", "num_requests", "requests", "num_prompts"),
-    "steps": ("steps", "drafts", "num_drafts"),
-    "drafted": ("drafted", "num_draft_tokens_total"),
-    "accepted": ("accepted", "accepted_tokens", "num_accepted_tokens"),
+    "num_requests": ("n_requests", "num_requests", "requests", "completed", "num_prompts"),
+    "steps": ("steps", "drafts", "num_drafts", "spec_decode_num_drafts"),
+    "drafted": ("drafted", "num_draft_tokens_total", "spec_decode_draft_tokens"),
+    "accepted": ("accepted", "accepted_tokens", "num_accepted_tokens", "spec_decode_accepted_tokens"),
     "tokens_per_step": (
         "tokens_per_step", "mean_acceptance_length", "acceptance_length", "mean_accept_length", "accept_length",
         "accept_len", "al", "tau", "mean_tokens_per_step", "mean_accepted_tokens", "average_acceptance_length",
         "avg_acceptance_length", "acceptance_len", "mean_accepted_length", "accepted_length", "avg_accept_length",
-        "avg_accept_len", "mean_al", "acc_length", "acc_len",
+        "avg_accept_len", "mean_al", "acc_length", "acc_len", "spec_decode_acceptance_length",
     ),
     "accept_prob": ("accept_prob", "alpha"),
     "cost_ratio": ("cost_ratio", "c"),
@@ -73,176 +77,262 @@ WHOLE = {
 }  # fmt: skip
 TEXT = {"target", "method", "draft", "dataset", "engine", "machine", "dtype"}
 COLUMNS_HELP = "foredraft validate --help lists the columns of each kind"
-OUTCOMES = ("tokens_per_step", "survival", "accept_prob", "output_tok_s", "speedup", "kv_cache_tokens")
+OUTCOMES = (
+    "tokens_per_step", "survival", "accept_prob", "cost_ratio", "output_tok_s", "speedup", "ttft_s", "tpot_s", "itl_s",
+    "kv_cache_tokens", "model_bytes",
+)  # fmt: skip
 # EAGLE-3's figure 1 counts training data in ShareGPTs: 68 k dialogues of about 1,500 tokens. The product is an assumption and its rows say so.
 SHAREGPT_TOKENS = 1.0e8
+UNSTATED = "unstated"
+TIMES = {name: of for of, names in MILLISECONDS.items() for name in reversed(names)}
+MEANS = {
+    "input_tokens": "input_len", "total_input_tokens": "input_len", "output_tokens": "output_len", "total_output_tokens": "output_len",
+}  # fmt: skip
+TOTALS = (*TIMES, *MEANS, "num_draft_tokens", "draft_tokens", "model_load_gib", "data_scale_x_sharegpt")
+
+LONGEST_CELL = 2**30  # characters; Python's own limit, 131,072, is shorter than a column of per-request times
 
 
-def read_observations(paths: Iterable[Path]) -> list[Observation]:
-    """Rows of CSV tables and of JSONL files of observations, one file after another."""
-    return [
-        row
-        for path in paths
-        for row in (read_table(path)[0] if path.suffix == ".csv" else read_lines(Observation, path))
-    ]
+@dataclass
+class Reading:
+    """A file's rows, and what in it was not used: rows by reason with their places, and columns. `remarks`: what was done to rows."""
+
+    name: str
+    form: str = "table"
+    rows: list[Observation] = field(default_factory=list)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    columns: dict[str, None] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+
+    def leave_out(self, place: str, reason: str) -> None:
+        self.unused.setdefault(reason, []).append(place)
+
+    def remark(self, what: str) -> None:
+        self.remarks[what] = self.remarks.get(what, 0) + 1
+
+    def __str__(self) -> str:
+        """One line for people: rows read, rows left out and why, columns that nothing was read from."""
+        parts = [f"{self.name}: {len(self.rows)} row{'s' * (len(self.rows) != 1)} read ({self.form})"]
+        parts += [f"{len(places)} not used: {reason} ({listed(places)})" for reason, places in self.unused.items()]
+        parts += [f"{what} ({count})" for what, count in self.remarks.items()]
+        if self.columns:
+            parts.append(f"not used: {', '.join(map(shortened, self.columns))}")
+        return "; ".join(parts)
 
 
 def read_table(path: str | Path, *, trust: str = "repository") -> tuple[list[Observation], list[str]]:
-    """Read a CSV into Observations; also return the columns that were not recognised.
+    """Read a CSV into Observations; also return the columns that were not recognised. Raises ValueError as `read_csv`."""
+    reading = read_csv(path, utf8_of(path), trust=trust)
+    return reading.rows, list(reading.columns)
 
-    Raises ValueError, one line naming file, row and column, on: no rows, no outcome column, a row without a value, a
-    NaN, a word where a number belongs, an impossible value.
+
+def read_csv(path: str | Path, data: bytes, *, trust: str = "repository") -> Reading:
+    """Read a table whose cells are parted by commas, semicolons, tabs or bars, as its header says.
+
+    Raises ValueError, one line naming file, row and column, on: no rows, no outcome column, an empty row, a NaN, a word where a
+    number belongs, an impossible value.
     """
-    name = Path(path).name
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        # a unit in parentheses is not part of the name
-        header = {_key(re.sub(r"\(.*?\)", "", column)): column for column in reader.fieldnames or () if column}
-        rows = [(reader.line_num, row) for row in reader]
-    columns = {field: alias for field, aliases in COLUMNS.items() for alias in reversed(aliases) if alias in header}
-    cells = _Cells(name, header, columns)
-    if not rows:
-        raise ValueError(f"{name}: no rows below the header")
-    if not any(cells.has(field) for field in OUTCOMES):
-        message = f"{name}: no outcome column; one of tau / acceptance_length, per_position_acceptance, throughput, speedup or alpha is needed"
-        raise with_hint(ValueError(message), COLUMNS_HELP)
-    observations, source = [], name
-    for number, row in rows:
-        if None in row:
-            raise ValueError(f"{name}:{number}: more cells than columns; quote a cell that holds a comma")
-        if not any((value or "").strip() for key, value in row.items() if key):
-            raise ValueError(f"{name}:{number}: the row is empty; remove it")
-        written = (row.get(header.get("source", ""), "") or "").strip()
-        source = source if written in ("", "same") else written
-        observations.append(
-            _observation(cells, number, row, Provenance(source=source, trust=trust, note=cells.text(row, "note")))
-        )
-    return observations, [column for key, column in header.items() if key not in cells.used]
-
-
-class _Cells:
-    """Typed access to the cells of one table; remembers which columns were looked at."""
-
-    def __init__(self, name: str, header: dict[str, str], columns: dict[str, str]) -> None:
-        self.name, self.header, self.columns = name, header, columns
-        self.used = set(columns.values()) | {"source", "note"}
-
-    def has(self, field: str) -> bool:
-        return field in self.columns or (field == "survival" and any(map(_by_position, self.header)))
-
-    def text(self, row: dict, key: str) -> str | None:
-        self.used.add(key)
-        return (row.get(self.header.get(key, "")) or "").strip() or None
-
-    def number(self, row: dict, key: str, number: int) -> float | None:
-        """The cell in column `key` as a finite number, or None when it is blank or there is no such column."""
-        cell = self.text(row, key)
-        if cell is None:
-            return None
-        try:
-            value = float(cell.rstrip("%x×"))
-        except ValueError:
-            raise ValueError(f"{self.name}:{number}: column {key}: {cell!r} is not a number") from None
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{self.name}:{number}: column {key}: {cell!r} is not a finite number; leave the cell blank if it was not measured"
-            )
-        return value
-
-
-def _observation(cells: _Cells, number: int, row: dict, provenance: Provenance) -> Observation:
-    fields: dict = {}
-    for field, key in cells.columns.items():
-        fields[field] = (
-            cells.text(row, key) if field in TEXT else _as_int(cells, field, cells.number(row, key, number), number)
-        )
-    fields |= _derived(cells, number, row, fields)
-    fields |= {"method": _method(fields, "method" in cells.columns), "target": fields.get("target") or "unstated"}
-    if variant := cells.text(row, "thinking"):
-        fields["dataset"] = f"{fields.get('dataset') or ''} [{variant}]".strip()
+    reading = Reading(Path(path).name)
+    delimiter, lines = _dialect(data)
+    earlier = csv.field_size_limit(LONGEST_CELL)
     try:
-        return Observation(run=f"{Path(cells.name).stem}:{number}", provenance=provenance, **fields)
-    except ValueError as error:
-        raise ValueError(f"{cells.name}:{number}: {error}") from None
+        reader = csv.reader(lines, delimiter=delimiter)
+        table = Table(reading, next(reader, []), trust=trust, decimal_comma=delimiter != ",")
+        empty = True
+        for cells in reader:
+            if cells:
+                table.add(str(reader.line_num), cells)
+                empty = False
+    except csv.Error as error:
+        raise ValueError(f"{reading.name}:{reader.line_num}: {error}") from None
+    finally:
+        csv.field_size_limit(earlier)
+    if empty:
+        raise ValueError(f"{reading.name}: no rows below the header")
+    return reading
 
 
-def _derived(cells: _Cells, number: int, row: dict, fields: dict) -> dict:
-    """What a table states in other units or as totals."""
-
-    def cell(key: str) -> float | None:
-        return cells.number(row, key, number)
-
-    out: dict = {
-        name: value / 1e3 for name, keys in MILLISECONDS.items() for key in keys if (value := cell(key)) is not None
-    }
-    if (survival := _survival(cells, number, row)) is not None:
-        out["survival"] = survival
-    requests, nodes, counts, gib, scale = (
-        fields.get("num_requests"), cell("num_draft_tokens"), cell("draft_tokens"), cell("model_load_gib"),
-        cell("data_scale_x_sharegpt"),
-    )  # fmt: skip
-    if nodes is not None and {"steps", "accepted"} <= set(cells.columns):  # vLLM's counters go by this name too
-        out["drafted"], nodes = int(nodes), None
-    if nodes is not None and fields.get("lookahead") is None:  # a table without steps counts its chain so
-        out["lookahead"], nodes = int(nodes), None
-    for total, mean in (("input_tokens", "input_len"), ("output_tokens", "output_len")):
-        if requests and (value := cell(total)) is not None:
-            out[mean] = value / requests
-    if nodes is not None:
-        out["tree_nodes"] = int(nodes) - 1  # SGLang counts the root
-    if counts is not None:  # vLLM's counter where accepted tokens stand beside it, else the draft's training tokens
-        out["drafted" if "accepted" in cells.columns else "draft_tokens"] = int(counts)
-    if gib is not None:
-        out["model_bytes"] = gib * 2**30
-    if scale is not None:
-        out["draft_tokens"] = scale * SHAREGPT_TOKENS
-    return out
+def add_records(
+    reading: Reading, records: Iterable[tuple[str, Mapping[str, Any]]], known: re.Pattern[str] | None = None
+) -> None:
+    """Add flat records of a tool's file, each at its place; columns that match `known` are the tool's, and say nothing to us."""
+    tables: dict[tuple[str, ...], Table] = {}
+    for place, record in records:
+        key = tuple(record)
+        if key not in tables:
+            tables[key] = Table(reading, key, trust="own", known=known)
+        tables[key].add(place, [str(cell) if isinstance(cell, list | dict) else cell for cell in record.values()])
 
 
-def _survival(cells: _Cells, number: int, row: dict) -> tuple[float, ...] | None:
-    """Joint acceptance by position from a cell such as '72.8;51.3' (per cent where the column says pct); conditional ones are chained."""
-    for key in filter(_by_position, cells.header):
-        cell = cells.text(row, key)
-        if cell is None:
-            continue
+def _dialect(data: bytes) -> tuple[str, io.TextIOBase]:
+    """What parts the cells, and the lines. Excel may say it in a first line "sep=;"."""
+    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
+    first = lines.readline()
+    if match := re.fullmatch(r"sep=(.)\s*", first):
+        return match[1], lines
+    lines.seek(0)
+    names = re.sub(r'"[^"]*"', "", first)
+    return max(",;\t|", key=names.count), lines
+
+
+class Table:
+    """A header and how to read the rows below it: which column holds which field, looked up once."""
+
+    def __init__(
+        self, reading: Reading, header: Sequence[str], *, trust: str, decimal_comma: bool = False,
+        known: re.Pattern[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.reading, self.width, self.trust, self.decimal_comma = reading, len(header), trust, decimal_comma
+        # a unit in parentheses is not part of the name
+        self.places = {key_of(re.sub(r"\(.*?\)", "", name)): i for i, name in enumerate(header) if name}
+        self.columns = _fields_of(self.places)
+        self.positions = [name for name in self.places if _by_position(name)]
+        self.totals = [name for name in TOTALS if name in self.places]
+        self.direct = [self._cell(name, of) for of, name in self.columns.items()]
+        self.derived = [self._cell(name, name) for name in (*self.positions, *self.totals)]
+        self.source = reading.name
+        self.stem = Path(reading.name.removesuffix(".gz").removesuffix(".zst")).stem
+        self.origins: dict[tuple[str | None, ...], Provenance] = {}
+        used = {*self.columns.values(), *self.positions, *self.totals, "source", "note", "thinking"}
+        unread = [header[i] for name, i in self.places.items() if name not in used]
+        reading.columns |= dict.fromkeys(name for name in unread if known is None or not known.fullmatch(name))
+        if not (self.positions or self.columns.keys() & set(OUTCOMES) or any(name in TIMES for name in self.totals)):
+            self._refuse_header(header)
+
+    def _refuse_header(self, header: Sequence[str]) -> None:
+        if not any(header):
+            raise ValueError(f"{self.reading.name}: no rows below the header")
+        message = (
+            f"{self.reading.name}: no outcome column; one of tau / acceptance_length, per_position_acceptance, throughput, speedup or "
+            f"alpha is needed; its columns are {listed(header)}"
+        )
+        raise with_hint(ValueError(message), COLUMNS_HELP)
+
+    def _cell(self, name: str, of: str) -> "Column":
+        if of in self.positions:
+            return Column(self.places[name], name, of, lambda cell: survival_of(cell, name))
+        numbers = partial(number_of, decimal_comma=self.decimal_comma)
+        return Column(self.places[name], name, of, str if of in TEXT else whole_of if of in WHOLE else numbers)
+
+    def add(self, place: str, cells: Sequence[Any]) -> None:
+        """Read a row into the reading's. Raises ValueError as `read_csv`."""
+        where = f"{self.reading.name}:{place}"
+        if len(cells) != self.width:
+            if len(cells) > self.width:
+                raise ValueError(f"{where}: more cells than columns; quote a cell that holds a comma")
+            cells = [*cells, *[""] * (self.width - len(cells))]
+        fields = values_of(self.direct, cells, where)
+        if self.derived:
+            fields |= self._derived(values_of(self.derived, cells, where), fields)
+        if not fields and not any(str(cell).strip() for cell in cells):
+            raise ValueError(f"{where}: the row is empty; remove it")
+        fields["method"] = self._method_of(fields)
+        self._complete(fields, cells)
+        if not any(fields.get(name) is not None for name in OUTCOMES):
+            self.reading.leave_out(place, "no figure in it")
+            return
         try:
-            values = [
-                float(v) / (100 if "pct" in key or "percent" in key else 1)
-                for v in re.split(r"[;,|\s]+", cell.strip("[]() "))
-            ]
-        except ValueError:
-            raise ValueError(f"{cells.name}:{number}: column {key}: {cell!r} is not a list of numbers") from None
-        if "conditional" in key:
-            values = [math.prod(values[: i + 1]) for i in range(len(values))]
-        if any(b > a + 0.005 for a, b in pairwise(values)):
-            raise ValueError(
-                f"{cells.name}:{number}: column {key}: joint acceptance cannot rise with position; name a conditional column so"
-            )
-        return tuple(values)
-    return None
+            row = Observation(run=f"{self.stem}:{place}", provenance=self._origin(cells), **fields)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        self.reading.rows.append(row)
+
+    def _method_of(self, fields: Mapping[str, Any]) -> str:
+        """The method; by the draft's name where that names a kind of head and the method none (Qwen3-8B-DFlash as draft_model)."""
+        method = _method(fields, "method" in self.columns)
+        by_name = _head_named(fields["draft"]) if method in ("draft_model", UNSTATED) and fields.get("draft") else None
+        if by_name and method != UNSTATED:
+            self.reading.remark(f"method {method} read as {by_name}, by the draft's name")
+        return by_name or method
+
+    def _complete(self, fields: dict[str, Any], cells: Sequence[Any]) -> None:
+        """What other cells of a row say of its target, dataset, dtype and speed."""
+        fields["target"] = fields.get("target") or UNSTATED
+        if dtype := fields.get("dtype"):
+            fields["dtype"] = dtype_name(dtype)
+        if variant := self._text(cells, "thinking"):
+            fields["dataset"] = f"{fields.get('dataset') or ''} [{variant}]".strip()
+        depth, survival = fields.get("lookahead"), fields.get("survival")
+        if depth and survival and len(survival) > depth:
+            fields["survival"] = survival[:depth]  # the server's chain may be longer than this row's
+        clients, tpot_s = fields.get("concurrency") or fields.get("batch_size"), fields.get("tpot_s")
+        if clients and tpot_s and fields.get("output_tok_s") is None:
+            fields["output_tok_s"] = _speed(clients, tpot_s, fields.get("ttft_s"), fields.get("output_len"))
+            self.reading.remark("tokens/s worked out from TPOT")
+
+    def _text(self, cells: Sequence[Any], name: str) -> str | None:
+        place = self.places.get(name)
+        return None if place is None else str(cells[place]).strip() or None
+
+    def _origin(self, cells: Sequence[Any]) -> Provenance:
+        written, note = self._text(cells, "source"), self._text(cells, "note")
+        self.source = self.source if written in (None, "same") else written
+        if (self.source, note) not in self.origins:
+            self.origins[self.source, note] = Provenance(source=self.source, trust=self.trust, note=note)
+        return self.origins[self.source, note]
+
+    def _derived(self, values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What a table states in other units or as totals."""
+        out: dict[str, Any] = {TIMES[name]: value / 1e3 for name, value in values.items() if name in TIMES}
+        if survivals := [values[name] for name in self.positions if name in values]:
+            out["survival"] = survivals[0]
+        requests, nodes, counts = fields.get("num_requests"), values.get("num_draft_tokens"), values.get("draft_tokens")
+        if nodes is not None and {"steps", "accepted"} <= self.columns.keys():  # vLLM's counters go by this name too
+            out["drafted"], nodes = int(nodes), None
+        if nodes is not None and fields.get("lookahead") is None:  # a table without steps counts its chain so
+            out["lookahead"], nodes = int(nodes), None
+        if nodes:
+            out["tree_nodes"] = int(nodes) - 1  # SGLang counts the root
+        if counts is not None:  # vLLM's counter where accepted tokens stand beside it, else the draft's training tokens
+            out["drafted" if "accepted" in self.columns else "draft_tokens"] = int(counts)
+        out |= {mean: values[name] / requests for name, mean in MEANS.items() if requests and name in values}
+        if (gib := values.get("model_load_gib")) is not None:
+            out["model_bytes"] = gib * 2**30
+        if (scale := values.get("data_scale_x_sharegpt")) is not None:
+            out["draft_tokens"] = scale * SHAREGPT_TOKENS
+        return out
 
 
-def _method(fields: dict, stated: bool) -> str:
+def _fields_of(places: Mapping[str, int]) -> dict[str, str]:
+    """Field -> the column that holds it, the first of its names that the header has."""
+    columns = {of: name for of, names in COLUMNS.items() for name in reversed(names) if name in places}
+    beside = {"topk", "num_draft_tokens"} & (places.keys() | columns.keys())
+    if columns.get("steps") == "steps" and beside and not columns.keys() & {"lookahead", "accepted", "drafted"}:
+        columns["lookahead"] = columns.pop("steps")  # SGLang's three settings: steps, topk, num_draft_tokens
+    return columns
+
+
+def _speed(clients: int, tpot_s: float, ttft_s: float | None, output_len: float | None) -> float:
+    """Output tokens/s of `clients` that always wait for an answer; without its first token's time and length, of decoding alone."""
+    if ttft_s is None or output_len is None or output_len <= 1:
+        return clients / tpot_s
+    return clients * output_len / (ttft_s + (output_len - 1) * tpot_s)
+
+
+def _method(fields: Mapping[str, Any], stated: bool) -> str:
     """One spelling per method; k = 0 is no speculation under any name, and without a method column the draft decides."""
-    key = re.sub(r"_?\(.*?\)", "", _key(fields.get("method") or ""))
-    if fields.get("lookahead") == 0 or (not stated and not fields.get("draft") and fields.get("lookahead") is None):
+    if fields.get("lookahead") == 0:
         return "none"
-    return kinds.SPELLINGS.get(key, key) if stated else "unstated"
+    if stated:
+        return _spelling(fields.get("method") or "")
+    drafted = (
+        fields.get("draft") or fields.get("lookahead") is not None or fields.get("survival") or fields.get("drafted")
+    )
+    return UNSTATED if drafted or (fields.get("tokens_per_step") or 1) > 1 else "none"
 
 
-def _by_position(key: str) -> bool:
-    return "per_position" in key or "position_acceptance" in key
+@cache
+def _head_named(draft: str) -> str | None:
+    """The method of a head that a word of a draft's name is."""
+    words = key_of(draft).split("_")
+    return next((word for word in words if word in kinds.LABELS and kinds.role_of(word) == "head"), None)
 
 
-def _as_int(cells: _Cells, field: str, value: float | None, number: int) -> float | int | None:
-    """The value, as an int where the field counts something."""
-    if field not in WHOLE or value is None:
-        return value
-    if not value.is_integer():
-        raise ValueError(f"{cells.name}:{number}: column {cells.columns[field]}: {value} is not a whole number")
-    return int(value)
+@cache
+def _spelling(method: str) -> str:
+    key = re.sub(r"_?\(.*?\)", "", key_of(method))
+    return kinds.SPELLINGS.get(key, key)
 
 
-def _key(name: str) -> str:
-    """Column names and methods compared in lower case, with every run of other signs as one underscore."""
-    return re.sub(r"[^a-z0-9()]+", "_", name.strip().lower()).strip("_")
+def _by_position(name: str) -> bool:
+    return "per_position" in name or "position_acceptance" in name
