@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
 
+    from foredraft.records import Observation
+
 WIDTH = 110  # columns of tables into a pipe or file
 FULL = "pip install 'foredraft[full]'"
 
@@ -144,6 +146,25 @@ def command() -> str:
     import shlex
 
     return shlex.join(["foredraft", *sys.argv[1:]])
+
+
+def rows_by_file(
+    files: Iterable[Path], names: Iterable[str] | None = None, target: str | None = None
+) -> "dict[str, list[Observation]]":
+    """The measurements in each file, by its name; on stderr how many there are, and what was not used and why. Targets in `names`
+    count as `target`, or as the first of them.
+    """
+    from foredraft.published.readers import joined, read
+
+    readings = read(files)
+    for reading in readings:
+        print(reading, file=sys.stderr)
+    rows = joined([row for reading in readings for row in reading.rows], tuple(names or ()), target)
+    by_file, start = {}, 0
+    for reading in readings:
+        by_file.setdefault(reading.name, []).extend(rows[start : start + len(reading.rows)])
+        start += len(reading.rows)
+    return by_file
 
 
 def say_written(paths: Iterable[Path]) -> None:

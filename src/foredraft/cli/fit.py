@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import names, print_blocks, print_json, say_written
-from foredraft.cli.options import DRAWS, JSON, SEED, Figures, Out
+from foredraft.cli.console import names, print_blocks, print_json, rows_by_file, say_written
+from foredraft.cli.options import DRAWS, JSON, SEED, Figures, Out, TargetNames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    runs: Annotated[list[Path], typer.Argument(help="Own measurements: observations as JSONL, or a CSV.")],
+    runs: Annotated[list[Path], typer.Argument(help="Own measurements, or another benchmark's files.")],
     draws: Annotated[int, typer.Option(help="Bootstrap draws.", callback=DRAWS)] = 200,
     seed: Annotated[int, typer.Option(help="Of the draws.", callback=SEED)] = 0,
     hold_out: Annotated[
@@ -25,6 +25,7 @@ def fit(
             help="Dials whose largest runs the fits must not see and are then held to: draft_params, draft_layers, draft_tokens, tree_nodes, or all."
         ),
     ] = "",
+    target_name: TargetNames = None,
     out: Out = None,
     figures: Figures = True,
     json: JSON = False,
@@ -32,10 +33,10 @@ def fit(
     """Fit every law that RUNS can support, choose among rival forms by held-out error, and say what the others lack."""
     from foredraft import api
     from foredraft.laws.held_out import DIALS, judge, r_squared, without_largest
-    from foredraft.published.tables import read_observations
     from foredraft.records import with_hint
 
-    rows, dials = read_observations(runs), DIALS if hold_out == "all" else names(hold_out)
+    rows = [row for part in rows_by_file(runs, target_name).values() for row in part]
+    dials = DIALS if hold_out == "all" else names(hold_out)
     shown, largest = without_largest(rows, dials)
     if dials and not largest:
         raise with_hint(ValueError(f"no run is the largest of at least three in {hold_out}"), "foredraft fit RUNS")

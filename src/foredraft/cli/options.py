@@ -129,6 +129,10 @@ Threads = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for documents and figures; nothing is written without it.")
 ]
+TargetNames = Annotated[
+    list[str] | None,
+    typer.Option("--target-name", help="A name under which rows know the target, such as a server's; repeat for more."),
+]
 Figures = Annotated[
     bool, typer.Option("--figures/--no-figures", help="Draw figures into --out (needs matplotlib: foredraft[plot]).")
 ]

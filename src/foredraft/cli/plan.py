@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import names, print_blocks, print_json, say_written
+from foredraft.cli.console import names, print_blocks, print_json, rows_by_file, say_written
 from foredraft.cli.options import (
     DRAWS,
     JSON,
@@ -14,6 +14,7 @@ from foredraft.cli.options import (
     TEMPERATURE,
     Figures,
     Out,
+    TargetNames,
     concurrencies,
     number_format,
     one_of,
@@ -84,8 +85,10 @@ def plan(
     ] = "head,lm,lookup",
     always: Annotated[bool, typer.Option("--always", help="Plan the best draft even where none pays.")] = False,
     observations: Annotated[
-        list[Path] | None, typer.Option("--observations", help="Own measurements (JSONL or CSV); repeat for more.")
+        list[Path] | None,
+        typer.Option("--observations", help="Own measurements, or another benchmark's file; repeat for more."),
     ] = None,
+    target_name: TargetNames = None,
     draws: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals.", callback=DRAWS)] = 64,
     seed: Annotated[int, typer.Option(help="Of the draws.", callback=SEED)] = 0,
     out: Out = None,
@@ -100,7 +103,6 @@ def plan(
     place, num_devices = machines.placed(machine, devices)
     draft_shape = draft_kinds.shape_named(draft) if draft else None
     from foredraft.plan.search import PlanSettings
-    from foredraft.published.tables import read_observations
     from foredraft.records import Workload, concurrency_of
 
     load = Workload(
@@ -110,7 +112,8 @@ def plan(
         objective=objective, engine=engine, devices=num_devices, dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
         horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours, kinds=names(kinds), always=always, draws=draws, seed=seed,
     )  # fmt: skip
-    best = api.plan(shape, place, load, settings, read_observations(observations or ()), draft_shape)
+    rows = [row for part in rows_by_file(observations or (), target_name, shape.name).values() for row in part]
+    best = api.plan(shape, place, load, settings, rows, draft_shape)
     if out:
         _write(best, out, figures)
     if json:

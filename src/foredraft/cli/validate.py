@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import print_blocks, print_json, say_written
-from foredraft.cli.options import JSON, Figures, Out
+from foredraft.cli.console import print_blocks, print_json, rows_by_file, say_written
+from foredraft.cli.options import JSON, Figures, Out, TargetNames
 
 if TYPE_CHECKING:
     from foredraft.validate import Validation
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 def validate(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="CSV tables; the published measurements of the package when left out.")
+        list[Path] | None,
+        typer.Argument(
+            help="Tables, or other benchmarks' files; the published measurements of the package when left out."
+        ),
     ] = None,
     machine: Annotated[
         str | None,
@@ -26,6 +29,7 @@ def validate(
         str | None,
         typer.Option("--target", help="FILES are own measurements of this model: judge the planner on them."),
     ] = None,
+    target_name: TargetNames = None,
     out: Out = None,
     figures: Figures = True,
     json: JSON = False,
@@ -38,13 +42,12 @@ def validate(
     cell's speedup from plain rows and k ≤ 2, and what the planned independent draft loses against the best measured one.
     """
     if target:
-        _hindsight(target, files or [], machine, out, json)
+        _hindsight(target, files or [], machine, target_name, out, json)
         return
     from foredraft import published
-    from foredraft.published.tables import read_observations
     from foredraft.validate import merge, validate_tables
 
-    tables = {path.name: read_observations([path]) for path in files} if files else published.observations_by_table()
+    tables = rows_by_file(files, target_name) if files else published.observations_by_table()
     judged, refused = validate_tables(tables, machine=machine)
     total = merge(judged.values())
     by_table = {
@@ -74,14 +77,17 @@ def _write(report: dict[str, Any], total: "Validation", out: Path, figures: bool
     say_written(written)
 
 
-def _hindsight(target: str, files: list[Path], machine: str | None, out: Path | None, json: bool) -> None:
+def _hindsight(
+    target: str, files: list[Path], machine: str | None, target_names: list[str] | None, out: Path | None, json: bool
+) -> None:
     from foredraft import machines, records, shapes
     from foredraft.plan.hindsight import judge_by_class
-    from foredraft.published.tables import read_observations
 
     if not (files and machine):
         raise ValueError("--target judges own measurements: give their files and --machine")
-    judged = judge_by_class(shapes.named(target), machines.named(machine), read_observations(files))
+    shape, place = shapes.named(target), machines.named(machine)
+    rows = [row for part in rows_by_file(files, target_names, shape.name).values() for row in part]
+    judged = judge_by_class(shape, place, rows)
     if out:
         records.write(out / "hindsight.json", judged)
         say_written([out / "hindsight.json"])

@@ -16,6 +16,7 @@ from foredraft.machines import device_time
 from foredraft.plan import sdsl
 from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import REFERENCE_TOKENS, Basis, buildable, candidates, independent, named
+from foredraft.plan.matching import Matched, completed, match
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.search import (
     Mode,
@@ -73,7 +74,9 @@ def plan(
             f"the context of {target.name} ({target.max_position_embeddings:,})"
         )
         raise with_hint(ValueError(message), "lower --input-len, --output-len or --max-lookahead")
-    problem = _problem(target, machine, workload, options, observations)
+    whole = completed(target, observations, draft)
+    problem, matched = _problem(target, machine, workload, options, whole.rows)
+    observations, notes = whole.rows, (*whole.notes(), *matched.notes())
     basis = Basis(target, machine, observations, workload.temperature)
     if draft:
         (ranked, not_considered), size, nearest = rank(problem, [named(basis, draft)]), None, ()
@@ -84,6 +87,8 @@ def plan(
         ranked, dropped = rank(problem, [candidate for candidate in weighed if candidate.choice.kind in options.kinds])
         ranked, size, nearest = _with_best_size(problem, basis, ranked)
         not_considered = missing | dropped
+    if reasons := matched.reasons(problem.calibrated is not None):
+        not_considered = dict(not_considered) | {"own rows, for the cost law": reasons}
     if options.always:
         ranked = _drafted(ranked)
     best = ranked[0]
@@ -96,7 +101,7 @@ def plan(
         speedup=_headline(problem, best, outcome), break_even=_break_even(problem, best, outcome),
         continuous_params=size, buildable=nearest, theory_params=_theory(target),
         runners_up=_runners_up(problem, ranked), next_runs=next_runs(problem, best), not_considered=not_considered,
-        extrapolates=_extrapolates(problem, best), assumptions=_assumptions(problem, best),
+        extrapolates=_extrapolates(problem, best), assumptions=(*notes, *_assumptions(problem, best)),
         settings=_settings(problem, best, schedule),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )  # fmt: skip
@@ -116,11 +121,12 @@ def _check_split(target: Shape, devices: int) -> None:
 
 def _problem(
     target: Shape, machine: Machine, workload: Workload, options: PlanSettings, observations: Sequence[Observation]
-) -> Problem:
-    """With the cost law calibrated where own rows allow it."""
+) -> tuple[Problem, Matched]:
+    """With the cost law calibrated where own rows allow it, and which rows those are."""
     problem = Problem(target, machine, workload, options)
-    rows = timed(problem.place, observations, workload.temperature)
-    return replace(problem, calibrated=calibrated(problem.place, rows))
+    matched = match(problem.place, observations, workload.temperature, (workload.input_len, workload.output_len))
+    rows = timed(problem.place, matched.rows, workload.temperature)
+    return replace(problem, calibrated=calibrated(problem.place, rows)), matched
 
 
 def _drafted(ranked: Sequence[Scored]) -> list[Scored]:

@@ -12,11 +12,8 @@ from foredraft.engines.counters import chain_length
 
 LABEL = "vLLM bench serve"
 MARKS = {"total_output_tokens", "output_throughput", "request_throughput", "tokenizer_id"}
-FLAT = {
-    "tokenizer_id",
-    "request_throughput",
-    "burstiness",
-}  # of its flat CSV, which the table reads: columns that it leaves
+# Columns of its flat CSV that a table leaves unread.
+FLAT = {"tokenizer_id", "request_throughput", "burstiness"}
 # Of a run's identity and spread: no law here reads them.
 KNOWN = re.compile(
     r"date|endpoint_type|backend|label|tokenizer_id|num_prompts|request_rate|burstiness|duration|failed|request_goodput(:.*)?"

@@ -1,0 +1,163 @@
+"""Which own rows speak of the server that is planned: those of its target, machine, engine, dtype and devices.
+
+Promises: what a row does not say is taken from the plan, and said; a row that is left out is named with the reason. Refuses to know:
+costs, acceptance, search.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from foredraft import kinds
+from foredraft.machines import count_in
+from foredraft.machines import machine as known_machine
+from foredraft.plan.served import Place, load
+from foredraft.plan.study import on_target, shape_of
+from foredraft.records import Machine, Observation, dtype_name
+from foredraft.shapes import Shape
+
+UNSTATED = ("unstated", "unknown")
+NAMED = 3  # rows that a reason names
+WORDS = {"input_len": "prompt length", "output_len": "answer length", "tensor_parallel": "devices"}
+
+
+@dataclass
+class Matched:
+    """Own rows of a place, whole; how many took which field from the plan, and the others' runs by the reason."""
+
+    rows: list[Observation] = field(default_factory=list)
+    assumed: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, row: Observation, reason: str) -> None:
+        self.left_out.setdefault(reason, []).append(row.run)
+
+    def assume(self, row: Observation, facts: dict[str, Any]) -> Observation:
+        """`row` with what it does not say."""
+        facts = {
+            name: value
+            for name, value in facts.items()
+            if getattr(row, name) in (None, *UNSTATED) and value is not None
+        }
+        for name in facts:
+            word = WORDS.get(name, name)
+            self.assumed[word] = self.assumed.get(word, 0) + 1
+        return msgspec.structs.replace(row, **facts) if facts else row
+
+    def notes(self) -> tuple[str, ...]:
+        """What was taken from the plan, a line for each number of rows."""
+        by_count: dict[int, list[str]] = {}
+        for name, count in self.assumed.items():
+            by_count.setdefault(count, []).append(name)
+        return tuple(
+            f"{count} own row{'s do' if count > 1 else ' does'} not say {', '.join(names)}: taken from the plan"
+            for count, names in by_count.items()
+        )
+
+    def reasons(self, calibrates: bool = True) -> str:
+        """Why rows do not calibrate the cost law, the first of each reason by name; "" where all do. `calibrates` False: those of this
+        place do not, without plain decoding among them.
+        """
+        left_out = dict(self.left_out)
+        if self.rows and not calibrates:
+            left_out["without a row of plain decoding beside them"] = [row.run for row in self.rows]
+        parts = []
+        for reason, runs in left_out.items():
+            more = ", …" if len(runs) > NAMED else ""
+            parts.append(f"{len(runs)} {reason} ({', '.join(dict.fromkeys(runs[:NAMED]))}{more})")
+        return "; ".join(parts)
+
+
+def completed(target: Shape, observations: Sequence[Observation], draft: Shape | None = None) -> Matched:
+    """All of `observations`, with the plan's target where a row names none, and its draft's method, or the usual head's, where a row
+    of that target says only that it speculated.
+    """
+    matched, method = Matched(), next(iter(kinds.of_shape(draft).methods)) if draft else kinds.USUAL_HEAD.name
+    for row in observations:
+        named = matched.assume(row, {"target": target.name}) if row.target in UNSTATED else row
+        if row.method in UNSTATED and row.draft_params is None and on_target(named, target):
+            named = matched.assume(named, {"method": method})
+        matched.rows.append(named)
+    return matched
+
+
+def match(
+    place: Place, observations: Iterable[Observation], temperature: float, lengths: tuple[float, float] | None = None
+) -> Matched:
+    """Rows with a throughput at a stated load, measured at `place`: of the temperature's class (0 or not), whose steps differ, or
+    where that has none of the other. `lengths`: prompt and answer of rows that state none.
+    """
+    matched, rows = Matched(), []
+    for row in observations:
+        if reason := _unlike(place, row, lengths):
+            matched.leave_out(row, reason)
+        else:
+            rows.append(row)
+    alike = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)] or rows
+    for row in rows if len(alike) < len(rows) else ():
+        if ((row.temperature or 0.0) > 0) != (temperature > 0):
+            matched.leave_out(row, f"at temperature {row.temperature or 0:g}")
+    prompt, answer = lengths or (None, None)
+    facts = {
+        "engine": place.engine, "machine": place.machine.name, "dtype": place.dtype, "input_len": prompt, "output_len": answer,
+    } | ({"tensor_parallel": place.devices} if place.devices > 1 else {})  # fmt: skip
+    matched.rows = [matched.assume(row, facts) for row in alike]
+    return matched
+
+
+def _unlike(place: Place, row: Observation, lengths: tuple[float, float] | None) -> str:
+    """Why a row says nothing of the costs at `place`; "" where it does."""
+    if not on_target(row, place.target):
+        return f"of {row.target} (--target-name {row.target} if that is this target)"
+    return _lacking(row, lengths) or _elsewhere(place, row) or _undrawn(place.target, row)
+
+
+def _lacking(row: Observation, lengths: tuple[float, float] | None) -> str:
+    """What a row has too little of to be timed."""
+    if not row.output_tok_s:
+        return "without tokens/s"
+    if not load(row):
+        return "without clients or batch size"
+    if lengths is None and not (row.input_len and row.output_len):
+        return "without prompt and answer lengths"
+    if row.method != "none" and not row.lookahead:
+        return "without k"
+    return "" if row.method == "none" or row.tokens_per_step else "without tokens per step"
+
+
+def _elsewhere(place: Place, row: Observation) -> str:
+    """In what a row was measured elsewhere, against the plan."""
+    if row.engine is not None and place.engine not in row.engine.lower():
+        return f"of engine {row.engine}, planned for {place.engine}"
+    if not _is_machine(row.machine, place.machine):
+        return f"of machine {row.machine}, planned for {place.machine.name}"
+    if row.dtype is not None and not _same_dtype(row.dtype, place):
+        return f"of dtype {row.dtype}, planned for {place.dtype}"
+    devices = row.tensor_parallel or (count_in(row.machine) if row.machine else None) or place.devices
+    return "" if devices == place.devices else f"on {devices} devices, planned for {place.devices}"
+
+
+def _same_dtype(dtype: str, place: Place) -> bool:
+    return dtype_name(dtype) == dtype_name(place.dtype)
+
+
+def _undrawn(target: Shape, row: Observation) -> str:
+    """Whose draft cannot be told."""
+    if kinds.role_of(row.method) in ("none", "lookup") or shape_of(target, row) is not None:
+        return ""
+    return f"of a draft without a known shape (method {row.method}, draft {row.draft})"
+
+
+@cache
+def _known_name(name: str) -> str | None:
+    try:
+        return known_machine(name).name
+    except ValueError:
+        return None
+
+
+def _is_machine(name: str | None, machine: Machine) -> bool:
+    return name is None or machine.name in (name, _known_name(name))
