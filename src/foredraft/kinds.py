@@ -86,7 +86,7 @@ NGRAM = Kind(
 )  # fmt: skip
 LM = Kind(
     "lm", "independent model", "lm", {"draft_model": "language model", "lm": "language model", "unstated": "language model"},
-    engine_names={"vllm": "draft_model", "sglang": "STANDALONE", "foredraft": "draft_model"},
+    engine_names={"vllm": "draft_model", "sglang": "STANDALONE", "tensorrt-llm": "DraftTarget", "foredraft": "draft_model"},
 )  # fmt: skip
 EAGLE = Kind(
     "eagle", "EAGLE-1/2", "head", {"eagle": "EAGLE", "eagle1": "EAGLE", "eagle2": "EAGLE-2"}, parts=_EAGLE,
@@ -95,7 +95,7 @@ EAGLE = Kind(
 EAGLE3 = Kind(
     "eagle3", "EAGLE-3", "head", {"eagle3": "EAGLE-3", "eagle_3": "EAGLE-3", "hass": "HASS", "griffin": "GRIFFIN"},
     unrolled=True, parts=_EAGLE3, draft_vocab=32000, deep_label="Scylla",
-    engine_names={"vllm": "eagle3", "sglang": "EAGLE3", "foredraft": "eagle3"},
+    engine_names={"vllm": "eagle3", "sglang": "EAGLE3", "tensorrt-llm": "Eagle3", "foredraft": "eagle3"},
 )  # fmt: skip
 # Measured by others; costed as an EAGLE-3 head of as many layers, one decoder layer on the target's hidden states.
 MULTI_LAYER = replace(EAGLE3, name="scylla", label="Scylla", methods={"scylla": "Scylla"}, engine_names={})

@@ -1,4 +1,5 @@
-"""The verb `foredraft deploy`: a draft as the folder that an engine loads, and `deploy check`, which judges such a folder.
+"""The verb `foredraft deploy`: a draft as the folder that an engine loads; `deploy check`, which judges such a folder; and `deploy
+simulate`, which serves a plan before its draft is trained.
 
 Refuses to know: how anything is written or judged; it imports its room when it runs.
 """
@@ -27,7 +28,7 @@ app = typer.Typer(
     cls=ExportByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Hand a draft to vLLM or SGLang: deploy DRAFT --target DIR --out DIR writes a folder to serve; deploy check DIR judges one.",
+    help="Hand a draft to vLLM or SGLang: deploy DRAFT --target DIR --out DIR writes a folder to serve; check judges one; simulate tries a plan's.",
 )
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of lines.")]
 
@@ -118,6 +119,56 @@ def check(
         print(f"{folder}: {num_errors} errors, {len(findings) - num_errors} warnings", file=sys.stderr)
     if errors(findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="A plan (Plan.json or its folder), or the folder of a draft of that shape.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="vllm, sglang or tensorrt-llm.")] = "vllm",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="What is served: a folder, or a public name; the plan's when left out."),
+    ] = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of the plan's acceptance: 2.6@3 (tokens per step at a lookahead) or 0.8,0.6,0.4 (by position)."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="eagle3 or eagle, where neither a plan nor a draft is given.")] = "eagle3",
+    cpu: Annotated[bool, typer.Option("--cpu", help="vLLM on a CPU: drafts replayed out of known answers.")] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="With --cpu: the target's own answers, as foredraft data regenerate writes them."),
+    ] = None,
+    draft_cost: Annotated[
+        str | None, typer.Option(help="With --cpu: seconds of a draft's pass, or by requests: 1:0.002,8:0.003.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --cpu: of what is accepted.")] = 0,
+    json: JSON = False,
+) -> None:
+    """Try a plan before its draft is trained: write a folder that serves the target with drafts accepted as predicted."""
+    from foredraft.deploy.simulate import SimulateSettings, next_commands
+    from foredraft.deploy.simulate import simulate as run
+
+    settings = SimulateSettings(engine=engine, accept=accept, method=method, cpu=cpu, draft_cost=draft_cost, seed=seed)
+    simulated = run(source, out, settings, target=target, answers=answers)
+    for note in simulated.notes:
+        print(note, file=sys.stderr)
+    print(f"wrote {out}: {', '.join(sorted(file.name for file in out.iterdir()))}", file=sys.stderr)
+    if json:
+        print_json(simulated)
+        return
+    for step in simulated.predicted:
+        speed = step.output_tok_s
+        print(
+            f"{step.concurrency} clients, lookahead {step.lookahead}: {step.tokens_per_step.value:.2f} tokens per step, "
+            f"{speed.value:,.0f} tokens/s predicted ({speed.low:,.0f} to {speed.high:,.0f})"
+        )
+    print("\n".join(next_commands(simulated, out)))
 
 
 def _words(note: str | None) -> str | None:

@@ -6,9 +6,10 @@ A new one: its file, and a line in `ENGINES`.
 from foredraft.engines.engine import ServingEngine
 from foredraft.engines.foredraft import Foredraft
 from foredraft.engines.sglang import SGLang
+from foredraft.engines.tensorrt_llm import TensorRTLLM
 from foredraft.engines.vllm import VLLM
 
-ENGINES: dict[str, ServingEngine] = {engine.name: engine for engine in (VLLM(), SGLang(), Foredraft())}
+ENGINES: dict[str, ServingEngine] = {engine.name: engine for engine in (VLLM(), SGLang(), TensorRTLLM(), Foredraft())}
 LOADERS = {name: engine for name, engine in ENGINES.items() if engine.heads}  # those that load draft heads
 SERVERS = {name: engine for name, engine in ENGINES.items() if engine.info_paths}  # those whose server can be measured
 USUAL = ENGINES["vllm"]  # taken where nothing names another

@@ -5,7 +5,7 @@ how a schedule is found, how folders are written or servers asked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from foredraft.engines.counters import RequestCounts, Totals
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
@@ -15,6 +15,26 @@ from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
 
 PLACEHOLDER = "path/to/draft"
 STATED = ("bfloat16", "float16", "float32")  # dtypes of a plan that are also an engine's --dtype
+
+
+class Accepted(NamedTuple):
+    """What a server is to accept of its drafts: P(at least i drafted tokens accepted) by position, and whether that was said by position
+    or only its sum was, τ less the target's own token.
+    """
+
+    survival: tuple[float, ...]
+    by_position: bool = False
+
+    def tokens_per_step(self, lookahead: int) -> float:
+        """τ, the target's own token included."""
+        return 1 + sum(self.survival[:lookahead])
+
+
+class Simulation(NamedTuple):
+    """Launch settings under which a server accepts as asked, and the variables of its environment."""
+
+    settings: dict[str, Any]
+    variables: dict[str, str]
 
 
 class ServingEngine:
@@ -66,6 +86,18 @@ class ServingEngine:
     def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
         """The shell script that starts the server; `target`: the target's name, `path`: where it lies."""
         raise NotImplementedError
+
+    def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
+        """`settings` under which the engine accepts as asked whatever is drafted, with random weights where it can make them."""
+        raise NotImplementedError
+
+    def replayed(self, settings: Mapping[str, Any], proposer: str) -> dict[str, Any]:
+        """`settings` with a proposer of our own, a class by its dotted name. Raises ValueError where the engine takes none."""
+        raise ValueError(f"cpu: {self.label} takes no proposer of our own, as vLLM does")
+
+    def ranges(self, settings: Mapping[str, Any]) -> list[list[int]]:
+        """[first batch, last batch, lookahead] of settings; one lookahead for every batch is one range."""
+        return [[1, 1, self.lookahead(settings)]]
 
     def settings_faults(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[Fault]:
         """What is wrong with launch settings beside a draft."""

@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 
 from foredraft.engines import speculators
 from foredraft.engines.counters import RequestCounts, Totals, nested, reached, samples, total, whole_number
-from foredraft.engines.engine import PLACEHOLDER, ServingEngine, devices_and_dtype, one_line, quoted
+from foredraft.engines.engine import (
+    PLACEHOLDER,
+    Accepted,
+    ServingEngine,
+    Simulation,
+    devices_and_dtype,
+    one_line,
+    quoted,
+)
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, of_choice
 from foredraft.laws.cost import Efficiency
@@ -79,6 +87,18 @@ class SGLang(ServingEngine):
         flags = " \\\n  ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
         more = devices_and_dtype(plan, "--tp-size")
         return _SCRIPT.format(target=one_line(target), path=quoted(path), flags=flags, more=more)
+
+    def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
+        """A length, bonus token included, drawn anew for each step of the whole batch. `match-expected` has that mean (`multinomial`, the
+        default, is a rounded and cut normal); a chain's own tokens are taken as they are, a tree's are all token 100.
+        """
+        length = accepted.tokens_per_step(self.lookahead(settings))
+        mode = "real-draft-token" if settings.get(_TOPK, 1) == 1 else "fixed"
+        variables = {"LEN": f"{round(length, 4):g}", "METHOD": "match-expected", "TOKEN_MODE": mode}
+        random_weights = {"--speculative-draft-load-format": "dummy"}
+        return Simulation(
+            {**settings, **random_weights}, {f"SGLANG_SIMULATE_ACC_{name}": value for name, value in variables.items()}
+        )
 
     def settings_faults(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[Fault]:
         for flag, reason in self._wrong_flags(settings):

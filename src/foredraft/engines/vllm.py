@@ -20,7 +20,15 @@ from foredraft.engines.counters import (
     total,
     whole_number,
 )
-from foredraft.engines.engine import PLACEHOLDER, ServingEngine, devices_and_dtype, one_line, quoted
+from foredraft.engines.engine import (
+    PLACEHOLDER,
+    Accepted,
+    ServingEngine,
+    Simulation,
+    devices_and_dtype,
+    one_line,
+    quoted,
+)
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, Kind, aux_layer_ids, of_choice
 from foredraft.records import DraftChoice, Plan, ScheduleStep
@@ -33,6 +41,13 @@ config=$("$python" -c 'import json, sys; print(json.dumps(json.load(open(sys.arg
   "$here/{config}" "$here") || exit 1
 exec "$python" -m vllm.entrypoints.openai.api_server --model "${{TARGET:-{path}}}" \\
   --speculative-config "$config"{more} "$@"
+"""
+_REPLAY_SCRIPT = """#!/bin/sh
+# Serves {target} on vLLM with the proposer in this folder. Further arguments go to the server; TARGET and PYTHON can be set.
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+export PYTHONPATH="$here${{PYTHONPATH:+:$PYTHONPATH}}"
+exec "${{PYTHON:-python3}}" -m vllm.entrypoints.openai.api_server --model "${{TARGET:-{path}}}" \\
+  --speculative-config "$(cat "$here/{config}")"{more} "$@"
 """
 _BY_BATCH = "num_speculative_tokens_per_batch_size"
 _LLAMA = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM", "PEagleDraftModel")
@@ -77,7 +92,26 @@ class VLLM(ServingEngine):
 
     def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
         more = devices_and_dtype(plan, "--tensor-parallel-size")
-        return _SCRIPT.format(target=one_line(target), path=quoted(path), config=self.launch_file, more=more)
+        script = _REPLAY_SCRIPT if settings.get("method") == "custom_class" else _SCRIPT
+        return script.format(target=one_line(target), path=quoted(path), config=self.launch_file, more=more)
+
+    def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
+        """`rejection_sample_method: synthetic`, on a GPU. A length, bonus token included, means all or nothing at every position but one,
+        so that a schedule of several lookaheads has to say rates, which are P(at least i accepted).
+        """
+        most, ranges = self.lookahead(settings), self.ranges(settings)
+        asked: dict[str, Any] = {"synthetic_acceptance_length": round(accepted.tokens_per_step(most), 4)}
+        if accepted.by_position or {k for *_, k in ranges} - {0, most}:
+            asked = {"synthetic_acceptance_rates": [round(share, 6) for share in accepted.survival[:most]]}
+        random_weights = {"draft_load_config": {"load_format": "dummy"}}
+        return Simulation({**settings, **random_weights, "rejection_sample_method": "synthetic", **asked}, {})
+
+    def replayed(self, settings: Mapping[str, Any], proposer: str) -> dict[str, Any]:
+        """The proposer minds the batch itself."""
+        return {"method": "custom_class", "model": proposer, **self.chain(self.lookahead(settings))}
+
+    def ranges(self, settings: Mapping[str, Any]) -> list[list[int]]:
+        return settings.get(_BY_BATCH) or super().ranges(settings)
 
     def settings_faults(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[Fault]:
         for key, reason in self._wrong_settings(settings, kind):

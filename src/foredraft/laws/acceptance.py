@@ -26,6 +26,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import erfinv
 
 from foredraft.records import Observation, Record
@@ -135,6 +136,33 @@ def check_curve(curve: Curve) -> None:
             raise ValueError(f"lookahead {k} of a τ(k) curve must lie in 1…{MAX_POSITIONS}")
         if not 1 <= tau <= k + 1:
             raise ValueError(f"tokens_per_step {tau} at lookahead {k} must lie in [1, {k + 1}] (bonus token included)")
+
+
+def survival_through(curve: Curve) -> tuple[float, ...]:
+    """A survival curve with exactly the τ that `curve` has at each of its lookaheads, up to the longest.
+
+    Between two lookaheads acceptance given the prefix is constant, or survival is, where it would else fall below what the next one
+    asks for. Raises ValueError as `check_curve`, and where τ rises faster later than before, which no chain's does.
+    """
+    check_curve(curve)
+    lookaheads = [0, *sorted(curve)]
+    taus = [1.0, *(curve[k] for k in lookaheads[1:])]
+    slopes = np.diff(taus) / np.diff(lookaheads)
+    if (slopes < 0).any() or (np.diff(slopes) > 1e-9).any():
+        raise ValueError(f"tokens_per_step must rise with the lookahead, ever more slowly; got {dict(curve)}")
+    survival: list[float] = []
+    for num, slope, next_slope in zip(np.diff(lookaheads), slopes, [*slopes[1:], 0.0], strict=True):
+        level = survival[-1] if survival else 1.0
+        stretch = level * _ratio(slope / level if level else 0.0, int(num)) ** np.arange(1, num + 1)
+        survival += stretch.tolist() if stretch[-1] >= next_slope else [float(slope)] * int(num)
+    return tuple(survival)
+
+
+def _ratio(mean: float, num: int) -> float:
+    """r in [0, 1] with (r + r² + … + r^num) / num = `mean`."""
+    if mean >= 1.0:
+        return 1.0
+    return float(brentq(lambda ratio: np.mean(ratio ** np.arange(1, num + 1)) - mean, 0.0, 1.0))
 
 
 class Lesson(NamedTuple):
