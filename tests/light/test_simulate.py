@@ -172,18 +172,18 @@ def test_survival_gives_the_taus_back(curve: dict[int, float], survival: tuple[f
 # What cannot be.
 
 BAD = {
-    ("--accept", "5@3"): "accept 5@3: tokens_per_step 5.0 at lookahead 3 must lie in [1, 4]",
-    ("--accept", "0.5@3"): "accept 0.5@3: tokens_per_step 0.5",
-    ("--accept", "nan@3"): "accept nan@3",
-    ("--accept", "2@0"): "accept 2@0: lookahead 0",
-    ("--accept", "0.5,0.8"): "accept: shares by position must fall",
-    ("--accept", "1.5,0.8"): "accept: shares by position must fall",
-    ("--accept", "nan"): "accept: shares by position must fall",
-    ("--accept", "often"): "accept must be 2.6@3",
-    ("--accept", ""): "accept must be 2.6@3",
-    ("--accept", "2@2", "--engine", "trtllm"): "engine must be one of vllm, sglang, tensorrt-llm",
-    ("--accept", "2@2", "--engine", "foredraft"): "engine must be one of vllm, sglang, tensorrt-llm",
-    ("--accept", "1@2", "--engine", "tensorrt-llm"): "engine tensorrt-llm: 1 token per step cannot be simulated",
+    ("--accept", "5@3"): "--accept 5@3: tokens_per_step 5.0 at lookahead 3 must lie in [1, 4]",
+    ("--accept", "0.5@3"): "--accept 0.5@3: tokens_per_step 0.5",
+    ("--accept", "nan@3"): "--accept nan@3",
+    ("--accept", "2@0"): "--accept 2@0: lookahead 0",
+    ("--accept", "0.5,0.8"): "--accept: shares by position must fall",
+    ("--accept", "1.5,0.8"): "--accept: shares by position must fall",
+    ("--accept", "nan"): "--accept: shares by position must fall",
+    ("--accept", "often"): "--accept must be 2.6@3",
+    ("--accept", ""): "--accept must be 2.6@3",
+    ("--accept", "2@2", "--engine", "trtllm"): "--engine must be one of vllm, sglang, tensorrt-llm",
+    ("--accept", "2@2", "--engine", "foredraft"): "--engine must be one of vllm, sglang, tensorrt-llm",
+    ("--accept", "1@2", "--engine", "tensorrt-llm"): "--engine tensorrt-llm: 1 token per step cannot be simulated",
     (
         "--accept",
         "2@2",
@@ -192,15 +192,15 @@ BAD = {
         "--method",
         "eagle",
     ): "TensorRT-LLM serves no drafts of kind EAGLE-1/2",
-    ("--accept", "2@2", "--method", "medusa"): "method must be one of eagle, eagle3",
-    ("--accept", "2@2", "--engine", "sglang", "--cpu"): "cpu: SGLang takes no proposer",
-    ("--accept", "2@2", "--draft-cost", "0.1"): "draft-cost goes with --cpu alone",
-    ("--accept", "2@2", "--cpu", "--draft-cost", "-1"): "draft-cost must be seconds",
-    ("--accept", "2@2", "--cpu", "--draft-cost", "nan"): "draft-cost must be seconds",
-    ("--accept", "2@2", "--cpu", "--draft-cost", "fast"): "draft-cost must be seconds",
-    ("--accept", "2@2", "--cpu", "--seed", "-1"): "seed must not be negative",
-    ("--accept", "2@2", "--answers", "a.jsonl"): "answers are for --cpu alone",
-    (): "accept is missing",
+    ("--accept", "2@2", "--method", "medusa"): "--method must be one of eagle, eagle3",
+    ("--accept", "2@2", "--engine", "sglang", "--cpu"): "--cpu: SGLang takes no proposer",
+    ("--accept", "2@2", "--draft-cost", "0.1"): "--draft-cost goes with --cpu alone",
+    ("--accept", "2@2", "--cpu", "--draft-cost", "-1"): "--draft-cost must be seconds",
+    ("--accept", "2@2", "--cpu", "--draft-cost", "nan"): "--draft-cost must be seconds",
+    ("--accept", "2@2", "--cpu", "--draft-cost", "fast"): "--draft-cost must be seconds",
+    ("--accept", "2@2", "--cpu", "--seed", "-1"): "--seed must be a whole number",
+    ("--accept", "2@2", "--answers", "a.jsonl"): "--answers is for --cpu alone",
+    (): "--accept is missing",
     ("nowhere",): "nowhere",
 }
 
@@ -221,7 +221,7 @@ def test_a_plan_that_speculates_nowhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_target_must_be_named() -> None:
-    with pytest.raises(ValueError, match="state --target"):
+    with pytest.raises(ValueError, match="--target is missing"):
         simulate(None, "out", SimulateSettings(accept="2@2"))
 
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from foredraft.cli.console import check_models, print_json
-from foredraft.cli.options import BATCH
+from foredraft.cli.options import BATCH, SEED
 
 
 class ExportByDefault(TyperGroup):
@@ -147,7 +147,7 @@ def simulate(
     draft_cost: Annotated[
         str | None, typer.Option(help="With --cpu: seconds of a draft's pass, or by requests: 1:0.002,8:0.003.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --cpu: of what is accepted.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --cpu: of what is accepted.", callback=SEED)] = 0,
     json: JSON = False,
 ) -> None:
     """Try a plan before its draft is trained: write a folder that serves the target with drafts accepted as predicted."""

@@ -42,10 +42,10 @@ class SimulateSettings(Record, frozen=True):
     def __post_init__(self) -> None:
         require(self, non_negative=("seed",))
         if self.engine not in SIMULATORS:
-            raise ValueError(f"engine must be one of {', '.join(SIMULATORS)}, got {self.engine!r}")
+            raise ValueError(f"--engine must be one of {', '.join(SIMULATORS)}, got {self.engine!r}")
         if self.draft_cost is not None and not self.cpu:
             raise ValueError(
-                "draft-cost goes with --cpu alone: elsewhere a draft of random weights takes the time that it takes"
+                "--draft-cost goes with --cpu alone: elsewhere a draft of random weights takes the time that it takes"
             )
 
 
@@ -89,9 +89,9 @@ def simulate(
     subject, engine = subject_of(source, settings.method), ENGINES[settings.engine]
     name = target or (subject.plan.target if subject.plan else None)
     if name is None:
-        raise ValueError("target is missing: state --target, a public name or the folder that is served")
+        raise ValueError("--target is missing: state a public name, or the folder that is served")
     if answers is not None and not settings.cpu:
-        raise ValueError("answers are for --cpu alone: elsewhere the engine accepts whatever is drafted")
+        raise ValueError("--answers is for --cpu alone: elsewhere the engine accepts whatever is drafted")
     asked = asked_of(subject, engine, settings)
     with records.whole_folder(out) as folder:
         if settings.cpu:
@@ -116,7 +116,7 @@ def subject_of(source: str | Path | None, method: str) -> Subject:
         kind = kinds.CHECKPOINTS.get(method)
         if kind is None or kind.parts is None:
             heads = [name for name, kind in kinds.CHECKPOINTS.items() if kind.parts]
-            raise ValueError(f"method must be one of {', '.join(heads)}, got {method!r}")
+            raise ValueError(f"--method must be one of {', '.join(heads)}, got {method!r}")
         return Subject(kind)
     path = Path(source)
     if path.is_dir() and not (path / PLAN).is_file():
@@ -140,12 +140,12 @@ def asked_of(subject: Subject, engine: ServingEngine, settings: SimulateSettings
     """What is stated, for a chain at every load, else the plan's schedule with its acceptance."""
     kind = subject.kind
     if engine.name not in kind.engine_names and not settings.cpu:
-        raise ValueError(f"engine {engine.name}: {engine.label} serves no drafts of kind {kind.label}")
+        raise ValueError(f"--engine {engine.name}: {engine.label} serves no drafts of kind {kind.label}")
     if settings.accept is not None:
         accepted = stated_acceptance(settings.accept)
         return Asked(accepted, _as_launched(engine, engine.chain(len(accepted.survival)), kind))
     if subject.plan is None:
-        raise with_hint(ValueError("accept is missing: only a plan predicts it"), f"--accept {ACCEPT}")
+        raise with_hint(ValueError("--accept is missing: only a plan predicts it"), f"--accept {ACCEPT}")
     steps = [step for step in subject.plan.schedule if step.lookahead]
     taus: dict[int, list[float]] = {}
     for step in steps:
@@ -162,15 +162,17 @@ def stated_acceptance(text: str) -> Accepted:
         curve = {int(lookahead): float(tau)} if at else {}
         shares = () if at else tuple(map(float, text.split(",")))
     except ValueError:
-        raise ValueError(f"accept must be {ACCEPT}, got {text!r}") from None
+        raise ValueError(f"--accept must be {ACCEPT}, got {text!r}") from None
     try:
         if curve:
             return Accepted(survival_through(curve))
     except ValueError as error:
-        raise ValueError(f"accept {text}: {error}") from None
+        raise ValueError(f"--accept {text}: {error}") from None
     falls = all(a >= b for a, b in zip((1.0, *shares), (*shares, 0.0), strict=True))
     if not falls or len(shares) > MAX_POSITIONS:
-        raise ValueError(f"accept: shares by position must fall, from 1 to 0, over at most {MAX_POSITIONS}; got {text}")
+        raise ValueError(
+            f"--accept: shares by position must fall, from 1 to 0, over at most {MAX_POSITIONS}; got {text}"
+        )
     return Accepted(shares, by_position=True)
 
 
@@ -239,7 +241,7 @@ def costs_of(text: str | None) -> list[tuple[float, float]]:
         points = []
     if not points or not all(requests > 0 and 0 <= seconds < float("inf") for requests, seconds in points):
         raise ValueError(
-            f"draft-cost must be seconds of a draft's pass such as 0.002, or by requests 1:0.002,8:0.003; got {text!r}"
+            f"--draft-cost must be seconds of a draft's pass such as 0.002, or by requests 1:0.002,8:0.003; got {text!r}"
         )
     return points
 

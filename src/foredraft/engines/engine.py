@@ -93,7 +93,7 @@ class ServingEngine:
 
     def replayed(self, settings: Mapping[str, Any], proposer: str) -> dict[str, Any]:
         """`settings` with a proposer of our own, a class by its dotted name. Raises ValueError where the engine takes none."""
-        raise ValueError(f"cpu: {self.label} takes no proposer of our own, as vLLM does")
+        raise ValueError(f"--cpu: {self.label} takes no proposer of our own, as vLLM does")
 
     def ranges(self, settings: Mapping[str, Any]) -> list[list[int]]:
         """[first batch, last batch, lookahead] of settings; one lookahead for every batch is one range."""

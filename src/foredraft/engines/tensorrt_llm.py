@@ -49,6 +49,6 @@ class TensorRTLLM(ServingEngine):
         length = round(accepted.tokens_per_step(self.lookahead(settings)) - 1, 4)
         if length <= 0:
             raise ValueError(
-                "engine tensorrt-llm: 1 token per step cannot be simulated, since 0 accepted tokens turn its simulation off"
+                "--engine tensorrt-llm: 1 token per step cannot be simulated, since 0 accepted tokens turn its simulation off"
             )
         return Simulation(dict(settings), {"TLLM_SPEC_DECODE_FORCE_NUM_ACCEPTED_TOKENS": f"{length:g}"})
