@@ -95,7 +95,7 @@ def test_stats_stand_on_stderr(checkpoint: Path) -> None:
         (("--max-tokens", "600"), "max_context is 512"),
         (("--lookahead", "600"), "lookahead (600) must be less than the context"),
         (("--lookahead", "100", "--draft", "ngram"), "lookahead must lie in 0…64"),
-        (("--lookahead", "-1", "--draft", "ngram"), "lookahead must be at least 0, got -1"),
+        (("--lookahead", "-1", "--draft", "ngram"), "--lookahead must be a whole number from 0"),
         (("--dtype", "int3"), "dtype must be one of"),
         (("--tree", "four"), "tree must be TOPK,NODES"),
         (("--temperature", "-1"), "temperature"),

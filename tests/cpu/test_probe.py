@@ -192,9 +192,9 @@ def test_the_command_writes_a_machine_that_the_planner_takes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--device", "tpu"), "device must be cpu or cuda"),
-        (("--repeats", "0"), "repeats must be at least 1"),
-        (("--threads", "0"), "threads must be at least 1"),
+        (("--device", "tpu"), "--device must be cpu, cuda or cuda:N"),
+        (("--repeats", "0"), "--repeats must be a whole number from 1"),
+        (("--threads", "0"), "--threads must be a whole number from 1"),
         (("--dtype", "int3"), "dtype must be one of"),
         (("--target", "{tmp}/nowhere"), "nowhere"),
     ],

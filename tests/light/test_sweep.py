@@ -645,8 +645,8 @@ def test_failed_cells_end_the_command_with_1_and_are_listed(here: Path):
     [
         (("missing.json",), "missing.json: No such file"),
         (("grid.json", "--gpus-per-cell", "1"), "gpus-per-cell needs --ray"),
-        (("grid.json", "--workers", "0"), "workers must be at least 1"),
-        (("grid.json", "--cpus-per-cell", "0"), "cpus-per-cell must be at least 1"),
+        (("grid.json", "--workers", "0"), "--workers must be a whole number from 1"),
+        (("grid.json", "--cpus-per-cell", "0"), "--cpus-per-cell must be a whole number from 1"),
         (("broken.json",), "broken.json: "),
         (("lacks.json",), "not there: target (for"),
     ],

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foredraft.cli.console import check_models, print_json, progress_bar
-from foredraft.cli.options import BATCH, CONTEXT, JSON, LOOKAHEAD, SEED, SHARE, TEMPERATURE, Device, Dtype, real, whole
+from foredraft.cli.options import (
+    BATCH,
+    CONTEXT,
+    JSON,
+    LOOKAHEAD,
+    SEED,
+    SHARE,
+    TEMPERATURE,
+    Device,
+    Dtype,
+    one_of,
+    real,
+    whole,
+)
 
 if TYPE_CHECKING:
     from foredraft.data.samples import DocumentSample
@@ -28,7 +41,9 @@ Inputs = Annotated[
         help="JSONL or text files (plain, .gz, .zst), folders of them, or hf:NAME[@CONFIG][:SPLIT[:COLUMN]]."
     ),
 ]
-OnError = Annotated[str, typer.Option(help="Of a broken line: stop, or skip and count it.")]
+OnError = Annotated[
+    str, typer.Option(help="Of a broken line: stop, or skip and count it.", callback=one_of("stop", "skip"))
+]
 
 
 @app.command()
