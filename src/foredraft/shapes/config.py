@@ -14,6 +14,7 @@ from foredraft.shapes.counts import HeadParts, Shape, plain_block
 from foredraft.shapes.families import FAMILIES, ModelFamily, family_name
 from foredraft.shapes.layered import context_length, layered_shape
 from foredraft.shapes.quantised import read_quantisation, with_formats
+from foredraft.shapes.vision import vision_params
 
 _SIZES = {
     "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
@@ -125,7 +126,9 @@ def _shape_of(config: dict[str, Any], name: str | None, stated: dict[str, Any] |
     else:
         shape, layers = layered_shape(keys, family_type, family, name)
     sixteen = "float16" if "float16" in (keys.get("torch_dtype"), keys.get("dtype")) else "bfloat16"
-    shape = msgspec.structs.replace(shape, weight_format=sixteen)
+    shape = msgspec.structs.replace(
+        shape, weight_format=sixteen, vision_params=vision_params(config, shape.hidden_size)
+    )
     return with_formats(shape, layers, quantisation) if quantisation else shape
 
 

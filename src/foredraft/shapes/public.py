@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from foredraft.records import Record, with_hint
-from foredraft.shapes.config import from_config
+from foredraft.shapes.config import from_config, read_config
 from foredraft.shapes.counts import Shape
+from foredraft.shapes.quantised import format_of_name
 
 
 class _Row(Record, frozen=True):
@@ -31,8 +32,11 @@ def _table() -> _Table:
 
 
 # Words that name a training stage or a file format of the same shape, then versions and date codes.
-_NOISE = re.compile(r"\b(instruct|chat|base|hf|it|meta|thinking|sft|dpo|fp8|awq|gptq|int4|int8|bf16|fp16)\b")
-_VERSION = re.compile(r"\bv\d+(\.\d+)?\b|\b2[345]\d\d\b")
+_NOISE = re.compile(
+    r"\b(instruct|chat|base|hf|it|meta|nvidia|thinking|sft|dpo|exp|preview|8k|bf16|fp16|(nv|mx)?fp[48]|awq|gptq|int[48]|[48]bit|w[48]a(8|16)|"
+    r"quantized|dynamic|block|autoround)\b"
+)
+_VERSION = re.compile(r"\bv\d+(\.\d+)?\b|\b2[3456]\d\d\b|\b(0[1-9]|1[0-2])[0-3]\d\b")
 _TOKEN = re.compile(r"\d+x\d+b|a\d+(?:\.\d+)?b|\d+(?:\.\d+)?[bm](?![a-z])|v?\d+(?:\.\d+)?|[a-z]+")
 
 
@@ -55,20 +59,75 @@ def known_shapes() -> tuple[str, ...]:
 
 
 def shape(name: str) -> Shape:
-    """Look up a public model: "Qwen/Qwen3-32B", "LLaMA-Instruct-3.1-8B", "vicuna-7b-v1.3" all find theirs."""
+    """Look up a public model: "Qwen/Qwen3-32B", "LLaMA-Instruct-3.1-8B", "vicuna-7b-v1.3" all find theirs.
+
+    A format in the name (-FP8, -AWQ, -NVFP4, …) is what its weights are stored in, whatever those of the model so named are.
+    """
     known_name = next((_index()[key] for key in _keys(name) if key in _index()), None)
     if known_name is None:
         near = _nearest(name)
         message = f"no shape named {name!r}; nearest: {', '.join(near)}"
         raise with_hint(ValueError(message), "foredraft list models; or pass the folder of a Hugging Face config.json")
+    return _built(known_name, format_of_name(name))
+
+
+@cache
+def _built(known_name: str, stored: str | None) -> Shape:
+    """The shape of a known model, in the format that its name says or in its own."""
     row = _table().shapes[known_name]
-    built = from_config(row.config, known_name)
-    return msgspec.structs.replace(built, training_tokens=row.training_tokens, training_source=row.training_source)
+    config = (
+        {k: v for k, v in row.config.items() if k not in ("quantization_config", "expert_dtype")}
+        if stored
+        else row.config
+    )
+    built = from_config(config, f"{known_name}-{stored}" if stored else known_name)
+    return msgspec.structs.replace(
+        built, name=known_name, training_tokens=row.training_tokens, training_source=row.training_source
+    )
 
 
 def named(name: str) -> Shape:
-    """The shape of a public model, or of the config.json at a path."""
-    return from_config(name) if Path(name).exists() else shape(name)
+    """The shape of a public model, of the config.json at a path, or of a Shape as JSON (`foredraft list models NAME --json`)."""
+    path = Path(name)
+    if not path.exists():
+        return shape(name)
+    if path.is_file() and path.name != "config.json" and "family" in (keys := read_config(path)):
+        return stated(keys, name)
+    return trained(from_config(name))
+
+
+def stated(keys: dict[str, Any], where: str) -> Shape:
+    """A Shape that a user states. Raises ValueError, one line that names the field."""
+    try:
+        return msgspec.convert(keys, Shape)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise with_hint(
+            ValueError(f"{where}: {error}"), "foredraft list models NAME --json prints one to edit"
+        ) from None
+
+
+def trained(of: Shape) -> Shape:
+    """A config's shape with the training tokens of the public model that has the same sizes, by which its drafts are judged."""
+    for name in known_shapes():
+        known = _built(name, None)
+        if known.training_tokens and _sizes(known) == _sizes(of):
+            return msgspec.structs.replace(
+                of, training_tokens=known.training_tokens, training_source=known.training_source
+            )
+    return of
+
+
+def _sizes(of: Shape) -> tuple[Any, ...]:
+    return (
+        of.family,
+        of.num_layers,
+        of.hidden_size,
+        of.vocab_size,
+        of.num_heads,
+        of.intermediate_size,
+        of.num_experts,
+        of.params,
+    )
 
 
 def _nearest(name: str) -> list[str]:

@@ -135,13 +135,18 @@ def mixer_of(keys: Keys, traits: Traits, kind: str, index: int) -> Mixer:
             return mixers.delta_attention(keys, hidden)
         return mixers.gated_delta(keys, hidden) if "linear_num_value_heads" in keys else mixers.lightning(keys, hidden)
     if keys.get("kv_lora_rank"):
-        types = keys.get("indexer_types")
-        return mixers.latent_attention(
-            keys,
-            hidden,
-            bool(keys.get("index_topk")) and (not types or at(types, min(index, len(types) - 1)) == "full"),
-        )
+        return mixers.latent_attention(keys, hidden, _has_indexer(keys, index))
     return mixers.attention(hidden, heads_of(keys, traits, kind, index))
+
+
+def _has_indexer(keys: Keys, index: int) -> bool:
+    """Whether that layer picks tokens itself: all layers of DeepSeek-V3.2, the first ones and then every few of GLM-5.2, which share."""
+    if not keys.get("index_topk"):
+        return False
+    if types := keys.get("indexer_types"):
+        return types[min(index, len(types) - 1)] == "full"
+    often, begin = keys.get("index_topk_freq") or 1, keys.get("index_skip_topk_offset") or 0
+    return index < begin or (index - begin + 1) % often == 0
 
 
 def num_experts(keys: Keys) -> int:
