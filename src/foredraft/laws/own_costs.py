@@ -19,6 +19,9 @@ from foredraft.laws.deviation import Cells, Deviation, deviation, slowdown
 # sd of log tokens/s between runs, at least: thirty cells of vLLM (Qwen3-32B FP8, two GPUs, 1 to 128 clients, k = 1 to 8), three runs
 # each, scatter by 1.1 % (github.com/tomasruizt/vllm-scripts, experiments/adaptive_k).
 RUN_NOISE = 0.012
+# sd of log step at a drafted cell about what its load's other rows say: kernels and padding make steps uneven in k. Qwen3-32B's at k ≥ 3
+# miss by 2 % (bf16, one H100) and 9 % (FP8, two); the geometric mean.
+UNEVEN = 0.04
 CALIBRATION_NOISE = 0.03  # the same of what the multipliers alone leave of published rows
 SECOND = 1.1  # calibration is repeated where its misfit exceeds that noise by this factor
 MOST_CELLS = 400  # cells that the deviation sees; more are averaged over neighbouring loads
@@ -54,7 +57,7 @@ class OwnCosts:
         return np.exp(rng.standard_normal((num, len(MULTIPLIERS))) @ np.linalg.cholesky(symmetric).T)
 
     def output_tok_s(self, loads: Sequence[Measured]) -> tuple[Array, Array]:
-        """Output tokens/s at each of `loads`, and the sd of its logarithm, a run's own scatter included."""
+        """Output tokens/s at each of `loads`, and the sd of its logarithm, scatter of runs and unevenness included."""
         cells = _cells(loads, self.multipliers)
         speeds, sds = np.empty(len(loads)), np.empty(len(loads))
         modelled = predict_served([load.server for load in loads], [load.row for load in loads], self.multipliers)
@@ -66,7 +69,8 @@ class OwnCosts:
             share, covariance = cells.plain_share[places], self.deviation.covariance(concurrency, draft)
             slower = slowdown(self.deviation.mean(concurrency, draft)[at], share)
             sd = self.deviation.sd(covariance, at, share)
-            speeds[places], sds[places] = modelled[places] / slower, np.hypot(sd / slower, self.noise)
+            uneven = np.where(np.isnan(share), 0.0, UNEVEN)
+            speeds[places], sds[places] = modelled[places] / slower, np.hypot(np.hypot(sd / slower, self.noise), uneven)
         return speeds, sds
 
 

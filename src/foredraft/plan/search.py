@@ -18,7 +18,7 @@ from foredraft.engines import ENGINES, USUAL
 from foredraft.laws.calibration import MULTIPLIERS, adjusted
 from foredraft.laws.cost import ServedLoad, ServerCost
 from foredraft.laws.deviation import slowdown
-from foredraft.laws.own_costs import OwnCosts
+from foredraft.laws.own_costs import UNEVEN, OwnCosts
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate
@@ -146,7 +146,8 @@ class Problem:
         """A run's own scatter of speculative and of plain throughput at each load, as factors [2, C, S]."""
         noise = self.calibrated.noise if self.calibrated else 0.0
         shape = (2, len(self.workload.concurrency), self.settings.draws)
-        return np.exp(noise * np.random.default_rng(self.settings.seed + 5).standard_normal(shape))
+        sds = np.array([np.hypot(noise, UNEVEN) if self.calibrated else 0.0, noise])
+        return np.exp(sds[:, None, None] * np.random.default_rng(self.settings.seed + 5).standard_normal(shape))
 
 
 def modes_for(candidate: Candidate | None, settings: PlanSettings) -> tuple[Mode, ...]:

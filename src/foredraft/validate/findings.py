@@ -1,6 +1,8 @@
 """What a validation found, as records; see the package's docstring."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
 from msgspec import field
@@ -23,33 +25,64 @@ class CurvePoint(Record, frozen=True):
 
 
 class RatioPoint(Record, frozen=True):
-    """Throughput over no speculation at one load (clients or batch) and chain length."""
+    """Throughput at one load (clients or batch) over that at lookahead `baseline` (0: no speculation), with the 90 % interval; `rule`
+    is what the plain rule says of it.
+    """
 
     setting: str
     load: int
     lookahead: int
     measured: float
     predicted: float
+    low: float | None = None
+    high: float | None = None
+    rule: float | None = None
+    baseline: int = 0
 
 
 class LookaheadChoice(Record, frozen=True):
-    """The lookahead that the prediction picks at one load, the measured best, and the share of throughput lost between them."""
+    """The lookahead that the prediction picks at one load, the measured best, and the share of throughput lost between them; and
+    what the plain rule's pick loses.
+    """
 
     setting: str
     load: int
     chosen: int
     best: int
     regret: float
+    rule_regret: float | None = None
+
+
+class NamedPoint(Record, frozen=True):
+    """What follows from names alone: `quantity` is one of QUANTITIES, `mixture` whether the target is one of experts."""
+
+    setting: str
+    quantity: str
+    load: int
+    measured: float
+    predicted: float
+    low: float
+    high: float
+    mixture: bool = False
+
+
+QUANTITIES = ("plain tokens/s", "TTFT in s", "KV cache tokens")
 
 
 class Validation(Record, frozen=True):
-    """What was judged, and what could not be: `lacking` counts rows by what they lack, `assumed` names what was filled in."""
+    """What was judged, and what could not be: `lacking` counts rows by what they lack, `assumed` names what was filled in.
+
+    `ratios` are chains beyond the known lookaheads, `trees` the same of trees with their measured τ, `ladders` speedups and `named`
+    other figures from shape and machine alone.
+    """
 
     curves: tuple[CurvePoint, ...] = ()
     ratios: tuple[RatioPoint, ...] = ()
+    trees: tuple[RatioPoint, ...] = ()
     choices: tuple[LookaheadChoice, ...] = ()
     fixed_regret: dict[int, tuple[float, float]] = field(default_factory=dict)
     ladders: tuple[RatioPoint, ...] = ()
+    named: tuple[NamedPoint, ...] = ()
     lacking: dict[str, int] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
@@ -64,24 +97,56 @@ class Validation(Record, frozen=True):
             out["tokens_per_step_error"] = _mean(abs(p.predicted / p.measured - 1) for p in self.curves)
             out["constant_alpha_error"] = _mean(abs(p.constant_alpha / p.measured - 1) for p in self.curves)
             out["interval_coverage"] = _mean(p.low <= p.measured <= p.high for p in self.curves)
-        if self.ratios:
-            out["throughput_ratio_error"] = _mean(abs(p.predicted / p.measured - 1) for p in self.ratios)
+        for name, points in (
+            ("throughput_ratio", self.ratios),
+            ("tree_ratio", self.trees),
+            ("ladder_ratio", self.ladders),
+        ):
+            out |= _ratio_figures(name, points)
         if self.choices:
             out |= {
                 "best_k_regret_mean": _mean(c.regret for c in self.choices),
                 "best_k_regret_worst": max(c.regret for c in self.choices),
             }
+        if rule := [c.rule_regret for c in self.choices if c.rule_regret is not None]:
+            out |= {"plain_rule_regret_mean": _mean(rule), "plain_rule_regret_worst": max(rule)}
         if self.fixed_regret:
             out["best_fixed_k"], (mean, worst) = min(self.fixed_regret.items(), key=lambda item: item[1])
             out |= {"best_fixed_k_regret_mean": mean, "best_fixed_k_regret_worst": worst}
-        if self.ladders:
-            out["ladder_ratio_error"] = _mean(abs(p.predicted / p.measured - 1) for p in self.ladders)
+        for quantity in QUANTITIES:
+            for mixture in (False, True):
+                out |= _named_figures(quantity, mixture, [p for p in self.named if p.quantity == quantity])
         return out | {
             "curve_points": len(self.curves),
             "ratio_rows": len(self.ratios),
+            "tree_rows": len(self.trees),
             "choices": len(self.choices),
             "ladder_rows": len(self.ladders),
+            "named_rows": len(self.named),
         }
+
+
+def _ratio_figures(name: str, points: Sequence[RatioPoint]) -> dict[str, float]:
+    """Mean error, coverage of the intervals that there are, and the plain rule's error where it says something."""
+    out = {f"{name}_error": _mean(abs(p.predicted / p.measured - 1) for p in points)} if points else {}
+    if covered := [p.low <= p.measured <= p.high for p in points if p.low is not None and p.high is not None]:
+        out[f"{name}_coverage"] = _mean(covered)
+    if rule := [abs(p.rule / p.measured - 1) for p in points if p.rule is not None]:
+        out[f"plain_rule_{name}_error"] = _mean(rule)
+    return out
+
+
+def _named_figures(quantity: str, mixture: bool, points: Sequence[NamedPoint]) -> dict[str, float]:
+    """Median and worst error and coverage of one quantity, mixtures of experts apart."""
+    points = [p for p in points if p.mixture is mixture]
+    if not points:
+        return {}
+    name = re.sub(r"\W+", "_", f"{'mixture ' if mixture else ''}{quantity}".lower())
+    errors = [abs(p.predicted / p.measured - 1) for p in points]
+    return {
+        f"{name}_median_error": median(errors), f"{name}_worst_error": max(errors),
+        f"{name}_coverage": _mean(p.low <= p.measured <= p.high for p in points), f"{name}_rows": len(points),
+    }  # fmt: skip
 
 
 def merge(parts: Iterable[Validation]) -> Validation:
@@ -93,7 +158,7 @@ def merge(parts: Iterable[Validation]) -> Validation:
             lacking[what] = lacking.get(what, 0) + count
     joined = {
         name: tuple(item for part in parts for item in getattr(part, name))
-        for name in ("curves", "ratios", "choices", "ladders", "assumed")
+        for name in ("curves", "ratios", "trees", "choices", "ladders", "named", "assumed")
     }
     fixed = {k: v for part in parts for k, v in part.fixed_regret.items()}
     return Validation(

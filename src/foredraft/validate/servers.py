@@ -88,7 +88,7 @@ def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tup
 
     parts = {
         "input_len": lengths[0], "output_len": lengths[1], "capacity_tokens": np.inf, "speculation_s": 0.03 * step,
-        "prefill_s": 0.2 * step, "blend": 3.0,
+        "prefill_s": 0.2 * step, "blend": 2.0,
     }  # fmt: skip
     return ServerCost(target=model(1.0), draft=None, **parts), ServerCost(
         target=model(1.0), draft=None if kind == "lookup" else model(0.05), **parts

@@ -1,61 +1,110 @@
-"""Throughput tables: the ratio to no speculation, and the best k, at every load, from the no-draft rows and the rows
-at k ≤ 2.
+"""Throughput tables: the ratio to no speculation (where a load has no such row, to its smallest lookahead), and the best k, at every
+load, from the no-draft rows and the rows at k ≤ 2 (at the smallest k where that is larger).
 
-The cost law is calibrated on what may be seen. What it still misses at a load (an engine's scheduling there, say) is
-read off that load's own rows at k ≤ 2 and carried to larger k.
+The law is that of a plan with own rows (`laws.own_costs`); the plain rule stands beside it. Trees are judged with their own τ.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foredraft import kinds
-from foredraft.laws import acceptance, calibration
-from foredraft.laws.acceptance import PositionLaw
-from foredraft.laws.calibration import CostRow
+from foredraft.laws import acceptance
+from foredraft.laws.acceptance import Curve, PositionLaw
+from foredraft.laws.calibration import CostRow, calibrate
+from foredraft.laws.own_costs import Measured, own_costs
 from foredraft.records import Observation
-from foredraft.validate.curves import visible_part
+from foredraft.validate import plain_rule
 from foredraft.validate.findings import KNOWN_LOOKAHEAD, LookaheadChoice, RatioPoint, Validation, setting
 from foredraft.validate.servers import Servers, servers
 
-Group = dict[tuple[int, int], float]  # (load, lookahead) -> output tokens/s
-CARRY = 0.5  # how much of the change of the miss from k = 1 to 2 goes on per further k
+Array = NDArray[np.float64]
 CANDIDATE_CURVES = 25  # τ curves tried where a table states none
+INTERVAL_SD = 1.645  # sd of a normal from the middle to either end of a 90 % interval
 
 
-def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None = None) -> Validation:
-    """Predict every throughput row beyond k = 2, and pick k at every load."""
+class Prediction(NamedTuple):
+    """Output tokens/s, the sd of its logarithm, and what the plain rule says."""
+
+    speed: float
+    log_sd: float = 0.0
+    rule: float | None = None
+
+
+Chains = dict[tuple[int, int], Prediction]  # (load, lookahead) -> what is predicted
+
+
+def judge(
+    rows: Sequence[Observation], law: PositionLaw, machine: str | None = None, advance: Callable[[int], object] = int
+) -> Validation:
+    """Predict every throughput row beyond the known lookaheads, and pick k at every load; `advance` is told of rows as they are done."""
     plain = plain_speeds(rows)
     groups: dict[tuple, list[Observation]] = defaultdict(list)
-    lacking: dict[str, int] = defaultdict(int)
+    lacking: Counter[str] = Counter()
     for row in rows:
         if row.output_tok_s is None or row.method == "none":
-            continue
-        if lack := _lack(row, plain):
+            advance(1)
+        elif lack := _lack(row):
             lacking[lack] += 1
+            advance(1)
         else:
             groups[(*place(row), row.method, row.draft)].append(row)
     ratios: list[RatioPoint] = []
-    judged: list[list[Observation]] = []
+    trees: list[RatioPoint] = []
     choices: list[LookaheadChoice] = []
+    judged: list[tuple[Sequence[Observation], Mapping[int, float]]] = []
     assumed: list[str] = []
     for group in groups.values():
-        larger = [row for row in group if lookahead(row) > KNOWN_LOOKAHEAD]
-        if not any(lookahead(row) <= KNOWN_LOOKAHEAD for row in group):
-            lacking["throughput at k ≤ 2 (for throughput at larger k)"] += len(larger)
-            continue
-        predicted, notes = predict_group(group, plain_beside(group[0], plain), law, machine)
-        assumed += notes
-        judged.append(group)
-        points = _ratios(group, plain_beside(group[0], plain), predicted)
-        ratios += [point for point in points if point.lookahead > KNOWN_LOOKAHEAD]
-        choices += _choices(points)
+        beside = plain_beside(group[0], plain)
+        try:
+            part = _judge_group(group, beside, law, machine)
+        except ValueError as error:
+            lacking[f"{error} (for throughput)"] += len(group)
+        else:
+            ratios += part.ratios
+            trees += part.trees
+            choices += part.choices
+            assumed += part.assumed
+            lacking.update(part.lacking)
+            judged.append(([row for row in group if not _is_tree(row)], beside))
+        advance(len(group))
     return Validation(
-        ratios=tuple(ratios), choices=tuple(choices), fixed_regret=fixed_regret(judged, plain), lacking=dict(lacking),
-        assumed=tuple(assumed),
+        ratios=tuple(ratios), trees=tuple(trees), choices=tuple(choices), fixed_regret=fixed_regret(judged),
+        lacking=dict(lacking), assumed=tuple(dict.fromkeys(assumed)),
     )  # fmt: skip
+
+
+def _judge_group(
+    group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw, machine: str | None
+) -> Validation:
+    chains, trees = ([row for row in group if _is_tree(row) is tree] for tree in (False, True))
+    known = known_lookahead(chains)
+    visible = [row for row in chains if lookahead(row) <= known]
+    if not any(lookahead(row) > known for row in chains) and not trees:
+        return Validation()
+    if not visible and not plain:
+        return Validation(lacking={"a row without speculation or throughput of chains (for throughput)": len(group)})
+    predicted, tree_speeds, notes = predict_group(group, plain, law, machine)
+    points, alone = _ratios(chains, plain, predicted, known)
+    lacking = {"a row without speculation, or at a known k, at the same load (for throughput)": alone} if alone else {}
+    return Validation(
+        ratios=tuple(point for point in points if point.lookahead > known),
+        trees=tuple(
+            _point(row, plain[load(row)], 0, prediction)
+            for row, prediction in zip(trees, tree_speeds, strict=True)
+            if load(row) in plain
+        ),
+        choices=tuple(_choices(points)), assumed=notes, lacking=lacking,
+    )  # fmt: skip
+
+
+def known_lookahead(chains: Sequence[Observation]) -> int:
+    """The largest lookahead that a prediction may look at."""
+    return max(KNOWN_LOOKAHEAD, min((lookahead(row) for row in chains), default=0))
 
 
 def plain_speeds(rows: Sequence[Observation]) -> dict[tuple, dict[int, float]]:
@@ -91,7 +140,11 @@ def lookahead(row: Observation) -> int:
     return row.lookahead or 0
 
 
-def _lack(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> str | None:
+def _is_tree(row: Observation) -> bool:
+    return (row.topk or 1) > 1
+
+
+def _lack(row: Observation) -> str | None:
     """What a speculative row with a throughput lacks to be judged here."""
     if not load(row):
         return "a concurrency or batch size (for throughput)"
@@ -99,125 +152,197 @@ def _lack(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> str |
         return "k (for throughput)"
     if row.lookahead > acceptance.MAX_POSITIONS:
         return f"a lookahead within {acceptance.MAX_POSITIONS} (for throughput)"
-    if (row.topk or 1) > 1:
-        return "a chain (throughput of trees is judged with known τ only)"
-    if load(row) not in plain_beside(row, plain):
-        return "a no-draft row at the same load (for throughput)"
+    if _is_tree(row) and (row.tokens_per_step is None or row.tree_nodes is None):
+        return "a chain (throughput of trees is judged with known τ and nodes only)"
     return None
+
+
+class Taus(NamedTuple):
+    """τ at k = 1 … 16, the sd of its logarithm, and by (load, k) the τ measured there."""
+
+    curve: Array
+    log_sd: Array
+    at: Mapping[tuple[int, int], float]
+
+    def of(self, row: Observation) -> float:
+        """A known row's own τ, else that of the curve."""
+        return self.at.get((load(row), lookahead(row)), float(self.curve[lookahead(row) - 1]))
 
 
 def predict_group(
     group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw, machine: str | None = None
-) -> tuple[Group, tuple[str, ...]]:
-    """Output tokens/s at every (load, k) of the group, from `plain` and the rows at k ≤ 2; and what was assumed."""
-    visible = [row for row in group if lookahead(row) <= KNOWN_LOOKAHEAD]
-    costs = servers(group[0], plain, machine)
+) -> tuple[Chains, list[Prediction], tuple[str, ...]]:
+    """Of chains at every (load, k) of the group and of its trees, from `plain` and the known rows; and what was assumed."""
+    chains, trees = ([row for row in group if _is_tree(row) is tree] for tree in (False, True))
+    visible = [row for row in chains if lookahead(row) <= known_lookahead(chains)]
+    costs = servers(group[0], plain or _undrafted(visible), machine)
     drifts = kinds.of_method(group[0].method).drifts
     curves = [curve for curve in acceptance.chain_curves(visible).values() if curve]
-    if curves:
-        taus, notes = (
-            1 + np.cumsum(acceptance.posterior(law, visible_part(curves[0]), drifts=drifts).median_curve()),
-            costs.assumed,
-        )
-        multipliers = _calibrated(costs, plain, visible, taus)
+    notes = costs.assumed
+    if curves or not visible:
+        taus = _carried(law, curves[0] if curves else {}, drifts, _measured(visible))
     else:
-        taus, multipliers = _best_curve(costs, plain, visible, law)
-        notes = (*costs.assumed, f"{setting(group[0])}: no τ in the rows, read from their throughput")
-    table = np.array([(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s) for row in group])
-    model = calibration.predict_rows(costs.plain, costs.speculative, table, multipliers)
-    misses: dict[int, dict[int, float]] = defaultdict(dict)
-    for (n, k, _, measured), value in zip(table, model, strict=True):
-        if k <= KNOWN_LOOKAHEAD:
-            misses[int(n)][int(k)] = float(np.log(measured / value))
-    return {
-        (int(n), int(k)): float(value * np.exp(_carried(misses[int(n)], int(k))))
-        for (n, k, *_), value in zip(table, model, strict=True)
-    }, notes
-
-
-def _calibrated(
-    costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], taus: NDArray
-) -> dict[str, float]:
-    return calibration.calibrate(
-        costs.plain, costs.speculative, _rows(plain, visible, taus), prior_width=costs.prior_width
-    ).multipliers
-
-
-def _rows(plain: Mapping[int, float], visible: Sequence[Observation], taus: NDArray) -> list[CostRow]:
-    bare = [CostRow(n, 0, 1.0, speed) for n, speed in plain.items()]
-    return bare + [
-        CostRow(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in visible
-    ]
-
-
-def _best_curve(
-    costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], law: PositionLaw
-) -> tuple[NDArray, dict[str, float]]:
-    """Where no τ is stated: return the curve, of those drawn from the prior, that calibration reconciles best with the measured speeds."""
-    draws = acceptance.posterior(law, {}, drifts=kinds.of_method(visible[0].method).drifts).draws(
-        CANDIDATE_CURVES, np.random.default_rng(0)
+        taus = _best_curve(costs, plain, visible, law)
+        notes = (*notes, f"{setting(group[0])}: no τ in the rows, read from their throughput")
+    fitted = own_costs(
+        [Measured(costs.plain, costs.plain, CostRow(n, 0, 1.0, speed)) for n, speed in plain.items()]
+        + [_chain(costs, row, taus.of(row), row.output_tok_s or 0.0) for row in visible],
+        prior_width=costs.prior_width,
     )
-    curves = [(1 + np.cumsum(np.cumprod(accept))) for accept in draws]
+    cells = [_chain(costs, row, float(taus.curve[lookahead(row) - 1])) for row in chains]
+    tree_cells = [
+        Measured(
+            costs.speculative, costs.plain,
+            CostRow(load(row), lookahead(row), row.tokens_per_step or 1.0, 1.0, row.topk or 1, row.tree_nodes or 0), "draft",
+        )
+        for row in trees
+    ]  # fmt: skip
+    speeds, sds = fitted.output_tok_s(cells + tree_cells)
+    rule = partial(_by_rule, _steps(visible, taus), plain_rule.carried_tau(curves[0]) if curves else None)
+    predictions = {
+        (n, k): Prediction(speed, float(np.hypot(sd, taus.log_sd[k - 1])), rule(n, k))
+        for (n, k), speed, sd in zip(
+            ((load(row), lookahead(row)) for row in chains), speeds.tolist(), sds.tolist(), strict=False
+        )
+    }
+    return (
+        predictions,
+        [Prediction(*pair) for pair in zip(speeds[len(chains) :].tolist(), sds[len(chains) :].tolist(), strict=True)],
+        notes,
+    )
+
+
+def _chain(costs: Servers, row: Observation, tau: float, speed: float = 1.0) -> Measured:
+    return Measured(costs.speculative, costs.plain, CostRow(load(row), lookahead(row), tau, speed), "draft")
+
+
+def _undrafted(visible: Sequence[Observation]) -> dict[int, float]:
+    """What decoding without a draft might give where no row says: a step of the smallest known k for one token."""
+    least = min((lookahead(row) for row in visible), default=0)
+    return {
+        load(row): (row.output_tok_s or 0.0) / (row.tokens_per_step or 1.0)
+        for row in visible
+        if lookahead(row) == least
+    }
+
+
+def _measured(visible: Sequence[Observation]) -> dict[tuple[int, int], float]:
+    """Mean τ by load and lookahead, of rows that state it."""
+    taus: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for row in visible:
+        if row.tokens_per_step is not None:
+            taus[load(row), lookahead(row)].append(row.tokens_per_step)
+    return {cell: float(np.mean(values)) for cell, values in taus.items()}
+
+
+def _carried(law: PositionLaw, curve: Curve, drifts: bool, measured: Mapping[tuple[int, int], float]) -> Taus:
+    """τ at larger k: halfway, in log, between the position law's and the logit step carried on, which err apart (InferenceX 5.4 and
+    7.6 %, SpecDecode-Bench 3.3 and 2.3 %, halfway 6.5 and 2.8 %).
+    """
+    lookaheads = range(1, acceptance.MAX_POSITIONS + 1)
+    mid, low, high = np.array(list(acceptance.predict(law, curve, lookaheads, drifts=drifts).values())).T
+    carried = plain_rule.carried_tau(curve)
+    middle = mid if carried is None else np.sqrt(mid * carried)
+    return Taus(middle, np.log(high / low) / (2 * INTERVAL_SD), measured)
+
+
+def _steps(visible: Sequence[Observation], taus: Taus) -> dict[int, dict[int, float]]:
+    """Mean step time by load and lookahead."""
+    steps: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for row in visible:
+        steps[load(row), lookahead(row)].append(load(row) * taus.of(row) / (row.output_tok_s or np.inf))
+    by_load: dict[int, dict[int, float]] = defaultdict(dict)
+    for (n, k), values in steps.items():
+        by_load[n][k] = float(np.mean(values))
+    return by_load
+
+
+def _by_rule(steps: Mapping[int, Mapping[int, float]], carried: Array | None, n: int, k: int) -> float | None:
+    """Tokens/s by the plain rule."""
+    step_s = plain_rule.step_at(steps.get(n, {}), k)
+    return None if carried is None or step_s is None or step_s <= 0 else n * float(carried[k - 1]) / step_s
+
+
+def _best_curve(costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], law: PositionLaw) -> Taus:
+    """Where no τ is stated: the curve, of those drawn from the prior, that calibration reconciles best with the measured speeds."""
+    posterior = acceptance.posterior(law, {}, drifts=kinds.of_method(visible[0].method).drifts)
+    draws = posterior.draws(CANDIDATE_CURVES, np.random.default_rng(0))
+    curves = [1 + np.cumsum(np.cumprod(accept)) for accept in draws]
+    bare = [CostRow(n, 0, 1.0, speed) for n, speed in plain.items()]
     fits = [
-        calibration.calibrate(
-            costs.plain, costs.speculative, _rows(plain, visible, taus), prior_width=costs.prior_width
-        )
+        calibrate(
+            costs.plain, costs.speculative,
+            bare + [CostRow(load(row), lookahead(row), taus[lookahead(row) - 1], row.output_tok_s or 0.0) for row in visible],
+            prior_width=costs.prior_width,
+        ).misfit
         for taus in curves
-    ]
-    best = min(range(len(curves)), key=lambda i: fits[i].misfit)
-    return curves[best], fits[best].multipliers
+    ]  # fmt: skip
+    likelihood = np.exp(min(fits) - np.array(fits))
+    best = int(np.argmin(fits))
+    off = np.log(np.array(curves) / curves[best])
+    return Taus(curves[best], np.sqrt(likelihood @ off**2 / likelihood.sum()), {})
 
 
-def _carried(misses: Mapping[int, float], k: int) -> float:
-    """The log miss at `k` given those at 1 and 2 of the same load; 0 where the load has no known row."""
-    if k in misses or not misses:
-        return misses.get(k, 0.0)
-    last = max(misses)
-    trend = misses[2] - misses[1] if len(misses) == 2 else 0.0
-    return misses[last] + CARRY * (k - last) * trend
+def _ratios(
+    chains: Sequence[Observation], plain: Mapping[int, float], predicted: Chains, known: int
+) -> tuple[list[RatioPoint], int]:
+    """Of every chain over no speculation or the least known k of its load; and how many have neither. A known row is as measured."""
+    known_rows = sorted((row for row in chains if lookahead(row) <= known), key=lookahead, reverse=True)
+    least = {load(row): row for row in known_rows}
+    points, alone = [], 0
+    for row in chains:
+        n, base = load(row), least.get(load(row))
+        if n not in plain and base is None:
+            alone += 1
+            continue
+        slow, at = (plain[n], 0) if n in plain else ((base.output_tok_s or 0.0), lookahead(base)) if base else (1.0, 0)
+        if lookahead(row) <= known:
+            points.append(_point(row, slow, at, Prediction(row.output_tok_s or 0.0, 0.0, row.output_tok_s)))
+        else:
+            points.append(_point(row, slow, at, predicted[n, lookahead(row)]))
+    return points, alone
 
 
-def _ratios(group: Sequence[Observation], plain: Mapping[int, float], predicted: Group) -> list[RatioPoint]:
-    return [
-        RatioPoint(
-            setting=setting(row),
-            load=load(row),
-            lookahead=lookahead(row),
-            measured=(row.output_tok_s or 0.0) / plain[load(row)],
-            predicted=predicted[load(row), lookahead(row)] / plain[load(row)],
-        )
-        for row in group
-    ]
+def _point(row: Observation, slow: float, baseline: int, prediction: Prediction) -> RatioPoint:
+    ratio, width = prediction.speed / slow, float(np.exp(INTERVAL_SD * prediction.log_sd))
+    return RatioPoint(
+        setting=setting(row), load=load(row), lookahead=lookahead(row), measured=(row.output_tok_s or 0.0) / slow,
+        predicted=ratio, low=ratio / width, high=ratio * width,
+        rule=None if prediction.rule is None else prediction.rule / slow, baseline=baseline,
+    )  # fmt: skip
 
 
 def _choices(points: Sequence[RatioPoint]) -> list[LookaheadChoice]:
-    """At each load the k of the highest predicted ratio (0, no speculation, is 1) against the measured best."""
+    """At each load the k of the highest predicted ratio (the baseline's is 1) against the measured best."""
     out = []
     for n in sorted({p.load for p in points}):
         here = [p for p in points if p.load == n]
-        predicted, measured = (
-            {0: 1.0} | {p.lookahead: p.predicted for p in here},
-            {0: 1.0} | {p.lookahead: p.measured for p in here},
+        bare = {here[0].baseline: 1.0}
+        predicted, measured, rule = (
+            bare | {p.lookahead: getattr(p, name) for p in here} for name in ("predicted", "measured", "rule")
         )
-        chosen, best = max(predicted, key=lambda k: predicted[k]), max(measured, key=lambda k: measured[k])
+        chosen, best = (max(of, key=lambda k, of=of: of[k]) for of in (predicted, measured))
+        ruled = None if None in rule.values() else max(rule, key=lambda k: rule[k])
         out.append(
             LookaheadChoice(
-                setting=here[0].setting, load=n, chosen=chosen, best=best, regret=1 - measured[chosen] / measured[best]
+                setting=here[0].setting, load=n, chosen=chosen, best=best, regret=1 - measured[chosen] / measured[best],
+                rule_regret=None if ruled is None else 1 - measured[ruled] / measured[best],
             )
-        )
+        )  # fmt: skip
     return out
 
 
 def fixed_regret(
-    groups: Sequence[Sequence[Observation]], plain: Mapping[tuple, Mapping[int, float]]
+    groups: Sequence[tuple[Sequence[Observation], Mapping[int, float]]],
 ) -> dict[int, tuple[float, float]]:
     """Mean and worst regret of one k for every load and group that measured it: the rule to beat."""
     lost: dict[int, list[float]] = defaultdict(list)
-    for group in groups:
-        for n in {load(row) for row in group}:
-            speeds = {lookahead(row): row.output_tok_s or 0.0 for row in group if load(row) == n} | {
-                0: plain_beside(group[0], plain)[n]
-            }
+    for chains, plain in groups:
+        by_load: dict[int, dict[int, float]] = defaultdict(dict)
+        for row in chains:
+            by_load[load(row)][lookahead(row)] = row.output_tok_s or 0.0
+        for n, measured in by_load.items():
+            speeds = measured | ({0: plain[n]} if n in plain else {})
             for k, speed in speeds.items():
                 lost[k].append(1 - speed / max(speeds.values()))
     full = max(map(len, lost.values()), default=0)
