@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := openvino openvino-export vllm
 
-.PHONY: tour test test-engine lint size results peers peers-bench served-bench clean
+.PHONY: tour test test-engine lint size results peers peers-bench served-bench simulated-bench clean
 
 tour: .venv/.full ## the whole loop on the zoo's target: probe, plan, train, decode, measure, tour/report.html
 	$(BIN)/foredraft tour
@@ -41,6 +41,9 @@ peers-bench: peers ## ours and theirs in turn: same checkpoints, prompts, precis
 
 served-bench: .venv/.dev .venv-peers/vllm/.ready ## the drafts on vLLM's server: acceptance, tokens/s under load, and what was foretold; an hour on a quiet machine
 	$(BIN)/python benchmarks/served.py results/served.json
+
+simulated-bench: .venv/.dev .venv-peers/vllm/.ready ## simulated drafts on vLLM's server against the real one; a quarter of an hour on a quiet machine
+	$(BIN)/python benchmarks/simulated.py results/simulated.json
 
 .venv-peers/%/.ready: benchmarks/peers/requirements/%.txt
 	$(PYTHON) -m venv --clear .venv-peers/$*

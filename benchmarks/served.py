@@ -109,14 +109,14 @@ def main() -> None:
     )  # fmt: skip
     if not bench.python.is_file():
         raise SystemExit(f"no {bench.python}; hint: make peers, or --python PATH")
-    machine = _machine(bench)
+    machine = machine_here(bench)
     for draft in DRAFTS:
         _measure_ours(bench, draft)
     names = [setting.name for setting in SETTINGS if not arguments.quick or setting.name in QUICK]
     for setting in SETTINGS:
         if setting.name in names and re.search(arguments.only, setting.name) and not bench.of(setting.name).is_file():
             records.write_lines(bench.of(setting.name), _measured(bench, setting, machine))
-            _say(f"wrote {bench.of(setting.name)}")
+            say(f"wrote {bench.of(setting.name)}")
     rows = {setting.name: _rows(bench.of(setting.name)) for setting in SETTINGS if bench.of(setting.name).is_file()}
     our_rows = {draft: _rows(bench.of(f"own-{draft}")) for draft in DRAFTS}
     _write(out, bench, machine, rows, our_rows)
@@ -147,7 +147,7 @@ def _write(
         bench.folder / "observations.jsonl", [row for of in (*our_rows.values(), *rows.values()) for row in of]
     )
     target = shapes.from_config(TARGET)
-    figures = {"conditions": _conditions(bench, rows), "acceptance": served_figures.acceptance(our_rows, rows)}
+    figures = {"conditions": conditions(bench, rows), "acceptance": served_figures.acceptance(our_rows, rows)}
     speeds = _by_setting({name: of for name, of in rows.items() if not name.startswith("accept-")})
     figures["throughput"] = served_figures.throughput(speeds, f"{EAGLE}@{PUBLISHED}", PLANNED)
     if KNOWN in speeds:
@@ -159,7 +159,7 @@ def _write(
         schedule_plan = records.read(Plan, bench.folder / "Plan.json")
         figures["schedule"] = served_figures.schedule(schedule_plan, speeds, PLANNED, f"{SCYLLA}@")
     records.write(out, msgspec.to_builtins(figures, str_keys=True))
-    _say(f"wrote {out}, {bench.folder / 'observations.jsonl'}")
+    say(f"wrote {out}, {bench.folder / 'observations.jsonl'}")
 
 
 def _by_setting(rows: dict[str, list[Observation]]) -> dict[str, list[Observation]]:
@@ -168,12 +168,12 @@ def _by_setting(rows: dict[str, list[Observation]]) -> dict[str, list[Observatio
     return {NONE: [row for of in rows.values() for row in of if row.method == "none"]} | drafted
 
 
-def _conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, Any]:
+def conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, Any]:
     versions = next((row.provenance.versions for of in rows.values() for row in of), {})
     return {
         "target": TARGET.name, "prompts": PROMPTS.name, "new_tokens": bench.new, "rounds": bench.rounds, "dtype": bench.dtype,
         "threads": bench.threads, "eager": bench.eager, "loads": bench.loads, "versions": versions,
-        "preloaded": [Path(path).name for path in _preload(bench.python).values()],
+        "preloaded": [Path(path).name for path in preload(bench.python).values()],
         "prefix_cache": False, "requests": {str(load): _num_requests(load) for load in bench.loads},
     }  # fmt: skip
 
@@ -181,7 +181,7 @@ def _conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, A
 # Ours.
 
 
-def _machine(bench: Bench) -> Machine:
+def machine_here(bench: Bench) -> Machine:
     """This machine as `foredraft probe` sees it, once."""
     file = bench.folder / "machine.json"
     if not file.is_file():
@@ -209,7 +209,7 @@ def _by_us(row: Observation) -> Observation:
 
 
 def _foredraft(*words: object) -> None:
-    _say("foredraft " + " ".join(map(str, words[:2])))
+    say("foredraft " + " ".join(map(str, words[:2])))
     subprocess.run([sys.executable, "-m", "foredraft", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -241,13 +241,13 @@ def _mean(values: Iterable[float | None]) -> float:
 
 def _measured(bench: Bench, setting: Setting, machine: Machine) -> list[Observation]:
     """A row for each round and load of a setting, and of the bare target in turn."""
-    environment = vllm_server.environment(bench.python, bench.threads) | _preload(bench.python)
+    environment = vllm_server.environment(bench.python, bench.threads) | preload(bench.python)
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
         settings = [setting] if setting.accept else [Setting(NONE), setting]
         urls = []
         for load_setting in settings:
-            _say(f"starting vLLM: {load_setting.name}")
+            say(f"starting vLLM: {load_setting.name}")
             command = _command(bench, load_setting, machine, folder)
             urls.append(
                 running.enter_context(vllm_server.serving(command, environment, folder / f"{load_setting.name}.log"))
@@ -255,7 +255,7 @@ def _measured(bench: Bench, setting: Setting, machine: Machine) -> list[Observat
         return asyncio.run(_loads(bench, list(zip(settings, urls, strict=True)), machine))
 
 
-def _preload(python: Path) -> dict[str, str]:
+def preload(python: Path) -> dict[str, str]:
     """Intel's OpenMP, without which vLLM warns of slow speculation, where its environment has it."""
     library = python.parents[1] / "lib" / "libiomp5.so"
     return {"LD_PRELOAD": str(library)} if library.is_file() else {}
@@ -294,27 +294,27 @@ async def _loads(bench: Bench, servers: list[tuple[Setting, str]], machine: Mach
     """Of one server its acceptance; of two every load, on each in turn, and the gain of the second over the first."""
     questions = read_questions(PROMPTS, Skips("stop"))
     for setting, url in servers:
-        await _load(bench, setting, machine, url, questions, 1 if setting.accept else max(bench.loads), 8)  # warms up
+        await measured_load(bench, setting, machine, url, questions, 1 if setting.accept else max(bench.loads), 8)  # warms up
     if len(servers) == 1:
         ((setting, url),) = servers
-        return [await _load(bench, setting, machine, url, questions, 1, bench.new)]
+        return [await measured_load(bench, setting, machine, url, questions, 1, bench.new)]
     rows = []
     for number in range(bench.rounds):
         for load in bench.loads:
             pair = {}
             for setting, url in servers[:: 1 if number % 2 else -1]:
-                pair[setting.name] = await _load(bench, setting, machine, url, questions, load, bench.new)
+                pair[setting.name] = await measured_load(bench, setting, machine, url, questions, load, bench.new)
             bare, drafted = (pair[setting.name] for setting, _ in servers)
             if drafted.output_tok_s and bare.output_tok_s:
                 drafted = msgspec.structs.replace(drafted, speedup=drafted.output_tok_s / bare.output_tok_s)
-                _say(
+                say(
                     f"{servers[1][0].name}, concurrency {load}: {drafted.output_tok_s:.0f} tokens/s, × {drafted.speedup:.2f}"
                 )
             rows += [bare, drafted]
     return rows
 
 
-async def _load(
+async def measured_load(
     bench: Bench, setting: Setting, machine: Machine, url: str, questions: list[Question], load: int, new: int
 ) -> Observation:
     """One load's row, with what the server cannot tell."""
@@ -334,7 +334,7 @@ async def _load(
     if round.failures:
         raise SystemExit(f"{setting.name}: {load_rows.warnings}")
     for warning in load_rows.warnings:
-        _say(f"warning: {setting.name}: {warning}")
+        say(f"warning: {setting.name}: {warning}")
     return msgspec.structs.replace(load_rows.rows[0].observation, dtype="float32" if setting.accept else bench.dtype)
 
 
@@ -342,7 +342,7 @@ def _rows(file: Path) -> list[Observation]:
     return records.read_lines(Observation, file)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
