@@ -1,16 +1,29 @@
-"""Rates of this device: how fast it reads and writes its memory and multiplies matrices (the ceiling that MFU is a share of).
+"""This device: its memory, how fast it reads and writes it and multiplies matrices (the ceiling that MFU is a share of).
 
 Promises: measured here and now, the device waited for, memory over a tensor that no cache holds. Refuses to know: models.
 """
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 SWEPT_BYTES = 2**28  # a tensor well beyond any cache
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}  # of a square matrix, past the cost of a launch
 MATMUL_S, MATMUL_WARMUPS = 0.2, 2  # seconds to measure for, and products before
+
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def memory_bytes(device: torch.device) -> float:
+    """Of the accelerator, or what this process may have of the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    machine_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
+    return min(machine_bytes, float(limit)) if limit.isdigit() else machine_bytes
 
 
 def read_rate(device: torch.device | str = "cpu", repeats: int = 7) -> float:

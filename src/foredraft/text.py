@@ -62,6 +62,10 @@ def engine_on(
 
 def schedule_of(plan: Plan) -> Callable[[int], Budget]:
     """What the plan drafts by running sequences, chain or static tree: as for the smallest batch planned for that is no smaller, else the largest."""
+    if not plan.schedule:
+        raise records.with_hint(
+            ValueError("--plan: its schedule is empty"), "plan again: foredraft plan TARGET --out DIR"
+        )
     steps = sorted(plan.schedule, key=lambda step: step.running)
 
     def budget(running: int) -> Budget:

@@ -298,6 +298,11 @@ def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
     later = Engine(TARGET, headed("eagle3"), lookahead=lambda running: budget, max_batch=1, max_context=64, max_nodes=8)
     with pytest.raises(ValueError, match="may verify; got 16"):
         later.generate(requests(max_tokens=4)[:1])
+    wide = Engine(TARGET, headed("eagle3"), lookahead=Budget(2, 5000, 16), max_batch=1, max_context=64)
+    with pytest.raises(ValueError, match=r"5000 children of a node are more than the .* tokens that"):
+        wide.generate(requests(max_tokens=4)[:1])
+    with pytest.raises(ValueError, match=r"GB, and this machine has .*; lower --batch or --context"):
+        Engine(TARGET, max_batch=2**16, max_context=10**8)
     with pytest.raises(ValueError, match="drafts no trees"):
         Engine(TARGET, NGramDrafter(), lookahead=budget, max_batch=1, max_context=64)
     with pytest.raises(ValueError, match="at least one token"):

@@ -100,6 +100,9 @@ def test_stats_stand_on_stderr(checkpoint: Path) -> None:
         (("--tree", "four"), "tree must be TOPK,NODES"),
         (("--temperature", "-1"), "temperature"),
         (("--cache-gb", "0.000001"), "cache_bytes"),
+        (("--cache-gb", "inf"), "--cache-gb must be a number above 0"),
+        (("--context", "100000000"), "GB, and this machine has"),
+        (("--device", "xyz"), "--device must be cpu, cuda or cuda:N"),
         (("--chat",), "no chat_template"),
     ],
 )

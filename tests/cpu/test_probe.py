@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from foredraft import machines, records
+from foredraft import hardware, machines, records
 from foredraft.cli import main as cli
-from foredraft.hardware import read_rate, seconds, write_rate
+from foredraft.hardware import memory_bytes, read_rate, seconds, write_rate
 from foredraft.measure import probe as probing
 from foredraft.measure.probe import (
     VERIFIED,
     cache_bytes,
     device_of,
-    memory_bytes,
     probe,
     stacked,
     step_overhead,
@@ -126,7 +125,7 @@ def test_memory_is_read_and_written_at_believable_rates(quick: None):
 
 def test_a_limit_of_the_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(probing, "_LIMIT", limit)
+    monkeypatch.setattr(hardware, "_LIMIT", limit)
     total_bytes = memory_bytes(CPU)
     limit.write_text("max\n")
     assert memory_bytes(CPU) == total_bytes

@@ -12,8 +12,10 @@ from processes import ended, reached, start
 from safetensors.torch import load_file
 
 from foredraft.recipe import EvalSchedule, LanguageModel, Recipe, Stage
+from foredraft.train.checkpoints import OPTIMISER, optimiser_state
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
+from foredraft.train.progress import Metrics
 
 STEPS, STAGES = 120, (90, 30)
 
@@ -102,6 +104,17 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folders, uninterrupted, tmp
     assert not list((out / "checkpoints").glob(".*"))
     assert ended(start(RECIPE, out, folders)) == 0
     assert same(out, uninterrupted)
+
+
+def test_a_cut_optimiser_and_torn_metrics_are_named_or_dropped(uninterrupted, tmp_path):
+    checkpoint = sorted((uninterrupted / "checkpoints").glob("step-*"))[-1]
+    (tmp_path / OPTIMISER).write_bytes((checkpoint / OPTIMISER).read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{OPTIMISER}: .*; remove {tmp_path} to go on from the checkpoint before"):
+        optimiser_state(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{}\n[]\n{"step": ""}\n{"step": 2}\n{"step": 9}\n{"step"')
+    Metrics(path, 5).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_asked_to_stop_it_saves_first_and_says_so(folders, uninterrupted, tmp_path):

@@ -105,7 +105,7 @@ MAY = {
         "plan.evidence",
     },
     "report": {"records", "shapes", "machines", "published", "kinds", "laws", "validate", "plan.sdsl"},
-    "models": {"records", "shapes", "kinds"},
+    "models": {"records", "hardware", "shapes", "kinds"},
     "decode": {"records", "shapes", "kinds", "models"},
     "text": {"records", "shapes", "kinds", "models", "decode"},
     "data": {"records", "shapes", "text", "decode"},

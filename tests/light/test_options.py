@@ -132,6 +132,7 @@ def test_zero_passes_where_it_has_a_meaning(
         (("plan", "Llama-3.1-8B", "--machine", "wide.json"), "wide.json: not UTF-8"),
         (("train", "wide.json", "-o", "o"), "wide.json: not UTF-8"),
         (("sweep", "wide.json", "-o", "o"), "wide.json: not UTF-8"),
+        (("generate", "x", "\udcff"), "prompt: it is not UTF-8"),
         (("generate", "x", "--file", "wide.json"), "wide.json: not UTF-8 (byte 0)"),
     ],
 )  # fmt: skip

@@ -186,6 +186,14 @@ def test_an_observation_in_several_files_counts_once(tmp_path):
     assert [(row.observation.batch_size, row.category) for row in documents.rows] == [(1, None), (2, None), (1, "math"), (4, None)]  # fmt: skip
 
 
+@pytest.mark.parametrize("cells", [[""], [{"seconds": "x"}], "x"])
+def test_a_sweep_of_another_form_is_named(tmp_path, cells):
+    records.write(tmp_path / "sweep.json", {"cells": cells})
+    with pytest.raises(ValueError, match=r"sweep\.json: Expected") as caught:
+        read_documents([tmp_path])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_sweep_speaks_for_its_cells(tmp_path):
     records.write(tmp_path / "sweep.json", {"cells": []})
     records.write_lines(tmp_path / "observations.jsonl", [observation(run="cell-1")])

@@ -201,6 +201,12 @@ def test_a_measurement_comes_as_soon_as_its_draft_is_there():
     ("changes", "says"),
     [
         ({"measures": []}, "unknown field `measures`"),
+        ({"recipe": {"model": "x"}}, "recipe.model must be an object, got 'x'"),
+        ({"recipe": {"stages": [0]}}, "recipe.stages must be a list of objects"),
+        ({"recipe": {"stages": []}}, "recipe.stages must be a list of objects"),
+        ({"drafts": {"lm": {"params": [1e5], "recipe": {"model": 5}}}}, "recipe.model must be an object, got 5"),
+        ({"drafts": {"lm": {"params": [1e5], "tokens": [1e5], "then": {"recipe": {"model": 5}}}}}, "recipe.model must be an object, got 5"),
+        ({"drafts": {"lm": {"params": [1e5], "rate": {"value": 1, "params": 1, "power": -4000}}}}, "power must lie in -10…10"),
         ({"drafts": {"lm": {"params": [0]}}}, "params must be positive"),
         ({"drafts": {"lm": {"params": [1e5], "tokens": [1e5], "recipe": {"optimizer": "adamw"}}}}, "drafts.lm.recipe.*unknown field `optimizer`"),
         ({"drafts": {"lm": {"params": [1e5], "tokens": [1e4, 1e5]}}}, "cosine ends with the last budget"),

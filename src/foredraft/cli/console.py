@@ -117,6 +117,8 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
     words = prompt if prompt is not None else "" if sys.stdin.isatty() else sys.stdin.read()
     if not words.strip():
         raise ValueError("prompt: give one as an argument, with --file or on stdin")
+    if any("\ud800" <= character <= "\udfff" for character in words):
+        raise ValueError("prompt: it is not UTF-8")
     return [words]
 
 

@@ -106,6 +106,10 @@ def grow(
     sees_BkU = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
     for level in range(1, budget.levels + 1):
         assert logits is not None
+        if r > logits.shape[-1]:
+            raise ValueError(
+                f"tree: {r} children of a node are more than the {logits.shape[-1]} tokens that {model} knows; lower TOPK"
+            )
         scores, ids = logits.float().log_softmax(-1).topk(r)
         scores, tokens = (scores + score_Bk[..., None]).flatten(1), target_ids(ids).flatten(1)
         first = pool.tokens.shape[1]

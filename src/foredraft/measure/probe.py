@@ -6,7 +6,6 @@ Refuses to know: what a plan makes of it.
 Shapes: T tokens verified together, L matrices of a stack, C width.
 """
 
-import os
 import platform
 import statistics
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from foredraft import __version__, shapes
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
-from foredraft.hardware import MATMUL_SIZE, SWEPT_BYTES, matmul_rate, read_rate, seconds, write_rate
+from foredraft.hardware import MATMUL_SIZE, SWEPT_BYTES, matmul_rate, memory_bytes, read_rate, seconds, write_rate
 from foredraft.models import kernels
 from foredraft.models.decoder import Decoder, new_decoder
 from foredraft.models.forward import causal_mask
@@ -43,7 +42,6 @@ TINY = {
     "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
     "hidden_act": "silu", "tie_word_embeddings": True,
 }  # fmt: skip
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -116,15 +114,6 @@ def device_of(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """The processor's or accelerator's name as it gives it."""
     return kernels.processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device)
-
-
-def memory_bytes(device: torch.device) -> float:
-    """Of the accelerator, or what this process may have of the machine's."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    machine_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
-    return min(machine_bytes, float(limit)) if limit.isdigit() else machine_bytes
 
 
 def cache_bytes(device: torch.device) -> float | None:

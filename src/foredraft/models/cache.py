@@ -4,9 +4,12 @@ Promises: a pass writes only the slots it is given, and `compact` keeps accepted
 slots are in use, and by whom; that is the engine's book-keeping, and the mask's.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from foredraft.hardware import memory_bytes
 from foredraft.shapes import Shape
 
 
@@ -78,4 +81,10 @@ def new_cache(
     if batch < 1 or slots < 1:
         raise ValueError(f"a cache needs batch and slots of at least 1, got {batch} and {slots}")
     size = (shape.num_layers, 2, batch, shape.num_kv_heads, slots, shape.head_dim)
+    needed, memory = math.prod(size) * dtype.itemsize, memory_bytes(torch.device(device))
+    if needed > memory:
+        raise ValueError(
+            f"a cache for {batch} sequences of {slots:,} tokens needs {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}; "
+            "lower --batch or --context"
+        )
     return Cache(torch.zeros(size, dtype=dtype, device=device))

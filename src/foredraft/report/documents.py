@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 
@@ -74,6 +74,25 @@ class RunLog(NamedTuple):
     lines: Sequence[Mapping[str, Any]]
 
 
+class SweepCell(TypedDict, total=False):
+    """A cell of sweep.json as far as a page shows it."""
+
+    name: str
+    verb: str
+    state: str
+    tokens: float | None
+    tokens_per_step: float | None
+    seconds: float | None
+    error: str | None
+
+
+class Sweep(TypedDict, total=False):
+    """sweep.json."""
+
+    cells: list[SweepCell]
+    left_out: dict[str, str]
+
+
 class Documents(NamedTuple):
     """All records of the folders; each document with the path it was read from."""
 
@@ -84,7 +103,7 @@ class Documents(NamedTuple):
     rows: tuple[Row, ...] = ()
     machines: tuple[Machine, ...] = ()
     runs: tuple[RunLog, ...] = ()
-    sweeps: tuple[Mapping[str, Any], ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
 
     @property
     def observations(self) -> list[Observation]:
@@ -115,7 +134,7 @@ def read_documents(folders: Iterable[str | Path]) -> Documents:
         rows=tuple(_rows(of.get("measurements", []), of.get("observations", []))),
         machines=_distinct(records.read(Machine, path) for path in of.get("machine", [])),
         runs=_numbered([run for run in runs if run.lines]),
-        sweeps=tuple(records.read(dict[str, Any], path) for path in of.get("sweep", [])),
+        sweeps=tuple(records.read(Sweep, path) for path in of.get("sweep", [])),
     )
 
 

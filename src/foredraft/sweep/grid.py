@@ -7,6 +7,7 @@ A path is as on the command line, relative to where the sweep is started. `@NAME
 trained model of a `train` cell, else the cell's folder; `@NAME/rest` is a file in the cell's folder, `@.` the cell's own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +16,15 @@ from foredraft.records import Record, require
 
 SHARED, EACH = "shared", "each"
 OPTIONS = "num", "max_tokens", "way", "rounds", "dtype", "seed", "chat", "params", "on_error"  # of `foredraft measure`
+
+
+def check_recipe(recipe: Mapping[str, Any], where: str = "recipe") -> None:
+    """Raise ValueError where the parts that a sweep lays over each other are not of a recipe's form."""
+    if not isinstance(recipe.get("model", {}), Mapping):
+        raise ValueError(f"{where}.model must be an object, got {recipe['model']!r}")
+    stages = recipe.get("stages", [{}])
+    if not (isinstance(stages, list) and stages and all(isinstance(stage, Mapping) for stage in stages)):
+        raise ValueError(f"{where}.stages must be a list of objects, got {stages!r}")
 
 
 class Rate(Record, frozen=True):
@@ -26,6 +36,8 @@ class Rate(Record, frozen=True):
 
     def __post_init__(self) -> None:
         require(self, positive=("value", "params"))
+        if not -10 <= self.power <= 10:  # published rates fall with a power of a fifth to a half
+            raise ValueError(f"power must lie in -10…10, got {self.power}")
 
     def at(self, params: float) -> float:
         return self.value * (params / self.params) ** self.power
@@ -37,6 +49,9 @@ class Then(Record, frozen=True):
     recipe: dict[str, Any]
     data: str | None = None
     held_out: str | None = None
+
+    def __post_init__(self) -> None:
+        check_recipe(self.recipe)
 
 
 class Drafts(Record, frozen=True):
@@ -60,6 +75,7 @@ class Drafts(Record, frozen=True):
     folder: str | None = None
 
     def __post_init__(self) -> None:
+        check_recipe(self.recipe)
         require(self, positive=("params", "layers", "tokens"), non_negative=("seeds",))
         if self.runs not in (SHARED, EACH):
             raise ValueError(f"runs must be {SHARED} or {EACH}, got {self.runs!r}")
@@ -151,6 +167,7 @@ class Grid(Record, frozen=True):
 
     def __post_init__(self) -> None:
         require(self, non_negative=("planner",))
+        check_recipe(self.recipe)
         if self.planner and self.plan is None:
             raise ValueError("planner takes the next runs of a plan: name its Plan.json as plan")
         if not (self.drafts or self.cells or self.measure or self.planner):

@@ -133,7 +133,12 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def optimiser_state(folder: Path) -> dict[str, Tensor]:
     """The optimiser's tensors of a checkpoint, on the CPU; empty where it was saved before a first step."""
-    return safetensors.torch.load_file(folder / OPTIMISER)
+    try:
+        return safetensors.torch.load_file(folder / OPTIMISER)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / OPTIMISER}: {error}; remove {folder} to go on from the checkpoint before"
+        ) from None
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

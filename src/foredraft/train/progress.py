@@ -38,11 +38,12 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line; a torn one belongs to no step and so is dropped."""
+    """The step of a line; a torn one, or one without a step, belongs to none and so is dropped."""
     try:
-        return msgspec.json.decode(line)["step"] if line.endswith(b"\n") else float("inf")
-    except msgspec.DecodeError:
-        return float("inf")
+        step = msgspec.json.decode(line)["step"] if line.endswith(b"\n") else None
+    except (msgspec.DecodeError, KeyError, TypeError):
+        step = None
+    return step if isinstance(step, int | float) else float("inf")
 
 
 class TensorBoard:
