@@ -78,6 +78,22 @@ ROUNDED = {
     "Mixtral-8x22B": 140.6e9,
     "Mixtral-8x22B-Instruct": 140.6e9,
 }
+# Tensors of the reference implementation (transformers 5.24), with the experts' correction biases; see test_targets.py. GLM-4.5's with its MTP
+# layer and the copies of its embedding and LM head are the Hub's 358,337,791,296 and 110,468,824,832, Gemma 3's with its tower the Hub's too.
+LAYERED = {
+    "Qwen3-VL-8B": 8_190_735_360, "Qwen3-VL-32B": 32_762_123_264, "Qwen3-VL-30B-A3B": 30_532_122_624,
+    "Qwen3-Next-80B-A3B": 79_674_391_296, "Qwen3.5-27B": 26_895_998_464, "Qwen3.5-35B-A3B": 34_660_610_688,
+    "Qwen3.5-122B-A10B": 122_111_526_912, "Qwen3.5-397B-A17B": 396_346_350_336, "MiMo-7B": 7_622_619_136,
+    "DeepSeek-V3": 671_026_419_200, "DeepSeek-V3.2": 671_877_944_064, "DeepSeek-V4-Pro": 1_572_997_202_910,
+    "DeepSeek-V4-Flash": 284_332_241_234, "gemma-4-26B-A4B": 25_233_141_760, "gemma-3-4B": 4_300_079_472 - 419_816_304,
+    "gemma-3-12B": 12_187_325_040 - 421_290_864, "gemma-3-27B": 27_432_406_640 - 423_060_336,
+    "Llama-4-Maverick-17B-128E": 400_711_848_960, "Llama-4-Scout-17B-16E": 107_769_861_120, "Kimi-K2": 1_026_408_232_448,
+    "Kimi-K2.5": 1_026_408_232_448, "Nemotron-H-56B": 56_324_350_464, "Nemotron-3-Nano-30B-A3B": 31_577_940_288,
+    "Nemotron-3-Super-120B-A12B": 120_668_707_840, "Nemotron-3-Ultra-550B-A55B": 549_308_993_536,
+    "Nemotron-3.5-Lightning-30B-A3B": 31_577_940_288, "gpt-oss-20b": 20_914_757_184, "gpt-oss-120b": 116_829_156_672,
+    "MiniMax-M2.5": 228_689_764_864, "Step-3.7-Flash": 195_844_508_736, "GLM-4.5": 358_337_791_296 - 5_539_962_272,
+    "GLM-4.5-Air": 110_468_824_832 - 3_616_573_568, "GLM-5.2": 743_377_019_904,
+}  # fmt: skip
 # What the model cards call non-embedding, and active for the mixtures of experts.
 NON_EMBEDDING = {
     "Qwen2.5-0.5B": 0.36e9,
@@ -112,7 +128,12 @@ MOE = {
 
 
 def test_every_known_shape_has_a_published_total():
-    assert set(known_shapes()) == EXACT.keys() | ROUNDED.keys()
+    assert set(known_shapes()) == EXACT.keys() | ROUNDED.keys() | LAYERED.keys()
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_params_match_the_reference_implementation(name):
+    assert shape(name).params == LAYERED[name]
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -257,9 +278,7 @@ def test_missing_expert_fields_are_named():
 
 
 def test_unknown_model_type_says_what_is_supported():
-    with pytest.raises(
-        ValueError, match=r"model_type 'mamba' is not supported; it lacks num_attention_heads"
-    ):
+    with pytest.raises(ValueError, match=r"model_type 'mamba' is not supported; it lacks num_attention_heads"):
         from_config({k: v for k, v in TINY.items() if k != "num_attention_heads"} | {"model_type": "mamba"})
     with pytest.raises(ValueError, match=r"model_type None"):
         from_config({})
@@ -338,6 +357,15 @@ def test_a_missing_file_is_named(tmp_path):
         ("mistralai/Mixtral-8x22B-Instruct-v0.1", "Mixtral-8x22B-Instruct"),
         ("mistralai/Mistral-Small-24B-Instruct-2501", "Mistral-Small-24B"),
         ("ByteDance-Seed/Seed-OSS-36B-Instruct", "Seed-OSS-36B"),
+        ("deepseek-ai/DeepSeek-R1-0528", "DeepSeek-V3"),
+        ("nvidia/DeepSeek-V3.1-NVFP4", "DeepSeek-V3"),
+        ("moonshotai/Kimi-K2-Instruct-0905", "Kimi-K2"),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "Llama-4-Scout-17B-16E"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "Nemotron-3-Nano-30B-A3B"),
+        ("google/gemma-3-27b-it", "gemma-3-27B"),
+        ("XiaomiMiMo/MiMo-7B-RL", "MiMo-7B"),
+        ("zai-org/GLM-4.6-FP8", "GLM-4.5"),
+        ("Qwen/Qwen3-Next-80B-A3B-Thinking", "Qwen3-Next-80B-A3B"),
     ],
 )
 def test_lookup_is_forgiving(alias, name):
@@ -349,9 +377,7 @@ def test_every_known_name_finds_itself(name):
     assert shape(name).name == shape(name.upper()).name == shape(name.lower()).name == name
 
 
-@pytest.mark.parametrize(
-    "name", ["Qwen3-33B", "Llama-4-Scout-17B-16E-Instruct", "Qwen2.5-Coder-7B", "", "GPT-like (97M)"]
-)
+@pytest.mark.parametrize("name", ["Qwen3-33B", "Llama-4-Behemoth", "Qwen2.5-Coder-7B", "", "GPT-like (97M)"])
 def test_an_unknown_name_gets_three_neighbours(name):
     with pytest.raises(ValueError, match=r"no shape named") as caught:
         shape(name)

@@ -8,14 +8,25 @@ from foredraft.cli.console import print_blocks, print_json
 from foredraft.cli.options import JSON
 
 
-def show(what: Annotated[str, typer.Argument(help="models, machines or laws.")], json: JSON = False) -> None:
-    """What is known by name: model shapes, machines, laws."""
-    from foredraft.report.terminal import named_things
+def show(
+    what: Annotated[str, typer.Argument(help="models, machines or laws.")],
+    name: Annotated[
+        str | None, typer.Argument(help="Of models: one by name or folder; with --json as plan --shape reads it.")
+    ] = None,
+    json: JSON = False,
+) -> None:
+    """What is known by name: model shapes, machines, laws; or one model's parameters, formats and cache."""
+    from foredraft.report.shapes import shape_facts
+    from foredraft.report.terminal import listing, named_things
 
-    things = named_things(what)
+    if name and what == "models":
+        from foredraft.shapes import named
+
+        shape = named(name)
+        things, record = shape_facts(shape), shape
+    else:
+        things = record = named_things(what, name)
     if json:
-        print_json(things)
-        return
-    from foredraft.report.terminal import listing
-
-    print_blocks([listing(what, things)])
+        print_json(record)
+    else:
+        print_blocks([listing(name or what, things)])

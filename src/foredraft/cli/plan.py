@@ -30,9 +30,16 @@ def plan(
     target: Annotated[
         str,
         typer.Argument(
-            help="A public model (Llama-3.1-70B, Qwen3-32B, …) or the folder of a Hugging Face config.json."
+            help="A public model (Llama-3.1-70B, Qwen3-30B-A3B-FP8, …), the folder of a Hugging Face config.json, or a Shape as JSON."
         ),
     ],
+    shape_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--shape",
+            help="TARGET's sizes as JSON, where its config cannot be read; foredraft list models NAME --json prints one.",
+        ),
+    ] = None,
     draft: Annotated[
         str | None,
         typer.Option("--draft", "-d", help="Weigh this draft alone: a public name, or the folder of a model or head."),
@@ -99,7 +106,9 @@ def plan(
     from foredraft import api, machines, shapes
     from foredraft import kinds as draft_kinds
 
-    shape = shapes.named(target)  # told before the laws are loaded
+    shape = (
+        shapes.stated(shapes.read_config(shape_file), str(shape_file), target) if shape_file else shapes.named(target)
+    )
     place, num_devices = machines.placed(machine, devices)
     draft_shape = draft_kinds.shape_named(draft) if draft else None
     from foredraft.plan.search import PlanSettings

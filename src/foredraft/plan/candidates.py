@@ -198,14 +198,13 @@ buildable = cache(scaled)
 
 
 def public(target: Shape) -> list[Shape]:
-    """Models that are trained already and share the target's family and vocabulary (rows within 1 %, which an exporter pads)."""
+    """Models that are trained already and share the target's family, or that of its dense kin, and its vocabulary (rows within 1 %, which
+    an exporter pads).
+    """
     return [
         s
-        for s in map(shapes.shape, shapes.known_shapes())
-        if s.family == target.family
-        and abs(s.vocab_size / target.vocab_size - 1) < 0.01
-        and s.training_tokens
-        and s.params < 0.3 * target.params
+        for s in shapes.trained_models({target.family, shapes.dense_family(target.family)})
+        if abs(s.vocab_size / target.vocab_size - 1) < 0.01 and s.params < 0.3 * target.params
     ]
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from foredraft.laws.fit import sample_words
 from foredraft.laws.held_out import HeldOut
 from foredraft.machines import device_time
-from foredraft.records import DraftChoice, Estimate, Fit, Hindsight, Plan
+from foredraft.records import DraftChoice, Estimate, Fit, Hindsight, Plan, with_hint
 from foredraft.validate.findings import Validation
 
 WRAPPED = ("lost by", "run", "tokens/step", "gain", "")  # columns of prose
@@ -328,25 +328,27 @@ def bench_tables(configs: Sequence[Any], conditions: Mapping[str, Any]) -> Block
     return [table, Text(", ".join(f"{name} {value}" for name, value in conditions.items()), style="dim")]
 
 
-def named_things(what: str) -> dict[str, str]:
-    """What `foredraft list` shows: names and a line about each. Raises ValueError for a list that there is none of."""
+def named_things(what: str, name: str | None = None) -> dict[str, str]:
+    """What `foredraft list` shows: names (or one of them) and a line about each. Raises ValueError for a list that there is none of."""
     from foredraft.laws.forms import laws
     from foredraft.machines import MACHINES
+    from foredraft.report.shapes import shape_line
     from foredraft.shapes import known_shapes, shape
 
-    if what == "models":
-        return {
-            name: f"{shape(name).params / 1e9:.3g} B parameters, {shape(name).kv_bytes_per_token() / 1024:.0f} KiB of cache per token"
-            for name in known_shapes()
-        }
-    if what == "machines":
-        return {
-            name: f"{m.memory_bytes / 1e9:.0f} GB, {m.bandwidth_bytes_per_s / 1e12:.2f} TB/s; {m.source}"
-            for name, m in MACHINES.items()
-        }
-    if what == "laws":
-        return {name: f"{law.formula} ({law.source})" for name, law in laws().items()}
-    raise ValueError(f"nothing named {what!r} to list; models, machines or laws")
+    things = {
+        "models": lambda: {known: shape_line(shape(known)) for known in known_shapes()},
+        "machines": lambda: {
+            known: f"{m.memory_bytes / 1e9:.0f} GB, {m.bandwidth_bytes_per_s / 1e12:.2f} TB/s; {m.source}"
+            for known, m in MACHINES.items()
+        },
+        "laws": lambda: {known: f"{law.formula} ({law.source})" for known, law in laws().items()},
+    }
+    if what not in things:
+        raise ValueError(f"nothing named {what!r} to list; models, machines or laws")
+    lines = things[what]()
+    if name is not None and name not in lines:
+        raise with_hint(ValueError(f"{what}: none is named {name!r}"), f"foredraft list {what}")
+    return {name: lines[name]} if name else lines
 
 
 def listing(what: str, things: Mapping[str, str]) -> Titled:

@@ -7,12 +7,13 @@ from foredraft.shapes.blocks import Block, Cache
 from foredraft.shapes.config import as_head, from_config, read_config, tensor_names, unfolded
 from foredraft.shapes.counts import HeadParts, MtpLayers, Shape
 from foredraft.shapes.drafts import LEAST_BODY, head, scaled
+from foredraft.shapes.families import dense_family
 from foredraft.shapes.folder import check_folder
 from foredraft.shapes.formats import FORMATS, bytes_per_value, compute_dtype, number_format
-from foredraft.shapes.public import known_shapes, named, shape
+from foredraft.shapes.public import known_shapes, named, shape, stated, trained_models
 
 __all__ = [
     "FORMATS", "LEAST_BODY", "Block", "Cache", "HeadParts", "MtpLayers", "Shape", "as_head", "bytes_per_value", "check_folder",
-    "compute_dtype", "from_config", "head", "known_shapes", "named", "number_format", "read_config", "scaled", "shape", "tensor_names",
-    "unfolded",
+    "compute_dtype", "dense_family", "from_config", "head", "known_shapes", "named", "number_format", "read_config", "scaled", "shape",
+    "stated", "tensor_names", "trained_models", "unfolded",
 ]  # fmt: skip

@@ -34,7 +34,9 @@ def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *,
     try:
         return _shape_of(config, name, stated)
     except (msgspec.ValidationError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        failure = ValueError(f"{where}: {error}")
+        failure.__notes__ = list(getattr(error, "__notes__", ()))
+        raise failure from None
 
 
 def as_head(shape: Shape, parts: HeadParts, config: dict[str, Any]) -> Shape:

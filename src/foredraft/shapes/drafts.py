@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from foredraft.shapes.counts import HeadParts, Shape
-from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, ModelFamily
+from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, dense_family
 
 
 def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
@@ -14,13 +14,24 @@ def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int 
         raise ValueError(f"draft_vocab ({draft_vocab}) must not exceed the target's vocab_size ({target.vocab_size})")
     if target.embed_dim:
         raise ValueError(f"{target.name}: a draft head needs embed_dim equal to hidden_size ({target.hidden_size})")
+    heads, groups, dim = _head_sizes(target)
     return Shape(
         name=f"{target.name}-{parts.kind}-{num_layers}L", family=HEAD_FAMILY, head=parts, num_layers=num_layers,
-        hidden_size=target.hidden_size, num_heads=target.num_heads, num_kv_heads=target.num_kv_heads,
-        head_dim=target.head_dim, intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size, num_heads=heads, num_kv_heads=groups, head_dim=dim,
+        intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
         draft_vocab_size=draft_vocab, target_hidden_size=target.hidden_size,
         max_position_embeddings=target.max_position_embeddings,
     )  # fmt: skip
+
+
+def _head_sizes(target: Shape) -> tuple[int, int, int]:
+    """Attention heads, groups and width of a draft head: the target's, but for attention of more than twice the hidden size, which none
+    that was published takes over (DeepSeek, Gemma 4): there heads of 128.
+    """
+    if target.num_heads * target.head_dim <= 2 * target.hidden_size:
+        return target.num_heads, target.num_kv_heads, target.head_dim
+    heads, share = max(1, target.hidden_size // 128), target.num_heads // target.num_kv_heads
+    return heads, heads // max(g for g in range(1, share + 1) if heads % g == 0), 128
 
 
 # What a draft of a target's sizes does not take over: its special layers and its formats.
@@ -81,12 +92,27 @@ def _with_width(target: Shape, hidden: int, intermediate: int) -> Shape:
     num_heads, group = hidden // head_dim, target.num_heads // target.num_kv_heads
     group = max(g for g in range(1, group + 1) if num_heads % g == 0)
     return msgspec.structs.replace(
-        target, family=FAMILIES.get(target.family, ModelFamily()).dense or target.family, num_layers=1,
+        target, family=dense_family(target.family), **_switches(target), num_layers=1,
         hidden_size=hidden, num_heads=num_heads, num_kv_heads=num_heads // group, head_dim=head_dim,
         intermediate_size=intermediate, embed_dim=None, final_norm=True, num_experts=0, experts_per_token=0,
         moe_intermediate_size=None, shared_intermediate_size=0, sparse_step=1, dense_layers=(), per_layer_embed=0, **PLAIN,
         training_tokens=None, training_source=None,
     )  # fmt: skip
+
+
+def _switches(target: Shape) -> dict[str, bool]:
+    """The norms and biases of the draft's family, where the target's layers are of another kind."""
+    family = FAMILIES.get(target.family)
+    if family and family.traits is None:
+        return {}
+    dense = dense_family(target.family)
+    return {
+        "gated_mlp": True,
+        "qk_norm": dense == "qwen3",
+        "qkv_bias": dense == "qwen2",
+        "o_bias": False,
+        "mlp_bias": False,
+    }
 
 
 def _misfit(draft: Shape, target: Shape, params: float) -> float:

@@ -185,6 +185,12 @@ def runnable(model_type: str) -> ModelFamily:
     return family
 
 
+def dense_family(model_type: str) -> str:
+    """The family of smaller models of plain layers beside a model: its own where it has no other, and Llama's for one that is not known."""
+    family = FAMILIES.get(model_type)
+    return HEAD_FAMILY if family is None else family.dense or model_type
+
+
 def prefixes(model_type: str) -> tuple[str, ...]:
     """Where the checkpoint of a model of any family may hang its decoder."""
     return FAMILIES.get(model_type, ModelFamily()).prefixes

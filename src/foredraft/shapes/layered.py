@@ -15,7 +15,6 @@ from foredraft.shapes.families import ModelFamily
 from foredraft.shapes.stack import (
     Traits,
     block_of,
-    dense_width,
     expert_width,
     first,
     heads_of,
@@ -97,15 +96,16 @@ def _of_layers(keys: dict[str, Any], family_type: str, traits: Traits, name: str
     keys = keys | {"num_hidden_layers": len(kinds)}
     layers = [block_of(keys, traits, kind, index) for index, kind in enumerate(kinds)]
     sparse = next((layer for layer in layers if layer.num_experts), None)
-    usual = heads_of(
-        {"head_dim": keys.get("v_head_dim")} | keys, traits, "full", kinds.index("full") if "full" in kinds else 0
-    )
-    dense = any("mlp.up_proj" in layer.matrices for layer in layers) or not sparse
-    experts = sparse.experts_per_token if sparse else 0
-    hidden = keys["hidden_size"]
+    index = kinds.index("full") if "full" in kinds else 0
+    usual = heads_of({"head_dim": keys.get("v_head_dim")} | keys, traits, "full", index)
+    groups = usual.keys
+    if keys.get("block_configs"):
+        groups = next(k[1] // usual.dim for layer in layers if (k := layer.matrices.get("self_attn.k_proj")))
+    dense = next((layer.matrices["mlp.up_proj"][1] for layer in layers if "mlp.up_proj" in layer.matrices), None)
+    experts, hidden = sparse.experts_per_token if sparse else 0, keys["hidden_size"]
     fields = {
-        "num_layers": len(layers), "hidden_size": hidden, "num_heads": usual.queries, "num_kv_heads": usual.keys, "head_dim": usual.value_dim,
-        "intermediate_size": dense_width(keys, 0) if dense else experts * expert_width(keys) + shared_width(keys),
+        "num_layers": len(layers), "hidden_size": hidden, "num_heads": usual.queries, "num_kv_heads": groups, "head_dim": usual.value_dim,
+        "intermediate_size": dense or experts * expert_width(keys) + shared_width(keys),
         "vocab_size": keys["vocab_size"], "tie_embeddings": bool(keys.get("tie_word_embeddings")), "gated_mlp": traits.gated_mlp,
         "qk_norm": traits.qk_norm == "head", "max_position_embeddings": context_length(keys), "blocks": grouped(layers),
         "mtp_blocks": grouped(mtp_layers(keys, traits)), "kv_replicated": bool(keys.get("kv_lora_rank")) or usual.keys == 1,

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -34,7 +35,7 @@ def _table() -> _Table:
 # Words that name a training stage or a file format of the same shape, then versions and date codes.
 _NOISE = re.compile(
     r"\b(instruct|chat|base|hf|it|meta|nvidia|thinking|sft|dpo|exp|preview|8k|bf16|fp16|(nv|mx)?fp[48]|awq|gptq|int[48]|[48]bit|w[48]a(8|16)|"
-    r"quantized|dynamic|block|autoround)\b"
+    r"rl|quantized|dynamic|block|autoround)\b"
 )
 _VERSION = re.compile(r"\bv\d+(\.\d+)?\b|\b2[3456]\d\d\b|\b(0[1-9]|1[0-2])[0-3]\d\b")
 _TOKEN = re.compile(r"\d+x\d+b|a\d+(?:\.\d+)?b|\d+(?:\.\d+)?[bm](?![a-z])|v?\d+(?:\.\d+)?|[a-z]+")
@@ -96,21 +97,28 @@ def named(name: str) -> Shape:
     return trained(from_config(name))
 
 
-def stated(keys: dict[str, Any], where: str) -> Shape:
-    """A Shape that a user states. Raises ValueError, one line that names the field."""
+def stated(keys: dict[str, Any], where: str, name: str | None = None) -> Shape:
+    """A Shape that a user states, by its own name or another. Raises ValueError, one line that names the field."""
     try:
-        return msgspec.convert(keys, Shape)
+        return msgspec.convert(keys | ({"name": name} if name else {}), Shape)
     except (msgspec.ValidationError, ValueError) as error:
         raise with_hint(
             ValueError(f"{where}: {error}"), "foredraft list models NAME --json prints one to edit"
         ) from None
 
 
+def trained_models(families: Collection[str]) -> list[Shape]:
+    """The known models of these families whose training tokens are published."""
+    rows = _table().shapes.items()
+    return [
+        _built(name, None) for name, row in rows if row.training_tokens and row.config.get("model_type") in families
+    ]
+
+
 def trained(of: Shape) -> Shape:
     """A config's shape with the training tokens of the public model that has the same sizes, by which its drafts are judged."""
-    for name in known_shapes():
-        known = _built(name, None)
-        if known.training_tokens and _sizes(known) == _sizes(of):
+    for known in trained_models({of.family}):
+        if _sizes(known) == _sizes(of):
             return msgspec.structs.replace(
                 of, training_tokens=known.training_tokens, training_source=known.training_source
             )

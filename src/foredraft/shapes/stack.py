@@ -116,7 +116,7 @@ def heads_of(keys: Keys, traits: Traits, kind: str, index: int) -> Heads:
         queries, groups, dim, value_dim or dim,
         window=first(keys, "sliding_window", "attention_chunk_size", "sliding_window_size") if kind == "sliding" else None,
         qkv_bias=biased if traits.qkv_bias is None else traits.qkv_bias, o_bias=biased if traits.o_bias is None else traits.o_bias,
-        qk_norm=traits.qk_norm, gate=traits.gate, sinks=traits.sinks, shares_value=shares,
+        qk_norm="" if keys.get("use_qk_norm") is False else traits.qk_norm, gate=traits.gate, sinks=traits.sinks, shares_value=shares,
         reads_only=index >= keys["num_hidden_layers"] - shared if shared else False,
     )  # fmt: skip
 
