@@ -218,5 +218,6 @@ def shape_of_folder(folder: str | Path) -> Shape:
 
 
 def shape_named(name: str) -> Shape:
-    """The shape of a public model, or of the draft in the folder at a path, a head included."""
-    return shape_of_folder(name) if Path(name).exists() else shapes.shape(name)
+    """The shape of a public model, of the draft in the folder at a path, a head included, or of a Shape as JSON."""
+    path = Path(name)
+    return shape_of_folder(name) if path.is_dir() or path.name == "config.json" else shapes.named(name)

@@ -322,6 +322,8 @@ def test_a_layer_kept_out_is_told_from_its_like():
     ("config", "message"),
     [
         ({"quant_method": "aqlm"}, "quant_method 'aqlm' is not known"),
+        ("fp8", "quantization_config: a key has another type"),
+        ({"quant_method": "fp8", "modules_to_not_convert": [None]}, "quantization_config: a key has another type"),
         ({"quant_method": "modelopt", "quant_algo": "FP3"}, "quant_algo 'FP3' is not known"),
         ({"quant_method": "gptq", "bits": 1.58}, "bits 1.58 is not known"),
         ({"quant_method": "compressed-tensors", "ignore": ["re:("], "config_groups": {}}, "no regular expression"),

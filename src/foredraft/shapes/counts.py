@@ -195,7 +195,7 @@ class Shape(Record, frozen=True):
     @property
     def non_embedding_params(self) -> int:
         """Stored weights of everything else: layers, norms, a draft head's fc. The N of the loss laws."""
-        return sum(block.params for block in self.layers) + self._end_vectors + self.fc_params + self._projections
+        return _layer_params(self) + self._end_vectors + self.fc_params + self._projections
 
     @property
     def params(self) -> int:
@@ -355,6 +355,11 @@ class Shape(Record, frozen=True):
 def _touched(num_experts: int, experts_per_token: int, tokens: Any) -> Any:
     idle: Any = 1.0 - experts_per_token / (num_experts or 1)
     return num_experts * (1.0 - idle**tokens)
+
+
+@lru_cache(1024)
+def _layer_params(shape: Shape) -> int:
+    return sum(block.params for block in shape.layers)
 
 
 @lru_cache(1024)

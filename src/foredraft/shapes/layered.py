@@ -45,16 +45,17 @@ def _refuse_strange(keys: dict[str, Any]) -> None:
 
 
 _NUMBERS = re.compile(
-    r"(hidden|vocab|intermediate|window|size|topk)_?size$|^num_.*(layers|heads|experts|tok)$|_(rank|dim)$"
+    r"(hidden|vocab|intermediate|latent|window|state)_size$|^(num|n)_.*(layers|heads|experts|tok)$|_(rank|dim)$|index_topk$"
 )
+_POSITIVE = {"num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"}
 
 
 def _check_sizes(keys: dict[str, Any]) -> None:
     """Raise ValueError for a size that is no whole number of a size's kind, in the config's words."""
     for name, value in keys.items():
-        if _NUMBERS.search(name) and value is not None and not isinstance(value, list | bool):
-            least = 0 if "shared" in name or "nextn" in name or "mtp" in name or "input" in name else 1
-            if not isinstance(value, int) or (value < least and name != "sliding_window"):
+        if _NUMBERS.search(name) and value is not None and not isinstance(value, list):
+            least = int(name in _POSITIVE)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
 
 

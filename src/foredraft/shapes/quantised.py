@@ -55,6 +55,13 @@ def read_quantisation(config: Keys, inner: Keys, stated: Keys | None, name: str)
 
     Raises ValueError for a method that is not known.
     """
+    try:
+        return _read(config, inner, stated, name)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"quantization_config: a key has another type than its method's ({error})") from None
+
+
+def _read(config: Keys, inner: Keys, stated: Keys | None, name: str) -> Quantisation | None:
     outer = config.get("quantization_config") or inner.get("quantization_config") or config.get("compression_config")
     experts = {"fp4": "mxfp4"}.get(str(inner.get("expert_dtype")))
     if stated and stated.get("quantization", stated).get("quant_algo"):
