@@ -7,17 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from foredraft import records
 from foredraft.cli.main import app
+from foredraft.data import tokenizer
 from foredraft.deploy import replay
+from foredraft.deploy.answers import token_answers
 from foredraft.deploy.simulate import SimulateSettings, costs_of, simulate, stated_acceptance
 from foredraft.engines import ENGINES
 from foredraft.laws.acceptance import survival_through
 from foredraft.records import DraftChoice, Estimate, Plan, ScheduleStep, Workload
+from foredraft.shapes import from_config
 
 TARGET = "Llama-3.1-8B"
 
@@ -44,7 +48,7 @@ def plan_of(steps: dict[int, tuple[int, float]], **fields: Any) -> Plan:
         workload=Workload(input_len=64, output_len=64, concurrency=tuple(steps)), speedup=estimate(1.5), schedule=schedule,
     )  # fmt: skip
     settings = {name: ENGINES[name].settings(draft, schedule, 1) for name in ("vllm", "sglang")}
-    return records.msgspec.structs.replace(plan, **{"settings": settings} | fields)
+    return msgspec.structs.replace(plan, **{"settings": settings} | fields)
 
 
 def folder_of(tmp_path: Path, plan: Plan, engine: str = "vllm", **settings: Any) -> Path:
@@ -239,6 +243,45 @@ def test_answers_name_the_row_that_is_none(row: dict[str, Any], reason: str, tmp
             target=TARGET,
             answers=tmp_path / "answers.jsonl",
         )
+
+
+ZOO_TARGET = Path(__file__).parents[2] / "zoo" / "tales-11m"
+
+
+def test_regenerated_answers_come_as_their_tokens(tmp_path: Path) -> None:
+    """Two turns of a conversation: the second's prompt is all before its answer."""
+    regenerated = {"tokens": [1, 2, 3, 4, 5, 6], "answers": [[2, 3], [4, 6]], "finish": ["stop", "stop"]}
+    row = {"id": "a", "messages": [], "regenerated": regenerated | {"tokenizer_sha256": tokenizer.sha256(ZOO_TARGET)}}
+    records.write_lines(tmp_path / "answers.jsonl", [row])
+    assert list(token_answers(tmp_path / "answers.jsonl", str(ZOO_TARGET))) == [
+        {"prompt": [1, 2], "answer": [3]}, {"prompt": [1, 2, 3, 4], "answer": [5, 6]},
+    ]  # fmt: skip
+    records.write_lines(tmp_path / "other.jsonl", [row | {"regenerated": regenerated | {"tokenizer_sha256": "0"}}])
+    with pytest.raises(ValueError, match="another tokenizer"):
+        list(token_answers(tmp_path / "other.jsonl", str(ZOO_TARGET)))
+
+
+def test_a_plans_schedule_is_the_proposers(tmp_path: Path) -> None:
+    """Two tokens up to 4 requests, one up to 12, none above, where vLLM is told the longest alone."""
+    plan = plan_of({1: (2, 2.19), 8: (1, 1.7), 16: (0, 1.0)})
+    out = folder_of(tmp_path, plan, cpu=True, draft_cost="0.001", seed=7)
+    launched = json.loads((out / "speculative_config.json").read_text())
+    assert launched == {"method": "custom_class", "model": "foredraft_replay.Replay", "num_speculative_tokens": 2}
+    settings = replay.Settings(**json.loads((out / "settings.json").read_text()))
+    assert settings.survival == pytest.approx([0.7, 0.49])
+    assert [settings.lookahead(requests) for requests in (1, 4, 5, 12, 13, 40)] == [2, 2, 1, 1, 0, 0]
+    assert (settings.seconds(1), settings.seconds(40), settings.seed) == (0.002, 0.0, 7)
+    assert (out / "foredraft_replay.py").read_text() == Path(replay.__file__).read_text()
+
+
+def test_an_independent_models_config_is_its_own(tmp_path: Path) -> None:
+    """As wide as planned, over the target's words: within the 5 % of `shapes.scaled`."""
+    draft = DraftChoice(kind="lm", name="a small model", params=1.5e8, non_embedding_params=1e8)
+    plan = plan_of(ONE, draft=draft, settings={"vllm": {"method": "draft_model", "num_speculative_tokens": 3}})
+    config = json.loads((folder_of(tmp_path, plan) / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["vocab_size"] == 128256
+    assert from_config(config).non_embedding_params == pytest.approx(1e8, rel=0.05)
 
 
 def test_costs_by_requests() -> None:

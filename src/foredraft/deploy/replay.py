@@ -29,8 +29,8 @@ class Settings(NamedTuple):
     """`survival` by position; `lookaheads`: [first, last, drafted tokens] by requests in a step; `draft_s`: [requests, seconds] of a pass."""
 
     survival: Sequence[float]
-    lookaheads: Sequence[tuple[int, int, int]]
-    draft_s: Sequence[tuple[float, float]] = ()
+    lookaheads: Sequence[Sequence[int]]
+    draft_s: Sequence[Sequence[float]] = ()
     seed: int = 0
 
     def lookahead(self, requests: int) -> int:
@@ -41,7 +41,8 @@ class Settings(NamedTuple):
         """What a step's passes cost; between two points on a straight line, beyond them the nearest."""
         if not self.draft_s:
             return 0.0
-        return self.lookahead(requests) * float(np.interp(requests, *zip(*self.draft_s, strict=True)))
+        at, seconds = zip(*self.draft_s, strict=True)
+        return self.lookahead(requests) * float(np.interp(requests, at, seconds))
 
 
 class Answers:

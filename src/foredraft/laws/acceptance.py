@@ -26,9 +26,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import erfinv
 
+from foredraft.laws.speedup import accept_prob_from_rate
 from foredraft.records import Observation, Record
 
 Array = NDArray[np.float64]
@@ -153,16 +153,10 @@ def survival_through(curve: Curve) -> tuple[float, ...]:
     survival: list[float] = []
     for num, slope, next_slope in zip(np.diff(lookaheads), slopes, [*slopes[1:], 0.0], strict=True):
         level = survival[-1] if survival else 1.0
-        stretch = level * _ratio(slope / level if level else 0.0, int(num)) ** np.arange(1, num + 1)
+        alpha = float(accept_prob_from_rate(min(slope / level, 1.0) if level else 0.0, num))
+        stretch = level * alpha ** np.arange(1, num + 1)
         survival += stretch.tolist() if stretch[-1] >= next_slope else [float(slope)] * int(num)
     return tuple(survival)
-
-
-def _ratio(mean: float, num: int) -> float:
-    """r in [0, 1] with (r + r² + … + r^num) / num = `mean`."""
-    if mean >= 1.0:
-        return 1.0
-    return float(brentq(lambda ratio: np.mean(ratio ** np.arange(1, num + 1)) - mean, 0.0, 1.0))
 
 
 class Lesson(NamedTuple):
