@@ -15,7 +15,7 @@ import msgspec
 
 from foredraft import records
 from foredraft.engines import ENGINES
-from foredraft.laws.cost import Efficiency
+from foredraft.laws.passes import Efficiency
 from foredraft.published import observations
 from foredraft.records import Observation
 from foredraft.validate import throughput, validate

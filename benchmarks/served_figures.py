@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from foredraft.laws.passes import Layout
 from foredraft.plan.served import Place, calibrated, load, timed
 from foredraft.records import Machine, Observation, Plan
 from foredraft.shapes import Shape
@@ -83,7 +84,7 @@ def prediction(
     """The cost law calibrated on the settings `known`, against the others: tokens/s with the τ that was served there, which judges
     costs alone, and with our engine's τ, which is what a planner knows. `error_of_all`: what the law misses when it saw every cell.
     """
-    place = Place(target, machine, "vllm", dtype=dtype)
+    place = Place(target, machine, "vllm", Layout(), dtype)
     fit = calibrated(place, timed(place, [row for name in known_names for row in rows[name]], 0.0))
     if fit is None:
         raise ValueError(

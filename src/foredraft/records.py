@@ -453,7 +453,9 @@ class NextRun(Record, frozen=True):
 
 class Plan(Record, frozen=True):
     """The answer of `foredraft plan`: which draft, how to run it at each concurrency, what it gains, and how far to
-    trust that. `settings`: the schedule searched for each engine, in that engine's words.
+    trust that. `devices` in all make `data_parallel` replicas; `expert_parallel`: experts lie whole on all devices together.
+    `dtype`: of the weights; `kv_dtype` None: the KV cache as the model has it. `settings`: the schedule searched for each engine, in
+    that engine's words.
     """
 
     objective: str
@@ -469,6 +471,9 @@ class Plan(Record, frozen=True):
     break_even: BreakEven | None = None
     continuous_params: Estimate | None = None
     buildable: tuple[DraftChoice, ...] = ()
+    data_parallel: int = 1
+    expert_parallel: bool = False
+    kv_dtype: str | None = None
     theory_params: float | None = None
     runners_up: tuple[RunnerUp, ...] = ()
     next_runs: tuple[NextRun, ...] = ()

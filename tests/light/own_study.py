@@ -32,7 +32,7 @@ SIZES, LM_BUDGETS = (5e4, 1.2e5, 2.5e5, 6e5, 1.4e6, 3e6), (1.5e5, 3.6e5, 8.7e5, 
 DEPTHS, HEAD_BUDGETS = (1, 2, 3, 4), (1e5, 2.4e5, 5.6e5, 1.35e6, 3.2e6)
 LENGTHS = {"input_len": 40.0, "output_len": 90.0}
 KNOWN_COSTS = {
-    "memory": 1.2, "compute": 0.8, "target_fixed": 1.3, "draft_weight": 0.85, "draft_fixed": 1.6, "speculation": 0.6, "tree": 1.4,
+    "memory": 1.2, "experts": 1.0, "compute": 0.8, "target_fixed": 1.3, "draft_weight": 0.85, "draft_fixed": 1.6, "speculation": 0.6, "tree": 1.4,
     "capacity": 1.0, "prefill": 1.3, "blend": 0.8,
 }  # fmt: skip
 POSITIONS = 16

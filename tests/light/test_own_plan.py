@@ -14,8 +14,8 @@ from foredraft import kinds, records
 from foredraft.cli.main import app
 from foredraft.engines import ENGINES, named_in
 from foredraft.laws.calibration import predict_served
-from foredraft.laws.cost import Efficiency
 from foredraft.laws.forms import LossLaw
+from foredraft.laws.passes import Efficiency, Layout
 from foredraft.machines import machine
 from foredraft.plan.candidate import Candidate, CurveAcceptance
 from foredraft.plan.candidates import Basis, candidates
@@ -338,7 +338,7 @@ def test_a_heads_draft_words_are_told_from_its_parameters():
 
 # Costs on an own machine.
 
-PLACE = Place(TARGET, MACHINE, "foredraft", dtype="float32")
+PLACE = Place(TARGET, MACHINE, "foredraft", Layout(), "float32")
 
 
 def test_costs_of_a_probed_machine_follow_its_step():

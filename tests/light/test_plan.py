@@ -212,7 +212,6 @@ def test_drafts_beyond_the_laws_range_are_flagged():
             ("131,108", "131,072", "Llama-3.1-8B", "max_lookahead"),
         ),
         (lambda: plan(LLAMA, H100, WORKLOAD), ("Llama-3.1-70B", "768", "more devices")),
-        (lambda: plan(SMALL, machine("A100"), WORKLOAD, PlanSettings(dtype="fp8")), ("fp8", "A100")),
         (lambda: plan(SMALL, H100, WORKLOAD, PlanSettings(dtype="bfloat17")), ("dtype", "bfloat17")),
         (lambda: plan(SMALL, H100, WORKLOAD, draft=LLAMA), ("Llama-3.1-70B", "smaller")),
     ],

@@ -139,7 +139,11 @@ def test_what_was_not_measured_is_absent_and_zero_stays_zero():
         (Workload, {"input_len": 1, "output_len": 1, "concurrency": (1,), "temperature": -1.0}, "temperature"),
         (DraftChoice, {"kind": "lm", "params": 1.0, "non_embedding_params": 1.0, "method": "eagle3"}, "only of a head"),
         (Machine, {"memory_bytes": 0, "bandwidth_bytes_per_s": 1, "flops_per_s": {}}, "memory_bytes"),
-        (Machine, {"memory_bytes": 1e9, "bandwidth_bytes_per_s": 1e9, "flops_per_s": {"bfloat16": math.nan}}, "bfloat16"),
+        (
+            Machine,
+            {"memory_bytes": 1e9, "bandwidth_bytes_per_s": 1e9, "flops_per_s": {"bfloat16": math.nan}},
+            "bfloat16",
+        ),
     ],
 )
 def test_impossible_workloads_drafts_and_machines(kind, fields, named):

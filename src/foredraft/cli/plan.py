@@ -52,10 +52,16 @@ def plan(
         typer.Option(
             "--devices",
             "-n",
-            help="How many, tensor parallel; as --machine says (8xH100) or 1 by default.",
+            help="How many, tensor parallel but for --data-parallel; as --machine says (8xH100) or 1 by default.",
             callback=whole(1, PROCESSES),
         ),
     ] = None,
+    data_parallel: Annotated[
+        int, typer.Option(help="Replicas that the devices make.", callback=whole(1, PROCESSES))
+    ] = 1,
+    expert_parallel: Annotated[
+        bool, typer.Option("--expert-parallel", help="Experts whole on all devices together.")
+    ] = False,
     concurrency: Annotated[
         str,
         typer.Option(
@@ -76,9 +82,15 @@ def plan(
         ),
     ] = "throughput",
     engine: Annotated[str, typer.Option(help="vllm and sglang (chains), or foredraft (chains and trees).")] = "vllm",
-    dtype: Annotated[str, typer.Option(help="Weights: bfloat16, float16, fp8, …", callback=number_format)] = "bfloat16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights: bfloat16, fp8, int4, nvfp4, …; as the checkpoint has them when left out.",
+            callback=number_format,
+        ),
+    ] = None,
     kv_dtype: Annotated[
-        str | None, typer.Option(help="KV cache; as --dtype when left out.", callback=number_format)
+        str | None, typer.Option(help="KV cache; the model's 16-bit type when left out.", callback=number_format)
     ] = None,
     max_lookahead: Annotated[int, typer.Option(help="Longest chain to consider.", callback=whole(1, 16))] = 8,
     served_tokens: Annotated[
@@ -118,7 +130,8 @@ def plan(
         input_len=input_len, output_len=output_len, concurrency=concurrency_of(concurrency), temperature=temperature
     )
     settings = PlanSettings(
-        objective=objective, engine=engine, devices=num_devices, dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
+        objective=objective, engine=engine, devices=num_devices, data_parallel=data_parallel, expert_parallel=expert_parallel,
+        dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead,
         horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours, kinds=names(kinds), always=always, draws=draws, seed=seed,
     )  # fmt: skip
     rows = [row for part in rows_by_file(observations or (), target_name, shape.name).values() for row in part]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from foredraft.engines.counters import RequestCounts, Totals
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import Kind
-from foredraft.laws.cost import Efficiency
+from foredraft.laws.passes import Efficiency
 from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
 
 PLACEHOLDER = "path/to/draft"
@@ -59,8 +59,8 @@ class ServingEngine:
     # A plan's settings. `plan_file`: what `plan --out` calls them; "" of an engine that takes none.
     plan_file: ClassVar[str] = ""
 
-    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: int) -> dict[str, Any]:
-        """A schedule in the engine's own words; {} where nothing is to be speculated."""
+    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], tensor: int) -> dict[str, Any]:
+        """A schedule in the engine's own words, on groups of `tensor` devices; {} where nothing is to be speculated."""
         return {}
 
     # Deploying. `formats`: forms of a draft's folder that it serves, and their labels; `launch_file`: its settings there.
@@ -155,12 +155,15 @@ class ServingEngine:
         raise NotImplementedError
 
 
-def devices_and_dtype(plan: Plan | None, option: str) -> str:
-    """A plan's devices, by the engine's own `option`, and dtype, as further lines of a script."""
-    if plan is None:
-        return ""
-    dtype = f" --dtype {plan.dtype}" if plan.dtype in STATED else ""
-    return f" \\\n  {option} {plan.devices}{dtype}"
+def lines_of(flags: Sequence[str]) -> str:
+    """Flags as further lines of a script."""
+    return "".join(f" \\\n  {flag}" for flag in flags)
+
+
+def dtype_flags(plan: Plan, kv_formats: Mapping[str, str]) -> list[str]:
+    """The types of weights and KV cache where a plan states what an engine takes, the cache's in the engine's own words."""
+    weights = [f"--dtype {plan.dtype}"] if plan.dtype in STATED else []
+    return weights + [f"--kv-cache-dtype {kv_formats[plan.kv_dtype]}"] * (plan.kv_dtype in kv_formats)
 
 
 def one_line(text: str) -> str:

@@ -1,7 +1,7 @@
 """Foredraft's own engine: chains and trees, and costs that follow from the machine's probe."""
 
 from foredraft.engines.engine import ServingEngine
-from foredraft.laws.cost import Efficiency
+from foredraft.laws.passes import Efficiency
 from foredraft.records import Machine
 
 LAYER_S = 1e-5  # of a model's layer, beside what the probe's step of one layer holds

@@ -15,13 +15,14 @@ from foredraft.engines.engine import (
     Accepted,
     ServingEngine,
     Simulation,
-    devices_and_dtype,
+    dtype_flags,
+    lines_of,
     one_line,
     quoted,
 )
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, of_choice
-from foredraft.laws.cost import Efficiency
+from foredraft.laws.passes import Efficiency
 from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
 
 _SCRIPT = """#!/bin/sh
@@ -48,7 +49,7 @@ class SGLang(ServingEngine):
 
     plan_file = "sglang_flags.json"
 
-    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: int) -> dict[str, Any]:
+    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], tensor: int) -> dict[str, Any]:
         """Flags: steps, branching and verified tokens, root included."""
         step = next((step for step in schedule if step.lookahead), None)
         if draft is None or step is None:
@@ -85,7 +86,7 @@ class SGLang(ServingEngine):
 
     def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
         flags = " \\\n  ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
-        more = devices_and_dtype(plan, "--tp-size")
+        more = lines_of(_plan_flags(plan) if plan else [])
         return _SCRIPT.format(target=one_line(target), path=quoted(path), flags=flags, more=more)
 
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
@@ -221,6 +222,14 @@ class SGLang(ServingEngine):
     def native_body(self, words: str, max_tokens: int, temperature: float, *, stop: bool) -> dict[str, Any]:
         params = {"max_new_tokens": max_tokens, "temperature": temperature, "ignore_eos": not stop}
         return {"text": words, "sampling_params": params, "stream": True}
+
+
+def _plan_flags(plan: Plan) -> list[str]:
+    """With experts on all devices the replicas share attention alone, and `--tp-size` counts every device."""
+    shared = plan.expert_parallel and plan.data_parallel > 1
+    flags = [f"--tp-size {plan.devices if shared else plan.devices // plan.data_parallel}"]
+    flags += [f"--dp-size {plan.data_parallel}"] * (plan.data_parallel > 1) + ["--enable-dp-attention"] * shared
+    return flags + [f"--ep-size {plan.devices}"] * plan.expert_parallel + dtype_flags(plan, {"fp8": "fp8_e4m3"})
 
 
 def _positive(info: Mapping[str, Any], key: str) -> int | None:

@@ -25,7 +25,8 @@ from foredraft.engines.engine import (
     Accepted,
     ServingEngine,
     Simulation,
-    devices_and_dtype,
+    dtype_flags,
+    lines_of,
     one_line,
     quoted,
 )
@@ -62,7 +63,7 @@ class VLLM(ServingEngine):
 
     plan_file = "vllm_speculative_config.json"
 
-    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], devices: int) -> dict[str, Any]:
+    def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], tensor: int) -> dict[str, Any]:
         """`--speculative-config`: the longest lookahead, and by running batch [first, last, lookahead]; a tree's depth stands for it."""
         if draft is None or not any(step.lookahead for step in schedule):
             return {}
@@ -70,7 +71,7 @@ class VLLM(ServingEngine):
         config = {"method": kind.engine_names[self.name], **self.chain(max(k for *_, k in ranges)), _BY_BATCH: ranges}
         if kind.role == "lookup":
             return config | {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
-        return config | {"model": PLACEHOLDER, "draft_tensor_parallel_size": devices}
+        return config | {"model": PLACEHOLDER, "draft_tensor_parallel_size": tensor}
 
     # Launch.
 
@@ -91,7 +92,7 @@ class VLLM(ServingEngine):
         return f"vLLM runs it by method `{kind.engine_names[self.name]}` and drafts chains."
 
     def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
-        more = devices_and_dtype(plan, "--tensor-parallel-size")
+        more = lines_of(_plan_flags(plan) if plan else [])
         script = _REPLAY_SCRIPT if settings.get("method") == "custom_class" else _SCRIPT
         return script.format(target=one_line(target), path=quoted(path), config=self.launch_file, more=more)
 
@@ -193,6 +194,12 @@ class VLLM(ServingEngine):
             int(counts.get("num_spec_steps") or 0), whole_number(counts, "num_draft_tokens"), whole_number(counts, "num_accepted_draft_tokens"),
             reached(counts.get("acceptance_histogram"), whole_number(counts, "num_spec_tokens")),
         )  # fmt: skip
+
+
+def _plan_flags(plan: Plan) -> list[str]:
+    flags = [f"--tensor-parallel-size {plan.devices // plan.data_parallel}"]
+    flags += [f"--data-parallel-size {plan.data_parallel}"] * (plan.data_parallel > 1)
+    return flags + ["--enable-expert-parallel"] * plan.expert_parallel + dtype_flags(plan, {"fp8": "fp8"})
 
 
 def batch_ranges(schedule: Sequence[ScheduleStep]) -> list[list[int]]:

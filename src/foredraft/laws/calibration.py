@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from foredraft.laws.cost import Array, ServerCost
+from foredraft.laws.cost import Prefill, ServerCost
+from foredraft.laws.passes import Array
 
 
 class Calibration(NamedTuple):
@@ -40,7 +41,7 @@ class CostRow(NamedTuple):
 # Qwen3-32B with three drafts on an H100 moved the defaults by 1 % (memory), up to 10 % (compute), 1 to 8 % (draft
 # weights) and up to 20 % (fixed costs); others' software differs more.
 MULTIPLIERS = {
-    "memory": 0.15, "compute": 0.25, "target_fixed": 0.5, "draft_weight": 0.15, "draft_fixed": 0.4, "speculation": 0.5,
+    "memory": 0.15, "experts": 0.3, "compute": 0.25, "target_fixed": 0.5, "draft_weight": 0.15, "draft_fixed": 0.4, "speculation": 0.5,
     "tree": 0.5, "capacity": 0.15, "prefill": 0.4, "blend": 0.4,
 }  # fmt: skip
 
@@ -132,9 +133,12 @@ def adjusted(server: ServerCost, multipliers: Mapping[str, float]) -> ServerCost
         fixed=multipliers["draft_fixed"], memory=memory * weight, compute=compute * weight
     )
     return replace(
-        server, target=server.target.scaled(fixed=multipliers["target_fixed"], memory=memory, compute=compute),
+        server,
+        target=server.target.scaled(
+            fixed=multipliers["target_fixed"], memory=memory, compute=compute, experts=multipliers["experts"]
+        ),
         draft=draft, speculation_s=server.speculation_s * multipliers["speculation"],
         tree_level_s=server.tree_level_s * multipliers["tree"],
         capacity_tokens=server.capacity_tokens * multipliers["capacity"],
-        prefill_s=server.prefill_s * multipliers["prefill"], blend=1 + (server.blend - 1) * multipliers["blend"],
+        prefill=Prefill(*(part * multipliers["prefill"] for part in server.prefill)), blend=1 + (server.blend - 1) * multipliers["blend"],
     )  # fmt: skip

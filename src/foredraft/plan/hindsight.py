@@ -18,6 +18,7 @@ from foredraft.laws.acceptance import MAX_POSITIONS
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LossLaw
 from foredraft.laws.own_costs import OwnCosts
+from foredraft.laws.passes import Layout
 from foredraft.plan import from_study
 from foredraft.plan.predicted import predicted
 from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
@@ -76,7 +77,7 @@ def _place(target: Shape, machine: Machine, observations: Sequence[Observation])
         return stated[0][0] if stated else otherwise
 
     return Place(
-        target, machine, most("engine", "").lower(), most("tensor_parallel", 1), dtype=most("dtype", "bfloat16")
+        target, machine, most("engine", "").lower(), Layout(most("tensor_parallel", 1)), dtype=most("dtype", None)
     )
 
 
@@ -189,7 +190,7 @@ def _choice(
         temperature=study.temperature,
     )
     settings = PlanSettings(
-        engine=named_in(place.engine).name, devices=place.devices, dtype=place.dtype, horizon_tokens=1e18,
+        engine=named_in(place.engine).name, devices=place.layout.devices, dtype=place.dtype, horizon_tokens=1e18,
         max_lookahead=min(int(max(row.depth for row in models)), MAX_POSITIONS),
         trees=any(row.width > 1 for row in models),
     )  # fmt: skip

@@ -102,8 +102,8 @@ def match(
             matched.leave_out(row, f"at temperature {row.temperature or 0:g}")
     prompt, answer = lengths or (None, None)
     facts = {
-        "engine": place.engine, "machine": place.machine.name, "dtype": place.dtype, "input_len": prompt, "output_len": answer,
-    } | ({"tensor_parallel": place.devices} if place.devices > 1 else {})  # fmt: skip
+        "engine": place.engine, "machine": place.machine.name, "dtype": place.weight_format, "input_len": prompt, "output_len": answer,
+    } | ({"tensor_parallel": place.layout.tensor} if place.layout.tensor > 1 else {})  # fmt: skip
     matched.rows = [matched.assume(row, facts) for row in alike]
     return matched
 
@@ -135,13 +135,14 @@ def _elsewhere(place: Place, row: Observation) -> str:
     if not _is_machine(row.machine, place.machine):
         return f"of machine {row.machine}, planned for {place.machine.name}"
     if row.dtype is not None and not _same_dtype(row.dtype, place):
-        return f"of dtype {row.dtype}, planned for {place.dtype}"
-    devices = row.tensor_parallel or (count_in(row.machine) if row.machine else None) or place.devices
-    return "" if devices == place.devices else f"on {devices} devices, planned for {place.devices}"
+        return f"of dtype {row.dtype}, planned for {place.weight_format}"
+    devices = row.tensor_parallel or (count_in(row.machine) if row.machine else None) or place.layout.devices
+    return "" if devices == place.layout.devices else f"on {devices} devices, planned for {place.layout.devices}"
 
 
 def _same_dtype(dtype: str, place: Place) -> bool:
-    return dtype_name(dtype) == dtype_name(place.dtype)
+    """Blocks and channels of one format are not told apart: rows say fp8 of whatever scales."""
+    return dtype_name(dtype).split("-")[0] == dtype_name(place.weight_format).split("-")[0]
 
 
 def _undrawn(target: Shape, row: Observation) -> str:

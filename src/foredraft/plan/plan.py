@@ -97,7 +97,8 @@ def plan(
     choice = best.candidate.choice if best.candidate else None
     return Plan(
         objective=options.objective, engine=options.engine, target=target.name, machine=machine.name,
-        devices=options.devices, dtype=options.dtype, workload=workload, draft=choice, schedule=schedule,
+        devices=options.devices, data_parallel=options.data_parallel, expert_parallel=options.expert_parallel,
+        dtype=options.dtype or target.weight_format, kv_dtype=options.kv_dtype, workload=workload, draft=choice, schedule=schedule,
         speedup=_headline(problem, best, outcome), break_even=_break_even(problem, best, outcome),
         continuous_params=size, buildable=nearest, theory_params=_theory(target),
         runners_up=_runners_up(problem, ranked), next_runs=next_runs(problem, best), not_considered=not_considered,
@@ -179,7 +180,7 @@ def _settings(problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]
     choice = best.candidate.choice if best.candidate else None
     served = kinds.of_choice(choice).engine_names if choice else ()
     by_engine = {
-        name: engine.settings(choice, _as_run_by(name, problem, best, schedule), problem.settings.devices)
+        name: engine.settings(choice, _as_run_by(name, problem, best, schedule), problem.settings.layout.tensor)
         for name, engine in ENGINES.items()
         if engine.plan_file and name in served
     }

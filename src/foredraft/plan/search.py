@@ -19,6 +19,7 @@ from foredraft.laws.calibration import MULTIPLIERS, adjusted
 from foredraft.laws.cost import ServedLoad, ServerCost
 from foredraft.laws.deviation import slowdown
 from foredraft.laws.own_costs import UNEVEN, OwnCosts
+from foredraft.laws.passes import Layout
 from foredraft.laws.speedup import best_tree, rank_acceptance
 from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate
@@ -38,7 +39,8 @@ TREE_DRAWS = 8
 
 
 class PlanSettings(Record, frozen=True):
-    """What the user fixes; the rest is searched. `horizon_tokens` is the output over which a draft's training is paid
+    """What the user fixes; the rest is searched. `devices` in all make `data_parallel` replicas; `dtype` None: the weights as the
+    checkpoint stores them. `horizon_tokens` is the output over which a draft's training is paid
     back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by
     default; `always`: the best draft is planned even where none pays.
     """
@@ -46,7 +48,9 @@ class PlanSettings(Record, frozen=True):
     objective: str = "throughput"
     engine: str = USUAL.name
     devices: int = 1
-    dtype: str = "bfloat16"
+    data_parallel: int = 1
+    expert_parallel: bool = False
+    dtype: str | None = None
     kv_dtype: str | None = None
     max_lookahead: int = 8
     horizon_tokens: float = 1e11
@@ -65,13 +69,20 @@ class PlanSettings(Record, frozen=True):
         for name, allowed in (("objective", OBJECTIVES), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)}")
-        for name in ("devices", "max_lookahead", "horizon_tokens", "max_training_gpu_hours", "draws"):
+        for name in ("devices", "data_parallel", "max_lookahead", "horizon_tokens", "max_training_gpu_hours", "draws"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.devices % self.data_parallel:
+            raise ValueError(f"data_parallel ({self.data_parallel}) must divide devices ({self.devices})")
         if self.max_lookahead > 16:
             raise ValueError(
                 f"max_lookahead must not exceed 16, the positions that the acceptance law knows; got {self.max_lookahead}"
             )
+
+    @property
+    def layout(self) -> Layout:
+        """How the devices share the models."""
+        return Layout(self.devices // self.data_parallel, self.data_parallel, self.expert_parallel)
 
 
 class Mode(NamedTuple):
@@ -122,7 +133,7 @@ class Problem:
     @property
     def place(self) -> Place:
         settings = self.settings
-        return Place(self.target, self.machine, settings.engine, settings.devices, settings.dtype, settings.kv_dtype)
+        return Place(self.target, self.machine, settings.engine, settings.layout, settings.dtype, settings.kv_dtype)
 
     def multiplier_draws(self) -> Array:
         """Multipliers on a server's coefficients, [S, multipliers]: of the calibration's posterior, else of the prior."""

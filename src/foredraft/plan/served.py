@@ -14,8 +14,9 @@ import numpy as np
 from foredraft import kinds
 from foredraft.engines import named_in
 from foredraft.laws.calibration import CostRow
-from foredraft.laws.cost import Efficiency, ServerCost, serve
+from foredraft.laws.cost import ServerCost, serve
 from foredraft.laws.own_costs import Measured, OwnCosts, own_costs
+from foredraft.laws.passes import Efficiency, Layout
 from foredraft.machines import machine as known_machine
 from foredraft.plan.study import on_target, shape_of
 from foredraft.records import Machine, Observation
@@ -27,14 +28,19 @@ PROBE_PRIOR_WIDTH = 2.0  # how much wider the cost law's prior is where a probe 
 
 @dataclass(frozen=True)
 class Place:
-    """What serves: target, machine, and how."""
+    """What serves: target, machine, and how; `dtype` None: the weights as the checkpoint stores them."""
 
     target: Shape
     machine: Machine
     engine: str
-    devices: int = 1
-    dtype: str = "bfloat16"
+    layout: Layout
+    dtype: str | None = None
     kv_dtype: str | None = None
+
+    @property
+    def weight_format(self) -> str:
+        """What the weights are stored in, the most of them."""
+        return self.dtype or self.target.weight_format
 
     @property
     def efficiency(self) -> Efficiency:
@@ -49,7 +55,7 @@ class Place:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
         return serve(
             self.target, self.machine, draft=draft, input_len=input_len, output_len=output_len,
-            tensor_parallel=self.devices, dtype=self.dtype, kv_dtype=self.kv_dtype, efficiency=self.efficiency,
+            layout=self.layout, dtype=self.dtype, kv_dtype=self.kv_dtype, efficiency=self.efficiency,
             speculate=speculate,
         )  # fmt: skip
 
@@ -117,8 +123,8 @@ def _at(place: Place, row: Observation) -> bool:
         and on_target(row, place.target)
         and place.engine in (row.engine or "").lower()
         and _is_machine(row.machine, place.machine)
-        and row.dtype in (None, place.dtype)
-        and (row.tensor_parallel or 1) == place.devices
+        and row.dtype in (None, place.weight_format)
+        and (row.tensor_parallel or 1) == place.layout.tensor
     )
 
 

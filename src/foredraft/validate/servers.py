@@ -9,7 +9,8 @@ import numpy as np
 
 from foredraft import kinds, shapes
 from foredraft.engines import named_in
-from foredraft.laws.cost import PassCost, ServerCost, serve
+from foredraft.laws.cost import Prefill, ServerCost, serve
+from foredraft.laws.passes import Layout, PassCost
 from foredraft.machines import machine
 from foredraft.records import Observation
 
@@ -51,8 +52,8 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
     conditions = {
         "input_len": lengths[0],
         "output_len": lengths[1],
-        "tensor_parallel": row.tensor_parallel or fewest(target, where),
-        "dtype": row.dtype or "bfloat16",
+        "layout": Layout(row.tensor_parallel or fewest(target, where)),
+        "dtype": row.dtype,
         "efficiency": named_in(row.engine).efficiency(),
     }
     return serve(target, where, **conditions), serve(target, where, draft=draft_shape(row, target), **conditions)
@@ -84,11 +85,11 @@ def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tup
 
     def model(share: float) -> PassCost:
         weights = 0.9 * share * step
-        return PassCost(0.1 * share * step, lambda tokens: np.full_like(tokens, weights), weights / 250, 0.0)
+        return PassCost(0.1 * share * step, weights, weights / 250, 0.0)
 
     parts = {
         "input_len": lengths[0], "output_len": lengths[1], "capacity_tokens": np.inf, "speculation_s": 0.03 * step,
-        "prefill_s": 0.2 * step, "blend": 2.0,
+        "prefill": Prefill(0.2 * step, 0.2 * step), "blend": 2.0,
     }  # fmt: skip
     return ServerCost(target=model(1.0), draft=None, **parts), ServerCost(
         target=model(1.0), draft=None if kind == "lookup" else model(0.05), **parts

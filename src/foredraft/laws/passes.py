@@ -1,0 +1,193 @@
+"""What one forward pass costs: from Shape × Machine × Layout to seconds, by sequences and tokens of each.
+
+Promises: one law for target and draft, dense and mixture of experts; every coefficient has a default with its source.
+Refuses to know: how passes make a step, queueing, calibration, files.
+
+A pass over b sequences of m tokens each, on one of `data` replicas split over `tensor` devices:
+
+    floor + (memory^p + compute^p)^(1/p) + exchanges,
+    memory  = dense weights / bandwidth + experts touched / their bandwidth + b · cached bytes of a sequence / its bandwidth,
+    compute = b·m · FLOPs per token / effective rate,
+
+p = 1 is their sum, p → ∞ their maximum; the data decide (`blend`). Tokens of one sequence share experts: m of them touch as
+many as m^CORRELATION independent ones, E·(1 − (1 − k/E)^(b·m^CORRELATION)) of a layer's E.
+
+Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; experts touched, MoESD, arXiv 2505.19645; their
+correlation, cohere.com/blog/mixture-of-experts-models-get-more-from-speculative-decoding (four consecutive tokens touch 2.5 times
+the experts of one, the second shares 38 % of its own). Times in seconds, sizes in bytes; arguments broadcast as numpy arrays.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foredraft.records import Machine, Record, require, with_hint
+from foredraft.shapes import Shape
+from foredraft.shapes.formats import compute_dtype, number_format
+
+Array = NDArray[np.float64]
+
+CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
+
+
+class Layout(Record, frozen=True):
+    """How devices share a model: `data` replicas, each split over `tensor` devices; `expert`: the experts lie whole on all devices
+    together, and tokens travel to them, else each is split like the rest.
+    """
+
+    tensor: int = 1
+    data: int = 1
+    expert: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, positive=("tensor", "data"))
+
+    @property
+    def devices(self) -> int:
+        return self.tensor * self.data
+
+    def check(self, shape: Shape) -> None:
+        """Raises ValueError where a tensor-parallel group does not divide the heads or the experts."""
+        if shape.num_heads % self.tensor:
+            fitting = ", ".join(str(n) for n in range(1, shape.num_heads + 1) if shape.num_heads % n == 0 and n <= 64)
+            message = f"{shape.name}: {self.tensor} devices do not divide its {shape.num_heads} attention heads"
+            raise with_hint(ValueError(message), f"--devices {fitting}; or replicas by --data-parallel")
+        if self.expert and shape.num_experts and shape.num_experts % self.devices:
+            raise ValueError(f"{shape.name}: {self.devices} devices do not divide its {shape.num_experts} experts")
+
+
+class Efficiency(Record, frozen=True):
+    """What serving software reaches of a machine's peaks, and its fixed costs in seconds.
+
+    Shares of the peak: `bandwidth` of dense weights, `expert_bandwidth` of experts (grouped products), `cache_bandwidth` of the KV
+    cache, `compute`, `unpacking` of the 16-bit rate where weights are stored in fewer bits. Seconds: `target_fixed_s` a step,
+    `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange between
+    devices beside the link's own latency, `request_s` before a prompt's pass starts. Fitted on published rows (recipes/cost_law.py);
+    what a draft's pass and speculation cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and
+    `speculation_reserve` are the shares of memory that activations, graphs and the drafter's buffers keep from the KV cache
+    (measured capacities); no published rows tell `tree_level_s`; `occupancy` is the share of the cache that sequences fill when
+    they compete for it, the rest lost to admission and preemption.
+    """
+
+    bandwidth: float = 0.8
+    expert_bandwidth: float = 0.6
+    cache_bandwidth: float = 0.8
+    compute: float = 0.7
+    unpacking: float = 0.7
+    blend: float = 3.0
+    target_fixed_s: float = 3e-4
+    target_layer_s: float = 5e-6
+    expert_layer_s: float = 5e-5
+    exchange_s: float = 5e-6
+    request_s: float = 8e-3
+    draft_fixed_s: float = 5e-4
+    draft_layer_s: float = 4.5e-5
+    speculation_s: float = 1.5e-3
+    tree_level_s: float = 0.0
+    memory_use: float = 0.9
+    reserve: float = 0.067
+    speculation_reserve: float = 0.024
+    occupancy: float = 0.75
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Coefficients of one model's forward pass on its machines, per replica.
+
+    `dense_s`: reading the weights that every token uses; `experts_s(sequences, tokens)`: reading the experts that so many sequences
+    of `tokens` each are routed to, None without; `sequence_s`: reading one sequence's cache; `link_token_s`: moving one token's
+    states between devices.
+    """
+
+    fixed_s: float
+    dense_s: float
+    token_s: float
+    sequence_s: float
+    link_token_s: float = 0.0
+    experts_s: Callable[[Array, Array], Array] | None = None
+
+    @classmethod
+    def of(
+        cls, shape: Shape, machine: Machine, efficiency: Efficiency, *, context: float, fixed_s: float, layer_s: float,
+        layout: Layout | None = None, dtype: str | None = None, kv_dtype: str | None = None,
+    ) -> "PassCost":  # fmt: skip
+        """The cost of `shape` where each sequence has `context` cached tokens. `dtype` None: the weights as the checkpoint stores them."""
+        layout = layout or Layout()
+        bandwidth = machine.bandwidth_bytes_per_s
+        recurrent = shape.head is not None
+        dense_s = shape.dense_read_bytes(dtype, recurrent=recurrent) / (
+            bandwidth * efficiency.bandwidth * layout.tensor
+        )
+        expert_s = (
+            shape.num_sparse_layers * shape.expert_bytes(dtype) / (bandwidth * efficiency.expert_bandwidth)
+            / (layout.devices if layout.expert else layout.tensor)
+        )  # fmt: skip
+        crowd = layout.data if layout.expert else 1
+        exchanges, link_token_s = exchange(shape, machine, layout)
+        latency_s = (machine.link_latency_s or 0.0) + efficiency.exchange_s
+        return cls(
+            fixed_s=fixed_s + shape.num_layers * layer_s + shape.num_sparse_layers * efficiency.expert_layer_s + exchanges * latency_s,
+            dense_s=dense_s,
+            token_s=shape.flops_per_token(context, recurrent=recurrent) / (reached_rate(shape, machine, efficiency, dtype) * layout.tensor),
+            sequence_s=shape.cache_read_bytes(context, kv_dtype) * cache_share(shape, layout) / (bandwidth * efficiency.cache_bandwidth),
+            link_token_s=link_token_s,
+            experts_s=(lambda sequences, tokens: expert_s * experts_touched(shape, crowd * sequences, tokens)) if shape.num_experts else None,
+        )  # fmt: skip
+
+    def weights_s(self, sequences: Array, tokens: Array) -> Array:
+        """Reading the weights for `sequences` of `tokens` each; it grows with them only for mixtures of experts."""
+        return self.dense_s + (self.experts_s(sequences, tokens) if self.experts_s else np.zeros(()))
+
+    def seconds(self, sequences: ArrayLike, tokens: ArrayLike, blend: float) -> Array:
+        """One pass over `sequences` of `tokens` each, their caches read."""
+        sequences, tokens = np.asarray(sequences, dtype=float), np.asarray(tokens, dtype=float)
+        memory = self.weights_s(sequences, tokens) + self.sequence_s * sequences
+        compute = self.token_s * sequences * tokens
+        peak = np.maximum(memory, compute)
+        blended = peak * ((memory / peak) ** blend + (compute / peak) ** blend) ** (1 / blend)
+        return self.fixed_s + blended + self.link_token_s * sequences * tokens
+
+    def scaled(
+        self, *, fixed: float = 1.0, memory: float = 1.0, compute: float = 1.0, experts: float = 1.0
+    ) -> "PassCost":
+        """With its parts multiplied; `experts` beside `memory`."""
+        experts_s = self.experts_s
+        return replace(
+            self, fixed_s=self.fixed_s * fixed, dense_s=self.dense_s * memory, token_s=self.token_s * compute,
+            sequence_s=self.sequence_s * memory,
+            experts_s=experts_s and (lambda sequences, tokens: experts_s(sequences, tokens) * memory * experts),
+        )  # fmt: skip
+
+
+def experts_touched(shape: Shape, sequences: Array, tokens: Array) -> Array:
+    """Expected distinct experts of a layer that `sequences` of `tokens` each are routed to; 0 without experts."""
+    return np.asarray(shape.experts_touched(sequences * tokens**CORRELATION), dtype=float)
+
+
+def exchange(shape: Shape, machine: Machine, layout: Layout) -> tuple[int, float]:
+    """Exchanges of one pass, and the seconds that one token's states take on the link in all of them.
+
+    Tensor parallel: an all-reduce after attention and one after the MLP, a ring of 2(t − 1)/t of the states each. Experts on all
+    devices: in their layers two all-to-all instead of the second, each token to its k experts and back.
+    """
+    state_s = 2 * shape.hidden_size / (machine.link_bytes_per_s or np.inf)
+    sparse = shape.num_sparse_layers if layout.expert and layout.devices > 1 else 0
+    reduces = 2 * shape.num_layers - sparse if layout.tensor > 1 else 0
+    reduced = 2 * (layout.tensor - 1) / layout.tensor
+    travelled = shape.experts_per_token * (layout.devices - 1) / layout.devices
+    return reduces + 2 * sparse, state_s * (reduces * reduced + 2 * sparse * travelled)
+
+
+def cache_share(shape: Shape, layout: Layout) -> float:
+    """Of a sequence's cache, what each device of a group keeps: no less than one key-value head, all of a latent one."""
+    return 1.0 if shape.kv_replicated else max(1 / layout.tensor, 1 / shape.num_kv_heads)
+
+
+def reached_rate(shape: Shape, machine: Machine, efficiency: Efficiency, dtype: str | None) -> float:
+    """FLOP/s that one device reaches on the weights' format; weights stored in fewer bits than they are multiplied in lose `unpacking`."""
+    stored = dtype or shape.weight_format
+    multiplied = compute_dtype(stored, machine.flops_per_s)
+    unpacks = number_format(stored).bits < number_format(multiplied).bits
+    return machine.flops_per_s[multiplied] * efficiency.compute * (efficiency.unpacking if unpacks else 1.0)
