@@ -81,7 +81,9 @@ def plan(
             callback=one_of("throughput", "latency", "tokens_per_flop"),
         ),
     ] = "throughput",
-    engine: Annotated[str, typer.Option(help="vllm and sglang (chains), or foredraft (chains and trees).")] = "vllm",
+    engine: Annotated[
+        str, typer.Option(help="vllm, sglang and tensorrt-llm (chains), or foredraft (chains and trees).")
+    ] = "vllm",
     dtype: Annotated[
         str | None,
         typer.Option(

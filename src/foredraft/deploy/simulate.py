@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from foredraft import kinds, records, shapes
 from foredraft.deploy import replay
 from foredraft.deploy.answers import token_answers
-from foredraft.engines import ENGINES, USUAL
+from foredraft.engines import ENGINES, SERVERS, USUAL
 from foredraft.engines.engine import STATED, Accepted, ServingEngine
 from foredraft.kinds import Kind
 from foredraft.laws.acceptance import MAX_POSITIONS, survival_through
@@ -252,7 +252,9 @@ def _notes(engine: ServingEngine, settings: SimulateSettings, target: str, answe
     if not settings.cpu:
         yield "texts are not the target's: drafted tokens are taken whether right or wrong, so judge speed alone"
         if not engine.heads:
-            yield "DRAFT=FOLDER sh serve.sh: the draft needs weights there, of any training"
+            yield f"DRAFT=FOLDER sh {SERVE}: the draft needs weights there, of any training"
+        if engine.name not in SERVERS:
+            yield f"measure tokens/s with {engine.label}'s own client, since foredraft measure does not know its server"
         return
     yield "texts are the target's own; acceptance holds for greedy requests (temperature 0)"
     if settings.draft_cost is None:
@@ -295,7 +297,10 @@ def _page(simulated: Simulated, engine: ServingEngine) -> str:
 
 
 def next_commands(simulated: Simulated, folder: Path) -> list[str]:
-    """To serve the folder, and to measure what it serves."""
+    """To serve the folder, and to measure what it serves where its engine's server is known to `measure`."""
+    serve = f"sh {folder / SERVE} --port 8000"
+    if simulated.engine not in SERVERS:
+        return [serve]
     loads = ",".join(str(step.concurrency) for step in simulated.predicted) or "1,8"
-    measure = f"foredraft measure --endpoint http://localhost:8000 --prompts PROMPTS --concurrency {loads} --out {folder / 'measured'}"
-    return [f"sh {folder / SERVE} --port 8000", measure]
+    endpoint = "foredraft measure --endpoint http://localhost:8000 --prompts PROMPTS"
+    return [serve, f"{endpoint} --concurrency {loads} --out {folder / 'measured'}"]
