@@ -163,7 +163,8 @@ def lines_of(flags: Sequence[str]) -> str:
 def dtype_flags(plan: Plan, kv_formats: Mapping[str, str]) -> list[str]:
     """The types of weights and KV cache where a plan states what an engine takes, the cache's in the engine's own words."""
     weights = [f"--dtype {plan.dtype}"] if plan.dtype in STATED else []
-    return weights + [f"--kv-cache-dtype {kv_formats[plan.kv_dtype]}"] * (plan.kv_dtype in kv_formats)
+    kv_format = kv_formats.get(plan.kv_dtype or "")
+    return weights + ([f"--kv-cache-dtype {kv_format}"] if kv_format else [])
 
 
 def one_line(text: str) -> str:

@@ -39,7 +39,7 @@ class TensorRTLLM(ServingEngine):
         return settings[_OPTIONS]["max_draft_len"]
 
     def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
-        more = f" --tp_size {plan.devices}" if plan else ""
+        more = f" --tp_size {plan.devices // plan.data_parallel}" if plan else ""
         return _SCRIPT.format(target=one_line(target), path=quoted(path), options=self.launch_file, more=more)
 
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
