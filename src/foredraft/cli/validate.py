@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import print_blocks, print_json, rows_by_file, say_written
+from foredraft.cli.console import print_blocks, print_json, progress_bar, rows_by_file, say_written
 from foredraft.cli.options import JSON, Figures, Out, TargetNames
 
 if TYPE_CHECKING:
@@ -37,18 +37,22 @@ def validate(
     """Predict published measurements from what a quick run would show, and report the errors.
 
     AL(k) curves (k, mean_acceptance_length or per-position acceptance): τ at larger k from k ≤ 2. Throughput tables
-    (concurrency or batch_size, k, throughput): the ratio to no draft and the best k, from the no-draft rows and k ≤
-    2. Batch ladders (batch_size, speedup, τ or chain length): the ratio from shape and machine. With --target: every own
+    (concurrency or batch_size, k, throughput): the ratio to no draft (without such rows, to the smallest k) and the best k, from
+    the no-draft rows and k ≤ 2, beside a straight line in k by hand; trees with their τ. Batch ladders and single reports
+    (batch_size or concurrency, speedup or gain, τ or chain length): the ratio from shape and machine. Without a draft (target,
+    machine, throughput or plain_tok_s, ttft_ms, kv_cache_tokens): each figure from names alone. With --target: every own
     cell's speedup from plain rows and k ≤ 2, and what the planned independent draft loses against the best measured one.
     """
     if target:
         _hindsight(target, files or [], machine, target_name, out, json)
         return
     from foredraft import published
-    from foredraft.validate import merge, validate_tables
+    from foredraft.validate import STAGES, merge, validate_tables
 
     tables = rows_by_file(files, target_name) if files else published.observations_by_table()
-    judged, refused = validate_tables(tables, machine=machine)
+    with progress_bar() as bar:
+        task = bar.add_task("judging rows", total=STAGES * sum(map(len, tables.values())))
+        judged, refused = validate_tables(tables, machine=machine, advance=lambda rows: bar.advance(task, rows))
     total = merge(judged.values())
     by_table = {
         name: each.summary() | {"lacking": each.lacking, "assumed": each.assumed} for name, each in judged.items()
@@ -59,7 +63,7 @@ def validate(
     if json:
         print_json(report | {"points": total})
         return
-    from foredraft.report.terminal import validation_tables
+    from foredraft.report.judged import validation_tables
 
     print_blocks(validation_tables(judged, refused))
 
@@ -94,6 +98,6 @@ def _hindsight(
     if json:
         print_json([{"error": each.error, "hindsight": each} for each in judged])
         return
-    from foredraft.report.terminal import hindsight_tables
+    from foredraft.report.judged import hindsight_tables
 
     print_blocks(hindsight_tables(judged))

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft.laws.calibration import MULTIPLIERS, CostRow, calibrate_served, predict_served
-from foredraft.laws.cost import Array, ServerCost
+from foredraft.laws.cost import ServerCost
 from foredraft.laws.deviation import Cells, Deviation, deviation, slowdown
+from foredraft.laws.passes import Array
 
 # sd of log tokens/s between runs, at least: thirty cells of vLLM (Qwen3-32B FP8, two GPUs, 1 to 128 clients, k = 1 to 8), three runs
 # each, scatter by 1.1 % (github.com/tomasruizt/vllm-scripts, experiments/adaptive_k).
 RUN_NOISE = 0.012
 # sd of log step at a drafted cell about what its load's other rows say: kernels and padding make steps uneven in k. Qwen3-32B's at k ≥ 3
-# miss by 2 % (bf16, one H100) and 9 % (FP8, two); the geometric mean.
+# miss by 2 % (bf16, one H100) and 9 % (FP8, two); the geometric mean. A tree's twice that (SpecForge's).
 UNEVEN = 0.04
 CALIBRATION_NOISE = 0.03  # the same of what the multipliers alone leave of published rows
 SECOND = 1.1  # calibration is repeated where its misfit exceeds that noise by this factor
@@ -61,6 +62,7 @@ class OwnCosts:
         cells = _cells(loads, self.multipliers)
         speeds, sds = np.empty(len(loads)), np.empty(len(loads))
         modelled = predict_served([load.server for load in loads], [load.row for load in loads], self.multipliers)
+        depth, width = np.array([(load.row.depth, load.row.width) for load in loads]).T
         by_draft: dict[Hashable, list[int]] = defaultdict(list)
         for i, load in enumerate(loads):
             by_draft[load.draft].append(i)
@@ -69,7 +71,7 @@ class OwnCosts:
             share, covariance = cells.plain_share[places], self.deviation.covariance(concurrency, draft)
             slower = slowdown(self.deviation.mean(concurrency, draft)[at], share)
             sd = self.deviation.sd(covariance, at, share)
-            uneven = np.where(np.isnan(share), 0.0, UNEVEN)
+            uneven = UNEVEN * (depth[places] > 0) * np.where(width[places] > 1, 2.0, 1.0)
             speeds[places], sds[places] = modelled[places] / slower, np.hypot(np.hypot(sd / slower, self.noise), uneven)
         return speeds, sds
 

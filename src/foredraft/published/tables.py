@@ -14,6 +14,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from foredraft import kinds
 from foredraft.published.cells import Column, key_of, listed, number_of, shortened, survival_of, values_of, whole_of
 from foredraft.published.opened import utf8_of
@@ -29,7 +31,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "machine": ("hardware", "gpu", "machine", "device", "accelerator"),
     "dtype": ("dtype",),
     "temperature": ("temperature", "temp"),
-    "tensor_parallel": ("tp", "tensor_parallel", "tp_size", "tensor_parallel_size"),
+    "tensor_parallel": ("tp", "tensor_parallel", "tp_size", "tensor_parallel_size", "devices", "num_devices", "gpus", "num_gpus"),
     "target_params": ("target_params",),
     "draft_params": ("draft_params",),
     "lookahead": (
@@ -38,7 +40,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "n_draft", "n_spec", "spec_k",
     ),
     "topk": ("topk", "top_k", "eagle_topk", "speculative_eagle_topk"),
-    "concurrency": ("concurrency", "max_concurrency", "num_concurrent", "concurrent_requests", "clients"),
+    "concurrency": ("concurrency", "max_concurrency", "num_concurrent", "concurrent_requests", "clients", "batch_or_concurrency"),
     "batch_size": ("batch_size", "batch", "bs"),
     "num_requests": ("n_requests", "num_requests", "requests", "completed", "num_prompts"),
     "steps": ("steps", "drafts", "num_drafts", "spec_decode_num_drafts"),
@@ -57,10 +59,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "throughput_tok_s", "tok_s", "tokens_per_s", "tokens_per_second", "tps", "measured_tok_s",
         "output_token_throughput", "total_output_tok_s", "tokens_s", "tok_per_s", "toks_per_s", "toks_s",
         "output_tokens_s", "output_tok_per_s", "output_tps", "throughput_tps", "throughput_tokens_per_s",
-        "throughput_tokens_per_second", "output_throughput_tok_s",
+        "throughput_tokens_per_second", "output_throughput_tok_s", "spec_tok_s", "eagle3_tok_s",
     ),
     "speedup": (
-        "speedup", "overall_speedup", "speedup_empirical", "speedup_ratio", "throughput_ratio", "ratio", "speed_up",
+        "speedup", "overall_speedup", "speedup_empirical", "speedup_ratio", "throughput_ratio", "ratio", "speed_up", "gain",
     ),
     "input_len": ("input_len", "isl", "mean_input_len", "prompt_len"),
     "output_len": ("output_len", "osl", "mean_output_len"),
@@ -84,11 +86,22 @@ OUTCOMES = (
 # EAGLE-3's figure 1 counts training data in ShareGPTs: 68 k dialogues of about 1,500 tokens. The product is an assumption and its rows say so.
 SHAREGPT_TOKENS = 1.0e8
 UNSTATED = "unstated"
+TREE = re.compile(r"tree (\d+)/(\d+)/(\d+)", re.IGNORECASE)  # SGLang's steps, topk and draft tokens in one cell
 TIMES = {name: of for of, names in MILLISECONDS.items() for name in reversed(names)}
 MEANS = {
     "input_tokens": "input_len", "total_input_tokens": "input_len", "output_tokens": "output_len", "total_output_tokens": "output_len",
 }  # fmt: skip
-TOTALS = (*TIMES, *MEANS, "num_draft_tokens", "draft_tokens", "model_load_gib", "data_scale_x_sharegpt")
+PLAIN = (
+    "plain_tok_s",
+    "base_tok_s",
+    "baseline_tok_s",
+    "vanilla_tok_s",
+)  # tokens/s without speculation, beside a speculative row
+TOTALS = (*TIMES, *MEANS, *PLAIN, "num_draft_tokens", "draft_tokens", "model_load_gib", "data_scale_x_sharegpt")
+OF_A_DRAFT = (
+    "draft", "draft_params", "draft_tokens", "lookahead", "topk", "tree_nodes", "tokens_per_step", "survival", "accept_prob", "cost_ratio",
+    "steps", "drafted", "accepted", "speedup", "ttft_s", "tpot_s", "itl_s", "kv_cache_tokens", "model_bytes",
+)  # fmt: skip
 
 LONGEST_CELL = 2**30  # characters; Python's own limit, 131,072, is shorter than a column of per-request times
 
@@ -193,7 +206,8 @@ class Table:
         self.source = reading.name
         self.stem = Path(reading.name.removesuffix(".gz").removesuffix(".zst")).stem
         self.origins: dict[tuple[str | None, ...], Provenance] = {}
-        used = {*self.columns.values(), *self.positions, *self.totals, "source", "note", "thinking"}
+        self.plain_rows: set[Observation] = set()
+        used = {*self.columns.values(), *self.positions, *self.totals, "source", "note", "thinking", "tree"}
         unread = [header[i] for name, i in self.places.items() if name not in used]
         reading.columns |= dict.fromkeys(name for name in unread if known is None or not known.fullmatch(name))
         if not (self.positions or self.columns.keys() & set(OUTCOMES) or any(name in TIMES for name in self.totals)):
@@ -227,15 +241,30 @@ class Table:
         if not fields and not any(str(cell).strip() for cell in cells):
             raise ValueError(f"{where}: the row is empty; remove it")
         fields["method"] = self._method_of(fields)
+        plain_tok_s = fields.pop("plain_tok_s", None)
         self._complete(fields, cells)
-        if not any(fields.get(name) is not None for name in OUTCOMES):
+        if plain_tok_s is not None and fields["method"] == "none":
+            fields.setdefault("output_tok_s", plain_tok_s)
+        has_figure = any(fields.get(name) is not None for name in OUTCOMES)
+        if not has_figure and plain_tok_s is None:
             self.reading.leave_out(place, "no figure in it")
             return
         try:
             row = Observation(run=f"{self.stem}:{place}", provenance=self._origin(cells), **fields)
+            if plain_tok_s is not None and row.method != "none":
+                self._add_plain(row, plain_tok_s)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        self.reading.rows.append(row)
+        if has_figure:
+            self.reading.rows.append(row)
+
+    def _add_plain(self, row: Observation, plain_tok_s: float) -> None:
+        """A row of its own for the speed without speculation beside `row`, once where several rows repeat it."""
+        bare = msgspec.structs.replace(row, method="none", output_tok_s=plain_tok_s, **dict.fromkeys(OF_A_DRAFT))
+        alike = msgspec.structs.replace(bare, run="", provenance=Provenance(source=""))
+        if alike not in self.plain_rows:
+            self.plain_rows.add(alike)
+            self.reading.rows.append(bare)
 
     def _method_of(self, fields: Mapping[str, Any]) -> str:
         """The method; by the draft's name where that names a kind of head and the method none (Qwen3-8B-DFlash as draft_model)."""
@@ -255,6 +284,13 @@ class Table:
         depth, survival = fields.get("lookahead"), fields.get("survival")
         if depth and survival and len(survival) > depth:
             fields["survival"] = survival[:depth]  # the server's chain may be longer than this row's
+        if (tree := TREE.fullmatch(self._text(cells, "tree") or "")) and fields.get("topk") is None:
+            depth, width, nodes = (int(number) for number in tree.groups())
+            fields |= {
+                "lookahead": fields.get("lookahead") or depth,
+                "topk": width,
+                "tree_nodes": nodes - 1,
+            }  # the root counts
         clients, tpot_s = fields.get("concurrency") or fields.get("batch_size"), fields.get("tpot_s")
         if clients and tpot_s and fields.get("output_tok_s") is None:
             fields["output_tok_s"] = _speed(clients, tpot_s, fields.get("ttft_s"), fields.get("output_len"))
@@ -276,6 +312,8 @@ class Table:
         out: dict[str, Any] = {TIMES[name]: value / 1e3 for name, value in values.items() if name in TIMES}
         if survivals := [values[name] for name in self.positions if name in values]:
             out["survival"] = survivals[0]
+        if plain := [values[name] for name in PLAIN if name in values]:
+            out["plain_tok_s"] = plain[0]
         requests, nodes, counts = fields.get("num_requests"), values.get("num_draft_tokens"), values.get("draft_tokens")
         if nodes is not None and {"steps", "accepted"} <= self.columns.keys():  # vLLM's counters go by this name too
             out["drafted"], nodes = int(nodes), None

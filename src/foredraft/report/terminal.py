@@ -10,10 +10,9 @@ from rich.text import Text
 from foredraft.laws.fit import sample_words
 from foredraft.laws.held_out import HeldOut
 from foredraft.machines import device_time
-from foredraft.records import DraftChoice, Estimate, Fit, Hindsight, Plan, with_hint
-from foredraft.validate.findings import Validation
+from foredraft.records import DraftChoice, Estimate, Fit, Plan, with_hint
 
-WRAPPED = ("lost by", "run", "tokens/step", "gain", "")  # columns of prose
+WRAPPED = ("lost by", "run", "tokens/step", "gain", "setting", "")  # columns of prose
 Blocks = list[RenderableType]
 
 
@@ -177,108 +176,6 @@ def best_by_pool(fits: Sequence[Fit]) -> dict[tuple[str, str], Fit]:
 
 def _pool(fit: Fit) -> str:
     return (fit.provenance[0].note if fit.provenance else None) or "all"
-
-
-def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, str]) -> Blocks:
-    """Errors by table, the points of small tables, and what was not judged."""
-    blocks: Blocks = []
-    for name, validation in judged.items():
-        summary = validation.summary()
-        if validation.curves:
-            blocks.append(
-                _curve_errors(f"{name}: τ at larger k from k ≤ 2", summary, {p.lookahead for p in validation.curves})
-            )
-        if validation.ratios:
-            table = Titled(f"{name}: throughput from the no-draft rows and k ≤ 2", "what", "value")
-            for label, key in (
-                ("mean error of the ratio", "throughput_ratio_error"),
-                ("best-k regret, mean", "best_k_regret_mean"),
-                ("best-k regret, worst", "best_k_regret_worst"),
-                ("best fixed k loses, mean", "best_fixed_k_regret_mean"),
-                ("best fixed k loses, worst", "best_fixed_k_regret_worst"),
-            ):
-                if key in summary:
-                    table.add_row(label, f"{summary[key]:.2%}")
-            table.add_row("rows predicted / choices of k", f"{len(validation.ratios)} / {len(validation.choices)}")
-            blocks.append(table)
-        if validation.ladders:
-            blocks.append(
-                Text(
-                    f"{name}: ratio by batch from shape and machine: mean error {summary['ladder_ratio_error']:.1%} "
-                    f"over {len(validation.ladders)} rows\n"
-                )
-            )
-        notes = [f"{count} rows lack {what}" for what, count in validation.lacking.items()] + [
-            f"assumed: {note}" for note in validation.assumed
-        ]
-        if notes:
-            blocks.append(Text("\n".join(f"  {note}" for note in notes) + "\n", style="dim"))
-    if refused:
-        blocks.append(
-            Text("not judged:\n" + "\n".join(f"  {name}: {why}" for name, why in refused.items()), style="dim")
-        )
-    return blocks
-
-
-def hindsight_tables(judged: Sequence[Hindsight]) -> Blocks:
-    """Errors of speedup by kind of cell, and the planned independent draft at each load."""
-    blocks: Blocks = []
-    for hindsight in judged:
-        where = f"{hindsight.target} on {hindsight.machine}, temperature {hindsight.temperature:g}"
-        table = Titled(
-            f"{where}: speedups from {hindsight.calibration_rows} rows up to k = {hindsight.known_lookahead}",
-            "cells",
-            "number",
-            "mean error",
-        )
-        groups: dict[str, list[float]] = {}
-        for cell in hindsight.cells:
-            kind = "chains" if cell.tree_nodes <= cell.lookahead else "trees"
-            for name in ("all", f"{kind} at batch {cell.load}"):
-                groups.setdefault(name, []).append(abs(cell.predicted / cell.measured - 1))
-        for name, errors in groups.items():
-            table.add_row(name, str(len(errors)), f"{sum(errors) / len(errors):.1%}")
-        blocks.append(table)
-        if hindsight.choices:
-            picks = Titled(
-                "the chosen independent draft against the best measured", "by", "batch", "chosen", "best", "loses"
-            )
-            for choice in hindsight.choices:
-                planned, best = (
-                    f"{choice.params:.3g} on {choice.tokens:.3g}{f' (N* {choice.optimum:.3g})' if choice.optimum else ''}",
-                    f"{choice.best_params:.3g} on {choice.best_tokens:.3g}",
-                )
-                picks.add_row(choice.by, str(choice.load), planned, best, f"{choice.regret:.1%}")
-            blocks.append(picks)
-        if hindsight.drafts:
-            blocks.append(_predicted_drafts(hindsight))
-        blocks += [f"not judged: {why}" for why in hindsight.lacking]
-    return blocks
-
-
-def _predicted_drafts(hindsight: Hindsight) -> Titled:
-    title = "largest and longest trained drafts, predicted from the others"
-    table = Titled(title, "kind", "drafts", "mean error of τ", "inside 90 %")
-    for kind in dict.fromkeys(draft.kind for draft in hindsight.drafts):
-        drafts = [draft for draft in hindsight.drafts if draft.kind == kind]
-        error = sum(abs(draft.predicted.value / draft.measured - 1) for draft in drafts) / len(drafts)
-        table.add_row(
-            kind,
-            str(len(drafts)),
-            f"{error:.1%}",
-            f"{sum(draft.predicted.covers(draft.measured) for draft in drafts)} of {len(drafts)}",
-        )
-    return table
-
-
-def _curve_errors(title: str, summary: Mapping[str, Any], lookaheads: Iterable[int]) -> Titled:
-    table = Titled(title, "k", "mean error", "constant α")
-    for k in sorted(lookaheads):
-        table.add_row(
-            str(k), f"{summary[f'tokens_per_step_error_k{k}']:.1%}", f"{summary[f'constant_alpha_error_k{k}']:.1%}"
-        )
-    table.add_row("all", f"{summary['tokens_per_step_error']:.1%}", f"{summary['constant_alpha_error']:.1%}")
-    return table
 
 
 def sdsl_tables(report: Mapping[str, Any]) -> Blocks:

@@ -6,25 +6,31 @@ machines); hyperparameters fitted across tables are fitted without the judged do
 prediction needs are counted and named. Refuses to know: formulas (they are laws), and how tables are read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from foredraft.plan import evidence
 from foredraft.published.tables import COLUMNS_HELP
 from foredraft.records import Observation, with_hint
-from foredraft.validate import curves, ladders, throughput
+from foredraft.validate import curves, ladders, names, throughput
 from foredraft.validate.findings import CurvePoint, LookaheadChoice, RatioPoint, Validation, merge
 
+STAGES = 3  # times that each row is gone through: throughput, speedups, names
 
-def validate(rows: Sequence[Observation], *, machine: str | None = None) -> Validation:
-    """Judge every kind of prediction that `rows` allow. `machine` stands in for rows that do not state one.
+
+def validate(
+    rows: Sequence[Observation], *, machine: str | None = None, advance: Callable[[int], object] = int
+) -> Validation:
+    """Judge every kind of prediction that `rows` allow. `machine` stands in for rows that do not state one; `advance` is told of
+    rows as they are done, each STAGES times.
 
     Raises ValueError, one line, when no row allows any.
     """
     law = evidence.position_law(evidence.documents(list(rows)))
-    parts = [curves.judge(rows, law), throughput.judge(rows, law, machine), ladders.judge(rows, law, machine)]
-    validation = merge(parts)
-    if not (validation.curves or validation.ratios or validation.ladders):
+    parts = [curves.judge(rows, law)]
+    parts += [kind.judge(rows, law, machine, advance) for kind in (throughput, ladders)]
+    validation = merge([*parts, names.judge(rows, machine, advance)])
+    if not (validation.curves or validation.ratios or validation.trees or validation.ladders or validation.named):
         lacking = "; ".join(f"{n} rows lack {what}" for what, n in validation.lacking.items())
         usual = "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"
         raise with_hint(ValueError(f"no prediction can be judged: {lacking or usual}"), COLUMNS_HELP)
@@ -38,12 +44,14 @@ class Judged(NamedTuple):
     refused: dict[str, str]
 
 
-def validate_tables(tables: Mapping[str, Sequence[Observation]], *, machine: str | None = None) -> Judged:
+def validate_tables(
+    tables: Mapping[str, Sequence[Observation]], *, machine: str | None = None, advance: Callable[[int], object] = int
+) -> Judged:
     """Judge each table by itself. Raises ValueError, one line, when none allows a prediction."""
     judged, refused = {}, {}
     for name, rows in tables.items():
         try:
-            judged[name] = validate(rows, machine=machine)
+            judged[name] = validate(rows, machine=machine, advance=advance)
         except ValueError as error:
             refused[name] = str(error)
     if not judged:
@@ -52,6 +60,7 @@ def validate_tables(tables: Mapping[str, Sequence[Observation]], *, machine: str
 
 
 __all__ = [
+    "STAGES",
     "CurvePoint",
     "Judged",
     "LookaheadChoice",

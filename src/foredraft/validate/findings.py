@@ -141,7 +141,7 @@ def _named_figures(quantity: str, mixture: bool, points: Sequence[NamedPoint]) -
     points = [p for p in points if p.mixture is mixture]
     if not points:
         return {}
-    name = re.sub(r"\W+", "_", f"{'mixture ' if mixture else ''}{quantity}".lower())
+    name = re.sub(r"\W+", "_", f"{'mixture ' if mixture else ''}{quantity.replace('/', ' per ')}".lower())
     errors = [abs(p.predicted / p.measured - 1) for p in points]
     return {
         f"{name}_median_error": median(errors), f"{name}_worst_error": max(errors),
@@ -168,7 +168,9 @@ def merge(parts: Iterable[Validation]) -> Validation:
 
 def setting(row: Observation) -> str:
     """What tells one group of rows from another, for people."""
-    return " · ".join(str(v) for v in (row.target, row.method, row.draft, row.dataset, row.machine) if v)
+    drafted = () if row.method == "none" else (row.method, row.draft)
+    machine = f"{row.tensor_parallel}×{row.machine}" if row.machine and (row.tensor_parallel or 1) > 1 else row.machine
+    return " · ".join(str(v) for v in (row.target, *drafted, row.dataset, machine) if v)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -3,8 +3,9 @@
 Nothing of the judged table is used to calibrate: the cost law stands with its defaults.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +13,15 @@ import numpy as np
 from foredraft import kinds, shapes
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import PositionLaw
+from foredraft.laws.calibration import adjusted
+from foredraft.laws.cost import ServerCost
 from foredraft.laws.speedup import speedup_leviathan
 from foredraft.plan import evidence
 from foredraft.records import Observation
-from foredraft.validate.findings import KNOWN_LOOKAHEAD, RatioPoint, Validation, setting
+from foredraft.validate.findings import RatioPoint, Validation, setting
+from foredraft.validate.names import with_log_sd
 from foredraft.validate.servers import DEFAULT_LENGTHS, known_servers
-from foredraft.validate.throughput import load, place, plain_beside, plain_speeds
+from foredraft.validate.throughput import INTERVAL_SD, load, lookahead, place, plain_beside, plain_speeds
 
 
 class Drafting(NamedTuple):
@@ -33,9 +37,14 @@ USUAL = {
     "eagle": Drafting(5, 4, 25), "eagle2": Drafting(7, 10, 59), "eagle3": Drafting(7, 10, 59),
     "draft_model": Drafting(5), "ngram": Drafting(10),
 }  # fmt: skip
+SERVED = Drafting(
+    3
+)  # a server's head where a row states neither τ nor k: the examples of vLLM's and SGLang's documentation draft 3
 
 
-def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None) -> Validation:
+def judge(
+    rows: Sequence[Observation], law: PositionLaw, machine: str | None, advance: Callable[[int], object] = int
+) -> Validation:
     """Predict the ratio of every speculative row that states one and that a throughput table does not already judge."""
     plain, calibrated = plain_speeds(rows), _calibrated_groups(rows)
     without = evidence.documents(rows)
@@ -43,6 +52,7 @@ def judge(rows: Sequence[Observation], law: PositionLaw, machine: str | None) ->
     lacking: Counter[str] = Counter()
     assumed: dict[str, None] = {}
     for row in rows:
+        advance(1)
         measured = _measured(row, plain)
         if row.method == "none" or measured is None or _group(row) in calibrated:
             continue
@@ -58,12 +68,12 @@ def _group(row: Observation) -> tuple:
 
 
 def _calibrated_groups(rows: Sequence[Observation]) -> set[tuple]:
-    """Groups that the throughput kind judges: they have a speed at k ≤ 2."""
-    return {
-        _group(row)
-        for row in rows
-        if row.method != "none" and row.output_tok_s and load(row) and 0 < (row.lookahead or 0) <= KNOWN_LOOKAHEAD
-    }
+    """Groups that the throughput kind judges: they have speeds at several lookaheads."""
+    depths: dict[tuple, set[int]] = defaultdict(set)
+    for row in rows:
+        if row.method != "none" and row.output_tok_s and load(row) and lookahead(row):
+            depths[_group(row)].add(lookahead(row))
+    return {group for group, several in depths.items() if len(several) > 1}
 
 
 def _measured(row: Observation, plain: Mapping[tuple, Mapping[int, float]]) -> float | None:
@@ -83,11 +93,14 @@ def _predict(
     if not load(row):
         raise ValueError("a batch size or concurrency")
     drafting = _drafting(row)
+    drifts = kinds.of_method(row.method).drifts
     lengths = (row.input_len or DEFAULT_LENGTHS[0], row.output_len or DEFAULT_LENGTHS[1])
     plain, speculative = known_servers(row, lengths, machine)
-    tau = row.tokens_per_step if row.tokens_per_step is not None else usual_tau(row, drafting.depth, law, without)
-    tree = {"width": drafting.width, "nodes": drafting.nodes}
-    fast = speculative.load(load(row), drafting.depth, tau, **tree).output_tok_s
+    tau, tau_sd = row.tokens_per_step, 0.0
+    if tau is None:
+        tau, tau_sd = usual_tau(row.target, row.method, drafting.depth, without), _prior_sd(law, drifts, drafting.depth)
+    ratio, log_sd = _gain(plain, speculative, float(load(row)), drafting, tau)
+    width = float(np.exp(INTERVAL_SD * np.hypot(log_sd, tau_sd)))
     for note, missing in (
         (
             f"prompts of {lengths[0]:.0f} and answers of {lengths[1]:.0f} tokens",
@@ -100,9 +113,24 @@ def _predict(
         if missing:
             assumed[note] = None
     return RatioPoint(
-        setting=setting(row), load=load(row), lookahead=drafting.depth, measured=measured,
-        predicted=float(fast / plain.load(load(row), 0, 1.0).output_tok_s),
+        setting=setting(row), load=load(row), lookahead=drafting.depth, measured=measured, predicted=ratio, low=ratio / width,
+        high=ratio * width,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _gain(
+    plain: ServerCost, speculative: ServerCost, clients: float, drafting: Drafting, tau: float
+) -> tuple[float, float]:
+    """Speedup over no speculation and the sd of its logarithm."""
+
+    def ratio(multipliers: Mapping[str, float]) -> float:
+        fast = adjusted(speculative, multipliers).load(
+            clients, drafting.depth, tau, width=drafting.width, nodes=drafting.nodes
+        )
+        return float(fast.output_tok_s / adjusted(plain, multipliers).load(clients, 0.0, 1.0).output_tok_s)
+
+    return with_log_sd(ratio)
 
 
 def _drafting(row: Observation) -> Drafting:
@@ -110,28 +138,36 @@ def _drafting(row: Observation) -> Drafting:
         return Drafting(row.lookahead, row.topk or 1, row.tree_nodes)
     if row.method not in USUAL:
         raise ValueError(f"the chain length, and none is usual for {row.method}")
-    if row.tokens_per_step is None:
+    if row.tokens_per_step is None and (row.engine is None or kinds.role_of(row.method) != "head"):
         raise ValueError("τ or the chain length")
-    return USUAL[row.method]
+    return USUAL[row.method] if row.tokens_per_step is not None else SERVED
 
 
-def usual_tau(row: Observation, depth: int, law: PositionLaw, without: frozenset[str]) -> float:
+@cache
+def _prior_sd(law: PositionLaw, drifts: bool, depth: int) -> float:
+    """sd of log τ over drafts of which nothing is known."""
+    _, low, high = acceptance.posterior(law, {}, drifts=drifts).tokens_per_step(depth)
+    return float(np.log(high / low)) / (2 * INTERVAL_SD)
+
+
+@cache
+def usual_tau(target_name: str, method: str, depth: int, without: frozenset[str]) -> float:
     """τ of a chain of `depth` from other published curves: of this target and method; else of the law's median draft, which is an EAGLE-3 head
     for the most part, scaled by how far the method stands from EAGLE-3 where both were measured.
     """
-    target = shapes.shape(row.target)
+    target, law = shapes.shape(target_name), evidence.position_law(without)
     curves = acceptance.chain_curves(evidence.observations(without))
-    drifts = kinds.of_method(row.method).drifts
+    drifts = kinds.of_method(method).drifts
 
-    def taus(method: str) -> list[float]:
-        kin = [curve for key, curve in curves.items() if key[1] == method and evidence.names(key[0], target)]
+    def taus(of: str) -> list[float]:
+        kin = [curve for key, curve in curves.items() if key[1] == of and evidence.names(key[0], target)]
         return [acceptance.posterior(law, curve, drifts=drifts).tokens_per_step(depth)[0] for curve in kin]
 
-    if same_method := taus(row.method):
+    if same_method := taus(method):
         return float(np.mean(same_method))
     heads = taus(kinds.USUAL_HEAD.name) if drifts else []
     median = float(np.mean(heads or [acceptance.posterior(law, {}, drifts=drifts).tokens_per_step(depth)[0]]))
-    return 1 + (median - 1) * (relative_gain(row.method, without) if drifts else 1.0)
+    return 1 + (median - 1) * (relative_gain(method, without) if drifts else 1.0)
 
 
 def relative_gain(method: str, without: frozenset[str]) -> float:

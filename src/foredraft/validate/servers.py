@@ -3,15 +3,16 @@ no-draft speed.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from foredraft import kinds, shapes
 from foredraft.engines import named_in
-from foredraft.laws.cost import Prefill, ServerCost, serve
+from foredraft.laws.cost import Prefill, ServerCost, capacity_tokens, serve
 from foredraft.laws.passes import Layout, PassCost
-from foredraft.machines import machine
+from foredraft.machines import placed
 from foredraft.records import Observation
 
 DEFAULT_LENGTHS = (256.0, 512.0)  # prompt and answer tokens where the rows state none
@@ -48,28 +49,64 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
     name = row.machine or machine_name
     if not name:
         raise ValueError("the machine, or --machine")
-    target, where = shapes.shape(row.target), machine(name)
-    conditions = {
-        "input_len": lengths[0],
-        "output_len": lengths[1],
-        "layout": Layout(row.tensor_parallel or fewest(target, where)),
-        "dtype": row.dtype,
-        "efficiency": named_in(row.engine).efficiency(),
-    }
-    return serve(target, where, **conditions), serve(target, where, draft=draft_shape(row, target), **conditions)
+    parts = (row.target, name, row.tensor_parallel, row.dtype, row.engine, row.method, row.draft, lengths)
+    pair = _known_servers(*parts)
+    if isinstance(pair, str):
+        raise ValueError(pair)
+    return pair
 
 
-def draft_shape(row: Observation, target: shapes.Shape) -> shapes.Shape | None:
+@cache
+def _known_servers(
+    target_name: str, machine_name: str, devices: int | None, dtype: str | None, engine: str | None, method: str, draft: str | None,
+    lengths: tuple[float, float],
+) -> tuple[ServerCost, ServerCost] | str:  # fmt: skip
+    """Both servers, or what is not known."""
+    try:
+        target, (where, count) = shapes.shape(target_name), placed(machine_name, devices)
+        drafted = draft_shape(method, draft, target)
+        efficiency = named_in(engine).efficiency()
+        conditions = {
+            "input_len": lengths[0], "output_len": lengths[1], "efficiency": efficiency, "dtype": dtype,
+            "layout": Layout(count if devices or count > 1 else fewest(target, where)),
+        }  # fmt: skip
+        return serve(target, where, **conditions), serve(target, where, draft=drafted, **conditions)
+    except ValueError as error:
+        return str(error)
+
+
+def capacity(row: Observation, machine_name: str | None = None) -> float:
+    """Tokens that the KV cache of a row's server holds. Raises ValueError naming what is not known."""
+    name = row.machine or machine_name
+    if not name:
+        raise ValueError("the machine, or --machine")
+    target, (where, count) = shapes.shape(row.target), placed(name, row.tensor_parallel)
+    return capacity_tokens(
+        target, where, draft=draft_shape(row.method, row.draft, target), layout=Layout(count), dtype=row.dtype,
+        efficiency=named_in(row.engine).efficiency(), speculate=row.method != "none",
+    )  # fmt: skip
+
+
+@cache
+def is_mixture(target: str) -> bool:
+    """Whether the target is a mixture of experts; an unknown one counts as none."""
+    try:
+        return shapes.shape(target).num_experts > 0
+    except ValueError:
+        return False
+
+
+def draft_shape(method: str, draft: str | None, target: shapes.Shape) -> shapes.Shape | None:
     """The draft's shape for a measured row; None for prompt lookup and no draft. Raises ValueError naming what the row does not say."""
-    kind = kinds.of_method(row.method)
-    if kind.passes == "none":
+    kind = kinds.of_method(method)
+    if kind.passes == "none" or kind.role == "none":
         return None
-    if kind.role == "lm" and not row.draft:
+    if kind.role == "lm" and not draft:
         raise ValueError("the draft model's name")
-    if kind.role == "lm" and row.draft:
-        return shapes.shape(row.draft)
+    if kind.role == "lm" and draft:
+        return shapes.shape(draft)
     if kind.parts is None:
-        raise ValueError(f"a shape for method {row.method}")
+        raise ValueError(f"a shape for method {method}")
     return kind.shape(target)
 
 
@@ -79,7 +116,10 @@ def fewest(target: shapes.Shape, where) -> int:
 
 
 def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tuple[ServerCost, ServerCost]:
-    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a twentieth of its cost."""
+    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a twentieth of its cost.
+
+    Ranking a tree's level takes 2 % of a step: SpecForge's trees of 3 and 4 choices took a tenth longer than their tokens alone.
+    """
     load = min(plain_tok_s)
     step = load / plain_tok_s[load]
 
@@ -89,7 +129,7 @@ def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tup
 
     parts = {
         "input_len": lengths[0], "output_len": lengths[1], "capacity_tokens": np.inf, "speculation_s": 0.03 * step,
-        "prefill": Prefill(0.2 * step, 0.2 * step), "blend": 2.0,
+        "prefill": Prefill(0.2 * step, 0.2 * step), "blend": 2.0, "tree_level_s": 0.02 * step,
     }  # fmt: skip
     return ServerCost(target=model(1.0), draft=None, **parts), ServerCost(
         target=model(1.0), draft=None if kind == "lookup" else model(0.05), **parts

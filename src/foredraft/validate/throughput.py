@@ -16,7 +16,7 @@ from foredraft import kinds
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import Curve, PositionLaw
 from foredraft.laws.calibration import CostRow, calibrate
-from foredraft.laws.own_costs import Measured, own_costs
+from foredraft.laws.own_costs import RUN_NOISE, Measured, own_costs
 from foredraft.records import Observation
 from foredraft.validate import plain_rule
 from foredraft.validate.findings import KNOWN_LOOKAHEAD, LookaheadChoice, RatioPoint, Validation, setting
@@ -24,6 +24,7 @@ from foredraft.validate.servers import Servers, servers
 
 Array = NDArray[np.float64]
 CANDIDATE_CURVES = 25  # τ curves tried where a table states none
+TIE = RUN_NOISE / 2  # of speed: lookaheads nearer than that are decided for the shorter chain
 INTERVAL_SD = 1.645  # sd of a normal from the middle to either end of a 90 % interval
 
 
@@ -321,7 +322,8 @@ def _choices(points: Sequence[RatioPoint]) -> list[LookaheadChoice]:
         predicted, measured, rule = (
             bare | {p.lookahead: getattr(p, name) for p in here} for name in ("predicted", "measured", "rule")
         )
-        chosen, best = (max(of, key=lambda k, of=of: of[k]) for of in (predicted, measured))
+        best = max(measured, key=lambda k: measured[k])
+        chosen = shortest_of_best(predicted)
         ruled = None if None in rule.values() else max(rule, key=lambda k: rule[k])
         out.append(
             LookaheadChoice(
@@ -330,6 +332,11 @@ def _choices(points: Sequence[RatioPoint]) -> list[LookaheadChoice]:
             )
         )  # fmt: skip
     return out
+
+
+def shortest_of_best(speeds: Mapping[int, float]) -> int:
+    """The smallest lookahead that cannot be told from the fastest."""
+    return min(k for k, speed in speeds.items() if speed >= max(speeds.values()) / (1 + TIE))
 
 
 def fixed_regret(
