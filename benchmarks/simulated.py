@@ -51,7 +51,9 @@ SYNTHETIC = ("rejection_sample_method", "synthetic_acceptance_rates", "synthetic
 
 
 class Trial(Record, frozen=True):
-    """What was measured at a lookahead. `draft_s`: [requests, seconds] of a draft's pass; `unknown`: share of drafts that could not be as asked."""
+    """What was measured at a lookahead. `draft_s`: [requests, seconds] of a draft's pass as measured, below 0 where free drafts took longer, which
+    is spent as 0; `unknown`: share of drafts that could not be as asked.
+    """
 
     lookahead: int
     asked: tuple[float, ...]
@@ -100,7 +102,7 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _trial(bench: served.Bench, machine: Machine, lookahead: int) -> Trial:
-    asked = _our_survival()[:lookahead]
+    asked = (_our_chain(lookahead).survival or ())[:lookahead]
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
         urls = {name: running.enter_context(server) for name, server in _servers(bench, lookahead, asked, folder)}
@@ -108,7 +110,7 @@ async def _trial(bench: served.Bench, machine: Machine, lookahead: int) -> Trial
         await client.warm_up()
         proposer = folder / "simulated"
         draft_s, untrained_rows = await _draft_cost(client, proposer)
-        _set(proposer, survival=asked, draft_s=draft_s)
+        _set(proposer, survival=asked, draft_s=[(load, max(0.0, seconds)) for load, seconds in draft_s])
         before = _counted(proposer)
         rows = {"none": [], "real": [], "simulated": []}
         for number, load in itertools.product(range(bench.rounds), bench.loads):
@@ -124,10 +126,10 @@ async def _trial(bench: served.Bench, machine: Machine, lookahead: int) -> Trial
     )  # fmt: skip
 
 
-def _our_survival() -> tuple[float, ...]:
-    """By position of the longest chain that our own engine measured."""
+def _our_chain(lookahead: int) -> Observation:
+    """The shortest chain of at least so many tokens that our own engine measured: a longer one reaches past more answers' ends."""
     chains = [row for row in records.read_lines(Observation, OURS) if (row.topk or 1) == 1]
-    return max(chains, key=lambda row: row.lookahead or 0).survival or ()
+    return min((row for row in chains if (row.lookahead or 0) >= lookahead), key=lambda row: row.lookahead or 0)
 
 
 def _servers(
@@ -186,7 +188,7 @@ async def _draft_cost(client: Client, proposer: Path) -> tuple[tuple[tuple[float
             rows["untrained"].append(row)
             rows["simulated"].append(await client.load("simulated", load))
             seconds.append((_step_s(row) - _step_s(rows["simulated"][-1])) / client.lookahead)
-        points.append((float(load), max(0.0, float(np.mean(seconds)))))
+        points.append((float(load), float(np.mean(seconds))))
         served.say(f"k = {client.lookahead}, {load} clients: a draft's pass takes {1e3 * points[-1][1]:.2f} ms")
     return tuple(points), rows["untrained"]
 
@@ -217,7 +219,7 @@ def _figures(bench: served.Bench, machine: Machine, trials: Sequence[Trial]) -> 
     rows = {"none": [row for trial in trials for row in trial.rows["none"]]}
     for trial in trials:
         rows |= {f"{name}@{trial.lookahead}": of for name, of in trial.rows.items() if name != "none"}
-    ours, cells = records.read_lines(Observation, OURS), [cell for trial in trials for cell in _cells(trial)]
+    ours, cells = [_our_chain(last)], [cell for trial in trials for cell in _cells(trial)]
     predictions = {
         known: served_figures.prediction(target, machine, bench.dtype, rows, ("none", known), ours)
         for known in (f"untrained@{first}", f"simulated@{last}")
