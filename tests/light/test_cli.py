@@ -149,6 +149,20 @@ def test_config_folder_stands_for_a_model(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["target"] == tmp_path.name
 
 
+def test_a_shape_is_printed_edited_and_given_back(tmp_path: Path) -> None:
+    """What a config cannot say is stated: a shape as JSON, in the place of a model or under its name."""
+    printed = foredraft("list", "models", "Qwen3-8B", "--json")
+    edited = json.loads(printed.stdout) | {"name": "Mine-9B", "num_layers": 40}
+    (tmp_path / "shape.json").write_text(json.dumps(edited))
+    for args, name in ((("plan", "shape.json"), "Mine-9B"), (("plan", "Theirs", "--shape", "shape.json"), "Theirs")):
+        done = foredraft(*args, "--concurrency", "1", "--draws", "16", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["target"] == name
+    said = foredraft("list", "models", "gpt-oss-20b").stdout
+    assert "13.76 GB, mxfp4" in said
+    assert "12 x window of 128" in said
+
+
 @pytest.mark.parametrize(
     ("args", "says", "hints"),
     [
@@ -166,6 +180,8 @@ def test_config_folder_stands_for_a_model(tmp_path: Path) -> None:
         (("validate", "nowhere.csv"), "nowhere.csv: No such file", "check the path"),
         (("reproduce", "scylla"), "nothing named 'scylla'", "foredraft reproduce sdsl"),
         (("list", "dragons"), "nothing named 'dragons'", ""),
+        (("list", "models", "Qwen3-800B"), "no shape named", "foredraft list models"),
+        (("plan", "Mine", "--shape", "nowhere.json"), "nowhere.json: no such file", ""),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_a_hint(args: tuple[str, ...], says: str, hints: str, tmp_path: Path) -> None:

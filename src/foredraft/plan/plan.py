@@ -102,7 +102,7 @@ def plan(
         speedup=_headline(problem, best, outcome), break_even=_break_even(problem, best, outcome),
         continuous_params=size, buildable=nearest, theory_params=_theory(target),
         runners_up=_runners_up(problem, ranked), next_runs=next_runs(problem, best), not_considered=not_considered,
-        extrapolates=_extrapolates(problem, best), assumptions=(*notes, *_assumptions(problem, best)),
+        extrapolates=_extrapolates(problem, best), assumptions=(*target.notes, *notes, *_assumptions(problem, best)),
         settings=_settings(problem, best, schedule),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )  # fmt: skip

@@ -22,7 +22,7 @@ Keys = Mapping[str, Any]
 class Quantisation(NamedTuple):
     """What formats matrices are stored in: `format_of` a name in a layer (None: not quantised), `named` the same of those alone that the
     config names one by one, which may be what quantisers leave alone by rule; `alike`: what is equal for layers that are stored alike;
-    `cache`: the format of keys and values where it is stated.
+    `cache`: the format of keys and values where it is stated; `note`: what was assumed.
     """
 
     format_of: Callable[[str, int | None], str | None]
@@ -30,6 +30,7 @@ class Quantisation(NamedTuple):
     named: Callable[[str, int | None], str | None] = lambda name, layer: None
     cache: str | None = None
     expert_format: str | None = None
+    note: str | None = None
 
     def of_matrix(self, name: str, layer: int | None = None) -> str | None:
         """The format of one matrix, None where it is not quantised."""
@@ -69,7 +70,10 @@ def _read(config: Keys, inner: Keys, stated: Keys | None, name: str) -> Quantisa
     if outer:
         return _of_config(outer)._replace(expert_format=None if outer.get("quantized_layers") else experts)
     by_name = format_of_name(name)
-    return _uniform(by_name, Patterns.of(())) if by_name else None
+    if by_name in UNQUANTISED:
+        return None
+    taken = f"no config says what its weights are stored in; by its name they are taken for {by_name}"
+    return _uniform(by_name, Patterns.of(()))._replace(note=taken) if by_name else None
 
 
 def _with_outer(inner: Keys, outer: Keys | None) -> Keys:
@@ -320,7 +324,8 @@ def _formatted(block: Block, by_name: dict[str, str], main: str) -> Block:
 def with_formats(shape: Shape, layers: list[Block], quantisation: Quantisation) -> Shape:
     """The shape with what its weights are stored in: by name where all layers agree, else layer by layer."""
     layers, main = quantised_blocks(layers, quantisation)
-    shape = msgspec.structs.replace(shape, kv_format=quantisation.cache)
+    notes = shape.notes + ((quantisation.note,) if quantisation.note else ())
+    shape = msgspec.structs.replace(shape, kv_format=quantisation.cache, notes=notes)
     if main is None:
         return shape
     ends = {name: form for name in ("lm_head", "embed_tokens") if (form := quantisation.of_matrix(name))}
