@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from foredraft.laws.passes import Layout
+from foredraft.plan.matching import match
 from foredraft.plan.served import Place, calibrated, load, timed
 from foredraft.records import Machine, Observation, Plan
 from foredraft.shapes import Shape
@@ -85,7 +86,7 @@ def prediction(
     costs alone, and with our engine's τ, which is what a planner knows. `error_of_all`: what the law misses when it saw every cell.
     """
     place = Place(target, machine, "vllm", Layout(), dtype)
-    fit = calibrated(place, timed(place, [row for name in known_names for row in rows[name]], 0.0))
+    fit = calibrated(place, timed(place, match(place, [row for name in known_names for row in rows[name]], 0.0).rows))
     if fit is None:
         raise ValueError(
             f"no row of {' and '.join(known_names)} can be calibrated on: each needs a throughput, a load and lengths"
@@ -93,7 +94,7 @@ def prediction(
     chain = max((row for row in our_rows if (row.topk or 1) == 1), key=lambda row: row.lookahead or 0)
     cells = []
     for name in (name for name in rows if name not in known_names):
-        for cell in timed(place, _means(rows[name]), 0.0):
+        for cell in timed(place, match(place, _means(rows[name]), 0.0).rows):
             tau = 1 + sum((chain.survival or ())[: int(cell.cost.depth)])
             calibration, foreseen = (
                 float(fit.output_tok_s([cell.measured._replace(row=row)])[0][0])
@@ -102,7 +103,7 @@ def prediction(
             cells.append(
                 {"setting": name, "load": load(cell.observation), "measured": cell.cost.output_tok_s, "predicted": calibration, "foreseen": foreseen}
             )  # fmt: skip
-    every = calibrated(place, timed(place, [row for of in rows.values() for row in of], 0.0))
+    every = calibrated(place, timed(place, match(place, [row for of in rows.values() for row in of], 0.0).rows))
     figures = {
         "calibrated_on": list(known_names),
         "error_of_all": every.error if every else None,

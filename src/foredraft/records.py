@@ -8,8 +8,10 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -27,19 +29,31 @@ def require(
     record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()
 ) -> None:
     """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN never."""
-    for name in positive:
-        if not ((value := getattr(record, name)) is None or (type(value) is not tuple and 0 < value < math.inf)):
-            _require(name, value, positive=True)
-    for name in non_negative:
-        if not ((value := getattr(record, name)) is None or (type(value) is not tuple and 0 <= value < math.inf)):
-            _require(name, value)
+    for names, least in ((positive, True), (non_negative, False)):
+        if names and not _is_fine(_getter(names)(record), positive=least):
+            for name in names:
+                _require(name, getattr(record, name), positive=least)
     for name in unit:
-        if (value := getattr(record, name)) is not None:
-            _require(name, value, most=1.0)
+        _require(name, getattr(record, name), most=1.0)
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> Callable[[Any], Any]:
+    return attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
+
+
+def _is_fine(values: tuple[Any, ...], *, positive: bool) -> bool:
+    """Whether all that is no None is a finite number within its bound, as nearly all records are; lists are looked at one by one."""
+    numbers = [value for value in values if value is not None]
+    try:
+        total, least = sum(numbers), min(numbers, default=1)
+    except TypeError:
+        return False
+    return total - total == 0 and (least > 0 or (least == 0 and not positive))
 
 
 def _require(name: str, value: Any, *, positive: bool = False, most: float = math.inf) -> None:
-    for item in value if isinstance(value, tuple) else (value,):
+    for item in value if isinstance(value, tuple) else () if value is None else (value,):
         if not math.isfinite(item):
             raise ValueError(f"{name} must be a finite number, got {item}")
         if positive and item <= 0:
@@ -67,7 +81,7 @@ DTYPE_SPELLINGS = {
 }  # fmt: skip
 
 
-class Provenance(Record, frozen=True):
+class Provenance(Record, frozen=True, gc=False):
     """Where a number comes from. `trust` is one of raw_logs, repository, paper, derived, read_off_plot, secondary, own, assumed."""
 
     source: str
@@ -241,7 +255,7 @@ class BreakEven(Record, frozen=True):
     level: float = 0.9
 
 
-class Observation(Record, frozen=True):
+class Observation(Record, frozen=True, gc=False):
     """One measurement: what was run, the dials, and what came out. What was not measured is None.
 
     `run` is the cluster that a bootstrap resamples, `family` the recipe that a draft shares with others, within which laws are

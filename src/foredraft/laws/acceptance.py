@@ -289,8 +289,10 @@ def chain_curves(observations: Iterable[Observation]) -> dict[tuple[str, ...], C
         key = curve_key(row)
         if row.tokens_per_step is not None:
             measured[key][row.lookahead].append(row.tokens_per_step)
-        for k, tau in enumerate(1 + np.cumsum(row.survival or ()), 1):
-            implied[key][k].append(float(tau))
+        tau = 1.0
+        for k, share in enumerate(row.survival or (), 1):
+            tau += share
+            implied[key][k].append(tau)
     return {
         key: {k: float(np.mean(taus)) for k, taus in sorted({**implied[key], **measured[key]}.items())}
         for key in {**measured, **implied}

@@ -72,7 +72,7 @@ def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
 
 def names(name: str, target: Shape) -> bool:
     """Whether `name` stands for `target`'s shape: by its own name, or as a public model of its size."""
-    return name == target.name or _params(name) == target.params
+    return name == target.name or ((params := _params(name)) is not None and params == target.params)
 
 
 @cache

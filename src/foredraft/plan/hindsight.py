@@ -20,6 +20,7 @@ from foredraft.laws.forms import LossLaw
 from foredraft.laws.own_costs import OwnCosts
 from foredraft.laws.passes import Layout
 from foredraft.plan import from_study
+from foredraft.plan.matching import match
 from foredraft.plan.predicted import predicted
 from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
 from foredraft.plan.search import PlanSettings, Problem, rank
@@ -47,7 +48,7 @@ def judge(target: Shape, machine: Machine, observations: Sequence[Observation], 
     """
     observations = [row for row in observations if ((row.temperature or 0.0) > 0) == (temperature > 0)]
     place = _place(target, machine, observations)
-    rows = timed(place, observations, temperature)
+    rows = timed(place, match(place, observations, temperature).rows)
     depths = {int(row.cost.depth) for row in rows if row.cost.depth}
     if not depths or not any(row.cost.depth == 0 for row in rows):
         raise ValueError(

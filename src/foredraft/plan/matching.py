@@ -4,7 +4,7 @@ Promises: what a row does not say is taken from the plan, and said; a row that i
 costs, acceptance, search.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from foredraft import kinds
 from foredraft.machines import count_in
 from foredraft.machines import machine as known_machine
 from foredraft.plan.served import Place, load
-from foredraft.plan.study import on_target, shape_of
+from foredraft.plan.study import draft_shapes, on_target
 from foredraft.records import Machine, Observation, dtype_name
 from foredraft.shapes import Shape
 
@@ -90,9 +90,9 @@ def match(
     """Rows with a throughput at a stated load, measured at `place`: of the temperature's class (0 or not), whose steps differ, or
     where that has none of the other. `lengths`: prompt and answer of rows that state none.
     """
-    matched, rows = Matched(), []
+    matched, rows, reason_of = Matched(), [], _reasons(place, lengths)
     for row in observations:
-        if reason := _unlike(place, row, lengths):
+        if reason := reason_of(row):
             matched.leave_out(row, reason)
         else:
             rows.append(row)
@@ -108,11 +108,20 @@ def match(
     return matched
 
 
-def _unlike(place: Place, row: Observation, lengths: tuple[float, float] | None) -> str:
-    """Why a row says nothing of the costs at `place`; "" where it does."""
-    if not on_target(row, place.target):
-        return f"of {row.target} (--target-name {row.target} if that is this target)"
-    return _lacking(row, lengths) or _elsewhere(place, row) or _undrawn(place.target, row)
+def _reasons(place: Place, lengths: tuple[float, float] | None) -> Callable[[Observation], str]:
+    """Why a row says nothing of the costs at `place`, "" where it does; asked once of rows that differ in nothing that decides it."""
+    draft_of, known = draft_shapes(place.target), {}
+
+    def reason(row: Observation) -> str:
+        key = (
+            row.target, row.target_params, row.method, row.engine, row.machine, row.dtype, row.tensor_parallel, row.draft, row.draft_params,
+            row.draft_layers,
+        )  # fmt: skip
+        if key not in known:
+            known[key] = _elsewhere(place, row) or _undrawn(row, draft_of(row))
+        return known[key] or _lacking(row, lengths)
+
+    return reason
 
 
 def _lacking(row: Observation, lengths: tuple[float, float] | None) -> str:
@@ -130,6 +139,8 @@ def _lacking(row: Observation, lengths: tuple[float, float] | None) -> str:
 
 def _elsewhere(place: Place, row: Observation) -> str:
     """In what a row was measured elsewhere, against the plan."""
+    if not on_target(row, place.target):
+        return f"of {row.target} (--target-name {row.target} if that is this target)"
     if row.engine is not None and place.engine not in row.engine.lower():
         return f"of engine {row.engine}, planned for {place.engine}"
     if not _is_machine(row.machine, place.machine):
@@ -145,9 +156,9 @@ def _same_dtype(dtype: str, place: Place) -> bool:
     return dtype_name(dtype).split("-")[0] == dtype_name(place.weight_format).split("-")[0]
 
 
-def _undrawn(target: Shape, row: Observation) -> str:
+def _undrawn(row: Observation, draft: Shape | None) -> str:
     """Whose draft cannot be told."""
-    if kinds.role_of(row.method) in ("none", "lookup") or shape_of(target, row) is not None:
+    if kinds.role_of(row.method) in ("none", "lookup") or draft is not None:
         return ""
     return f"of a draft without a known shape (method {row.method}, draft {row.draft})"
 

@@ -126,7 +126,7 @@ def _problem(
     """With the cost law calibrated where own rows allow it, and which rows those are."""
     problem = Problem(target, machine, workload, options)
     matched = match(problem.place, observations, workload.temperature, (workload.input_len, workload.output_len))
-    rows = timed(problem.place, matched.rows, workload.temperature)
+    rows = timed(problem.place, matched.rows, matched.leave_out)
     return replace(problem, calibrated=calibrated(problem.place, rows)), matched
 
 

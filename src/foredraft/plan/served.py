@@ -1,24 +1,19 @@
 """Own rows with a clock, and the cost law calibrated on them.
 
-Promises: only rows of this very target, machine, engine and dtype speak; each is held to a server of its own shapes and
-lengths; a row whose draft cannot be told is left out. Refuses to know: acceptance, search.
+Promises: each row is held to a server of its own shapes and lengths. Refuses to know: acceptance, search.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-
-from foredraft import kinds
 from foredraft.engines import named_in
 from foredraft.laws.calibration import CostRow
 from foredraft.laws.cost import ServerCost, serve
 from foredraft.laws.own_costs import Measured, OwnCosts, own_costs
 from foredraft.laws.passes import Efficiency, Layout
-from foredraft.machines import machine as known_machine
-from foredraft.plan.study import on_target, shape_of
+from foredraft.plan.study import draft_shapes
 from foredraft.records import Machine, Observation
 from foredraft.shapes import Shape
 
@@ -79,23 +74,28 @@ class TimedRow(NamedTuple):
         return Measured(self.plain, self.plain, self.cost._replace(depth=0.0, nodes=0.0, width=1.0))
 
 
-def timed(place: Place, observations: Iterable[Observation], temperature: float) -> list[TimedRow]:
-    """Rows with a throughput at a stated load and lengths, measured at `place`: of the temperature's class (0 or not), whose
-    steps differ, or where that has none of the other.
-    """
-    rows = [row for row in observations if _is_timed(row) and _at(place, row)]
-    of_class = [row for row in rows if ((row.temperature or 0.0) > 0) == (temperature > 0)] or rows
-    server = cache(place.server)
-    timed_rows = []
-    for row in of_class:
-        try:
-            lengths = _near(row.input_len), _near(row.output_len)
-            draft = shape_of(place.target, row)
-            server_cost = server(draft, *lengths, speculate=row.method != "none")
-            plain = server(None, *lengths, speculate=False)
-        except ValueError:  # it does not fit as it is described
-            continue
-        timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, draft))
+def timed(
+    place: Place, observations: Iterable[Observation], refuse: Callable[[Observation, str], object] = lambda *_: None
+) -> list[TimedRow]:
+    """Rows that `matching.match` gave, each with its servers; `refuse` takes those that do not fit as they are described, and why."""
+    draft_of, servers, timed_rows = draft_shapes(place.target), {}, []
+
+    def server(draft: Shape | None, prompt: float, answer: float, speculate: bool) -> ServerCost | ValueError:
+        key = id(draft), prompt, answer, speculate
+        if key not in servers:
+            try:
+                servers[key] = place.server(draft, prompt, answer, speculate=speculate)
+            except ValueError as error:
+                servers[key] = error
+        return servers[key]
+
+    for row in observations:
+        lengths, draft = (near(row.input_len), near(row.output_len)), draft_of(row)
+        server_cost, plain = server(draft, *lengths, row.method != "none"), server(None, *lengths, False)
+        if isinstance(server_cost, ServerCost) and isinstance(plain, ServerCost):
+            timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, draft))
+        else:
+            refuse(row, f"that do not fit as described: {plain if isinstance(plain, ValueError) else server_cost}")
     return timed_rows
 
 
@@ -109,40 +109,10 @@ def load(row: Observation) -> int:
     return row.concurrency or row.batch_size or 0
 
 
-def _is_timed(row: Observation) -> bool:
-    has_speed = row.output_tok_s and load(row) and row.input_len and row.output_len
-    role = kinds.role_of(row.method)
-    return bool(has_speed and (role == "none" or (row.lookahead and row.tokens_per_step)))
-
-
-def _at(place: Place, row: Observation) -> bool:
-    """Whether a row was measured there, with a draft whose shape can be told or none."""
-    able = kinds.role_of(row.method) in ("none", "lookup") or shape_of(place.target, row) is not None
-    return (
-        able
-        and on_target(row, place.target)
-        and place.engine in (row.engine or "").lower()
-        and _is_machine(row.machine, place.machine)
-        and row.dtype in (None, place.weight_format)
-        and (row.tensor_parallel or 1) == place.layout.tensor
-    )
-
-
-@cache
-def _known_name(name: str) -> str | None:
-    try:
-        return known_machine(name).name
-    except ValueError:
-        return None
-
-
-def _is_machine(name: str | None, machine: Machine) -> bool:
-    return name is not None and machine.name in (name, _known_name(name))
-
-
-def _near(length: float | None) -> float:
-    assert length is not None, "only rows that state their lengths are timed"
-    return float(np.exp(LENGTH_STEP * np.round(np.log(length) / LENGTH_STEP)))
+def near(length: float | None) -> float:
+    """A length that rows share which are as long within `LENGTH_STEP`."""
+    assert length is not None, "only rows with lengths are timed"
+    return math.exp(LENGTH_STEP * round(math.log(length) / LENGTH_STEP))
 
 
 def _cost_row(row: Observation) -> CostRow:

@@ -14,16 +14,16 @@ SHOWN, LISTED = 40, 12  # characters of a cell, and names of a list, that a mess
 
 
 class Column:
-    """One column: where it is, the field that it holds, and what its cells say, each read once."""
+    """One column: where it is, the field that it holds, and what its cells say, each read once. `real`: a number as a rule."""
 
-    def __init__(self, place: int, name: str, of: str, read: Callable[[Any], Any]) -> None:
-        self.place, self.name, self.of, self.read = place, name, of, read
-        self.seen: dict[Any, Any] = {"": None, None: None}
+    def __init__(self, place: int, name: str, of: str, read: Callable[[Any], Any], *, real: bool = False) -> None:
+        self.place, self.name, self.of, self.read, self.real = place, name, of, read, real
+        self.seen: dict[Any, Any] = {}
 
     def value(self, cell: Any, where: str) -> Any:
         """What a cell says, None of a blank one. Raises ValueError with the place and the column."""
         if len(self.seen) > REMEMBERED:
-            self.seen = {"": None, None: None}
+            self.seen = {}
         stripped = cell.strip() if isinstance(cell, str) else cell
         try:
             self.seen[cell] = None if stripped == "" else self.read(stripped)
@@ -37,10 +37,23 @@ def values_of(columns: Sequence[Column], cells: Sequence[Any], where: str) -> di
     fields = {}
     for column in columns:
         cell = cells[column.place]
-        value = column.seen[cell] if cell in column.seen else column.value(cell, where)
+        if cell is None or cell == "":
+            continue
+        value = _real(cell) if column.real else None
+        if value is None:
+            value = column.seen[cell] if cell in column.seen else column.value(cell, where)
         if value is not None:
             fields[column.of] = value
     return fields
+
+
+def _real(cell: Any) -> float | None:
+    """A finite number as computers write it; None of any other cell."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if value - value == 0 else None
 
 
 def survival_of(cell: Any, name: str) -> tuple[float, ...] | None:

@@ -225,8 +225,9 @@ class Table:
     def _cell(self, name: str, of: str) -> "Column":
         if of in self.positions:
             return Column(self.places[name], name, of, lambda cell: survival_of(cell, name))
-        numbers = partial(number_of, decimal_comma=self.decimal_comma)
-        return Column(self.places[name], name, of, str if of in TEXT else whole_of if of in WHOLE else numbers)
+        if of in TEXT or of in WHOLE:
+            return Column(self.places[name], name, of, str if of in TEXT else whole_of)
+        return Column(self.places[name], name, of, partial(number_of, decimal_comma=self.decimal_comma), real=True)
 
     def add(self, place: str, cells: Sequence[Any]) -> None:
         """Read a row into the reading's. Raises ValueError as `read_csv`."""

@@ -3,7 +3,7 @@
 Promises: exact for the families of `families.py` (checked against published totals). Refuses to know: where a shape comes from.
 """
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from foredraft.records import Record, require
@@ -37,7 +37,7 @@ class MtpLayers(NamedTuple):
     params: int
 
 
-class Shape(Record, frozen=True):
+class Shape(Record, frozen=True, dict=True):
     """What a transformer is made of. Sizes as in a Hugging Face `config.json`; `family` is its model_type.
 
     `blocks` states layers that are no plain ones (attention, then an MLP or a mixture of experts), or not all alike; then the
@@ -192,12 +192,12 @@ class Shape(Record, frozen=True):
         rows = self.vocab_size * (self.embed_width + self.per_layer_embed)
         return rows + self.position_rows * self.hidden_size + (0 if self.tie_embeddings else self.head_params)
 
-    @property
+    @cached_property
     def non_embedding_params(self) -> int:
         """Stored weights of everything else: layers, norms, a draft head's fc. The N of the loss laws."""
         return _layer_params(self) + self._end_vectors + self.fc_params + self._projections
 
-    @property
+    @cached_property
     def params(self) -> int:
         """All stored weights of the language model; MTP layers and a vision tower are counted apart."""
         return self.embedding_params + self.non_embedding_params

@@ -6,7 +6,7 @@ and named with the reason; so is every column that nothing is read from. Refuses
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,33 +78,36 @@ def _is_ours(data: bytes) -> bool:
 
 def _observations(path: Path, data: bytes) -> Reading:
     """Observations a line, or Measurements, of which those of one category alone stand beside their sum."""
-    reading, origins = Reading(path.name, "observations"), {}
+    reading, share = Reading(path.name, "observations"), _sharing()
     for number, line in enumerate(io.BytesIO(data), 1):
-        if not line.strip():
-            continue
-        if line.lstrip().startswith(b'{"observation"'):
+        if line.startswith(b'{"observation"'):
             measurement = decode(Measurement, line, name=f"{path}:{number}")
-            if measurement.category is not None:
+            if measurement.category is None:
+                reading.rows.append(share(measurement.observation))
+            else:
                 reading.leave_out(str(number), "of one category, whose requests the row of all categories counts")
-                continue
-            row = measurement.observation
-        else:
-            row = decode(Observation, line, name=f"{path}:{number}")
-        reading.rows.append(_shared(row, origins))
-    if not reading.rows and not reading.unused:
-        raise ValueError(f"{path}: no records in the file")
+        elif not line.isspace():
+            reading.rows.append(share(decode(Observation, line, name=f"{path}:{number}")))
     return reading
 
 
-def _shared(row: Observation, origins: dict[Provenance, Provenance]) -> Observation:
-    """`row` with its dtype by its usual name, and one provenance for all that are equal, so that 100,000 rows hold few."""
+def _sharing() -> Callable[[Observation], Observation]:
+    """Gives a row its dtype by its usual name, and equal provenances of rows as one, so that 100,000 rows hold few."""
+    origins: dict[Provenance, Provenance] = {}
+    dtypes: dict[str | None, str | None] = {None: None}
     force = msgspec.structs.force_setattr
-    origin = origins.setdefault(row.provenance, row.provenance)
-    if origin.versions == row.provenance.versions:
-        force(row, "provenance", origin)
-    if row.dtype:
-        force(row, "dtype", dtype_name(row.dtype))
-    return row
+
+    def share(row: Observation) -> Observation:
+        origin = origins.setdefault(row.provenance, row.provenance)
+        if origin is not row.provenance and origin.versions == row.provenance.versions:
+            force(row, "provenance", origin)
+        if row.dtype not in dtypes:
+            dtypes[row.dtype] = dtype_name(row.dtype or "")
+        if row.dtype != dtypes[row.dtype]:
+            force(row, "dtype", dtypes[row.dtype])
+        return row
+
+    return share
 
 
 def _page(path: Path, text: str) -> Reading:
