@@ -138,6 +138,7 @@ class Machine(Record, frozen=True):
                 raise ValueError(f"verify_s[{key}] must be positive, got {value}")
 
 
+@cache
 def dtype_name(text: str) -> str:
     """A number format in our spelling ("bf16", "torch.bfloat16", "BF16": bfloat16); one without another spelling as it is, in lower case."""
     name = text.strip().lower().removeprefix("torch.")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from foredraft.cli.console import check_models, print_json
+from foredraft.cli.console import check_models, print_json, rows_by_file
 from foredraft.cli.options import BATCH, SEED
 
 
@@ -73,7 +73,7 @@ def export(
         format=format, dtype=dtype, lookahead=lookahead, verifier=verifier, note=_words(card_note)
     )
     schedule = records.read(records.Plan, plan) if plan else None
-    rows = [row for path in observations or () for row in records.read_lines(records.Observation, path)]
+    rows = [row for part in rows_by_file(observations or ()).values() for row in part]
     exported = run(draft, target, out, settings, plan=schedule, observations=rows)
     for line in (*exported.notes, *map(str, exported.warnings)):
         print(line, file=sys.stderr)

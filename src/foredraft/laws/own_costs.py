@@ -4,6 +4,7 @@ Promises: one law for `plan` and `validate`; where rows at two lookaheads stand 
 line in k does, where none do it falls back on the cost law. Refuses to know: acceptance, which rows belong together, files.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -106,9 +107,14 @@ def own_costs(rows: Sequence[Measured], *, prior_width: float = 1.0) -> OwnCosts
 def averaged(rows: Sequence[Measured]) -> tuple[list[Measured], NDArray[np.intp]]:
     """One row for repeats of a load in a run, with the geometric means of speed and τ; and the place of each row's there."""
     places: dict[tuple, int] = {}
+    numbers: dict[Hashable, int] = {}
+    by_id: dict[int, int] = {}  # to hash a draft takes longer than all else here, and rows share few objects
     cell_of = np.empty(len(rows), dtype=int)
     for i, (server, _, row, draft, run) in enumerate(rows):
-        cell = (id(server), row.concurrency, row.depth, row.width, str(row.nodes), draft, run)
+        if id(draft) not in by_id:
+            by_id[id(draft)] = numbers.setdefault(draft, len(numbers))
+        nodes = None if math.isnan(row.nodes) else row.nodes
+        cell = (id(server), row.concurrency, row.depth, row.width, nodes, by_id[id(draft)], run)
         cell_of[i] = places.setdefault(cell, len(places))
     counts = np.bincount(cell_of)
     logs = np.log([row.row[2:4] for row in rows])

@@ -7,6 +7,7 @@ costs, acceptance, search.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -82,6 +83,35 @@ def completed(target: Shape, observations: Sequence[Observation], draft: Shape |
             named = matched.assume(named, {"method": method})
         matched.rows.append(named)
     return matched
+
+
+DIALS = (
+    "run", "target", "method", "draft", "family", "dataset", "temperature", "engine", "target_params", "target_tokens", "draft_params",
+    "draft_tokens", "draft_layers", "lookahead", "topk", "tree_nodes", "concurrency", "batch_size", "pooling", "accept_kind", "cost_ratio",
+    "target_tokenizer", "draft_tokenizer",
+)  # fmt: skip
+ACCEPTANCE = "tokens_per_step", "accept_prob", "loss", "target_perplexity", "draft_perplexity"
+
+
+def without_repeats(observations: Sequence[Observation]) -> list[Observation]:
+    """A row for those of one run that differ in no dial of acceptance, with the means of what they measured: a log of 100,000 rows
+    is few.
+    """
+    repeats: dict[tuple[Any, ...], list[Observation]] = {}
+    dials = attrgetter(*DIALS)
+    for row in observations:
+        repeats.setdefault((*dials(row), row.survival and len(row.survival)), []).append(row)
+    return [rows[0] if len(rows) == 1 else _mean(rows) for rows in repeats.values()]
+
+
+def _mean(rows: Sequence[Observation]) -> Observation:
+    facts: dict[str, Any] = {}
+    for name in ACCEPTANCE:
+        values = [value for row in rows if (value := getattr(row, name)) is not None]
+        facts |= {name: sum(values) / len(values)} if values else {}
+    if survivals := [row.survival for row in rows if row.survival]:
+        facts["survival"] = tuple(sum(shares) / len(shares) for shares in zip(*survivals, strict=True))
+    return msgspec.structs.replace(rows[0], **facts, steps=None, drafted=None, accepted=None)
 
 
 def match(

@@ -16,7 +16,7 @@ from foredraft.machines import device_time
 from foredraft.plan import sdsl
 from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import REFERENCE_TOKENS, Basis, buildable, candidates, independent, named
-from foredraft.plan.matching import Matched, completed, match
+from foredraft.plan.matching import Matched, completed, match, without_repeats
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.search import (
     Mode,
@@ -77,7 +77,7 @@ def plan(
     whole = completed(target, observations, draft)
     problem, matched = _problem(target, machine, workload, options, whole.rows)
     observations, notes = whole.rows, (*whole.notes(), *matched.notes())
-    basis = Basis(target, machine, observations, workload.temperature)
+    basis = Basis(target, machine, without_repeats(observations), workload.temperature)
     if draft:
         (ranked, not_considered), size, nearest = rank(problem, [named(basis, draft)]), None, ()
         if not_considered:

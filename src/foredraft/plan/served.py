@@ -62,11 +62,11 @@ class TimedRow(NamedTuple):
     server: ServerCost
     cost: CostRow
     plain: ServerCost
-    draft: Shape | None
+    draft: Hashable
 
     @property
     def measured(self) -> Measured:
-        return Measured(self.server, self.plain, self.cost, alike(self.draft), self.observation.provenance.command)
+        return Measured(self.server, self.plain, self.cost, self.draft, self.observation.provenance.command)
 
     @property
     def undrafted(self) -> Measured:
@@ -79,6 +79,7 @@ def timed(
 ) -> list[TimedRow]:
     """Rows that `matching.match` gave, each with its servers; `refuse` takes those that do not fit as they are described, and why."""
     draft_of, servers, timed_rows = draft_shapes(place.target), {}, []
+    likeness: dict[int, Hashable] = {}
 
     def server(draft: Shape | None, prompt: float, answer: float, speculate: bool) -> ServerCost | ValueError:
         key = id(draft), prompt, answer, speculate
@@ -93,7 +94,9 @@ def timed(
         lengths, draft = (near(row.input_len), near(row.output_len)), draft_of(row)
         server_cost, plain = server(draft, *lengths, row.method != "none"), server(None, *lengths, False)
         if isinstance(server_cost, ServerCost) and isinstance(plain, ServerCost):
-            timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, draft))
+            if id(draft) not in likeness:
+                likeness[id(draft)] = alike(draft)
+            timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, likeness[id(draft)]))
         else:
             refuse(row, f"that do not fit as described: {plain if isinstance(plain, ValueError) else server_cost}")
     return timed_rows
