@@ -108,7 +108,7 @@ MAY = {
     "models": {"records", "hardware", "shapes", "kinds"},
     "decode": {"records", "shapes", "kinds", "models"},
     "text": {"records", "shapes", "kinds", "models", "decode"},
-    "data": {"records", "shapes", "text", "decode"},
+    "data": {"records", "shapes", "text", "decode", "published.opened"},
     "teacher": {"records", "shapes", "kinds", "models", "decode", "data"},
     "train": {"records", "recipe", "runs", "hardware", "shapes", "kinds", "models", "decode", "data", "teacher"},
     "measure": {

@@ -1,26 +1,29 @@
-"""Prompts for the models, by category, out of Spec-Bench JSONL or a text file, as token ids.
+"""Prompts for the models, by category, out of Spec-Bench's or ShareGPT's JSON or a text file, as token ids.
 
-A JSONL line has `turns`, of which the first counts, and may have `category`, `question_id`, `reference` (a text or a list
-of them: what a good answer says) and `format`: "chat" for a turn of a conversation, "raw" for text to be continued. Any other
-file has a prompt a line.
+A JSON line, or element of a list, has `turns`, of which the first counts, a conversation (`conversations`, `messages`), of which the
+first turn of the user counts, or a `prompt`. It may have `category`, `question_id`, `reference` (a text or lists of them: what a good
+answer says) and `format`: "chat" for a turn of a conversation, "raw" for text to be continued. Any other file has a prompt a line.
+Files may be packed (.gz, .zst).
 
 Promises: the same file gives the same prompts in the same order; a broken line is named file:line with the reason, and left
 out only where the caller says so. Refuses to know: models, what becomes of the answers.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from foredraft.data.sources import Skips
+from foredraft.published.opened import text_of
 from foredraft.records import Record
 
 CHATS = ("auto", "always", "never")
 FORMATS = (None, "chat", "raw")
-LINES = (".jsonl", ".ndjson")
+LINES = (".jsonl", ".ndjson", ".json")
+USERS = ("human", "user")
 
 
 class Prompt(Record, frozen=True):
@@ -61,10 +64,13 @@ class Encoding(NamedTuple):
         return self
 
 
-class _SpecBenchLine(msgspec.Struct):
+class _Line(msgspec.Struct):
     """What a line may hold; other keys are ignored. Checked by hand, so that a message says what is wrong."""
 
     turns: Any = None
+    conversations: Any = None
+    messages: Any = None
+    prompt: Any = None
     category: Any = None
     format: Any = None
     reference: Any = None
@@ -101,9 +107,7 @@ def _each(
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1 prompt per category, got {num}")
     path, counts, prompts = Path(path), Counter[str | None](), []
-    read = _jsonl if path.suffix in LINES else _plain
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        where = f"{path}:{number}"
+    for where, read, line in _lines(path):
         try:
             prompt = read(line)
             if prompt is None or counts[prompt.category] == num:
@@ -116,6 +120,26 @@ def _each(
     if not prompts:
         raise ValueError(f"{path}: no prompts in the file" + (f" ({skips.count} lines skipped)" if skips.count else ""))
     return prompts
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Callable[[Any], _PromptLine | None], Any]]:
+    """What may be a prompt, with its place and how to read it."""
+    data = text_of(path)
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    if not name.endswith(LINES):
+        yield from ((f"{path}:{number}", _plain, line) for number, line in enumerate(data.split(b"\n"), 1))
+    elif data.lstrip().startswith(b"[") and (rows := _listed(data)) is not None:
+        yield from ((f"{path}[{number}]", _jsonl, row) for number, row in enumerate(rows))
+    else:
+        yield from ((f"{path}:{number}", _jsonl, line) for number, line in enumerate(data.split(b"\n"), 1))
+
+
+def _listed(data: bytes) -> list[bytes] | None:
+    """The elements of a JSON list that is the whole file; None of anything else."""
+    try:
+        return [bytes(row) for row in msgspec.json.decode(data, type=list[msgspec.Raw])]
+    except msgspec.MsgspecError:
+        return None
 
 
 def _plain(line: bytes) -> _PromptLine | None:
@@ -131,27 +155,49 @@ def _jsonl(line: bytes) -> _PromptLine | None:
     if not line.strip():
         return None
     try:
-        row = msgspec.json.decode(line, type=_SpecBenchLine)
+        row = msgspec.json.decode(line, type=_Line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not a JSON object ({error})") from None
-    turns = row.turns
-    if not (isinstance(turns, list) and turns and isinstance(turns[0], str) and turns[0].strip()):
-        raise ValueError("not a Spec-Bench line (JSON with a list 'turns', the first a text that is not empty)")
+    words = _words(row)
     if not (row.category is None or isinstance(row.category, str)):
         raise ValueError(f"category must be a text, got {row.category!r}")
     if row.format not in FORMATS:
         raise ValueError(f"format must be chat or raw, got {row.format!r}")
-    return _PromptLine(turns[0], row.category, row.format, _reference(row.reference))
+    return _PromptLine(words, row.category, row.format, _reference(row.reference))
+
+
+def _words(row: _Line) -> str:
+    """What the line asks. Raises ValueError where that is no text."""
+    turns = row.conversations or row.messages
+    if isinstance(row.turns, list) and row.turns:
+        words = row.turns[0]
+    elif isinstance(turns, list):
+        words = next((turn.get("value", turn.get("content")) for turn in turns if _is_users(turn)), None)
+    else:
+        words = row.prompt
+    if isinstance(words, list):  # parts, of which some are texts
+        words = "".join(part.get("text", "") for part in words if isinstance(part, dict))
+    if not (isinstance(words, str) and words.strip()):
+        raise ValueError(
+            "not a Spec-Bench line (JSON with a list 'turns', the first a text that is not empty), a conversation that a user "
+            "begins, or a 'prompt'"
+        )
+    return words
+
+
+def _is_users(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("from", turn.get("role")) in USERS
 
 
 def _reference(value: Any) -> str | None:
-    """The first of several; null and an empty list are none."""
-    first = value[0] if isinstance(value, list) and value else value
-    if first is None or first == []:
+    """The first of several, in lists or lists of lists; null and an empty list are none."""
+    while isinstance(value, list):
+        value = value[0] if value else None
+    if value is None:
         return None
-    if not isinstance(first, str):
-        raise ValueError(f"reference must be a text or a list of them, got {type(first).__name__}")
-    return first.strip() or None
+    if not isinstance(value, str):
+        raise ValueError(f"reference must be a text or a list of them, got {type(value).__name__}")
+    return value.strip() or None
 
 
 def _encoded(prompt: _PromptLine, where: str, encoding: Encoding) -> Prompt:

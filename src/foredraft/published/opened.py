@@ -16,20 +16,28 @@ GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 def utf8_of(path: str | Path) -> bytes:
     """The text of a file as UTF-8 without a mark. Raises ValueError, one line, where it is broken or in another encoding."""
-    name, data = Path(path).name, _unpacked(Path(path))
+    data = text_of(path)
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        message = f"{Path(path).name}: not UTF-8 ({error.reason} at byte {error.start:,})"
+        raise with_hint(ValueError(message), "save it as UTF-8") from None
+    return data
+
+
+def text_of(path: str | Path) -> bytes:
+    """The same, of which not every line need be UTF-8. Raises ValueError where it is packed or UTF-16, and broken."""
+    data = _unpacked(Path(path))
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif b"\0" in data[:2]:
         encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
     else:
-        encoding = "utf-8"
-    data = data.removeprefix(codecs.BOM_UTF8)
+        return data.removeprefix(codecs.BOM_UTF8)
     try:
-        text = data.decode(encoding)
+        return data.decode(encoding).encode()
     except UnicodeDecodeError as error:
-        message = f"{name}: not {encoding.upper()} ({error.reason} at byte {error.start:,})"
-        raise with_hint(ValueError(message), "save it as UTF-8") from None
-    return data if encoding == "utf-8" else text.encode()
+        raise ValueError(f"{Path(path).name}: broken UTF-16 ({error.reason} at byte {error.start:,})") from None
 
 
 def _unpacked(path: Path) -> bytes:
