@@ -20,6 +20,7 @@ from foredraft.machines import machine
 from foredraft.plan.candidate import Candidate, CurveAcceptance
 from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.hindsight import judge
+from foredraft.plan.matching import completed, match, without_repeats
 from foredraft.plan.next_runs import training_tokens
 from foredraft.plan.plan import plan
 from foredraft.plan.sdsl import AcceptPlane, optimal_draft
@@ -358,7 +359,7 @@ def test_costs_of_a_probed_machine_follow_its_step():
 
 def test_calibration_on_small_cells_predicts_large_ones():
     """2 % over all cells of k ≥ 3 and the trees from plain and k = 1; four times as much with the probe alone."""
-    everything = timed(PLACE, rows(), 0.0)
+    everything = timed(PLACE, match(PLACE, rows(), 0.0).rows)
     small_cells = [cell for cell in everything if cell.cost.depth <= 1]
     calibration = calibrated(PLACE, small_cells)
     assert calibration is not None
@@ -376,22 +377,69 @@ def test_calibration_on_small_cells_predicts_large_ones():
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"machine": "another"}, {"machine": None}, {"engine": "vllm"}, {"dtype": "bfloat16"}, {"tensor_parallel": 2},
-     {"target": "runs/other"}, {"batch_size": None}, {"input_len": None}, {"output_tok_s": None}],
+    ("fields", "reason"),
+    [
+        ({"machine": "another"}, "of machine another"), ({"engine": "vllm"}, "of engine vllm, planned for foredraft"),
+        ({"dtype": "bfloat16"}, "of dtype bfloat16, planned for float32"), ({"tensor_parallel": 2}, "on 2 devices, planned for 1"),
+        ({"target": "runs/other"}, "of runs/other (--target-name runs/other"), ({"batch_size": None}, "without clients"),
+        ({"input_len": None}, "without prompt and answer lengths"), ({"output_tok_s": None}, "without tokens/s"),
+    ],
 )  # fmt: skip
-def test_rows_of_another_place_do_not_calibrate(fields):
-    assert not timed(PLACE, [msgspec.structs.replace(row, **fields) for row in rows()[:40]], 0.0)
-    assert timed(PLACE, rows()[:40], 0.0)
+def test_rows_of_another_place_are_left_out_and_named_with_the_reason(fields, reason):
+    clocked = [row for row in rows() if row.output_tok_s][:40]
+    matched = match(PLACE, [msgspec.structs.replace(row, **fields) for row in clocked], 0.0)
+    assert matched.rows == []
+    assert matched.reasons().startswith(f"40 {reason}")
+    assert clocked[0].run in matched.reasons()
+    assert match(PLACE, clocked, 0.0).reasons() == ""
+
+
+def test_what_a_row_does_not_say_is_the_plans_and_said():
+    bare = [
+        msgspec.structs.replace(row, machine=None, engine=None, dtype=None, input_len=None, output_len=None)
+        for row in [row for row in rows() if row.output_tok_s][:5]
+    ]
+    matched = match(PLACE, bare, 0.0, (96.0, 64.0))
+    assert {(row.machine, row.engine, row.dtype, row.input_len, row.output_len) for row in matched.rows} == {
+        (MACHINE.name, "foredraft", "float32", 96.0, 64.0)
+    }
+    assert matched.notes() == (
+        "5 own rows do not say engine, machine, dtype, prompt length, answer length: taken from the plan",
+    )
+    assert len(timed(PLACE, matched.rows)) == 5
+
+
+def test_a_row_without_a_name_or_a_method_is_of_the_target_and_the_usual_head():
+    plain, drafted = rows()[0], next(row for row in rows() if row.method != "none")
+    bare = [
+        msgspec.structs.replace(plain, target="unstated"),
+        msgspec.structs.replace(drafted, target="unstated", method="unstated", draft_params=None),
+    ]
+    whole = completed(TARGET, bare)
+    assert [(row.target, row.method) for row in whole.rows] == [(TARGET.name, "none"), (TARGET.name, "eagle3")]
+    assert whole.notes() == (
+        "2 own rows do not say target: taken from the plan", "1 own row does not say method: taken from the plan",
+    )  # fmt: skip
 
 
 def test_a_draft_of_unknown_shape_is_left_out():
     named = [msgspec.structs.replace(row, method="medusa") for row in rows()[1:4]]
-    assert timed(PLACE, named, 0.0) == []
+    matched = match(PLACE, named, 0.0)
+    assert (matched.rows, list(matched.left_out)) == (
+        [],
+        [f"of a draft without a known shape (method medusa, draft {named[0].draft})"],
+    )
+
+
+def test_repeats_of_one_run_are_one_row_of_acceptance():
+    drafted = next(row for row in rows() if row.method != "none" and row.lookahead)
+    repeats = [msgspec.structs.replace(drafted, tokens_per_step=tau, output_len=tau) for tau in (2.0, 3.0)]
+    other = msgspec.structs.replace(drafted, run="another", tokens_per_step=4.0)
+    assert [row.tokens_per_step for row in without_repeats([*repeats, other])] == [2.5, 4.0]
 
 
 def test_without_plain_rows_nothing_is_calibrated():
-    assert calibrated(PLACE, [cell for cell in timed(PLACE, rows(), 0.0) if cell.cost.depth]) is None
+    assert calibrated(PLACE, [cell for cell in timed(PLACE, match(PLACE, rows(), 0.0).rows) if cell.cost.depth]) is None
 
 
 def test_a_calibrated_plan_says_so_and_its_loads_are_its_range():

@@ -177,8 +177,9 @@ def _elsewhere(place: Place, row: Observation) -> str:
         return f"of machine {row.machine}, planned for {place.machine.name}"
     if row.dtype is not None and not _same_dtype(row.dtype, place):
         return f"of dtype {row.dtype}, planned for {place.weight_format}"
-    devices = row.tensor_parallel or (count_in(row.machine) if row.machine else None) or place.layout.devices
-    return "" if devices == place.layout.devices else f"on {devices} devices, planned for {place.layout.devices}"
+    layout, counted = place.layout, count_in(row.machine) if row.machine else None
+    devices = row.tensor_parallel or counted or layout.devices
+    return "" if devices in (layout.tensor, layout.devices) else f"on {devices} devices, planned for {layout.devices}"
 
 
 def _same_dtype(dtype: str, place: Place) -> bool:
