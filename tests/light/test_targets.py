@@ -443,6 +443,48 @@ def test_other_spellings_of_a_sibling():
     assert two.cache_bytes(100) == 2 * (40 * 100 + 80 * 8)
 
 
+# Others of these kinds, as their configs spell them, and the totals of their checkpoints by the Hub (Granite's and Hunyuan's by their cards).
+SIBLINGS = {
+    "MiniMax-Text-01": (456_089_655_296, {
+        "model_type": "minimax_text_01", "hidden_size": 6144, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "head_dim": 128, "intermediate_size": 9216, "vocab_size": 200_064, "num_local_experts": 32, "num_experts_per_tok": 2,
+        "shared_intermediate_size": 0, "attn_type_list": ([0] * 7 + [1]) * 10,
+    }),
+    "NVIDIA-Nemotron-Nano-9B-v2": (8_888_227_328, {
+        "model_type": "nemotron_h", "hidden_size": 4480, "intermediate_size": 15680, "num_hidden_layers": 56, "num_attention_heads": 40,
+        "hybrid_override_pattern": "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-", "num_key_value_heads": 8, "head_dim": 128,
+        "mamba_num_heads": 128, "mamba_head_dim": 80, "n_groups": 8, "ssm_state_size": 128, "vocab_size": 131_072,
+    }),
+    "Kimi-Linear-48B-A3B": (49_122_681_728, {
+        "model_type": "kimi_linear", "hidden_size": 2304, "num_hidden_layers": 27, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "head_dim": 72, "intermediate_size": 9216, "moe_intermediate_size": 1024, "num_experts": 256, "num_experts_per_token": 8,
+        "num_shared_experts": 1, "first_k_dense_replace": 1, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "vocab_size": 163_840, "linear_attn_config": {
+            "kda_layers": [i for i in range(1, 27) if i % 4], "head_dim": 128, "num_heads": 32, "short_conv_kernel_size": 4}}),
+    "granite-4.0-h-small": (32.2e9, {
+        "model_type": "granitemoehybrid", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 768,
+        "shared_intermediate_size": 1536, "num_local_experts": 72, "num_experts_per_tok": 10, "vocab_size": 100_352,
+        "tie_word_embeddings": True, "mamba_n_heads": 128, "mamba_d_head": 64, "mamba_n_groups": 1, "mamba_d_state": 128,
+        "layer_types": ["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)],
+    }),
+    "Hunyuan-A13B": (80.4e9, {
+        "model_type": "hunyuan_v1_moe", "hidden_size": 4096, "intermediate_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "attention_head_dim": 128, "moe_intermediate_size": [3072] * 32, "num_experts": 64, "moe_topk": [8] * 32,
+        "num_shared_expert": [1] * 32, "vocab_size": 128_167,
+    }),
+    "EXAONE-4.0-32B": (32.0e9, {
+        "model_type": "exaone4", "hidden_size": 5120, "intermediate_size": 27_392, "num_hidden_layers": 64, "num_attention_heads": 40,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 102_400, "sliding_window": 4096, "sliding_window_pattern": "LLLG",
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_siblings_of_the_same_kinds(name):
+    total, config = SIBLINGS[name]
+    assert from_config(config).params == pytest.approx(total, rel=5e-3 if total % 1e8 == 0 else 1e-5)
+
+
 def test_an_unknown_family_of_plain_layers_is_counted_with_a_note():
     known = from_config(PLAIN | {"model_type": "llama"})
     unknown = from_config(PLAIN | {"model_type": "zephyr9", "architectures": [None]})
@@ -464,7 +506,7 @@ def test_an_unknown_family_of_plain_layers_is_counted_with_a_note():
         ({"model_type": "gpt_oss", "layer_types": ["full_attention"]}, r"has 1 of 4 layers"),
         ({"model_type": "qwen3_next", "layer_types": ["warp"] * 4}, r"layer type 'warp' is not known"),
         ({"model_type": "gemma3", "head_dim": -1}, r"head_dim must be a whole number from 1"),
-        ({"model_type": "gemma3", "sliding_window_pattern": "six"}, r"another type or length"),
+        ({"model_type": "gemma3", "sliding_window_pattern": [6]}, r"another type or length"),
         ({"model_type": "llama", "num_hidden_layers": 1_000_000}, r"num_layers must be at most 10,000"),
         ({"model_type": "gpt_oss", "num_hidden_layers": 1_000_000}, r"num_hidden_layers must be at most 10,000"),
     ],

@@ -20,6 +20,8 @@ else:
 
 Matrices = dict[str, tuple[int, int]]  # a name as on file, such as self_attn.q_proj → inputs, outputs
 
+MOST_LAYERS = 10_000  # ten times the deepest transformer published
+
 # What no quantiser takes unless its config names it: these are no linear layers, or small and sensitive (routers, gates, convolutions).
 SIXTEEN_BIT_MODULES = frozenset({
     "embed_tokens", "lm_head", "mlp.gate", "mlp.shared_expert_gate", "linear_attn.conv1d", "self_attn.g_proj", "attn_hc.fn", "ffn_hc.fn",

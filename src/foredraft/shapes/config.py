@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from foredraft.shapes.blocks import Block, grouped
-from foredraft.shapes.counts import HeadParts, Shape, plain_block
+from foredraft.shapes.counts import HeadParts, Shape
 from foredraft.shapes.families import FAMILIES, ModelFamily, family_name
 from foredraft.shapes.layered import context_length, layered_shape
+from foredraft.shapes.plain import plain_block
 from foredraft.shapes.quantised import read_quantisation, with_formats
 from foredraft.shapes.vision import vision_params
 

@@ -147,7 +147,8 @@ FAMILIES |= {
     "olmo2": _llama_like(qk_norm="full"), "olmo3": _llama_like(qk_norm="full"), "exaone4": _llama_like(qk_norm="head"),
     "smollm3": _llama_like(), "granite": _llama_like(), "phi3": _llama_like(), "cohere2": _llama_like(norms=1, defaults=_TIED),
     "ernie4_5_moe": _llama_like(router_bias=True, defaults=_TIED), "dots1": _llama_like(qk_norm="head", router_bias=True),
-    "solar_open": _DEEPSEEK, "afmoe": _llama_like(norms=4, qk_norm="head", gate="full", router_bias=True),
+    "hunyuan_v1_moe": _llama_like(qk_norm="head", defaults=_TIED), "solar_open": _DEEPSEEK,
+    "afmoe": _llama_like(norms=4, qk_norm="head", gate="full", router_bias=True),
     "bamba": _llama_like(), "granitemoehybrid": _llama_like(),
 }  # fmt: skip
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foredraft.shapes import mixers
-from foredraft.shapes.blocks import Block, Matrices
-from foredraft.shapes.counts import MOST_LAYERS, mlp
+from foredraft.shapes.blocks import MOST_LAYERS, Block, Matrices
 from foredraft.shapes.mixers import Heads, Keys, Mixer
+from foredraft.shapes.plain import mlp
 
 
 class Traits(NamedTuple):
@@ -82,6 +82,7 @@ def _by_rule(keys: Keys, count: int) -> list[str]:
     if not (window := first(keys, "sliding_window", "attention_chunk_size")) or keys.get("use_sliding_window") is False:
         return ["full"] * count
     if every := first(keys, "sliding_window_pattern", "_sliding_window_pattern", "no_rope_layer_interval"):
+        every = len(every) if isinstance(every, str) else every  # EXAONE's LLLG
         return ["full" if (i + 1) % every == 0 else "sliding" for i in range(count)]
     begin = keys.get("max_window_layers", 0) if keys.get("use_sliding_window") else 0
     return ["sliding" if i >= begin and window else "full" for i in range(count)]
@@ -149,45 +150,34 @@ def _has_indexer(keys: Keys, index: int) -> bool:
     return index < begin or (index - begin + 1) % often == 0
 
 
+def _number(keys: Keys, *names: str) -> int:
+    """The first of these keys that there is, or 0; of a list with one for each layer, its first."""
+    return at(first(keys, *names, default=0), 0)
+
+
 def num_experts(keys: Keys) -> int:
     """Routed experts of a sparse layer; 0 for a dense model."""
-    return first(keys, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", default=0)
+    return _number(keys, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
 
 def experts_per_token(keys: Keys) -> int:
     """Of them, those that a token uses."""
-    names = (
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "experts_per_token",
-        "top_k_experts",
-        "moe_top_k",
-        "moe_k",
-        "moe_topk",
-    )
-    return first(keys, *names, default=0)
+    spelt = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts")
+    return _number(keys, *spelt, "moe_top_k", "moe_k", "moe_topk")
 
 
 def expert_width(keys: Keys) -> int:
     """Width of one routed expert: where no key of its own says so, `intermediate_size` is one's."""
-    return first(keys, "moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size", default=0)
+    return _number(keys, "moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
 
 
 def shared_width(keys: Keys) -> int:
-    """Width of the shared experts together."""
-    stated = first(
-        keys,
-        "shared_expert_intermediate_size",
-        "moe_shared_expert_intermediate_size",
-        "share_expert_dim",
-        "share_expert_dims",
-    )
-    if stated is not None:
-        return stated
-    number = first(
-        keys, "n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts", default=0
-    )
-    return number * expert_width(keys) or first(keys, "shared_intermediate_size", default=0)
+    """Width of the shared experts together: stated, or so many routed experts'."""
+    stated = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "share_expert_dim")
+    if any(keys.get(name) is not None for name in stated):
+        return _number(keys, *stated)
+    number = _number(keys, "n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+    return number * expert_width(keys) or _number(keys, "shared_intermediate_size")
 
 
 def is_sparse(keys: Keys, index: int) -> bool:
