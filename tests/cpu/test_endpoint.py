@@ -39,6 +39,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.engine, self.lock, self.together = engine, threading.Lock(), 0
         self.enough = threading.Condition(self.lock)
+        self.root = MODEL
         self.speculates, self.per_request, self.openai_spec, self.template = True, False, True, True
         self.broken: set[str] = set()  # words of prompts whose stream is cut off
         self.refused: set[str] = set()  # … that get an HTTP 400
@@ -84,7 +85,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fake = self.server
         vllm = fake.engine == "vllm"
-        pages = {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": fake.engine}]}}
+        pages = {
+            "/v1/models": {
+                "object": "list",
+                "data": [{"id": MODEL, "object": "model", "owned_by": fake.engine, "root": fake.root}],
+            }
+        }
         if vllm:
             pages["/version"] = {"version": "0.32.0"}
         else:
@@ -284,6 +290,38 @@ def test_vllms_totals_by_difference(fake: Fake) -> None:
     assert "tokens_per_step" not in row.intervals
     assert row.survival == ()
     assert fake.most_open == 4
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_loads_share_no_prefix_cache_unless_it_is_to_be_warm(fake: Fake, engine: str) -> None:
+    """Each load's requests bear a salt that no other load has; SGLang's own API calls it extra_key."""
+    fake.engine, fake.openai_spec = engine, engine == "vllm"
+
+    def salts(**settings: Any) -> list[set[Any]]:
+        fake.asked.clear()
+        measured = load(fake, concurrency=(1, 2), **settings)
+        bodies = [body for _, body in fake.asked if (body.get("prompt") or body.get("text")) != TRIAL]
+        keys = [body.get("cache_salt", body.get("extra_key")) for body in bodies]
+        notes = [rows(fake, each)[0].observation.provenance.note or "" for each in measured]
+        words = "cache_salt of its own" if not settings else "left warm"
+        assert all(words in note for note in notes)
+        return [set(keys[:12]), set(keys[12:])]
+
+    first, second = salts()
+    assert (len(first), len(second), len(first | second)) == (1, 1, 2)
+    assert None not in first | second
+    assert salts(prefix_cache="warm") == [{None}, {None}]
+
+
+def test_a_row_names_the_model_behind_a_servers_name_and_what_the_user_says(fake: Fake) -> None:
+    fake.root = "/models/SmolLM2-135M"
+    (measured_round,) = load(fake, concurrency=(1,))
+    (row,) = rows(fake, measured_round, machine="cpu", dtype="bfloat16", devices=2)
+    observation = row.observation
+    assert (observation.target, observation.machine, observation.dtype, observation.tensor_parallel) == (
+        "SmolLM2-135M", "cpu", "bfloat16", 2,
+    )  # fmt: skip
+    assert (observation.provenance.note or "").count(f"served as {MODEL}") == 1
 
 
 def test_requests_that_tell_their_own_counts_give_intervals_and_categories(fake: Fake) -> None:

@@ -13,9 +13,9 @@ from foredraft.cli.options import (
     SEED,
     TEMPERATURE,
     Device,
-    Dtype,
     Threads,
     each,
+    number_format,
     numbers,
     one_of,
     real,
@@ -29,8 +29,20 @@ if TYPE_CHECKING:
     from foredraft.records import Measurement
 
 OBSERVATIONS, MEASUREMENTS = "observations.jsonl", "measurements.jsonl"
-OF_ENGINE = "target", "batch", "way", "rounds", "kept", "params", "dtype", "device", "threads"
-OF_ENDPOINT = "concurrency", "request_rate", "model", "engine", "method", "machine", "api_key", "timeout"
+OF_OURS = "float32", "bfloat16", "float16"  # types that our own engine runs in
+OF_ENGINE = "target", "batch", "way", "rounds", "kept", "params", "device", "threads"
+OF_ENDPOINT = (
+    "concurrency",
+    "request_rate",
+    "model",
+    "engine",
+    "method",
+    "machine",
+    "devices",
+    "prefix_cache",
+    "api_key",
+    "timeout",
+)
 
 
 def measure(
@@ -41,7 +53,10 @@ def measure(
     ] = None,
     *,
     prompts: Annotated[
-        Path, typer.Option("--prompts", "-p", help="Spec-Bench JSONL, or a text file of a prompt a line.")
+        Path,
+        typer.Option(
+            "--prompts", "-p", help="Spec-Bench or ShareGPT JSON, or a text file of a prompt a line; packed or not."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for observations.jsonl and measurements.jsonl.")],
     draft: Annotated[
@@ -125,7 +140,13 @@ def measure(
             help="Of a broken line, or a prompt too long: stop, or skip and count it.", callback=one_of("stop", "skip")
         ),
     ] = "stop",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 (by default), bfloat16 or float16; of --endpoint: the server's weights, where it does not say.",
+            callback=number_format,
+        ),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     endpoint: Annotated[
@@ -157,6 +178,20 @@ def measure(
         typer.Option(help="Of --endpoint: eagle, eagle3, draft_model, ngram, where the server does not say."),
     ] = None,
     machine: Annotated[str | None, typer.Option(help="Of --endpoint: what the server runs on, such as H100.")] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Of --endpoint: over how many devices the target is spread, where the server does not say.",
+            callback=whole(),
+        ),
+    ] = None,
+    prefix_cache: Annotated[
+        str,
+        typer.Option(
+            help="Of --endpoint: cold (each load under a cache salt of its own) or warm.",
+            callback=one_of("cold", "warm"),
+        ),
+    ] = "cold",
     api_key: Annotated[
         str | None, typer.Option(envvar="FOREDRAFT_API_KEY", help="Of --endpoint: its key, if it asks for one.")
     ] = None,
@@ -185,13 +220,15 @@ def measure(
 
         loads: dict[str, Any] = {
             "concurrency": numbers(concurrency or ("" if request_rate else "1"), int),
-            "rates": numbers(request_rate or "", float),
-        }
+            "rates": numbers(request_rate or "", float), "prefix_cache": prefix_cache,
+        }  # fmt: skip
         facts |= {"model": model, "engine": engine, "method": method, "machine": machine, "command": command()}
+        facts |= {"dtype": dtype, "devices": devices}
         facts["draft"] = draft[0] if draft else None
         settings = LoadSettings(**shared, **loads)
         server = server_subject_of(address_of(endpoint, api_key, timeout), prompts, settings, skips, facts, num)
         _say_skipped(skips)
+        number = len(server.questions)
         rows = measure_server(server, settings, lambda measurements, warnings: _write(measurements, warnings, out))
     else:
         assert target is not None, "checked"
@@ -202,15 +239,17 @@ def measure(
 
         set_threads(threads)
         settings = MeasureSettings(
-            **shared, batches=numbers(batch, int), way=way, rounds=rounds, params=params, num=num, dtype=dtype,
+            **shared, batches=numbers(batch, int), way=way, rounds=rounds, params=params, num=num, dtype=dtype or "float32",
             device=device, run=run, family=family, draft_tokens=draft_tokens, draft_params=draft_params, cache=kept,
         )  # fmt: skip
         subject = subject_of(target, draft or (), prompts, settings, skips, command())
         _say_skipped(skips)
+        number = len(subject.prompts)
         with progress_bar() as bar:
             task = bar.add_task("loading", total=work(subject, settings))
             rows = rows_of(subject, settings, lambda done, what: bar.update(task, advance=done, description=what))
         _write(rows, (), out)
+    print(f"{prompts.name}: {number} prompts read", file=sys.stderr)
     print(f"wrote {out / OBSERVATIONS}, {out / MEASUREMENTS}", file=sys.stderr)
     if json:
         print_json(rows)
@@ -227,6 +266,8 @@ def _check(ctx: typer.Context, target: str | None, drafts: "Sequence[str]", endp
         if len(drafts) > 1:
             raise ValueError(f"draft: a server has one, got {', '.join(drafts)}; name the one that it runs")
         return
+    if (dtype := ctx.params.get("dtype")) not in (None, *OF_OURS):
+        raise ValueError(f"--dtype must be one of {', '.join(OF_OURS)}, got {dtype}")
     refuse(ctx, OF_ENDPOINT, "used with --endpoint alone; leave out, or name the server's URL")
     if target is None:
         raise ValueError("TARGET is missing: the folder of a checkpoint; or pass --endpoint URL for a running server")

@@ -132,6 +132,8 @@ class ServingEngine:
     # OpenAI API; `native_path`: its own API, which always tells its speculation.
     info_paths: ClassVar[tuple[str, ...]] = ()
     request_fields: ClassVar[Mapping[str, Any]] = {}
+    salt_field: ClassVar[str] = "cache_salt"  # whose requests share no prefix cache with those of another value
+    native_salt: ClassVar[str] = ""
     native_path: ClassVar[str | None] = None
 
     def answers(self, info: Mapping[str, Any]) -> bool:

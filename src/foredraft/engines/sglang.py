@@ -23,7 +23,7 @@ from foredraft.engines.engine import (
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, of_choice
 from foredraft.laws.passes import Efficiency
-from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
+from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep, dtype_name
 
 _SCRIPT = """#!/bin/sh
 # Serves {target} on SGLang with the draft in this folder. Further arguments go to the server; TARGET and PYTHON can be set.
@@ -184,13 +184,16 @@ class SGLang(ServingEngine):
     info_paths = ("/server_info", "/get_server_info")
     request_fields: ClassVar = {"return_spec_tokens_details": True}
     native_path = "/generate"
+    native_salt = "extra_key"
 
     def answers(self, info: Mapping[str, Any]) -> bool:
         return bool(info.get("model_path"))
 
     def running(self, info: Mapping[str, Any]) -> dict[str, Any]:
         """Newer versions nest what the scheduler says. A method that no kind has stays unknown."""
-        settings: dict[str, Any] = {"tensor_parallel": _positive(info, "tp_size")}
+        settings: dict[str, Any] = {"tensor_parallel": _positive(info, "tp_size"), "target": info.get("model_path")}
+        if info.get("dtype") not in (None, "auto"):
+            settings["dtype"] = dtype_name(str(info["dtype"]))
         algorithm = str(info.get("speculative_algorithm") or "").upper()
         if not algorithm:
             return settings

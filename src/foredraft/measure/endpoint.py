@@ -8,6 +8,7 @@ it. Refuses to know: what a draft is, the laws.
 import asyncio
 import math
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -31,12 +32,14 @@ from foredraft.records import Record
 
 SETTLE_S, STEP_S = 3.0, 0.1  # how long the totals are waited for, which an engine brings up to date behind its answers
 TRIAL = "Hello"
+CACHES = ("cold", "warm")
+WARM = 0.5  # share of prompt tokens out of the prefix cache from which a load that should meet a cold one is warned of
 
 
 class LoadSettings(Record, frozen=True):
     """How to load a server. Each of `concurrency` is a number of clients that always have one request open; each of `rates` a
-    Poisson stream of requests per second. `chat`: as in `Encoding`; "auto" asks a prompt without a format as a chat where the
-    server has a template.
+    Poisson stream of requests per second. `prefix_cache`: "cold", each load under a salt of its own, or "warm". `chat`: as in
+    `Encoding`; "auto" asks a prompt without a format as a chat where the server has a template.
     """
 
     concurrency: tuple[int, ...] = (1,)
@@ -47,6 +50,7 @@ class LoadSettings(Record, frozen=True):
     stop: bool = True
     seed: int = 0
     width: float = 0.1
+    prefix_cache: str = "cold"
 
     def __post_init__(self) -> None:
         for name, values, least in (("concurrency", self.concurrency, 1), ("temperature", self.temperatures, 0)):
@@ -60,6 +64,8 @@ class LoadSettings(Record, frozen=True):
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not (math.isfinite(self.width) and self.width > 0):
             raise ValueError(f"width must be a positive number of tokens per step, got {self.width}")
+        if self.prefix_cache not in CACHES:
+            raise ValueError(f"prefix_cache must be one of {', '.join(CACHES)}, got {self.prefix_cache!r}")
         if self.chat not in CHATS:
             raise ValueError(f"chat must be one of {', '.join(CHATS)}, got {self.chat!r}")
 
@@ -85,6 +91,7 @@ class Round(NamedTuple):
     seconds: float
     before: Totals | None
     after: Totals | None
+    salt: str | None = None
 
     @property
     def tokens(self) -> int | None:
@@ -159,43 +166,50 @@ async def one_round(running: Running, settings: LoadSettings, load: OfferedLoad)
     """All questions under one load."""
     before = await _quiet(running.server)
     await running.server.connections.warm(MODELS, load.concurrency or 1)
+    salt = f"foredraft-{uuid.uuid4().hex}" if settings.prefix_cache == "cold" else None
     start = time.perf_counter()
-    results = await (_closed if load.rate is None else _open)(running, settings, load)
+    results = await (_closed if load.rate is None else _open)(running, settings, load, salt)
     seconds = time.perf_counter() - start
     answers = [result for result in results if isinstance(result, StreamedAnswer)]
     failures = [result for result in results if isinstance(result, Failure)]
     after = await _settled(running.server, before, answers)
-    return Round(load, answers, failures, seconds, before, after)
+    return Round(load, answers, failures, seconds, before, after, salt)
 
 
-async def _closed(running: Running, settings: LoadSettings, load: OfferedLoad) -> list[StreamedAnswer | Failure]:
+async def _closed(
+    running: Running, settings: LoadSettings, load: OfferedLoad, salt: str | None
+) -> list[StreamedAnswer | Failure]:
     """So many clients, each with its next question as soon as it has an answer."""
     todo = iter(range(len(running.questions)))
     results: dict[int, StreamedAnswer | Failure] = {}
 
     async def client() -> None:
         for i in todo:
-            results[i] = await _ask(running, settings, load, i)
+            results[i] = await _ask(running, settings, load, i, salt)
 
     assert load.concurrency is not None, "a closed load has clients"
     await asyncio.gather(*(client() for _ in range(load.concurrency)))
     return [results[i] for i in range(len(running.questions))]
 
 
-async def _open(running: Running, settings: LoadSettings, load: OfferedLoad) -> list[StreamedAnswer | Failure]:
+async def _open(
+    running: Running, settings: LoadSettings, load: OfferedLoad, salt: str | None
+) -> list[StreamedAnswer | Failure]:
     """Questions at exponential intervals of mean 1/rate, however many are open."""
     gaps = np.random.default_rng(settings.seed).exponential(1 / (load.rate or 1.0), len(running.questions))
 
     async def later(i: int, wait_s: float) -> StreamedAnswer | Failure:
         await asyncio.sleep(wait_s)
-        return await _ask(running, settings, load, i)
+        return await _ask(running, settings, load, i, salt)
 
     starts = np.cumsum(gaps) - gaps[0]
     return list(await asyncio.gather(*(later(i, float(wait)) for i, wait in enumerate(starts))))
 
 
-async def _ask(running: Running, settings: LoadSettings, load: OfferedLoad, i: int) -> StreamedAnswer | Failure:
-    each = AnswerSettings(settings.max_tokens, load.temperature, settings.seed + i, settings.stop)
+async def _ask(
+    running: Running, settings: LoadSettings, load: OfferedLoad, i: int, salt: str | None
+) -> StreamedAnswer | Failure:
+    each = AnswerSettings(settings.max_tokens, load.temperature, settings.seed + i, settings.stop, salt)
     return await answer(running.server, running.questions[i], running.ways[i], each)
 
 
@@ -235,6 +249,11 @@ def traffic(load: Round) -> list[str]:
     if load.before is None or load.after is None:
         return []
     notes = []
+    cached, prompts = grown(load.before, load.after, "cached"), grown(load.before, load.after, "prompts")
+    if load.salt and cached and prompts and cached > WARM * prompts:
+        notes.append(
+            f"{cached:g} of {prompts:g} prompt tokens came out of the prefix cache, which this server keeps over loads: start it anew for each"
+        )
     if load.before.running:
         notes.append(f"{load.before.running:g} requests were running before the load began")
     tokens, answered = grown(load.before, load.after, "generated"), load.tokens

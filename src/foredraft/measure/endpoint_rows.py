@@ -36,20 +36,28 @@ class LoadRows(NamedTuple):
 
 def base_of(server: Endpoint, load: Round, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the rows of a server share: what the user says, and what the server says of itself. Unknown stays unknown."""
-    model = (
-        name_of(server.model) if server.model.startswith("/") else server.model
-    )  # some name a local folder by its path
     running = server.engine.running(server.info)
+    behind = (
+        server.root or running.get("target") or server.model
+    )  # the model that a name of the server's own stands for
+    model = _spelt(behind)
     stated = "method" in running
     counted = any(answer.counts for answer in load.answers) or bool(load.after and load.after.spec)
     method = facts.get("method") or running.get("method") or ("unknown" if counted else "none")
     lookahead = running.get("lookahead") if stated else None if counted else 0
     names = ("family", "dataset", "machine", "draft", "draft_params", "draft_tokens", "draft_layers")
+    note = facts.get("note") if behind == server.model else f"served as {server.model}; {facts.get('note') or ''}"
     return {name: facts.get(name) for name in names} | {
-        "run": facts.get("run") or facts.get("draft") or model, "target": model, "method": method, "engine": server.engine.name,
-        "tensor_parallel": running.get("tensor_parallel"), "lookahead": lookahead, "topk": running.get("topk"),
-        "tree_nodes": running.get("tree_nodes"), "provenance": _provenance(server, facts.get("command"), facts.get("note")),
+        "run": facts.get("run") or facts.get("draft") or _spelt(server.model), "target": model, "method": method, "engine": server.engine.name,
+        "tensor_parallel": running.get("tensor_parallel") or facts.get("devices"), "dtype": facts.get("dtype") or running.get("dtype"),
+        "lookahead": lookahead, "topk": running.get("topk"),
+        "tree_nodes": running.get("tree_nodes"), "provenance": _provenance(server, facts.get("command"), note),
     }  # fmt: skip
+
+
+def _spelt(model: str) -> str:
+    """A model's name; of a folder's path, which some servers tell, the folder's."""
+    return name_of(model) if model.startswith(("/", ".")) else model
 
 
 def _provenance(server: Endpoint, command: str | None, note: str | None) -> Provenance:
@@ -247,6 +255,7 @@ def _noted(provenance: Any, load: Round, how: str, warnings: Sequence[str], cate
     parts = [str(load.load), f"{len(load.answers)} answers in {load.seconds:.2f} s", how]
     if load.before and load.after and (cached := grown(load.before, load.after, "cached")):
         parts.append(f"{cached:g} prompt tokens came out of the server's prefix cache")
+    parts.append("each load under a cache_salt of its own" if load.salt else "the prefix cache left warm between loads")
     if category is None:
         parts += warnings
     note = "; ".join([*parts, *([provenance.note] if provenance.note else [])])

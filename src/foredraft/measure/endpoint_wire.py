@@ -20,22 +20,24 @@ PATHS = {"chat": "/v1/chat/completions", "raw": "/v1/completions"}
 
 
 class Endpoint(NamedTuple):
-    """A server that was found. `info`: what it says of itself; `version` None: not told."""
+    """A server that was found. `info`: what it says of itself; `version` None: not told; `root`: the model behind the name `model`."""
 
     connections: Connections
     engine: ServingEngine
     model: str
     version: str | None = None
     info: Mapping[str, Any] = {}
+    root: str | None = None
 
 
 class AnswerSettings(NamedTuple):
-    """How to answer. `stop` False: answers run on past their end token."""
+    """How to answer. `stop` False: answers run on past their end token. `salt`: requests of another one share no prefix cache."""
 
     max_tokens: int
     temperature: float
     seed: int
     stop: bool = True
+    salt: str | None = None
 
 
 class StreamedAnswer(NamedTuple):
@@ -77,7 +79,11 @@ async def find_server(connections: Connections, model: str | None = None, engine
         labels = " nor ".join(candidate.label for candidate in SERVERS.values())
         raise ValueError(f"{address}: neither {labels} as far as it tells; say --engine to read its counters anyway")
     version = infos[engine].get("version")
-    return Endpoint(connections, SERVERS[engine], model or names[0], str(version) if version else None, infos[engine])
+    name = model or names[0]
+    root = next((card.get("root") for card in cards if card.get("id") == name), None)
+    return Endpoint(
+        connections, SERVERS[engine], name, str(version) if version else None, infos[engine], root if isinstance(root, str) else None
+    )  # fmt: skip
 
 
 def _engine_name(owner: str, infos: Mapping[str, Mapping[str, Any]]) -> str:
@@ -110,15 +116,17 @@ async def read_totals(server: Endpoint) -> Totals | None:
 
 def request_of(server: Endpoint, question: Question, way: str, settings: AnswerSettings) -> tuple[str, dict[str, Any]]:
     """Path and JSON of a request."""
-    max_tokens, temperature, seed, stop = settings
+    max_tokens, temperature, seed, stop, salt = settings
     if way == "native":
         assert server.engine.native_path is not None, "asked only where there is one"
-        return server.engine.native_path, server.engine.native_body(question.words, max_tokens, temperature, stop=stop)
+        native = server.engine.native_body(question.words, max_tokens, temperature, stop=stop)
+        return server.engine.native_path, native | ({server.engine.native_salt: salt} if salt else {})
     body: dict[str, Any] = {
         "model": server.model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stream": True,
         "stream_options": {"include_usage": True}, **server.engine.request_fields,
     }  # fmt: skip
     body |= {"messages": [{"role": "user", "content": question.words}]} if way == "chat" else {"prompt": question.words}
+    body |= {server.engine.salt_field: salt} if salt else {}
     return PATHS[way], body if stop else body | {"ignore_eos": True}
 
 
