@@ -409,6 +409,11 @@ def test_context_is_lengthened_by_yarn():
     assert (
         from_config(qwen | yarn).max_position_embeddings == from_config(qwen | newer).max_position_embeddings == 131072
     )
+    assert from_config(qwen | {"rope_scaling": {"type": "linear", "factor": 4.0}}).max_position_embeddings == 163840
+    assert from_config(qwen | {"rope_scaling": "yarn"}).max_position_embeddings == 40960
+    llama3 = {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}
+    assert from_config(qwen | llama3).max_position_embeddings == 40960
+    assert shape("gemma-3-27B").max_position_embeddings == 131072
     v32 = CONFIGS["deepseek-ai/DeepSeek-V3.2"]["config"]  # states the longer length itself
     assert from_config(v32).max_position_embeddings == 163840
 
@@ -507,8 +512,9 @@ def test_an_unknown_family_of_plain_layers_is_counted_with_a_note():
         ({"model_type": "qwen3_next", "layer_types": ["warp"] * 4}, r"layer type 'warp' is not known"),
         ({"model_type": "gemma3", "head_dim": -1}, r"head_dim must be a whole number from 1"),
         ({"model_type": "gemma3", "sliding_window_pattern": [6]}, r"another type or length"),
+        ({"model_type": "mistral", "sliding_window": "wide"}, r"another type"),
         ({"model_type": "llama", "num_hidden_layers": 1_000_000}, r"num_layers must be at most 10,000"),
-        ({"model_type": "gpt_oss", "num_hidden_layers": 1_000_000}, r"num_hidden_layers must be at most 10,000"),
+        ({"model_type": "gpt_oss", "num_hidden_layers": 1_000_000}, r"num_hidden_layers must be from 1 to 10,000"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(change, message):

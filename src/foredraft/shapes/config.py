@@ -34,8 +34,9 @@ def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *,
         stated = read_config(beside) if beside.is_file() else None
     try:
         return _shape_of(config, name, stated)
-    except (msgspec.ValidationError, ValueError) as error:
-        failure = ValueError(f"{where}: {error}")
+    except (msgspec.ValidationError, ValueError, TypeError) as error:
+        what = f"a key has another type than its family's ({error})" if isinstance(error, TypeError) else error
+        failure = ValueError(f"{where}: {what}")
         failure.__notes__ = list(getattr(error, "__notes__", ()))
         raise failure from None
 

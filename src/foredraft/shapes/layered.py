@@ -24,6 +24,7 @@ from foredraft.shapes.stack import (
 )
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+_NEEDED = ("hidden_size", "num_attention_heads", "vocab_size")
 _SPELLINGS = {"num_attention_heads": ("num_attention_heads", "num_query_heads")}
 # Keys of layers that `stack` does not know: Mamba-1, short convolutions, RWKV, RG-LRU, AltUp and the like.
 _STRANGE = re.compile(r"mamba|ssm_|conv_|time_step|lru_|rwkv|altup|attention_hidden_size|zero_expert|num_mem_blocks")
@@ -84,12 +85,7 @@ def layered_shape(
 
 
 def _of_layers(keys: dict[str, Any], family_type: str, traits: Traits, name: str) -> tuple[Shape, list[Block]]:
-    missing = [
-        key
-        for key in ("hidden_size", "num_attention_heads", "vocab_size")
-        if first(keys, *_SPELLINGS.get(key, (key,))) is None
-    ]
-    if missing:
+    if missing := [key for key in _NEEDED if first(keys, *_SPELLINGS.get(key, (key,))) is None]:
         raise ValueError(f"{family_type} config lacks {', '.join(missing)}")
     if rates := keys.get("compress_rates"):  # transformers' spelling of DeepSeek-V4's
         keys = keys | {"compress_ratios": [rates.get(name, 0) for name in keys["layer_types"]]}
@@ -118,30 +114,22 @@ def _of_layers(keys: dict[str, Any], family_type: str, traits: Traits, name: str
             "moe_intermediate_size": expert_width(keys),
         }
         fields["shared_intermediate_size"] = shared_width(keys)
-    if small := keys.get("hidden_size_per_layer_input"):
-        fields |= {
-            "per_layer_embed": small * len(layers),
-            "extra": {"per_layer_model_projection": (hidden, small * len(layers))},
-        }
+    if wide := (keys.get("hidden_size_per_layer_input") or 0) * len(layers):
+        fields |= {"per_layer_embed": wide, "extra": {"per_layer_model_projection": (hidden, wide)}}
     if mult := keys.get("hc_mult"):
         fields["extra"] = {"hc_head.fn": (mult * hidden, mult)}
-    return msgspec.convert({"name": name, "family": family_type, **fields}, Shape, from_attributes=True), layers
+    return msgspec.convert({"name": name, "family": family_type, **fields}, Shape), layers
 
 
 def context_length(keys: dict[str, Any]) -> Any:
-    """Positions that the model is made for. YaRN and its like lengthen the original length by their factor; a config may state the
-    longer length (Llama, DeepSeek) or leave the shorter one (Qwen's advice), so the longer of the two counts.
+    """Positions that the model is made for, as vLLM derives them: YaRN lengthens its original length by its factor (Qwen's configs leave the
+    shorter one beside it), linear and dynamic scaling the length stated, but for Gemma's, which states the longer one for its full layers.
     """
-    stated = keys.get("max_position_embeddings")
-    scaling = first(keys, "rope_scaling", "rope_parameters", default={})
-    factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings") or stated
-    kind = str(scaling.get("rope_type") or scaling.get("type") or "")
-    if kind not in ("yarn", "linear", "dynamic", "longrope", "llama3") or not all(
-        isinstance(n, int | float) for n in (factor, original, stated)
-    ):
+    stated, scaling = keys.get("max_position_embeddings"), first(keys, "rope_scaling", "rope_parameters", default={})
+    factor = scaling.get("factor") if isinstance(scaling, dict) else None
+    if not isinstance(factor, int | float) or not isinstance(stated, int):
         return stated
-    return (
-        max(stated, int(factor * original))
-        if kind == "yarn" or scaling.get("original_max_position_embeddings")
-        else int(factor * stated)
-    )
+    kind, original = scaling.get("rope_type") or scaling.get("type"), scaling.get("original_max_position_embeddings")
+    if kind == "yarn":
+        return max(stated, int(factor * (original if isinstance(original, int | float) else stated)))
+    return int(factor * stated) if kind in ("linear", "dynamic") and not keys.get("sliding_window") else stated

@@ -40,33 +40,32 @@ def first(keys: Keys, *names: str, default: Any = None) -> Any:
     return next((keys[name] for name in names if keys.get(name) is not None), default)
 
 
-_NEMOTRON = {"M": "mamba", "*": "full", "-": "mlp", "E": "moe"}
+# Spellings of what mixes tokens: by name, by Nemotron's letters and by MiniMax-01's numbers.
 _KINDS = {
-    "full_attention": "full", "attention": "full", "sliding_attention": "sliding", "chunked_attention": "sliding",
-    "linear_attention": "linear", "mamba": "mamba", "mlp": "mlp", "moe": "moe",
+    "full_attention": "full", "attention": "full", "full": "full", "*": "full", "1": "full", "sliding_attention": "sliding",
+    "chunked_attention": "sliding", "linear_attention": "linear", "0": "linear", "mamba": "mamba", "M": "mamba", "mlp": "mlp", "-": "mlp",
+    "moe": "moe", "E": "moe",
 }  # fmt: skip
 
 
 def layer_kinds(keys: Keys) -> list[str]:
     """How each layer mixes tokens: full, sliding, linear or mamba; or mlp and moe where these are layers of their own."""
+    pattern = first(keys, "hybrid_override_pattern", "layers_block_type", "layer_types", "attn_type_list", default=())
+    names = [str(name) for name in pattern if name != "|"]
+    count: int = (
+        len(names) if isinstance(pattern, str) else first(keys, "num_hidden_layers", "num_layers", default=len(names))
+    )
+    if not 0 < count <= MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers must be from 1 to {MOST_LAYERS:,}, got {count:,}")
     if keys.get("compress_ratios") is not None:
-        return ["full"] * keys["num_hidden_layers"]
-    pattern = first(keys, "hybrid_override_pattern", "layers_block_type", "layer_types", "attn_type_list")
-    count = first(keys, "num_hidden_layers", "num_layers") or (len(pattern) if pattern else None)
-    if isinstance(pattern, str):
-        pattern, count = [_NEMOTRON.get(letter, letter) for letter in pattern if letter != "|"], None
-    if (count or 0) > MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers must be at most {MOST_LAYERS:,}, got {count:,}")
-    if not pattern:
+        return ["full"] * count
+    if not names:
         return _by_rule(keys, count)
-    count = count or len(pattern)
-    if len(pattern) < count:
-        raise ValueError(f"its list of layer types has {len(pattern)} of {count} layers")
-    names = [{0: "linear_attention", 1: "full_attention"}.get(name, name) for name in pattern[:count]]
-    strange = next((name for name in names if name not in _KINDS and name not in _KINDS.values()), None)
-    if strange is not None:
-        raise ValueError(f"layer type {strange!r} is not known (have {', '.join(_KINDS)})")
-    return [_KINDS.get(name, name) for name in names]
+    if len(names) < count:
+        raise ValueError(f"its list of layer types has {len(names)} of {count} layers")
+    if strange := [name for name in names[:count] if name not in _KINDS]:
+        raise ValueError(f"layer type {strange[0]!r} is not known (have {', '.join(_KINDS)})")
+    return [_KINDS[name] for name in names[:count]]
 
 
 def _by_rule(keys: Keys, count: int) -> list[str]:
@@ -288,7 +287,7 @@ def mtp_layers(keys: Keys, traits: Traits) -> list[Block]:
         return []
     hidden, kinds = keys["hidden_size"], layer_kinds(keys)
     parts = first(keys, "mtp_hybrid_override_pattern", "mtp_layers_block_type", default=["full"])
-    layers = [block_of(keys, traits, _NEMOTRON.get(part) or _KINDS.get(part, part), len(kinds) - 1) for part in parts]
+    layers = [block_of(keys, traits, _KINDS[part], len(kinds) - 1) for part in parts]
     joined = layers[0].matrices | {"eh_proj": (2 * hidden, hidden)}
     layers[0] = msgspec.structs.replace(layers[0], matrices=joined, vectors=layers[0].vectors + 3 * hidden)
     return layers * depth
