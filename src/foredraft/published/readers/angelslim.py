@@ -32,7 +32,7 @@ def records(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
         return
     if document.get("dataset") == "AVERAGE":
         return
-    record = {NAMES.get(key, key): value for key, value in document.items() if key != "output_len"}
+    record = {NAMES.get(key, key): value for key, value in document.items() if not KNOWN.fullmatch(key)}
     record["engine"], plain = "vllm", document.get("method") == "ar"
     record["k"] = 0 if plain else record.pop("num_spec_tokens")
     places = [value for key, value in document.items() if key.startswith("acceptance_rate_pos_")]
