@@ -6,12 +6,13 @@ Promises: measured here and now, the device waited for, memory over a tensor tha
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 SWEPT_BYTES = 2**28  # a tensor well beyond any cache
-MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}  # of a square matrix, past the cost of a launch
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}  # of the largest square matrix, past the cost of a launch
 MATMUL_S, MATMUL_WARMUPS = 0.2, 2  # seconds to measure for, and products before
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -39,13 +40,20 @@ def write_rate(device: torch.device | str = "cpu", repeats: int = 7) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: str) -> float:
-    """FLOP/s of square matrix products in "bfloat16", "float16" or "float32" on one device: the best of those timed."""
-    size = MATMUL_SIZE.get(device.type, MATMUL_SIZE["cuda"])
-    x = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
-    seconds(lambda: torch.mm(x, x), device, MATMUL_WARMUPS)
+    """FLOP/s of square matrix products in "bfloat16", "float16" or "float32" on one device: the best of those timed.
+
+    Of the largest size that does not outlast the measurement: a processor without bfloat16 takes seconds for one of 1,024.
+    """
+    largest = MATMUL_SIZE.get(device.type, MATMUL_SIZE["cuda"])
+    size, product = 0, partial(torch.mm)
+    for size in (largest // 8, largest // 4, largest // 2, largest):
+        x = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
+        product = partial(torch.mm, x, x)
+        if min(seconds(product, device, MATMUL_WARMUPS)) > MATMUL_S:
+            break
     times: list[float] = []
     while sum(times) < MATMUL_S:
-        times += seconds(lambda: torch.mm(x, x), device, 1)
+        times += seconds(product, device, 1)
     return 2 * size**3 / min(times)
 
 

@@ -82,7 +82,7 @@ def _how(device: torch.device, repeats: int, passed: str) -> dict[str, str]:
     return {
         "bandwidth_bytes_per_s": f"summing {swept}; {runs} bests of 3",
         "write_bytes_per_s": f"filling {swept}; {runs} bests of 3",
-        "flops_per_s": f"products of square matrices of {size}; median of {min(repeats, 3)} bests over 0.2 s",
+        "flops_per_s": f"products of square matrices of up to {size}; median of {min(repeats, 3)} bests over 0.2 s",
         "step_overhead_s": f"a whole step of plain decoding, one sequence, 1 layer of width {TINY['hidden_size']}, float32: "
         f"{runs} medians over {STEPS} steps",
         "verify_s": f"{passed}, by number of tokens; {runs}",
