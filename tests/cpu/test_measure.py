@@ -1,6 +1,7 @@
 """Measuring: equal seeds give equal counts, the engine and one pass over its answers agree, every α is what its definition says."""
 
 import ast
+import gzip
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ import torch
 
 from foredraft import records, text
 from foredraft.cli import main as app
-from foredraft.data.prompts import Encoding, Prompt, read_prompts
+from foredraft.data.prompts import Encoding, Prompt, read_prompts, read_questions
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.laws.fit import fit_all
@@ -455,6 +456,33 @@ def test_spec_bench_and_plain_text(checkpoint: Path, tmp_path: Path):
     plain = read(write(tmp_path / "p.txt", ["the fox", "", "a line with \u2028 in it"]), checkpoint)
     assert len(plain) == 2
     assert plain[0].category is None
+
+
+def test_prompts_of_spec_bench_whole_and_of_chats(tmp_path: Path):
+    """Lists of references in lists, as in Spec-Bench's rag; ShareGPT's list of conversations, messages in parts; packed and marked."""
+    rag = {"turns": ["a question"], "category": "rag", "reference": [["an answer", "another"]]}
+    share = [{"from": "gpt", "value": "hi"}, {"from": "human", "value": "the first"}, {"from": "human", "value": "no"}]
+    parts = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "in parts"}]}]
+    rows = [rag, {"conversations": share}, {"messages": parts}, {"prompt": "a prompt"}, rag | {"reference": [[]]}]
+    files = {
+        "p.jsonl": "\n".join(map(json.dumps, rows)).encode("utf-8-sig"), "p.json": json.dumps(rows, indent=1).encode(),
+        "p.JSONL.gz": gzip.compress("\n".join(map(json.dumps, rows)).encode()),
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        skips = Skips("stop")
+        questions = read_questions(tmp_path / name, skips)
+        assert [question.words for question in questions] == [
+            "a question",
+            "the first",
+            "in parts",
+            "a prompt",
+            "a question",
+        ]
+        assert skips.count == 0
+    assert questions[1].where == f"{tmp_path / 'p.JSONL.gz'}:2"
+    with pytest.raises(ValueError, match=r"p.jsonl:1: not a Spec-Bench line"):
+        read_questions(write(tmp_path / "p.jsonl", [{"conversations": share[:1]}]), Skips("stop"))
 
 
 def test_chat_templates_go_around_the_prompts_that_ask_for_one(checkpoint: Path, tmp_path: Path):

@@ -433,7 +433,7 @@ def test_names_of_one_target_are_joined(tmp_path):
     rows = [msgspec.structs.replace(ROW, target=name) for name in ("smol", "org/SmolLM2", "other")]
     assert [row.target for row in joined(rows, ["smol", "org/SmolLM2"])] == ["smol", "smol", "other"]
     assert [row.target for row in joined(rows, ["smol"], "SmolLM2")] == ["SmolLM2", "org/SmolLM2", "other"]
-    with pytest.raises(ValueError, match=r"target-name: no row is of 'smoll'; they name smol, org/SmolLM2, other"):
+    with pytest.raises(ValueError, match=r"target_name 'smoll': no row is of it; they name smol, org/SmolLM2, other"):
         joined(rows, ["smoll"])
 
 

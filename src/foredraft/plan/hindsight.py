@@ -20,7 +20,7 @@ from foredraft.laws.forms import LossLaw
 from foredraft.laws.own_costs import OwnCosts
 from foredraft.laws.passes import Layout
 from foredraft.plan import from_study
-from foredraft.plan.matching import match
+from foredraft.plan.matching import CLOCKLESS, completed, match
 from foredraft.plan.predicted import predicted
 from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
 from foredraft.plan.search import PlanSettings, Problem, rank
@@ -35,6 +35,7 @@ KNOWN_LOOKAHEAD = 2  # what calibration may look at: a quick run at one and two 
 
 def judge_by_class(target: Shape, machine: Machine, observations: Sequence[Observation]) -> list[Hindsight]:
     """`judge` at temperature 0 and above it, as far as there are timed rows of either."""
+    observations = completed(target, observations).rows
     sampled = {(row.temperature or 0.0) > 0 for row in observations if row.output_tok_s} or {False}
     return [judge(target, machine, observations, float(above_zero)) for above_zero in sorted(sampled)]
 
@@ -48,12 +49,13 @@ def judge(target: Shape, machine: Machine, observations: Sequence[Observation], 
     """
     observations = [row for row in observations if ((row.temperature or 0.0) > 0) == (temperature > 0)]
     place = _place(target, machine, observations)
-    rows = timed(place, match(place, observations, temperature).rows)
+    matched = match(place, observations, temperature)
+    rows = timed(place, matched.rows, matched.leave_out)
     depths = {int(row.cost.depth) for row in rows if row.cost.depth}
     if not depths or not any(row.cost.depth == 0 for row in rows):
         raise ValueError(
             f"no own speedup can be judged: needs rows of {target.name} on machine {machine.name}, plain and drafted, with "
-            "output_tok_s, batch_size or concurrency, input_len and output_len"
+            f"output_tok_s, batch_size or concurrency, input_len and output_len; of its rows {matched.reasons() or 'none is left out'}"
         )
     known_lookahead = max(KNOWN_LOOKAHEAD, min(depths))
     calibration = calibrated(place, [row for row in rows if row.cost.depth <= known_lookahead])
@@ -61,6 +63,9 @@ def judge(target: Shape, machine: Machine, observations: Sequence[Observation], 
     assert calibration is not None, "there is a plain row"
     studies = {role: study_of(target, observations, temperature, role) for role in ("lm", "head")}
     choices, lacking = _choices(place, studies["lm"], observations, rows)
+    matched.left_out.pop(CLOCKLESS, None)  # they speak of acceptance
+    if reasons := matched.reasons():
+        lacking = (*lacking, f"own rows left out: {reasons}")
     return Hindsight(
         target=target.name, machine=machine.name, temperature=temperature, known_lookahead=known_lookahead,
         calibration_rows=calibration.num_rows, calibration_error=calibration.error,

@@ -21,6 +21,7 @@ from foredraft.records import Machine, Observation, dtype_name
 from foredraft.shapes import Shape
 
 UNSTATED = ("unstated", "unknown")
+CLOCKLESS = "without tokens/s"
 NAMED = 3  # rows that a reason names
 WORDS = {"input_len": "prompt length", "output_len": "answer length", "tensor_parallel": "devices"}
 
@@ -157,7 +158,7 @@ def _reasons(place: Place, lengths: tuple[float, float] | None) -> Callable[[Obs
 def _lacking(row: Observation, lengths: tuple[float, float] | None) -> str:
     """What a row has too little of to be timed."""
     if not row.output_tok_s:
-        return "without tokens/s"
+        return CLOCKLESS
     if not load(row):
         return "without clients or batch size"
     if lengths is None and not (row.input_len and row.output_len):

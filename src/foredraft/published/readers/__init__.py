@@ -43,7 +43,7 @@ def joined(rows: Sequence[Observation], names: Sequence[str], target: str | None
         return list(rows)
     targets = dict.fromkeys(row.target for row in rows)
     if unknown := [name for name in names if name not in targets and name != target]:
-        raise ValueError(f"target-name: no row is of {unknown[0]!r}; they name {listed(list(targets)) or 'nothing'}")
+        raise ValueError(f"target_name {unknown[0]!r}: no row is of it; they name {listed(list(targets)) or 'nothing'}")
     common_name = target or names[0]
     return [msgspec.structs.replace(row, target=common_name) if row.target in names else row for row in rows]
 
