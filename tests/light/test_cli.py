@@ -1,32 +1,48 @@
 """The command line as a user meets it: exit codes, one-line errors with a hint, JSON on stdout, talk on stderr."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 
 from foredraft import __version__
+from foredraft.cli.main import main
 
 PLAN = ("plan", "Llama-3.1-8B", "--machine", "H100", "--concurrency", "1,64", "--draws", "16")
 
 
 BLOCKED = """
-import sys
+import contextlib, io, json, sys
 for name in ("torch", "transformers", "tokenizers"):
     sys.modules[name] = None
 from foredraft.cli.main import main
-main()
+ends = []
+for words in json.loads(sys.argv[1]):
+    sys.argv, err = ["foredraft", *words], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        ends.append((end.code, err.getvalue()))
+print(json.dumps(ends))
 """
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 99,
 }  # fmt: skip
 
 
-def blocked(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line where nothing heavy can be imported."""
-    return subprocess.run([sys.executable, "-c", BLOCKED, *args], capture_output=True, text=True, cwd=cwd)
+def blocked(commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
+    """Exit code and stderr of each command line, in one process where nothing heavy can be imported."""
+    words = [sys.executable, "-c", BLOCKED, json.dumps(commands)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return [tuple(end) for end in json.loads(done.stdout)]
 
 
 def _model(folder: Path, *files: str) -> None:
@@ -36,8 +52,23 @@ def _model(folder: Path, *files: str) -> None:
         (folder / name).touch()
 
 
-def foredraft(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "foredraft", *args], capture_output=True, text=True, cwd=cwd)
+class Ended(NamedTuple):
+    """What a run of the command line left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def foredraft(*args: str, cwd: Path | None = None) -> Ended:
+    """The command line in this process, which has its imports already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["foredraft", *args]), contextlib.chdir(cwd or Path.cwd()), contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end,
+    ):  # fmt: skip
+        main()
+    return Ended(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def test_the_package_runs_as_a_module() -> None:
@@ -61,26 +92,23 @@ def test_hints_stand_where_an_error_is_raised(tmp_path: Path) -> None:
 MODELS = {"nowhere": "no such folder", "empty": "no such file", "weightless": "holds neither model.safetensors"}
 
 
-@pytest.mark.parametrize("folder", MODELS)
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("generate", "{bad}", "hi"),
-        ("generate", "{good}", "hi", "--draft", "{bad}"),
-        ("bench", "{bad}"),
-        ("bench", "{good}", "--draft", "{bad}@3"),
-        ("measure", "{bad}", "--prompts", "p.txt", "--out", "out"),
-        ("measure", "{good}", "--draft", "{bad}@3", "--prompts", "p.txt", "--out", "out"),
-        ("probe", "--target", "{bad}"),
-        ("train", "recipe.json", "--target", "{bad}", "--data", "tokens", "--out", "out"),
-        ("data", "regenerate", "p.txt", "--target", "{bad}", "--out", "out"),
-        ("deploy", "{bad}", "--target", "{good}", "--out", "out"),
-        ("deploy", "{good}", "--target", "{bad}", "--out", "out"),
-    ],
+VERBS = (
+    ("generate", "{bad}", "hi"),
+    ("generate", "{good}", "hi", "--draft", "{bad}"),
+    ("bench", "{bad}"),
+    ("bench", "{good}", "--draft", "{bad}@3"),
+    ("measure", "{bad}", "--prompts", "p.txt", "--out", "out"),
+    ("measure", "{good}", "--draft", "{bad}@3", "--prompts", "p.txt", "--out", "out"),
+    ("probe", "--target", "{bad}"),
+    ("train", "recipe.json", "--target", "{bad}", "--data", "tokens", "--out", "out"),
+    ("data", "regenerate", "p.txt", "--target", "{bad}", "--out", "out"),
+    ("deploy", "{bad}", "--target", "{good}", "--out", "out"),
+    ("deploy", "{good}", "--target", "{bad}", "--out", "out"),
 )
-def test_a_wrong_folder_is_told_before_torch_or_a_tokenizer_is_loaded(
-    tmp_path: Path, words: tuple[str, ...], folder: str
-) -> None:
+
+
+@pytest.mark.parametrize("folder", MODELS)
+def test_a_wrong_folder_is_told_before_torch_or_a_tokenizer_is_loaded(tmp_path: Path, folder: str) -> None:
     """Where neither can be imported at all."""
     _model(tmp_path / "weightless", "tokenizer.json")
     _model(tmp_path / "good", "tokenizer.json", "model.safetensors")
@@ -88,36 +116,38 @@ def test_a_wrong_folder_is_told_before_torch_or_a_tokenizer_is_loaded(
     (tmp_path / "p.txt").write_text("hi\n")
     recipe = {"model": {"kind": "eagle3"}, "stages": [{"tokens": 20000, "length": 100, "batch": 10}]}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    args = [word.format(bad=tmp_path / folder, good=tmp_path / "good") for word in words]
-    done = blocked(*args, cwd=tmp_path)
-    error, *_ = done.stderr.split("\n\n")
-    assert done.returncode == 2
-    assert MODELS[folder] in error
-    assert error.startswith(f"error: {tmp_path / folder}")
-    assert "\n" not in error.strip()
+    commands = [[word.format(bad=tmp_path / folder, good=tmp_path / "good") for word in words] for words in VERBS]
+    ends = blocked(commands, tmp_path)
+    assert len(ends) == len(VERBS)
+    for words, (code, talk) in zip(VERBS, ends, strict=True):
+        error, *_ = talk.split("\n\n")
+        assert code == 2, (words, talk)
+        assert MODELS[folder] in error, words
+        assert error.startswith(f"error: {tmp_path / folder}"), (words, error)
+        assert "\n" not in error.strip(), words
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("data", "show", "nowhere"), "no token folder"),
-        (("data", "tokenizer", "nowhere", "--out", "out"), "No such file or folder"),
-        (("train", "recipe.json", "--data", "nowhere", "--out", "out"), "no token folder"),
-        (("train", "nowhere.json", "--out", "out"), "No such file"),
-        (("plan", "nowhere/model"), "no shape named"),
-        (("deploy", "check", "nowhere"), "No such file"),
-        (("sweep", "nowhere.json", "--out", "out"), "No such file"),
-        (("report", "nowhere"), "no such folder"),
-    ],
-)
-def test_other_missing_folders_are_told_as_soon(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+MISSING = {
+    ("data", "show", "nowhere"): "no token folder",
+    ("data", "tokenizer", "nowhere", "--out", "out"): "No such file or folder",
+    ("train", "recipe.json", "--data", "nowhere", "--out", "out"): "no token folder",
+    ("train", "nowhere.json", "--out", "out"): "No such file",
+    ("plan", "nowhere/model"): "no shape named",
+    ("deploy", "check", "nowhere"): "No such file",
+    ("sweep", "nowhere.json", "--out", "out"): "No such file",
+    ("report", "nowhere"): "no such folder",
+}
+
+
+def test_other_missing_folders_are_told_as_soon(tmp_path: Path) -> None:
     recipe = {"model": {"kind": "lm", "params": 5e4}, "stages": [{"tokens": 20000, "length": 100, "batch": 10}]}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    done = blocked(*words, cwd=tmp_path)
-    error, *_ = done.stderr.split("\n\n")
-    assert done.returncode == 2
-    assert says in error
-    assert "\n" not in error.strip()
+    ends = blocked([list(words) for words in MISSING], tmp_path)
+    for (words, says), (code, talk) in zip(MISSING.items(), ends, strict=True):
+        error, *_ = talk.split("\n\n")
+        assert code == 2, (words, talk)
+        assert says in error, (words, error)
+        assert "\n" not in error.strip(), words
 
 
 def test_plan_writes_its_documents_and_prints_the_answer(tmp_path: Path) -> None:
