@@ -511,7 +511,15 @@ def test_an_unknown_family_of_plain_layers_is_counted_with_a_note():
         ({"model_type": "gpt_oss", "layer_types": ["full_attention"]}, r"has 1 of 4 layers"),
         ({"model_type": "qwen3_next", "layer_types": ["warp"] * 4}, r"layer type 'warp' is not known"),
         ({"model_type": "gemma3", "head_dim": -1}, r"head_dim must be a whole number from 1"),
-        ({"model_type": "gemma3", "sliding_window_pattern": [6]}, r"another type or length"),
+        ({"model_type": "gemma3", "sliding_window_pattern": [6]}, r"another type, length or range"),
+        (
+            {"model_type": "gpt_oss", "num_local_experts": 4, "interleave_moe_layer_step": 0},
+            r"another type, length or range",
+        ),
+        (
+            {"model_type": "mimo", "num_nextn_predict_layers": 10**9},
+            r"num_nextn_predict_layers must be from 0 to 10,000",
+        ),
         ({"model_type": "mistral", "sliding_window": "wide"}, r"another type"),
         ({"model_type": "llama", "num_hidden_layers": 1_000_000}, r"num_layers must be at most 10,000"),
         ({"model_type": "gpt_oss", "num_hidden_layers": 1_000_000}, r"num_hidden_layers must be from 1 to 10,000"),

@@ -76,9 +76,9 @@ def layered_shape(
         shape, layers = _of_layers(keys, family_type, traits, name)
     except KeyError as error:
         raise ValueError(f"{family_type} config lacks {error.args[0]}") from None
-    except (TypeError, IndexError, AttributeError) as error:
+    except (TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{family_type} config: a key has another type or length than its family's ({error})"
+            f"{family_type} config: a key has another type, length or range than its family's ({error})"
         ) from None
     assumed = f"model_type {family_type!r} is not known; its layers are taken for Llama's with the sizes that its config names"
     return (shape if family else msgspec.structs.replace(shape, notes=(assumed,))), layers

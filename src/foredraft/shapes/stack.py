@@ -283,7 +283,9 @@ def _searched(keys: Keys, layer: dict[str, Any]) -> Block:
 def mtp_layers(keys: Keys, traits: Traits) -> list[Block]:
     """The multi-token prediction layers in the checkpoint: a matrix that joins two hidden vectors, then layers like the last."""
     depth = first(keys, "num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", default=0)
-    if not depth:
+    if not 0 < depth <= MOST_LAYERS:
+        if depth:
+            raise ValueError(f"num_nextn_predict_layers must be from 0 to {MOST_LAYERS:,}, got {depth:,}")
         return []
     hidden, kinds = keys["hidden_size"], layer_kinds(keys)
     parts = first(keys, "mtp_hybrid_override_pattern", "mtp_layers_block_type", default=["full"])
