@@ -29,10 +29,10 @@ def require(
     record: Any, *, positive: tuple[str, ...] = (), non_negative: tuple[str, ...] = (), unit: tuple[str, ...] = ()
 ) -> None:
     """One-line errors that name the field: `positive` > 0, `non_negative` ≥ 0, `unit` within [0, 1]; None passes, NaN never."""
-    for names, least in ((positive, True), (non_negative, False)):
-        if names and not _is_fine(_getter(names)(record), positive=least):
-            for name in names:
-                _require(name, getattr(record, name), positive=least)
+    names = positive + non_negative
+    if names and not _is_fine(_getter(names)(record), len(positive)):
+        for name in names:
+            _require(name, getattr(record, name), positive=name in positive)
     for name in unit:
         _require(name, getattr(record, name), most=1.0)
 
@@ -42,14 +42,16 @@ def _getter(names: tuple[str, ...]) -> Callable[[Any], Any]:
     return attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
 
 
-def _is_fine(values: tuple[Any, ...], *, positive: bool) -> bool:
-    """Whether all that is no None is a finite number within its bound, as nearly all records are; lists are looked at one by one."""
+def _is_fine(values: tuple[Any, ...], positive: int) -> bool:
+    """Whether all that is no None is a finite number, the first `positive` above 0 and the others not below, as in nearly all records;
+    lists are looked at one by one.
+    """
     numbers = [value for value in values if value is not None]
     try:
         total, least = sum(numbers), min(numbers, default=1)
     except TypeError:
         return False
-    return total - total == 0 and (least > 0 or (least == 0 and not positive))
+    return total - total == 0 and (least > 0 or (least == 0 and 0 not in values[:positive]))
 
 
 def _require(name: str, value: Any, *, positive: bool = False, most: float = math.inf) -> None:

@@ -14,10 +14,12 @@ SHOWN, LISTED = 40, 12  # characters of a cell, and names of a list, that a mess
 
 
 class Column:
-    """One column: where it is, the field that it holds, and what its cells say, each read once. `real`: a number as a rule."""
+    """One column: where it is, the field that it holds, and what its cells say, each read once. `real`: a number as a rule, in units of 1 / `per`."""
 
-    def __init__(self, place: int, name: str, of: str, read: Callable[[Any], Any], *, real: bool = False) -> None:
-        self.place, self.name, self.of, self.read, self.real = place, name, of, read, real
+    def __init__(
+        self, place: int, name: str, of: str, read: Callable[[Any], Any], *, real: bool = False, per: float = 1.0
+    ) -> None:
+        self.place, self.name, self.of, self.read, self.real, self.per = place, name, of, read, real, per
         self.seen: dict[Any, Any] = {}
 
     def value(self, cell: Any, where: str) -> Any:
@@ -43,7 +45,7 @@ def values_of(columns: Sequence[Column], cells: Sequence[Any], where: str) -> di
         if value is None:
             value = column.seen[cell] if cell in column.seen else column.value(cell, where)
         if value is not None:
-            fields[column.of] = value
+            fields[column.of] = value / column.per if column.per != 1 else value
     return fields
 
 

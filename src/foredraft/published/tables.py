@@ -83,6 +83,7 @@ OUTCOMES = (
     "tokens_per_step", "survival", "accept_prob", "cost_ratio", "output_tok_s", "speedup", "ttft_s", "tpot_s", "itl_s",
     "kv_cache_tokens", "model_bytes",
 )  # fmt: skip
+FIGURES = frozenset(OUTCOMES)
 # EAGLE-3's figure 1 counts training data in ShareGPTs: 68 k dialogues of about 1,500 tokens. The product is an assumption and its rows say so.
 SHAREGPT_TOKENS = 1.0e8
 UNSTATED = "unstated"
@@ -97,7 +98,7 @@ PLAIN = (
     "baseline_tok_s",
     "vanilla_tok_s",
 )  # tokens/s without speculation, beside a speculative row
-TOTALS = (*TIMES, *MEANS, *PLAIN, "num_draft_tokens", "draft_tokens", "model_load_gib", "data_scale_x_sharegpt")
+TOTALS = (*MEANS, *PLAIN, "num_draft_tokens", "draft_tokens", "model_load_gib", "data_scale_x_sharegpt")
 OF_A_DRAFT = (
     "draft", "draft_params", "draft_tokens", "lookahead", "topk", "tree_nodes", "tokens_per_step", "survival", "accept_prob", "cost_ratio",
     "steps", "drafted", "accepted", "speedup", "ttft_s", "tpot_s", "itl_s", "kv_cache_tokens", "model_bytes",
@@ -201,16 +202,19 @@ class Table:
         self.columns = _fields_of(self.places)
         self.positions = [name for name in self.places if _by_position(name)]
         self.totals = [name for name in TOTALS if name in self.places]
+        times = [name for name in TIMES if name in self.places]
         self.direct = [self._cell(name, of) for of, name in self.columns.items()]
+        self.direct += [self._cell(name, TIMES[name], per=1e3) for name in times]
         self.derived = [self._cell(name, name) for name in (*self.positions, *self.totals)]
         self.source = reading.name
         self.stem = Path(reading.name.removesuffix(".gz").removesuffix(".zst")).stem
+        self.origin = Provenance(source=reading.name, trust=trust)
         self.origins: dict[tuple[str | None, ...], Provenance] = {}
         self.plain_rows: set[Observation] = set()
-        used = {*self.columns.values(), *self.positions, *self.totals, "source", "note", "thinking", "tree"}
+        used = {*self.columns.values(), *self.positions, *self.totals, *times, "source", "note", "thinking", "tree"}
         unread = [header[i] for name, i in self.places.items() if name not in used]
         reading.columns |= dict.fromkeys(name for name in unread if known is None or not known.fullmatch(name))
-        if not (self.positions or self.columns.keys() & set(OUTCOMES) or any(name in TIMES for name in self.totals)):
+        if not (self.positions or times or self.columns.keys() & FIGURES):
             self._refuse_header(header)
 
     def _refuse_header(self, header: Sequence[str]) -> None:
@@ -222,12 +226,14 @@ class Table:
         )
         raise with_hint(ValueError(message), COLUMNS_HELP)
 
-    def _cell(self, name: str, of: str) -> "Column":
+    def _cell(self, name: str, of: str, per: float = 1.0) -> Column:
         if of in self.positions:
             return Column(self.places[name], name, of, lambda cell: survival_of(cell, name))
         if of in TEXT or of in WHOLE:
             return Column(self.places[name], name, of, str if of in TEXT else whole_of)
-        return Column(self.places[name], name, of, partial(number_of, decimal_comma=self.decimal_comma), real=True)
+        return Column(
+            self.places[name], name, of, partial(number_of, decimal_comma=self.decimal_comma), real=True, per=per
+        )
 
     def add(self, place: str, cells: Sequence[Any]) -> None:
         """Read a row into the reading's. Raises ValueError as `read_csv`."""
@@ -246,7 +252,7 @@ class Table:
         self._complete(fields, cells)
         if plain_tok_s is not None and fields["method"] == "none":
             fields.setdefault("output_tok_s", plain_tok_s)
-        has_figure = any(fields.get(name) is not None for name in OUTCOMES)
+        has_figure = not FIGURES.isdisjoint(fields)
         if not has_figure and plain_tok_s is None:
             self.reading.leave_out(place, "no figure in it")
             return
@@ -280,12 +286,13 @@ class Table:
         fields["target"] = fields.get("target") or UNSTATED
         if dtype := fields.get("dtype"):
             fields["dtype"] = dtype_name(dtype)
-        if variant := self._text(cells, "thinking"):
+        if "thinking" in self.places and (variant := self._text(cells, "thinking")):
             fields["dataset"] = f"{fields.get('dataset') or ''} [{variant}]".strip()
         depth, survival = fields.get("lookahead"), fields.get("survival")
         if depth and survival and len(survival) > depth:
             fields["survival"] = survival[:depth]  # the server's chain may be longer than this row's
-        if (tree := TREE.fullmatch(self._text(cells, "tree") or "")) and fields.get("topk") is None:
+        written = self._text(cells, "tree") if "tree" in self.places and fields.get("topk") is None else None
+        if tree := TREE.fullmatch(written or ""):
             depth, width, nodes = (int(number) for number in tree.groups())
             fields |= {
                 "lookahead": fields.get("lookahead") or depth,
@@ -302,6 +309,8 @@ class Table:
         return None if place is None else str(cells[place]).strip() or None
 
     def _origin(self, cells: Sequence[Any]) -> Provenance:
+        if "source" not in self.places and "note" not in self.places:
+            return self.origin
         written, note = self._text(cells, "source"), self._text(cells, "note")
         self.source = self.source if written in (None, "same") else written
         if (self.source, note) not in self.origins:
@@ -310,7 +319,7 @@ class Table:
 
     def _derived(self, values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         """What a table states in other units or as totals."""
-        out: dict[str, Any] = {TIMES[name]: value / 1e3 for name, value in values.items() if name in TIMES}
+        out: dict[str, Any] = {}
         if survivals := [values[name] for name in self.positions if name in values]:
             out["survival"] = survivals[0]
         if plain := [values[name] for name in PLAIN if name in values]:
