@@ -34,7 +34,8 @@ def require(
         for name in names:
             _require(name, getattr(record, name), positive=name in positive)
     for name in unit:
-        _require(name, getattr(record, name), most=1.0)
+        if (value := getattr(record, name)) is not None:
+            _require(name, value, most=1.0)
 
 
 @cache

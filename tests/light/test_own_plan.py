@@ -434,8 +434,11 @@ def test_a_draft_of_unknown_shape_is_left_out():
 def test_repeats_of_one_run_are_one_row_of_acceptance():
     drafted = next(row for row in rows() if row.method != "none" and row.lookahead)
     repeats = [msgspec.structs.replace(drafted, tokens_per_step=tau, output_len=tau) for tau in (2.0, 3.0)]
-    other = msgspec.structs.replace(drafted, run="another", tokens_per_step=4.0)
-    assert [row.tokens_per_step for row in without_repeats([*repeats, other])] == [2.5, 4.0]
+    other = msgspec.structs.replace(drafted, run="another", tokens_per_step=4.0, draft_tokens=1e9)
+    again = msgspec.structs.replace(other, run="a third", tokens_per_step=5.0)
+    untrained = [msgspec.structs.replace(row, draft_tokens=None) for row in (other, again)]
+    assert [row.tokens_per_step for row in without_repeats([*repeats, other, again])] == [2.5, 4.0, 5.0]
+    assert [row.tokens_per_step for row in without_repeats(untrained)] == [4.5]
 
 
 def test_without_plain_rows_nothing_is_calibrated():
@@ -466,7 +469,7 @@ def test_own_rows_of_another_target_change_no_plan_but_are_named():
     load = Workload(input_len=64, output_len=64, concurrency=(1, 8))
     llama, small = shape("Llama-3.1-8B"), PlanSettings(draws=16)
     alone, beside = (plan(llama, machine("H100"), load, small, study_rows) for study_rows in ((), rows()[:30]))
-    assert "none of the 30 is of Llama-3.1-8B, they name runs/tales" in beside.not_considered["own observations"]
+    assert "none is of Llama-3.1-8B, they name runs/tales" in beside.not_considered["own observations"]
     assert msgspec.structs.replace(beside, not_considered=alone.not_considered) == alone
 
 

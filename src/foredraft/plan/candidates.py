@@ -85,7 +85,7 @@ def candidates(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
     rows = basis.observations
     if rows and not any(on_target(row, basis.target) for row in rows):
         targets = ", ".join(dict.fromkeys(row.target for row in rows))
-        missing["own observations"] = f"none of the {len(rows)} is of {basis.target.name}, they name {targets}"
+        missing["own observations"] = f"none is of {basis.target.name}, they name {targets}"
     return [*heads, _lookup(basis), *models], missing | missing_models
 
 

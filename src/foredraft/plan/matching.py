@@ -21,6 +21,7 @@ from foredraft.records import Machine, Observation, dtype_name
 from foredraft.shapes import Shape
 
 UNSTATED = ("unstated", "unknown")
+MISSING = (None, *UNSTATED)
 CLOCKLESS = "without tokens/s"
 NAMED = 3  # rows that a reason names
 WORDS = {"input_len": "prompt length", "output_len": "answer length", "tensor_parallel": "devices"}
@@ -39,11 +40,7 @@ class Matched:
 
     def assume(self, row: Observation, facts: dict[str, Any]) -> Observation:
         """`row` with what it does not say."""
-        facts = {
-            name: value
-            for name, value in facts.items()
-            if getattr(row, name) in (None, *UNSTATED) and value is not None
-        }
+        facts = {name: facts[name] for name in facts if getattr(row, name) in MISSING and facts[name] is not None}
         for name in facts:
             word = WORDS.get(name, name)
             self.assumed[word] = self.assumed.get(word, 0) + 1
@@ -87,7 +84,7 @@ def completed(target: Shape, observations: Sequence[Observation], draft: Shape |
 
 
 DIALS = (
-    "run", "target", "method", "draft", "family", "dataset", "temperature", "engine", "target_params", "target_tokens", "draft_params",
+    "target", "method", "draft", "family", "dataset", "temperature", "engine", "target_params", "target_tokens", "draft_params",
     "draft_tokens", "draft_layers", "lookahead", "topk", "tree_nodes", "concurrency", "batch_size", "pooling", "accept_kind", "cost_ratio",
     "target_tokenizer", "draft_tokenizer",
 )  # fmt: skip
@@ -95,13 +92,14 @@ ACCEPTANCE = "tokens_per_step", "accept_prob", "loss", "target_perplexity", "dra
 
 
 def without_repeats(observations: Sequence[Observation]) -> list[Observation]:
-    """A row for those of one run that differ in no dial of acceptance, with the means of what they measured: a log of 100,000 rows
-    is few.
+    """A row for those that differ in no dial of acceptance, with the means of what they measured: a log of 100,000 rows is few.
+    Of drafts whose training is stated only rows of one run are repeats, since laws in their dials resample runs.
     """
     repeats: dict[tuple[Any, ...], list[Observation]] = {}
     dials = attrgetter(*DIALS)
     for row in observations:
-        repeats.setdefault((*dials(row), row.survival and len(row.survival)), []).append(row)
+        run = row.run if row.draft_tokens else None
+        repeats.setdefault((*dials(row), run, row.survival and len(row.survival)), []).append(row)
     return [rows[0] if len(rows) == 1 else _mean(rows) for rows in repeats.values()]
 
 
