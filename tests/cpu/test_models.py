@@ -441,7 +441,7 @@ def test_wrong_tensors(folder, change, match):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"model_type": "gpt2"}, "config.json: model_type 'gpt2' is not supported"),
+        ({"model_type": "gpt2"}, "config.json: model_type 'gpt2' cannot be run .have llama"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "config.json: rope_type 'dynamic' is not supported .have default"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "type llama3 lacks low_freq_factor, high_freq_factor"),
         ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1}}, "high_freq_factor .1.0. must exceed low_freq_factor"),

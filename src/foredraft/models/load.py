@@ -51,12 +51,15 @@ def read_config(path: str | Path) -> tuple[Shape, ModelConfig]:
 def parse_config(keys: dict[str, Any], folder: str | Path) -> tuple[Shape, ModelConfig]:
     """`read_config` of the keys that were read from the folder's config.json, unfolded (see `shapes.unfolded`)."""
     file = Path(folder) / "config.json"
+    if keys.get("quantization_config"):
+        raise ValueError(
+            f"{file}: quantization_config: quantised weights are not supported; give the original checkpoint"
+        )
     shape = shapes.from_config(keys, Path(folder).resolve().name, where=str(file))
     try:
         if "hidden_size" not in keys:
             raise ValueError("text_config: multimodal models are not supported")
-        if keys.get("quantization_config"):
-            raise ValueError("quantization_config: quantised weights are not supported; give the original checkpoint")
+        runnable(shape.family)
         return shape, model_config_of(keys, shape)
     except (msgspec.ValidationError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None

@@ -127,7 +127,7 @@ def context_length(keys: dict[str, Any]) -> Any:
     """
     stated, scaling = keys.get("max_position_embeddings"), first(keys, "rope_scaling", "rope_parameters", default={})
     factor = scaling.get("factor") if isinstance(scaling, dict) else None
-    if not isinstance(factor, int | float) or not isinstance(stated, int):
+    if not isinstance(factor, int | float) or not isinstance(stated, int) or factor <= 1:
         return stated
     kind, original = scaling.get("rope_type") or scaling.get("type"), scaling.get("original_max_position_embeddings")
     if kind == "yarn":
