@@ -15,7 +15,7 @@ import pytest
 from foredraft import kinds
 from foredraft.plan.candidates import public
 from foredraft.shapes import Shape, compute_dtype, from_config, head, known_shapes, named, scaled, shape, stated
-from foredraft.shapes.formats import bytes_per_value, matrix_bytes
+from foredraft.shapes.formats import FORMATS, bytes_per_value, matrix_bytes
 from foredraft.shapes.quantised import format_of_name
 
 CONFIGS = json.loads((Path(__file__).parent / "target_configs.json").read_bytes())
@@ -366,6 +366,7 @@ def test_what_formats_are_multiplied_in():
     assert [compute_dtype("fp8-block", rates) for rates in (ampere, hopper)] == ["bfloat16", "fp8"]
     assert compute_dtype("int4", blackwell) == compute_dtype("nvfp4-w4a16", blackwell) == "bfloat16"
     assert compute_dtype("bfloat16", {"float16"}) == "float16"
+    assert {dtype for form in FORMATS.values() for dtype in form.compute} <= FORMATS.keys()
     with pytest.raises(ValueError, match="fp8 needs a rate for"):
         compute_dtype("fp8", {"tf32"})
 

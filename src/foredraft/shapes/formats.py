@@ -41,6 +41,7 @@ FORMATS: dict[str, NumberFormat] = {
     "int4": NumberFormat(4, _SIXTEEN, 20, 128, 1),
     "mxfp4": NumberFormat(4, _FP4, 8, 32, 1),
     "nvfp4": NumberFormat(4, _FP4, 8, 16, 1),
+    "fp4": NumberFormat(4, _FP4, 8, 16, 1),  # a machine's rate, and NVFP4 where weights are meant
     "nvfp4-w4a16": NumberFormat(4, _SIXTEEN, 8, 16, 1),
     "nf4": NumberFormat(4, _SIXTEEN, 32, 64, 1),
 }
