@@ -230,7 +230,7 @@ def test_deepseek_v3_has_the_bytes_of_its_files():
     assert v3.weight_bytes() + mtp == pytest.approx(680_571_043_840 + 166_161_984 + 7_837_633_536, rel=1e-4)
 
 
-FORMATS = {
+STORED = {
     "Qwen/Qwen3-235B-A22B-FP8": ("fp8-block", None, {}),
     "nvidia/Llama-3.1-70B-Instruct-FP8": ("fp8", "fp8", {}),
     "nvidia/Qwen3-235B-A22B-NVFP4": ("nvfp4", "fp8", {}),
@@ -246,9 +246,9 @@ FORMATS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", STORED)
 def test_formats_of_a_config(name, tmp_path):
-    main, cache, others = FORMATS[name]
+    main, cache, others = STORED[name]
     stored = target(name, tmp_path)
     assert (stored.weight_format, stored.kv_format) == (main, cache)
     assert others.items() <= stored.formats.items()
