@@ -18,6 +18,7 @@ from foredraft.records import Machine, Observation
 from foredraft.shapes import Shape
 
 LENGTH_STEP = 0.02  # of log length: rows nearer than this share a server
+MOST_LENGTHS = 12  # pairs of prompt and answer lengths that have servers of their own; with more the step is doubled until they are few
 PROBE_PRIOR_WIDTH = 2.0  # how much wider the cost law's prior is where a probe alone stands behind it
 
 
@@ -78,7 +79,9 @@ def timed(
     place: Place, observations: Iterable[Observation], refuse: Callable[[Observation, str], object] = lambda *_: None
 ) -> list[TimedRow]:
     """Rows that `matching.match` gave, each with its servers; `refuse` takes those that do not fit as they are described, and why."""
+    observations = list(observations)
     draft_of, servers, timed_rows = draft_shapes(place.target), {}, []
+    step = _length_step(observations)
     likeness: dict[int, Hashable] = {}
 
     def server(draft: Shape | None, prompt: float, answer: float, speculate: bool) -> ServerCost | ValueError:
@@ -91,7 +94,7 @@ def timed(
         return servers[key]
 
     for row in observations:
-        lengths, draft = (near(row.input_len), near(row.output_len)), draft_of(row)
+        lengths, draft = (near(row.input_len, step), near(row.output_len, step)), draft_of(row)
         server_cost, plain = server(draft, *lengths, row.method != "none"), server(None, *lengths, False)
         if isinstance(server_cost, ServerCost) and isinstance(plain, ServerCost):
             if id(draft) not in likeness:
@@ -112,10 +115,17 @@ def load(row: Observation) -> int:
     return row.concurrency or row.batch_size or 0
 
 
-def near(length: float | None) -> float:
-    """A length that rows share which are as long within `LENGTH_STEP`."""
+def near(length: float | None, step: float = LENGTH_STEP) -> float:
+    """A length that rows share which are as long within `step` of its logarithm."""
     assert length is not None, "only rows with lengths are timed"
-    return math.exp(LENGTH_STEP * round(math.log(length) / LENGTH_STEP))
+    return math.exp(step * round(math.log(length) / step))
+
+
+def _length_step(observations: Sequence[Observation]) -> float:
+    pairs, step = {(row.input_len, row.output_len) for row in observations}, LENGTH_STEP
+    while len({(near(prompt, step), near(answer, step)) for prompt, answer in pairs}) > MOST_LENGTHS:
+        step *= 2
+    return step
 
 
 def _cost_row(row: Observation) -> CostRow:
