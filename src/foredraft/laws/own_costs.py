@@ -5,7 +5,7 @@ line in k does, where none do it falls back on the cost law. Refuses to know: ac
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foredraft.laws.calibration import MULTIPLIERS, CostRow, calibrate_served, predict_served
+from foredraft.laws.calibration import MULTIPLIERS, Calibration, CostRow, calibrate_served, predict_served
 from foredraft.laws.cost import ServerCost
 from foredraft.laws.deviation import Cells, Deviation, deviation, slowdown
 from foredraft.laws.passes import Array
@@ -26,6 +26,7 @@ RUN_NOISE = 0.012
 UNEVEN = 0.04
 CALIBRATION_NOISE = 0.03  # the same of what the multipliers alone leave of published rows
 SECOND = 1.1  # calibration is repeated where its misfit exceeds that noise by this factor
+MOST_SERVERS = 8  # of each draft, that calibration sees
 MOST_CELLS = 400  # cells that the deviation sees; more are averaged over neighbouring loads
 
 
@@ -84,16 +85,8 @@ def own_costs(rows: Sequence[Measured], *, prior_width: float = 1.0) -> OwnCosts
     cells, cell_of = averaged(rows)
     taus, speeds = np.array([row.row[2:4] for row in rows], dtype=float).T
     noise = _scatter(np.log(taus / speeds), cell_of)
-    served, table = [cell.server for cell in cells], [cell.row for cell in cells]
-    runs, sd = [cell.run for cell in cells], CALIBRATION_NOISE
-    measured = np.array([row.output_tok_s for row in table])
-    while True:
-        calibration = calibrate_served(served, table, noise=sd, prior_width=prior_width, runs=runs)
-        missed = np.log(predict_served(served, table, calibration.multipliers) / measured)
-        scatter = 1.4826 * float(np.median(np.abs(missed)))
-        if sd > CALIBRATION_NOISE or scatter < SECOND * CALIBRATION_NOISE:
-            break
-        sd = scatter
+    table = [cell.row for cell in cells]
+    calibration = _calibrated(_usual(cells), prior_width)
     left = deviation(_fewer(_cells(cells, calibration.multipliers)), noise)
     loads = [int(row.concurrency) for row in table]
     costs = OwnCosts(
@@ -102,6 +95,26 @@ def own_costs(rows: Sequence[Measured], *, prior_width: float = 1.0) -> OwnCosts
     fitted = costs.output_tok_s(cells)[0] / [row.tokens_per_step for row in table]
     error = float(np.mean(np.abs(fitted[cell_of] * taus / speeds - 1)))
     return OwnCosts(costs.multipliers, costs.covariance, left, noise, error, len(rows), costs.loads)
+
+
+def _calibrated(cells: Sequence[Measured], prior_width: float) -> Calibration:
+    """Multipliers given `cells`; once more with their own misfit for noise where it exceeds CALIBRATION_NOISE."""
+    served, table, runs = [cell.server for cell in cells], [cell.row for cell in cells], [cell.run for cell in cells]
+    calibration = calibrate_served(served, table, noise=CALIBRATION_NOISE, prior_width=prior_width, runs=runs)
+    missed = np.log(predict_served(served, table, calibration.multipliers) / [row.output_tok_s for row in table])
+    scatter = 1.4826 * float(np.median(np.abs(missed)))
+    if scatter < SECOND * CALIBRATION_NOISE:
+        return calibration
+    return calibrate_served(served, table, noise=scatter, prior_width=prior_width, runs=runs)
+
+
+def _usual(cells: Sequence[Measured]) -> list[Measured]:
+    """Cells of MOST_SERVERS servers of each draft, those with the most: many lengths teach little more, and each costs a pass."""
+    by_draft: dict[Hashable, Counter[int]] = defaultdict(Counter)
+    for cell in cells:
+        by_draft[cell.draft][id(cell.server)] += 1
+    usual = {server for servers in by_draft.values() for server, _ in servers.most_common(MOST_SERVERS)}
+    return [cell for cell in cells if id(cell.server) in usual]
 
 
 def averaged(rows: Sequence[Measured]) -> tuple[list[Measured], NDArray[np.intp]]:

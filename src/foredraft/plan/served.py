@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from foredraft.engines import named_in
 from foredraft.laws.calibration import CostRow
 from foredraft.laws.cost import ServerCost, serve
@@ -18,7 +20,7 @@ from foredraft.records import Machine, Observation
 from foredraft.shapes import Shape
 
 LENGTH_STEP = 0.02  # of log length: rows nearer than this share a server
-MOST_LENGTHS = 12  # pairs of prompt and answer lengths that have servers of their own; with more the step is doubled until they are few
+MOST_LENGTHS = 60  # pairs of prompt and answer lengths that have servers of their own; with more the step is doubled until they are few
 PROBE_PRIOR_WIDTH = 2.0  # how much wider the cost law's prior is where a probe alone stands behind it
 
 
@@ -122,8 +124,8 @@ def near(length: float | None, step: float = LENGTH_STEP) -> float:
 
 
 def _length_step(observations: Sequence[Observation]) -> float:
-    pairs, step = {(row.input_len, row.output_len) for row in observations}, LENGTH_STEP
-    while len({(near(prompt, step), near(answer, step)) for prompt, answer in pairs}) > MOST_LENGTHS:
+    logs, step = np.log([(row.input_len, row.output_len) for row in observations] or [(1.0, 1.0)]), LENGTH_STEP
+    while len(np.unique(np.round(logs / step) @ [1, 1j])) > MOST_LENGTHS:
         step *= 2
     return step
 
