@@ -45,6 +45,7 @@ MULTIPLIERS = {
     "tree": 0.5, "capacity": 0.15, "prefill": 0.4, "blend": 0.4,
 }  # fmt: skip
 
+NARROW = "prefill"  # never widened: it would take for itself how steps grow with the load
 MOST_STEPS = 25  # of the search for the greatest posterior, which takes about ten; rows that no server explains may go on for hundreds
 SWING = 0.15  # sd of log speed between runs on a shared machine: plain decoding of one model, 2 cores, six batches: 0.11 to 0.16
 
@@ -72,7 +73,7 @@ def calibrate_served(
     if not rows:
         raise ValueError("calibration needs at least one measured row with a throughput")
     table, places = np.array(rows, dtype=float), _places(served)
-    prior = np.array(list(MULTIPLIERS.values())) * prior_width
+    prior = np.array([sd * (1.0 if name == NARROW else prior_width) for name, sd in MULTIPLIERS.items()])
     number = {run: i for i, run in enumerate(dict.fromkeys(runs or ()))}
     run_of = np.array([number[run] for run in runs] if runs else [0] * len(rows))
 

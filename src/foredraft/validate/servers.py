@@ -16,6 +16,7 @@ from foredraft.machines import placed
 from foredraft.records import Observation
 
 DEFAULT_LENGTHS = (256.0, 512.0)  # prompt and answer tokens where the rows state none
+GROWTH = 0.5  # share of how plain steps grow with the load that is laid to caches, the rest to arithmetic
 GUESS_PRIOR_WIDTH = 3.0  # how much wider calibration may move the coefficients of a server whose shapes are guessed
 
 
@@ -50,14 +51,14 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
     if not name:
         raise ValueError("the machine, or --machine")
     parts = (row.target, name, row.tensor_parallel, row.dtype, row.engine, row.method, row.draft, lengths)
-    pair = _known_servers(*parts)
+    pair = of_names(*parts)
     if isinstance(pair, str):
         raise ValueError(pair)
     return pair
 
 
 @cache
-def _known_servers(
+def of_names(
     target_name: str, machine_name: str, devices: int | None, dtype: str | None, engine: str | None, method: str, draft: str | None,
     lengths: tuple[float, float],
 ) -> tuple[ServerCost, ServerCost] | str:  # fmt: skip
@@ -116,16 +117,19 @@ def fewest(target: shapes.Shape, where) -> int:
 
 
 def _guessed(kind: str, plain_tok_s: Mapping[int, float], lengths: tuple) -> tuple[ServerCost, ServerCost]:
-    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens; a draft of a twentieth of its cost.
+    """A server whose plain step at the smallest load is as measured, memory-bound up to 250 tokens, and grows with the load half as
+    measured; a draft of a twentieth of its cost.
 
     Ranking a tree's level takes 2 % of a step: SpecForge's trees of 3 and 4 choices took a tenth longer than their tokens alone.
     """
-    load = min(plain_tok_s)
-    step = load / plain_tok_s[load]
+    steps = {load: load / speed for load, speed in plain_tok_s.items()}
+    least, most = min(steps), max(steps)
+    step = steps[least]
+    sequence_s = GROWTH * max(steps[most] - step, 0.0) / max(most - least, 1)
 
     def model(share: float) -> PassCost:
         weights = 0.9 * share * step
-        return PassCost(0.1 * share * step, weights, weights / 250, 0.0)
+        return PassCost(0.1 * share * step, weights, weights / 250, share * sequence_s)
 
     parts = {
         "input_len": lengths[0], "output_len": lengths[1], "capacity_tokens": np.inf, "speculation_s": 0.03 * step,
