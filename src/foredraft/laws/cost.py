@@ -142,12 +142,15 @@ def serve(
     fixed = {"fixed_s": eff.target_fixed_s, "layer_s": eff.target_layer_s}
     draft_fixed = {"fixed_s": eff.draft_fixed_s, "layer_s": eff.draft_layer_s}
 
-    def passes(context: float) -> list[PassCost]:
+    def passes(context: float, *, prompt: bool = False) -> list[PassCost]:
         """Of the target, and of the draft where there is one."""
         models = [(target, fixed)] + ([(draft, draft_fixed)] if draft else [])
-        return [PassCost.of(shape, machine, eff, context=context, **floors, **placed) for shape, floors in models]
+        return [
+            PassCost.of(shape, machine, eff, context=context, prompt=prompt, **floors, **placed)
+            for shape, floors in models
+        ]
 
-    decoding, prompt = passes(input_len + output_len / 2), passes(input_len / 2)
+    decoding, prompt = passes(input_len + output_len / 2), passes(input_len / 2, prompt=True)
     return ServerCost(
         decoding[0], decoding[1] if draft else None, input_len, output_len, capacity * eff.occupancy, eff.speculation_s,
         _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data, eff.request_s,

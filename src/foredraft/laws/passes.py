@@ -30,6 +30,7 @@ from foredraft.shapes.formats import compute_dtype, number_format
 Array = NDArray[np.float64]
 
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
+POPULARITY = 1.0
 
 
 class Layout(Record, frozen=True):
@@ -62,7 +63,7 @@ class Efficiency(Record, frozen=True):
     """What serving software reaches of a machine's peaks, and its fixed costs in seconds.
 
     Shares of the peak: `bandwidth` of dense weights, `expert_bandwidth` of experts (grouped products), `cache_bandwidth` of the KV
-    cache, `compute`, `unpacking` of the 16-bit rate where weights are stored in fewer bits. Seconds: `target_fixed_s` a step,
+    cache, `compute` in decoding and `prompt_compute` in prompts, `unpacking` of the 16-bit rate where weights are stored in fewer bits. Seconds: `target_fixed_s` a step,
     `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange between
     devices beside the link's own latency, `request_s` before a prompt's pass starts. Fitted on published rows (recipes/cost_law.py);
     what a draft's pass and speculation cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and
@@ -75,6 +76,7 @@ class Efficiency(Record, frozen=True):
     expert_bandwidth: float = 0.6
     cache_bandwidth: float = 0.8
     compute: float = 0.7
+    prompt_compute: float = 0.7
     unpacking: float = 0.7
     blend: float = 3.0
     target_fixed_s: float = 3e-4
@@ -111,9 +113,11 @@ class PassCost:
     @classmethod
     def of(
         cls, shape: Shape, machine: Machine, efficiency: Efficiency, *, context: float, fixed_s: float, layer_s: float,
-        layout: Layout | None = None, dtype: str | None = None, kv_dtype: str | None = None,
+        layout: Layout | None = None, dtype: str | None = None, kv_dtype: str | None = None, prompt: bool = False,
     ) -> "PassCost":  # fmt: skip
-        """The cost of `shape` where each sequence has `context` cached tokens. `dtype` None: the weights as the checkpoint stores them."""
+        """The cost of `shape` where each sequence has `context` cached tokens. `dtype` None: the weights as the checkpoint stores them.
+        `prompt`: of the tokens of a prompt, of which the LM head scores one and whose products are larger.
+        """
         layout = layout or Layout()
         bandwidth = machine.bandwidth_bytes_per_s
         recurrent = shape.head is not None
@@ -130,7 +134,8 @@ class PassCost:
         return cls(
             fixed_s=fixed_s + shape.num_layers * layer_s + shape.num_sparse_layers * efficiency.expert_layer_s + exchanges * latency_s,
             dense_s=dense_s,
-            token_s=shape.flops_per_token(context, recurrent=recurrent) / (reached_rate(shape, machine, efficiency, dtype) * layout.tensor),
+            token_s=(shape.flops_per_token(context, recurrent=recurrent) - 2.0 * prompt * shape.head_params)
+            / (reached_rate(shape, machine, efficiency, dtype, prompt=prompt) * layout.tensor),
             sequence_s=shape.cache_read_bytes(context, kv_dtype) * cache_share(shape, layout) / (bandwidth * efficiency.cache_bandwidth),
             link_token_s=link_token_s,
             experts_s=(lambda sequences, tokens: expert_s * experts_touched(shape, crowd * sequences, tokens)) if shape.num_experts else None,
@@ -163,7 +168,7 @@ class PassCost:
 
 def experts_touched(shape: Shape, sequences: Array, tokens: Array) -> Array:
     """Expected distinct experts of a layer that `sequences` of `tokens` each are routed to; 0 without experts."""
-    return np.asarray(shape.experts_touched(sequences * tokens**CORRELATION), dtype=float)
+    return np.asarray(shape.experts_touched((sequences * tokens**CORRELATION) ** POPULARITY), dtype=float)
 
 
 def exchange(shape: Shape, machine: Machine, layout: Layout) -> tuple[int, float]:
@@ -185,9 +190,15 @@ def cache_share(shape: Shape, layout: Layout) -> float:
     return 1.0 if shape.kv_replicated else max(1 / layout.tensor, 1 / shape.num_kv_heads)
 
 
-def reached_rate(shape: Shape, machine: Machine, efficiency: Efficiency, dtype: str | None) -> float:
+def reached_rate(
+    shape: Shape, machine: Machine, efficiency: Efficiency, dtype: str | None, *, prompt: bool = False
+) -> float:
     """FLOP/s that one device reaches on the weights' format; weights stored in fewer bits than they are multiplied in lose `unpacking`."""
     stored = dtype or shape.weight_format
     multiplied = compute_dtype(stored, machine.flops_per_s)
     unpacks = number_format(stored).bits < number_format(multiplied).bits
-    return machine.flops_per_s[multiplied] * efficiency.compute * (efficiency.unpacking if unpacks else 1.0)
+    return (
+        machine.flops_per_s[multiplied]
+        * (efficiency.prompt_compute if prompt else efficiency.compute)
+        * (efficiency.unpacking if unpacks else 1.0)
+    )

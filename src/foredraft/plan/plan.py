@@ -14,6 +14,7 @@ from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.machines import device_time
 from foredraft.plan import sdsl
+from foredraft.plan.backing import backings
 from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import REFERENCE_TOKENS, Basis, buildable, candidates, independent, named
 from foredraft.plan.matching import Matched, completed, match, without_repeats
@@ -46,7 +47,6 @@ from foredraft.records import (
 from foredraft.shapes import LEAST_BODY, Shape
 
 RUNNERS_UP = 5
-MEASURED_TARGETS = (6.5e9, 3.4e10)  # parameters of the targets that the cost law was checked on, 7 B to 33 B
 SOURCE = "foredraft plan: position law × loss laws × cost law over published and own observations"
 
 
@@ -328,18 +328,14 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
 
 
 def _extrapolates(problem: Problem, best: Scored) -> tuple[str, ...]:
-    """Inputs outside the draft's data and the cost law's (own rows' loads; without them, one H100 at 1–256 clients)."""
+    """Inputs outside the draft's data and the cost law's: own rows' loads, or without them what published speeds were measured on."""
     outside = set(best.candidate.extrapolates if best.candidate else ())
     if calibration := problem.calibrated:
         least, most = calibration.loads
         loads = problem.workload.concurrency
         return tuple(sorted(outside | ({"concurrency"} if min(loads) < least or max(loads) > most else set())))
-    outside |= {"machine"} if not problem.machine.name.startswith("H100") else set()
-    low, high = MEASURED_TARGETS
-    outside |= set() if low <= problem.target.params <= high else {"target_params"}
-    outside |= {"devices"} if problem.settings.devices > 1 else set()
-    outside |= {"concurrency"} if max(problem.workload.concurrency) > 256 else set()
-    return tuple(sorted(outside))
+    crowded = max(problem.workload.concurrency) > max(row.most_clients for row in backings())
+    return tuple(sorted(outside | set(problem.place.unbacked) | ({"concurrency"} if crowded else set())))
 
 
 def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
@@ -353,7 +349,7 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
     )
     if calibration := problem.calibrated:
         notes.append(f"cost law calibrated on {calibration.num_rows} own rows, mean error {calibration.error:.1%}")
-    elif problem.place.prior_width > 1:
+    elif ENGINES[problem.settings.engine].own_rates(problem.machine):
         notes.append("costs from the machine's probe alone: measure a few speeds here and give them to --observations")
     if best.candidate and best.candidate.study_range:
         notes.append(best.candidate.study_range.note)
