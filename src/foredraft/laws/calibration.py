@@ -41,7 +41,7 @@ class CostRow(NamedTuple):
 # Qwen3-32B with three drafts on an H100 moved the defaults by 1 % (memory), up to 10 % (compute), 1 to 8 % (draft
 # weights) and up to 20 % (fixed costs); others' software differs more.
 MULTIPLIERS = {
-    "memory": 0.15, "experts": 0.3, "compute": 0.25, "target_fixed": 0.5, "draft_weight": 0.15, "draft_fixed": 0.4, "speculation": 0.5,
+    "memory": 0.15, "experts": 0.3, "compute": 0.25, "target_fixed": 0.6, "draft_weight": 0.15, "draft_fixed": 0.4, "speculation": 0.5,
     "tree": 0.5, "capacity": 0.15, "prefill": 0.4, "blend": 0.4,
 }  # fmt: skip
 

@@ -153,7 +153,7 @@ def serve(
     decoding, prompt = passes(input_len + output_len / 2), passes(input_len / 2, prompt=True)
     return ServerCost(
         decoding[0], decoding[1] if draft else None, input_len, output_len, capacity * eff.occupancy, eff.speculation_s,
-        _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data, eff.request_s,
+        _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data, eff.request_s + target.num_layers * eff.prompt_layer_s,
     )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ A pass over b sequences of m tokens each, on one of `data` replicas split over `
     memory  = dense weights / bandwidth + experts touched / their bandwidth + b · cached bytes of a sequence / its bandwidth,
     compute = b·m · FLOPs per token / effective rate,
 
-p = 1 is their sum, p → ∞ their maximum; the data decide (`blend`). Tokens of one sequence share experts: m of them touch as
-many as m^CORRELATION independent ones, E·(1 − (1 − k/E)^(b·m^CORRELATION)) of a layer's E.
+p = 1 is their sum, p → ∞ their maximum; the data decide (`blend`). Tokens of one sequence share experts: m of them count
+as m^CORRELATION, and since some experts are popular, n as n^POPULARITY independent ones: E·(1 − (1 − k/E)^n) of a layer's E.
 
 Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; experts touched, MoESD, arXiv 2505.19645; their
 correlation, cohere.com/blog/mixture-of-experts-models-get-more-from-speculative-decoding (four consecutive tokens touch 2.5 times
@@ -30,7 +30,7 @@ from foredraft.shapes.formats import compute_dtype, number_format
 Array = NDArray[np.float64]
 
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
-POPULARITY = 1.0
+POPULARITY = 0.89  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
 
 
 class Layout(Record, frozen=True):
@@ -64,26 +64,28 @@ class Efficiency(Record, frozen=True):
 
     Shares of the peak: `bandwidth` of dense weights, `expert_bandwidth` of experts (grouped products), `cache_bandwidth` of the KV
     cache, `compute` in decoding and `prompt_compute` in prompts, `unpacking` of the 16-bit rate where weights are stored in fewer bits. Seconds: `target_fixed_s` a step,
-    `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange between
-    devices beside the link's own latency, `request_s` before a prompt's pass starts. Fitted on published rows (recipes/cost_law.py);
+    `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange for each
+    doubling of devices beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in the pass of its prompt, which is
+    launched kernel by kernel. Fitted on published rows (recipes/cost_law.py);
     what a draft's pass and speculation cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and
     `speculation_reserve` are the shares of memory that activations, graphs and the drafter's buffers keep from the KV cache
     (measured capacities); no published rows tell `tree_level_s`; `occupancy` is the share of the cache that sequences fill when
     they compete for it, the rest lost to admission and preemption.
     """
 
-    bandwidth: float = 0.8
-    expert_bandwidth: float = 0.6
-    cache_bandwidth: float = 0.8
-    compute: float = 0.7
-    prompt_compute: float = 0.7
-    unpacking: float = 0.7
+    bandwidth: float = 0.74
+    expert_bandwidth: float = 0.35
+    cache_bandwidth: float = 0.45
+    compute: float = 0.59
+    prompt_compute: float = 0.86
+    unpacking: float = 0.52
     blend: float = 3.0
-    target_fixed_s: float = 3e-4
-    target_layer_s: float = 5e-6
-    expert_layer_s: float = 5e-5
-    exchange_s: float = 5e-6
-    request_s: float = 8e-3
+    target_fixed_s: float = 1.6e-4
+    target_layer_s: float = 3e-5
+    expert_layer_s: float = 3.8e-5
+    exchange_s: float = 7e-6
+    request_s: float = 1.5e-3
+    prompt_layer_s: float = 3e-4
     draft_fixed_s: float = 5e-4
     draft_layer_s: float = 4.5e-5
     speculation_s: float = 1.5e-3
@@ -116,7 +118,7 @@ class PassCost:
         layout: Layout | None = None, dtype: str | None = None, kv_dtype: str | None = None, prompt: bool = False,
     ) -> "PassCost":  # fmt: skip
         """The cost of `shape` where each sequence has `context` cached tokens. `dtype` None: the weights as the checkpoint stores them.
-        `prompt`: of the tokens of a prompt, of which the LM head scores one and whose products are larger.
+        `prompt`: of the tokens of a prompt, of which the LM head scores one and whose products are large.
         """
         layout = layout or Layout()
         bandwidth = machine.bandwidth_bytes_per_s
@@ -125,12 +127,14 @@ class PassCost:
             bandwidth * efficiency.bandwidth * layout.tensor
         )
         expert_s = (
-            shape.num_sparse_layers * shape.expert_bytes(dtype) / (bandwidth * efficiency.expert_bandwidth)
+            shape.num_sparse_layers * shape.expert_bytes(dtype) / (bandwidth * (efficiency.bandwidth if prompt else efficiency.expert_bandwidth))
             / (layout.devices if layout.expert else layout.tensor)
         )  # fmt: skip
         crowd = layout.data if layout.expert else 1
         exchanges, link_token_s = exchange(shape, machine, layout)
-        latency_s = (machine.link_latency_s or 0.0) + efficiency.exchange_s
+        latency_s = (machine.link_latency_s or 0.0) + efficiency.exchange_s * float(
+            np.log2(layout.devices if layout.expert else layout.tensor)
+        )
         return cls(
             fixed_s=fixed_s + shape.num_layers * layer_s + shape.num_sparse_layers * efficiency.expert_layer_s + exchanges * latency_s,
             dense_s=dense_s,
