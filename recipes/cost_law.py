@@ -45,7 +45,7 @@ OLD = (
 )  # fmt: skip
 # Coefficient -> (where the fit starts, sd of its logarithm about that): shares of peaks are known better than fixed costs.
 START = {
-    "bandwidth": (0.8, 0.04), "expert_bandwidth": (0.5, 0.3), "cache_bandwidth": (0.7, 0.3), "compute": (0.6, 0.25), "unpacking": (0.6, 0.3),
+    "bandwidth": (0.8, 0.04), "expert_bandwidth": (0.5, 0.3), "cache_bandwidth": (0.7, 0.3), "compute": (0.6, 0.25), "narrow": (0.7, 0.2), "unpacking": (0.6, 0.3),
     "target_fixed_s": (4e-4, 0.7), "target_layer_s": (3e-5, 0.7), "expert_layer_s": (3e-5, 0.7), "exchange_s": (5e-6, 0.7),
     "popularity": (0.9, 0.1),
 }  # fmt: skip

@@ -12,7 +12,16 @@ from foredraft.engines import ENGINES, named_in
 from foredraft.laws import calibration
 from foredraft.laws.calibration import MULTIPLIERS, CostRow, adjusted, calibrate, predict_rows
 from foredraft.laws.cost import ServerCost, capacity_tokens, mean_running, serve
-from foredraft.laws.passes import CORRELATION, Efficiency, Layout, PassCost, cache_share, exchange, reached_rate
+from foredraft.laws.passes import (
+    CORRELATION,
+    POPULARITY,
+    Efficiency,
+    Layout,
+    PassCost,
+    cache_share,
+    exchange,
+    reached_rate,
+)
 from foredraft.laws.speedup import tokens_per_step_constant
 from foredraft.machines import machine
 from foredraft.records import Machine
@@ -105,13 +114,13 @@ def read_s(cost: PassCost, sequences: float, tokens: float = 1.0) -> float:
 
 
 def test_a_mixture_reads_the_experts_that_its_tokens_touch():
-    """One token 8 of 128; of n independent ones 128·(1 − (15/16)^n); the tokens of one sequence fewer."""
+    """One token 8 of 128; of n others 128·(1 − (15/16)^(n^POPULARITY)); the tokens of one sequence fewer."""
     eff = Efficiency(expert_bandwidth=0.5)
     cost = passes(MIXTURE, efficiency=eff)
     expert_s = 48 * MIXTURE.expert_bytes() / (0.5 * H100.bandwidth_bytes_per_s)
     assert MIXTURE.expert_bytes() == 3 * 2048 * 768 * 2
     assert read_s(cost, 1) == pytest.approx(8 * expert_s)
-    assert read_s(cost, 16) == pytest.approx(128 * (1 - (15 / 16) ** 16) * expert_s)
+    assert read_s(cost, 16) == pytest.approx(128 * (1 - (15 / 16) ** 16**POPULARITY) * expert_s)
     assert read_s(cost, 4096) == pytest.approx(128 * expert_s)
     assert read_s(cost, 1, 4) == pytest.approx(read_s(cost, 4**CORRELATION))
     assert read_s(cost, 1, 4) < read_s(cost, 4)
@@ -136,6 +145,16 @@ def test_experts_whole_on_all_devices_are_read_by_all_and_their_tokens_travel():
     assert exchange(MIXTURE, where, Layout(1, 8, expert=True))[0] == 2 * 48
     travelled = exchange(MIXTURE, where, Layout(1, 8, expert=True))[1]
     assert travelled == pytest.approx(2 * 48 * 8 * (7 / 8) * 2048 * 2 / (where.link_bytes_per_s or 1.0))
+
+
+def test_an_expert_with_few_tokens_is_multiplied_as_a_whole_tile():
+    """16 sequences touch 82 experts with 128 rows in all, and 82 tiles of 64 are multiplied; 4096 fill every tile."""
+    cost = passes(MIXTURE)
+    assert cost.padding_s
+    row_s = 2 * 48 * MIXTURE.expert_params / reached_rate(MIXTURE, H100, Efficiency(), None)
+    touched = 128 * (1 - (15 / 16) ** 16**POPULARITY)
+    assert float(cost.padding_s(np.array(16.0), np.array(1.0))) == pytest.approx((64 * touched - 128) * row_s)
+    assert float(cost.padding_s(np.array(4096.0), np.array(1.0))) == 0.0
 
 
 def test_a_layer_of_experts_has_a_floor_of_its_own_and_a_dense_one_has_not():
@@ -201,14 +220,16 @@ def test_bytes_per_value_scale_memory_time_and_the_cache_keeps_its_own_type():
 
 def test_weights_in_fewer_bits_than_the_multiplier_takes_are_unpacked_first():
     """FP8 has a rate on an H100 and none on an A100; 4-bit weights with 16-bit activations have none anywhere."""
-    eff = Efficiency(compute=0.5, unpacking=0.4)
+    eff = Efficiency(compute=0.5, narrow=0.8, unpacking=0.4)
     hopper, ampere = machine("H100"), machine("A100")
 
     def rate(where: Machine, dtype: str) -> float:
         return reached_rate(TARGET, where, eff, dtype)
 
     assert rate(hopper, "bfloat16") == pytest.approx(0.5 * hopper.flops_per_s["bfloat16"])
-    assert rate(hopper, "fp8") == pytest.approx(0.5 * hopper.flops_per_s["fp8"])
+    assert rate(hopper, "fp8") == pytest.approx(0.5 * 0.8 * hopper.flops_per_s["fp8"])
+    blackwell = machine("B200")
+    assert rate(blackwell, "nvfp4") == pytest.approx(0.5 * 0.8 * blackwell.flops_per_s["fp4"])
     assert rate(ampere, "fp8") == pytest.approx(0.5 * 0.4 * ampere.flops_per_s["bfloat16"])
     assert rate(hopper, "int4") == pytest.approx(0.5 * 0.4 * hopper.flops_per_s["bfloat16"])
 

@@ -25,11 +25,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from foredraft.records import Machine, Record, require, with_hint
 from foredraft.shapes import Shape
-from foredraft.shapes.formats import compute_dtype, number_format
+from foredraft.shapes.formats import UNQUANTISED, compute_dtype
 
 Array = NDArray[np.float64]
 
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
+TILE = 64  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (Triton's fused_moe, up to 64)
 POPULARITY = 0.89  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
 
 
@@ -63,21 +64,23 @@ class Efficiency(Record, frozen=True):
     """What serving software reaches of a machine's peaks, and its fixed costs in seconds.
 
     Shares of the peak: `bandwidth` of dense weights, `expert_bandwidth` of experts (grouped products), `cache_bandwidth` of the KV
-    cache, `compute` in decoding and `prompt_compute` in prompts, `unpacking` of the 16-bit rate where weights are stored in fewer bits. Seconds: `target_fixed_s` a step,
+    cache, `compute` in decoding and `prompt_compute` in prompts; of these `narrow` at rates below 16 bits (activations are quantised
+    first) and `unpacking` where weights are stored in fewer bits than they are multiplied in. Seconds: `target_fixed_s` a step,
     `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange for each
-    doubling of devices beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in the pass of its prompt, which is
-    launched kernel by kernel. Fitted on published rows (recipes/cost_law.py);
-    what a draft's pass and speculation cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and
-    `speculation_reserve` are the shares of memory that activations, graphs and the drafter's buffers keep from the KV cache
-    (measured capacities); no published rows tell `tree_level_s`; `occupancy` is the share of the cache that sequences fill when
-    they compete for it, the rest lost to admission and preemption.
+    doubling of devices, beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in its prompt's pass,
+    which is launched kernel by kernel. Fitted on published rows (recipes/cost_law.py); what a draft's pass and speculation cost, on
+    vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and `speculation_reserve` are the shares of memory that
+    activations, graphs and the drafter's buffers keep from the KV cache (measured capacities); no published rows tell
+    `tree_level_s`; `occupancy` is the share of the cache that sequences fill when they compete for it, the rest lost to admission
+    and preemption.
     """
 
     bandwidth: float = 0.74
     expert_bandwidth: float = 0.35
     cache_bandwidth: float = 0.45
     compute: float = 0.59
-    prompt_compute: float = 0.86
+    prompt_compute: float = 0.75
+    narrow: float = 0.65
     unpacking: float = 0.52
     blend: float = 3.0
     target_fixed_s: float = 1.6e-4
@@ -100,9 +103,9 @@ class Efficiency(Record, frozen=True):
 class PassCost:
     """Coefficients of one model's forward pass on its machines, per replica.
 
-    `dense_s`: reading the weights that every token uses; `experts_s(sequences, tokens)`: reading the experts that so many sequences
-    of `tokens` each are routed to, None without; `sequence_s`: reading one sequence's cache; `link_token_s`: moving one token's
-    states between devices.
+    `dense_s`: reading the weights that every token uses; `experts_s(sequences, tokens)`: reading the experts that so many sequences of
+    `tokens` each are routed to, and `padding_s` multiplying the empty rows of their tiles, None without; `sequence_s`: reading one
+    sequence's cache; `link_token_s`: moving one token's states between devices.
     """
 
     fixed_s: float
@@ -111,6 +114,7 @@ class PassCost:
     sequence_s: float
     link_token_s: float = 0.0
     experts_s: Callable[[Array, Array], Array] | None = None
+    padding_s: Callable[[Array, Array], Array] | None = None
 
     @classmethod
     def of(
@@ -121,29 +125,37 @@ class PassCost:
         `prompt`: of the tokens of a prompt, of which the LM head scores one and whose products are large.
         """
         layout = layout or Layout()
-        bandwidth = machine.bandwidth_bytes_per_s
-        recurrent = shape.head is not None
+        bandwidth, recurrent = machine.bandwidth_bytes_per_s, shape.head is not None
+        rate = reached_rate(shape, machine, efficiency, dtype, prompt=prompt) * layout.tensor
+        flops = shape.flops_per_token(context, recurrent=recurrent) - 2.0 * prompt * shape.head_params
+        exchanges, link_token_s = exchange(shape, machine, layout)
+        group = layout.devices if layout.expert else layout.tensor
+        latency_s = (machine.link_latency_s or 0.0) + efficiency.exchange_s * float(np.log2(group))
+        floor_s = fixed_s + shape.num_layers * layer_s + shape.num_sparse_layers * efficiency.expert_layer_s
+        cache_s = (
+            shape.cache_read_bytes(context, kv_dtype)
+            * cache_share(shape, layout)
+            / (bandwidth * efficiency.cache_bandwidth)
+        )
         dense_s = shape.dense_read_bytes(dtype, recurrent=recurrent) / (
             bandwidth * efficiency.bandwidth * layout.tensor
         )
-        expert_s = (
-            shape.num_sparse_layers * shape.expert_bytes(dtype) / (bandwidth * (efficiency.bandwidth if prompt else efficiency.expert_bandwidth))
-            / (layout.devices if layout.expert else layout.tensor)
-        )  # fmt: skip
+        cost = cls(floor_s + exchanges * latency_s, dense_s, flops / rate, cache_s, link_token_s)
+        if not shape.num_experts:
+            return cost
+        reached = efficiency.bandwidth if prompt else efficiency.expert_bandwidth
+        expert_s = shape.num_sparse_layers * shape.expert_bytes(dtype) / (bandwidth * reached * group)
+        row_s = 2.0 * shape.num_sparse_layers * shape.expert_params / (rate * layout.data if layout.expert else rate)
         crowd = layout.data if layout.expert else 1
-        exchanges, link_token_s = exchange(shape, machine, layout)
-        latency_s = (machine.link_latency_s or 0.0) + efficiency.exchange_s * float(
-            np.log2(layout.devices if layout.expert else layout.tensor)
-        )
-        return cls(
-            fixed_s=fixed_s + shape.num_layers * layer_s + shape.num_sparse_layers * efficiency.expert_layer_s + exchanges * latency_s,
-            dense_s=dense_s,
-            token_s=(shape.flops_per_token(context, recurrent=recurrent) - 2.0 * prompt * shape.head_params)
-            / (reached_rate(shape, machine, efficiency, dtype, prompt=prompt) * layout.tensor),
-            sequence_s=shape.cache_read_bytes(context, kv_dtype) * cache_share(shape, layout) / (bandwidth * efficiency.cache_bandwidth),
-            link_token_s=link_token_s,
-            experts_s=(lambda sequences, tokens: expert_s * experts_touched(shape, crowd * sequences, tokens)) if shape.num_experts else None,
-        )  # fmt: skip
+
+        def experts_s(sequences: Array, tokens: Array) -> Array:
+            return expert_s * experts_touched(shape, crowd * sequences, tokens)
+
+        def padding_s(sequences: Array, tokens: Array) -> Array:
+            rows = shape.experts_per_token * crowd * sequences * tokens
+            return row_s * np.maximum(TILE * experts_touched(shape, crowd * sequences, tokens) - rows, 0.0)
+
+        return replace(cost, experts_s=experts_s, padding_s=padding_s)
 
     def weights_s(self, sequences: Array, tokens: Array) -> Array:
         """Reading the weights for `sequences` of `tokens` each; it grows with them only for mixtures of experts."""
@@ -153,7 +165,7 @@ class PassCost:
         """One pass over `sequences` of `tokens` each, their caches read."""
         sequences, tokens = np.asarray(sequences, dtype=float), np.asarray(tokens, dtype=float)
         memory = self.weights_s(sequences, tokens) + self.sequence_s * sequences
-        compute = self.token_s * sequences * tokens
+        compute = self.token_s * sequences * tokens + (self.padding_s(sequences, tokens) if self.padding_s else 0.0)
         peak = np.maximum(memory, compute)
         blended = peak * ((memory / peak) ** blend + (compute / peak) ** blend) ** (1 / blend)
         return self.fixed_s + blended + self.link_token_s * sequences * tokens
@@ -162,11 +174,12 @@ class PassCost:
         self, *, fixed: float = 1.0, memory: float = 1.0, compute: float = 1.0, experts: float = 1.0
     ) -> "PassCost":
         """With its parts multiplied; `experts` beside `memory`."""
-        experts_s = self.experts_s
+        experts_s, padding_s = self.experts_s, self.padding_s
         return replace(
             self, fixed_s=self.fixed_s * fixed, dense_s=self.dense_s * memory, token_s=self.token_s * compute,
             sequence_s=self.sequence_s * memory,
             experts_s=experts_s and (lambda sequences, tokens: experts_s(sequences, tokens) * memory * experts),
+            padding_s=padding_s and (lambda sequences, tokens: padding_s(sequences, tokens) * compute),
         )  # fmt: skip
 
 
@@ -197,12 +210,12 @@ def cache_share(shape: Shape, layout: Layout) -> float:
 def reached_rate(
     shape: Shape, machine: Machine, efficiency: Efficiency, dtype: str | None, *, prompt: bool = False
 ) -> float:
-    """FLOP/s that one device reaches on the weights' format; weights stored in fewer bits than they are multiplied in lose `unpacking`."""
+    """FLOP/s that one device reaches on the weights' format."""
     stored = dtype or shape.weight_format
     multiplied = compute_dtype(stored, machine.flops_per_s)
-    unpacks = number_format(stored).bits < number_format(multiplied).bits
-    return (
-        machine.flops_per_s[multiplied]
-        * (efficiency.prompt_compute if prompt else efficiency.compute)
-        * (efficiency.unpacking if unpacks else 1.0)
-    )
+    share = efficiency.prompt_compute if prompt else efficiency.compute
+    if multiplied not in UNQUANTISED:
+        share *= efficiency.narrow
+    elif stored not in UNQUANTISED:
+        share *= efficiency.unpacking
+    return machine.flops_per_s[multiplied] * share
