@@ -1,6 +1,7 @@
 """The plan: schedules that fall with load, intervals that hold their values, refusals in one line, own runs that move it."""
 
 import itertools
+import math
 import re
 from typing import Any
 
@@ -18,7 +19,7 @@ from foredraft.plan import evidence
 from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, Basis, candidates
 from foredraft.plan.plan import plan
 from foredraft.plan.search import PlanSettings
-from foredraft.records import DraftChoice, Estimate, Observation, Plan, Provenance, ScheduleStep, Workload
+from foredraft.records import DraftChoice, Estimate, Machine, Observation, Plan, Provenance, ScheduleStep, Workload
 from foredraft.shapes import shape
 
 LLAMA, SMALL, H100 = shape("Llama-3.1-70B"), shape("Llama-3.1-8B"), machine("H100")
@@ -173,12 +174,34 @@ def test_a_crowded_small_horizon_pays_no_training():
 # What leaves the range of the data is said.
 
 
-def test_devices_machine_and_concurrency_beyond_the_data_are_flagged(small_plan):
-    assert "devices" in small_plan.extrapolates
-    small = plan(SMALL, H100, msgspec.structs.replace(WORKLOAD, concurrency=(1, 8)))
-    assert not {"devices", "machine", "concurrency"} & set(small.extrapolates)
-    elsewhere = plan(SMALL, machine("A100"), msgspec.structs.replace(WORKLOAD, concurrency=(1, 512)))
-    assert {"machine", "concurrency"} <= set(elsewhere.extrapolates)
+COSTS = {"devices", "machine", "engine", "dtype", "target_params", "concurrency"}
+
+
+@pytest.mark.parametrize(
+    ("target", "where", "clients", "settings", "outside"),
+    [
+        (SMALL, "H100", 8, {}, set()),
+        (shape("Qwen3-30B-A3B"), "H100", 8, {}, set()),
+        (SMALL, "L40S", 8192, {}, {"machine", "concurrency"}),
+        (SMALL, "H100", 8, {"engine": "foredraft"}, {"engine"}),
+        (SMALL, "H100", 8, {"devices": 2, "data_parallel": 2}, {"devices"}),
+        (shape("OPT-125M"), "H100", 8, {}, {"target_params"}),
+        (SMALL, "H100", 8, {"dtype": "int4-g32"}, set()),
+        (SMALL, "H100", 8, {"dtype": "float32"}, {"dtype"}),
+    ],
+)  # fmt: skip
+def test_what_no_published_speed_stands_behind_is_named(target, where, clients, settings, outside):
+    """What was measured: dense and sparse targets on an H100, on vLLM, in 4, 8 and 16 bits, on one to eight devices."""
+    load = msgspec.structs.replace(WORKLOAD, concurrency=(1, clients))
+    assert COSTS & set(plan(target, machine(where), load, PlanSettings(**settings)).extrapolates) == outside
+
+
+def test_an_input_that_none_shares_widens_the_interval():
+    def width(where: Machine) -> float:
+        speed = plan(SMALL, where, msgspec.structs.replace(WORKLOAD, concurrency=(1,))).schedule[0].output_tok_s
+        return math.log(speed.high / speed.low)
+
+    assert width(msgspec.structs.replace(H100, name="H100 of another maker")) > 1.1 * width(H100)
 
 
 def test_drafts_beyond_the_laws_range_are_flagged():

@@ -50,9 +50,7 @@ class Place:
 
     @property
     def unbacked(self) -> tuple[str, ...]:
-        """Inputs that no published speed stands behind; none where the machine's record holds what the engine itself reaches."""
-        if named_in(self.engine).own_rates(self.machine):
-            return ()
+        """Inputs that no published speed stands behind."""
         return unbacked(self.target, self.machine, named_in(self.engine).name, self.layout, self.weight_format)
 
     @property
