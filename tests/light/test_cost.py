@@ -199,7 +199,7 @@ def test_replicas_hold_the_weights_each_and_share_the_sequences():
 
 @pytest.mark.parametrize(
     ("layout", "words"),
-    [(Layout(3), ("3 devices", "64 attention heads", "Qwen3-32B")), (Layout(1, 3, True), ("3 devices", "128 experts"))],
+    [(Layout(3), ("--devices 3", "64 heads", "Qwen3-32B")), (Layout(1, 3, True), ("--devices 3", "128 experts"))],
 )
 def test_devices_divide_heads_and_experts(layout, words):
     message = refusal(lambda: serve(MIXTURE if layout.expert else TARGET, H100, layout=layout, **LENGTHS))

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foredraft.records import Machine, Record, require, with_hint
+from foredraft.records import Machine, Record, require
 from foredraft.shapes import Shape
 from foredraft.shapes.formats import UNQUANTISED, compute_dtype
 
@@ -51,13 +51,21 @@ class Layout(Record, frozen=True):
         return self.tensor * self.data
 
     def check(self, shape: Shape) -> None:
-        """Raises ValueError where a tensor-parallel group does not divide the heads or the experts."""
-        if shape.num_heads % self.tensor:
-            fitting = ", ".join(str(n) for n in range(1, shape.num_heads + 1) if shape.num_heads % n == 0 and n <= 64)
-            message = f"{shape.name}: {self.tensor} devices do not divide its {shape.num_heads} attention heads"
-            raise with_hint(ValueError(message), f"--devices {fitting}; or replicas by --data-parallel")
+        """Raises ValueError where groups do not divide the heads (those of keys and values divide too, or are copied to several
+        devices each), or all devices together the experts.
+        """
+        heads, shared = shape.num_heads, 1 if shape.kv_replicated else shape.num_kv_heads
+        able = [n for n in range(1, heads + 1) if heads % n == 0 and (shared % n == 0 or n % shared == 0)]
+        if self.tensor not in able:
+            kept = "" if shape.kv_replicated else f" ({shared} of keys and values)"
+            split = f"--devices {self.devices}" + f" in {self.data} replicas" * (self.data > 1)
+            numbers = f"{', '.join(map(str, able[:-1]))} or {able[-1]}"
+            message = f"{split} does not divide the {heads} heads{kept} of {shape.name}; {numbers} would"
+            raise ValueError(message + " in each" * (self.data > 1))
         if self.expert and shape.num_experts and shape.num_experts % self.devices:
-            raise ValueError(f"{shape.name}: {self.devices} devices do not divide its {shape.num_experts} experts")
+            raise ValueError(
+                f"--devices {self.devices} does not divide the {shape.num_experts} experts of {shape.name}"
+            )
 
 
 class Efficiency(Record, frozen=True):

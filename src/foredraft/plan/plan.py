@@ -64,7 +64,7 @@ def plan(
     the machine or does not divide over the devices, a size is impossible or the output would outrun the context.
     """
     options = options or PlanSettings()
-    _check_split(target, options.devices)
+    options.layout.check(target)
     if (
         target.max_position_embeddings
         and workload.input_len + workload.output_len + options.max_lookahead > target.max_position_embeddings
@@ -106,18 +106,6 @@ def plan(
         settings=_settings(problem, best, schedule),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )  # fmt: skip
-
-
-def _check_split(target: Shape, devices: int) -> None:
-    """Engines split attention by heads; those of keys and values divide too, or are copied to several devices each."""
-    heads, shared = target.num_heads, 1 if target.kv_replicated else target.num_kv_heads
-    able = [n for n in range(1, heads + 1) if heads % n == 0 and (shared % n == 0 or n % shared == 0)]
-    if devices not in able:
-        kept = "" if target.kv_replicated else f" ({shared} of keys and values)"
-        numbers = f"{', '.join(map(str, able[:-1]))} or {able[-1]}"
-        raise ValueError(
-            f"--devices {devices} does not divide the {heads} heads{kept} of {target.name}; {numbers} would"
-        )
 
 
 def _problem(
