@@ -294,7 +294,9 @@ async def _loads(bench: Bench, servers: list[tuple[Setting, str]], machine: Mach
     """Of one server its acceptance; of two every load, on each in turn, and the gain of the second over the first."""
     questions = read_questions(PROMPTS, Skips("stop"))
     for setting, url in servers:
-        await measured_load(bench, setting, machine, url, questions, 1 if setting.accept else max(bench.loads), 8)  # warms up
+        await measured_load(
+            bench, setting, machine, url, questions, 1 if setting.accept else max(bench.loads), 8
+        )  # warms up
     if len(servers) == 1:
         ((setting, url),) = servers
         return [await measured_load(bench, setting, machine, url, questions, 1, bench.new)]
