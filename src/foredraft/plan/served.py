@@ -6,6 +6,7 @@ Promises: each row is held to a server of its own shapes and lengths. Refuses to
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def timed(
     """Rows that `matching.match` gave, each with its servers; `refuse` takes those that do not fit as they are described, and why."""
     observations = list(observations)
     draft_of, servers, timed_rows = draft_shapes(place.target), {}, []
-    step = _length_step(observations)
+    length = cache(partial(near, step=_length_step(observations)))
     likeness: dict[int, Hashable] = {}
 
     def server(draft: Shape | None, prompt: float, answer: float, speculate: bool) -> ServerCost | ValueError:
@@ -107,7 +108,7 @@ def timed(
         return servers[key]
 
     for row in observations:
-        lengths, draft = (near(row.input_len, step), near(row.output_len, step)), draft_of(row)
+        lengths, draft = (length(row.input_len), length(row.output_len)), draft_of(row)
         server_cost, plain = server(draft, *lengths, row.method != "none"), server(None, *lengths, False)
         if isinstance(server_cost, ServerCost) and isinstance(plain, ServerCost):
             if id(draft) not in likeness:
