@@ -45,7 +45,8 @@ OLD = (
 )  # fmt: skip
 # Coefficient -> (where the fit starts, sd of its logarithm about that): shares of peaks are known better than fixed costs.
 START = {
-    "bandwidth": (0.8, 0.04), "expert_bandwidth": (0.5, 0.3), "cache_bandwidth": (0.7, 0.3), "compute": (0.6, 0.25), "narrow": (0.7, 0.2), "unpacking": (0.6, 0.3),
+    "bandwidth": (0.8, 0.04), "expert_bandwidth": (0.5, 0.3), "cache_bandwidth": (0.7, 0.3), "compute": (0.6, 0.25),
+    "narrow": (0.7, 0.2), "unpacking": (0.6, 0.3),
     "target_fixed_s": (4e-4, 0.7), "target_layer_s": (3e-5, 0.7), "expert_layer_s": (3e-5, 0.7), "exchange_s": (5e-6, 0.7),
     "popularity": (0.9, 0.1),
 }  # fmt: skip
@@ -112,19 +113,22 @@ def _speed(row: Mapping[str, str]) -> Speed:
         raise ValueError("another engine")
     if not clients or not (tok_s or tpot_s):
         raise ValueError("no concurrency" if not clients else "no speed")
-    if requests and 1 < clients and requests < 4 * clients and not tpot_s:
+    if requests and clients > 1 and requests < 4 * clients and not tpot_s:
         raise ValueError("fewer than four requests a client: most of the time fewer run")
     data = int(number("dp") or 1)
     devices = int(number("devices") or number("tp") or 1)
     expert = (number("ep") or 1) > 1
     tensor = devices // data if data > 1 else int(number("tp") or devices)
+    source, lengths = document(row["source"]), (number("input_len") or LENGTHS[0], number("output_len") or LENGTHS[1])
+    running = float(mean_running(clients, requests or clients * 1e6))
+    group = row["engine"] + " old" * any(name in source for name in OLD)
     try:
         target, where = shapes.shape(row["target"]), machine(row["machine"])
+        dtype = FORMATS.get(row["dtype"], row["dtype"]) or target.weight_format
+        ttft_s = (number("ttft_ms") or 0) / 1e3 or None
         speed = Speed(
-            target, where, Layout(tensor, data, expert), FORMATS.get(row["dtype"], row["dtype"]) or target.weight_format, float(mean_running(clients, requests or clients * 1e6)),
-            (max(number("input_len") or LENGTHS[0], 1.0), number("output_len") or LENGTHS[1]), tok_s, tpot_s,
-            (number("ttft_ms") or 0) / 1e3 or None, document(row["source"]), row["engine"] + " old" * any(name in document(row["source"]) for name in OLD),
-        )  # fmt: skip
+            target, where, Layout(tensor, data, expert), dtype, running, lengths, tok_s, tpot_s, ttft_s, source, group
+        )
         speed.server(Efficiency())
     except ValueError as error:
         raise ValueError(f"cannot be served as stated: {str(error).split(';')[0][:70]}") from None

@@ -148,12 +148,12 @@ def test_experts_whole_on_all_devices_are_read_by_all_and_their_tokens_travel():
 
 
 def test_an_expert_with_few_tokens_is_multiplied_as_a_whole_tile():
-    """16 sequences touch 82 experts with 128 rows in all, and 82 tiles of 64 are multiplied; 4096 fill every tile."""
+    """16 sequences touch some 70 experts with 128 rows in all, and as many tiles are multiplied; 4096 fill every tile."""
     cost = passes(MIXTURE)
     assert cost.padding_s
     row_s = 2 * 48 * MIXTURE.expert_params / reached_rate(MIXTURE, H100, Efficiency(), None)
     touched = 128 * (1 - (15 / 16) ** 16**POPULARITY)
-    assert float(cost.padding_s(np.array(16.0), np.array(1.0))) == pytest.approx((64 * touched - 128) * row_s)
+    assert float(cost.padding_s(np.array(16.0), np.array(1.0))) == pytest.approx((TILE * touched - 128) * row_s)
     assert float(cost.padding_s(np.array(4096.0), np.array(1.0))) == 0.0
 
 

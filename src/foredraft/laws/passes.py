@@ -30,8 +30,8 @@ from foredraft.shapes.formats import UNQUANTISED, compute_dtype
 Array = NDArray[np.float64]
 
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
-TILE = 64  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (Triton's fused_moe, up to 64)
-POPULARITY = 0.89  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
+TILE = 16  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (the least of vLLM's and SGLang's Triton kernel)
+POPULARITY = 0.9  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
 
 
 class Layout(Record, frozen=True):
@@ -84,16 +84,16 @@ class Efficiency(Record, frozen=True):
     """
 
     bandwidth: float = 0.74
-    expert_bandwidth: float = 0.35
-    cache_bandwidth: float = 0.45
-    compute: float = 0.59
+    expert_bandwidth: float = 0.4
+    cache_bandwidth: float = 0.48
+    compute: float = 0.55
     prompt_compute: float = 0.75
-    narrow: float = 0.65
-    unpacking: float = 0.52
+    narrow: float = 0.7
+    unpacking: float = 0.35
     blend: float = 3.0
     target_fixed_s: float = 1.6e-4
     target_layer_s: float = 3e-5
-    expert_layer_s: float = 3.8e-5
+    expert_layer_s: float = 4e-5
     exchange_s: float = 7e-6
     request_s: float = 1.5e-3
     prompt_layer_s: float = 3e-4
