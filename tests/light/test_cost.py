@@ -15,6 +15,7 @@ from foredraft.laws.cost import ServerCost, capacity_tokens, mean_running, serve
 from foredraft.laws.passes import (
     CORRELATION,
     POPULARITY,
+    TILE,
     Efficiency,
     Layout,
     PassCost,

@@ -30,7 +30,7 @@ from foredraft.shapes.formats import UNQUANTISED, compute_dtype
 Array = NDArray[np.float64]
 
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
-TILE = 16  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (the least of vLLM's and SGLang's Triton kernel)
+TILE = 16  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (the least of Triton's fused_moe)
 POPULARITY = 0.9  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
 
 
