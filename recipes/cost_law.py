@@ -217,9 +217,15 @@ def left_out_errors(speeds: Sequence[Speed]) -> dict[str, list[tuple[Speed, floa
 
 
 def figures(errors: Sequence[tuple[Speed, float]]) -> dict[str, Any]:
-    off = np.abs([error for _, error in errors])
+    """Errors over rows, and over documents, each by its rows' median."""
+    off, by_document = np.abs([error for _, error in errors]), defaultdict(list)
+    for speed, error in errors:
+        by_document[speed.document].append(error)
+    biases = [abs(float(np.median(each))) for each in by_document.values()]
     return {
         "rows": len(errors),
+        "documents": len(biases),
+        "median_error_of_documents": float(np.expm1(np.median(biases))),
         "median_error": float(np.expm1(np.median(off))),
         "sd_of_log": float(1.4826 * np.median(off)),
     }
@@ -247,7 +253,10 @@ def main(out: str) -> None:
     for name, value in result["coefficients"].items():
         print(f"{name:18} {value:.3g}")
     for name, row in result["left_out_by_document"].items():
-        print(f"{name:20} {row['rows']:4} rows, median error {row['median_error']:.1%}")
+        print(
+            f"{name:20} {row['rows']:4} rows, median error {row['median_error']:.1%}; "
+            f"{row['documents']} documents, {row['median_error_of_documents']:.1%}"
+        )
     print(f"left out: {sum(left_out.values())} rows: {dict(left_out)}")
 
 

@@ -65,6 +65,7 @@ def table() -> str:
             f"{ladder['ladder_ratio_error']:.1%} mean error",
         ),
         ("SDSL Table 5, N* of four targets", f"{sdsl['table_5_worst_relative_error']:.2%} worst error"),
+        *_costs(),
         *_experiment(),
         *_served(),
         *(_race(name, races[name]) for name in RACES if name in races),
@@ -79,6 +80,19 @@ def table() -> str:
         ),
     ]
     return "| what | measured |\n|---|---|\n" + "".join(f"| {what} | {figure} |\n" for what, figure in rows)
+
+
+def _costs() -> list[tuple[str, str]]:
+    """The cost law's defaults on documents left out (recipes/cost_law.py)."""
+    held_out = _read("cost_law.json")["left_out_by_document"]
+    names = ("recent software", "recent mixtures", "all")
+    documents = ", ".join(f"{held_out[name]['documents']}" for name in names)
+    return [
+        (
+            f"plain decoding from names alone, documents left out: median over those of recent software, its mixtures of experts, all ({documents})",
+            ", ".join(f"{held_out[name]['median_error_of_documents']:.0%}" for name in names),
+        )
+    ]
 
 
 def _experiment() -> list[tuple[str, str]]:

@@ -104,6 +104,9 @@ OF_A_DRAFT = (
     "steps", "drafted", "accepted", "speedup", "ttft_s", "tpot_s", "itl_s", "kv_cache_tokens", "model_bytes",
 )  # fmt: skip
 
+CHANGING = re.compile(
+    r"adaptive|dynamic|auto|variable|schedule"
+)  # what tables write for a length that changes from step to step
 LONGEST_CELL = 2**30  # characters; Python's own limit, 131,072, is shorter than a column of per-request times
 
 
@@ -242,6 +245,10 @@ class Table:
             if len(cells) > self.width:
                 raise ValueError(f"{where}: more cells than columns; quote a cell that holds a comma")
             cells = [*cells, *[""] * (self.width - len(cells))]
+        depth = str(cells[self.places[self.columns["lookahead"]]]) if "lookahead" in self.columns else ""
+        if depth[:1].isalpha() and CHANGING.match(depth.lower()):
+            self.reading.leave_out(place, f"its k is no number but {shortened(depth)!r}")
+            return
         fields = values_of(self.direct, cells, where)
         if self.derived:
             fields |= self._derived(values_of(self.derived, cells, where), fields)
