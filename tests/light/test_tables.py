@@ -3,7 +3,7 @@
 import pytest
 
 from foredraft.published import document, observations
-from foredraft.published.tables import COLUMNS, read_table
+from foredraft.published.tables import COLUMNS, read_csv, read_table
 from foredraft.records import Observation
 
 
@@ -112,6 +112,20 @@ def test_rising_joint_acceptance_is_refused_and_the_same_conditional_one_is_not(
 def test_faults_are_one_line_with_file_row_and_column(tmp_path, text, words):
     message = refusal(tmp_path, text)
     assert all(word in message for word in words), message
+
+
+def test_a_length_that_changes_from_step_to_step_is_named_and_another_word_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("k,concurrency,throughput,accept_length\n16,64,1588,4.35\nadaptive,64,4508,3.76\ndynamic tree,1,90,3\n")
+    reading = read_csv(path, path.read_bytes())
+    assert [row.lookahead for row in reading.rows] == [16]
+    assert reading.unused == {
+        "its k is no number but 'adaptive'": ["3"],
+        "its k is no number but 'dynamic tree'": ["4"],
+    }
+    path.write_text("k,concurrency,throughput\nseven,64,1588\n")
+    with pytest.raises(ValueError, match=r"t\.csv:2: column k: 'seven' is not a"):
+        read_csv(path, path.read_bytes())
 
 
 def test_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
