@@ -611,7 +611,7 @@ def test_options_of_a_server_are_refused_without_one(
 
 @pytest.mark.parametrize(
     "words",
-    [("--batch", "1"), ("--way", "live"), ("--kept", "x"), ("--dtype", "float32"), ("--device", "cpu"), ("--threads", "1"),
+    [("--batch", "1"), ("--way", "live"), ("--kept", "x"), ("--device", "cpu"), ("--threads", "1"),
      ("--rounds", "1"), ("--params", "stored"), ("MODEL",)],
 )  # fmt: skip
 def test_options_of_our_engine_are_refused_for_a_server(
