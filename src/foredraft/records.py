@@ -79,7 +79,8 @@ def with_hint(error: E, hint: str) -> E:
 RATES = "float32", "tf32", "float16", "bfloat16", "fp8", "int8", "fp4", "int4"
 DTYPE_SPELLINGS = {
     "bfloat16": ("bf16", "brainfloat16"), "float16": ("fp16", "half", "f16"), "float32": ("fp32", "float", "f32", "single"),
-    "fp8": ("float8", "fp8_e4m3", "fp8_e5m2", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "e4m3"), "int8": ("i8",), "int4": ("i4",),
+    "fp8": ("float8", "fp8_e4m3", "fp8_e5m2", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "e4m3"),
+    "int8": ("i8", "gptq-int8"), "int4": ("i4", "awq", "gptq", "gptq-int4", "awq-int4"),
     "fp4": ("float4", "float4_e2m1fn_x2", "e2m1"),
 }  # fmt: skip
 

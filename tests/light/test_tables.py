@@ -116,7 +116,9 @@ def test_faults_are_one_line_with_file_row_and_column(tmp_path, text, words):
 
 def test_a_length_that_changes_from_step_to_step_is_named_and_another_word_refused(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text("k,concurrency,throughput,accept_length\n16,64,1588,4.35\nadaptive,64,4508,3.76\ndynamic tree,1,90,3\n")
+    path.write_text(
+        "k,concurrency,throughput,accept_length\n16,64,1588,4.35\nadaptive,64,4508,3.76\ndynamic tree,1,90,3\n"
+    )
     reading = read_csv(path, path.read_bytes())
     assert [row.lookahead for row in reading.rows] == [16]
     assert reading.unused == {

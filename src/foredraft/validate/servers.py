@@ -13,7 +13,7 @@ from foredraft.engines import named_in
 from foredraft.laws.cost import Prefill, ServerCost, capacity_tokens, serve
 from foredraft.laws.passes import Layout, PassCost
 from foredraft.machines import placed
-from foredraft.records import Observation
+from foredraft.records import Observation, dtype_name
 
 DEFAULT_LENGTHS = (256.0, 512.0)  # prompt and answer tokens where the rows state none
 GROWTH = 0.5  # share of how plain steps grow with the load that is laid to caches, the rest to arithmetic
@@ -50,7 +50,7 @@ def known_servers(row: Observation, lengths: tuple, machine_name: str | None = N
     name = row.machine or machine_name
     if not name:
         raise ValueError("the machine, or --machine")
-    parts = (row.target, name, row.tensor_parallel, row.dtype, row.engine, row.method, row.draft, lengths)
+    parts = (row.target, name, row.tensor_parallel, format_of(row), row.engine, row.method, row.draft, lengths)
     pair = of_names(*parts)
     if isinstance(pair, str):
         raise ValueError(pair)
@@ -83,7 +83,7 @@ def capacity(row: Observation, machine_name: str | None = None) -> float:
         raise ValueError("the machine, or --machine")
     target, (where, count) = shapes.shape(row.target), placed(name, row.tensor_parallel)
     return capacity_tokens(
-        target, where, draft=draft_shape(row.method, row.draft, target), layout=Layout(count), dtype=row.dtype,
+        target, where, draft=draft_shape(row.method, row.draft, target), layout=Layout(count), dtype=format_of(row),
         efficiency=named_in(row.engine).efficiency(), speculate=row.method != "none",
     )  # fmt: skip
 
@@ -109,6 +109,11 @@ def draft_shape(method: str, draft: str | None, target: shapes.Shape) -> shapes.
     if kind.parts is None:
         raise ValueError(f"a shape for method {method}")
     return kind.shape(target)
+
+
+def format_of(row: Observation) -> str | None:
+    """What a row says of its weights, in our spelling."""
+    return dtype_name(row.dtype) if row.dtype else None
 
 
 def fewest(target: shapes.Shape, where) -> int:
