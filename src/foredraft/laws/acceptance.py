@@ -19,7 +19,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from typing import NamedTuple
 
@@ -83,6 +83,7 @@ class CurvePosterior:
         """`num` curves accept_given_prefix [num, K] drawn from the posterior."""
         return self.accept_given_prefix[rng.choice(len(self.weights), size=num, p=self.weights)]
 
+    @cached_property
     def median_accept(self) -> Array:
         """accept_given_prefix [K] whose every point is the posterior median."""
         return np.array([_quantiles(column, self.weights, (0.5,))[0] for column in self.accept_given_prefix.T])

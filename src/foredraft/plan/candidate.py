@@ -66,9 +66,9 @@ class CurveAcceptance:
     def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
         drawn = self.posterior.draws(num, rng)
         picked = rng.choice(self.gain, size=num)
-        base = np.tile(self.posterior.median_accept(), (num, 1)) if "draft" in frozen else drawn
+        base = np.tile(self.posterior.median_accept, (num, 1)) if "draft" in frozen else drawn
         gain = np.full(num, np.median(self.gain)) if "data" in frozen else picked
-        return moved(base, _level_shift(self.posterior.median_accept(), gain))
+        return moved(base, _level_shift(self.posterior.median_accept, gain))
 
 
 @dataclass(frozen=True)

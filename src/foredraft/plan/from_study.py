@@ -163,7 +163,7 @@ def _model(study: Study, machine: Machine, shape: Shape, tokens: float, law: Fit
     }  # fmt: skip
     outside = tuple(sorted(name for name, (low, high) in law.domain.items() if not low <= inputs[name] <= high))
     spread = _posterior([study.nearest(None, shape.params, tokens)], drifts=False)
-    middle = np.log(spread.median_accept()) - np.log1p(-spread.median_accept())
+    middle = np.log(spread.median_accept) - np.log1p(-spread.median_accept)
     accept = SizeAcceptance(
         (law,), {name: inputs[name] for name in law.domain}, spread, tuple((middle - middle[0]).tolist())
     )
