@@ -40,7 +40,9 @@ def require(
 
 @cache
 def _getter(names: tuple[str, ...]) -> Callable[[Any], Any]:
-    return attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda record: tuple(getattr(record, name) for name in names)
 
 
 def _is_fine(values: tuple[Any, ...], positive: int) -> bool:

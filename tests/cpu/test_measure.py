@@ -468,6 +468,7 @@ def test_prompts_of_spec_bench_whole_and_of_chats(tmp_path: Path):
         "p.jsonl": "\n".join(map(json.dumps, rows)).encode("utf-8-sig"), "p.json": json.dumps(rows, indent=1).encode(),
         "p.JSONL.gz": gzip.compress("\n".join(map(json.dumps, rows)).encode()),
     }  # fmt: skip
+    questions = []
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         skips = Skips("stop")

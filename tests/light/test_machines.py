@@ -2,13 +2,14 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 
 from foredraft.machines import MACHINES, compute_rate, count_in, machine, named, placed
 from foredraft.records import Machine
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "name": "H20", "memory_bytes": 1.03e11, "bandwidth_bytes_per_s": 4e12, "flops_per_s": {"bf16": 148e12}, "source": "x",
 }  # fmt: skip
 
@@ -66,7 +67,7 @@ def test_there_are_thirty_two_at_least_and_the_export_variants_have_narrower_lin
     assert len(MACHINES) >= 32
     for variant, whole in (("A800", "A100"), ("H800", "H100")):
         assert machine(variant).flops_per_s == machine(whole).flops_per_s
-        assert machine(variant).link_bytes_per_s == 200e9 < machine(whole).link_bytes_per_s
+        assert machine(variant).link_bytes_per_s == 200e9 < (machine(whole).link_bytes_per_s or 0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,8 @@ def test_a_name_says_how_many(name):
 
 
 def test_devices_come_from_the_name_or_the_option_and_must_agree():
-    assert [placed(*args)[1] for args in (("8xH100",), ("H100", 2), ("8xH100", 8), ("H100",))] == [8, 2, 8, 1]
+    stated: list[tuple[str, int | None]] = [("8xH100", None), ("H100", 2), ("8xH100", 8), ("H100", None)]
+    assert [placed(name, devices)[1] for name, devices in stated] == [8, 2, 8, 1]
     with pytest.raises(ValueError, match="--machine 8xH100 says 8 devices, --devices 4; give one"):
         placed("8xH100", 4)
     for devices in (0, -1):

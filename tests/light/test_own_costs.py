@@ -81,11 +81,11 @@ def test_more_loads_than_cells_are_averaged():
 # The deviation alone: ratios of measured to modelled steps.
 
 
-def cells(ratio: float, share: float, *, loads=(1.0, 2.0, 4.0), draft="a") -> Cells:
+def cells(ratio: float, share: float, *, loads=(1.0, 2.0, 4.0), draft: str | None = "a") -> Cells:
     return Cells(np.array(loads), np.full(len(loads), share), np.full(len(loads), ratio), [draft] * len(loads))
 
 
-def at(found, load: float, share: float, draft="a") -> float:
+def at(found, load: float, share: float, draft: str | None = "a") -> float:
     return float(slowdown(found.mean(np.array([load]), draft), np.array([share]))[0])
 
 

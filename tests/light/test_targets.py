@@ -198,6 +198,7 @@ def test_glm_5_keeps_an_indexer_in_every_layer(tmp_path):
     own = from_config(
         {k: v for k, v in config.items() if not k.startswith(("indexer_types", "index_topk_freq", "index_skip"))}
     )
+    assert own.mtp
     assert own.params + own.mtp.params == 753_864_139_008
     by_rule = from_config({k: v for k, v in config.items() if k != "indexer_types"})
     assert by_rule.params == from_config(config).params
@@ -226,6 +227,7 @@ def test_deepseek_v3_has_the_bytes_of_its_files():
     v3 = shape("DeepSeek-V3")
     copies = 2 * 2 * 129_280 * 7168  # of the embedding and the LM head, in the MTP layer
     wide = 2 * (2 * 7168 * 7168 + 7168 * 256)
+    assert v3.mtp
     mtp = (v3.mtp.params - wide / 2) * (1 + 4 / 128**2) + wide + copies
     assert v3.weight_bytes() + mtp == pytest.approx(680_571_043_840 + 166_161_984 + 7_837_633_536, rel=1e-4)
 
@@ -569,6 +571,7 @@ def test_drafts_for_layered_targets_can_be_built(name):
     assert small.blocks == ()
     assert small.weight_format == "bfloat16"
     assert small.non_embedding_params == pytest.approx(3e8, rel=0.05)
+    assert kinds.EAGLE3.parts
     one = head(of, kinds.EAGLE3.parts)
     assert one.num_heads * one.head_dim <= 2 * of.hidden_size
     assert one.read_bytes(1) == one.weight_bytes() + 2 * of.hidden_size

@@ -364,7 +364,7 @@ def test_without_plain_rows_lookaheads_are_judged_against_the_smallest():
     assert {point.baseline for point in validation.ratios} == {1}
     first = validation.ratios[0]
     speeds = {
-        row.lookahead: row.output_tok_s
+        row.lookahead: row.output_tok_s or float("nan")
         for row in drafted
         if row.concurrency == first.load and row.draft == drafted[0].draft
     }
@@ -423,7 +423,7 @@ def test_single_reports_hold_a_plain_speed_beside_a_gain(tmp_path):
     validation = validate(rows)
     assert [p.quantity for p in validation.named] == ["plain tokens/s"] * 3 + ["TTFT in s", "KV cache tokens"]
     assert [p.measured for p in validation.ladders] == [1.746, 1.9, 0.791]
-    assert all(p.low < p.predicted < p.high for p in validation.ladders)
+    assert all((p.low or 0) < p.predicted < (p.high or 0) for p in validation.ladders)
 
 
 def test_a_repeated_plain_speed_counts_once(tmp_path):

@@ -99,7 +99,9 @@ def deviation(cells: Cells, noise: float) -> Deviation:
 
     _, prior_sd, covariance = max(map(posterior, WIDER), key=lambda each: each[0])
     precision = np.linalg.inv(covariance)
-    return Deviation(cells.load, features, tuple(cells.drafts), precision @ off, precision, prior_sd)
+    return Deviation(
+        cells.load, features, tuple(cells.drafts), precision @ off, np.asarray(precision, dtype=np.float64), prior_sd
+    )
 
 
 def features_of(plain_share: Array) -> Array:

@@ -136,7 +136,8 @@ def near(length: float | None, step: float = LENGTH_STEP) -> float:
 
 
 def _length_step(observations: Sequence[Observation]) -> float:
-    logs, step = np.log([(row.input_len, row.output_len) for row in observations] or [(1.0, 1.0)]), LENGTH_STEP
+    lengths = np.array([(row.input_len, row.output_len) for row in observations] or [(1.0, 1.0)], dtype=float)
+    logs, step = np.log(lengths), LENGTH_STEP
     while len(np.unique(np.round(logs / step) @ [1, 1j])) > MOST_LENGTHS:
         step *= 2
     return step

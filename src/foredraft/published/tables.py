@@ -152,8 +152,8 @@ def read_csv(path: str | Path, data: bytes, *, trust: str = "repository") -> Rea
     reading = Reading(Path(path).name)
     delimiter, lines = _dialect(data)
     earlier = csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(lines, delimiter=delimiter)
     try:
-        reader = csv.reader(lines, delimiter=delimiter)
         table = Table(reading, next(reader, []), trust=trust, decimal_comma=delimiter != ",")
         empty = True
         for cells in reader:

@@ -27,7 +27,7 @@ def carried_tau(curve: Mapping[int, float]) -> Array | None:
         return None
     beyond = CARRIED * (1 - FADE ** np.arange(1, MAX_POSITIONS - 1))
     accept = expit(logit(second) + beyond * (logit(second) - logit(first)))
-    return 1 + np.cumsum(np.cumprod([first, second, *accept]))
+    return np.asarray(1 + np.cumsum(np.cumprod([first, second, *accept])), dtype=np.float64)
 
 
 def step_at(steps: Mapping[int, float], k: int) -> float | None:
