@@ -189,13 +189,13 @@ def test_a_format_that_a_machine_lacks_is_computed_in_a_wider_one(name, dtype, c
 
 
 def test_a_machine_of_float32_alone_computes_all_in_it_and_one_of_fp8_alone_says_what_is_missing():
-    plain = Machine(**RECORD | {"flops_per_s": {"float32": 1e13}})
+    plain = Machine(**dict(RECORD, flops_per_s={"float32": 1e13}))
     assert {compute_rate(plain, dtype) for dtype in ("bfloat16", "float16", "fp8", "int4")} == {(1e13, "float32")}
     with pytest.raises(
         ValueError,
         match="machine H20: dtype bfloat16 needs a rate for bfloat16 or float16 or float32, and the machine has fp8; add one",
     ) as caught:
-        compute_rate(Machine(**RECORD | {"flops_per_s": {"fp8": 3e14}}), "bfloat16")
+        compute_rate(Machine(**dict(RECORD, flops_per_s={"fp8": 3e14})), "bfloat16")
     assert "\n" not in str(caught.value)
 
 
