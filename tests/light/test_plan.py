@@ -16,6 +16,7 @@ from foredraft.kinds import EAGLE3
 from foredraft.laws.speedup import node_depths
 from foredraft.machines import device_time, machine
 from foredraft.plan import evidence
+from foredraft.plan.candidate import TRAINING_MFU, training_rate
 from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, Basis, candidates
 from foredraft.plan.plan import plan
 from foredraft.plan.search import PlanSettings
@@ -537,3 +538,10 @@ def test_own_rows_belong_to_an_unpublished_target_by_its_name():
     assert evidence.names("mine", mine)
     assert not evidence.names("another", mine)
     assert evidence.names("Meta-Llama-3.1-8B-Instruct", shape("Llama-3.1-8B")), "a public name of the same size"
+
+
+def test_training_goes_by_the_faster_of_16_and_32_bits():
+    """A processor without instructions for bfloat16 multiplies it a hundred times slower than float32."""
+    rates = {"bfloat16": 1e9, "float32": 1e11}
+    assert training_rate(msgspec.structs.replace(H100, flops_per_s=rates)) == pytest.approx(TRAINING_MFU * 1e11)
+    assert training_rate(H100) == pytest.approx(TRAINING_MFU * H100.flops_per_s["bfloat16"])

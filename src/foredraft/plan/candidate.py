@@ -122,13 +122,17 @@ def head_training_flops(target: Shape, shape: Shape, tokens: float) -> float:
     return tokens * (target.flops_per_token(0) + 3 * passes * shape.flops_per_token(0))
 
 
+def training_rate(machine: Machine) -> float:
+    """FLOP/s of training: in 16 bits, or in 32 where the machine is faster at that (processors without instructions for bfloat16)."""
+    return TRAINING_MFU * max(compute_rate(machine, dtype)[0] for dtype in ("bfloat16", "float32"))
+
+
 def choice(name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
     """A draft of `shape` to train on `tokens` for `flops` on `machine`."""
     kind = kinds.of_shape(shape)
-    rate, _ = compute_rate(machine, "bfloat16")
     return DraftChoice(
         kind=kind.role, name=name, method=kind.name if kind.role == "head" else None, params=float(shape.params),
         non_embedding_params=float(shape.non_embedding_params), num_layers=shape.num_layers,
         hidden_size=shape.hidden_size, draft_tokens=tokens, training_flops=flops,
-        training_gpu_hours=flops / (rate * TRAINING_MFU) / 3600,
+        training_gpu_hours=flops / training_rate(machine) / 3600,
     )  # fmt: skip

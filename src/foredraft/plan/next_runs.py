@@ -8,8 +8,7 @@ import numpy as np
 
 from foredraft import kinds
 from foredraft.laws.calibration import MULTIPLIERS
-from foredraft.machines import compute_rate
-from foredraft.plan.candidate import TRAINING_MFU, Candidate
+from foredraft.plan.candidate import Candidate, training_rate
 from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
 from foredraft.plan.search import NOTHING, Problem, Scored, simulate
 from foredraft.records import NextRun
@@ -92,8 +91,7 @@ def _run(problem: Problem, candidate: Candidate, factor: str) -> tuple[str, str,
         hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)
         what = "the head" if choice.kind == "head" else f"a {choice.params:.2g}-parameter draft"
         return f"train {what} on {tokens:.0e} tokens and measure τ", FACTORS[factor], hours + 2 * measuring
-    rate = compute_rate(problem.machine, "bfloat16")[0] * TRAINING_MFU
-    hours = 6 * choice.params * small / rate / 3600
+    hours = 6 * choice.params * small / training_rate(problem.machine) / 3600
     return (
         f"train a {choice.params:.2g}-parameter draft on {small:.0e} tokens and measure its loss and τ",
         FACTORS[factor],
