@@ -378,7 +378,7 @@ def _slowed(
         return load, plain
     share = load.output_tok_s / (np.where(depth > 0, tau, np.nan) * plain.output_tok_s)
     undrafted = np.full_like(plain.output_tok_s, np.nan)
-    return tuple(_sped(each, 1 / slowdown(deviations, of)) for each, of in ((load, share), (plain, undrafted)))  # type: ignore[return-value]
+    return _sped(load, 1 / slowdown(deviations, share)), _sped(plain, 1 / slowdown(deviations, undrafted))
 
 
 def _sped(load: ServedLoad, by: Array) -> ServedLoad:
