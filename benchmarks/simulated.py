@@ -1,6 +1,6 @@
 """A simulated draft on vLLM's server on a CPU: tokens/s predicted, simulated, and with the real draft, which the simulation never sees.
 
-    python benchmarks/simulated.py OUT.json [--lookaheads 2,3] [--rounds N] [--dtype D] [--threads N] [--eager] [--quick] [--python PATH]
+    python benchmarks/simulated.py OUT.json [--lookaheads 2,3] [--loads 1,4,8,16] [--rounds N] [--dtype D] [--threads N] [--eager] [--quick] [--python PATH]
 
 What is known before a draft is trained: its shape, and an acceptance, here the one that our own engine measured of the zoo's EAGLE-2 head (it
 stands for a prediction; `results/served/`). For each lookahead four servers are up together, of `deploy` and `deploy simulate`:
@@ -68,7 +68,7 @@ def main() -> None:
     out = Path(arguments.out)
     bench = served.Bench(
         out.with_suffix(""), arguments.python, arguments.dtype, arguments.threads, arguments.eager or arguments.quick,
-        1 if arguments.quick else arguments.rounds, QUICK_LOADS if arguments.quick else LOADS,
+        1 if arguments.quick else arguments.rounds, QUICK_LOADS if arguments.quick else arguments.loads,
         served.QUICK_NEW if arguments.quick else served.NEW,
     )  # fmt: skip
     bench.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
-    parser.add_argument("--lookaheads", type=lambda text: [int(part) for part in text.split(",")], default=[2, 3])
+    parser.add_argument("--lookaheads", type=_whole_numbers, default=[2, 3])
+    parser.add_argument("--loads", type=_whole_numbers, default=LOADS, help="clients")
     parser.add_argument("--quick", action="store_true", help="few loads and tokens, to try it")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
@@ -96,6 +97,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="vLLM without its compiler")
     parser.add_argument("--python", type=Path, default=served.PYTHON, help="vLLM's interpreter")
     return parser.parse_args()
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 # A lookahead on four servers.
