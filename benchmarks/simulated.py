@@ -1,6 +1,7 @@
 """A simulated draft on vLLM's server on a CPU: tokens/s predicted, simulated, and with the real draft, which the simulation never sees.
 
-    python benchmarks/simulated.py OUT.json [--lookaheads 2,3] [--loads 1,4,8,16] [--rounds N] [--dtype D] [--threads N] [--eager] [--quick] [--python PATH]
+    python benchmarks/simulated.py OUT.json [--lookaheads 2,3] [--loads 1,4,8,16] [--rounds N] [--dtype D] [--threads N]
+        [--eager] [--quick] [--python PATH]
 
 What is known before a draft is trained: its shape, and an acceptance, here the one that our own engine measured of the zoo's EAGLE-2 head (it
 stands for a prediction; `results/served/`). For each lookahead four servers are up together, of `deploy` and `deploy simulate`:
