@@ -16,6 +16,7 @@ from foredraft.records import DraftChoice
 from foredraft.shapes import HeadParts, Shape
 
 Role = Literal["none", "lookup", "lm", "head"]
+Prior = Literal["lookup", "lm", "head", "mtp", "block"]  # of acceptance by position, see laws.acceptance
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,7 @@ class Kind:
     draft_vocab: int | None = None
     deep_label: str | None = None
     engine_names: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def drifts(self) -> bool:
-        """Whether acceptance falls with position, since it drafts on from its own estimates of the target's hidden states."""
-        return self.role == "head"
+    prior: Prior = "head"
 
     @property
     def hidden_states(self) -> int:
@@ -79,14 +76,15 @@ class Kind:
 _EAGLE = HeadParts(kind="eagle", hidden_states=1, fc_embedding=True, wide_layer=False, norms=-1, own_lm_head=False)
 _EAGLE3 = HeadParts(kind="eagle3", hidden_states=3, fc_embedding=False, wide_layer=True, norms=2, own_lm_head=True)
 
-NONE = Kind("none", "no draft", "none", {"none": "no draft"}, passes="none")
+NONE = Kind("none", "no draft", "none", {"none": "no draft"}, passes="none", prior="lookup")
 NGRAM = Kind(
     "ngram", "n-gram", "lookup", {"ngram": "n-gram", "suffix": "suffix", "lookahead": "Lookahead", "rest": "REST"},
-    passes="none", engine_names={"vllm": "ngram", "sglang": "NGRAM", "foredraft": "ngram"},
+    passes="none", engine_names={"vllm": "ngram", "sglang": "NGRAM", "foredraft": "ngram"}, prior="lookup",
 )  # fmt: skip
 LM = Kind(
     "lm", "independent model", "lm", {"draft_model": "language model", "lm": "language model", "unstated": "language model"},
     engine_names={"vllm": "draft_model", "sglang": "STANDALONE", "tensorrt-llm": "DraftTarget", "foredraft": "draft_model"},
+    prior="lm",
 )  # fmt: skip
 EAGLE = Kind(
     "eagle", "EAGLE-1/2", "head", {"eagle": "EAGLE", "eagle1": "EAGLE", "eagle2": "EAGLE-2"}, parts=_EAGLE,
@@ -101,11 +99,11 @@ EAGLE3 = Kind(
 MULTI_LAYER = replace(EAGLE3, name="scylla", label="Scylla", methods={"scylla": "Scylla"}, engine_names={})
 MTP = replace(
     EAGLE3, name="mtp", label="MTP", methods={"mtp": "MTP", "nextn": "MTP"}, unrolled=False, deep_label=None,
-    engine_names={"vllm": "mtp", "sglang": "NEXTN"},
+    engine_names={"vllm": "mtp", "sglang": "NEXTN"}, prior="mtp",
 )  # fmt: skip
 BLOCK = replace(
     EAGLE3, name="block", label="block-parallel", methods={"dflash": "DFlash", "dspark": "DSpark"}, passes="block", unrolled=False,
-    deep_label=None, engine_names={},
+    deep_label=None, engine_names={}, prior="block",
 )  # fmt: skip
 MEDUSA = Kind("medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}, passes="block")
 

@@ -61,7 +61,7 @@ def shipped() -> dict[str, PositionLaw]:
 @pytest.mark.parametrize("alpha", [0.4, 0.6, 0.75, 0.9])
 def test_constant_acceptance_is_the_special_case(alpha):
     """Exact constant-α τ at k = 1 and 2 of a draft that does not drift gives constant-α τ elsewhere, within 2 %."""
-    prediction = posterior(evidence.position_law(), constant(alpha, 1, 2), drifts=False)
+    prediction = posterior(evidence.position_law(), constant(alpha, 1, 2), kind="lm")
     for k in range(3, 9):
         assert prediction.tokens_per_step(k)[0] == pytest.approx(float(tokens_per_step_constant(alpha, k)), rel=0.02)
 
@@ -70,7 +70,7 @@ def test_constant_acceptance_is_the_special_case(alpha):
 def test_a_head_is_not_taken_to_be_constant(alpha):
     """Negative control: one τ of a head, which drifts, promises less at k = 8 than constant α does."""
     law = evidence.position_law()
-    head, steady = (posterior(law, constant(alpha, 1), drifts=drifts).tokens_per_step(8)[0] for drifts in (True, False))
+    head, steady = (posterior(law, constant(alpha, 1), kind=kind).tokens_per_step(8)[0] for kind in ("head", "lm"))
     assert head < 0.95 * steady
     assert steady == pytest.approx(float(tokens_per_step_constant(alpha, 8)), rel=0.08)
 
@@ -80,7 +80,7 @@ def test_correlated_levels_and_slopes_would_break_the_special_case():
     law = evidence.position_law()
     assert law.scale[0][1] < -0.05
     inherited = msgspec.structs.replace(law, mean=(law.mean[0], 0.0))
-    tau = posterior(inherited, constant(0.9, 1, 2)).tokens_per_step(8)[0]
+    tau = posterior(inherited, constant(0.9, 1, 2), kind="head").tokens_per_step(8)[0]
     assert tau < 0.98 * float(tokens_per_step_constant(0.9, 8))
 
 
@@ -114,7 +114,7 @@ def coverage(law: PositionLaw, held_out: list[dict[int, float]]) -> float:
     hits = []
     for curve in held_out:
         known_taus = {k: tau for k, tau in curve.items() if k <= 2}
-        hits += [low <= curve[k] <= high for k, (_, low, high) in predict(law, known_taus, [3, 5, 8]).items()]
+        hits += [low <= curve[k] <= high for k, (_, low, high) in predict(law, known_taus, [3, 5, 8], kind="head").items()]
     return float(np.mean(hits))
 
 
@@ -146,7 +146,7 @@ def test_predictive_intervals_cover():
 )
 def test_impossible_curves_are_refused_in_one_line(curve, words):
     with pytest.raises(ValueError, match=words) as error:
-        posterior(PLANTED, curve)
+        posterior(PLANTED, curve, kind="head")
     assert "\n" not in str(error.value)
 
 
@@ -162,18 +162,18 @@ def test_more_data_narrows_and_intervals_are_in_order():
     widths = []
     for lookaheads in ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 5)):
         known_taus = {k: truth[k] for k in lookaheads}
-        predictions = predict(law, known_taus, range(1, 17))
+        predictions = predict(law, known_taus, range(1, 17), kind="head")
         assert all(1 <= low <= mid <= high <= k + 1.2 for k, (mid, low, high) in predictions.items())
         medians = [mid for mid, _, _ in predictions.values()]
         assert medians == sorted(medians)
-        _, low, high = posterior(law, known_taus).tokens_per_step(8)
+        _, low, high = posterior(law, known_taus, kind="head").tokens_per_step(8)
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.2 * widths[0]
 
 
 def test_a_wider_level_gives_a_wider_interval_and_no_lookahead_gives_one():
-    prediction = posterior(PLANTED, {1: 1.7})
+    prediction = posterior(PLANTED, {1: 1.7}, kind="head")
     assert prediction.tokens_per_step(0) == (1.0, 1.0, 1.0)
     _, low50, high50 = prediction.tokens_per_step(5, 0.5)
     _, low90, high90 = prediction.tokens_per_step(5, 0.9)
@@ -181,14 +181,14 @@ def test_a_wider_level_gives_a_wider_interval_and_no_lookahead_gives_one():
 
 
 def test_a_curve_measured_elsewhere_weighs_less():
-    here, elsewhere = (posterior(PLANTED, {1: 1.9, 2: 2.7}, extra_noise=noise) for noise in (0.0, 0.1))
+    here, elsewhere = (posterior(PLANTED, {1: 1.9, 2: 2.7}, kind="head", extra_noise=noise) for noise in (0.0, 0.1))
     width = [high - low for _, low, high in (prediction.tokens_per_step(5) for prediction in (here, elsewhere))]
     assert width[1] > 1.3 * width[0]
 
 
 def test_draws_follow_the_posterior_and_the_seed():
     """Seed 1; 4000 draws put the median within 4 standard errors, 0.02 in quantile: false alarms below 1e-3."""
-    prediction = posterior(PLANTED, {1: 1.7, 2: 2.2})
+    prediction = posterior(PLANTED, {1: 1.7, 2: 2.2}, kind="head")
     drawn = prediction.draws(4000, np.random.default_rng(1))
     assert (drawn == prediction.draws(4000, np.random.default_rng(1))).all()
     tau = 1 + np.cumprod(drawn, axis=1)[:, :5].sum(axis=1)
@@ -265,7 +265,7 @@ def test_no_document_drowns_the_rest(monkeypatch):
     home = {acceptance.curve_key(row): document(row.provenance.source) for row in observations()}
     weights: dict[str, set[float]] = {}
     for key, lesson in by_draft.items():
-        assert lesson.drifts == kinds.of_method(key[1]).drifts
+        assert lesson.kind == kinds.of_method(key[1]).prior
         if len(lesson.curve) >= 3:
             weights.setdefault(home[key], set()).add(lesson.weight)
     assert all(len(weights_of_document) == 1 for weights_of_document in weights.values())

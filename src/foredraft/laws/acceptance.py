@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfinv
 
+from foredraft.kinds import Prior
 from foredraft.laws.speedup import accept_prob_from_rate
 from foredraft.records import Observation, Record
 
@@ -35,6 +36,7 @@ Array = NDArray[np.float64]
 Curve = Mapping[int, float]  # lookahead -> tokens per step, bonus included
 
 MAX_POSITIONS = 16
+STEADY = ("lookup", "lm")  # priors of drafts that read the accepted text afresh
 LEVELS = np.linspace(-4.0, 5.0, 301)
 SLOPES = np.linspace(-4.0, 2.5, 217)
 GRID = np.stack(np.meshgrid(LEVELS, SLOPES, indexing="ij"), axis=-1)  # [A, B, 2]
@@ -93,15 +95,15 @@ class CurvePosterior:
         return np.array([_quantiles(column, self.weights, (0.5,))[0] for column in self.survival.T])
 
 
-def posterior(law: PositionLaw, curve: Curve, *, drifts: bool = True, extra_noise: float = 0.0) -> CurvePosterior:
+def posterior(law: PositionLaw, curve: Curve, *, kind: Prior, extra_noise: float = 0.0) -> CurvePosterior:
     """What `curve` (τ at some lookaheads; may be empty) says of acceptance at every position, under the prior `law`.
 
-    `drifts` False is for drafts that are not heads: the prior slope is then 0. `extra_noise` widens the likelihood in
+    `kind` names the prior; that of drafts that are not heads has slope 0. `extra_noise` widens the likelihood in
     log τ, for curves measured elsewhere than where they will be used. Raises ValueError on τ < 1, τ > lookahead + 1
     or a lookahead outside 1 … 16.
     """
     check_curve(curve)
-    log_weights = _log_prior(law if drifts else steady(law)) + _log_likelihood(law, curve, extra_noise)
+    log_weights = _log_prior(steady(law) if kind in STEADY else law) + _log_likelihood(law, curve, extra_noise)
     weights = np.exp(log_weights - log_weights.max())
     weights /= weights.sum()
     keep = weights > 1e-9
@@ -110,10 +112,10 @@ def posterior(law: PositionLaw, curve: Curve, *, drifts: bool = True, extra_nois
 
 
 def predict(
-    law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, drifts: bool = True, level: float = 0.9
+    law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, kind: Prior, level: float = 0.9
 ) -> dict[int, tuple[float, float, float]]:
     """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own scatter included."""
-    curve_posterior = posterior(law, curve, drifts=drifts)
+    curve_posterior = posterior(law, curve, kind=kind)
     z = np.sqrt(2) * erfinv(level)
     out = {}
     for k in lookaheads:
@@ -161,11 +163,11 @@ def survival_through(curve: Curve) -> tuple[float, ...]:
 
 
 class Lesson(NamedTuple):
-    """One curve to learn from: its weight (say 1/√n of its document, so that none drowns the rest), and whether it drifts."""
+    """One curve to learn from: its weight (say 1/√n of its document, so that none drowns the rest), and which prior it follows."""
 
     curve: Curve
     weight: float = 1.0
-    drifts: bool = True
+    kind: Prior = "head"
 
 
 def fit_position_law(lessons: Sequence[Lesson]) -> PositionLaw:
@@ -204,7 +206,7 @@ def _fit_prior(
     peaks = logs.max(axis=1)
     likelihoods = np.exp(logs - peaks[:, None])
     share = np.array([lesson.weight for lesson in lessons]) / sum(lesson.weight for lesson in lessons)
-    drifts = np.array([lesson.drifts for lesson in lessons])
+    drifts = np.array([lesson.kind not in STEADY for lesson in lessons])
     points = GRID.reshape(-1, 2)
     for _ in range(rounds):
         level = weight = evidence = 0.0

@@ -73,8 +73,8 @@ class Basis:
         for rows, noise in ((self.observations, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
             alike = [row for row in rows if row.method != "none" and on_target(row, self.target) and is_alike(row)]
             if mean := mean_curve(alike):
-                drifts = kinds.of_method(alike[0].method).drifts
-                return acceptance.posterior(evidence.position_law(), mean, drifts=drifts, extra_noise=noise)
+                kind = kinds.of_method(alike[0].method).prior
+                return acceptance.posterior(evidence.position_law(), mean, kind=kind, extra_noise=noise)
         return None
 
 
@@ -136,15 +136,15 @@ def _heads(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
 
 
 @cache
-def any_draft(*, drifts: bool) -> CurvePosterior:
-    """Acceptance by position where nothing is known of a draft but whether it drifts: the prior."""
-    return acceptance.posterior(evidence.position_law(), {}, drifts=drifts)
+def any_draft(kind: kinds.Prior) -> CurvePosterior:
+    """Acceptance by position where nothing is known of a draft but its kind: the prior."""
+    return acceptance.posterior(evidence.position_law(), {}, kind=kind)
 
 
 def head_posterior(basis: Basis) -> CurvePosterior:
     """Acceptance of a head of one layer on the target: measured there if it was, else as heads have it in general."""
     measured = basis.curve(lambda row: kinds.role_of(row.method) == "head" and (row.draft_layers or 1) == 1)
-    return measured or any_draft(drifts=True)
+    return measured or any_draft(kinds.USUAL_HEAD.prior)
 
 
 def _tokens_law(observations: Sequence[Observation]) -> Fit:
@@ -255,7 +255,7 @@ def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
         "target_tokens": target.training_tokens,
     }
     outside = {field for law in laws for field, (low, high) in law.domain.items() if not low <= inputs[field] <= high}
-    accept = SizeAcceptance(laws, inputs, any_draft(drifts=False))
+    accept = SizeAcceptance(laws, inputs, any_draft(kinds.LM.prior))
     return Candidate(draft, shape, accept, tuple(sorted(outside)))
 
 
@@ -298,7 +298,7 @@ def _lookup(basis: Basis) -> Candidate:
     curves = [
         curve for key, curve in acceptance.chain_curves(evidence.observations()).items() if key[1] == kinds.NGRAM.name
     ]
-    parts = [acceptance.posterior(law, curve, drifts=False, extra_noise=ELSEWHERE_NOISE) for curve in curves]
+    parts = [acceptance.posterior(law, curve, kind=kinds.NGRAM.prior, extra_noise=ELSEWHERE_NOISE) for curve in curves]
     mixed = CurvePosterior(
         np.concatenate([part.weights for part in parts]) / len(parts),
         np.concatenate([part.accept_given_prefix for part in parts]),

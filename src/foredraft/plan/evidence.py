@@ -51,7 +51,7 @@ def fit_position_law(rows: Sequence[Observation]) -> PositionLaw:
     sizes = Counter(home[key] for key, curve in curves.items() if len(curve) >= 3)
     return acceptance.fit_position_law(
         [
-            Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kinds.of_method(key[1]).drifts)
+            Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kinds.of_method(key[1]).prior)
             for key, curve in curves.items()
         ]
     )

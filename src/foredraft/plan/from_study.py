@@ -71,22 +71,22 @@ def _head(study: Study, machine: Machine, like: StudyDraft, tokens: float, law: 
     return Candidate(
         choice(name, like.shape, machine, tokens, flops),
         like.shape,
-        CurveAcceptance(_posterior(same, drifts=True), _gain(law, like.shape.num_layers, tokens, near.tokens)),
+        CurveAcceptance(_posterior(same, like.kind.prior), _gain(law, like.shape.num_layers, tokens, near.tokens)),
         study_range=_range(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
         tail=study.tail,
     )
 
 
-def _posterior(drafts: Sequence[StudyDraft], *, drifts: bool) -> CurvePosterior:
+def _posterior(drafts: Sequence[StudyDraft], kind: kinds.Prior) -> CurvePosterior:
     """Acceptance by position of drafts that differ in nothing but their seed."""
     lookaheads = sorted({k for draft in drafts for k in draft.curve})
     taus = ([draft.curve[k] for draft in drafts if k in draft.curve] for k in lookaheads)
-    return _of_curve(tuple((k, float(np.mean(values))) for k, values in zip(lookaheads, taus, strict=True)), drifts)
+    return _of_curve(tuple((k, float(np.mean(values))) for k, values in zip(lookaheads, taus, strict=True)), kind)
 
 
 @cache
-def _of_curve(curve: tuple[tuple[int, float], ...], drifts: bool) -> CurvePosterior:
-    return acceptance.posterior(evidence.position_law(), dict(curve), drifts=drifts)
+def _of_curve(curve: tuple[tuple[int, float], ...], kind: kinds.Prior) -> CurvePosterior:
+    return acceptance.posterior(evidence.position_law(), dict(curve), kind=kind)
 
 
 def _gain(law: Fit | None, num_layers: int, tokens: float, measured: float) -> tuple[float, ...]:
@@ -162,7 +162,7 @@ def _model(study: Study, machine: Machine, shape: Shape, tokens: float, law: Fit
         "draft_params": float(shape.params), "draft_tokens": tokens, "target_params": float(study.target.params),
     }  # fmt: skip
     outside = tuple(sorted(name for name, (low, high) in law.domain.items() if not low <= inputs[name] <= high))
-    spread = _posterior([study.nearest(None, shape.params, tokens)], drifts=False)
+    spread = _posterior([study.nearest(None, shape.params, tokens)], kinds.LM.prior)
     middle = np.log(spread.median_accept) - np.log1p(-spread.median_accept)
     accept = SizeAcceptance(
         (law,), {name: inputs[name] for name in law.domain}, spread, tuple((middle - middle[0]).tolist())
@@ -172,7 +172,7 @@ def _model(study: Study, machine: Machine, shape: Shape, tokens: float, law: Fit
 
 
 def _as_measured(study: Study, machine: Machine, draft: StudyDraft) -> Candidate:
-    accept = CurveAcceptance(_posterior([draft], drifts=False))
+    accept = CurveAcceptance(_posterior([draft], kinds.LM.prior))
     choice, study_range = _choice(draft.shape, machine, draft.tokens), _range(study, "measured drafts")
     return Candidate(choice, draft.shape, accept, study_range=study_range, tail=study.tail)
 
@@ -190,4 +190,4 @@ def _range(study: Study, how: str) -> StudyRange:
 def lookup(target: Shape, observations: Sequence[Observation], temperature: float) -> CurvePosterior | None:
     """Acceptance of prompt lookup where own runs measured it on this target."""
     curve = mean_curve(pool(target, observations, temperature, "lookup"))
-    return acceptance.posterior(evidence.position_law(), curve, drifts=False) if curve else None
+    return acceptance.posterior(evidence.position_law(), curve, kind=kinds.NGRAM.prior) if curve else None

@@ -179,7 +179,7 @@ def _tail(study: Study, rows: Sequence[Observation], role: str) -> Tail | None:
     law, measured = evidence.position_law(), {}
     for draft in study.drafts:
         if draft.name in trees:
-            accept = acceptance.posterior(law, draft.curve, drifts=draft.kind.drifts).median_accept
+            accept = acceptance.posterior(law, draft.curve, kind=draft.kind.prior).median_accept
             taus = trees[draft.name].items()
             measured[draft.name] = accept, [Tree(*dials, float(np.mean(values))) for dials, values in taus]
     number = sum(len(of) for _, of in measured.values())

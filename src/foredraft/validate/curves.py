@@ -27,7 +27,7 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
             continue
         alpha = constant_alpha(visible)
         for k, (mid, low, high) in acceptance.predict(
-            law, visible, larger, drifts=kinds.of_method(key[1]).drifts
+            law, visible, larger, kind=kinds.of_method(key[1]).prior
         ).items():
             points.append(
                 CurvePoint(

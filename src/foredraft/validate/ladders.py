@@ -93,12 +93,11 @@ def _predict(
     if not load(row):
         raise ValueError("a batch size or concurrency")
     drafting = _drafting(row)
-    drifts = kinds.of_method(row.method).drifts
     lengths = (row.input_len or DEFAULT_LENGTHS[0], row.output_len or DEFAULT_LENGTHS[1])
     plain, speculative = known_servers(row, lengths, machine)
     tau, tau_sd = row.tokens_per_step, 0.0
     if tau is None:
-        tau, tau_sd = usual_tau(row.target, row.method, drafting.depth, without), _prior_sd(law, drifts, drafting.depth)
+        tau, tau_sd = usual_tau(row.target, row.method, drafting.depth, without), _prior_sd(law, row.method, drafting.depth)
     ratio, log_sd = _gain(plain, speculative, float(load(row)), drafting, tau)
     width = float(np.exp(INTERVAL_SD * np.hypot(log_sd, tau_sd)))
     for note, missing in (
@@ -144,9 +143,9 @@ def _drafting(row: Observation) -> Drafting:
 
 
 @cache
-def _prior_sd(law: PositionLaw, drifts: bool, depth: int) -> float:
-    """sd of log τ over drafts of which nothing is known."""
-    _, low, high = acceptance.posterior(law, {}, drifts=drifts).tokens_per_step(depth)
+def _prior_sd(law: PositionLaw, method: str, depth: int) -> float:
+    """sd of log τ over drafts of a method of which nothing else is known."""
+    _, low, high = acceptance.posterior(law, {}, kind=kinds.of_method(method).prior).tokens_per_step(depth)
     return float(np.log(high / low)) / (2 * INTERVAL_SD)
 
 
@@ -157,17 +156,17 @@ def usual_tau(target_name: str, method: str, depth: int, without: frozenset[str]
     """
     target, law = shapes.shape(target_name), evidence.position_law(without)
     curves = acceptance.chain_curves(evidence.observations(without))
-    drifts = kinds.of_method(method).drifts
+    kind = kinds.of_method(method)
 
     def taus(of: str) -> list[float]:
         kin = [curve for key, curve in curves.items() if key[1] == of and evidence.names(key[0], target)]
-        return [acceptance.posterior(law, curve, drifts=drifts).tokens_per_step(depth)[0] for curve in kin]
+        return [acceptance.posterior(law, curve, kind=kind.prior).tokens_per_step(depth)[0] for curve in kin]
 
     if same_method := taus(method):
         return float(np.mean(same_method))
-    heads = taus(kinds.USUAL_HEAD.name) if drifts else []
-    median = float(np.mean(heads or [acceptance.posterior(law, {}, drifts=drifts).tokens_per_step(depth)[0]]))
-    return 1 + (median - 1) * (relative_gain(method, without) if drifts else 1.0)
+    heads = taus(kinds.USUAL_HEAD.name) if kind.role == "head" else []
+    median = float(np.mean(heads or [acceptance.posterior(law, {}, kind=kind.prior).tokens_per_step(depth)[0]]))
+    return 1 + (median - 1) * (relative_gain(method, without) if kind.role == "head" else 1.0)
 
 
 def relative_gain(method: str, without: frozenset[str]) -> float:

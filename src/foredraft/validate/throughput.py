@@ -177,11 +177,11 @@ def predict_group(
     chains, trees = ([row for row in group if _is_tree(row) is tree] for tree in (False, True))
     visible = [row for row in chains if lookahead(row) <= known_lookahead(chains)]
     costs = servers(group[0], plain or _undrafted(visible), machine)
-    drifts = kinds.of_method(group[0].method).drifts
+    kind = kinds.of_method(group[0].method).prior
     curves = [curve for curve in acceptance.chain_curves(visible).values() if curve]
     notes = costs.assumed
     if curves or not visible:
-        taus = _carried(law, curves[0] if curves else {}, drifts, _measured(visible))
+        taus = _carried(law, curves[0] if curves else {}, kind, _measured(visible))
     else:
         taus = _best_curve(costs, plain, visible, law)
         notes = (*notes, f"{setting(group[0])}: no τ in the rows, read from their throughput")
@@ -236,12 +236,12 @@ def _measured(visible: Sequence[Observation]) -> dict[tuple[int, int], float]:
     return {cell: float(np.mean(values)) for cell, values in taus.items()}
 
 
-def _carried(law: PositionLaw, curve: Curve, drifts: bool, measured: Mapping[tuple[int, int], float]) -> Taus:
+def _carried(law: PositionLaw, curve: Curve, kind: kinds.Prior, measured: Mapping[tuple[int, int], float]) -> Taus:
     """τ at larger k: halfway, in log, between the position law's and the logit step carried on, which err apart (InferenceX 5.4 and
     7.6 %, SpecDecode-Bench 3.3 and 2.3 %, halfway 6.5 and 2.8 %).
     """
     lookaheads = range(1, acceptance.MAX_POSITIONS + 1)
-    mid, low, high = np.array(list(acceptance.predict(law, curve, lookaheads, drifts=drifts).values())).T
+    mid, low, high = np.array(list(acceptance.predict(law, curve, lookaheads, kind=kind).values())).T
     carried = plain_rule.carried_tau(curve)
     middle = mid if carried is None else np.sqrt(mid * carried)
     return Taus(middle, np.log(high / low) / (2 * INTERVAL_SD), measured)
@@ -266,7 +266,7 @@ def _by_rule(steps: Mapping[int, Mapping[int, float]], carried: Array | None, n:
 
 def _best_curve(costs: Servers, plain: Mapping[int, float], visible: Sequence[Observation], law: PositionLaw) -> Taus:
     """Where no τ is stated: the curve, of those drawn from the prior, that calibration reconciles best with the measured speeds."""
-    posterior = acceptance.posterior(law, {}, drifts=kinds.of_method(visible[0].method).drifts)
+    posterior = acceptance.posterior(law, {}, kind=kinds.of_method(visible[0].method).prior)
     draws = posterior.draws(CANDIDATE_CURVES, np.random.default_rng(0))
     curves = [1 + np.cumsum(np.cumprod(accept)) for accept in draws]
     bare = [CostRow(n, 0, 1.0, speed) for n, speed in plain.items()]
