@@ -185,7 +185,7 @@ def machine_here(bench: Bench) -> Machine:
     """This machine as `foredraft probe` sees it, once."""
     file = bench.folder / "machine.json"
     if not file.is_file():
-        _foredraft("probe", "--out", file, "--threads", bench.threads)
+        foredraft("probe", "--out", file, "--threads", bench.threads)
     return records.read(Machine, file)
 
 
@@ -195,7 +195,7 @@ def _measure_ours(bench: Bench, draft: str) -> None:
         return
     specs = [f"{CHAIN}", "8", *(TREES if draft != "lm" else TREES[:1])]
     with tempfile.TemporaryDirectory() as folder:
-        _foredraft(
+        foredraft(
             "measure", TARGET, "--prompts", PROMPTS, "--out", folder, "--way", "live", "--max-tokens", bench.new, "--no-stop",
             "--threads", bench.threads, *(word for spec in specs for word in ("--draft", f"{ZOO / draft}@{spec}")),
         )  # fmt: skip
@@ -208,7 +208,7 @@ def _by_us(row: Observation) -> Observation:
     return msgspec.structs.replace(row, provenance=msgspec.structs.replace(row.provenance, command=COMMAND))
 
 
-def _foredraft(*words: object) -> None:
+def foredraft(*words: object) -> None:
     say("foredraft " + " ".join(map(str, words[:2])))
     subprocess.run([sys.executable, "-m", "foredraft", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 

@@ -3,8 +3,8 @@
     python benchmarks/simulated.py OUT.json [--lookaheads 2,3] [--loads 1,4,8,16] [--rounds N] [--dtype D] [--threads N]
         [--eager] [--quick] [--python PATH]
 
-What is known before a draft is trained: its shape, and an acceptance, here the one that our own engine measured of the zoo's EAGLE-2 head (it
-stands for a prediction; `results/served/`). For each lookahead four servers are up together, of `deploy` and `deploy simulate`:
+What is known before a draft is trained: its shape, and an acceptance, here the one that our own engine measures of the zoo's EAGLE-2 head at
+that lookahead on those prompts (it stands for a prediction). For each lookahead four servers are up together, of `deploy` and `deploy simulate`:
 
 - none: the bare target;
 - untrained: a head of that shape with random weights, which costs what it costs and is hardly ever right;
@@ -44,7 +44,8 @@ from foredraft.deploy.export import ExportSettings, export
 from foredraft.deploy.simulate import SimulateSettings, simulate
 from foredraft.records import Machine, Observation, Record
 
-DRAFT, OURS = served.EAGLE, served.ROOT / "results" / "served" / f"own-{served.EAGLE}.jsonl"
+DRAFT = served.EAGLE
+NUM_PROMPTS = 16  # so that every load's requests are whole rounds over them
 LOADS, QUICK_LOADS = (1, 4, 8, 16), (1, 4)
 LEARNING = 3  # rounds over all prompts that teach the proposer the target's answers, whose near-ties differ from batch to batch
 COST_ROUNDS = 2
@@ -52,12 +53,12 @@ SYNTHETIC = ("rejection_sample_method", "synthetic_acceptance_rates", "synthetic
 
 
 class Trial(Record, frozen=True):
-    """What was measured at a lookahead. `draft_s`: [requests, seconds] of a draft's pass as measured, below 0 where free drafts took longer, which
-    is spent as 0; `unknown`: share of drafts that could not be as asked.
+    """What was measured at a lookahead. `ours`: a chain in our own engine, whose acceptance is asked. `draft_s`: [requests, seconds] of a draft's
+    pass as measured, below 0 where free drafts took longer, which is spent as 0; `unknown`: share of drafts that could not be as asked.
     """
 
     lookahead: int
-    asked: tuple[float, ...]
+    ours: Observation
     draft_s: tuple[tuple[float, float], ...]
     unknown: float
     rows: dict[str, list[Observation]]
@@ -108,11 +109,14 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 async def _trial(bench: served.Bench, machine: Machine, lookahead: int) -> Trial:
-    asked = (_our_chain(lookahead).survival or ())[:lookahead]
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        prompts = folder / "prompts.jsonl"
+        records.write_bytes(prompts, b"".join(served.PROMPTS.read_bytes().splitlines(keepends=True)[:NUM_PROMPTS]))
+        ours = _our_chain(bench, lookahead, prompts, folder)
+        asked = ours.survival or ()
         urls = {name: running.enter_context(server) for name, server in _servers(bench, lookahead, asked, folder)}
-        client = Client(bench, machine, lookahead, urls, read_questions(served.PROMPTS, Skips("stop")))
+        client = Client(bench, machine, lookahead, urls, read_questions(prompts, Skips("stop")))
         await client.warm_up()
         proposer = folder / "simulated"
         draft_s, untrained_rows = await _draft_cost(client, proposer)
@@ -128,14 +132,18 @@ async def _trial(bench: served.Bench, machine: Machine, lookahead: int) -> Trial
             )
         drafts, unknown = (after - then for after, then in zip(_counted(proposer), before, strict=True))
     return Trial(
-        lookahead=lookahead, asked=asked, draft_s=draft_s, unknown=unknown / drafts, rows=rows | {"untrained": untrained_rows}
+        lookahead=lookahead, ours=ours, draft_s=draft_s, unknown=unknown / drafts, rows=rows | {"untrained": untrained_rows}
     )  # fmt: skip
 
 
-def _our_chain(lookahead: int) -> Observation:
-    """The shortest chain of at least so many tokens that our own engine measured: a longer one reaches past more answers' ends."""
-    chains = [row for row in records.read_lines(Observation, OURS) if (row.topk or 1) == 1]
-    return min((row for row in chains if (row.lookahead or 0) >= lookahead), key=lambda row: row.lookahead or 0)
+def _our_chain(bench: served.Bench, lookahead: int, prompts: Path, folder: Path) -> Observation:
+    """What our own engine measures of the head."""
+    served.foredraft(
+        "measure", served.TARGET, "--draft", f"{served.ZOO / DRAFT}@{lookahead}", "--prompts", prompts, "--out", folder / "ours",
+        "--way", "live", "--max-tokens", bench.new, "--no-stop", "--threads", bench.threads,
+    )  # fmt: skip
+    rows = records.read_lines(Observation, folder / "ours" / "observations.jsonl")
+    return next(row for row in rows if row.method != "none")
 
 
 def _servers(
@@ -225,7 +233,7 @@ def _figures(bench: served.Bench, machine: Machine, trials: Sequence[Trial]) -> 
     rows = {"none": [row for trial in trials for row in trial.rows["none"]]}
     for trial in trials:
         rows |= {f"{name}@{trial.lookahead}": of for name, of in trial.rows.items() if name != "none"}
-    ours, cells = [_our_chain(last)], [cell for trial in trials for cell in _cells(trial)]
+    ours, cells = [trials[-1].ours], [cell for trial in trials for cell in _cells(trial)]
     predictions = {
         known: served_figures.prediction(target, machine, bench.dtype, rows, ("none", known), ours)
         for known in (f"untrained@{first}", f"simulated@{last}")
@@ -236,7 +244,7 @@ def _figures(bench: served.Bench, machine: Machine, trials: Sequence[Trial]) -> 
             cell[f"predicted from none and {known}"] = foreseen.get((f"simulated@{cell['lookahead']}", cell["load"]))
     return {
         "conditions": served.conditions(bench, rows) | {"draft": DRAFT, "learning_rounds": LEARNING},
-        "asked": {trial.lookahead: trial.asked for trial in trials},
+        "asked": {trial.lookahead: trial.ours.survival for trial in trials},
         "reached": {trial.lookahead: {name: _survival(trial.rows[name]) for name in ("simulated", "real")} for trial in trials},
         "unknown": {trial.lookahead: trial.unknown for trial in trials},
         "draft_s": {trial.lookahead: trial.draft_s for trial in trials},
