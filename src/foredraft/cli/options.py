@@ -74,6 +74,13 @@ def concurrencies(ctx: typer.Context, param: typer.CallbackParam, value: str) ->
     return value
 
 
+def task_word(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    """One of `records.TASKS`; None passes."""
+    from foredraft.records import TASKS
+
+    return one_of(*TASKS)(ctx, param, value)
+
+
 def number_format(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
     """A number format in our spelling; None passes."""
     if value is None:

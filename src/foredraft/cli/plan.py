@@ -19,6 +19,7 @@ from foredraft.cli.options import (
     number_format,
     one_of,
     real,
+    task_word,
     whole,
 )
 
@@ -74,6 +75,13 @@ def plan(
     input_len: Annotated[float, typer.Option(help="Mean prompt tokens.", callback=real(above=0))] = 512,
     output_len: Annotated[float, typer.Option(help="Mean answer tokens.", callback=real(above=0))] = 256,
     temperature: Annotated[float, typer.Option(help="Sampling temperature of the load.", callback=TEMPERATURE)] = 0.0,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What the prompts are of: chat, code, math, rag, summarisation, translation, qa, …; a mix when left out.",
+            callback=task_word,
+        ),
+    ] = None,
     objective: Annotated[
         str,
         typer.Option(
@@ -129,7 +137,11 @@ def plan(
     from foredraft.records import Workload, concurrency_of
 
     load = Workload(
-        input_len=input_len, output_len=output_len, concurrency=concurrency_of(concurrency), temperature=temperature
+        input_len=input_len,
+        output_len=output_len,
+        concurrency=concurrency_of(concurrency),
+        temperature=temperature,
+        task=task,
     )
     settings = PlanSettings(
         objective=objective, engine=engine, devices=num_devices, data_parallel=data_parallel, expert_parallel=expert_parallel,

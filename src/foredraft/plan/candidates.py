@@ -6,8 +6,8 @@ Promises: a draft that no measurement speaks for is left out and named. Refuses 
 Shapes: S draws.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import msgspec
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft import kinds, shapes
-from foredraft.laws import acceptance, forms
-from foredraft.laws.acceptance import CurvePosterior
+from foredraft.laws import forms
 from foredraft.laws.fit import choose, fit, predict_draws
-from foredraft.plan import evidence, from_study
+from foredraft.plan import evidence, from_study, levels
 from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, choice, head_training_flops
-from foredraft.plan.study import Study, mean_curve, on_target, shape_of, study_of
+from foredraft.plan.levels import any_draft, level_of
+from foredraft.plan.study import Study, on_target, shape_of, study_of
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, scaled
 
@@ -32,8 +32,6 @@ HEAD_TOKENS = tuple(1e8 * 2.0**i for i in range(12))
 REFERENCE_TOKENS = 8e8
 LM_TOKENS = (1e9, 1e10, 1e11, 1e12)
 LM_SIZES = tuple(np.geomspace(1e7, 6e9, 10))
-# sd of log τ between a published draft of the same target and the one to be trained, on another mix of prompts.
-ELSEWHERE_NOISE = 0.05
 FACTORS = {
     "draft": "acceptance of this draft against others like it",
     "data": "the law in draft training tokens",
@@ -44,12 +42,13 @@ FACTORS = {
 
 @dataclass(frozen=True)
 class Basis:
-    """What speaks for a plan's drafts: own observations, studied once, beside the published ones."""
+    """What speaks for a plan's drafts under a load: own observations, studied once, beside the published ones."""
 
     target: Shape
     machine: Machine
     observations: Sequence[Observation]
     temperature: float
+    task: str | None = None
 
     @cached_property
     def models(self) -> Study | None:
@@ -67,15 +66,6 @@ class Basis:
         rows = [row for row in rows if ((row.temperature or 0.0) > 0) == (self.temperature > 0)]
         rows = [msgspec.structs.replace(row, temperature=None) for row in rows]
         return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
-
-    def curve(self, is_alike: Callable[[Observation], bool]) -> CurvePosterior | None:
-        """Acceptance by position of drafts alike on the target: from own runs, else from published ones with room for other prompts."""
-        for rows, noise in ((self.observations, 0.0), (evidence.observations(), ELSEWHERE_NOISE)):
-            alike = [row for row in rows if row.method != "none" and on_target(row, self.target) and is_alike(row)]
-            if mean := mean_curve(alike):
-                kind = kinds.of_method(alike[0].method).prior
-                return acceptance.posterior(evidence.position_law(), mean, kind=kind, extra_noise=noise)
-        return None
 
 
 def candidates(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
@@ -108,7 +98,7 @@ def _models(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
 def _studied_models(basis: Basis, study: Study) -> tuple[list[Candidate], dict[str, str]]:
     models, missing = from_study.models(study, basis.machine)
     for shape in public(basis.target):
-        if curve := basis.curve(_is(shape)):
+        if curve := levels.curve(basis, levels.named(shape)):
             models.append(Candidate(_public_choice(shape, basis.machine), shape, CurveAcceptance(curve)))
         else:
             missing[f"{shape.name} (public)"] = "an own study speaks for models, and it did not measure this one"
@@ -118,7 +108,7 @@ def _studied_models(basis: Basis, study: Study) -> tuple[list[Candidate], dict[s
 def _heads(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
     if basis.heads:
         return from_study.heads(basis.heads, basis.machine)
-    posterior, tokens_law = head_posterior(basis), _tokens_law(basis.observations)
+    level, tokens_law = level_of(basis, kinds.USUAL_HEAD), _tokens_law(basis.observations)
     layers, missing = _layer_gains(basis.observations)
     low, high = tokens_law.domain["draft_tokens"]
     missing["heads trained on other amounts"] = (
@@ -131,20 +121,8 @@ def _heads(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
             flops = head_training_flops(basis.target, shape, tokens)
             draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
             gain = tuple(_gain(tokens_law, tokens) * layer_gain)
-            heads.append(Candidate(draft, shape, CurveAcceptance(posterior, gain)))
+            heads.append(Candidate(draft, shape, replace(level.acceptance, gain=gain), level.extrapolates))
     return heads, missing
-
-
-@cache
-def any_draft(kind: kinds.Prior) -> CurvePosterior:
-    """Acceptance by position where nothing is known of a draft but its kind: the prior."""
-    return acceptance.posterior(evidence.position_law(), {}, kind=kind)
-
-
-def head_posterior(basis: Basis) -> CurvePosterior:
-    """Acceptance of a head of one layer on the target: measured there if it was, else as heads have it in general."""
-    measured = basis.curve(lambda row: kinds.role_of(row.method) == "head" and (row.draft_layers or 1) == 1)
-    return measured or any_draft(kinds.USUAL_HEAD.prior)
 
 
 def _tokens_law(observations: Sequence[Observation]) -> Fit:
@@ -226,7 +204,7 @@ def _head_at_hand(basis: Basis, shape: Shape) -> Candidate:
             f"{shape.name}: {len(drafts)} drafts of its kind and depth were measured ({', '.join(sorted(map(str, drafts))[:3])}, …); "
             "give --observations of this one alone"
         )
-    if not (curve := basis.curve(is_alike) if drafts else None):
+    if not (curve := levels.curve(basis, is_alike) if drafts else None):
         raise ValueError(
             f"{shape.name}: nothing says how much is accepted of it; give --observations of foredraft measure"
         )
@@ -240,7 +218,7 @@ def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
     flops = 3 * shape.flops_per_token(0) * tokens if tokens else 0.0
     training_tokens = tokens or shape.training_tokens
     draft = choice(kinds.LM.label, shape, machine, tokens, flops) if tokens else _public_choice(shape, machine)
-    if not tokens and (curve := basis.curve(_is(shape))):
+    if not tokens and (curve := levels.curve(basis, levels.named(shape))):
         return Candidate(draft, shape, CurveAcceptance(curve))
     if not (target.training_tokens and training_tokens):
         unknown = target.name if not target.training_tokens else shape.name
@@ -261,11 +239,6 @@ def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
 
 def _public_choice(shape: Shape, machine: Machine) -> DraftChoice:
     return choice(f"{shape.name} (public)", shape, machine, shape.training_tokens, 0.0)
-
-
-def _is(shape: Shape) -> Callable[[Observation], bool]:
-    """Whether a row was measured with the draft of this name or public size."""
-    return lambda row: row.draft is not None and evidence.names(row.draft, shape)
 
 
 def _as_alpha(row: Observation) -> Observation | None:
@@ -290,17 +263,7 @@ def _as_alpha(row: Observation) -> Observation | None:
 
 
 def _lookup(basis: Basis) -> Candidate:
-    """Prompt lookup, without training or model; it hangs on the prompts, so without own runs every published curve is a draw."""
+    """Prompt lookup, without training or model."""
     draft = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
-    if measured := from_study.lookup(basis.target, basis.observations, basis.temperature):
-        return Candidate(draft, None, CurveAcceptance(measured))
-    law = evidence.position_law()
-    curves = [
-        curve for key, curve in acceptance.chain_curves(evidence.observations()).items() if key[1] == kinds.NGRAM.name
-    ]
-    parts = [acceptance.posterior(law, curve, kind=kinds.NGRAM.prior, extra_noise=ELSEWHERE_NOISE) for curve in curves]
-    mixed = CurvePosterior(
-        np.concatenate([part.weights for part in parts]) / len(parts),
-        np.concatenate([part.accept_given_prefix for part in parts]),
-    )
-    return Candidate(draft, None, CurveAcceptance(mixed))
+    level = level_of(basis, kinds.NGRAM)
+    return Candidate(draft, None, level.acceptance, level.extrapolates)

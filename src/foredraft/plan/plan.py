@@ -77,7 +77,7 @@ def plan(
     whole = completed(target, observations, draft)
     problem, matched = _problem(target, machine, workload, options, whole.rows)
     observations, notes = whole.rows, (*whole.notes(), *matched.notes())
-    basis = Basis(target, machine, without_repeats(observations), workload.temperature)
+    basis = Basis(target, machine, without_repeats(observations), workload.temperature, workload.task)
     if draft:
         (ranked, not_considered), size, nearest = rank(problem, [named(basis, draft)]), None, ()
         if not_considered:

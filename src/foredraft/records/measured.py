@@ -128,8 +128,25 @@ def _check_unit(
         raise ValueError(f"{field} {value:g}: it is in {unit}, and no machine has more than {most:g}")
 
 
+# What prompts may be of.
+TASKS = (
+    "chat",
+    "code",
+    "math",
+    "rag",
+    "summarisation",
+    "translation",
+    "qa",
+    "writing",
+    "multilingual",
+    "reasoning",
+)
+
+
 class Workload(Record, frozen=True):
-    """What the server is asked to do: mean prompt and answer lengths in tokens, and the concurrencies of interest with their weights."""
+    """What the server is asked to do: mean prompt and answer lengths in tokens, the concurrencies of interest with their weights, and what
+    the prompts are of (chat, code, math, …; None: a mix).
+    """
 
     input_len: float
     output_len: float
@@ -137,9 +154,12 @@ class Workload(Record, frozen=True):
     weights: tuple[float, ...] | None = None
     temperature: float = 0.0
     dataset: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         require(self, positive=("input_len", "output_len", "concurrency"), non_negative=("weights", "temperature"))
+        if self.task is not None and self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, or left out for a mix; got {self.task!r}")
         if not self.concurrency:
             raise ValueError("concurrency must name at least one value")
         if self.weights is not None and (len(self.weights) != len(self.concurrency) or sum(self.weights) <= 0):
