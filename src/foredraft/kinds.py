@@ -9,14 +9,27 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from foredraft import shapes
 from foredraft.records import DraftChoice
-from foredraft.shapes import HeadParts, Shape
+from foredraft.shapes import HeadMatrix, HeadParts, Shape
 
 Role = Literal["none", "lookup", "lm", "head"]
 Prior = Literal["lookup", "lm", "head", "mtp", "block"]  # of acceptance by position, see laws.acceptance
+OURS = "foredraft"  # as a tool that trains
+
+
+class Training(NamedTuple):
+    """How heads of a kind are trained: `passes` of the head for each token that is read, the `tools` that do it, and the `tokens` that
+    its published heads read, all epochs together; None where that is not published.
+    """
+
+    passes: float
+    tools: tuple[str, ...]
+    tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -26,9 +39,12 @@ class Kind:
     `name`: as recipes, plans, configs and checkpoints write it. `role`: none, lookup (prompt lookup and kin: no model), lm (an
     independent model) or head (on the target's hidden states). `methods`: how measurements spell it, with the label of each
     spelling. `passes`: forward passes of the draft per step: none, one per drafted "token", or one per "block". `unrolled`:
-    trained on its own outputs, so that a training token costs several passes. `parts`: what makes a head of a transformer; None
-    for what is no head, and for heads of no known shape. `draft_vocab`: the usual rows of its own LM head, None for all of the
-    target's. `deep_label`: label of one with two or more layers. `engine_names`: what each engine calls it.
+    trained on its own outputs. `parts`: what makes a head of a transformer; None for what is no head, and for heads of no known
+    shape. `usual_layers`: of its published heads. `draft_vocab`: the usual rows of its own LM head, None for all of the target's.
+    `deep_label`: label of one with two or more layers. `in_target`: it comes in the target's own checkpoint, where that has it.
+    `spelt`, `tensors`: words of a config's class names, and beginnings of names of tensors, that only it has. `engine_names`: what
+    each engine that serves it calls it; `engine_settings`: what must stand beside that. `prior`: how its acceptance
+    goes by position where nothing else is known.
     """
 
     name: str
@@ -38,9 +54,15 @@ class Kind:
     passes: Literal["none", "token", "block"] = "token"
     unrolled: bool = False
     parts: HeadParts | None = None
+    usual_layers: int = 1
     draft_vocab: int | None = None
     deep_label: str | None = None
+    in_target: bool = False
+    training: Training | None = None
+    spelt: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
     engine_names: Mapping[str, str] = field(default_factory=dict)
+    engine_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prior: Prior = "head"
 
     @property
@@ -62,64 +84,123 @@ class Kind:
         """The label of a draft of so many layers."""
         return self.deep_label if self.deep_label and (num_layers or 1) > 1 else self.label
 
-    def shape(self, target: Shape, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
-        """The shape of such a head beside `target`; `draft_vocab` None is the usual one.
+    def shape(self, target: Shape, num_layers: int | None = None, draft_vocab: int | None = None) -> Shape:
+        """The shape of such a head beside `target`; None is the usual number of layers, and the usual draft vocabulary.
 
         Raises ValueError, which names what is lacking, where the kind is none or its shape is not known.
         """
         if self.parts is None:
             raise ValueError(f"a shape for method {self.name}")
+        if self.in_target and target.mtp_blocks:
+            return shapes.mtp_head(target, self.parts)
         usual = min(self.draft_vocab, target.vocab_size) if self.draft_vocab else None
-        return shapes.head(target, self.parts, num_layers, draft_vocab or usual)
+        return shapes.head(target, self.parts, num_layers or self.usual_layers, draft_vocab or usual)
 
 
 _EAGLE = HeadParts(kind="eagle", hidden_states=1, fc_embedding=True, wide_layer=False, norms=-1, own_lm_head=False)
 _EAGLE3 = HeadParts(kind="eagle3", hidden_states=3, fc_embedding=False, wide_layer=True, norms=2, own_lm_head=True)
+_MTP = HeadParts(kind="mtp", hidden_states=1, fc_embedding=True, wide_layer=False, norms=3, own_lm_head=False)
+_DFLASH = HeadParts(
+    kind="dflash", hidden_states=5, fc_embedding=False, wide_layer=False, norms=2, own_lm_head=False, block=15, qk_norm=True,
+)  # fmt: skip
+_DFLASH2 = msgspec.structs.replace(
+    _DFLASH, kind="dflash2", rank=256, layer_vectors=8,
+    layer=(HeadMatrix("attention_conv.kernel_projection", "H", "H/4"), HeadMatrix("mlp_conv.kernel_projection", "H", "H/4")),
+    tables=(
+        HeadMatrix("candidate_selector.predecessor_codebook", "V", "r"), HeadMatrix("candidate_selector.successor_codebook", "V", "r"),
+    ),
+    chain=(HeadMatrix("candidate_selector.hidden_projection", "H", "r"),),
+)  # fmt: skip
+_DSPARK = msgspec.structs.replace(
+    _DFLASH, kind="dspark", block=7, rank=256, tables=(HeadMatrix("markov_head.markov_w1", "V", "r"),),
+    chain=(HeadMatrix("markov_head.markov_w2", "r", "V"), HeadMatrix("confidence_head.proj", "H+r", 1)),
+)  # fmt: skip
+_DOMINO = msgspec.structs.replace(
+    _DFLASH, kind="domino", rank=256,
+    chain=(
+        HeadMatrix("prefix_gru.weight_ih_l0", "H", 3072), HeadMatrix("prefix_gru.weight_hh_l0", 1024, 3072),
+        HeadMatrix("embed_proj.0", "H+1024", "r"), HeadMatrix("embed_proj.2", "r", "V"),
+    ),
+)  # fmt: skip
+_P_EAGLE = msgspec.structs.replace(
+    _EAGLE3, kind="peagle", block=7, norms=5, tables=(HeadMatrix("embed_tokens", "V", "H"),)
+)
 
 NONE = Kind("none", "no draft", "none", {"none": "no draft"}, passes="none", prior="lookup")
 NGRAM = Kind(
     "ngram", "n-gram", "lookup", {"ngram": "n-gram", "suffix": "suffix", "lookahead": "Lookahead", "rest": "REST"},
-    passes="none", engine_names={"vllm": "ngram", "sglang": "NGRAM", "foredraft": "ngram"}, prior="lookup",
+    passes="none", engine_names={"vllm": "ngram", "sglang": "NGRAM", "tensorrt-llm": "NGram", "foredraft": "ngram"},
+    prior="lookup",
 )  # fmt: skip
 LM = Kind(
     "lm", "independent model", "lm", {"draft_model": "language model", "lm": "language model", "unstated": "language model"},
+    training=Training(1, (OURS,)),
     engine_names={"vllm": "draft_model", "sglang": "STANDALONE", "tensorrt-llm": "DraftTarget", "foredraft": "draft_model"},
     prior="lm",
 )  # fmt: skip
 EAGLE = Kind(
     "eagle", "EAGLE-1/2", "head", {"eagle": "EAGLE", "eagle1": "EAGLE", "eagle2": "EAGLE-2"}, parts=_EAGLE,
-    engine_names={"vllm": "eagle", "sglang": "EAGLE", "foredraft": "eagle"},
+    training=Training(1, (OURS,)), engine_names={"vllm": "eagle", "sglang": "EAGLE", "foredraft": "eagle"},
 )  # fmt: skip
+# Unrolled 7 times on the answers to ShareGPT and UltraChat, 8 times the ShareGPT set of about 1e8 tokens (arXiv 2503.01840).
 EAGLE3 = Kind(
-    "eagle3", "EAGLE-3", "head", {"eagle3": "EAGLE-3", "eagle_3": "EAGLE-3", "hass": "HASS", "griffin": "GRIFFIN"},
-    unrolled=True, parts=_EAGLE3, draft_vocab=32000, deep_label="Scylla",
+    "eagle3", "EAGLE-3", "head", {"eagle3": "EAGLE-3", "hass": "HASS", "griffin": "GRIFFIN"},
+    unrolled=True, parts=_EAGLE3, draft_vocab=32000, deep_label="Scylla", training=Training(7, (OURS,), 8e8),
     engine_names={"vllm": "eagle3", "sglang": "EAGLE3", "tensorrt-llm": "Eagle3", "foredraft": "eagle3"},
 )  # fmt: skip
 # Measured by others; costed as an EAGLE-3 head of as many layers, one decoder layer on the target's hidden states.
 MULTI_LAYER = replace(EAGLE3, name="scylla", label="Scylla", methods={"scylla": "Scylla"}, engine_names={})
-MTP = replace(
-    EAGLE3, name="mtp", label="MTP", methods={"mtp": "MTP", "nextn": "MTP"}, unrolled=False, deep_label=None,
-    engine_names={"vllm": "mtp", "sglang": "NEXTN"}, prior="mtp",
+MTP = Kind(
+    "mtp", "MTP", "head", {"mtp": "MTP", "nextn": "MTP"}, parts=_MTP, in_target=True, spelt=("mtp", "nextn"),
+    engine_names={"vllm": "mtp", "sglang": "NEXTN", "tensorrt-llm": "MTP"},
+    prior="mtp",
 )  # fmt: skip
-BLOCK = replace(
-    EAGLE3, name="block", label="block-parallel", methods={"dflash": "DFlash", "dspark": "DSpark"}, passes="block", unrolled=False,
-    deep_label=None, engine_names={}, prior="block",
+# 512 blocks of 16 in 3,072 tokens (SpecForge); 800,000 samples of some 950 tokens, three times (TorchSpec's docs/dflash).
+DFLASH = Kind(
+    "dflash", "DFlash", "head",
+    {"dflash": "DFlash", "dfly": "DFly", "dflare": "DFlare", "d_pace": "D-PACE", "ddtree": "DDTree", "jetspec": "JetSpec"},
+    passes="block", parts=_DFLASH, usual_layers=5, training=Training(2.67, ("SpecForge", "speculators"), 2.3e9),
+    spelt=("dflash",), engine_names={"vllm": "dflash", "sglang": "DFLASH"},
+    prior="block",
+)  # fmt: skip
+DFLASH2 = replace(
+    DFLASH, name="dflash2", label="DFlash2", methods={"dflash2": "DFlash2"}, parts=_DFLASH2, spelt=("dflash2",),
+    tensors=("candidate_selector.",), training=Training(1.33, ("SpecForge", "speculators")),
+)  # fmt: skip
+# 512 blocks of 7 in 4,096 tokens; ten times the 1.24e9 tokens that a cache of 38 TB holds at Qwen3-4B (DeepSpec's README).
+DSPARK = replace(
+    DFLASH, name="dspark", label="DSpark", methods={"dspark": "DSpark", "dspine": "DSpine"}, parts=_DSPARK, spelt=("dspark",),
+    tensors=("markov_head.", "logit_head.", "markov_w1"), training=Training(0.875, ("DeepSpec", "SpecForge", "speculators"), 1.24e10),
+    engine_names={"vllm": "dspark", "sglang": "DSPARK", "tensorrt-llm": "DSpark"},
+)  # fmt: skip
+DOMINO = replace(
+    DFLASH, name="domino", label="Domino", methods={"domino": "Domino"}, parts=_DOMINO, spelt=("domino", "causal_v5"),
+    tensors=("prefix_gru.",), training=Training(1.33, ("SpecForge",)), engine_names={"sglang": "DFLASH"},
+)  # fmt: skip
+P_EAGLE = Kind(
+    "peagle", "P-EAGLE", "head", {"peagle": "P-EAGLE"}, passes="block", parts=_P_EAGLE, usual_layers=4, draft_vocab=32000,
+    training=Training(3.4, ("speculators",)), spelt=("peagle",), tensors=("mask_hidden",), engine_names={"vllm": "eagle3"},
+    engine_settings={"vllm": {"parallel_drafting": True}},
+    prior="block",
 )  # fmt: skip
 MEDUSA = Kind("medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}, passes="block")
 
-KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, BLOCK, MEDUSA)
+KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, DFLASH, DFLASH2, DSPARK, DOMINO, P_EAGLE, MEDUSA)
 USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
 USUAL_HEAD = EAGLE3  # planned where own runs are of no other, and what other heads are held against
-CHECKPOINTS = {kind.name: kind for kind in (LM, EAGLE, EAGLE3)}  # kinds that a folder of weights can be
+CHECKPOINTS = {kind.name: kind for kind in (LM, EAGLE, EAGLE3)}  # kinds that foredraft trains and runs
+PLANNED = {kind.name: kind for kind in KINDS if kind.role == "lm" or (kind.parts and kind.parts.kind == kind.name)}
 LABELS = {method: label for kind in KINDS for method, label in kind.methods.items()}
 _SPELLINGS = {  # of one method in tables, in lower case with every other sign an underscore
     "none": (
         "", "vanilla", "baseline", "autoregressive", "nosd", "no_draft", "ar", "no_sd", "no_spec", "nospec", "no_speculation",
         "off", "target_only", "plain",
     ),
-    "eagle3": ("eagle_3",),
+    "eagle3": ("eagle_3", "eagle_3_1", "eagle3_1", "eagle31"),
     "eagle2": ("eagle_2",),
     "eagle": ("eagle_1", "eagle1"),
+    "peagle": ("p_eagle", "parallel_eagle"),
+    "dflash2": ("dflash_2",),
     "draft_model": ("sps", "standalone"),
     "ngram": ("n_gram", "pld", "prompt_lookup"),
 }  # fmt: skip
@@ -130,10 +211,11 @@ _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 @cache
 def of_method(method: str) -> Kind:
     """The kind that a measurement's `method` names, itself or by a word of it (samd_eagle2); an unknown one is a head without a shape."""
+    method = SPELLINGS.get(method, method)
     if method in _BY_METHOD:
         return _BY_METHOD[method]
     words = re.split(r"[_\-]", method)
-    heads = (kind for kind in (EAGLE3, MULTI_LAYER, MTP, BLOCK, EAGLE) if any(word in kind.methods for word in words))
+    heads = (kind for kind in reversed(KINDS) if kind.role == "head" and any(word in kind.methods for word in words))
     return next(heads, Kind(method, method, "head", {method: method}))
 
 
@@ -151,7 +233,7 @@ def of_name(name: str) -> Kind:
 
 
 def of_choice(draft: DraftChoice) -> Kind:
-    """The kind of a plan's draft. Raises ValueError on a head that does not say which, or on a kind that no folder can be."""
+    """The kind of a plan's draft. Raises ValueError on a head that does not say which, or on a kind that no plan weighs."""
     if draft.kind == "lookup":
         return NGRAM
     if draft.kind == "head" and draft.method is None:
@@ -159,9 +241,9 @@ def of_choice(draft: DraftChoice) -> Kind:
             f"draft.method is missing: this plan is too old to say which kind of head {draft.name} is; plan again"
         )
     name = draft.method if draft.kind == "head" else draft.kind
-    if name not in CHECKPOINTS:
-        raise ValueError(f"draft.kind must be lookup or one of {', '.join(CHECKPOINTS)}, got {name!r}")
-    return CHECKPOINTS[str(name)]
+    if name not in PLANNED:
+        raise ValueError(f"draft.kind must be lookup or one of {', '.join(PLANNED)}, got {name!r}")
+    return PLANNED[str(name)]
 
 
 def of_shape(shape: Shape) -> Kind:
@@ -177,6 +259,7 @@ def of_role(role: str) -> tuple[Kind, ...]:
 # Where a head's config says which of the target's hidden states it reads: by the layer entered, and nested by the layer left.
 AUX_LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 AUX_CONFIG = "eagle_config"
+BLOCK_CONFIG = "dflash_config"  # keys that only heads of blocks have, nested or beside the others
 
 
 def aux_layer_ids(config: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[int]]:
@@ -189,13 +272,16 @@ _HEAD_NAME = re.compile(r"^Eagle3?(?=[A-Z])|Eagle3?$|^Eagle3?Speculator$")
 
 
 def of_checkpoint(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Kind:
-    """What a folder's weights are: LM, EAGLE or EAGLE3, by the names of its tensors, and where they do not say by its config.
+    """What a folder's weights are, by the names of its tensors, and where they do not say by its config.
 
-    Only a head joins hidden states (`fc`); only EAGLE-3 norms them, maps a draft vocabulary or says its size. `config` is
-    unfolded (see `shapes.unfolded`); published heads call themselves LlamaForCausalLM as often as not.
+    Only a head joins hidden states (`fc`); only EAGLE-3 norms them, maps a draft vocabulary or says its size; kinds that have tensors
+    or words of their own say so in their rows, the more special later. `config` is unfolded (see `shapes.unfolded`); published heads
+    call themselves LlamaForCausalLM as often as not.
     """
     names = {name.removeprefix("model.") for name in tensors}
     architectures = [str(name) for name in config.get("architectures") or ()]
+    if special := _special(config, architectures, names):
+        return special
     spelt = [match[0] for name in architectures if (match := _HEAD_NAME.search(name))]
     third = any("3" in name for name in spelt) or config.get("draft_vocab_size") is not None
     marks = any(".hidden_norm." in name or name.startswith("midlayer.") or name in ("d2t", "t2d") for name in names)
@@ -206,12 +292,64 @@ def of_checkpoint(config: Mapping[str, Any], tensors: Collection[str] = ()) -> K
     return EAGLE if spelt else LM
 
 
+def _special(config: Mapping[str, Any], architectures: Sequence[str], names: Collection[str]) -> Kind | None:
+    """The kind that a tensor or a word of the config is of alone."""
+    for kind in reversed(KINDS):
+        if any(name.startswith(kind.tensors) for name in names if kind.tensors):
+            return kind
+    said = (*architectures, config.get("speculators_model_type"), _block_keys(config).get("projector_type"))
+    text = " ".join(map(str, said)).lower()
+    return next((kind for kind in reversed(KINDS) if any(word in text for word in kind.spelt)), None)
+
+
+def _block_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get(BLOCK_CONFIG)
+    return {**config, **inner} if isinstance(inner, dict) else config
+
+
+def parts_of(config: Mapping[str, Any], kind: Kind) -> HeadParts | None:
+    """The parts of a head of `kind` as its config has them: hidden states read, rank, tokens of a block, an LM head of its own.
+
+    `config` is unfolded. A block of B tokens drafts B − 1, its first being the target's own, unless it samples from that one too.
+    """
+    parts, keys = kind.parts, _block_keys(config)
+    if parts is None or kind.in_target:
+        return parts
+    entering, leaving = aux_layer_ids(config)
+    ids = keys.get("target_layer_ids") or keys.get("aux_hidden_state_layer_ids") or leaving or entering
+    states = keys.get("num_aux_hidden_states") or (len(ids) if isinstance(ids, list | tuple) else 0)
+    ranks = [keys[name] for name in ("markov_rank", "selector_rank", "emb_dim") if name in keys]
+    fields: dict[str, Any] = {}
+    if states and parts.hidden_states > 1:
+        fields["hidden_states"] = states
+    if ranks and parts.rank:
+        fields |= {"rank": ranks[0]} if ranks[0] else {"rank": 0, "tables": (), "chain": ()}
+    if parts.block:
+        fields |= {"block": _drafted(keys, kind) or parts.block}
+        fields["own_lm_head"] = parts.own_lm_head or keys.get("draft_vocab_size") is not None
+    return msgspec.structs.replace(parts, **fields)
+
+
+def _drafted(keys: Mapping[str, Any], kind: Kind) -> int | None:
+    """Tokens that a block's pass drafts, by its config; None where that does not say."""
+    outer = keys.get("speculators_config")
+    methods = outer.get("proposal_methods") if isinstance(outer, dict) else None
+    stated = methods[0].get("speculative_tokens") if isinstance(methods, list) and methods else None
+    if stated or not keys.get("block_size"):
+        return stated
+    from_anchor = keys.get("sample_from_anchor", keys.get("shift_label", kind is DSPARK))
+    return keys["block_size"] - (not from_anchor)
+
+
 def shape_of_folder(folder: str | Path) -> Shape:
     """The shape of the model or head in a folder, or behind its config.json. Raises ValueError as `shapes.from_config`."""
     file = Path(folder) / "config.json" if Path(folder).is_dir() else Path(folder)
     config = shapes.unfolded(shapes.read_config(file))
     shape = shapes.from_config(config, file.resolve().parent.name, where=str(file))
-    parts = of_checkpoint(config, shapes.tensor_names(file.parent)).parts
+    kind = of_checkpoint(config, shapes.tensor_names(file.parent))
+    if kind.in_target and kind.parts and shape.mtp_blocks:
+        return shapes.mtp_head(shape, kind.parts)
+    parts = parts_of(config, kind)
     return shapes.as_head(shape, parts, config) if parts else shape
 
 

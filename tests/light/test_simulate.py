@@ -17,9 +17,10 @@ from foredraft.cli.main import app
 from foredraft.data import tokenizer
 from foredraft.deploy import replay
 from foredraft.deploy.answers import token_answers
-from foredraft.deploy.simulate import SimulateSettings, costs_of, simulate, stated_acceptance
+from foredraft.deploy.simulate import SimulateSettings, costs_of, simulate
 from foredraft.engines import ENGINES
 from foredraft.laws.acceptance import survival_through
+from foredraft.laws.stated import stated_acceptance
 from foredraft.records import DraftChoice, Estimate, Plan, ScheduleStep, Workload
 from foredraft.shapes import from_config
 

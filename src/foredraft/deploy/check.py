@@ -34,7 +34,7 @@ def check(folder: str | Path, target: str | Path | None = None, engine: str | No
     for name in [engine] if engine else engines_of(draft):
         loader = LOADERS[name]
         if not loader.loads(draft.kind):
-            findings.append(_no_class(draft, loader))
+            findings.append(_unjudged(draft, loader) if name in draft.kind.engine_names else _no_class(draft, loader))
             continue
         findings += config_rules(draft, loader)
         findings += tensor_rules(draft, loader)
@@ -69,6 +69,14 @@ def _no_class(folder: DraftFolder, engine: ServingEngine) -> Finding:
     return Finding(
         code="architecture", where="architectures", engine=engine.name, remedy=f"engines that serve it: {able}",
         effect=f"it is a head of kind {folder.kind.label}, for which {engine.label} has no class",
+    )  # fmt: skip
+
+
+def _unjudged(folder: DraftFolder, engine: ServingEngine) -> Finding:
+    method = folder.kind.engine_names[engine.name]
+    return Finding(
+        code="unjudged", where="architectures", engine=engine.name, level="warning", remedy="load it there",
+        effect=f"{engine.label} serves it by method {method}, but what its loader asks of such a head is not known here",
     )  # fmt: skip
 
 

@@ -14,9 +14,10 @@ from foredraft import kinds, records, shapes
 from foredraft.deploy import replay
 from foredraft.deploy.answers import token_answers
 from foredraft.engines import ENGINES, SERVERS, USUAL
-from foredraft.engines.engine import STATED, Accepted, ServingEngine
+from foredraft.engines.engine import STATED, ServingEngine
 from foredraft.kinds import Kind
-from foredraft.laws.acceptance import MAX_POSITIONS, survival_through
+from foredraft.laws.acceptance import survival_through
+from foredraft.laws.stated import SPELLING, Accepted, stated_acceptance
 from foredraft.records import Plan, Record, ScheduleStep, require, with_hint
 from foredraft.shapes import Shape
 from foredraft.shapes.families import runnable
@@ -24,11 +25,10 @@ from foredraft.shapes.families import runnable
 RECORD, SERVE, PLAN, CONFIG = "simulate.json", "serve.sh", "Plan.json", "config.json"
 MODULE = "foredraft_replay"
 SIMULATORS = {name: engine for name, engine in ENGINES.items() if engine.launch_file}
-ACCEPT = "2.6@3 (tokens per step with the target's own, at a lookahead) or 0.8,0.6,0.4 (share of steps that accept so many or more)"
 
 
 class SimulateSettings(Record, frozen=True):
-    """`accept`: in place of the plan's, as `ACCEPT` says. `cpu`: by the proposer of `replay`, whose passes cost `draft_cost` seconds, or
+    """`accept`: in place of the plan's, as `SPELLING` says. `cpu`: by the proposer of `replay`, whose passes cost `draft_cost` seconds, or
     as many by requests as in 1:0.002,8:0.003. `method`: the kind of a head that neither plan nor folder names.
     """
 
@@ -145,7 +145,7 @@ def asked_of(subject: Subject, engine: ServingEngine, settings: SimulateSettings
         accepted = stated_acceptance(settings.accept)
         return Asked(accepted, _as_launched(engine, engine.chain(len(accepted.survival)), kind))
     if subject.plan is None:
-        raise with_hint(ValueError("--accept is missing: only a plan predicts it"), f"--accept {ACCEPT}")
+        raise with_hint(ValueError("--accept is missing: only a plan predicts it"), f"--accept {SPELLING}")
     steps = [step for step in subject.plan.schedule if step.lookahead]
     taus: dict[int, list[float]] = {}
     for step in steps:
@@ -153,27 +153,6 @@ def asked_of(subject: Subject, engine: ServingEngine, settings: SimulateSettings
     accepted = Accepted(survival_through({k: sum(values) / len(values) for k, values in taus.items()}))
     planned = subject.plan.settings.get(engine.name) or engine.chain(steps[0].lookahead)
     return Asked(accepted, _as_launched(engine, planned, kind))
-
-
-def stated_acceptance(text: str) -> Accepted:
-    """`ACCEPT` as survival by position. Raises ValueError on what no chain can accept."""
-    try:
-        tau, at, lookahead = text.partition("@")
-        curve = {int(lookahead): float(tau)} if at else {}
-        shares = () if at else tuple(map(float, text.split(",")))
-    except ValueError:
-        raise ValueError(f"--accept must be {ACCEPT}, got {text!r}") from None
-    try:
-        if curve:
-            return Accepted(survival_through(curve))
-    except ValueError as error:
-        raise ValueError(f"--accept {text}: {error}") from None
-    falls = all(a >= b for a, b in zip((1.0, *shares), (*shares, 0.0), strict=True))
-    if not falls or len(shares) > MAX_POSITIONS:
-        raise ValueError(
-            f"--accept: shares by position must fall, from 1 to 0, over at most {MAX_POSITIONS}; got {text}"
-        )
-    return Accepted(shares, by_position=True)
 
 
 def _as_launched(engine: ServingEngine, settings: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
@@ -188,6 +167,8 @@ def draft_config(subject: Subject, target: Shape, engine: ServingEngine) -> dict
     """A config.json from which the engine makes the draft with random weights; what changes no time (rope, norms) is Llama's default."""
     draft = _draft_shape(subject, target)
     head, vocab = draft.head, draft.draft_vocab_size or draft.vocab_size
+    if head and subject.kind.name not in engine.heads:
+        raise ValueError(f"{engine.label}: no class of {subject.kind.label} heads is known here, so that none can be made; give a draft's folder")
     architecture = engine.heads[subject.kind.name].architectures[0] if head else runnable(draft.family).architecture
     own_head = {"draft_vocab_size": vocab, "target_hidden_size": draft.target_hidden_size or draft.hidden_size}
     keys = {

@@ -11,23 +11,11 @@ from foredraft.engines.counters import RequestCounts, Totals
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import Kind
 from foredraft.laws.passes import Efficiency
+from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
 
 PLACEHOLDER = "path/to/draft"
 STATED = ("bfloat16", "float16", "float32")  # dtypes of a plan that are also an engine's --dtype
-
-
-class Accepted(NamedTuple):
-    """What a server is to accept of its drafts: P(at least i drafted tokens accepted) by position, and whether that was said by position
-    or only its sum was, τ less the target's own token.
-    """
-
-    survival: tuple[float, ...]
-    by_position: bool = False
-
-    def tokens_per_step(self, lookahead: int) -> float:
-        """τ, the target's own token included."""
-        return 1 + sum(self.survival[:lookahead])
 
 
 class Simulation(NamedTuple):
@@ -43,9 +31,11 @@ class ServingEngine:
     name: ClassVar[str]
     label: ClassVar[str]
 
-    # Planning. `trees`: trees are weighed for it; `one_mode`: one lookahead for every load; `note`: what a plan for it assumes.
+    # Planning. `trees`: trees are weighed for it; `one_mode`: one lookahead for every load; `maps_vocabularies`: it runs draft models of
+    # another vocabulary, on the tokens that both have; `note`: what a plan for it assumes.
     trees: ClassVar[bool] = False
     one_mode: ClassVar[bool] = False
+    maps_vocabularies: ClassVar[bool] = False
     note: ClassVar[str | None] = None
 
     def efficiency(self, machine: Machine | None = None) -> Efficiency:

@@ -34,6 +34,8 @@ exec "${{PYTHON:-python3}}" -m sglang.launch_server --model-path "${{TARGET:-{pa
 """
 _ALGORITHM, _DRAFT = "--speculative-algorithm", "--speculative-draft-model-path"
 _STEPS, _TOPK, _TOKENS = (f"--speculative-{part}" for part in ("num-steps", "eagle-topk", "num-draft-tokens"))
+# How it is told the tokens of a block, by its name of the method: the flag, and whether it counts the token before them.
+_BLOCKS = {"DFLASH": (_TOKENS, 1), "DSPARK": ("--speculative-dspark-block-size", 0)}
 
 
 class SGLang(ServingEngine):
@@ -50,18 +52,20 @@ class SGLang(ServingEngine):
     plan_file = "sglang_flags.json"
 
     def settings(self, draft: DraftChoice | None, schedule: Sequence[ScheduleStep], tensor: int) -> dict[str, Any]:
-        """Flags: steps, branching and verified tokens, root included."""
+        """Flags: steps, branching and verified tokens, root included; of a draft of blocks the block."""
         step = next((step for step in schedule if step.lookahead), None)
         if draft is None or step is None:
             return {}
         kind = of_choice(draft)
-        flags = {
-            _ALGORITHM: kind.engine_names[self.name],
-            _STEPS: step.lookahead,
-            _TOPK: step.topk,
-            _TOKENS: step.tree_nodes + 1,
-        }
-        return flags if kind.role == "lookup" else flags | {_DRAFT: PLACEHOLDER}
+        algorithm = kind.engine_names[self.name]
+        flags: dict[str, Any] = {_ALGORITHM: algorithm}
+        if algorithm in _BLOCKS:
+            flag, before = _BLOCKS[algorithm]
+            flags[flag] = step.lookahead + before
+        else:
+            flags |= {_STEPS: step.lookahead, _TOPK: step.topk, _TOKENS: step.tree_nodes + 1}
+        alone = kind.role == "lookup" or kind.in_target
+        return flags if alone else flags | {_DRAFT: draft.hub_id or PLACEHOLDER}
 
     # Launch.
 
@@ -77,6 +81,9 @@ class SGLang(ServingEngine):
         return {_ALGORITHM: kind.engine_names[self.name], **flags}
 
     def lookahead(self, settings: Mapping[str, Any]) -> int:
+        if settings.get(_ALGORITHM) in _BLOCKS:
+            flag, before = _BLOCKS[settings[_ALGORITHM]]
+            return settings[flag] - before
         return settings[_STEPS]
 
     def serving_note(self, kind: Kind, settings: Mapping[str, Any], plan: Plan) -> str:
@@ -107,6 +114,8 @@ class SGLang(ServingEngine):
             yield Fault("flags", f"{self.launch_file}: {flag}", reason, remedy)
 
     def _wrong_flags(self, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if settings.get(_ALGORITHM) in _BLOCKS:
+            return
         missing = [flag for flag in (_STEPS, _TOPK, _TOKENS) if flag not in settings]
         stated = [flag for flag in (_STEPS, _TOPK, _TOKENS) if flag in settings]
         if stated and missing:

@@ -1,6 +1,6 @@
 """TensorRT-LLM: the options and the variable of a server that accepts as asked (its PyTorch backend, as of October 2026).
 
-It serves EAGLE-3 heads and independent models in chains of one length. Refuses to know: its costs, its loader.
+It serves heads, MTP layers and independent models in chains of one length. Refuses to know: its costs, its loader.
 """
 
 from collections.abc import Mapping

@@ -59,6 +59,8 @@ _DRAFTED = "vllm:spec_decode_num_"
 class VLLM(ServingEngine):
     name, label = "vllm", "vLLM"
 
+    maps_vocabularies = True
+
     # A plan's settings.
 
     plan_file = "vllm_speculative_config.json"
@@ -69,9 +71,14 @@ class VLLM(ServingEngine):
             return {}
         ranges, kind = batch_ranges(schedule), of_choice(draft)
         config = {"method": kind.engine_names[self.name], **self.chain(max(k for *_, k in ranges)), _BY_BATCH: ranges}
+        config |= kind.engine_settings.get(self.name, {})
         if kind.role == "lookup":
             return config | {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
-        return config | {"model": PLACEHOLDER, "draft_tensor_parallel_size": tensor}
+        if kind.in_target:
+            return config
+        if draft.vocab_overlap is not None:
+            config["use_heterogeneous_vocab"] = True
+        return config | {"model": draft.hub_id or PLACEHOLDER, "draft_tensor_parallel_size": tensor}
 
     # Launch.
 
@@ -119,7 +126,7 @@ class VLLM(ServingEngine):
             yield Fault("schedule", f"{self.launch_file}: {key}", reason, "write it with foredraft deploy --plan")
 
     def _wrong_settings(self, settings: Mapping[str, Any], kind: Kind) -> Iterator[tuple[str, str]]:
-        method = kind.engine_names[self.name]
+        method = kind.engine_names.get(self.name)
         if settings.get("method") != method:
             yield "method", f"is {settings.get('method')!r}, but this draft is run by {method!r}"
         most = settings.get("num_speculative_tokens")

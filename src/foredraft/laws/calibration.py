@@ -139,7 +139,8 @@ def adjusted(server: ServerCost, multipliers: Mapping[str, float]) -> ServerCost
         target=server.target.scaled(
             fixed=multipliers["target_fixed"], memory=memory, compute=compute, experts=multipliers["experts"]
         ),
-        draft=draft, speculation_s=server.speculation_s * multipliers["speculation"],
+        draft=draft, block=server.block and server.block.scaled(memory=memory * weight, compute=compute * weight),
+        speculation_s=server.speculation_s * multipliers["speculation"],
         tree_level_s=server.tree_level_s * multipliers["tree"],
         capacity_tokens=server.capacity_tokens * multipliers["capacity"],
         prefill=Prefill(*(part * multipliers["prefill"] for part in server.prefill)), blend=1 + (server.blend - 1) * multipliers["blend"],

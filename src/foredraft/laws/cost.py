@@ -6,8 +6,9 @@ every coefficient can be calibrated on measured rows. Refuses to know: what one 
 files.
 
 A speculative step is one target pass over the verified tokens, `depth` draft passes, a fixed cost of speculation and, of a
-tree, one of ranking each level. A closed loop of C clients runs min(C, capacity / tokens held per sequence) sequences; the
-rest queue. A prompt's pass is never shorter than one pass over the weights, but beside running sequences it rides on theirs.
+tree, one of ranking each level. A draft that drafts a block takes one pass over its positions instead, the keys and values of the context and, where
+its tokens are picked in order, a light chain for each. A closed loop of C clients runs min(C, capacity / tokens held per
+sequence) sequences; the rest queue. A prompt's pass is never shorter than one pass over the weights, but beside running sequences it rides on theirs.
 
 Sources: memory against batch, MagicDec, arXiv 2408.11049; linear step time fitted on an H100, SpecDecode-Bench, arXiv
 2601.11580. All times in seconds, sizes in bytes; arguments broadcast as numpy arrays.
@@ -41,12 +42,29 @@ class Prefill(NamedTuple):
 
 
 @dataclass(frozen=True)
+class BlockDrafting:
+    """What a draft of blocks takes beside its one pass: a pass of the committed tokens, and one of each drafted token after another."""
+
+    context: PassCost
+    chain: PassCost | None
+
+    def seconds(self, sequences: Array, depth: Array, committed: Array, blend: float) -> Array:
+        """Of `depth` drafted and `committed` tokens of each of `sequences`."""
+        context = self.context.seconds(sequences, committed, blend)
+        return context + (depth * self.chain.seconds(sequences, 1.0, blend) if self.chain else 0.0)
+
+    def scaled(self, *, memory: float, compute: float) -> "BlockDrafting":
+        chain = self.chain and self.chain.scaled(memory=memory, compute=compute)
+        return BlockDrafting(self.context.scaled(memory=memory, compute=compute), chain)
+
+
+@dataclass(frozen=True)
 class ServerCost:
     """A target with at most one draft under a workload of fixed mean lengths.
 
     `capacity_tokens` is what running sequences can hold in the KV cache beside both models; inf where it is unknown.
     `draft` None with speculation means a drafter that costs nothing but `speculation_s` (prompt lookup). `replicas` share
-    the sequences evenly; `request_s` passes before a prompt's pass.
+    the sequences evenly; `request_s` passes before a prompt's pass. `block`: the draft's one pass drafts all tokens of a step.
     """
 
     target: PassCost
@@ -60,12 +78,13 @@ class ServerCost:
     tree_level_s: float = 0.0
     replicas: int = 1
     request_s: float = 0.0
+    block: BlockDrafting | None = None
 
     def step_s(
         self, batch: ArrayLike, depth: ArrayLike, *, width: ArrayLike = 1, nodes: ArrayLike | None = None
     ) -> Array:
-        """Seconds of one step of `batch` sequences: `depth` draft passes of `width` tokens each, then `nodes` + 1
-        verified tokens each.
+        """Seconds of one step of `batch` sequences: `depth` draft passes of `width` tokens each (of a block one pass over `depth` + 1
+        positions), then `nodes` + 1 verified tokens each.
 
         depth 0 is plain decoding. `nodes` is `depth` (a chain) unless a tree is given.
         """
@@ -75,9 +94,16 @@ class ServerCost:
         )
         verified = 1 + (depth if nodes is None else np.asarray(nodes, dtype=float))
         step = self.target.seconds(sequences, verified, self.blend)
-        drafting = self.draft.seconds(sequences, width, self.blend) if self.draft else 0.0
+        return step + self._drafting_s(sequences, depth, width, verified) + np.where(depth > 0, self.speculation_s, 0.0)
+
+    def _drafting_s(self, sequences: Array, depth: Array, width: ArrayLike, verified: Array) -> Array:
         ranking = np.where(np.asarray(width) > 1, self.tree_level_s, 0.0)
-        return step + depth * (drafting + ranking) + np.where(depth > 0, self.speculation_s, 0.0)
+        if self.draft is None:
+            return depth * ranking
+        if self.block is None:
+            return depth * (self.draft.seconds(sequences, width, self.blend) + ranking)
+        block_s = self.draft.seconds(sequences, depth + 1.0, self.blend)
+        return np.where(depth > 0, block_s + self.block.seconds(sequences, depth, verified, self.blend), 0.0)
 
     @property
     def cached_tokens(self) -> float:
@@ -142,19 +168,33 @@ def serve(
     fixed = {"fixed_s": eff.target_fixed_s, "layer_s": eff.target_layer_s}
     draft_fixed = {"fixed_s": eff.draft_fixed_s, "layer_s": eff.draft_layer_s}
 
+    block = _block_drafting(draft, machine, eff, layout, dtype)
+
     def passes(context: float, *, prompt: bool = False) -> list[PassCost]:
-        """Of the target, and of the draft where there is one."""
-        models = [(target, fixed)] + ([(draft, draft_fixed)] if draft else [])
-        return [
+        """Of the target, and of the draft where there is one; over a prompt a draft of blocks makes keys and values alone."""
+        models = [(target, fixed)] + ([(draft, draft_fixed)] if draft and not (block and prompt) else [])
+        costs = [
             PassCost.of(shape, machine, eff, context=context, prompt=prompt, **floors, **placed)
             for shape, floors in models
         ]
+        return [*costs, block.context] if block and prompt else costs
 
     decoding, prompt = passes(input_len + output_len / 2), passes(input_len / 2, prompt=True)
     return ServerCost(
         decoding[0], decoding[1] if draft else None, input_len, output_len, capacity * eff.occupancy, eff.speculation_s,
-        _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data, eff.request_s + target.num_layers * eff.prompt_layer_s,
+        _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data,
+        eff.request_s + target.num_layers * eff.prompt_layer_s, block,
     )  # fmt: skip
+
+
+def _block_drafting(
+    draft: Shape | None, machine: Machine, eff: Efficiency, layout: Layout, dtype: str | None
+) -> BlockDrafting | None:
+    """None of a draft that drafts one token after another."""
+    if draft is None or draft.head is None or not draft.head.block:
+        return None
+    context = PassCost.of_context(draft, machine, eff, layout=layout, dtype=dtype)
+    return BlockDrafting(context, PassCost.of_chain(draft, machine, eff, layout=layout, dtype=dtype))
 
 
 def _prefill(passes: list[PassCost], input_len: float, blend: float) -> Prefill:

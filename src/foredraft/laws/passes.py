@@ -25,13 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from foredraft.records import Machine, Record, require
 from foredraft.shapes import Shape
-from foredraft.shapes.formats import UNQUANTISED, compute_dtype
+from foredraft.shapes.formats import UNQUANTISED, bytes_per_value, compute_dtype
 
 Array = NDArray[np.float64]
 
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
 TILE = 16  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (the least of Triton's fused_moe)
 POPULARITY = 0.9  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
+LOGIT_BYTES = 12  # moved for a word whose logit a chain changes: read, written and read again for the choice, in 32 bits
 
 
 class Layout(Record, frozen=True):
@@ -76,7 +77,8 @@ class Efficiency(Record, frozen=True):
     first) and `unpacking` where weights are stored in fewer bits than they are multiplied in. Seconds: `target_fixed_s` a step,
     `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange for each
     doubling of devices, beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in its prompt's pass,
-    which is launched kernel by kernel. Fitted on published rows (recipes/cost_law.py); what a draft's pass and speculation cost, on
+    which is launched kernel by kernel. `chain_s`: of each token that is picked
+    after a block's pass (DSpark's figure 4, H100 assumed). Fitted on published rows (recipes/cost_law.py); what a draft's pass and speculation cost, on
     vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and `speculation_reserve` are the shares of memory that
     activations, graphs and the drafter's buffers keep from the KV cache (measured capacities); no published rows tell
     `tree_level_s`; `occupancy` is the share of the cache that sequences fill when they compete for it, the rest lost to admission
@@ -99,6 +101,7 @@ class Efficiency(Record, frozen=True):
     prompt_layer_s: float = 3e-4
     draft_fixed_s: float = 5e-4
     draft_layer_s: float = 4.5e-5
+    chain_s: float = 5e-5
     speculation_s: float = 1.5e-3
     tree_level_s: float = 0.0
     memory_use: float = 0.9
@@ -164,6 +167,34 @@ class PassCost:
             return row_s * np.maximum(TILE * experts_touched(shape, crowd * sequences, tokens) - rows, 0.0)
 
         return replace(cost, experts_s=experts_s, padding_s=padding_s)
+
+    @classmethod
+    def of_context(
+        cls, shape: Shape, machine: Machine, efficiency: Efficiency, *, layout: Layout, dtype: str | None
+    ) -> "PassCost":
+        """What committed tokens take in a head that drafts blocks, to leave their keys and values: products of their own where these
+        alone are made, else a share of the block's pass, whose weights are read anyway.
+        """
+        rate = reached_rate(shape, machine, efficiency, dtype) * layout.tensor
+        read = bytes_per_value(dtype or shape.weight_format) * (shape.context_weights if shape.head and shape.head.context_in_keys else 0)
+        bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth * layout.tensor
+        return cls(0.0, read / bandwidth, 2.0 * shape.context_weights / rate, 0.0)
+
+    @classmethod
+    def of_chain(
+        cls, shape: Shape, machine: Machine, efficiency: Efficiency, *, layout: Layout, dtype: str | None
+    ) -> "PassCost | None":
+        """What each drafted token takes after its block's pass: the chain's matrices, and where they end in words, the logits that they
+        move; None without a chain.
+        """
+        if not shape.chain:
+            return None
+        rate = reached_rate(shape, machine, efficiency, dtype) * layout.tensor
+        bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth * layout.tensor
+        words = shape.draft_vocab_size or shape.vocab_size
+        logits = LOGIT_BYTES * max((outputs for _, outputs in shape.chain.values() if outputs == words), default=0)
+        flops = 2.0 * sum(inputs * outputs for inputs, outputs in shape.chain.values())
+        return cls(efficiency.chain_s, shape.chain_bytes(dtype) / bandwidth, flops / rate, logits / bandwidth)
 
     def weights_s(self, sequences: Array, tokens: Array) -> Array:
         """Reading the weights for `sequences` of `tokens` each; it grows with them only for mixtures of experts."""

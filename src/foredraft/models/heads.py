@@ -54,8 +54,10 @@ def load_head(
     shape, config = parse_config(keys, folder)
     kind = kinds.of_checkpoint(keys, checkpoint.stored)
     try:
-        if kind.parts is None or kind.name not in HEADS:
+        if kind.parts is None:
             raise ValueError("not a draft head: architectures names none, and there is no tensor fc.weight")
+        if kind.name not in HEADS:
+            raise ValueError(f"a {kind.label} head, which foredraft plans but does not run; it runs {', '.join(HEADS)}")
         shape = shapes.as_head(shape, kind.parts, keys)
         _check_fit(shape, keys, target, checkpoint)
         head = HEADS[kind.name].from_checkpoint(shape, config, target, keys, checkpoint)

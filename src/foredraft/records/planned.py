@@ -43,6 +43,8 @@ class Fit(Record, frozen=True):
 class DraftChoice(Record, frozen=True):
     """A draft to train or to use. `kind` is head, lm or lookup; counts are parameters and tokens; training cost is
     FLOPs and device-hours. `method`: which kind of head (`kinds.of_choice`); None for other kinds, and in plans older than it.
+    `hub_id`: where it can be downloaded from, on the Hugging Face Hub; `trained_by`: tools that train it, where foredraft does not yet;
+    `vocab_overlap`: the share of its vocabulary that the target has, of a draft of another vocabulary.
     """
 
     kind: str
@@ -55,6 +57,9 @@ class DraftChoice(Record, frozen=True):
     draft_tokens: float | None = None
     training_flops: float = 0.0
     training_gpu_hours: float = 0.0
+    hub_id: str | None = None
+    trained_by: tuple[str, ...] = ()
+    vocab_overlap: float | None = None
 
     def __post_init__(self) -> None:
         if self.method is not None and self.kind != "head":

@@ -5,15 +5,16 @@ Refuses to know: torch, tokenizers, how fast anything runs, and which kinds of d
 
 from foredraft.shapes.blocks import Block, Cache
 from foredraft.shapes.config import as_head, from_config, read_config, tensor_names, unfolded
-from foredraft.shapes.counts import HeadParts, MtpLayers, Shape
-from foredraft.shapes.drafts import LEAST_BODY, head, scaled
+from foredraft.shapes.counts import MtpLayers, Shape
+from foredraft.shapes.drafts import LEAST_BODY, head, mtp_head, scaled
 from foredraft.shapes.families import dense_family
 from foredraft.shapes.folder import check_folder
 from foredraft.shapes.formats import FORMATS, bytes_per_value, compute_dtype, number_format
+from foredraft.shapes.heads import HeadMatrix, HeadParts
 from foredraft.shapes.public import known_shapes, named, shape, stated, trained_models
 
 __all__ = [
-    "FORMATS", "LEAST_BODY", "Block", "Cache", "HeadParts", "MtpLayers", "Shape", "as_head", "bytes_per_value", "check_folder",
-    "compute_dtype", "dense_family", "from_config", "head", "known_shapes", "named", "number_format", "read_config", "scaled", "shape",
+    "FORMATS", "LEAST_BODY", "Block", "Cache", "HeadMatrix", "HeadParts", "MtpLayers", "Shape", "as_head", "bytes_per_value", "check_folder",
+    "compute_dtype", "dense_family", "from_config", "head", "known_shapes", "mtp_head", "named", "number_format", "read_config", "scaled", "shape",
     "stated", "tensor_names", "trained_models", "unfolded",
 ]  # fmt: skip

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from foredraft.shapes.blocks import Block, grouped
-from foredraft.shapes.counts import HeadParts, Shape
+from foredraft.shapes.counts import Shape
 from foredraft.shapes.families import FAMILIES, ModelFamily, family_name
+from foredraft.shapes.heads import HeadParts
 from foredraft.shapes.layered import context_length, layered_shape
 from foredraft.shapes.plain import plain_block
 from foredraft.shapes.quantised import read_quantisation, with_formats
@@ -42,15 +43,27 @@ def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *,
 
 
 def as_head(shape: Shape, parts: HeadParts, config: dict[str, Any]) -> Shape:
-    """A folder's model as a draft head of such parts; `config` is its unfolded config.json. Raises ValueError."""
+    """A folder's model as a draft head of such parts; `config` is its unfolded config.json. Raises ValueError.
+
+    Some trainers count the hidden states, not the layers, of the target under `num_target_layers`.
+    """
+    depth = config.get("target_num_hidden_layers") or config.get("num_target_layers")
     head_fields = {
         "head": parts, "tie_embeddings": False, "target_hidden_size": config.get("target_hidden_size"),
         "draft_vocab_size": config.get("draft_vocab_size") if parts.own_lm_head else None,
+        "target_num_layers": None if depth == parts.hidden_states else depth,
+        "blocks": tuple(_with_layer_parts(block, shape, parts) for block in shape.blocks),
     }  # fmt: skip
     try:
         return msgspec.convert(msgspec.structs.asdict(shape) | head_fields, Shape)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def _with_layer_parts(block: Block, shape: Shape, parts: HeadParts) -> Block:
+    more = parts.sized(parts.layer, shape.hidden_size, shape.vocab_size)
+    vectors = block.vectors + parts.layer_vectors * shape.hidden_size
+    return msgspec.structs.replace(block, matrices=block.matrices | more, vectors=vectors)
 
 
 def tensor_names(folder: str | Path) -> frozenset[str]:

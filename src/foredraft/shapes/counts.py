@@ -9,24 +9,8 @@ from typing import Any, NamedTuple
 from foredraft.records import Record, require
 from foredraft.shapes.blocks import MOST_LAYERS, Block, Count, Matrices, Storage, capped
 from foredraft.shapes.formats import bytes_per_value, matrix_bytes, number_format
+from foredraft.shapes.heads import HeadParts
 from foredraft.shapes.plain import plain_blocks
-
-
-class HeadParts(Record, frozen=True):
-    """What makes a draft head of a transformer that borrows its target's embedding.
-
-    `kind`: its name, by which checkpoints are told apart. `hidden_states`: how many of the target's `fc` joins;
-    `fc_embedding`: and the embedding of the token with them, so that every pass of a step needs `fc`, not the first alone.
-    `wide_layer`: q, k and v of layer 0 read the embedding beside the hidden state (2H). `norms`: beyond two a layer, a final
-    one included. `own_lm_head`: it does not borrow the target's.
-    """
-
-    kind: str
-    hidden_states: int
-    fc_embedding: bool
-    wide_layer: bool
-    norms: int
-    own_lm_head: bool
 
 
 class MtpLayers(NamedTuple):
@@ -45,7 +29,8 @@ class Shape(Record, frozen=True, dict=True):
     `position_rows` is the length of a learned position table (OPT: 2050); `per_layer_embed` the width of a second embedding, which all
     layers share (Gemma 3n, Gemma 4 E). `layer_norm`: LayerNorm with bias or RMSNorm.
     `head` is None for a language model, else what a draft head has in its place; a head reads hidden states of width
-    `target_hidden_size`, and its own LM head has `draft_vocab_size` rows. `final_norm` is a language model's.
+    `target_hidden_size`, of a target of `target_num_layers` layers where its config says so, and its own LM head has `draft_vocab_size` rows.
+    `final_norm` is a language model's.
     `weight_format`: of the layers' matrices, `formats`: of matrices stored otherwise, by name; `kv_format`: of the cache where the
     checkpoint says. `mtp_blocks` and `vision_params` are in the checkpoint and in no other count.
     `kv_replicated`: the cache has no heads to split over devices (latent attention). `notes`: what its config left to be assumed.
@@ -90,6 +75,7 @@ class Shape(Record, frozen=True, dict=True):
     head: HeadParts | None = None
     draft_vocab_size: int | None = None
     target_hidden_size: int | None = None
+    target_num_layers: int | None = None
     training_tokens: float | None = None
     training_source: str | None = None
 
@@ -99,7 +85,7 @@ class Shape(Record, frozen=True, dict=True):
             positive=(
                 "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size",
                 "embed_dim", "max_position_embeddings", "moe_intermediate_size", "sparse_step", "draft_vocab_size",
-                "target_hidden_size", "training_tokens",
+                "target_hidden_size", "target_num_layers", "training_tokens",
             ),
             non_negative=(
                 "position_rows", "per_layer_embed", "num_experts", "experts_per_token", "shared_intermediate_size", "dense_layers",
@@ -164,6 +150,32 @@ class Shape(Record, frozen=True, dict=True):
         return (joined + self.head.fc_embedding * self.hidden_size) * self.hidden_size
 
     @property
+    def _tables(self) -> Matrices:
+        """Tables of a draft head of which a token reads its row."""
+        return self.head.sized(self.head.tables, self.hidden_size, self.vocab_size) if self.head else {}
+
+    @property
+    def chain(self) -> Matrices:
+        """What every token drafted in a block passes one after another; its words are the draft's own where it has fewer."""
+        if self.head is None:
+            return {}
+        return self.head.sized(self.head.chain, self.hidden_size, self.draft_vocab_size or self.vocab_size)
+
+    @property
+    def context_weights(self) -> int:
+        """Matrix weights that a committed token passes to leave its keys and values in a head that drafts a block: `fc` and the
+        projections of keys and values, or all layers.
+        """
+        keys_alone = self.head is not None and self.head.context_in_keys
+        layers = sum(
+            block.count * inputs * outputs
+            for block in self.layers
+            for name, (inputs, outputs) in block.matrices.items()
+            if not keys_alone or name.endswith(("k_proj", "v_proj"))
+        )
+        return self.fc_params + layers
+
+    @property
     def expert_params(self) -> int:
         """Weights of one expert of one layer, of those layers that have the most experts."""
         sparse = max(self.layers, key=lambda block: block.num_experts)
@@ -193,8 +205,9 @@ class Shape(Record, frozen=True, dict=True):
 
     @cached_property
     def non_embedding_params(self) -> int:
-        """Stored weights of everything else: layers, norms, a draft head's fc. The N of the loss laws."""
-        return _layer_params(self) + self._end_vectors + self.fc_params + self._projections
+        """Stored weights of everything else: layers, norms, what a draft head has beside them. The N of the loss laws."""
+        own = _weights(self._tables) + _weights(self.chain)
+        return _layer_params(self) + self._end_vectors + self.fc_params + self._projections + own
 
     @cached_property
     def params(self) -> int:
@@ -218,7 +231,7 @@ class Shape(Record, frozen=True, dict=True):
         2 per matrix weight touched (LM head included, embedding look-up not) plus 2 per multiply-add with the cached tokens that each
         layer attends to. A recurrent layer's update of its state (under 2 % of its products) is left out. `recurrent`: as in `read_bytes`.
         """
-        ends = self._projections + self.head_params + self._fc(recurrent)
+        ends = self._projections + self.head_params + self._once(recurrent)
         touched = sum(b.count * (b.weights + b.experts_per_token * b.expert_weights) for b in self.layers)
         attended: Any = sum(
             b.count * c.width * capped(capped(context, c.window), c.top)
@@ -228,9 +241,13 @@ class Shape(Record, frozen=True, dict=True):
         )
         return 2.0 * (touched + ends) + 2.0 * attended
 
-    def _fc(self, recurrent: bool) -> int:
-        """The `fc` as one forward uses it: one that joins the target's hidden states alone serves only the first of a step."""
-        return self.fc_params if self.head and (self.head.fc_embedding or not recurrent) else 0
+    def _once(self, recurrent: bool) -> int:
+        """Of a draft head the weights beside its pass: the chain, and an `fc` that joins the target's hidden states alone, which serves
+        only the first pass of a step; a recurrent pass has neither.
+        """
+        if self.head and self.head.fc_embedding:
+            return self.fc_params
+        return 0 if recurrent else self.fc_params + _weights(self.chain)
 
     # bytes: in the checkpoint's own formats, or all in one where a dtype is named
 
@@ -268,7 +285,9 @@ class Shape(Record, frozen=True, dict=True):
             whole += 2 * self.embed_dim * self.hidden_size * bytes_per_value(storage.sixteen_bit)
         whole += self.fc_params * bytes_per_value(storage.format_of("fc", {}))
         if self.head:
-            return 0.0, whole + (self._head_bytes(storage) if self.head.own_lm_head else 0.0)
+            looked_up = _weights(self._tables) * bytes_per_value(storage.sixteen_bit)
+            whole += self.chain_bytes(dtype)
+            return looked_up, whole + (self._head_bytes(storage) if self.head.own_lm_head else 0.0)
         rows = self.vocab_size * (self.embed_width + self.per_layer_embed) + self.position_rows * self.hidden_size
         looked_up = rows * bytes_per_value(storage.format_of("embed_tokens", {}))
         return looked_up, whole + (0.0 if self.tie_embeddings else self._head_bytes(storage))
@@ -290,8 +309,14 @@ class Shape(Record, frozen=True, dict=True):
         whole = self._end_bytes(dtype)[1]
         if self.tie_embeddings or (self.head and not self.head.own_lm_head):
             whole += self._head_bytes(storage)
-        idle_fc = (self.fc_params - self._fc(recurrent)) * bytes_per_value(storage.format_of("fc", {}))
-        return self._layer_bytes(dtype) + whole - idle_fc
+        idle = self.chain_bytes(dtype) if recurrent else 0.0
+        if recurrent and self.head and not self.head.fc_embedding:
+            idle += self.fc_params * bytes_per_value(storage.format_of("fc", {}))
+        return self._layer_bytes(dtype) + whole - idle
+
+    def chain_bytes(self, dtype: str | None = None) -> float:
+        """Bytes of what every token drafted in a block passes one after another."""
+        return _weights(self.chain) * bytes_per_value(self._storage(dtype).sixteen_bit)
 
     def experts_touched(self, tokens: Count) -> Count:
         """Expected distinct experts that `tokens` uniformly routed tokens use in a layer: E·(1 − (1 − k/E)^tokens)."""
@@ -349,6 +374,10 @@ class Shape(Record, frozen=True, dict=True):
             for c in b.caches
         )
         return read + self.state_bytes()
+
+
+def _weights(matrices: Matrices) -> int:
+    return sum(inputs * outputs for inputs, outputs in matrices.values())
 
 
 def _touched(num_experts: int, experts_per_token: int, tokens: Any) -> Any:

@@ -4,23 +4,47 @@ import math
 
 import msgspec
 
-from foredraft.shapes.counts import HeadParts, Shape
-from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, dense_family
+from foredraft.shapes.counts import Shape
+from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, NORMED_HEAD_FAMILY, dense_family
+from foredraft.shapes.heads import HeadParts
 
 
 def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
-    """A draft head of `parts` and the target's widths: Llama's layers without biases, an LM head of `draft_vocab` rows."""
+    """A draft head of `parts` and the target's widths: Llama's layers without biases (Qwen3's where they norm queries and keys), an LM
+    head of `draft_vocab` rows.
+    """
     if draft_vocab is not None and draft_vocab > target.vocab_size:
         raise ValueError(f"draft_vocab ({draft_vocab}) must not exceed the target's vocab_size ({target.vocab_size})")
     if target.embed_dim:
         raise ValueError(f"{target.name}: a draft head needs embed_dim equal to hidden_size ({target.hidden_size})")
     heads, groups, dim = _head_sizes(target)
     return Shape(
-        name=f"{target.name}-{parts.kind}-{num_layers}L", family=HEAD_FAMILY, head=parts, num_layers=num_layers,
+        name=f"{target.name}-{parts.kind}-{num_layers}L", family=NORMED_HEAD_FAMILY if parts.qk_norm else HEAD_FAMILY, head=parts,
+        num_layers=num_layers, qk_norm=parts.qk_norm,
         hidden_size=target.hidden_size, num_heads=heads, num_kv_heads=groups, head_dim=dim,
         intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
-        draft_vocab_size=draft_vocab, target_hidden_size=target.hidden_size,
+        draft_vocab_size=draft_vocab, target_hidden_size=target.hidden_size, target_num_layers=target.num_layers,
         max_position_embeddings=target.max_position_embeddings,
+    )  # fmt: skip
+
+
+def mtp_head(target: Shape, parts: HeadParts) -> Shape:
+    """A pass of the multi-token prediction layers in the target's own checkpoint: the target's kind of layer, in its formats. Of several
+    such layers a pass runs one, which is what is counted.
+
+    Raises ValueError where the checkpoint has none.
+    """
+    if not target.mtp_blocks:
+        raise ValueError(f"{target.name} has no multi-token prediction layers in its checkpoint")
+    alike = math.gcd(*(block.count for block in target.mtp_blocks))
+    blocks = tuple(msgspec.structs.replace(block, count=block.count // alike) for block in target.mtp_blocks)
+    experts = max(block.num_experts for block in blocks)
+    dense = {} if experts else {"num_experts": 0, "experts_per_token": 0, "moe_intermediate_size": None}
+    return msgspec.structs.replace(
+        target, name=f"{target.name}-mtp", blocks=blocks, num_layers=sum(block.count for block in blocks),
+        head=msgspec.structs.replace(parts, hidden_states=0, fc_embedding=False, norms=0), tie_embeddings=False, position_rows=0,
+        per_layer_embed=0, sparse_step=1, dense_layers=(), extra={}, mtp_blocks=(), vision_params=0,
+        target_hidden_size=target.hidden_size, target_num_layers=target.num_layers, training_tokens=None, training_source=None, **dense,
     )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ _OPT_TENSORS = (
 )  # fmt: skip
 
 HEAD_FAMILY = "llama"  # of the layers of a new draft head
+NORMED_HEAD_FAMILY = "qwen3"  # of one whose layers norm queries and keys
 FAMILIES: dict[str, ModelFamily] = {
     "llama": ModelFamily("LlamaForCausalLM", switches=_ATTENTION_BIAS | _MLP_BIAS),
     "mistral": ModelFamily("MistralForCausalLM", num_kv_heads=8, slides="always"),

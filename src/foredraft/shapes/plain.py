@@ -32,6 +32,9 @@ def plain_block(shape: "Shape", count: int = 1, width: int = 1, sparse: bool = F
     biases = shape.qkv_bias * (queries + 2 * keys) + shape.o_bias * hidden
     vectors = 2 * hidden * (1 + shape.layer_norm) + biases + shape.qk_norm * 2 * shape.head_dim
     caches = (Cache(values=2 * keys, width=2 * queries),)
+    if shape.head:
+        matrices |= shape.head.sized(shape.head.layer, hidden, shape.vocab_size)
+        vectors += shape.head.layer_vectors * hidden
     if not sparse:
         matrices |= mlp("mlp.", hidden, inner, shape.gated_mlp)
         vectors += shape.mlp_bias * ((1 + shape.gated_mlp) * inner + hidden)

@@ -44,7 +44,8 @@ def _model(draft: DraftChoice) -> LanguageModel | Eagle | Eagle3:
         return Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
     if kind is kinds.EAGLE:
         return Eagle(layers=draft.num_layers)
-    raise ValueError(f"draft.method: no recipe is known for a head of kind {kind.label}; write one")
+    tools = f"; {' or '.join(draft.trained_by)} trains it" if draft.trained_by else ""
+    raise ValueError(f"draft.method: foredraft has no recipe for a {kind.label} head{tools}")
 
 
 def _draft_vocab(draft: DraftChoice) -> int | None:
