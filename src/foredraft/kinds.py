@@ -94,7 +94,8 @@ class Kind:
         if self.in_target and target.mtp_blocks:
             return shapes.mtp_head(target, self.parts)
         usual = min(self.draft_vocab, target.vocab_size) if self.draft_vocab else None
-        return shapes.head(target, self.parts, num_layers or self.usual_layers, draft_vocab or usual)
+        layers = self.usual_layers if num_layers is None else num_layers
+        return shapes.head(target, self.parts, layers, draft_vocab or usual)
 
 
 _EAGLE = HeadParts(kind="eagle", hidden_states=1, fc_embedding=True, wide_layer=False, norms=-1, own_lm_head=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foredraft import kinds
+from foredraft import kinds, shapes
 from foredraft.shapes import Shape, from_config, known_shapes, scaled, shape
 
 # Parameter totals of the checkpoints, as Hugging Face's safetensors index gives them.
@@ -520,3 +520,61 @@ def test_a_trained_head_is_told_by_its_tensors(tmp_path: Path) -> None:
         shards = {"metadata": {}, "weight_map": {name: "model-00001-of-00002.safetensors"}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
         assert kinds.of_shape(kinds.shape_of_folder(tmp_path)) is kind
+
+
+# Parameters of DFlash heads of five layers on five hidden states, embedding and LM head left out, in millions (TorchSpec says 1.05 B of
+# Qwen3-8B's; the others were counted from z-lab's tensors), and Domino's beside Qwen3-8B (SpecForge's benchmarks: 1.1 B).
+@pytest.mark.parametrize(
+    ("target", "millions"),
+    [("Qwen2.5-0.5B", 78.6), ("Qwen3-0.6B", 83.9), ("Qwen3-1.7B", 273), ("Qwen3-4B", 537), ("Qwen3-8B", 1050)],
+)
+def test_heads_of_blocks_have_the_parameters_of_published_ones(target, millions):
+    assert kinds.DFLASH.shape(shape(target)).params == pytest.approx(1e6 * millions, rel=0.005)
+
+
+def test_parts_of_heads_of_blocks_are_counted():
+    target = shape("Qwen3-0.6B")
+    V, H, r = target.vocab_size, target.hidden_size, 256
+    body = kinds.DFLASH.shape(target)
+    more = {kind.name: kind.shape(target).params - body.params for kind in (kinds.DSPARK, kinds.DFLASH2, kinds.DOMINO)}
+    assert more["dspark"] == 2 * V * r + (H + r)  # 77.8 M of the Markov head's two matrices, and the confidence head
+    conv = 5 * 2 * (4 * H * H // 16 + 4 * H)
+    assert more["dflash2"] == 2 * V * r + r * H + conv
+    assert conv / body.params == pytest.approx(0.03, abs=0.01)
+    assert more["domino"] == 3 * 1024 * (H + 1024) + (H + 1024) * 256 + 256 * V
+    assert kinds.DOMINO.shape(shape("Qwen3-8B")).params == pytest.approx(1.1e9, rel=0.01)
+    assert body.kv_bytes_per_token() == 20480
+
+
+def test_a_pass_of_a_block_leaves_out_what_context_and_chain_take():
+    drafts = {kind.name: kind.shape(shape("Qwen3-8B")) for kind in (kinds.DFLASH, kinds.DSPARK)}
+    alone = {name: draft.flops_per_token(0, recurrent=True) for name, draft in drafts.items()}
+    assert alone["dflash"] == alone["dspark"]
+    chain = sum(a * b for a, b in drafts["dspark"].chain.values())
+    assert drafts["dspark"].flops_per_token(0) - drafts["dflash"].flops_per_token(0) == 2 * chain
+    assert drafts["dspark"].dense_read_bytes(recurrent=True) == drafts["dflash"].dense_read_bytes(recurrent=True)
+    assert drafts["dflash"].context_weights == 5 * 4096 * 4096 + 5 * 2 * 4096 * 1024
+
+
+def test_a_head_that_reads_embeddings_runs_its_layers_over_the_context():
+    head = kinds.P_EAGLE.shape(shape("Llama-3.1-8B"))
+    assert head.num_layers == 4
+    assert head.context_weights == head.fc_params + sum(block.count * block.weights for block in head.layers)
+
+
+@pytest.mark.parametrize(
+    "target", ["DeepSeek-V3", "Qwen3.5-35B-A3B", "MiMo-7B", "Step-3.7-Flash", "Nemotron-3-Super-120B-A12B"]
+)
+def test_mtp_layers_are_passes_of_the_targets_own_layers(target):
+    whole = shape(target)
+    draft = kinds.MTP.shape(whole)
+    depth = {"Step-3.7-Flash": 3}.get(target, 1)
+    assert draft.params * depth == whole.mtp.params
+    assert draft.weight_format == whole.weight_format
+    assert bool(draft.num_experts) == bool(whole.num_experts)
+    assert draft.flops_per_token(0) > 2 * whole.head_params
+
+
+def test_a_target_without_mtp_layers_has_none_to_pass():
+    with pytest.raises(ValueError, match=r"Llama-3\.1-8B has no multi-token prediction layers"):
+        shapes.mtp_head(shape("Llama-3.1-8B"), kinds.MTP.parts)

@@ -168,7 +168,9 @@ def draft_config(subject: Subject, target: Shape, engine: ServingEngine) -> dict
     draft = _draft_shape(subject, target)
     head, vocab = draft.head, draft.draft_vocab_size or draft.vocab_size
     if head and subject.kind.name not in engine.heads:
-        raise ValueError(f"{engine.label}: no class of {subject.kind.label} heads is known here, so that none can be made; give a draft's folder")
+        raise ValueError(
+            f"{engine.label}: no class of {subject.kind.label} heads is known here, so that none can be made; give a draft's folder"
+        )
     architecture = engine.heads[subject.kind.name].architectures[0] if head else runnable(draft.family).architecture
     own_head = {"draft_vocab_size": vocab, "target_hidden_size": draft.target_hidden_size or draft.hidden_size}
     keys = {

@@ -32,7 +32,9 @@ Array = NDArray[np.float64]
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
 TILE = 16  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (the least of Triton's fused_moe)
 POPULARITY = 0.9  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
-LOGIT_BYTES = 12  # moved for a word whose logit a chain changes: read, written and read again for the choice, in 32 bits
+LOGIT_BYTES = (
+    12  # moved for a word whose logit a chain changes: read, written and read again for the choice, in 32 bits
+)
 
 
 class Layout(Record, frozen=True):
@@ -78,8 +80,8 @@ class Efficiency(Record, frozen=True):
     `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange for each
     doubling of devices, beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in its prompt's pass,
     which is launched kernel by kernel. `chain_s`: of each token that is picked
-    after a block's pass (DSpark's figure 4, H100 assumed). Fitted on published rows (recipes/cost_law.py); what a draft's pass and speculation cost, on
-    vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and `speculation_reserve` are the shares of memory that
+    after a block's pass (DSpark's figure 4, H100 assumed). Fitted on published rows (recipes/cost_law.py); what a draft's pass and speculation
+    cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and `speculation_reserve` are the shares of memory that
     activations, graphs and the drafter's buffers keep from the KV cache (measured capacities); no published rows tell
     `tree_level_s`; `occupancy` is the share of the cache that sequences fill when they compete for it, the rest lost to admission
     and preemption.
@@ -176,7 +178,9 @@ class PassCost:
         alone are made, else a share of the block's pass, whose weights are read anyway.
         """
         rate = reached_rate(shape, machine, efficiency, dtype) * layout.tensor
-        read = bytes_per_value(dtype or shape.weight_format) * (shape.context_weights if shape.head and shape.head.context_in_keys else 0)
+        read = bytes_per_value(dtype or shape.weight_format) * (
+            shape.context_weights if shape.head and shape.head.context_in_keys else 0
+        )
         bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth * layout.tensor
         return cls(0.0, read / bandwidth, 2.0 * shape.context_weights / rate, 0.0)
 

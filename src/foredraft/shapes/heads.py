@@ -8,7 +8,8 @@ from typing import NamedTuple
 from foredraft.records import Record
 from foredraft.shapes.blocks import Matrices
 
-Size = int | str  # a number, or a sum of numbers, H (hidden size), V (vocabulary) and r (the head's rank), each perhaps divided: "H+r", "H/4"
+# A number, or a sum of numbers, H (hidden size), V (vocabulary) and r (the rank of the head), each perhaps divided: "H+r", "H/4".
+Size = int | str
 
 
 class HeadMatrix(NamedTuple):
