@@ -114,7 +114,9 @@ def coverage(law: PositionLaw, held_out: list[dict[int, float]]) -> float:
     hits = []
     for curve in held_out:
         known_taus = {k: tau for k, tau in curve.items() if k <= 2}
-        hits += [low <= curve[k] <= high for k, (_, low, high) in predict(law, known_taus, [3, 5, 8], kind="head").items()]
+        hits += [
+            low <= curve[k] <= high for k, (_, low, high) in predict(law, known_taus, [3, 5, 8], kind="head").items()
+        ]
     return float(np.mean(hits))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from foredraft.decode.batch import Sequence
 from foredraft.decode.proposals import Budget, Proposal
 from foredraft.decode.sampling import Sampling, probabilities
-from foredraft.models.cache import Cache
+from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import causal_mask
 from foredraft.models.kernels import chunk
@@ -30,7 +30,7 @@ class Drafter(Protocol):
     trees: bool
 
     @property
-    def cache(self) -> Cache | None: ...
+    def cache(self) -> KVCache | None: ...
 
     def admit(self, row: int, sequence: Sequence) -> None:
         """A sequence enters at `row`: read its prompt but for the last token."""
@@ -62,7 +62,7 @@ def row_probabilities(logits_BV: Tensor, samplings: Listed[Sampling], model: str
 
 
 def prefill(
-    model: Decoder, cache: Cache, row: int, sequence: Sequence, hidden_states: tuple[int, ...] = ()
+    model: Decoder, cache: KVCache, row: int, sequence: Sequence, hidden_states: tuple[int, ...] = ()
 ) -> tuple[Tensor, ...]:
     """Read all tokens but the last into `row`; give the hidden states asked for, each [M, C]."""
     num, device, into = sequence.cached, model.device, cache.rows(row, row + 1)

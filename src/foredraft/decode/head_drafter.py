@@ -16,7 +16,7 @@ from foredraft.decode.batch import Sequence
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
 from foredraft.decode.trees import Extend, grow, rows
-from foredraft.models.cache import Cache
+from foredraft.models.cache import KVCache
 from foredraft.models.draft_head import DraftHead
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
@@ -27,7 +27,7 @@ class HeadDrafter:
 
     trees = True
 
-    def __init__(self, head: DraftHead, cache: Cache) -> None:
+    def __init__(self, head: DraftHead, cache: KVCache) -> None:
         self.head, self.run, self.cache = head, Graphed(head), cache
         self._title = f"draft {head.shape.name}"
         self.name, self.reads = kinds.of_shape(head.shape).name, head.feature_layers
@@ -61,7 +61,7 @@ class HeadDrafter:
         parents = [none if quiet else row for quiet, row in zip(silent, proposal.parents, strict=True)]
         return proposal._replace(parents=parents)
 
-    def _read(self, running: Listed[Sequence], cache: Cache) -> tuple[Output, Tensor, Tensor]:
+    def _read(self, running: Listed[Sequence], cache: KVCache) -> tuple[Output, Tensor, Tensor]:
         """The head's output at the last pair, the hidden state it leaves [B, 1, C], and the next slot [B, 1]."""
         device, counts = cache.kv.device, [1 if s.fresh is None else len(s.fresh) for s in running]
         width, size = max(counts), len(self.reads) * self.head.target.shape.hidden_size
@@ -79,7 +79,7 @@ class HeadDrafter:
         hidden_B1C = output.pre_norm_BTC.gather(1, last_B1[..., None].expand(-1, -1, output.pre_norm_BTC.shape[-1]))
         return output, hidden_B1C, base_B1
 
-    def _chain(self, output: Output, hidden_B1C: Tensor, base_B1: Tensor, cache: Cache, lookahead: int) -> Proposal:
+    def _chain(self, output: Output, hidden_B1C: Tensor, base_B1: Tensor, cache: KVCache, lookahead: int) -> Proposal:
         tokens: list[Tensor] = []
         width = int(base_B1.max()) + lookahead - 1
         for depth in range(lookahead):
@@ -92,7 +92,7 @@ class HeadDrafter:
                 hidden_B1C = output.pre_norm_BTC
         return in_line(torch.cat(tokens, 1))
 
-    def _extending(self, hidden_BkC: Tensor, cache: Cache) -> Extend:
+    def _extending(self, hidden_BkC: Tensor, cache: KVCache) -> Extend:
         """Every node reads the hidden state that its parent left."""
 
         def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor | None:

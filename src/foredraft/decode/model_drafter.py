@@ -14,7 +14,7 @@ from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
 from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
-from foredraft.models.cache import Cache
+from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
@@ -29,7 +29,7 @@ class ModelDrafter:
     trees = True
 
     def __init__(
-        self, model: Decoder, cache: Cache, *, vocab_size: int | None = None, name: str = "draft_model"
+        self, model: Decoder, cache: KVCache, *, vocab_size: int | None = None, name: str = "draft_model"
     ) -> None:
         """`vocab_size` is the target's where it differs by padding rows: logits are cut or padded to it."""
         self.model, self.run, self.cache, self.name = model, Graphed(model), cache, name
@@ -62,7 +62,7 @@ class ModelDrafter:
         return self._chain(running, output, base_B1, cache, budget.lookahead)
 
     def _chain(
-        self, running: Listed[Sequence], output: Output, base_B1: Tensor, cache: Cache, lookahead: int
+        self, running: Listed[Sequence], output: Output, base_B1: Tensor, cache: KVCache, lookahead: int
     ) -> Proposal:
         """Where all requests are greedy, chance has no part in it."""
         samplings = [sequence.request.sampling for sequence in running]
@@ -84,7 +84,7 @@ class ModelDrafter:
                 output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
         return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(probs, 1))
 
-    def _extending(self, cache: Cache) -> Extend:
+    def _extending(self, cache: KVCache) -> Extend:
         def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
             return self._fitted(self.run(tokens, positions, cache=cache, slots_BT=slots, mask_BTS=mask))
 

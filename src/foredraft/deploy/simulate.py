@@ -63,7 +63,7 @@ class Simulated(Record, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-class Subject(NamedTuple):
+class DraftSource(NamedTuple):
     """Whose draft is simulated: a plan's, that of a folder with this config, or any of a kind."""
 
     kind: Kind
@@ -110,20 +110,20 @@ def simulate(
     return simulated
 
 
-def subject_of(source: str | Path | None, method: str) -> Subject:
+def subject_of(source: str | Path | None, method: str) -> DraftSource:
     """What a path holds: a plan that speculates with a draft that can be trained, or a draft's config. None: a head of kind `method`."""
     if source is None:
         kind = kinds.CHECKPOINTS.get(method)
         if kind is None or kind.parts is None:
             heads = [name for name, kind in kinds.CHECKPOINTS.items() if kind.parts]
             raise ValueError(f"--method must be one of {', '.join(heads)}, got {method!r}")
-        return Subject(kind)
+        return DraftSource(kind)
     path = Path(source)
     if path.is_dir() and not (path / PLAN).is_file():
         if not (path / CONFIG).is_file():
             raise ValueError(f"{path}: holds neither {PLAN} nor a draft's {CONFIG}")
         config = shapes.unfolded(shapes.read_config(path))
-        return Subject(kinds.of_checkpoint(config, shapes.tensor_names(path)), config=shapes.read_config(path))
+        return DraftSource(kinds.of_checkpoint(config, shapes.tensor_names(path)), config=shapes.read_config(path))
     plan = records.read(Plan, path / PLAN if path.is_dir() else path)
     if plan.draft is None or not any(step.lookahead for step in plan.schedule):
         raise with_hint(
@@ -133,10 +133,10 @@ def subject_of(source: str | Path | None, method: str) -> Subject:
     kind = kinds.of_choice(plan.draft)
     if kind.passes == "none":
         raise ValueError(f"{path}: the plan's draft is {plan.draft.name}, which needs no training: serve it as it is")
-    return Subject(kind, plan)
+    return DraftSource(kind, plan)
 
 
-def asked_of(subject: Subject, engine: ServingEngine, settings: SimulateSettings) -> Asked:
+def asked_of(subject: DraftSource, engine: ServingEngine, settings: SimulateSettings) -> Asked:
     """What is stated, for a chain at every load, else the plan's schedule with its acceptance."""
     kind = subject.kind
     if engine.name not in kind.engine_names and not settings.cpu:
@@ -163,7 +163,7 @@ def _lookaheads(engine: ServingEngine, launched: Mapping[str, Any]) -> list[int]
     return sorted({k for *_, k in engine.ranges(launched)} - {0})
 
 
-def draft_config(subject: Subject, target: Shape, engine: ServingEngine) -> dict[str, Any]:
+def draft_config(subject: DraftSource, target: Shape, engine: ServingEngine) -> dict[str, Any]:
     """A config.json from which the engine makes the draft with random weights; what changes no time (rope, norms) is Llama's default."""
     draft = _draft_shape(subject, target)
     head, vocab = draft.head, draft.draft_vocab_size or draft.vocab_size
@@ -184,7 +184,7 @@ def draft_config(subject: Subject, target: Shape, engine: ServingEngine) -> dict
     return {key: value for key, value in keys.items() if value is not None}
 
 
-def _draft_shape(subject: Subject, target: Shape) -> Shape:
+def _draft_shape(subject: DraftSource, target: Shape) -> Shape:
     """The planned draft's, else that of a usual head of one layer."""
     choice, kind = (subject.plan.draft if subject.plan else None), subject.kind
     if choice is None:

@@ -173,7 +173,7 @@ def _over(top: int, bottom: int) -> Figure:
 # The engine's counts.
 
 
-class Accepted(NamedTuple):
+class AcceptedTokens(NamedTuple):
     """Acceptance: fields of an observation, intervals where requests tell their own counts, and how it was counted."""
 
     fields: dict[str, Any]
@@ -183,7 +183,7 @@ class Accepted(NamedTuple):
     accept_given_prefix: tuple[Estimate, ...] = ()
 
 
-def _accepted(answers: Sequence[StreamedAnswer], totals: Counters | None) -> Accepted:
+def _accepted(answers: Sequence[StreamedAnswer], totals: Counters | None) -> AcceptedTokens:
     counts = [answer.counts for answer in answers if answer.counts is not None]
     if len(counts) == len(answers) and sum(request.steps for request in counts):
         if all(request.accepted is not None and request.drafted is not None for request in counts):
@@ -191,10 +191,10 @@ def _accepted(answers: Sequence[StreamedAnswer], totals: Counters | None) -> Acc
         return _by_tokens(answers, counts)
     if totals is not None and totals.steps:
         return _by_totals(totals)
-    return Accepted({}, "acceptance not told by the server")
+    return AcceptedTokens({}, "acceptance not told by the server")
 
 
-def _by_request(counts: Sequence[RequestCounts]) -> Accepted:
+def _by_request(counts: Sequence[RequestCounts]) -> AcceptedTokens:
     """Each request's own counts, drawn whole."""
     places = max(len(request.by_position) for request in counts)
     padded = [[*request.by_position, *[0] * (places - len(request.by_position))] for request in counts]
@@ -219,13 +219,13 @@ def _by_request(counts: Sequence[RequestCounts]) -> Accepted:
     interval = figure(sums, tau, "tokens/step", SOURCE, (1.0, 1.0 + lookahead) if lookahead else None)
     survival = figures(sums, joint, positions, "probability", SOURCE, SHARES) if positions else ()
     fields = _counted(steps, drafted, accepted, lookahead, [estimate.value for estimate in survival])
-    return Accepted(
+    return AcceptedTokens(
         fields, "acceptance by each request's own counts", {"tokens_per_step": interval} if interval else {}, survival,
         figures(sums, conditional, positions, "probability", SOURCE, SHARES) if positions else (),
     )  # fmt: skip
 
 
-def _by_tokens(answers: Sequence[StreamedAnswer], counts: Sequence[RequestCounts]) -> Accepted:
+def _by_tokens(answers: Sequence[StreamedAnswer], counts: Sequence[RequestCounts]) -> AcceptedTokens:
     """Of a server that tells steps alone: its accept length, answer tokens over steps, which counts the prompt's own token too."""
     sums = np.array(
         [[request.steps, answer.tokens or 0] for request, answer in zip(counts, answers, strict=True)], dtype=float
@@ -233,13 +233,13 @@ def _by_tokens(answers: Sequence[StreamedAnswer], counts: Sequence[RequestCounts
     steps, tokens = (int(total) for total in sums.sum(0))
     fields = {"steps": steps, "tokens_per_step": max(tokens / steps, 1.0), "pooling": "steps"}
     interval = figure(sums, _over(1, 0), "tokens/step", SOURCE)
-    return Accepted(fields, "tokens per step by answer tokens over steps", {"tokens_per_step": interval} if interval else {})  # fmt: skip
+    return AcceptedTokens(fields, "tokens per step by answer tokens over steps", {"tokens_per_step": interval} if interval else {})  # fmt: skip
 
 
-def _by_totals(totals: Counters) -> Accepted:
+def _by_totals(totals: Counters) -> AcceptedTokens:
     """The difference of a server's totals, which knows no requests and so no interval."""
     fields = _counted(totals.steps, totals.drafted, totals.accepted, totals.lookahead, totals.survival)
-    return Accepted(fields, "acceptance by the difference of the server's totals, which give no interval")
+    return AcceptedTokens(fields, "acceptance by the difference of the server's totals, which give no interval")
 
 
 def _counted(

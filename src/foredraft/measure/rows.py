@@ -22,7 +22,7 @@ TAU, SHARE = "tokens/step", "probability"
 UNIT = (0.0, 1.0)
 
 
-class Measured(NamedTuple):
+class MeasuredValue(NamedTuple):
     """A figure, and its interval where there is more than one cluster to draw."""
 
     value: float
@@ -50,7 +50,7 @@ def online_row(
     return _row({**base, **counted}, "live", measured, given_prefix, survival, {}, width, len(counts), ttot)
 
 
-def _timed(times_GT: Array, plain_GT: Array) -> tuple[dict[str, Measured | None], Estimate | None]:
+def _timed(times_GT: Array, plain_GT: Array) -> tuple[dict[str, MeasuredValue | None], Estimate | None]:
     """Figures of the clock, resampled by group: requests that run together share their seconds. The speedup is the ratio
     of pooled tokens/s, prompts included; and the time to the whole answer.
     """
@@ -119,7 +119,7 @@ def chance_row(
     return _row({**base, **counted}, "forced", measured, curves[0], curves[1], alphas, width, len(sums), kind=kinds[0])
 
 
-def perplexities(costs: Mapping[str, Array]) -> dict[str, Measured | None]:
+def perplexities(costs: Mapping[str, Array]) -> dict[str, MeasuredValue | None]:
     """exp of nats per token [D, 2] by model ("target", perhaps "draft"), by an Observation's field; the draft's nats per token too."""
 
     def of(sums: Array) -> Array:
@@ -131,7 +131,7 @@ def perplexities(costs: Mapping[str, Array]) -> dict[str, Measured | None]:
     return measured
 
 
-def with_more(row: Measurement, more: Mapping[str, Measured | None], fields: Mapping[str, Any]) -> Measurement:
+def with_more(row: Measurement, more: Mapping[str, MeasuredValue | None], fields: Mapping[str, Any]) -> Measurement:
     """The row with further figures, and fields of its observation."""
     values, intervals = _parted(more)
     observation = msgspec.structs.replace(row.observation, **values, **fields)
@@ -139,8 +139,8 @@ def with_more(row: Measurement, more: Mapping[str, Measured | None], fields: Map
 
 
 def _row(
-    fields: Mapping[str, Any], way: str, measured: Mapping[str, Measured | None], given_prefix: tuple[Estimate, ...],
-    survival: tuple[Estimate, ...], alphas: Mapping[str, Measured | None], width: float, num: int, ttot: Estimate | None = None,
+    fields: Mapping[str, Any], way: str, measured: Mapping[str, MeasuredValue | None], given_prefix: tuple[Estimate, ...],
+    survival: tuple[Estimate, ...], alphas: Mapping[str, MeasuredValue | None], width: float, num: int, ttot: Estimate | None = None,
     kind: str | None = None,
 ) -> Measurement:  # fmt: skip
     """What was not measured is None in the observation, and in no interval."""
@@ -160,15 +160,15 @@ def _row(
 
 def _measured(
     sums: Array, of: Figure, unit: str, source: str, limits: tuple[float, float] | None = None
-) -> Measured | None:
+) -> MeasuredValue | None:
     """None where the sums do not say, and where a clock stood still."""
     value = float(of(sums.sum(0)))
     if not np.isfinite(value) or (value == 0 and unit == "s"):
         return None
-    return Measured(value, figure(sums, of, unit, source, limits))
+    return MeasuredValue(value, figure(sums, of, unit, source, limits))
 
 
-def _parted(measured: Mapping[str, Measured | None]) -> tuple[dict[str, float], dict[str, Estimate]]:
+def _parted(measured: Mapping[str, MeasuredValue | None]) -> tuple[dict[str, float], dict[str, Estimate]]:
     """Values, and those intervals that there are."""
     present = {name: figure for name, figure in measured.items() if figure is not None}
     intervals = {name: figure.interval for name, figure in present.items() if figure.interval is not None}

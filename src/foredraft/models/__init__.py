@@ -10,10 +10,10 @@ Shape letters, the suffixes of tensor names in this room:
     F width of the target features a head reads                    R rows picked out of T
 """
 
-from foredraft.models.cache import Cache
+from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import Output
 from foredraft.models.heads import load_head, new_head, save_head
 from foredraft.models.load import load
 
-__all__ = ["Cache", "Decoder", "Output", "load", "load_head", "new_head", "save_head"]
+__all__ = ["Decoder", "KVCache", "Output", "load", "load_head", "new_head", "save_head"]

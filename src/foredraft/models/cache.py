@@ -13,7 +13,7 @@ from foredraft.hardware import memory_bytes
 from foredraft.shapes import Shape
 
 
-class Cache:
+class KVCache:
     """Keys and values, `kv` [layers, 2, B, K, S, D].
 
     Zeros at first, because a masked slot still enters the weighted sum as 0 × value and must not hold a NaN. Padding
@@ -41,9 +41,9 @@ class Cache:
     def num_bytes(self) -> int:
         return self.kv.numel() * self.kv.element_size()
 
-    def rows(self, start: int, stop: int) -> "Cache":
+    def rows(self, start: int, stop: int) -> "KVCache":
         """Sequences `start` to `stop` as a cache of their own in the same memory, to prefill some while others wait."""
-        return Cache(self.kv[:, :, start:stop])
+        return KVCache(self.kv[:, :, start:stop])
 
     def write(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Put the keys and values of T tokens at their slots; give the layer's whole keys and values, [B, K, S, D]."""
@@ -76,7 +76,7 @@ class Cache:
 
 def new_cache(
     shape: Shape, batch: int, slots: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Cache:
+) -> KVCache:
     """A cache for `batch` sequences of `slots` slots each: the longest context, plus the nodes of one draft tree."""
     if batch < 1 or slots < 1:
         raise ValueError(f"a cache needs batch and slots of at least 1, got {batch} and {slots}")
@@ -87,4 +87,4 @@ def new_cache(
             f"a cache for {batch} sequences of {slots:,} tokens needs {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}; "
             "lower --batch or --context"
         )
-    return Cache(torch.zeros(size, dtype=dtype, device=device))
+    return KVCache(torch.zeros(size, dtype=dtype, device=device))

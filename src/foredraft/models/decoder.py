@@ -7,7 +7,7 @@ mask. Refuses to know: which tokens are drafts, what was accepted, files.
 import torch
 from torch import Tensor, nn
 
-from foredraft.models.cache import Cache, new_cache
+from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import Attend, KeyValues, Layer, ModelConfig, norm
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         """The LM head, which a tied model shares with its embedding."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def new_cache(self, batch: int, slots: int) -> Cache:
+    def new_cache(self, batch: int, slots: int) -> KVCache:
         """Room for `batch` sequences of `slots` tokens, draft nodes included."""
         check_context(slots, self.shape, self.config)
         return new_cache(self.shape, batch, slots, self.dtype, self.device)

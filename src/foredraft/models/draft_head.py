@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from foredraft.models.cache import Cache, new_cache
+from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD, Decoder
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
@@ -115,7 +115,7 @@ class DraftHead(nn.Module, ABC):
             if parameter.dim() > 1:
                 parameter.normal_(0, INIT_STD, generator=generator)
 
-    def new_cache(self, batch: int, slots: int) -> Cache:
+    def new_cache(self, batch: int, slots: int) -> KVCache:
         """Room for `batch` sequences of `slots` rows, draft nodes included."""
         check_context(slots, self.shape, self.config)
         return new_cache(self.shape, batch, slots, self.dtype, self.fc.weight.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foredraft.models import kernels
-from foredraft.models.cache import Cache
+from foredraft.models.cache import KVCache
 from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig
 from foredraft.models.rope import Rotary
 from foredraft.shapes import Shape
@@ -53,13 +53,13 @@ def attention_metadata(
         tokens_BT.shape,
     )
     if mask_BTS is None and cache is not None:
-        assert isinstance(cache, Cache), "a pass with a cache of another kind needs a mask"
+        assert isinstance(cache, KVCache), "a pass with a cache of another kind needs a mask"
         mask_BTS = causal_mask(slots_BT, cache.slots)
     mask_B1TS = None if mask_BTS is None else _mask(mask_BTS, tokens_BT)
     if (
         dtype in kernel_dtypes
         and mask_BTS is not None
-        and isinstance(cache, Cache)
+        and isinstance(cache, KVCache)
         and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device)
     ):
         rotation = rotary(positions_BT, torch.float32) if rotary else None

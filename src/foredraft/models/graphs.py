@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foredraft.models.cache import Cache
+from foredraft.models.cache import KVCache
 from foredraft.models.forward import Output
 
 MOST_TOKENS = 128  # of a sequence in a pass: more is a prompt, which comes in too many lengths
@@ -48,7 +48,7 @@ class Graphed:
         self.graphs: dict[tuple[Any, ...], tuple[list[Tensor], Callable[[], Output]]] = {}
 
     def __call__(
-        self, *inputs: Tensor, cache: Cache, slots_BT: Tensor, mask_BTS: Tensor, logits: Any = "all", **options: Any
+        self, *inputs: Tensor, cache: KVCache, slots_BT: Tensor, mask_BTS: Tensor, logits: Any = "all", **options: Any
     ) -> Output:
         """`inputs` are tokens, a head's hidden states, positions: what stands before the cache in the model's arguments."""
         tokens = inputs[0]
@@ -74,7 +74,7 @@ class Graphed:
         return replay()
 
     def _new(
-        self, arguments: list[Tensor], num: int, cache: Cache, where: Any, options: dict[str, Any]
+        self, arguments: list[Tensor], num: int, cache: KVCache, where: Any, options: dict[str, Any]
     ) -> tuple[list[Tensor], Callable[[], Output]]:
         static = [x.clone() for x in arguments]
         inputs, (slots, mask, *rows) = static[:num], static[num:]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foredraft.models.cache import Cache
+from foredraft.models.cache import KVCache
 from foredraft.shapes import Shape
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -202,7 +202,7 @@ class KernelPass(NamedTuple):
     """One pass's tokens, seen by the kernels; holds what its addresses point to."""
 
     struct: _Pass
-    cache: Cache
+    cache: KVCache
     inputs: tuple[Tensor | None, ...]
     run: Any
 
@@ -210,7 +210,7 @@ class KernelPass(NamedTuple):
     def of(
         cls,
         rotation: tuple[Tensor, Tensor] | None,
-        cache: Cache,
+        cache: KVCache,
         slots_BT: Tensor,
         mask_BTS: Tensor,
         dtype: torch.dtype,

@@ -69,7 +69,7 @@ def _window(config: dict[str, Any], shape: Shape) -> int | None:
 
 
 class KeyValues(Protocol):
-    """What attention asks of a cache: take this pass's keys and values, give all it may see. `Cache` is one."""
+    """What attention asks of a cache: take this pass's keys and values, give all it may see. `KVCache` is one."""
 
     def write(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -156,7 +156,7 @@ class Mlp(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """Attention, then MLP, each around a residual: what all layers share, whichever way they compute it."""
 
     self_attn: Attention
@@ -189,7 +189,7 @@ class Block(nn.Module):
         return super()._apply(fn, recurse)
 
 
-class Layer(Block):
+class Layer(DecoderBlock):
     """One decoder layer. `input_norm` False leaves the first norm out (layer 0 of an EAGLE head)."""
 
     def __init__(self, shape: Shape, model_config: ModelConfig, index: int, *, input_norm: bool = True) -> None:
@@ -205,7 +205,7 @@ class Layer(Block):
         return self.post_attention_layernorm(x_BTC + self.mlp(x_BTC))
 
 
-class FusionLayer(Block):
+class FusionLayer(DecoderBlock):
     """Layer 0 of an EAGLE-3 head: attention reads the embedding beside the feature, the residual is the raw feature."""
 
     def __init__(self, shape: Shape, model_config: ModelConfig) -> None:

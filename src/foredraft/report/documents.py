@@ -86,7 +86,7 @@ class SweepCell(TypedDict, total=False):
     error: str | None
 
 
-class Sweep(TypedDict, total=False):
+class SweptCells(TypedDict, total=False):
     """sweep.json."""
 
     cells: list[SweepCell]
@@ -103,7 +103,7 @@ class Documents(NamedTuple):
     rows: tuple[Row, ...] = ()
     machines: tuple[Machine, ...] = ()
     runs: tuple[RunLog, ...] = ()
-    sweeps: tuple[Sweep, ...] = ()
+    sweeps: tuple[SweptCells, ...] = ()
 
     @property
     def observations(self) -> list[Observation]:
@@ -134,7 +134,7 @@ def read_documents(folders: Iterable[str | Path]) -> Documents:
         rows=tuple(_rows(of.get("measurements", []), of.get("observations", []))),
         machines=_distinct(records.read(Machine, path) for path in of.get("machine", [])),
         runs=_numbered([run for run in runs if run.lines]),
-        sweeps=tuple(records.read(Sweep, path) for path in of.get("sweep", [])),
+        sweeps=tuple(records.read(SweptCells, path) for path in of.get("sweep", [])),
     )
 
 

@@ -26,9 +26,7 @@ def judge(rows: Sequence[Observation], law: PositionLaw) -> Validation:
             lacking[what] = lacking.get(what, 0) + len(larger)
             continue
         alpha = constant_alpha(visible)
-        for k, (mid, low, high) in acceptance.predict(
-            law, visible, larger, kind=kinds.of_method(key[1]).prior
-        ).items():
+        for k, (mid, low, high) in acceptance.predict(law, visible, larger, kind=kinds.of_method(key[1]).prior).items():
             points.append(
                 CurvePoint(
                     curve=" · ".join(filter(None, key)), lookahead=k, measured=curve[k], predicted=mid, low=low,

@@ -97,7 +97,10 @@ def _predict(
     plain, speculative = known_servers(row, lengths, machine)
     tau, tau_sd = row.tokens_per_step, 0.0
     if tau is None:
-        tau, tau_sd = usual_tau(row.target, row.method, drafting.depth, without), _prior_sd(law, row.method, drafting.depth)
+        tau, tau_sd = (
+            usual_tau(row.target, row.method, drafting.depth, without),
+            _prior_sd(law, row.method, drafting.depth),
+        )
     ratio, log_sd = _gain(plain, speculative, float(load(row)), drafting, tau)
     width = float(np.exp(INTERVAL_SD * np.hypot(log_sd, tau_sd)))
     for note, missing in (

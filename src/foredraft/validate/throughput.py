@@ -28,7 +28,7 @@ TIE = RUN_NOISE / 2  # of speed: lookaheads nearer than that are decided for the
 INTERVAL_SD = 1.645  # sd of a normal from the middle to either end of a 90 % interval
 
 
-class Prediction(NamedTuple):
+class PredictedSpeed(NamedTuple):
     """Output tokens/s, the sd of its logarithm, and what the plain rule says."""
 
     speed: float
@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
     rule: float | None = None
 
 
-Chains = dict[tuple[int, int], Prediction]  # (load, lookahead) -> what is predicted
+Chains = dict[tuple[int, int], PredictedSpeed]  # (load, lookahead) -> what is predicted
 
 
 def judge(
@@ -172,7 +172,7 @@ class Taus(NamedTuple):
 
 def predict_group(
     group: Sequence[Observation], plain: Mapping[int, float], law: PositionLaw, machine: str | None = None
-) -> tuple[Chains, list[Prediction], tuple[str, ...]]:
+) -> tuple[Chains, list[PredictedSpeed], tuple[str, ...]]:
     """Of chains at every (load, k) of the group and of its trees, from `plain` and the known rows; and what was assumed."""
     chains, trees = ([row for row in group if _is_tree(row) is tree] for tree in (False, True))
     visible = [row for row in chains if lookahead(row) <= known_lookahead(chains)]
@@ -201,14 +201,17 @@ def predict_group(
     speeds, sds = fitted.output_tok_s(cells + tree_cells)
     rule = partial(_by_rule, _steps(visible, taus), plain_rule.carried_tau(curves[0]) if curves else None)
     predictions = {
-        (n, k): Prediction(speed, float(np.hypot(sd, taus.log_sd[k - 1])), rule(n, k))
+        (n, k): PredictedSpeed(speed, float(np.hypot(sd, taus.log_sd[k - 1])), rule(n, k))
         for (n, k), speed, sd in zip(
             ((load(row), lookahead(row)) for row in chains), speeds.tolist(), sds.tolist(), strict=False
         )
     }
     return (
         predictions,
-        [Prediction(*pair) for pair in zip(speeds[len(chains) :].tolist(), sds[len(chains) :].tolist(), strict=True)],
+        [
+            PredictedSpeed(*pair)
+            for pair in zip(speeds[len(chains) :].tolist(), sds[len(chains) :].tolist(), strict=True)
+        ],
         notes,
     )
 
@@ -298,13 +301,13 @@ def _ratios(
             continue
         slow, at = (plain[n], 0) if n in plain else ((base.output_tok_s or 0.0), lookahead(base)) if base else (1.0, 0)
         if lookahead(row) <= known:
-            points.append(_point(row, slow, at, Prediction(row.output_tok_s or 0.0, 0.0, row.output_tok_s)))
+            points.append(_point(row, slow, at, PredictedSpeed(row.output_tok_s or 0.0, 0.0, row.output_tok_s)))
         else:
             points.append(_point(row, slow, at, predicted[n, lookahead(row)]))
     return points, alone
 
 
-def _point(row: Observation, slow: float, baseline: int, prediction: Prediction) -> RatioPoint:
+def _point(row: Observation, slow: float, baseline: int, prediction: PredictedSpeed) -> RatioPoint:
     ratio, width = prediction.speed / slow, float(np.exp(INTERVAL_SD * prediction.log_sd))
     return RatioPoint(
         setting=setting(row), load=load(row), lookahead=lookahead(row), measured=(row.output_tok_s or 0.0) / slow,
