@@ -118,7 +118,9 @@ def plan(
         typer.Option("--observations", help="Own measurements, or another benchmark's file; repeat for more."),
     ] = None,
     target_name: TargetNames = None,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws behind the intervals.", callback=DRAWS)] = 64,
+    draws: Annotated[
+        int, typer.Option(help="Joint draws behind gains, intervals and choices; rounded up to a power of 2.", callback=DRAWS)
+    ] = 4096,
     seed: Annotated[int, typer.Option(help="Of the draws.", callback=SEED)] = 0,
     out: Out = None,
     figures: Figures = True,

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.special import erfinv
 
 from foredraft.kinds import Prior
+from foredraft.laws.draws import WeightedPoints, stratified
 from foredraft.laws.speedup import accept_prob_from_rate
 from foredraft.records import Observation, Record
 
@@ -83,7 +84,13 @@ class CurvePosterior:
 
     def draws(self, num: int, rng: np.random.Generator) -> Array:
         """`num` curves accept_given_prefix [num, K] drawn from the posterior."""
-        return self.accept_given_prefix[rng.choice(len(self.weights), size=num, p=self.weights)]
+        return self.accept_given_prefix[self._points.at(stratified(num, rng), stratified(num, rng))]
+
+    @cached_property
+    def _points(self) -> WeightedPoints:
+        """Along what a chain of half the positions gains, and in that along the acceptance of the last."""
+        half = self.accept_given_prefix.shape[-1] // 2
+        return WeightedPoints.along(self.weights, self.survival[:, :half].sum(axis=-1), self.accept_given_prefix[:, -1])
 
     @cached_property
     def median_accept(self) -> Array:

@@ -6,7 +6,7 @@ know: what a step costs (`laws.cost`), acceptance, search, files.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,8 +128,8 @@ def _predicted(
     return speeds
 
 
-def adjusted(server: ServerCost, multipliers: Mapping[str, float]) -> ServerCost:
-    """`server` with calibration's multipliers applied."""
+def adjusted(server: ServerCost, multipliers: Mapping[str, Any]) -> ServerCost:
+    """`server` with calibration's multipliers applied: numbers, or draws [S] of each, which broadcast along the last axis."""
     memory, compute, weight = (multipliers[name] for name in ("memory", "compute", "draft_weight"))
     draft = server.draft and server.draft.scaled(
         fixed=multipliers["draft_fixed"], memory=memory * weight, compute=compute * weight

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foredraft.laws.draws import normals
+
 Array = NDArray[np.float64]
 
 # sd of level, overhead and excess, and over how many doublings of the load each is much the same. Searched over Qwen3-32B with three
@@ -67,8 +69,10 @@ class Deviation:
 
     def draws(self, loads: Array, draft: Hashable, num: int, rng: np.random.Generator) -> Array:
         """Coefficients drawn jointly over the loads, [C, num, 3]."""
-        values, vectors = np.linalg.eigh(self.covariance(loads, draft))
-        off = rng.standard_normal((num, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+        widest_first = (part[..., ::-1] for part in np.linalg.eigh(self.covariance(loads, draft)))
+        values, vectors = widest_first
+        drawn = np.stack([normals(num, rng) for _ in values], axis=1)
+        off = drawn * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
         return self.mean(loads, draft)[:, None] + off.reshape(num, len(loads), 3).swapaxes(0, 1)
 
     def _to_cells(self, loads: Array, draft: Hashable) -> Array:

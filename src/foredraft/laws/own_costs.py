@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from foredraft.laws.calibration import MULTIPLIERS, Calibration, CostRow, calibrate_served, predict_served
 from foredraft.laws.cost import ServerCost
 from foredraft.laws.deviation import Cells, Deviation, deviation, slowdown
+from foredraft.laws.draws import normals
 from foredraft.laws.passes import Array
 
 # sd of log tokens/s between runs, at least: thirty cells of vLLM (Qwen3-32B FP8, two GPUs, 1 to 128 clients, k = 1 to 8), three runs
@@ -57,7 +58,8 @@ class OwnCosts:
     def draws(self, num: int, rng: np.random.Generator) -> Array:
         """Multipliers on the calibrated servers, [num, multipliers]."""
         symmetric = 0.5 * (self.covariance + self.covariance.T)
-        return np.exp(rng.standard_normal((num, len(MULTIPLIERS))) @ np.linalg.cholesky(symmetric).T)
+        drawn = np.stack([normals(num, rng) for _ in MULTIPLIERS], axis=1)
+        return np.exp(drawn @ np.linalg.cholesky(symmetric).T)
 
     def output_tok_s(self, loads: Sequence[Measured]) -> tuple[Array, Array]:
         """Output tokens/s at each of `loads`, and the sd of its logarithm, scatter of runs and unevenness included."""

@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 from foredraft import kinds
 from foredraft.laws import forms
 from foredraft.laws.acceptance import CurvePosterior
+from foredraft.laws.draws import normals, quantiles, shares, stratified
 from foredraft.laws.fit import run_sd
 from foredraft.machines import compute_rate
 from foredraft.plan.trees import PUBLISHED, Tail
@@ -65,7 +66,7 @@ class CurveAcceptance:
 
     def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
         drawn = self.posterior.draws(num, rng)
-        picked = rng.choice(self.gain, size=num)
+        picked = quantiles(self.gain, stratified(num, rng))
         base = np.tile(self.posterior.median_accept, (num, 1)) if "draft" in frozen else drawn
         gain = np.full(num, np.median(self.gain)) if "data" in frozen else picked
         return moved(base, _level_shift(self.posterior.median_accept, gain))
@@ -83,15 +84,16 @@ class SizeAcceptance:
     middle: tuple[float, ...] = ()
 
     def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
-        which = rng.integers(len(self.fits), size=num)
+        which = shares(np.ones(len(self.fits)), stratified(num, rng))
+        data, run = stratified(num, rng), normals(num, rng)
         level = np.empty(num)
         for i, fitted in enumerate(self.fits):
             here = which == i
             law = forms.law_named(fitted.law)
             centre = law.linear(fitted.parameters, **self.inputs)
-            eta = rng.choice(law.linear(np.array(fitted.draws), **self.inputs), size=num)
+            eta = quantiles(law.linear(np.array(fitted.draws), **self.inputs), data)
             eta = np.full(num, float(np.asarray(centre))) if "data" in frozen else eta
-            scatter = 0.0 if "draft" in frozen else run_sd(fitted, **self.inputs) * rng.standard_normal(num)
+            scatter = 0.0 if "draft" in frozen else run_sd(fitted, **self.inputs) * run
             level[here] = logit(np.clip(law.link.inverse(eta + scatter), 1e-4, 1 - 1e-4))[here]
         if "loss law" in frozen:
             centre = level.mean()

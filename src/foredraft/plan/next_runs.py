@@ -10,7 +10,8 @@ from foredraft import kinds
 from foredraft.laws.calibration import MULTIPLIERS
 from foredraft.plan.candidate import Candidate, training_rate
 from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
-from foredraft.plan.search import NOTHING, Problem, Scored, simulate
+from foredraft.plan.problem import NOTHING, Problem
+from foredraft.plan.search import Scored, simulate
 from foredraft.records import NextRun
 
 START_HOURS = 0.25  # of each device, to load models and warm up
@@ -21,13 +22,14 @@ def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
     """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a draft."""
     if best.candidate is None:
         return ()
-    wide = _width(simulate(problem, best).gain)
+    wide = _width(best.gains)
     if wide <= 0:
         return ()
     runs = []
     for factor in (*FACTORS, "costs"):
         frozen = NOTHING if factor == "costs" else frozenset({factor})
-        narrow = _width(simulate(problem, best, frozen=frozen, costs_frozen=factor == "costs").gain)
+        settled = simulate(problem, best, frozen=frozen, costs_frozen=factor == "costs")
+        narrow = _width(problem.weights @ settled.lift)
         if (share := 1 - narrow / wide) > 0.01:
             what, settles, hours = _run(problem, best.candidate, factor)
             tokens = training_tokens(best.candidate, factor)

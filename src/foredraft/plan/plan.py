@@ -13,41 +13,34 @@ import numpy as np
 from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.machines import device_time
-from foredraft.plan import sdsl
 from foredraft.plan.backing import backings
+from foredraft.plan.best_size import theory, with_best_size
 from foredraft.plan.candidate import TRAINING_MFU
-from foredraft.plan.candidates import REFERENCE_TOKENS, Basis, buildable, candidates, independent, named
+from foredraft.plan.candidates import REFERENCE_TOKENS, Basis, candidates, named
+from foredraft.plan.estimated import SOURCE, estimated
 from foredraft.plan.matching import Matched, completed, match, without_repeats
 from foredraft.plan.next_runs import next_runs
-from foredraft.plan.search import (
-    Mode,
-    PlanSettings,
-    Problem,
-    Scored,
-    SimulatedOutcome,
-    rank,
-    score,
-    simulate,
-    static_tree,
-)
+from foredraft.plan.outcome import planned_tree
+from foredraft.plan.problem import Mode, PlanSettings, Problem
+from foredraft.plan.search import Scored, ordered, rank, score, screen
 from foredraft.plan.served import calibrated, timed
+from foredraft.plan.ties import SAME_GAIN, identity, rival
 from foredraft.records import (
     BreakEven,
-    DraftChoice,
     Estimate,
     Machine,
     Observation,
     Plan,
     Provenance,
+    Rival,
     RunnerUp,
     ScheduleStep,
     Workload,
     with_hint,
 )
-from foredraft.shapes import LEAST_BODY, Shape
+from foredraft.shapes import Shape
 
 RUNNERS_UP = 5
-SOURCE = "foredraft plan: position law × loss laws × cost law over published and own observations"
 
 
 def plan(
@@ -85,22 +78,21 @@ def plan(
     else:
         weighed, missing = candidates(basis)
         ranked, dropped = rank(problem, [candidate for candidate in weighed if candidate.choice.kind in options.kinds])
-        ranked, size, nearest = _with_best_size(problem, basis, ranked)
+        ranked, size, nearest = with_best_size(problem, basis, ranked)
         not_considered = missing | dropped
     if reasons := matched.reasons(problem.calibrated is not None):
         not_considered = dict(not_considered) | {"own rows, for the cost law": reasons}
     if options.always:
         ranked = _drafted(ranked)
     best = ranked[0]
-    outcome = simulate(problem, best)
-    schedule = _schedule(problem, best, outcome)
+    schedule = _schedule(problem, best)
     choice = best.candidate.choice if best.candidate else None
     return Plan(
         objective=options.objective, engine=options.engine, target=target.name, machine=machine.name,
         devices=options.devices, data_parallel=options.data_parallel, expert_parallel=options.expert_parallel,
         dtype=options.dtype or target.weight_format, kv_dtype=options.kv_dtype, workload=workload, draft=choice, schedule=schedule,
-        speedup=_headline(problem, best, outcome), break_even=_break_even(problem, best, outcome),
-        continuous_params=size, buildable=nearest, theory_params=_theory(target),
+        speedup=_headline(problem, best), rival=_rival(problem, ranked), break_even=_break_even(problem, best),
+        continuous_params=size, buildable=nearest, theory_params=theory(target),
         runners_up=_runners_up(problem, ranked), next_runs=next_runs(problem, best), not_considered=not_considered,
         extrapolates=_extrapolates(problem, best), assumptions=(*target.notes, *notes, *_assumptions(problem, best)),
         settings=_settings(problem, best, schedule),
@@ -123,15 +115,7 @@ def _drafted(ranked: Sequence[Scored]) -> list[Scored]:
     drafted = [scored for scored in ranked if scored.candidate]
     if not drafted:
         raise ValueError("no draft is left to plan: allow more kinds or more max_gpu_hours")
-    return drafted
-
-
-def _estimate(draws: np.ndarray, unit: str, best: Scored, level: float = 0.9) -> Estimate:
-    low, value, high = np.quantile(draws, ((1 - level) / 2, 0.5, (1 + level) / 2)).tolist()
-    return Estimate(
-        value=value, low=low, high=high, unit=unit, source=SOURCE, level=level,
-        extrapolates=best.candidate.extrapolates if best.candidate else (),
-    )  # fmt: skip
+    return ordered(drafted)
 
 
 UNITS = {
@@ -141,23 +125,24 @@ UNITS = {
 }
 
 
-def _headline(problem: Problem, scored: Scored, outcome: SimulatedOutcome) -> Estimate:
+def _headline(problem: Problem, scored: Scored) -> Estimate:
     """The mean gain over the workload's concurrencies, in the objective's own terms and without the draft's training."""
     objective = problem.settings.objective
-    gain = outcome.gain if objective == "tokens_per_flop" else problem.weights @ np.log(outcome.speedup)
-    return _estimate(np.exp(gain), UNITS[objective], scored)
+    gain = scored.gains if objective == "tokens_per_flop" else problem.weights @ np.log(scored.outcome.speedup)
+    return estimated(np.exp(gain), UNITS[objective], scored)
 
 
-def _schedule(problem: Problem, best: Scored, outcome: SimulatedOutcome) -> tuple[ScheduleStep, ...]:
+def _schedule(problem: Problem, best: Scored) -> tuple[ScheduleStep, ...]:
+    outcome, running = best.outcome, best.running
     unit = UNITS["latency" if problem.settings.objective == "latency" else "throughput"]
     return tuple(
         ScheduleStep(
-            concurrency=int(c), running=float(best.running[i]), lookahead=mode.depth, topk=mode.width,
-            tree_nodes=mode.nodes, tree=static_tree(best.candidate, mode, problem.settings) if best.candidate else (),
-            tokens_per_step=_estimate(outcome.tau[i], "tokens/step", best),
-            speedup=_estimate(outcome.speedup[i], unit, best),
-            output_tok_s=_estimate(outcome.output_tok_s[i], "tokens/s", best),
-            tpot_s=_estimate(outcome.tpot_s[i], "s", best), ttft_s=_estimate(outcome.ttft_s[i], "s", best),
+            concurrency=int(c), running=float(running[i]), lookahead=mode.depth, topk=mode.width,
+            tree_nodes=mode.nodes, tree=planned_tree(problem, best.candidate, mode),
+            tokens_per_step=estimated(outcome.tau[i], "tokens/step", best),
+            speedup=estimated(outcome.speedup[i], unit, best),
+            output_tok_s=estimated(outcome.output_tok_s[i], "tokens/s", best),
+            tpot_s=estimated(outcome.tpot_s[i], "s", best), ttft_s=estimated(outcome.ttft_s[i], "s", best),
         )
         for i, (c, mode) in enumerate(zip(problem.workload.concurrency, best.modes, strict=True))
     )  # fmt: skip
@@ -184,13 +169,13 @@ def _as_run_by(
     again = Problem(
         problem.target, problem.machine, problem.workload, msgspec.structs.replace(problem.settings, engine=engine)
     )
-    scored = score(again, best.candidate, again.server(None, speculate=False))
-    return _schedule(again, scored, simulate(again, scored))
+    return _schedule(again, score(again, screen(again, best.candidate)))
 
 
-def _break_even(problem: Problem, best: Scored, outcome: SimulatedOutcome, level: float = 0.9) -> BreakEven | None:
+def _break_even(problem: Problem, best: Scored, level: float = 0.9) -> BreakEven | None:
     """None without training, and where the middle draw never pays it back."""
     hours = best.candidate.choice.training_gpu_hours if best.candidate else 0.0
+    outcome = best.outcome
     saved_s = problem.settings.devices * (problem.weights @ (1 / outcome.plain_tok_s - 1 / outcome.output_tok_s))
     if hours <= 0 or np.median(saved_s) <= 0:
         return None
@@ -201,99 +186,45 @@ def _break_even(problem: Problem, best: Scored, outcome: SimulatedOutcome, level
     )
 
 
-def _with_best_size(
-    problem: Problem, basis: Basis, ranked: list[Scored]
-) -> tuple[list[Scored], Estimate | None, tuple[DraftChoice, ...]]:
-    """The ranking joined by models built at N*, N* itself, and the nearest shapes: built for it, and trained already."""
-    size = _continuous(problem, ranked)
-    if size is None:
-        return ranked, size, ()
-    log_size = np.log(size.value)
-    shares = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # the rest is embedding
-    bodies = [max(size.value * share, LEAST_BODY) for share in shares]
-    body = min(bodies, key=lambda body: abs(np.log(buildable(problem.target, body).params) - log_size))
-    built = independent(basis, (body,))
-    near = [s.candidate.choice for s in ranked if s.candidate and _is_model(s.candidate.choice, trained_here=False)]
-    nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - log_size))[:2]
-    scored = rank(problem, built)[0]
-    studied = [s.candidate for s in scored if s.candidate and s.candidate.study_range]
-    return (
-        sorted([*ranked, *scored], key=lambda s: -s.gain),
-        size,
-        (*(c.choice for c in (studied or built)[:1]), *nearest),
-    )
-
-
-def _continuous(problem: Problem, ranked: Sequence[Scored]) -> Estimate | None:
-    """N*, the best size of an independent model as a real number: the peak of the gain over log size, under each draw."""
-    by_size: dict[float, Scored] = {}
-    for scored in ranked:  # best first, so the first of a size is its best token budget
-        if scored.candidate and _is_model(scored.candidate.choice, trained_here=True):
-            by_size.setdefault(scored.candidate.choice.params, scored)
-    if len(by_size) < 4:
-        return None
-    sizes = np.log(sorted(by_size))
-    draws = np.stack([simulate(problem, by_size[size]).gain for size in sorted(by_size)])
-    peaks = [
-        _peak(sizes, draws.mean(axis=1)),
-        *(_peak(sizes, column) for column in draws.T[:: max(1, len(draws.T) // 32)]),
-    ]
-    low, high = np.quantile(peaks[1:], (0.05, 0.95)).tolist()
-    edge = () if sizes[0] + 0.01 < peaks[0] < sizes[-1] - 0.01 else ("draft_params",)
-    return Estimate(
-        value=float(np.exp(peaks[0])), low=float(np.exp(min(low, peaks[0]))), high=float(np.exp(max(high, peaks[0]))),
-        unit="parameters, embedding included", source=SOURCE, extrapolates=edge,
-    )  # fmt: skip
-
-
-def _is_model(choice: DraftChoice, *, trained_here: bool) -> bool:
-    """Whether it is an independent model, to be trained or one that is."""
-    return choice.kind == "lm" and (choice.training_flops > 0) == trained_here
-
-
-def _peak(sizes: np.ndarray, gains: np.ndarray) -> float:
-    """Where a parabola through the best point and its neighbours peaks; the end itself where the best is at an end."""
-    i = int(np.argmax(gains))
-    if i in (0, len(sizes) - 1):
-        return float(sizes[i])
-    a, b, _ = np.polyfit(sizes[i - 1 : i + 2] - sizes[i], gains[i - 1 : i + 2], 2)
-    return float(sizes[i] - b / (2 * a))
-
-
-def _theory(target: Shape) -> float | None:
-    """SDSL's N* in tokens per FLOP, from counts alone; None where it finds no draft worth its cost."""
-    try:
-        return sdsl.optimal_draft(
-            float(target.active_params), target_tokens=target.training_tokens or 1e11
-        ).draft_params
-    except ValueError:
-        return None
-
-
 def _runners_up(problem: Problem, ranked: Sequence[Scored]) -> tuple[RunnerUp, ...]:
     """The best of each other draft (name and size), and why each lost to the winner."""
-    best, drafts, out = ranked[0], {_identity(ranked[0])}, []
+    best, drafts, out = ranked[0], {identity(ranked[0])}, []
     for scored in ranked[1:]:
-        if scored.candidate is not None and _identity(scored) not in drafts and len(out) < RUNNERS_UP:
-            drafts.add(_identity(scored))
+        if scored.candidate is not None and identity(scored) not in drafts and len(out) < RUNNERS_UP:
+            drafts.add(identity(scored))
             out.append(
                 RunnerUp(
                     draft=scored.candidate.choice,
-                    speedup=_headline(problem, scored, simulate(problem, scored)),
+                    speedup=_headline(problem, scored),
                     reason=_reason(problem, best, scored),
                 )
             )
     return tuple(out)
 
 
-def _identity(scored: Scored) -> tuple:
-    return (scored.candidate.choice.name, scored.candidate.choice.num_layers) if scored.candidate else ()
+def _rival(problem: Problem, ranked: Sequence[Scored]) -> Rival | None:
+    """The draft that the draws do not tell from the planned one, if any."""
+    if (close := rival(ranked)) is None:
+        return None
+    scored, ahead, behind = close
+    return Rival(
+        draft=scored.candidate.choice if scored.candidate else None, speedup=_headline(problem, scored),
+        lookaheads=tuple(mode.depth for mode in scored.modes), ahead=ahead, behind=behind, margin=SAME_GAIN,
+    )  # fmt: skip
 
 
 def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
-    """That it is best left off; else the largest of: fewer tokens a step, a longer step, fewer sequences in memory, dearer training."""
+    """That it is best left off, or better by too little; else the largest of: fewer tokens a step, a longer step, fewer sequences in
+    memory, dearer training.
+    """
     if not any(mode.depth for mode in lost.modes):
         return "no lookahead that pays: at these loads even one draft token costs more than it saves; try fewer clients or a smaller draft"
+    spent, instead = (
+        device_time(scored.candidate.choice.training_gpu_hours if scored.candidate else 0) for scored in (lost, best)
+    )
+    if lost.gain > best.gain:
+        dearer = f"dearer to train ({spent} against {instead})" if spent != instead else "larger"
+        return f"ahead by less than two runs differ by ({SAME_GAIN:.1%}), and {dearer}"
     weights, room = problem.weights, (lost.running.max(), best.running.max())
     tau, step_ms = (weights @ lost.tau, weights @ best.tau), (1e3 * weights @ lost.step_s, 1e3 * weights @ best.step_s)
     parts: dict[str, float] = {
@@ -306,10 +237,6 @@ def _reason(problem: Problem, best: Scored, lost: Scored) -> str:
         ),
     }
     if problem.settings.objective == "throughput":
-        spent, instead = (
-            device_time(scored.candidate.choice.training_gpu_hours if scored.candidate else 0)
-            for scored in (lost, best)
-        )
         dearer = f"training that {problem.settings.horizon_tokens:.1g} served tokens do not pay back ({spent} against {instead})"
         parts[dearer] = lost.training_share - best.training_share
     return max(parts, key=lambda why: parts[why])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from foredraft.kinds import USUAL_HEAD
-from foredraft.laws.speedup import best_tree, rank_acceptance
+from foredraft.laws.speedup import BestTree, best_tree, node_depths, rank_acceptance
 
 Array = NDArray[np.float64]
 RANGE = (0.02, 8.0)  # tails looked for: next to nothing covered, next to all
@@ -43,9 +43,29 @@ class Tree(NamedTuple):
 
 def grown(accept: Array, topk: int, tail: float, sizes: Sequence[int]) -> list[float]:
     """τ of the best static trees of `sizes` nodes, as deep as `accept` [K], accept_given_prefix."""
-    table = rank_acceptance(accept, topk, tail)
-    curve = best_tree(table, max(sizes), max_depth=len(accept), topk=topk).tokens_per_step
+    curve = static(accept, topk, tail, max(sizes)).tokens_per_step
     return [float(curve[min(w, len(curve) - 1)]) for w in sizes]
+
+
+def static(accept: Array, topk: int, tail: float, nodes: int) -> BestTree:
+    """The best static tree of at most `nodes` nodes, as deep as `accept` [K], accept_given_prefix; of its first w nodes the best of w."""
+    return best_tree(rank_acceptance(accept, topk, tail), nodes, max_depth=len(accept), topk=topk)
+
+
+def tokens_per_step_in(tree: BestTree, accept: Array, tails: Array) -> Array:
+    """τ of a tree's first w nodes, w = 0 …, under every draw [w, S] of accept_given_prefix [S, K] and tail [S]: the acceptance of nodes
+    adds up, each that of its parent times its rank's share.
+    """
+    depths = node_depths(tree.parents)
+    places = np.arange(1.0, tree.ranks.max() + 2)[:, None]
+    of_missed = np.concatenate([np.ones((1, len(tails))), -np.diff(places**-tails, axis=0)])
+    reach = np.empty((len(depths), len(tails)))
+    for depth in range(depths.max() + 1):
+        level = np.flatnonzero(depths == depth)
+        ranks, alpha = tree.ranks[level], accept[:, depth]
+        share = np.where(ranks[:, None] == 0, alpha, 1 - alpha) * of_missed[ranks]
+        reach[level] = share * (reach[tree.parents[level]] if depth else 1.0)
+    return 1 + np.concatenate([np.zeros((1, len(tails))), np.cumsum(reach, axis=0)])
 
 
 def fitted(measured: Mapping[str, tuple[Array, Sequence[Tree]]], source: str) -> Tail | None:

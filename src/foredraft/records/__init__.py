@@ -31,7 +31,7 @@ from foredraft.records.measured import (
     concurrency_of,
     dtype_name,
 )
-from foredraft.records.planned import BreakEven, DraftChoice, Fit, NextRun, Plan, RunnerUp, ScheduleStep
+from foredraft.records.planned import BreakEven, DraftChoice, Fit, NextRun, Plan, Rival, RunnerUp, ScheduleStep
 from foredraft.records.record import Record, require, with_hint
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "Plan",
     "Provenance",
     "Record",
+    "Rival",
     "RunnerUp",
     "ScheduleStep",
     "StepRecord",

@@ -106,11 +106,27 @@ class NextRun(Record, frozen=True):
     draft_tokens: float | None = None
 
 
+class Rival(Record, frozen=True):
+    """A draft that the draws do not tell from the planned one, which does not gain more by `margin` (log of the gain) in enough of them.
+
+    `draft` None: no speculation. `speedup`: its gain in the plan's terms, without its training; `lookaheads`: at each concurrency of the
+    workload. `ahead`, `behind`: shares of the joint draws in which it gains more, and less, than the planned one by more than the margin,
+    training paid.
+    """
+
+    draft: DraftChoice | None
+    speedup: Estimate
+    lookaheads: tuple[int, ...]
+    ahead: float
+    behind: float
+    margin: float
+
+
 class Plan(Record, frozen=True):
     """The answer of `foredraft plan`: which draft, how to run it at each concurrency, what it gains, and how far to
     trust that. `devices` in all make `data_parallel` replicas; `expert_parallel`: experts lie whole on all devices together.
     `dtype`: of the weights; `kv_dtype` None: the KV cache as the model has it. `settings`: the schedule searched for each engine, in
-    that engine's words.
+    that engine's words. `rival`: another draft that may as well be the better one.
     """
 
     objective: str
@@ -123,6 +139,7 @@ class Plan(Record, frozen=True):
     speedup: Estimate
     schedule: tuple[ScheduleStep, ...]
     draft: DraftChoice | None = None
+    rival: Rival | None = None
     break_even: BreakEven | None = None
     continuous_params: Estimate | None = None
     buildable: tuple[DraftChoice, ...] = ()

@@ -1,0 +1,143 @@
+"""What ways to run a draft bring, draw by draw: tokens per step, throughput, latency, and the gain over plain decoding.
+
+Promises: whole-array arithmetic over pairs of a load and a mode; the same costs for a draft and for plain decoding in every draw.
+Refuses to know: which pairs are worth asking for.
+
+Shapes: P pairs of a load and a mode, M modes, S draws, K positions.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foredraft.laws.calibration import adjusted
+from foredraft.laws.cost import ServedLoad
+from foredraft.laws.deviation import slowdown
+from foredraft.laws.speedup import BestTree
+from foredraft.plan.candidate import Candidate
+from foredraft.plan.problem import Mode, Problem
+from foredraft.plan.trees import static, tokens_per_step_in
+
+Array = NDArray[np.float64]
+
+
+class SimulatedOutcome(NamedTuple):
+    """Draws of what pairs of a load and a mode bring, all [P, S]: `lift` is the log of the objective over no speculation, training paid."""
+
+    lift: Array
+    speedup: Array
+    tau: Array
+    output_tok_s: Array
+    ttft_s: Array
+    tpot_s: Array
+    plain_tok_s: Array
+    running: Array
+
+    def at(self, pairs: NDArray[np.intp]) -> "SimulatedOutcome":
+        """Those of some pairs."""
+        return SimulatedOutcome(*(part[pairs] for part in self))
+
+
+class Pairs(NamedTuple):
+    """Loads, by place in the workload, each with a mode."""
+
+    loads: NDArray[np.intp]
+    modes: Sequence[Mode]
+
+    @property
+    def dials(self) -> tuple[Array, Array, Array]:
+        """Depth, width and nodes of each, [P, 1]."""
+        depth, width, nodes = np.array(self.modes, dtype=float).reshape(-1, 3).T[:, :, None]
+        return depth, width, nodes
+
+
+def outcome(
+    problem: Problem, candidate: Candidate | None, pairs: Pairs, tau: Array, *, costs_frozen: bool = False
+) -> SimulatedOutcome:
+    """What each of `pairs` brings at `tau` [P, S] tokens per step, under drawn costs or, if `costs_frozen`, at their centre.
+
+    Raises ValueError where the draft does not fit beside the target.
+    """
+    server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
+    num = None if costs_frozen else tau.shape[-1]
+    server = adjusted(server, problem.costs(num))
+    depth, width, nodes = pairs.dials
+    load = server.load(problem.concurrency[pairs.loads, None], depth, tau, width=width, nodes=nodes)
+    plain = ServedLoad(*(part[pairs.loads] for part in problem.plain(num)))
+    deviations = problem.deviations(candidate, num)
+    if deviations is not None:
+        load, plain = _slowed(load, plain, tau, depth, deviations[pairs.loads])
+        if num is not None:
+            drafted, bare = problem.scatter(num)[:, pairs.loads]
+            load, plain = _sped(load, np.where(depth > 0, drafted, bare)), _sped(plain, bare)
+    latency = problem.settings.objective == "latency"
+    speedup = plain.tpot_s / load.tpot_s if latency else load.output_tok_s / plain.output_tok_s
+    lift = _lift(problem, candidate, load, plain, tau, depth)
+    parts = (lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, plain.output_tok_s, load.running)
+    return SimulatedOutcome(*np.broadcast_arrays(*parts))
+
+
+def _lift(
+    problem: Problem, candidate: Candidate | None, load: ServedLoad, plain: ServedLoad, tau: Array, depth: Array
+) -> Array:
+    """log of the objective over no speculation [P, S]. Throughput counts the draft's training as device time spent per token of the
+    horizon.
+    """
+    settings = problem.settings
+    if settings.objective == "latency":
+        return np.log(plain.tpot_s / load.tpot_s)
+    if settings.objective == "tokens_per_flop":
+        shape = candidate.shape if candidate else None
+        cost_ratio = shape.flops_per_token(0) / problem.target.flops_per_token(0) if shape else 0.0
+        return np.log(tau / (1 + depth * cost_ratio))
+    spent_s = settings.devices / load.output_tok_s + training_s(problem, candidate)
+    return np.log(settings.devices / plain.output_tok_s / spent_s)
+
+
+def training_s(problem: Problem, candidate: Candidate | None) -> float:
+    """Device seconds of training per token served over the horizon."""
+    return (candidate.choice.training_gpu_hours if candidate else 0.0) * 3600 / problem.settings.horizon_tokens
+
+
+def _slowed(
+    load: ServedLoad, plain: ServedLoad, tau: Array, depth: Array, deviations: Array
+) -> tuple[ServedLoad, ServedLoad]:
+    """`load` and `plain` of modelled servers as own rows say that they deviate; `deviations` [P, S, 3]."""
+    share = load.output_tok_s / (np.where(depth > 0, tau, np.nan) * plain.output_tok_s)
+    undrafted = np.full_like(plain.output_tok_s, np.nan)
+    return _sped(load, 1 / slowdown(deviations, share)), _sped(plain, 1 / slowdown(deviations, undrafted))
+
+
+def _sped(load: ServedLoad, by: Array) -> ServedLoad:
+    """A load that is `by` times as fast."""
+    return ServedLoad(load.output_tok_s * by, load.ttft_s / by, load.tpot_s / by, load.running)
+
+
+def tokens_per_step(accept: Array, tails: Array, middle: float, modes: Sequence[Mode]) -> Array:
+    """τ of each mode under every draw [M, S], from accept_given_prefix [S, K]: of chains, and of trees that are the best ones at the
+    mean acceptance and the `middle` tail, since a static tree is chosen before a draw is known. `tails` [S]: of the draws.
+    """
+    chains = 1 + np.cumsum(np.cumprod(accept, axis=1), axis=1).T
+    tau = np.ones((len(modes), len(accept)))
+    trees: dict[tuple[int, int], list[int]] = {}
+    for i, mode in enumerate(modes):
+        if mode.width > 1:
+            trees.setdefault((mode.depth, mode.width), []).append(i)
+        elif mode.depth:
+            tau[i] = chains[mode.depth - 1]
+    for (depth, width), places in trees.items():
+        sizes = [modes[i].nodes for i in places]
+        tree = static(accept[:, :depth].mean(axis=0), width, middle, max(sizes))
+        tau[places] = tokens_per_step_in(tree, accept[:, :depth], tails)[np.minimum(sizes, len(tree.parents))]
+    return tau
+
+
+def planned_tree(problem: Problem, candidate: Candidate | None, mode: Mode) -> tuple[tuple[int, int], ...]:
+    """(parent, rank) of the nodes of the mode's static tree, parents first; empty for a chain."""
+    if mode.width <= 1 or candidate is None:
+        return ()
+    accept = problem.accept(candidate, problem.settings.num_draws)[:, : mode.depth]
+    tree: BestTree = static(accept.mean(axis=0), mode.width, candidate.tail.middle, mode.nodes)
+    return tuple(zip(tree.parents.tolist(), tree.ranks.tolist(), strict=True))

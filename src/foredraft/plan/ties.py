@@ -1,0 +1,53 @@
+"""What is planned where gains are nearly equal, and which draft the draws do not tell from the planned one.
+
+One rule: of all drafts whose mean log gain lies within SAME_GAIN of the greatest the cheapest is planned, by device-hours of training,
+then by parameters beside the target, then none before one. Among lookaheads of a load the shortest within SAME_SPEED of the best.
+Where the planned draft is not better by more than SAME_GAIN in DECIDED of the joint draws, the best of those that it does not
+beat so is named as its rival. Refuses to know: how gains come about.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foredraft.laws.own_costs import RUN_NOISE
+
+if TYPE_CHECKING:
+    from foredraft.plan.search import Scored
+
+SAME_GAIN = RUN_NOISE  # of log gain: two runs of one configuration differ by as much
+SAME_SPEED = RUN_NOISE / 2  # of lookaheads, which share a draft and its costs
+DECIDED = 0.8  # of joint draws
+
+
+def cheapest(scored: Sequence["Scored"]) -> "Scored":
+    """The cheapest of those whose gain is the greatest within SAME_GAIN."""
+    most = max(each.gain for each in scored)
+    return min((each for each in scored if each.gain >= most - SAME_GAIN), key=_cost)
+
+
+def _cost(scored: "Scored") -> tuple[float, float, bool, float]:
+    """Training, then parameters to hold, then whether anything is run; of equals the better one."""
+    choice = scored.candidate.choice if scored.candidate else None
+    if choice is None:
+        return 0.0, 0.0, False, -scored.gain
+    return choice.training_gpu_hours, choice.params, True, -scored.gain
+
+
+def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
+    """Of the ranked the best other draft that the first does not beat by more than SAME_GAIN in DECIDED of the draws, with the shares
+    of draws in which it is ahead and behind by more than that; None where the first is decided.
+    """
+    best = scored[0]
+    for other in scored[1:]:
+        lead = other.gains - best.gains
+        ahead, behind = float(np.mean(lead > SAME_GAIN)), float(np.mean(lead < -SAME_GAIN))
+        if identity(other) != identity(best) and behind < DECIDED:
+            return other, ahead, behind
+    return None
+
+
+def identity(scored: "Scored") -> tuple[str, int] | None:
+    """What tells drafts apart for people: name and layers; sizes and budgets of one are the same draft. None: no speculation."""
+    return (scored.candidate.choice.name, scored.candidate.choice.num_layers) if scored.candidate else None
