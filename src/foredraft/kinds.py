@@ -191,6 +191,7 @@ USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
 USUAL_HEAD = EAGLE3  # planned where own runs are of no other, and what other heads are held against
 CHECKPOINTS = {kind.name: kind for kind in (LM, EAGLE, EAGLE3)}  # kinds that foredraft trains and runs
 PLANNED = {kind.name: kind for kind in KINDS if kind.role == "lm" or (kind.parts and kind.parts.kind == kind.name)}
+ANSWERS_SHARE = 0.1  # of the training tokens of a head of several layers: its second stage, on the target's own answers; of one layer all
 LABELS = {method: label for kind in KINDS for method, label in kind.methods.items()}
 _SPELLINGS = {  # of one method in tables, in lower case with every other sign an underscore
     "none": (

@@ -100,8 +100,8 @@ def named(name: str) -> Machine:
     return read(Machine, name) if name.lower().endswith(".json") else machine(name)
 
 
-def placed(name: str, devices: int | None = None) -> tuple[Machine, int]:
-    """The machine of that name and how many of it: `devices`, or the count in the name ("8xH100"), or 1.
+def placed(name: str, devices: int | None = None, option: str = "--machine") -> tuple[Machine, int]:
+    """The machine of that name and how many of it: `devices`, or the count in the name ("8xH100"), or 1; `option` gave the name.
 
     Raises ValueError where both are stated and differ, or several are asked of a machine without a link.
     """
@@ -110,13 +110,14 @@ def placed(name: str, devices: int | None = None) -> tuple[Machine, int]:
         raise ValueError(f"--devices must be at least 1, got {devices}")
     if count == 0 or (count and devices and count != devices):
         raise ValueError(
-            f"--machine {name} says {count} devices"
+            f"{option} {name} says {count} devices"
             + (f", --devices {devices}; give one of them" if devices else "; at least 1 is needed")
         )
     record, number = named(name), devices or count or 1
     if number > 1 and record.link_bytes_per_s is None:
         raise ValueError(
-            f"--devices {number}: machine {record.name} states no link between devices; add link_bytes_per_s and link_latency_s to its record"
+            f"{f'--devices {devices}' if devices else f'{option} {name}'}: machine {record.name} states no link between devices; "
+            "add link_bytes_per_s and link_latency_s to its record"
         )
     return record, number
 

@@ -37,7 +37,7 @@ def before_training(zoo: Path, observations: Path, out: Path) -> Iterator[TourSt
         f"Plan a draft for {TARGET}, one that trains in a minute",
         ("plan", f"{target}", "--machine", f"{machine}", "--engine", "foredraft", "--dtype", "float32", "--observations", f"{observations}",
          "--concurrency", CLIENTS, "--input-len", f"{INPUT_LEN}", "--output-len", f"{ANSWER}", "--kinds", "head,lm",
-         "--max-gpu-hours", f"{TRAINING_HOURS}", "--served-tokens", "1e12", "--out", f"{out / 'plan'}", "--no-figures"),
+         "--max-gpu-hours", f"{TRAINING_HOURS}", "--no-answers", "--served-tokens", "1e12", "--out", f"{out / 'plan'}", "--no-figures"),
     )  # fmt: skip
 
 

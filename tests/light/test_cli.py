@@ -204,7 +204,7 @@ def test_a_shape_is_printed_edited_and_given_back(tmp_path: Path) -> None:
         (("plan", "Llama-3.1-8B", "--objective", "fame"), "objective must be one of", ""),
         (("plan", "Qwen3-1.7B", "-d", "Qwen3-4B"), "must be smaller than target", ""),
         (("plan", "Llama-3.1-8B", "--input-len", "-5"), "--input-len must be a number above 0", ""),
-        (("plan", "OPT-13B", "--input-len", "4000"), "exceeds the context", "lower --input-len"),
+        (("plan", "OPT-13B", "--input-len", "4000"), "exceed the context", "lower --input-len"),
         (("plan", "Llama-3.1-8B", "--observations", "nowhere.jsonl"), "nowhere.jsonl: No such file", "check the path"),
         (("fit", "nowhere.jsonl"), "nowhere.jsonl: No such file", "check the path"),
         (("validate", "nowhere.csv"), "nowhere.csv: No such file", "check the path"),

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from foredraft import kinds
+from foredraft import kinds, published
 from foredraft.engines import ENGINES, named_in
 from foredraft.laws import calibration
 from foredraft.laws.calibration import MULTIPLIERS, CostRow, adjusted, calibrate, predict_rows
@@ -25,6 +25,7 @@ from foredraft.laws.passes import (
 )
 from foredraft.laws.speedup import tokens_per_step_constant
 from foredraft.machines import machine
+from foredraft.plan.study import draft_shapes
 from foredraft.records import Machine
 from foredraft.shapes import Shape, shape
 
@@ -246,9 +247,7 @@ def test_a_prompt_alone_takes_no_less_than_one_pass_over_the_weights_and_beside_
     long, longer = server(input_len=8_000.0), server(input_len=16_000.0)
     assert long.prefill.alone == pytest.approx(long.prefill.beside, rel=0.05)
     assert longer.prefill.beside > 2 * long.prefill.beside
-    alone, crowded = short.load(np.array([1, 64]), 0, 1.0).ttft_s
-    assert alone == pytest.approx(short.request_s + short.prefill.alone)
-    assert crowded < alone
+    assert float(short.load(1, 0, 1.0).ttft_s) == pytest.approx(short.request_s + short.prefill.alone)
 
 
 def test_few_requests_leave_the_last_wave_empty():
@@ -289,18 +288,40 @@ def test_a_draft_takes_room_and_a_crowd_waits_for_it():
     assert unlimited.ttft_s < 0.1 * crowd[1].ttft_s
 
 
-def test_queueing_adds_to_the_first_token_only_where_the_cache_is_full():
+def test_the_first_token_waits_for_a_step_for_other_prompts_and_where_the_cache_is_full():
     full_server = server(LARGE_DRAFT)
     fits = int(full_server.capacity_tokens / full_server.cached_tokens)
     within, beyond = (
-        full_server.load(np.array([1, fits]), 0, 1.0),
+        full_server.load(np.array([1, 2, fits]), 0, 1.0),
         full_server.load(np.array([fits + 1, 4 * fits]), 0, 1.0),
     )
     idle_s = full_server.request_s + full_server.prefill.alone
-    assert (within.ttft_s <= idle_s * (1 + 1e-9)).all()
+    alone, beside, crowded = within.ttft_s
+    assert alone == pytest.approx(idle_s)
+    assert beside == pytest.approx(idle_s + float(full_server.step_s(2, 0)), rel=0.05)
+    assert beside < crowded < idle_s + float(full_server.step_s(fits, 0)) + fits * full_server.prefill.beside
     assert beyond.ttft_s[1] > 10 * idle_s
     assert beyond.running == pytest.approx(np.full(2, full_server.capacity_tokens / full_server.cached_tokens))
     assert beyond.output_tok_s[0] == pytest.approx(beyond.output_tok_s[1])
+
+
+def test_published_first_tokens_are_met_within_a_quarter():
+    """171 rows of vLLM on one H100 from 1 to 256 clients, from names alone and measured tokens per step. In sight when the form was chosen;
+    a model of the prompt's pass alone, without company, misses them by a factor of 2.7.
+    """
+    away, alone = [], []
+    rows = [row for row in published.observations() if row.ttft_s and row.input_len and row.concurrency]
+    draft_of = draft_shapes(TARGET)
+    for row in rows:
+        draft = None if row.method == "none" else draft_of(row)
+        place = {"input_len": row.input_len, "output_len": row.output_len, "speculate": row.method != "none"}
+        told = serve(TARGET, machine(row.machine or ""), draft=draft, **place)
+        ttft_s = float(told.load(row.concurrency, row.lookahead or 0, row.tokens_per_step or 1.0).ttft_s)
+        away.append(abs(np.log(ttft_s / row.ttft_s)))
+        alone.append(abs(np.log((told.request_s + told.prefill.alone) / row.ttft_s)))
+    assert len(rows) > 150
+    assert np.mean(away) < 0.25
+    assert np.mean(alone) > 1
 
 
 def test_more_clients_bring_more_tokens_and_slower_ones_until_the_cache_is_full():

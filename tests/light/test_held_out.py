@@ -41,7 +41,7 @@ def test_the_largest_of_every_method_is_held_out_and_nothing_else():
     }
     assert len(training_rows) + len(held_out) == len(rows)
     assert without_largest(rows, ("tree_nodes",)) == (rows, [])
-    with pytest.raises(ValueError, match="hold-out must be among draft_params"):
+    with pytest.raises(ValueError, match="hold_out must be among draft_params"):
         without_largest(rows, ("size",))
 
 

@@ -16,7 +16,7 @@ ABSURD = "-1", "-inf", "inf", "nan", "1e30", "9" * 30, "1" * 5000
 # Options for which 0 has a meaning: greedy, no draft, no limit, none held out, the first seed.
 ZERO = {"--temperature", "--lookahead", "--top-k", "--val-share", "--seed", "--gpus-per-cell"}
 NO_ZERO = {("deploy export", "--lookahead")}
-LISTS = {"batch", "temperature", "concurrency", "request_rate"}
+LISTS = {"batch", "temperature", "concurrency", "request_rate", "load"}
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -124,6 +124,18 @@ def test_zero_passes_where_it_has_a_meaning(
         (("plan", "Llama-3.1-8B", "--kinds", ""), "--kinds must name one or more of"),
         (("plan", "Llama-3.1-8B", "--objective", "fame"), "--objective must be one of"),
         (("plan", "Llama-3.1-8B", "--input-len", "1e9"), "--input-len"),
+        (("plan", "Llama-3.1-8B", "--load", "1:0.2,1:0.3"), "--load must be clients with the share of the time"),
+        (("plan", "Llama-3.1-8B", "--load", "8"), "--load must be clients with the share of the time"),
+        (("plan", "Llama-3.1-8B", "--load", "8:0"), "--load must be clients with the share of the time"),
+        (("plan", "Llama-3.1-8B", "--load", "8:1", "-c", "8"), "--load and --concurrency both say"),
+        (("plan", "Llama-3.1-8B", "--ttft", "5000"), "--ttft must be a number above 0 and at most 3,600"),
+        (("plan", "Llama-3.1-8B", "--train-machine", "0xH100"), "--train-machine 0xH100 says 0 devices"),
+        (("plan", "Llama-3.1-8B", "--train-machine", "2xM4 Max"), "--train-machine 2xM4 Max: machine Apple-M4-Max states no link"),
+        (("plan", "Llama-3.1-8B", "--train-device-hour", "1"), "--train-device-hour: give --device-hour too"),
+        (("plan", "Llama-3.1-8B", "-n", "3", "--data-parallel", "2"), "--data-parallel 2 does not divide --devices 3"),
+        (("fit", "rows.jsonl", "--law", "gravity"), "--law must be one of loss_law"),
+        (("fit", "rows.jsonl", "--figures"), "--figures: name a folder for them with --out"),
+        (("fit", "rows.jsonl", "--hold-out", "fame"), "--hold-out must be among draft_params, draft_layers, draft_tokens, tree_nodes, got fame"),
         (("plan", "Llama-3.1-8B", "--speed"), "No such option: --speed"),
         (("plan",), "Missing argument"),
         (("generate", "x", "y", "--device", "xyz"), "--device must be cpu, cuda or cuda:N, got 'xyz'"),

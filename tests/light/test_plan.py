@@ -233,7 +233,7 @@ def test_drafts_beyond_the_laws_range_are_flagged():
         (lambda: PlanSettings(draws=0), ("draws", "positive")),
         (
             lambda: plan(SMALL, H100, Workload(input_len=131_000, output_len=100, concurrency=(1,))),
-            ("131,108", "131,072", "Llama-3.1-8B", "max_lookahead"),
+            ("131,108", "131,072", "Llama-3.1-8B", "--max-lookahead"),
         ),
         (lambda: plan(LLAMA, H100, WORKLOAD), ("Llama-3.1-70B", "768", "more devices")),
         (lambda: plan(SMALL, H100, WORKLOAD, PlanSettings(dtype="bfloat17")), ("dtype", "bfloat17")),
@@ -469,7 +469,7 @@ def test_a_budget_for_training_leaves_dear_drafts_out_by_name():
     assert best_plan.draft is None or best_plan.draft.training_gpu_hours <= 50
     why = next(why for why in best_plan.not_considered.values() if "more than" in why)
     assert re.fullmatch(
-        r"training on \S+ tokens costs [\d,]+ device-hours, more than 50 device-hours; raise max_gpu_hours .*", why
+        r"training on \S+ tokens costs [\d,]+ device-hours, more than 50 device-hours; raise --max-gpu-hours .*", why
     )
 
 

@@ -4,7 +4,7 @@ Refuses to know: any verb, and any room.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 110  # columns of tables into a pipe or file
 FULL = "pip install 'foredraft[full]'"
+PLOT = "pip install 'foredraft[plot]'"
 
 
 def fail(error: Exception, options: Mapping[str, str] | None = None) -> NoReturn:
@@ -167,6 +168,16 @@ def rows_by_file(
         by_file.setdefault(reading.name, []).extend(rows[start : start + len(reading.rows)])
         start += len(reading.rows)
     return by_file
+
+
+def drawn(draw: Callable[[], list[Path]]) -> list[Path]:
+    """The figures that `draw` wrote; none without matplotlib, and a line on stderr that says how to get it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        print(f"no figures: they need matplotlib ({PLOT})", file=sys.stderr)
+        return []
+    return draw()
 
 
 def say_written(paths: Iterable[Path]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from foredraft.cli.console import check_models, dtype_of, print_json, prompts_of
-from foredraft.cli.options import BATCH, CONTEXT, JSON, LOOKAHEAD, SEED, SHARE, TEMPERATURE, Device, Dtype, real, whole
+from foredraft.cli.options import BATCH, CONTEXT, JSON, LOOKAHEAD, SHARE, TEMPERATURE, Device, Dtype, Seed, real, whole
 
 
 def generate(
@@ -31,7 +31,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", callback=TEMPERATURE)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Smallest set of this mass.", callback=SHARE)] = 1.0,
     top_k: Annotated[int, typer.Option(help="The most probable tokens only; 0 for all.", callback=whole(0))] = 0,
-    seed: Annotated[int, typer.Option(help="Of sampling.", callback=SEED)] = 0,
+    seed: Seed = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeat for more.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     batch: Annotated[int, typer.Option(help="Requests decoded together.", callback=BATCH)] = 8,

@@ -10,9 +10,11 @@ from foredraft.cli.console import check_models, command, print_blocks, print_jso
 from foredraft.cli.options import (
     BATCH,
     JSON,
-    SEED,
     TEMPERATURE,
     Device,
+    Devices,
+    MachineName,
+    Seed,
     Threads,
     each,
     number_format,
@@ -94,7 +96,7 @@ def measure(
         bool, typer.Option("--stop/--no-stop", help="Answers end at the end token, or run on to --max-tokens.")
     ] = True,
     rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up comes before.", callback=whole())] = 1,
-    seed: Annotated[int, typer.Option(help="Of sampling.", callback=SEED)] = 0,
+    seed: Seed = 0,
     width: Annotated[
         float,
         typer.Option(
@@ -177,14 +179,8 @@ def measure(
         str | None,
         typer.Option(help="Of --endpoint: eagle, eagle3, draft_model, ngram, where the server does not say."),
     ] = None,
-    machine: Annotated[str | None, typer.Option(help="Of --endpoint: what the server runs on, such as H100.")] = None,
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            help="Of --endpoint: over how many devices the target is spread, where the server does not say.",
-            callback=whole(),
-        ),
-    ] = None,
+    machine: MachineName = None,
+    devices: Devices = None,
     prefix_cache: Annotated[
         str,
         typer.Option(

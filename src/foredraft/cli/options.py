@@ -70,7 +70,8 @@ def concurrencies(ctx: typer.Context, param: typer.CallbackParam, value: str) ->
     """A list or range of numbers of clients, as `records.concurrency_of` reads it."""
     from foredraft.records import concurrency_of
 
-    concurrency_of(value)
+    if value is not None:
+        concurrency_of(value)
     return value
 
 
@@ -79,6 +80,31 @@ def task_word(ctx: typer.Context, param: typer.CallbackParam, value: str | None)
     from foredraft.records import TASKS
 
     return one_of(*TASKS)(ctx, param, value)
+
+
+def loads(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    """A histogram such as 1:0.2,8:0.5,64:0.3: clients, and the share of the time at which so many are at once; None passes."""
+    if value is not None:
+        histogram(value, _name(param))
+    return value
+
+
+def histogram(text: str, name: str = "--load") -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Clients, and the shares of the time. Raises ValueError, which calls the text `name`, where it is no such list."""
+    from foredraft.records import MOST_CLIENTS
+
+    shares: dict[int, float] = {}
+    try:
+        for part in text.split(","):
+            clients, share = part.split(":")
+            number, weight = int(clients), float(share)
+            if number in shares or not (0 < number <= MOST_CLIENTS and 0 < weight <= MOST):
+                raise ValueError
+            shares[number] = weight
+    except ValueError:
+        words = "clients with the share of the time at which so many are at once, each once, such as 1:0.2,8:0.5,64:0.3"
+        raise ValueError(f"{name} must be {words}; got {text[:99]!r}") from None
+    return tuple(sorted(shares)), tuple(shares[number] for number in sorted(shares))
 
 
 def number_format(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
@@ -140,6 +166,36 @@ TargetNames = Annotated[
     list[str] | None,
     typer.Option("--target-name", help="A name under which rows know the target, such as a server's; repeat for more."),
 ]
+MachineName = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        "-m",
+        help="Accelerator, e.g. H100 or 8xH100 (measure: what --endpoint runs on); plan takes a Machine record as JSON too.",
+    ),
+]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        "-n",
+        help="Over how many devices the target is spread; as --machine (8xH100) or the --endpoint says, or 1 by default.",
+        callback=whole(1, PROCESSES),
+    ),
+]
+NumberFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Weights: bfloat16, fp8, int4, nvfp4, …; as the checkpoint has them when left out.",
+        callback=number_format,
+    ),
+]
+ObservationFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--observations", help="Own measurements, or another benchmark's file; repeat for more."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of all that is drawn.", callback=SEED)]
 Figures = Annotated[
     bool, typer.Option("--figures/--no-figures", help="Draw figures into --out (needs matplotlib: foredraft[plot]).")
 ]

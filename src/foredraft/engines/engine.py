@@ -77,6 +77,10 @@ class ServingEngine:
         """The shell script that starts the server; `target`: the target's name, `path`: where it lies."""
         raise NotImplementedError
 
+    def command(self, plan: Plan, target: str, draft: str | None) -> str:
+        """The command line that serves `target` as `plan` says, with the draft of that name or in that folder; "" where there is none."""
+        return ""
+
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
         """`settings` under which the engine accepts as asked whatever is drafted, with random weights where it can make them."""
         raise NotImplementedError

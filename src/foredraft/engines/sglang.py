@@ -96,6 +96,13 @@ class SGLang(ServingEngine):
         more = lines_of(_plan_flags(plan) if plan else [])
         return _SCRIPT.format(target=one_line(target), path=quoted(path), flags=flags, more=more)
 
+    def command(self, plan: Plan, target: str, draft: str | None) -> str:
+        settings = plan.settings.get(self.name, {})
+        if draft and _DRAFT in settings:
+            settings = {**settings, _DRAFT: draft}
+        flags = (f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
+        return " ".join([f"python -m sglang.launch_server --model-path {target}", *_plan_flags(plan), *flags])
+
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
         """A length, bonus token included, drawn anew for each step of the whole batch. `match-expected` has that mean (`multinomial`, the
         default, is a rounded and cut normal); a chain's own tokens are taken as they are, a tree's are all token 100.

@@ -4,6 +4,7 @@ AutoWeightsLoader), and its counters at /metrics (forms as its sources have them
 It verifies chains only, changes their length with the batch, and stops at a tensor that it does not know.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, ClassVar
@@ -102,6 +103,13 @@ class VLLM(ServingEngine):
         more = lines_of(_plan_flags(plan) if plan else [])
         script = _REPLAY_SCRIPT if settings.get("method") == "custom_class" else _SCRIPT
         return script.format(target=one_line(target), path=quoted(path), config=self.launch_file, more=more)
+
+    def command(self, plan: Plan, target: str, draft: str | None) -> str:
+        settings = plan.settings.get(self.name, {})
+        if draft and "model" in settings:
+            settings = {**settings, "model": draft}
+        config = [f"--speculative-config '{json.dumps(settings, separators=(',', ':'))}'"] if settings else []
+        return " ".join([f"vllm serve {target}", *_plan_flags(plan), *config])
 
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
         """`rejection_sample_method: synthetic`, on a GPU. A length, bonus token included, means all or nothing at every position but one,

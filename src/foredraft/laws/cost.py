@@ -24,6 +24,10 @@ from foredraft.laws.passes import Array, Efficiency, Layout, PassCost, cache_sha
 from foredraft.records import Machine, with_hint
 from foredraft.shapes import Shape
 
+# How many of the other clients' prompts come at the same time as one's own, half of them before it: clients that ask again at once and get
+# answers of one length stay in step. Between 0 and 0.9 on vLLM's rows of Qwen3-32B (one H100, 32 to 128 clients).
+IN_STEP = 0.2
+
 
 class ServedLoad(NamedTuple):
     """What a server does at one concurrency: output tokens/s, seconds to the first token and per output token, sequences running."""
@@ -64,7 +68,8 @@ class ServerCost:
 
     `capacity_tokens` is what running sequences can hold in the KV cache beside both models; inf where it is unknown.
     `draft` None with speculation means a drafter that costs nothing but `speculation_s` (prompt lookup). `replicas` share
-    the sequences evenly; `request_s` passes before a prompt's pass. `block`: the draft's one pass drafts all tokens of a step.
+    the sequences evenly; `request_s` passes before a prompt's pass. `block`: the draft's one pass drafts all tokens of a step. Sequences are
+    admitted while the cache has room, of which `occupancy` is what competing ones fill on average.
     """
 
     target: PassCost
@@ -79,6 +84,7 @@ class ServerCost:
     replicas: int = 1
     request_s: float = 0.0
     block: BlockDrafting | None = None
+    occupancy: float = 1.0
 
     def step_s(
         self, batch: ArrayLike, depth: ArrayLike, *, width: ArrayLike = 1, nodes: ArrayLike | None = None
@@ -117,17 +123,20 @@ class ServerCost:
         """What `concurrency` clients see who each ask again at once: throughput, TTFT (queueing included) and TPOT.
 
         Decoding of a sequence's `output_len` tokens takes output_len / τ steps, shared by those that run; prefills
-        interrupt everybody.
+        interrupt everybody. A prompt beside others waits for the step that runs, its token for the rest of the one that it rides in, a step
+        together; for prompts that come with it; and where the cache is full for its turn.
         """
         concurrency, tau = np.asarray(concurrency, dtype=float), np.asarray(tokens_per_step, dtype=float)
         running = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.cached_tokens, 1.0))
-        decode_s = self.output_len / tau * self.step_s(running, depth, width=width, nodes=nodes)
+        admitted = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.occupancy / self.cached_tokens, 1.0))
+        step_s = self.step_s(running, depth, width=width, nodes=nodes)
+        decode_s = self.output_len / tau * step_s
         company = np.maximum(running / self.replicas, 1.0)
         prefill_s = self.prefill.beside + (self.prefill.alone - self.prefill.beside) / company
-        service_s = decode_s / running + prefill_s / np.minimum(
-            self.replicas, running
-        )  # the engine's time for one request
-        ttft_s = self.request_s + prefill_s + (concurrency - running) * service_s
+        engines = np.minimum(self.replicas, running)
+        service_s = decode_s / running + prefill_s / engines  # the engines' time for one request
+        beside_s = np.minimum(company - 1, 1.0) * step_s + IN_STEP * (company - 1) / 2 * self.prefill.beside
+        ttft_s = self.request_s + self.prefill.alone + beside_s + (concurrency - admitted) * service_s
         return ServedLoad(
             self.output_len / service_s, ttft_s, (decode_s + (company - 1) * prefill_s) / self.output_len, running
         )
@@ -183,7 +192,7 @@ def serve(
     return ServerCost(
         decoding[0], decoding[1] if draft else None, input_len, output_len, capacity * eff.occupancy, eff.speculation_s,
         _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data,
-        eff.request_s + target.num_layers * eff.prompt_layer_s, block,
+        eff.request_s + target.num_layers * eff.prompt_layer_s, block, eff.occupancy,
     )  # fmt: skip
 
 

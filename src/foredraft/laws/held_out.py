@@ -36,7 +36,7 @@ def without_largest(
     """
     rows = list(rows)
     if unknown := [name for name in dials if name not in DIALS]:
-        raise ValueError(f"hold-out must be among {', '.join(DIALS)}, got {unknown[0]}")
+        raise ValueError(f"hold_out must be among {', '.join(DIALS)}, got {unknown[0]}")
     values_of: dict[tuple, set[float]] = {}
     for row in rows:
         for name in dials:

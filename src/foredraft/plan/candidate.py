@@ -125,8 +125,14 @@ def head_training_flops(target: Shape, shape: Shape, tokens: float) -> float:
 
 
 def training_rate(machine: Machine) -> float:
-    """FLOP/s of training: in 16 bits, or in 32 where the machine is faster at that (processors without instructions for bfloat16)."""
-    return TRAINING_MFU * max(compute_rate(machine, dtype)[0] for dtype in ("bfloat16", "float32"))
+    """FLOP/s of training in the type that `training_dtype` names."""
+    return TRAINING_MFU * compute_rate(machine, training_dtype(machine))[0]
+
+
+def training_dtype(machine: Machine) -> str:
+    """bfloat16, or float32 where the machine is faster at that (processors without instructions for bfloat16)."""
+    rate, computed = compute_rate(machine, "bfloat16")
+    return "bfloat16" if computed == "bfloat16" and rate >= compute_rate(machine, "float32")[0] else "float32"
 
 
 def choice(name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
@@ -136,5 +142,5 @@ def choice(name: str, shape: Shape, machine: Machine, tokens: float | None, flop
         kind=kind.role, name=name, method=kind.name if kind.role == "head" else None, params=float(shape.params),
         non_embedding_params=float(shape.non_embedding_params), num_layers=shape.num_layers,
         hidden_size=shape.hidden_size, draft_tokens=tokens, training_flops=flops,
-        training_gpu_hours=flops / training_rate(machine) / 3600,
+        training_gpu_hours=flops / training_rate(machine) / 3600, training_dtype=training_dtype(machine) if flops else None,
     )  # fmt: skip

@@ -58,12 +58,10 @@ def plan(
     """
     options = options or PlanSettings()
     options.layout.check(target)
-    if (
-        target.max_position_embeddings
-        and workload.input_len + workload.output_len + options.max_lookahead > target.max_position_embeddings
-    ):
+    longest = workload.input_len + workload.output_len + options.max_lookahead
+    if target.max_position_embeddings and longest > target.max_position_embeddings:
         message = (
-            f"input_len + output_len + max_lookahead ({workload.input_len + workload.output_len + options.max_lookahead:,.0f}) exceeds "
+            f"--input-len, --output-len and --max-lookahead together ({longest:,.0f}) exceed "
             f"the context of {target.name} ({target.max_position_embeddings:,})"
         )
         raise with_hint(ValueError(message), "lower --input-len, --output-len or --max-lookahead")
@@ -114,7 +112,7 @@ def _drafted(ranked: Sequence[Scored]) -> list[Scored]:
     """Without no speculation."""
     drafted = [scored for scored in ranked if scored.candidate]
     if not drafted:
-        raise ValueError("no draft is left to plan: allow more kinds or more max_gpu_hours")
+        raise with_hint(ValueError("no draft is left to plan"), "allow more --kinds or more --max-gpu-hours")
     return ordered(drafted)
 
 

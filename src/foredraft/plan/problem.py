@@ -23,6 +23,7 @@ from foredraft.laws.own_costs import UNEVEN, OwnCosts
 from foredraft.laws.passes import Layout
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.served import Place, alike
+from foredraft.plan.terms import Terms
 from foredraft.records import DraftChoice, Machine, Record, Workload
 from foredraft.shapes import Shape
 
@@ -42,7 +43,8 @@ class PlanSettings(Record, frozen=True):
     """What the user fixes; the rest is searched. `devices` in all make `data_parallel` replicas; `dtype` None: the weights as the
     checkpoint stores them. `horizon_tokens` is the output over which a draft's training is paid
     back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by
-    default; `always`: the best draft is planned even where none pays. `draws` of all that is uncertain, behind every gain, interval and
+    default; `always`: the best draft is planned even where none pays; `terms`: of training and service. `draws` of all that is
+    uncertain, behind every gain, interval and
     choice, are rounded up to a power of two, which is what a lattice has.
     """
 
@@ -61,6 +63,7 @@ class PlanSettings(Record, frozen=True):
     trees: bool = True
     kinds: tuple[str, ...] = KINDS
     always: bool = False
+    terms: Terms = Terms()
 
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
@@ -74,7 +77,7 @@ class PlanSettings(Record, frozen=True):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.devices % self.data_parallel:
-            raise ValueError(f"data_parallel ({self.data_parallel}) must divide devices ({self.devices})")
+            raise ValueError(f"--data-parallel {self.data_parallel} does not divide --devices {self.devices}")
         if self.max_lookahead > 16:
             raise ValueError(
                 f"max_lookahead must not exceed 16, the positions that the acceptance law knows; got {self.max_lookahead}"

@@ -94,7 +94,7 @@ def screen(problem: Problem, candidate: Candidate | None) -> Screened:
     if candidate and (hours := candidate.choice.training_gpu_hours) > settings.max_training_gpu_hours:
         spent, most = device_time(hours), device_time(settings.max_training_gpu_hours)
         on = f" on {tokens:.2g} tokens" if (tokens := candidate.choice.draft_tokens) else ""
-        raise ValueError(f"training{on} costs {spent}, more than {most}; raise max_gpu_hours to weigh it")
+        raise ValueError(f"training{on} costs {spent}, more than {most}; raise --max-gpu-hours to weigh it")
     modes, num_loads = modes_for(candidate, settings), len(problem.concurrency)
     loads = np.repeat(np.arange(num_loads), len(modes))
     tau = _tau(problem, candidate, modes, min(SCREENING_DRAWS, settings.num_draws))

@@ -31,7 +31,21 @@ from foredraft.records.measured import (
     concurrency_of,
     dtype_name,
 )
-from foredraft.records.planned import BreakEven, DraftChoice, Fit, NextRun, Plan, Rival, RunnerUp, ScheduleStep
+from foredraft.records.planned import (
+    Action,
+    BreakEven,
+    CostSheet,
+    DraftChoice,
+    Fit,
+    NearestLevel,
+    NextRun,
+    Plan,
+    Rival,
+    RunnerUp,
+    ScheduleStep,
+    ServiceLevels,
+    Trust,
+)
 from foredraft.records.record import Record, require, with_hint
 
 __all__ = [
@@ -39,7 +53,9 @@ __all__ = [
     "MOST_CLIENTS",
     "RATES",
     "TASKS",
+    "Action",
     "BreakEven",
+    "CostSheet",
     "DraftChoice",
     "DraftRegret",
     "Estimate",
@@ -49,6 +65,7 @@ __all__ = [
     "JudgedCell",
     "Machine",
     "Measurement",
+    "NearestLevel",
     "NextRun",
     "Observation",
     "Plan",
@@ -57,7 +74,9 @@ __all__ = [
     "Rival",
     "RunnerUp",
     "ScheduleStep",
+    "ServiceLevels",
     "StepRecord",
+    "Trust",
     "Workload",
     "concurrency_of",
     "decode",

@@ -7,12 +7,15 @@ from foredraft.records.record import Record
 
 
 class BreakEven(Record, frozen=True):
-    """Served tokens after which a draft's training has paid for itself; `high` is None where some draws never pay it back."""
+    """Served tokens after which a draft has paid for itself; `high` is None where some draws never pay it back. `days`: of serving at the
+    workload's loads around the clock until then, by the middle draw.
+    """
 
     tokens: float
     low: float
     high: float | None
     level: float = 0.9
+    days: float | None = None
 
 
 class Fit(Record, frozen=True):
@@ -42,7 +45,8 @@ class Fit(Record, frozen=True):
 
 class DraftChoice(Record, frozen=True):
     """A draft to train or to use. `kind` is head, lm or lookup; counts are parameters and tokens; training cost is
-    FLOPs and device-hours. `method`: which kind of head (`kinds.of_choice`); None for other kinds, and in plans older than it.
+    FLOPs and device-hours of the training machine, the target's own answers included where they are counted. `method`: which kind of
+    head (`kinds.of_choice`); None for other kinds, and in plans older than it. `training_dtype`: in which the training machine is faster.
     `hub_id`: where it can be downloaded from, on the Hugging Face Hub; `trained_by`: tools that train it, where foredraft does not yet;
     `vocab_overlap`: the share of its vocabulary that the target has, of a draft of another vocabulary.
     """
@@ -60,6 +64,7 @@ class DraftChoice(Record, frozen=True):
     hub_id: str | None = None
     trained_by: tuple[str, ...] = ()
     vocab_overlap: float | None = None
+    training_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.method is not None and self.kind != "head":
@@ -85,11 +90,16 @@ class ScheduleStep(Record, frozen=True):
 
 
 class RunnerUp(Record, frozen=True):
-    """A draft that lost: its mean gain, in the plan's terms and without its training, and the largest reason."""
+    """The best draft of a kind that lost: its mean gain, in the plan's terms and without its training, and the largest reason.
+
+    `label`: of the kind, for people. `edges`: of its size and its training tokens, those that end where the search did: most or least.
+    """
 
     draft: DraftChoice
     speedup: Estimate
     reason: str
+    label: str | None = None
+    edges: dict[str, str] = {}
 
 
 class NextRun(Record, frozen=True):
@@ -122,10 +132,95 @@ class Rival(Record, frozen=True):
     margin: float
 
 
+class Action(Record, frozen=True):
+    """What to do first. `verb`: download (a public draft), train, use (what the engine, the target's checkpoint or the user has already) or
+    nothing; `why` in a clause; `commands`: to type next, in order, with what only the user knows in capitals.
+    """
+
+    verb: str
+    why: str
+    commands: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.verb not in ("download", "train", "use", "nothing"):
+            raise ValueError(f"verb must be download, train, use or nothing, got {self.verb!r}")
+
+
+class CostSheet(Record, frozen=True):
+    """What the planned draft costs to get, and what output tokens cost with it and without.
+
+    `machine` and `devices` train. Device-hours there: `answers_hours` in which the target answers prompts, `answer_tokens` in all;
+    `passes_hours` of the target's passes over the training tokens, whose hidden states a head learns from; `draft_hours` of the draft's own.
+    `device_hour` and `train_device_hour`: stated prices; `spent`: money for all hours above; `per_million`: money per million output tokens over
+    the workload's loads, training left out, and `per_million_plain` without a draft. None: not stated, or not needed.
+    """
+
+    machine: str
+    devices: int
+    draft_hours: float
+    passes_hours: float = 0.0
+    answers_hours: float = 0.0
+    answer_tokens: float | None = None
+    device_hour: float | None = None
+    train_device_hour: float | None = None
+    spent: float | None = None
+    per_million: Estimate | None = None
+    per_million_plain: Estimate | None = None
+
+    @property
+    def hours(self) -> float:
+        """All device-hours."""
+        return self.draft_hours + self.passes_hours + self.answers_hours
+
+
+class NearestLevel(Record, frozen=True):
+    """How near a plan comes to a level that it does not meet: the value, and at how many clients."""
+
+    value: float
+    clients: int
+
+
+class ServiceLevels(Record, frozen=True):
+    """What was asked of the service, `ttft_s` and `tpot_s` in seconds and `rate` in requests per second, and how far the plan meets it.
+
+    `clients`: about the most at which both levels on latency are met, None at no load that was searched; `requests_per_s` are served there,
+    by the middle draw. `rate_clients`: about as many are at once where the rate is served within those levels, None where it is not.
+    `plain_clients` and `plain_requests_per_s`: the same without a draft. `nearest`: of each level that is not met. `searched`: whether
+    `clients` is the largest load that was searched, so that there may be more.
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    rate: float | None = None
+    clients: float | None = None
+    requests_per_s: float | None = None
+    rate_clients: float | None = None
+    plain_clients: float | None = None
+    plain_requests_per_s: float | None = None
+    nearest: dict[str, NearestLevel] = {}
+    searched: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether all levels are met at some load."""
+        return not self.nearest
+
+
+class Trust(Record, frozen=True):
+    """What stands behind a plan: what was measured nearest to it of the draft's `acceptance` and of the server's `costs`, a clause each; and
+    `beyond`, a clause for each input that leaves the range of those measurements.
+    """
+
+    acceptance: str
+    costs: str
+    beyond: tuple[str, ...] = ()
+
+
 class Plan(Record, frozen=True):
-    """The answer of `foredraft plan`: which draft, how to run it at each concurrency, what it gains, and how far to
+    """The answer of `foredraft plan`: what to do, which draft, how to run it at each concurrency, what it gains, and how far to
     trust that. `devices` in all make `data_parallel` replicas; `expert_parallel`: experts lie whole on all devices together.
-    `dtype`: of the weights; `kv_dtype` None: the KV cache as the model has it. `settings`: the schedule searched for each engine, in
+    `dtype`: of the weights; `kv_dtype` None: the KV cache as the model has it. `edges`: of the draft's size and training tokens, those
+    that end where the search did; `runners_up`: the best draft of each other kind. `settings`: the schedule searched for each engine, in
     that engine's words. `rival`: another draft that may as well be the better one.
     """
 
@@ -140,9 +235,14 @@ class Plan(Record, frozen=True):
     schedule: tuple[ScheduleStep, ...]
     draft: DraftChoice | None = None
     rival: Rival | None = None
+    action: Action | None = None
+    trust: Trust | None = None
+    costs: CostSheet | None = None
+    service_levels: ServiceLevels | None = None
     break_even: BreakEven | None = None
     continuous_params: Estimate | None = None
     buildable: tuple[DraftChoice, ...] = ()
+    edges: dict[str, str] = {}
     data_parallel: int = 1
     expert_parallel: bool = False
     kv_dtype: str | None = None

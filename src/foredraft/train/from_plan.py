@@ -5,13 +5,13 @@ know: how a plan is made.
 """
 
 from foredraft import kinds
+from foredraft.kinds import ANSWERS_SHARE
 from foredraft.recipe import Eagle, Eagle3, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import DraftChoice, Plan
 
 LENGTH = 1024
 HEAD_RATE, ANSWERS_RATE = 1e-4, 5e-5  # SpecForge's and EAGLE-3's, with AdamW, at EAGLE's usual width of …
 WIDTH, MOST = 4096, 20  # … from which a narrower head takes a rate as much higher (arXiv 2203.03466), up to 20 times
-ANSWERS_SHARE = 0.1  # of a Scylla head's budget, for its second stage
 HEAD_STEPS, HEAD_BATCH_TOKENS = 1000, (1024, 65536)  # as many steps as the least and the most tokens of one allow
 COMPILED_FLOPS = 1e14  # from here on compiling, a minute on a CPU, is worth it
 DEVICES = 8  # batches are multiples of it, where they are as large
@@ -31,6 +31,7 @@ def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
     return Recipe(
         model=_model(draft),
         stages=_stages(draft, draft.draft_tokens, num_folders, length),
+        precision=draft.training_dtype or "bfloat16",
         compile=draft.training_flops > COMPILED_FLOPS,
         predicted=Prediction(lookahead=best.lookahead, tokens_per_step=best.tokens_per_step),
     )
