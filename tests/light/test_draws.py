@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from foredraft.laws.draws import VECTOR, Lattice, WeightedPoints, normals, quantiles, shares, stratified
+from foredraft.laws.draws import VECTOR, Lattice, WeightedPoints, ends, normals, quantiles, shares, stratified
 from foredraft.machines import machine
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
@@ -78,6 +78,15 @@ def test_alternatives_and_quantiles_follow_their_weights():
     assert (quantiles([2.5], uniforms) == 2.5).all()
 
 
+def test_ends_of_an_interval_are_its_quantiles_and_stiller():
+    """Of normals within 2 % of a sd; over 64 seeds of 1,024 independent ones they move less than single values do."""
+    low, high = ends(ndtri((np.arange(4096) + 0.5) / 4096))
+    assert (low, high) == pytest.approx((ndtri(0.05), ndtri(0.95)), abs=0.02)
+    assert ends(np.full(7, 3.0)) == (3.0, 3.0)
+    draws = [np.random.default_rng(seed).standard_normal(1024) for seed in range(64)]
+    assert np.std([ends(each)[0] for each in draws]) < np.std([np.quantile(each, 0.05) for each in draws])
+
+
 # The whole plan. The 20 seeds of 12 plans that stand behind it: benchmarks/plan_seeds.py.
 
 STILL = [
@@ -94,7 +103,7 @@ def named(document: Plan) -> set:
 
 @pytest.mark.parametrize(("target", "devices", "settings", "loads"), STILL)
 def test_four_seeds_give_one_plan(target, devices, settings, loads):
-    """Seeds 0 to 3: the same draft, or both named; the same schedule; and ends of intervals within 0.04."""
+    """Seeds 0 to 3: the same draft, or both named; the same schedule; and ends of intervals within 0.02."""
     load = Workload(input_len=512, output_len=256, concurrency=loads)
     plans = [
         plan(shape(target), machine("H100"), load, PlanSettings(devices=devices, seed=seed, **settings))
@@ -106,5 +115,5 @@ def test_four_seeds_give_one_plan(target, devices, settings, loads):
         assert all(schedule == schedules[0] for schedule in schedules)
     estimates = [[each.speedup, *(step.speedup for step in each.schedule)] for each in plans]
     gains = np.array([[(e.low, e.value, e.high) for e in part] for part in estimates])
-    assert np.ptp(gains, axis=0)[:, [0, 2]].max() < 0.04
+    assert np.ptp(gains, axis=0)[:, [0, 2]].max() < 0.02
     assert np.ptp(gains, axis=0)[:, 1].max() < 0.005

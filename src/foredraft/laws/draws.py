@@ -6,6 +6,7 @@ Latin hypercubes), so that what a factor does by itself is summed almost without
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,7 @@ from scipy.special import ndtri
 Array = NDArray[np.float64]
 
 EDGE = 1e-9  # of (0, 1): a normal has no quantile at 0 and 1
+BAND = 0.02  # of the draws, to either side of an interval's end, whose values make it
 BINS = 128  # of equal mass, into which the first coordinate of weighted points is cut
 
 # Of recipes/lattice.py, which says by what measure they are good for 128 to 8,192 draws.
@@ -49,7 +51,7 @@ class Lattice(np.random.Generator):
     def __init__(self, seed: int, first: int = 0, last: int = len(VECTOR)) -> None:
         super().__init__(np.random.PCG64([seed, first]))
         self._places = iter(range(first, min(last, len(VECTOR))))
-        self._shifts = np.random.default_rng(seed).random(len(VECTOR))
+        self._shifts = _shifts(seed)
 
     def column(self, num: int) -> Array | None:
         """The next column [num]; None where there is none."""
@@ -58,6 +60,11 @@ class Lattice(np.random.Generator):
             return None
         spread = np.arange(num) * VECTOR[place] % num / num + self._shifts[place]
         return 1 - np.abs(2 * (spread % 1) - 1)
+
+
+@lru_cache(64)
+def _shifts(seed: int) -> Array:
+    return np.random.default_rng(seed).random(len(VECTOR))
 
 
 def stratified(num: int, rng: np.random.Generator) -> Array:
@@ -112,3 +119,20 @@ def shares(weights: Sequence[float] | Array, uniforms: Array) -> NDArray[np.intp
     """Which of a few alternatives each uniform picks, in their order; `weights` need not sum to 1."""
     reached = np.cumsum(weights)
     return np.minimum(np.searchsorted(reached / reached[-1], uniforms, side="right"), len(reached) - 1)
+
+
+def ends(draws: Array, level: float = 0.9) -> tuple[float, float]:
+    """The equal-tailed interval of `draws` [S]: each end the mean of the values about it, weighed by Epanechnikov's kernel over BAND to
+    either side (Parzen 1979), which moves less from seed to seed than the one value that stands there.
+    """
+    ordered = np.sort(draws)
+    return _quantile(ordered, (1 - level) / 2), _quantile(ordered, (1 + level) / 2)
+
+
+def _quantile(ordered: Array, share: float) -> float:
+    """Of sorted values [S]."""
+    num = len(ordered)
+    band = min(BAND, share, 1 - share)
+    start, stop = int((share - band) * num), int(np.ceil((share + band) * num))
+    off = ((np.arange(start, stop) + 0.5) / num - share) / (band + 0.5 / num)
+    return float(np.average(ordered[start:stop], weights=1 - off**2))

@@ -210,7 +210,7 @@ class PassCost:
         memory = self.weights_s(sequences, tokens) + self.sequence_s * sequences
         compute = self.token_s * sequences * tokens + (self.padding_s(sequences, tokens) if self.padding_s else 0.0)
         peak = np.maximum(memory, compute)
-        blended = peak * ((memory / peak) ** blend + (compute / peak) ** blend) ** (1 / blend)
+        blended = peak * (1 + (np.minimum(memory, compute) / peak) ** blend) ** (1 / blend)
         return self.fixed_s + blended + self.link_token_s * sequences * tokens
 
     def scaled(

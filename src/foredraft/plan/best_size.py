@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from foredraft.laws.draws import ends
 from foredraft.plan import sdsl
 from foredraft.plan.candidates import Basis, buildable, independent
 from foredraft.plan.estimated import SOURCE
 from foredraft.plan.problem import Problem
-from foredraft.plan.search import Scored, ordered, rank
+from foredraft.plan.search import Scored, rank
 from foredraft.records import DraftChoice, Estimate
 from foredraft.shapes import LEAST_BODY, Shape
 
@@ -36,9 +37,9 @@ def with_best_size(
     built = independent(basis, (body,))
     near = [s.candidate.choice for s in ranked if s.candidate and _is_model(s.candidate.choice, trained_here=False)]
     nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - log_size))[:2]
-    scored = [s for s in rank(problem, built)[0] if s.candidate]
-    studied = [s.candidate for s in scored if s.candidate and s.candidate.study_range]
-    return ordered([*ranked, *scored]), size, (*(c.choice for c in (studied or built)[:1]), *nearest)
+    joined, _ = rank(problem, built, ranked)
+    studied = [s.candidate for s in joined if s not in ranked and s.candidate and s.candidate.study_range]
+    return joined, size, (*(c.choice for c in (studied or built)[:1]), *nearest)
 
 
 def _best_size(ranked: Sequence[Scored]) -> Estimate | None:
@@ -50,9 +51,9 @@ def _best_size(ranked: Sequence[Scored]) -> Estimate | None:
     if len(by_size) < 4:
         return None
     sizes = np.log(sorted(by_size))
-    draws = np.stack([by_size[size].gains for size in sorted(by_size)])
+    draws = np.stack([by_size[size].sifted for size in sorted(by_size)])
     (peak,) = _peaks(sizes, draws.mean(axis=1, keepdims=True))
-    low, high = np.quantile(_peaks(sizes, draws), (0.05, 0.95)).tolist()
+    low, high = ends(_peaks(sizes, draws))
     edge = () if sizes[0] + 0.01 < peak < sizes[-1] - 0.01 else ("draft_params",)
     return Estimate(
         value=float(np.exp(peak)), low=float(np.exp(min(low, peak))), high=float(np.exp(max(high, peak))),

@@ -6,7 +6,9 @@ would settle can be priced. Refuses to know: which drafts are worth weighing.
 Shapes: S draws, K positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -72,6 +74,15 @@ class CurveAcceptance:
         return moved(base, _level_shift(self.posterior.median_accept, gain))
 
 
+class _Predicted(NamedTuple):
+    """What a law says at some inputs, on its link's scale: at its parameters, under each bootstrap draw, and the sd of a further run."""
+
+    centre: float
+    draws: Array
+    sd: float
+    inverse: Callable[[Array], Array]
+
+
 @dataclass(frozen=True)
 class SizeAcceptance:
     """Acceptance of an independent model of a size: α from laws (in the loss gap, one per loss law; or an own one), then
@@ -87,27 +98,40 @@ class SizeAcceptance:
         which = shares(np.ones(len(self.fits)), stratified(num, rng))
         data, run = stratified(num, rng), normals(num, rng)
         level = np.empty(num)
-        for i, fitted in enumerate(self.fits):
+        for i, predicted in enumerate(self._predicted):
             here = which == i
-            law = forms.law_named(fitted.law)
-            centre = law.linear(fitted.parameters, **self.inputs)
-            eta = quantiles(law.linear(np.array(fitted.draws), **self.inputs), data)
-            eta = np.full(num, float(np.asarray(centre))) if "data" in frozen else eta
-            scatter = 0.0 if "draft" in frozen else run_sd(fitted, **self.inputs) * run
-            level[here] = logit(np.clip(law.link.inverse(eta + scatter), 1e-4, 1 - 1e-4))[here]
+            eta = predicted.centre if "data" in frozen else quantiles(predicted.draws, data[here])
+            scatter = 0.0 if "draft" in frozen else predicted.sd * run[here]
+            level[here] = logit(np.clip(predicted.inverse(eta + scatter), 1e-4, 1 - 1e-4))
         if "loss law" in frozen:
             centre = level.mean()
             for i in np.unique(which):
                 level[which == i] += centre - level[which == i].mean()
-        shape = logit(self.spread.draws(num, rng))
+        shape = _logit(self.spread.draws(num, rng))
         middle = np.array(self.middle) if self.middle else np.zeros_like(shape)
         shape = shape - shape[:, :1] if "draft" not in frozen else middle
         return expit(level[:, None] + shape)
 
+    @cached_property
+    def _predicted(self) -> tuple[_Predicted, ...]:
+        predicted = []
+        for fitted in self.fits:
+            law = forms.law_named(fitted.law)
+            centre, *draws = law.linear([law.theta(fitted.parameters), *fitted.draws], **self.inputs)
+            sd = run_sd(fitted, **self.inputs)
+            predicted.append(_Predicted(float(centre), np.array(draws), sd, law.link.inverse))
+        return tuple(predicted)
+
 
 def moved(accept: Array, shift: Array) -> Array:
     """accept_given_prefix [S, K] with its logits moved by `shift` [S]."""
-    return expit(logit(np.clip(accept, 1e-9, 1 - 1e-9)) + shift[:, None])
+    return expit(_logit(accept) + shift[:, None])
+
+
+def _logit(accept: Array) -> Array:
+    """As scipy's, several times as fast on large arrays."""
+    inside = np.clip(accept, 1e-9, 1 - 1e-9)
+    return np.log(inside / (1 - inside))
 
 
 def _level_shift(accept: Array, gain: Array) -> Array:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from foredraft.laws.draws import ends
 from foredraft.plan.search import Scored
 from foredraft.records import Estimate
 
@@ -12,7 +13,7 @@ SOURCE = "foredraft plan: position law × loss laws × cost law over published a
 
 def estimated(draws: Any, unit: str, scored: Scored, level: float = 0.9) -> Estimate:
     """Geometric mean and equal-tailed interval of `draws`, all positive, with what the draft's acceptance extrapolates in."""
-    low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2)).tolist()
+    low, high = ends(draws, level)
     return Estimate(
         value=float(np.clip(np.exp(np.log(draws).mean()), low, high)), low=low, high=high, unit=unit, source=SOURCE, level=level,
         extrapolates=scored.candidate.extrapolates if scored.candidate else (),

@@ -8,6 +8,7 @@ import numpy as np
 
 from foredraft import kinds
 from foredraft.laws.calibration import MULTIPLIERS
+from foredraft.laws.draws import ends
 from foredraft.plan.candidate import Candidate, training_rate
 from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
 from foredraft.plan.problem import NOTHING, Problem
@@ -42,8 +43,8 @@ def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
 
 
 def _width(values: np.ndarray) -> float:
-    low, high = np.quantile(values, (0.05, 0.95))
-    return float(high - low)
+    low, high = ends(values)
+    return high - low
 
 
 def training_tokens(candidate: Candidate, factor: str) -> float | None:

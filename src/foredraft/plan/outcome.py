@@ -41,16 +41,25 @@ class SimulatedOutcome(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Loads, by place in the workload, each with a mode."""
+    """Loads, by place in the workload, each with a mode: P of either."""
 
     loads: NDArray[np.intp]
     modes: Sequence[Mode]
 
+    @classmethod
+    def all(cls, num_loads: int, modes: Sequence[Mode]) -> "Pairs":
+        """Every mode at every load, load by load."""
+        return cls(np.repeat(np.arange(num_loads), len(modes)), [*modes] * num_loads)
+
+    def at(self, places: NDArray[np.intp]) -> "Pairs":
+        """Some of them."""
+        return Pairs(self.loads[places], [self.modes[i] for i in places])
+
     @property
     def dials(self) -> tuple[Array, Array, Array]:
-        """Depth, width and nodes of each, [P, 1]."""
+        """Depth, width and nodes of each, [P, 1]; one width where all are alike."""
         depth, width, nodes = np.array(self.modes, dtype=float).reshape(-1, 3).T[:, :, None]
-        return depth, width, nodes
+        return depth, width[:1] if (width == width[:1]).all() else width, nodes
 
 
 def outcome(

@@ -22,7 +22,7 @@ from foredraft.plan.matching import Matched, completed, match, without_repeats
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.outcome import planned_tree
 from foredraft.plan.problem import Mode, PlanSettings, Problem
-from foredraft.plan.search import Scored, ordered, rank, score, screen
+from foredraft.plan.search import Scored, ordered, rank, score
 from foredraft.plan.served import calibrated, timed
 from foredraft.plan.ties import SAME_GAIN, identity, rival
 from foredraft.records import (
@@ -167,7 +167,7 @@ def _as_run_by(
     again = Problem(
         problem.target, problem.machine, problem.workload, msgspec.structs.replace(problem.settings, engine=engine)
     )
-    return _schedule(again, score(again, screen(again, best.candidate)))
+    return _schedule(again, score(again, best.candidate))
 
 
 def _break_even(problem: Problem, best: Scored, level: float = 0.9) -> BreakEven | None:

@@ -7,7 +7,7 @@ what candidates there are, file formats.
 Shapes: C concurrencies, M modes (chains and trees), P pairs of a load and a mode, S draws, K positions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,21 +19,32 @@ from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.outcome import Pairs, SimulatedOutcome, outcome, tokens_per_step, training_s
 from foredraft.plan.problem import NOTHING, Mode, PlanSettings, Problem
-from foredraft.plan.ties import SAME_SPEED, cheapest
+from foredraft.plan.ties import SAME_SPEED, cheapest, identity
 
 Array = NDArray[np.float64]
 TREE_DEPTHS = (3, 5, 7)
 TREE_TOPKS = (2, 4, 8)
 TREE_NODES = (7, 15, 31, 63)
-SCREENING_DRAWS = 128
-MODES_WITHIN = 0.02  # of log gain: modes further behind the best of their load are not judged again
-BUDGETS_WITHIN = 0.03  # the same of a draft trained on fewer or more tokens, behind the best budget of that draft
 
 
-@dataclass(frozen=True)
+class Sift(NamedTuple):
+    """A round of fewer draws than a plan's, and how far behind, in log gain, is too far for the next: `modes` behind the best of their load,
+    `drafts` behind the best of all, or of their own kind and size.
+    """
+
+    draws: int
+    modes: float
+    drafts: float
+
+
+SIFTS = (Sift(128, 0.02, 0.03), Sift(1024, 0.01, 0.02))
+
+
+@dataclass(frozen=True, eq=False)
 class Scored:
     """A candidate (None: no speculation) with its best mode at each concurrency and what that brings: `gain` is the mean log of the
-    objective over no speculation, weighted over the loads, training paid; `outcome` its draws [C, S], `gains` [S].
+    objective over no speculation, weighted over the loads, training paid; `outcome` its draws [C, S], `gains` [S]; `near` the pairs of a
+    load and a mode that may be the best; `sifted` the gains of the draws that all drafts had, where this one had more.
     """
 
     candidate: Candidate | None
@@ -42,6 +53,8 @@ class Scored:
     training_share: float
     outcome: SimulatedOutcome = field(repr=False)
     gains: Array = field(repr=False)
+    near: Pairs = field(repr=False)
+    sifted: Array = field(repr=False)
 
     @property
     def tau(self) -> Array:
@@ -57,14 +70,6 @@ class Scored:
     def step_s(self) -> Array:
         """Mean seconds of a step with its share of prompts, at each concurrency: running · τ / (tokens/s)."""
         return (self.outcome.running * self.outcome.tau / self.outcome.output_tok_s).mean(axis=-1)
-
-
-class Screened(NamedTuple):
-    """A candidate under few draws: its gain, and the pairs of a load and a mode that may be its best."""
-
-    candidate: Candidate | None
-    gain: float
-    pairs: Pairs
 
 
 def modes_for(candidate: Candidate | None, settings: PlanSettings) -> tuple[Mode, ...]:
@@ -85,42 +90,48 @@ def modes_for(candidate: Candidate | None, settings: PlanSettings) -> tuple[Mode
     )
 
 
-def screen(problem: Problem, candidate: Candidate | None) -> Screened:
-    """Every mode at every load under few draws.
+def score(problem: Problem, candidate: Candidate | None) -> Scored:
+    """The candidate at its best modes, under all draws. Raises ValueError as `weigh`."""
+    scored = weigh(problem, candidate, SIFTS[0])
+    for sift in (*SIFTS[1:], None):
+        scored = weigh(problem, candidate, sift, scored)
+    return scored
+
+
+def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, before: Scored | None = None) -> Scored:
+    """The candidate at the best modes of those that were near `before` (all without), under the draws of `sift`, or under a plan's.
 
     Raises ValueError where the draft does not fit beside the target or costs more to train than allowed.
     """
-    settings = problem.settings
-    if candidate and (hours := candidate.choice.training_gpu_hours) > settings.max_training_gpu_hours:
-        spent, most = device_time(hours), device_time(settings.max_training_gpu_hours)
-        on = f" on {tokens:.2g} tokens" if (tokens := candidate.choice.draft_tokens) else ""
-        raise ValueError(f"training{on} costs {spent}, more than {most}; raise --max-gpu-hours to weigh it")
-    modes, num_loads = modes_for(candidate, settings), len(problem.concurrency)
-    loads = np.repeat(np.arange(num_loads), len(modes))
-    tau = _tau(problem, candidate, modes, min(SCREENING_DRAWS, settings.num_draws))
-    every = Pairs(loads, modes * num_loads)
-    lift = outcome(problem, candidate, every, np.tile(tau, (num_loads, 1))).lift
-    value = lift.mean(axis=-1).reshape(num_loads, len(modes))
-    if ENGINES[settings.engine].one_mode:
-        value = np.broadcast_to(problem.weights @ value, value.shape)
-    best = value.max(axis=1, keepdims=True)
-    near = np.flatnonzero(value >= best - MODES_WITHIN)
-    pairs = Pairs(loads[near], [every.modes[i] for i in near])
-    return Screened(candidate, float(problem.weights @ best[:, 0]), pairs)
-
-
-def score(problem: Problem, screened: Screened) -> Scored:
-    """The candidate at the best of its pairs, under all draws."""
-    candidate, pairs, settings = screened.candidate, screened.pairs, problem.settings
+    settings, num_loads = problem.settings, len(problem.concurrency)
+    if candidate and before is None:
+        _check_training(candidate, settings)
+    num = min(sift.draws, settings.num_draws) if sift else settings.num_draws
+    pairs = before.near if before else Pairs.all(num_loads, modes_for(candidate, settings))
     modes = list(dict.fromkeys(pairs.modes))
-    tau = _tau(problem, candidate, modes, settings.num_draws)[[modes.index(mode) for mode in pairs.modes]]
+    tau = _tau(problem, candidate, modes, num)[[modes.index(mode) for mode in pairs.modes]]
     drawn = outcome(problem, candidate, pairs, tau)
-    best = _best_pairs(problem, pairs, drawn.lift.mean(axis=-1))
+    value = drawn.lift.mean(axis=-1)
+    if ENGINES[settings.engine].one_mode:
+        value = _together(problem, pairs, value)
+    best = np.array([_shortest(pairs, value, np.flatnonzero(pairs.loads == load)) for load in range(num_loads)])
+    most = np.array([value[pairs.loads == load].max() for load in range(num_loads)])
+    near = pairs.at(np.flatnonzero(value >= most[pairs.loads] - (sift.modes if sift else 0.0)))
     chosen = drawn.at(best)
     gains = problem.weights @ chosen.lift
     spent = np.log1p(training_s(problem, candidate) * chosen.output_tok_s.mean(axis=-1) / settings.devices)
-    best_modes = tuple(pairs.modes[i] for i in best)
-    return Scored(candidate, float(gains.mean()), best_modes, float(problem.weights @ spent), chosen, gains)
+    return Scored(
+        candidate, float(gains.mean()), tuple(pairs.modes[i] for i in best), float(problem.weights @ spent), chosen, gains, near,
+        gains if before is None or sift else before.gains,
+    )  # fmt: skip
+
+
+def _check_training(candidate: Candidate, settings: PlanSettings) -> None:
+    """Raises ValueError on a draft that costs more to train than allowed."""
+    if (hours := candidate.choice.training_gpu_hours) > settings.max_training_gpu_hours:
+        spent, most = device_time(hours), device_time(settings.max_training_gpu_hours)
+        on = f" on {tokens:.2g} tokens" if (tokens := candidate.choice.draft_tokens) else ""
+        raise ValueError(f"training{on} costs {spent}, more than {most}; raise --max-gpu-hours to weigh it")
 
 
 def _tau(
@@ -133,58 +144,72 @@ def _tau(
     return tokens_per_step(accept, tails, candidate.tail.middle, modes)
 
 
-def _best_pairs(problem: Problem, pairs: Pairs, value: Array) -> NDArray[np.intp]:
-    """Of each load the pair with the shortest lookahead (then the fewest nodes) among those as good as the best, [C]; one mode for
-    all loads where the engine cannot change it while it runs.
+def _together(problem: Problem, pairs: Pairs, value: Array) -> Array:
+    """The value [P] of each pair's mode over all loads, for an engine that cannot change it while it runs."""
+    totals: dict[Mode, float] = {}
+    for load, mode, each in zip(pairs.loads, pairs.modes, value, strict=True):
+        totals[mode] = totals.get(mode, 0.0) + problem.weights[load] * each
+    return np.array([totals[mode] for mode in pairs.modes])
+
+
+def _shortest(pairs: Pairs, value: Array, places: NDArray[np.intp]) -> int:
+    """Of some pairs the one of the least depth, then of the fewest nodes, whose value is the greatest within SAME_SPEED."""
+    good = places[value[places] >= value[places].max() - SAME_SPEED]
+    return int(min(good, key=lambda i: (pairs.modes[i].depth, pairs.modes[i].nodes)))
+
+
+def rank(
+    problem: Problem, everybody: Iterable[Candidate], ranked: Sequence[Scored] = ()
+) -> tuple[list[Scored], dict[str, str]]:
+    """The best budgets of every draft that fits, beside those `ranked` already, no speculation among them: the one to plan first, the
+    others by their gain; and why the others (the first of several budgets) do not fit.
+
+    Under all draws stand those that could be planned and the best of each identity; behind them the rest.
     """
-    loads = range(len(problem.concurrency))
-    by_load = [np.flatnonzero(pairs.loads == load) for load in loads]
-    if ENGINES[problem.settings.engine].one_mode:
-        together = problem.weights @ np.stack([value[places] for places in by_load])
-        place = _shortest([pairs.modes[i] for i in by_load[0]], together)
-        return np.array([places[place] for places in by_load])
-    return np.array([places[_shortest([pairs.modes[i] for i in places], value[places])] for places in by_load])
-
-
-def _shortest(modes: Sequence[Mode], value: Array) -> int:
-    """The place of the mode of the least depth, then of the fewest nodes, whose value is the greatest within SAME_SPEED."""
-    good = np.flatnonzero(value >= value.max() - SAME_SPEED)
-    return int(min(good, key=lambda i: (modes[i].depth, modes[i].nodes)))
-
-
-def rank(problem: Problem, everybody: Iterable[Candidate]) -> tuple[list[Scored], dict[str, str]]:
-    """The best budgets of every draft that fits, no speculation among them, the one to plan first and the others by their gain; and
-    why the others (the first of several budgets) do not fit.
-    """
-    problem.plain(SCREENING_DRAWS)  # whether the target fits at all is no candidate's matter
-    screened, dropped = [], {}
+    first, second = SIFTS
+    problem.plain(first.draws)  # whether the target fits at all is no candidate's matter
+    scored, dropped = [], {}
     for candidate in everybody:
         try:
-            screened.append(screen(problem, candidate))
+            scored.append(weigh(problem, candidate, first))
         except ValueError as error:
             dropped.setdefault(f"{candidate.choice.name} of {candidate.choice.params:.3g} parameters", str(error))
-    most: dict[tuple[str, float], float] = {}
-    for each in screened:
-        most[_draft(each)] = max(most.get(_draft(each), -np.inf), each.gain)
-    near = [each for each in screened if each.gain >= most[_draft(each)] - BUDGETS_WITHIN]
-    return ordered([score(problem, each) for each in (screen(problem, None), *near)]), dropped
+    scored = _ahead(scored, first.drafts, _draft) + ([] if ranked else [weigh(problem, None, first)])
+    scored = [weigh(problem, each.candidate, second, each) for each in scored]
+    best = max(each.gain for each in (*scored, *ranked))
+    bests = _ahead([*scored, *ranked], 0.0, identity)
+    last = [each for each in scored if each in bests or each.gain >= best - second.drafts]
+    finals = [weigh(problem, each.candidate, None, each) for each in last]
+    return ordered([*ranked, *finals, *(each for each in scored if each not in last)]), dropped
 
 
-def _draft(screened: Screened) -> tuple[str, float]:
-    choice = screened.candidate.choice if screened.candidate else None
-    return (choice.name, choice.params) if choice else ("", 0.0)
+def _ahead(scored: Sequence[Scored], within: float, of: Callable[[Scored], Hashable]) -> list[Scored]:
+    """Those that lie within so much of the best that shares what `of` tells."""
+    most: dict[Hashable, float] = {}
+    for each in scored:
+        most[of(each)] = max(most.get(of(each), -np.inf), each.gain)
+    return [each for each in scored if each.gain >= most[of(each)] - within]
+
+
+def _draft(scored: Scored) -> tuple[str, float] | None:
+    choice = scored.candidate.choice if scored.candidate else None
+    return (choice.name, choice.params) if choice else None
 
 
 def ordered(scored: Sequence[Scored]) -> list[Scored]:
-    """The one to plan first, which is the cheapest of those that gain as much as the best; the others by their gain."""
-    best = cheapest(scored)
-    return [best, *sorted((each for each in scored if each is not best), key=lambda each: -each.gain)]
+    """The one to plan first, which is the cheapest of those that gain as much as the best; the others by their gain, those of fewer draws
+    behind.
+    """
+    full = max(len(each.gains) for each in scored)
+    best = cheapest([each for each in scored if len(each.gains) == full])
+    others = sorted((each for each in scored if each is not best), key=lambda each: (-len(each.gains), -each.gain))
+    return [best, *others]
 
 
 def simulate(
     problem: Problem, scored: Scored, *, frozen: frozenset[str] = NOTHING, costs_frozen: bool = False
 ) -> SimulatedOutcome:
     """The chosen modes again [C, S], with some factors at their centre."""
-    loads = np.arange(len(problem.concurrency))
-    tau = _tau(problem, scored.candidate, scored.modes, problem.settings.num_draws, frozen)
-    return outcome(problem, scored.candidate, Pairs(loads, scored.modes), tau, costs_frozen=costs_frozen)
+    tau = _tau(problem, scored.candidate, scored.modes, len(scored.gains), frozen)
+    pairs = Pairs(np.arange(len(problem.concurrency)), scored.modes)
+    return outcome(problem, scored.candidate, pairs, tau, costs_frozen=costs_frozen)

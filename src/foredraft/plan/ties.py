@@ -41,6 +41,8 @@ def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
     """
     best = scored[0]
     for other in scored[1:]:
+        if len(other.gains) < len(best.gains):
+            continue
         lead = other.gains - best.gains
         ahead, behind = float(np.mean(lead > SAME_GAIN)), float(np.mean(lead < -SAME_GAIN))
         if identity(other) != identity(best) and behind < DECIDED:
@@ -48,6 +50,11 @@ def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
     return None
 
 
-def identity(scored: "Scored") -> tuple[str, int] | None:
-    """What tells drafts apart for people: name and layers; sizes and budgets of one are the same draft. None: no speculation."""
-    return (scored.candidate.choice.name, scored.candidate.choice.num_layers) if scored.candidate else None
+def identity(scored: "Scored") -> tuple[str, str | None, bool, bool] | None:
+    """What tells drafts apart for people: kind, one or more layers of a head, and whether it is to be trained; sizes and budgets do not.
+    None: no speculation.
+    """
+    if scored.candidate is None:
+        return None
+    choice = scored.candidate.choice
+    return choice.kind, choice.method, choice.kind == "head" and choice.num_layers > 1, choice.training_flops > 0
