@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foredraft.decode.engine import Engine
     from foredraft.measure.settings import MeasureSettings
+    from foredraft.plan.at_hand import DraftAtHand
     from foredraft.plan.search import PlanSettings
     from foredraft.recipe import Recipe
     from foredraft.records import Fit, Machine, Measurement, Observation, Plan, Workload
@@ -26,20 +27,21 @@ def plan(
     workload: "Workload",
     settings: "PlanSettings | None" = None,
     observations: "Sequence[Observation]" = (),
-    draft: "Shape | str | None" = None,
+    draft: "DraftAtHand | Shape | str | None" = None,
 ) -> "Plan":
     """Say which draft to train for `target`, how to run it at each load, and what it will gain.
 
-    `target` and `draft` (to weigh it alone): a shape, a public name, or a folder; `machine`: a record, its name or its file;
+    `target` and `draft` (to weigh it alone): a shape, a public name or id, or a folder; `machine`: a record, its name or its file;
     `observations`: own measurements. Raises ValueError, one line, where the target does not fit or a name is not known.
     """
-    from foredraft import kinds, machines, shapes
+    from foredraft import machines, shapes
     from foredraft.plan import plan as room
+    from foredraft.plan.at_hand import draft_at_hand
 
     if isinstance(target, str):
         target = shapes.named(target)
     if isinstance(draft, str):
-        draft = kinds.shape_named(draft)
+        draft = draft_at_hand(draft, target)
     if isinstance(machine, str):
         machine = machines.named(machine)
     return room.plan(target, machine, workload, settings, observations, draft)

@@ -17,7 +17,8 @@ from foredraft.laws.speedup import node_depths
 from foredraft.machines import device_time, machine
 from foredraft.plan import evidence
 from foredraft.plan.candidate import TRAINING_MFU, training_rate
-from foredraft.plan.candidates import HEAD_TOKENS, LM_TOKENS, Basis, candidates
+from foredraft.plan.candidates import LM_TOKENS, Basis, candidates
+from foredraft.plan.heads import HEAD_TOKENS
 from foredraft.plan.plan import plan
 from foredraft.plan.search import PlanSettings
 from foredraft.records import DraftChoice, Estimate, Machine, Observation, Plan, Provenance, ScheduleStep, Workload

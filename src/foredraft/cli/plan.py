@@ -33,6 +33,8 @@ def plan(
     target: of_plan.Target,
     shape_file: of_plan.ShapeFile = None,
     draft: of_plan.DraftName = None,
+    accept: of_plan.Accept = None,
+    vocab_overlap: of_plan.VocabOverlap = None,
     machine: MachineName = USUAL_MACHINE,
     devices: Devices = None,
     data_parallel: of_plan.DataParallel = 1,
@@ -74,14 +76,14 @@ def plan(
 ) -> None:
     """Which draft to download or train for TARGET, how to run it at each load, what it will gain, and how sure that is."""
     from foredraft import api, machines
-    from foredraft import kinds as draft_kinds
 
     shape = _shape(target, shape_file)
     place, num_devices = machines.placed(machine or USUAL_MACHINE, devices)
-    draft_shape = draft_kinds.shape_named(draft) if draft else None
+    from foredraft.plan.at_hand import draft_at_hand
     from foredraft.plan.search import PlanSettings
     from foredraft.records import Workload
 
+    at_hand = draft_at_hand(draft, shape, target_name=target, accept=accept, vocab_overlap=vocab_overlap)
     clients, weights = _loads(concurrency, load)
     workload = Workload(
         input_len=input_len,
@@ -100,7 +102,7 @@ def plan(
         ),
     )  # fmt: skip
     rows = [row for part in rows_by_file(observations or (), target_name, shape.name).values() for row in part]
-    best = api.plan(shape, place, workload, settings, rows, draft_shape)
+    best = api.plan(shape, place, workload, settings, rows, at_hand)
     if out:
         _write(best, out, figures)
     if json:

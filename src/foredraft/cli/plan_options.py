@@ -22,7 +22,23 @@ ShapeFile = Annotated[
 ]
 DraftName = Annotated[
     str | None,
-    typer.Option("--draft", "-d", help="Weigh this draft alone: a public name, or the folder of a model or head."),
+    typer.Option(
+        "--draft",
+        "-d",
+        help="Weigh this draft alone: a public model or head by name or id, a folder, or a kind (eagle3, dflash, mtp, ngram …).",
+    ),
+]
+Accept = Annotated[
+    str | None,
+    typer.Option(
+        help="Its acceptance, where it is known: 2.6@3 (tokens per step at a lookahead) or 0.8,0.6,0.4 (by position)."
+    ),
+]
+VocabOverlap = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of its tokens that TARGET has, where their vocabularies differ.", callback=real(above=0, most=1)
+    ),
 ]
 DataParallel = Annotated[int, typer.Option(help="Replicas that the devices make.", callback=whole(1, 4096))]
 ExpertParallel = Annotated[bool, typer.Option("--expert-parallel", help="Experts whole on all devices together.")]

@@ -27,7 +27,6 @@ from foredraft.shapes import Shape
 
 Array = NDArray[np.float64]
 
-TTT_STEPS = 7  # how often training unrolls a head on its own outputs per token (arXiv 2503.01840)
 TRAINING_MFU = 0.35  # assumed share of peak while training
 
 
@@ -48,7 +47,7 @@ class StudyRange(NamedTuple):
 @dataclass(frozen=True)
 class Candidate:
     """A draft to weigh: what it is, its shape (None: no model), its acceptance, which inputs left their data's range, the
-    own study behind it (None: published measurements), and what its trees gain.
+    own study behind it (None: published measurements), what its trees gain, and what a plan should say of its acceptance.
     """
 
     choice: DraftChoice
@@ -57,6 +56,12 @@ class Candidate:
     extrapolates: tuple[str, ...] = ()
     study_range: StudyRange | None = None
     tail: Tail = PUBLISHED
+    notes: tuple[str, ...] = ()
+
+    @property
+    def block(self) -> int | None:
+        """The most tokens that one pass drafts; None of a draft that drafts one after another."""
+        return (self.shape.head.block or None) if self.shape and self.shape.head else None
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,9 @@ def _level_shift(accept: Array, gain: Array) -> Array:
 
 
 def head_training_flops(target: Shape, shape: Shape, tokens: float) -> float:
-    """Of a head of `shape`: the target's pass, and three passes' worth of each of the head's."""
-    passes = TTT_STEPS if kinds.of_shape(shape).unrolled else 1
+    """Of a head of `shape`: the target's pass, and three passes' worth of each of the head's, of which its kind takes several."""
+    training = kinds.of_shape(shape).training
+    passes = training.passes if training else 1
     return tokens * (target.flops_per_token(0) + 3 * passes * shape.flops_per_token(0))
 
 
@@ -159,12 +165,16 @@ def training_dtype(machine: Machine) -> str:
     return "bfloat16" if computed == "bfloat16" and rate >= compute_rate(machine, "float32")[0] else "float32"
 
 
-def choice(name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float) -> DraftChoice:
-    """A draft of `shape` to train on `tokens` for `flops` on `machine`."""
+def choice(
+    name: str, shape: Shape, machine: Machine, tokens: float | None, flops: float, *, hub_id: str | None = None
+) -> DraftChoice:
+    """A draft of `shape` to train on `tokens` for `flops` on `machine`, or at 0 of them one that exists, at `hub_id` if that is known."""
     kind = kinds.of_shape(shape)
+    tools = kind.training.tools if flops and kind.training else ()
     return DraftChoice(
         kind=kind.role, name=name, method=kind.name if kind.role == "head" else None, params=float(shape.params),
         non_embedding_params=float(shape.non_embedding_params), num_layers=shape.num_layers,
         hidden_size=shape.hidden_size, draft_tokens=tokens, training_flops=flops,
         training_gpu_hours=flops / training_rate(machine) / 3600, training_dtype=training_dtype(machine) if flops else None,
+        hub_id=hub_id, trained_by=() if kinds.OURS in tools else tools,
     )  # fmt: skip

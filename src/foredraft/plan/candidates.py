@@ -7,7 +7,7 @@ Shapes: S draws.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import msgspec
@@ -15,23 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft import kinds, shapes
+from foredraft.engines import USUAL
 from foredraft.laws import forms
-from foredraft.laws.fit import choose, fit, predict_draws
+from foredraft.laws.fit import fit
 from foredraft.plan import evidence, from_study, levels
-from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, choice, head_training_flops
+from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, choice
+from foredraft.plan.heads import heads
 from foredraft.plan.levels import any_draft, level_of
-from foredraft.plan.study import Study, on_target, shape_of, study_of
+from foredraft.plan.study import Study, on_target, study_of
+from foredraft.published.heads import model_id
 from foredraft.records import DraftChoice, Fit, Machine, Observation
 from foredraft.shapes import Shape, scaled
 
 Array = NDArray[np.float64]
 
-# Training tokens tried for a head, as far as the law in tokens has been measured.
-HEAD_TOKENS = tuple(1e8 * 2.0**i for i in range(12))
-# What the heads behind the published curves are taken to have been trained on: EAGLE-3's largest set.
-REFERENCE_TOKENS = 8e8
 LM_TOKENS = (1e9, 1e10, 1e11, 1e12)
 LM_SIZES = tuple(np.geomspace(1e7, 6e9, 10))
+LOOKUP = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
 FACTORS = {
     "draft": "acceptance of this draft against others like it",
     "data": "the law in draft training tokens",
@@ -49,6 +49,7 @@ class Basis:
     observations: Sequence[Observation]
     temperature: float
     task: str | None = None
+    engine: str = USUAL.name
 
     @cached_property
     def models(self) -> Study | None:
@@ -70,13 +71,13 @@ class Basis:
 
 def candidates(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
     """Every draft worth weighing for the target, and those that no measurement speaks for, with what is missing."""
-    heads, missing = _heads(basis)
+    drafted, missing = _heads(basis)
     models, missing_models = _models(basis)
     rows = basis.observations
     if rows and not any(on_target(row, basis.target) for row in rows):
         targets = ", ".join(dict.fromkeys(row.target for row in rows))
         missing["own observations"] = f"none is of {basis.target.name}, they name {targets}"
-    return [*heads, _lookup(basis), *models], missing | missing_models
+    return [*drafted, lookup(basis), *models], missing | missing_models
 
 
 def _models(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
@@ -106,61 +107,7 @@ def _studied_models(basis: Basis, study: Study) -> tuple[list[Candidate], dict[s
 
 
 def _heads(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
-    if basis.heads:
-        return from_study.heads(basis.heads, basis.machine)
-    level, tokens_law = level_of(basis, kinds.USUAL_HEAD), _tokens_law(basis.observations)
-    layers, missing = _layer_gains(basis.observations)
-    low, high = tokens_law.domain["draft_tokens"]
-    missing["heads trained on other amounts"] = (
-        f"τ has been measured from {low:.0e} to {high:.0e} training tokens only; train one beyond and give its runs"
-    )
-    heads = []
-    for num_layers, layer_gain in layers.items():
-        shape = kinds.USUAL_HEAD.shape(basis.target, num_layers)
-        for tokens in (t for t in HEAD_TOKENS if low <= t <= high):
-            flops = head_training_flops(basis.target, shape, tokens)
-            draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
-            gain = tuple(_gain(tokens_law, tokens) * layer_gain)
-            heads.append(Candidate(draft, shape, replace(level.acceptance, gain=gain), level.extrapolates))
-    return heads, missing
-
-
-def _tokens_law(observations: Sequence[Observation]) -> Fit:
-    """Law 1.1 or its saturating rival, whichever predicts the largest own run of heads, else the largest of EAGLE-3's figure 1."""
-    rivals = (forms.LAW_1_1, forms.TOKENS_SATURATING)
-    for rows in (observations, evidence.observations()):
-        usable = [
-            row for row in rows if kinds.of_method(row.method).unrolled and row.draft_tokens and row.tokens_per_step
-        ]
-        try:
-            return choose(rivals, usable)
-        except ValueError:
-            continue
-    raise ValueError("no observations of τ against draft_tokens ship with the package")
-
-
-def _gain(law: Fit, tokens: float) -> Array:
-    """Draws of (τ-1) at `tokens` over that at the reference."""
-    here = predict_draws(law, draft_tokens=tokens) - 1
-    there = predict_draws(law, draft_tokens=REFERENCE_TOKENS) - 1
-    return np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)
-
-
-def _layer_gains(observations: Sequence[Observation]) -> tuple[dict[int, float], dict[str, str]]:
-    """How much deeper heads gain, by number of layers, where own runs say; depth 1 always."""
-    rows = [
-        row for row in observations if kinds.role_of(row.method) == "head" and row.draft_layers and row.tokens_per_step
-    ]
-    try:
-        law = fit(forms.LAW_1_2, rows)
-    except ValueError:
-        why = "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"
-        return {1: 1.0}, {f"{kinds.USUAL_HEAD.deep_label} head, 2 or more layers": why}
-    gains = {
-        n: float(predict_draws(law, draft_layers=float(n)).mean() - 1)
-        for n in range(1, int(law.domain["draft_layers"][1]) + 1)
-    }
-    return {n: gain / gains[1] for n, gain in gains.items()}, {}
+    return from_study.heads(basis.heads, basis.machine) if basis.heads else heads(basis)
 
 
 def independent(basis: Basis, sizes: Sequence[float]) -> list[Candidate]:
@@ -186,30 +133,9 @@ def public(target: Shape) -> list[Shape]:
     ]
 
 
-def named(basis: Basis, draft: Shape) -> Candidate:
-    """The one draft that the user names. Raises ValueError where nothing speaks for its acceptance."""
-    return _head_at_hand(basis, draft) if draft.head else _lm(basis, draft, None)
-
-
-def _head_at_hand(basis: Basis, shape: Shape) -> Candidate:
-    """A trained head, by what was measured of it: own rows of its kind and depth."""
-
-    def is_alike(row: Observation) -> bool:
-        measured = shape_of(basis.target, row)
-        return bool(measured and (measured.head, measured.num_layers) == (shape.head, shape.num_layers))
-
-    drafts = {row.draft for row in basis.observations if is_alike(row)}
-    if len(drafts) > 1:
-        raise ValueError(
-            f"{shape.name}: {len(drafts)} drafts of its kind and depth were measured ({', '.join(sorted(map(str, drafts))[:3])}, …); "
-            "give --observations of this one alone"
-        )
-    if not (curve := levels.curve(basis, is_alike) if drafts else None):
-        raise ValueError(
-            f"{shape.name}: nothing says how much is accepted of it; give --observations of foredraft measure"
-        )
-    draft = choice(from_study.head_name(shape), shape, basis.machine, None, 0.0)
-    return Candidate(draft, shape, CurveAcceptance(curve))
+def existing(basis: Basis, shape: Shape) -> Candidate:
+    """An independent model that is trained already. Raises ValueError where nothing speaks for its acceptance."""
+    return _lm(basis, shape, None)
 
 
 def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
@@ -238,7 +164,7 @@ def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
 
 
 def _public_choice(shape: Shape, machine: Machine) -> DraftChoice:
-    return choice(f"{shape.name} (public)", shape, machine, shape.training_tokens, 0.0)
+    return choice(f"{shape.name} (public)", shape, machine, shape.training_tokens, 0.0, hub_id=model_id(shape))
 
 
 def _as_alpha(row: Observation) -> Observation | None:
@@ -262,8 +188,7 @@ def _as_alpha(row: Observation) -> Observation | None:
     )  # fmt: skip
 
 
-def _lookup(basis: Basis) -> Candidate:
+def lookup(basis: Basis) -> Candidate:
     """Prompt lookup, without training or model."""
-    draft = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
     level = level_of(basis, kinds.NGRAM)
-    return Candidate(draft, None, level.acceptance, level.extrapolates)
+    return Candidate(LOOKUP, None, level.acceptance, level.extrapolates)

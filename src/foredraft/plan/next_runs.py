@@ -10,7 +10,8 @@ from foredraft import kinds
 from foredraft.laws.calibration import MULTIPLIERS
 from foredraft.laws.draws import ends
 from foredraft.plan.candidate import Candidate, training_rate
-from foredraft.plan.candidates import FACTORS, HEAD_TOKENS
+from foredraft.plan.candidates import FACTORS
+from foredraft.plan.heads import HEAD_TOKENS
 from foredraft.plan.problem import NOTHING, Problem
 from foredraft.plan.search import Scored, simulate
 from foredraft.records import NextRun

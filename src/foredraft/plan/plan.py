@@ -13,11 +13,13 @@ import numpy as np
 from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.machines import device_time
+from foredraft.plan.at_hand import DraftAtHand, weighed
 from foredraft.plan.backing import backings
 from foredraft.plan.best_size import theory, with_best_size
 from foredraft.plan.candidate import TRAINING_MFU
-from foredraft.plan.candidates import REFERENCE_TOKENS, Basis, candidates, named
+from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.estimated import SOURCE, estimated
+from foredraft.plan.heads import REFERENCE_TOKENS
 from foredraft.plan.matching import Matched, completed, match, without_repeats
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.outcome import planned_tree
@@ -49,7 +51,7 @@ def plan(
     workload: Workload,
     options: PlanSettings | None = None,
     observations: Sequence[Observation] = (),
-    draft: Shape | None = None,
+    draft: DraftAtHand | Shape | None = None,
 ) -> Plan:
     """Which draft to train for `target` on `options.devices` × `machine`, how to run it, and what it brings.
 
@@ -65,17 +67,17 @@ def plan(
             f"the context of {target.name} ({target.max_position_embeddings:,})"
         )
         raise with_hint(ValueError(message), "lower --input-len, --output-len or --max-lookahead")
-    whole = completed(target, observations, draft)
+    whole = completed(target, observations, draft.shape if isinstance(draft, DraftAtHand) else draft)
     problem, matched = _problem(target, machine, workload, options, whole.rows)
     observations, notes = whole.rows, (*whole.notes(), *matched.notes())
-    basis = Basis(target, machine, without_repeats(observations), workload.temperature, workload.task)
+    basis = Basis(target, machine, without_repeats(observations), workload.temperature, workload.task, options.engine)
     if draft:
-        (ranked, not_considered), size, nearest = rank(problem, [named(basis, draft)]), None, ()
+        (ranked, not_considered), size, nearest = rank(problem, [weighed(basis, draft)]), None, ()
         if not_considered:
             raise ValueError(next(iter(not_considered.values())))
     else:
-        weighed, missing = candidates(basis)
-        ranked, dropped = rank(problem, [candidate for candidate in weighed if candidate.choice.kind in options.kinds])
+        everybody, missing = candidates(basis)
+        ranked, dropped = rank(problem, [candidate for candidate in everybody if candidate.choice.kind in options.kinds])
         ranked, size, nearest = with_best_size(problem, basis, ranked)
         not_considered = missing | dropped
     if reasons := matched.reasons(problem.calibrated is not None):
@@ -266,7 +268,7 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
         notes.append("costs from the machine's probe alone: measure a few speeds here and give them to --observations")
     if best.candidate and best.candidate.study_range:
         notes.append(best.candidate.study_range.note)
-    elif best.candidate and best.candidate.choice.kind == "head":
+    elif trained and best.candidate and kinds.of_choice(best.candidate.choice) is kinds.USUAL_HEAD:
         notes.append(
             f"published {kinds.USUAL_HEAD.label} curves stand for heads trained on {REFERENCE_TOKENS:.0e} tokens"
         )
@@ -277,6 +279,7 @@ def _assumptions(problem: Problem, best: Scored) -> tuple[str, ...]:
         )
     if problem.settings.objective == "tokens_per_flop":
         notes.append("tokens per FLOP sees neither memory nor batch: the schedule's gains are those of throughput")
+    notes += best.candidate.notes if best.candidate else ()
     if note := ENGINES[problem.settings.engine].note:
         notes.append(note)
     return tuple(notes)

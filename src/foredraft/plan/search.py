@@ -76,7 +76,8 @@ def modes_for(candidate: Candidate | None, settings: PlanSettings) -> tuple[Mode
     """Plain decoding, chains, and trees where the engine has trees that pay."""
     if candidate is None:
         return (Mode(0, 1, 0),)
-    chains = tuple(Mode(k, 1, k) for k in range(1 if settings.always else 0, settings.max_lookahead + 1))
+    longest = min(settings.max_lookahead, candidate.block or settings.max_lookahead)
+    chains = tuple(Mode(k, 1, k) for k in range(1 if settings.always else 0, longest + 1))
     trees = ENGINES[settings.engine].trees and settings.trees and settings.objective != "tokens_per_flop"
     if not trees or candidate.choice.kind == "lookup":
         return chains

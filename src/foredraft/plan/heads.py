@@ -1,0 +1,181 @@
+"""The draft heads to weigh where no own study holds any: public ones to download, layers in the target's own checkpoint, and ones to train.
+
+Promises: each kind that the engine serves is weighed where there is one for the target, or where it is published what such heads were
+trained on; an id is one that was read (`published.heads`). Refuses to know: how much is accepted of a head (`levels`), step times.
+
+Shapes: S draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foredraft import kinds
+from foredraft.engines import ENGINES
+from foredraft.kinds import Kind
+from foredraft.laws import forms
+from foredraft.laws.fit import choose, fit, predict_draws
+from foredraft.plan import evidence, from_study
+from foredraft.plan.candidate import Candidate, choice, head_training_flops
+from foredraft.plan.levels import Asked, Level, level_of
+from foredraft.plan.study import on_target
+from foredraft.published.heads import PublicHead, heads_for
+from foredraft.records import DraftChoice, Fit, Machine, Observation
+from foredraft.shapes import Shape
+
+Array = NDArray[np.float64]
+
+# Training tokens tried for a head, as far as the law in tokens has been measured.
+HEAD_TOKENS = tuple(1e8 * 2.0**i for i in range(12))
+# What the heads behind the published curves are taken to have been trained on: EAGLE-3's largest set.
+REFERENCE_TOKENS = 8e8
+OTHERS_NAMED = 3  # public heads of one kind that a note names beside the one weighed
+
+
+class Served(Asked, Protocol):
+    """For what heads are asked: acceptance, and the machine and engine that serve them."""
+
+    @property
+    def machine(self) -> Machine: ...
+    @property
+    def engine(self) -> str: ...
+
+
+def heads(basis: Served) -> tuple[list[Candidate], dict[str, str]]:
+    """Every head worth weighing for the target, and those that are left out, with the reason."""
+    engine, weighed = ENGINES[basis.engine], []
+    missing: dict[str, str] = {}
+    for kind in kinds.PLANNED.values():
+        if kind.role != "head":
+            continue
+        if basis.engine in kind.engine_names:
+            trained, lacking = to_train(basis, kind)
+            weighed += [*public(basis, kind), *in_target(basis, kind), *trained]
+            missing |= lacking
+        else:
+            missing[f"{kind.label} heads"] = f"{engine.label} serves none"
+    return weighed, missing
+
+
+def public(basis: Served, kind: Kind) -> list[Candidate]:
+    """Heads of a kind that were made for the target: each that was measured, and of those that were not one of each depth, since nothing
+    tells them apart.
+    """
+    made_for_it = [head for head in heads_for(basis.target) if head.of_kind is kind]
+    unmeasured: dict[int, list[PublicHead]] = {}
+    weighed = []
+    for head in made_for_it:
+        shape = head.shape(basis.target)
+        if name := _measured_as(basis, head):
+            weighed.append(_public(basis, head, shape, level_of(basis, kind, layers=shape.num_layers, draft=name)))
+        else:
+            unmeasured.setdefault(shape.num_layers, []).append(head)
+    for depth, (first, *others) in unmeasured.items():
+        level = level_of(basis, kind, layers=depth)
+        weighed.append(_public(basis, first, first.shape(basis.target), level, others))
+    return weighed
+
+
+def _public(
+    basis: Served, head: PublicHead, shape: Shape, level: Level, others: Sequence[PublicHead] = ()
+) -> Candidate:
+    draft = choice(head.id, shape, basis.machine, None, 0.0, hub_id=head.id)
+    notes = [f"{head.id} was made for {head.target}" + (f" ({head.note})" if head.note else "")]
+    if others:
+        more = ", …" if len(others) > OTHERS_NAMED else ""
+        notes.append(f"no row tells it from {', '.join(other.id for other in others[:OTHERS_NAMED])}{more}")
+    return at(level, draft, shape, *notes)
+
+
+def _measured_as(basis: Served, head: PublicHead) -> str | None:
+    """What rows of this head on the target call it; None where none gives τ."""
+    names = {head.id, head.measured_as or head.id}
+    rows = (row for rows in (basis.observations, evidence.observations()) for row in rows)
+    return next(
+        (row.draft for row in rows if row.draft in names and row.tokens_per_step and on_target(row, basis.target)), None
+    )
+
+
+def in_target(basis: Served, kind: Kind) -> list[Candidate]:
+    """The layers that come in the target's own checkpoint."""
+    if not (kind.in_target and basis.target.mtp_blocks):
+        return []
+    shape = kind.shape(basis.target)
+    draft = choice(f"{kind.label} layers of the checkpoint", shape, basis.machine, None, 0.0)
+    return [at(level_of(basis, kind), draft, shape)]
+
+
+def to_train(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, str]]:
+    """Heads of a kind to train: the usual one at each budget that its law in tokens reaches, others on what the published ones read."""
+    if kind.training is None or kind.training.tokens is None:
+        return [], {}
+    if kind is kinds.USUAL_HEAD:
+        return _at_budgets(basis, kind)
+    shape, tokens = kind.shape(basis.target), kind.training.tokens
+    flops = head_training_flops(basis.target, shape, tokens)
+    draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
+    return [at(level_of(basis, kind, layers=shape.num_layers), draft, shape)], {}
+
+
+def _at_budgets(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, str]]:
+    level, tokens_law = level_of(basis, kind), _tokens_law(basis.observations)
+    layers, missing = _layer_gains(basis.observations)
+    low, high = tokens_law.domain["draft_tokens"]
+    missing["heads trained on other amounts"] = (
+        f"τ has been measured from {low:.0e} to {high:.0e} training tokens only; train one beyond and give its runs"
+    )
+    trained = []
+    for num_layers, layer_gain in layers.items():
+        shape = kind.shape(basis.target, num_layers)
+        for tokens in (t for t in HEAD_TOKENS if low <= t <= high):
+            flops = head_training_flops(basis.target, shape, tokens)
+            draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
+            gain = tuple(_gain(tokens_law, tokens) * layer_gain)
+            trained.append(at(replace(level, acceptance=replace(level.acceptance, gain=gain)), draft, shape))
+    return trained, missing
+
+
+def at(level: Level, draft: DraftChoice, shape: Shape | None, *notes: str) -> Candidate:
+    """The draft as its level has it."""
+    return Candidate(draft, shape, level.acceptance, level.extrapolates, notes=notes)
+
+
+def _tokens_law(observations: Sequence[Observation]) -> Fit:
+    """Law 1.1 or its saturating rival, whichever predicts the largest own run of heads, else the largest of EAGLE-3's figure 1."""
+    rivals = (forms.LAW_1_1, forms.TOKENS_SATURATING)
+    for rows in (observations, evidence.observations()):
+        usable = [
+            row for row in rows if kinds.of_method(row.method).unrolled and row.draft_tokens and row.tokens_per_step
+        ]
+        try:
+            return choose(rivals, usable)
+        except ValueError:
+            continue
+    raise ValueError("no observations of τ against draft_tokens ship with the package")
+
+
+def _gain(law: Fit, tokens: float) -> Array:
+    """Draws of (τ-1) at `tokens` over that at the reference."""
+    here = predict_draws(law, draft_tokens=tokens) - 1
+    there = predict_draws(law, draft_tokens=REFERENCE_TOKENS) - 1
+    return np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)
+
+
+def _layer_gains(observations: Sequence[Observation]) -> tuple[dict[int, float], dict[str, str]]:
+    """How much deeper heads gain, by number of layers, where own runs say; depth 1 always."""
+    rows = [
+        row for row in observations if kinds.role_of(row.method) == "head" and row.draft_layers and row.tokens_per_step
+    ]
+    try:
+        law = fit(forms.LAW_1_2, rows)
+    except ValueError:
+        why = "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"
+        return {1: 1.0}, {f"{kinds.USUAL_HEAD.deep_label} head, 2 or more layers": why}
+    gains = {
+        n: float(predict_draws(law, draft_layers=float(n)).mean() - 1)
+        for n in range(1, int(law.domain["draft_layers"][1]) + 1)
+    }
+    return {n: gain / gains[1] for n, gain in gains.items()}, {}
