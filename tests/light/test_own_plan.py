@@ -644,7 +644,7 @@ def test_the_verbs(tmp_path):
 
 
 def test_a_trained_head_is_planned_by_its_own_rows() -> None:
-    """The one that is asked for, at no cost of training; of a depth that was not measured nothing is said."""
+    """The one that is asked for, at no cost of training; of a depth that was not measured by what is published of such heads."""
     layers = max(row.draft_layers or 0 for row in rows() if row.method == "eagle3")
     always = msgspec.structs.replace(OURS, always=True)
     head = kinds.EAGLE3.shape(TARGET, layers, 4096)
@@ -660,5 +660,8 @@ def test_a_trained_head_is_planned_by_its_own_rows() -> None:
         0.0,
     )
     assert best_plan.runners_up == ()
-    with pytest.raises(ValueError, match="nothing says how much is accepted of it"):
-        plan(TARGET, MACHINE, WORKLOAD, OURS, rows(), kinds.EAGLE3.shape(TARGET, layers + 1, 4096))
+    deeper = plan(TARGET, MACHINE, WORKLOAD, always, rows(), kinds.EAGLE3.shape(TARGET, layers + 1, 4096))
+    assert deeper.draft is not None
+    assert (deeper.draft.num_layers, deeper.draft.training_gpu_hours) == (layers + 1, 0.0)
+    spreads = [p.schedule[0].tokens_per_step for p in (best_plan, deeper)]
+    assert spreads[1].high - spreads[1].low > spreads[0].high - spreads[0].low

@@ -208,7 +208,7 @@ def test_an_input_that_none_shares_widens_the_interval():
 
 def test_drafts_beyond_the_laws_range_are_flagged():
     weighed, missing = candidates(Basis(SMALL, H100, (), 0.0))
-    heads = [c for c in weighed if c.choice.kind == "head"]
+    heads = [c for c in weighed if c.choice.method == "eagle3" and c.choice.training_flops]
     assert {c.choice.draft_tokens for c in heads} < set(HEAD_TOKENS)
     assert max(c.choice.draft_tokens or 0 for c in heads) <= 8e8
     assert "heads trained on other amounts" in missing
@@ -489,7 +489,7 @@ def test_of_a_draft_at_several_budgets_the_first_beyond_the_limit_is_named():
     heads = [
         draft.choice
         for draft in candidates(Basis(SMALL, H100, (), WORKLOAD.temperature))[0]
-        if draft.choice.kind == "head"
+        if draft.choice.method == "eagle3" and draft.choice.training_flops
     ]
     limit = heads[1].training_gpu_hours
     least = min(draft.draft_tokens or 0 for draft in heads if draft.training_gpu_hours > limit)
@@ -502,12 +502,11 @@ def test_of_a_draft_at_several_budgets_the_first_beyond_the_limit_is_named():
 def test_why_a_draft_lost_is_what_separates_it():
     """Where no draft is worth running, and where its training alone stands in the way."""
     refused, crowded = [own_row(1, 1.01), own_row(2, 1.015)], msgspec.structs.replace(WORKLOAD, concurrency=(256,))
-    off = plan(LLAMA, H100, crowded, PlanSettings(devices=4, draws=16, kinds=("head",)), refused)
+    off = plan(LLAMA, H100, crowded, PlanSettings(devices=4, draws=16), refused, EAGLE3.shape(LLAMA))
     assert off.draft is None
-    assert {lost.reason.partition(":")[0] for lost in off.runners_up} == {"no lookahead that pays"}
-    unpaid = plan(
-        shape("Llama-3.1-8B"), machine("H100"), WORKLOAD, PlanSettings(draws=16, kinds=("head",), horizon_tokens=1e5)
-    )
+    assert [lost.reason.partition(":")[0] for lost in off.runners_up] == ["no lookahead that pays"]
+    unknown = msgspec.structs.replace(shape("Llama-3.1-8B"), name="of our own")  # for which no head is public
+    unpaid = plan(unknown, machine("H100"), WORKLOAD, PlanSettings(draws=16, kinds=("head",), horizon_tokens=1e5))
     assert unpaid.draft is None
     assert unpaid.runners_up
     for lost in unpaid.runners_up:

@@ -223,8 +223,22 @@ class MappedAcceptance:
 
 def _mapped(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate:
     """A model of another vocabulary, of whose tokens the engine drafts those that the target has."""
-    overlap = draft.vocab_overlap
-    if overlap is None:
+    overlap = _overlap(basis, draft, shape)
+    like = candidates.existing(basis, shape)
+    drafted = replace(like, acceptance=MappedAcceptance(like.acceptance, overlap**OVERLAP_POWER))
+    note = (
+        f"its vocabulary is another, of which {basis.target.name} has {overlap:.0%}: acceptance is {overlap**OVERLAP_POWER:.2f} of a like draft's, "
+        f"overlap^{OVERLAP_POWER:g} of vLLM's token-level intersection (vLLM#38174)"
+    )
+    planned = msgspec.structs.replace(drafted.choice, vocab_overlap=overlap)
+    return replace(
+        drafted, choice=planned, extrapolates=(*drafted.extrapolates, "vocabulary"), notes=(*drafted.notes, note)
+    )
+
+
+def _overlap(basis: Basis, draft: DraftAtHand, shape: Shape) -> float:
+    """The share of its tokens that the target has. Raises ValueError where nobody says."""
+    if draft.vocab_overlap is None:
         message = (
             f"{shape.name} has a vocabulary of {shape.vocab_size:,} tokens, {basis.target.name} one of {basis.target.vocab_size:,}: how much "
             "is lost hangs on the share of its tokens that both have"
@@ -232,16 +246,7 @@ def _mapped(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate:
         raise with_hint(
             ValueError(message), "state it, --vocab-overlap 0.8, or give the folders of both with their tokenizer.json"
         )
-    like = candidates.existing(basis, shape)
-    drafted = replace(like, acceptance=MappedAcceptance(like.acceptance, overlap**OVERLAP_POWER))
-    note = (
-        f"its vocabulary is another, of which {basis.target.name} has {overlap:.0%}: acceptance is {overlap**OVERLAP_POWER:.2f} of a like draft's, "
-        f"overlap^{OVERLAP_POWER:g} of vLLM's token-level intersection (vLLM#38174)"
-    )
-    made = msgspec.structs.replace(drafted.choice, vocab_overlap=overlap)
-    return replace(
-        drafted, choice=made, extrapolates=(*drafted.extrapolates, "vocabulary"), notes=(*drafted.notes, note)
-    )
+    return draft.vocab_overlap
 
 
 @dataclass(frozen=True)
@@ -264,4 +269,7 @@ def _as_stated(basis: Basis, draft: DraftAtHand) -> Candidate:
     beyond = acceptance.posterior(evidence.position_law(), draft.accepted.curve, kind=draft.kind.prior)
     reach = len(draft.accepted.survival)
     note = f"acceptance as stated, {draft.stated}; beyond {reach} drafted tokens by the position law of {draft.kind.label} drafts"
-    return Candidate(_choice(basis, draft), draft.shape, StatedAcceptance(draft.accepted, beyond), notes=(note,))
+    planned = _choice(basis, draft)
+    if draft.shape and not _same_vocabulary(draft.shape, basis.target):
+        planned = msgspec.structs.replace(planned, vocab_overlap=_overlap(basis, draft, draft.shape))
+    return Candidate(planned, draft.shape, StatedAcceptance(draft.accepted, beyond), notes=(note,))

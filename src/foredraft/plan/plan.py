@@ -77,7 +77,9 @@ def plan(
             raise ValueError(next(iter(not_considered.values())))
     else:
         everybody, missing = candidates(basis)
-        ranked, dropped = rank(problem, [candidate for candidate in everybody if candidate.choice.kind in options.kinds])
+        ranked, dropped = rank(
+            problem, [candidate for candidate in everybody if candidate.choice.kind in options.kinds]
+        )
         ranked, size, nearest = with_best_size(problem, basis, ranked)
         not_considered = missing | dropped
     if reasons := matched.reasons(problem.calibrated is not None):
