@@ -47,25 +47,29 @@ def validate(
         _hindsight(target, files or [], machine, target_name, out, json)
         return
     from foredraft import published
-    from foredraft.validate import STAGES, merge, validate_tables
+    from foredraft.validate import STAGES, lengths, merge, validate_tables
 
     tables = rows_by_file(files, target_name) if files else published.observations_by_table()
     with progress_bar() as bar:
         task = bar.add_task("judging rows", total=STAGES * sum(map(len, tables.values())))
         judged, refused = validate_tables(tables, machine=machine, advance=lambda rows: bar.advance(task, rows))
     total = merge(judged.values())
+    adaptive = None if files else lengths.judge(published.length_cases())
     by_table = {
         name: each.summary() | {"lacking": each.lacking, "assumed": each.assumed} for name, each in judged.items()
     }
-    report = {"summary": total.summary(), "tables": by_table, "not_judged": refused}
+    report = {"summary": total.summary(), "tables": by_table, "not_judged": refused} | (
+        {"lengths": adaptive} if adaptive else {}
+    )
     if out:
         _write(report, total, out, figures)
     if json:
         print_json(report | {"points": total})
         return
     from foredraft.report.judged import validation_tables
+    from foredraft.report.lengths import judged_length_tables
 
-    print_blocks(validation_tables(judged, refused))
+    print_blocks([*validation_tables(judged, refused), *(judged_length_tables(adaptive) if adaptive else [])])
 
 
 def _write(report: dict[str, Any], total: "Validation", out: Path, figures: bool) -> None:

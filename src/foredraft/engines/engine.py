@@ -25,6 +25,16 @@ class Simulation(NamedTuple):
     variables: dict[str, str]
 
 
+class Adaptive(NamedTuple):
+    """A length that follows the draft's confidence: what the engine calls it, whether it is one for each "sequence" (of verified tokens:
+    all are drafted) or for the "batch", and what it needs.
+    """
+
+    setting: str
+    by: str
+    needs: str = ""
+
+
 class ServingEngine:
     """One serving engine. `name`: as options, records and `Kind.engine_names` write it; `label`: as people do."""
 
@@ -41,6 +51,10 @@ class ServingEngine:
     def efficiency(self, machine: Machine | None = None) -> Efficiency:
         """What it reaches of the machine's peaks, and its fixed costs."""
         return Efficiency()
+
+    def adaptive(self, kind: Kind) -> Adaptive | None:
+        """Its lengths that follow the confidence of a draft of `kind`, of chains; None where it has none."""
+        return None
 
     def own_rates(self, machine: Machine) -> bool:
         """Whether the machine's record holds what this engine itself reaches there, with nothing else measured behind its costs."""

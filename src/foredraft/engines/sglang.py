@@ -13,6 +13,7 @@ from foredraft.engines.counters import RequestCounts, Totals, nested, reached, s
 from foredraft.engines.engine import (
     PLACEHOLDER,
     Accepted,
+    Adaptive,
     ServingEngine,
     Simulation,
     dtype_flags,
@@ -46,6 +47,13 @@ class SGLang(ServingEngine):
     def efficiency(self, machine: Machine | None = None) -> Efficiency:
         """The draft's passes are captured in graphs; half of vLLM's overheads, as SpecForge's rows (GPU not stated) ask for."""
         return Efficiency(draft_fixed_s=2.5e-4, draft_layer_s=2.2e-5, speculation_s=7.5e-4)
+
+    def adaptive(self, kind: Kind) -> Adaptive | None:
+        """EAGLE's steps follow what the batch accepted of late (#21599); DSpark's verified tokens the confidence of each request."""
+        name = kind.engine_names.get(self.name)
+        if name == "DSPARK":
+            return Adaptive("SGLANG_RAGGED_VERIFY_MODE=compact with --speculative-dspark-sps-table-path", "sequence")
+        return Adaptive("--speculative-adaptive", "batch") if name in ("EAGLE", "EAGLE3", "NEXTN") else None
 
     # A plan's settings.
 

@@ -24,6 +24,7 @@ from foredraft.engines.counters import (
 from foredraft.engines.engine import (
     PLACEHOLDER,
     Accepted,
+    Adaptive,
     ServingEngine,
     Simulation,
     dtype_flags,
@@ -61,6 +62,15 @@ class VLLM(ServingEngine):
     name, label = "vllm", "vLLM"
 
     maps_vocabularies = True
+
+    def adaptive(self, kind: Kind) -> Adaptive | None:
+        """Of drafts that are models: DSpark's learnt confidence (#47808), others' estimated from their logits (#52228)."""
+        if kind.role not in ("lm", "head") or self.name not in kind.engine_names:
+            return None
+        return Adaptive(
+            "enable_adaptive_verification", "sequence",
+            "Model Runner V2, captured graphs, an attention backend of lengths that the device decides",
+        )  # fmt: skip
 
     # A plan's settings.
 

@@ -20,6 +20,7 @@ from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.estimated import SOURCE, estimated
 from foredraft.plan.heads import REFERENCE_TOKENS
+from foredraft.plan.lengths import lengths
 from foredraft.plan.matching import Matched, completed, match, without_repeats
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.outcome import planned_tree
@@ -97,7 +98,7 @@ def plan(
         continuous_params=size, buildable=nearest, theory_params=theory(target),
         runners_up=_runners_up(problem, ranked), next_runs=next_runs(problem, best), not_considered=not_considered,
         extrapolates=_extrapolates(problem, best), assumptions=(*target.notes, *notes, *_assumptions(problem, best)),
-        settings=_settings(problem, best, schedule),
+        settings=_settings(problem, best, schedule), lengths=lengths(problem, best),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )  # fmt: skip
 

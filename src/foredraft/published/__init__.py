@@ -4,11 +4,14 @@ the package.
 Refuses to know: what the numbers are used for.
 """
 
+import csv
 import re
 from functools import cache
 from importlib.resources import files
 
-from foredraft.records import Observation, decode
+import msgspec
+
+from foredraft.records import LengthCase, Observation, decode
 
 
 @cache
@@ -35,3 +38,17 @@ def document(source: str) -> str:
     """
     head = re.split(r"[@\s,;()]", source.strip().lower().removeprefix("https://"), maxsplit=1)[0]
     return "/".join(head.split("/")[:3]) if head.startswith("github.com") else head
+
+
+@cache
+def length_cases() -> tuple[LengthCase, ...]:
+    """Published comparisons of fixed and adaptive lengths, in the order of their file."""
+    text = (files("foredraft.published") / "length_cases.csv").read_text()
+    return tuple(_length_case(row) for row in csv.DictReader(text.splitlines()))
+
+
+def _length_case(row: dict[str, str]) -> LengthCase:
+    cells: dict[str, object] = {name: cell for name, cell in row.items() if cell}
+    if "survival" in cells:
+        cells["survival"] = row["survival"].split()
+    return msgspec.convert(cells, LengthCase, strict=False)

@@ -15,7 +15,16 @@ from foredraft.records.files import (
     write_bytes,
     write_lines,
 )
-from foredraft.records.judged import DraftRegret, HeldOutPrediction, Hindsight, JudgedCell
+from foredraft.records.judged import (
+    DraftRegret,
+    HeldOutPrediction,
+    Hindsight,
+    JudgedCell,
+    JudgedLength,
+    JudgedLengths,
+    JudgedSchedule,
+    LengthCase,
+)
 from foredraft.records.measured import (
     DTYPE_SPELLINGS,
     MOST_CLIENTS,
@@ -37,6 +46,7 @@ from foredraft.records.planned import (
     CostSheet,
     DraftChoice,
     Fit,
+    LengthGain,
     NearestLevel,
     NextRun,
     Plan,
@@ -63,6 +73,11 @@ __all__ = [
     "HeldOutPrediction",
     "Hindsight",
     "JudgedCell",
+    "JudgedLength",
+    "JudgedLengths",
+    "JudgedSchedule",
+    "LengthCase",
+    "LengthGain",
     "Machine",
     "Measurement",
     "NearestLevel",

@@ -216,6 +216,26 @@ class Trust(Record, frozen=True):
     beyond: tuple[str, ...] = ()
 
 
+class LengthGain(Record, frozen=True):
+    """At one concurrency: the lookahead that is best at all loads together (0: no speculation), the one scheduled here, and what the
+    schedule and a length that adapts by confidence would bring over the first, in the plan's terms; None where the draft shows no
+    confidence. `verified`: drafted tokens that the adaptive length verifies per sequence and step. `adapts`: for each "sequence", or
+    for the whole "batch". `setting`: what the plan's engine calls it, None where it has none for this draft. The verdicts: "worth it",
+    "nothing" or "loses".
+    """
+
+    concurrency: int
+    fixed: int
+    scheduled: int
+    schedule: Estimate
+    schedule_verdict: str
+    adaptive: Estimate | None = None
+    adaptive_verdict: str | None = None
+    verified: float | None = None
+    adapts: str | None = None
+    setting: str | None = None
+
+
 class Plan(Record, frozen=True):
     """The answer of `foredraft plan`: what to do, which draft, how to run it at each concurrency, what it gains, and how far to
     trust that. `devices` in all make `data_parallel` replicas; `expert_parallel`: experts lie whole on all devices together.
@@ -253,4 +273,5 @@ class Plan(Record, frozen=True):
     extrapolates: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     settings: dict[str, dict[str, Any]] = {}
+    lengths: tuple[LengthGain, ...] = ()
     provenance: tuple[Provenance, ...] = ()

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from foredraft.machines import device_time
 from foredraft.records import CostSheet, DraftChoice, Plan, ScheduleStep, ServiceLevels
+from foredraft.report.lengths import length_table
 from foredraft.report.terminal import Blocks, Titled, count, interval
 
 FOLDER = "PLAN"  # in a plan's commands: where it was written
@@ -21,7 +22,7 @@ ENDS = {"most": "the most searched", "least": "the least searched"}
 def plan_tables(plan: Plan, out: Path | None = None) -> Blocks:
     """The plan in the order in which it is read; `out`: the folder that it was written to."""
     blocks: Blocks = [Text(headline(plan), style="bold"), Text(next_commands(plan, out))]
-    blocks += [_kinds(plan), _schedule(plan)]
+    blocks += [_kinds(plan), _schedule(plan), *length_table(plan)]
     if plan.costs:
         blocks.append(_costs(plan, plan.costs))
     if plan.next_runs:

@@ -1,0 +1,216 @@
+"""Fixed, schedule or adaptive: what a lookahead by load, and one that follows the draft's confidence, bring over the best fixed one.
+
+Promises: all three are weighed under the plan's own joint draws of acceptance and costs (the adaptive one under some of them, spread
+evenly over how much is accepted); an adaptive length is named as a setting only where the planned engine has one for the draft.
+Chains only: no engine adapts trees. Refuses to know: formulas (laws), how a schedule is written for an engine.
+
+Shapes: C concurrencies, S draws, K positions, N = K + 1 lengths, 0 among them.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foredraft import kinds
+from foredraft.engines import ENGINES
+from foredraft.engines.engine import Adaptive
+from foredraft.laws.adaptive import (
+    AdaptiveLaw,
+    Spent,
+    best_common,
+    best_stopping,
+    budgets,
+    realised,
+    seen_survival,
+    spreads,
+)
+from foredraft.laws.calibration import adjusted
+from foredraft.laws.draws import stratified
+from foredraft.plan.problem import Problem
+from foredraft.plan.search import Scored
+from foredraft.plan.ties import SAME_SPEED
+from foredraft.records import DraftChoice, Estimate, LengthGain, decode
+
+Array = NDArray[np.float64]
+DRAWS = 128  # of the plan's, spread evenly over the chain that they accept, for adaptive lengths
+SURE = 0.9  # share of the draws that must agree on gain or loss for a verdict
+WORTH = 1.01  # a gain below that is nothing
+SOURCE = "foredraft plan: spread of acceptance × cost law over published cases of adaptive lengths"
+WORTH_IT, IDLE, LOSES = "worth it", "nothing", "loses"
+
+
+@cache
+def adaptive_law(without: str = "") -> AdaptiveLaw:
+    """The law of adaptive lengths over published cases, less those of one document."""
+    laws = decode(
+        dict[str, AdaptiveLaw],
+        (files("foredraft.published") / "adaptive_laws.json").read_bytes(),
+        name="adaptive_laws.json",
+    )
+    return laws.get(without, laws[""])
+
+
+def batch_sd(law: AdaptiveLaw, batch: float) -> float:
+    """Sd of the mean level of so many requests of a batch: all that a length common to them can follow."""
+    return law.request_sd / max(float(batch), 1.0) ** 0.5
+
+
+class _Grid(NamedTuple):
+    """Of chains of every length: seconds per token of one sequence in the plan's terms, seconds of a step, and of its verification with
+    what drafting takes whatever the length [C, N, S]; and of one more pass of a draft that goes token by token [C, S].
+    """
+
+    pace_s: Array
+    step_s: Array
+    verify_s: Array
+    pass_s: Array
+
+    def at(self, draws: NDArray[np.intp]) -> "_Grid":
+        """Those of some draws."""
+        return _Grid(*(part[..., draws] for part in self))
+
+
+def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
+    """What the schedule and an adaptive length bring at each concurrency; () without a draft."""
+    candidate, settings = best.candidate, problem.settings
+    if candidate is None:
+        return ()
+    survival = np.cumprod(problem.accept(candidate, settings.num_draws)[:, : settings.max_lookahead], axis=1)
+    tau = np.concatenate([np.ones((len(survival), 1)), 1 + np.cumsum(survival, axis=1)], axis=1).T  # [N, S]
+    grid = _grid(problem, best, tau)
+    level = -np.log(grid.pace_s).mean(axis=2)
+    if settings.always:
+        level[:, 0] = -np.inf
+    fixed, scheduled = _shortest(problem.weights @ level), _scheduled(problem, best, level)
+    adaptive = ENGINES[settings.engine].adaptive(_kind(candidate.choice))
+    picked = np.argsort(tau[-1], kind="stable")[
+        np.linspace(0, len(survival) - 1, min(DRAWS, len(survival))).astype(int)
+    ]
+    some, law, rng = grid.at(picked), adaptive_law(), np.random.default_rng(0)
+    auc, share, cost = (stratified(len(picked), rng) for _ in range(3))
+    spent = []
+    if candidate.choice.kind != "lookup":
+        spent = _adaptive(law, some, survival[picked], auc, best.running, max(fixed, *scheduled, 1), adaptive)
+    out = []
+    for c, clients in enumerate(problem.workload.concurrency):
+        here = scheduled[c]
+        ahead = grid.pace_s[c, fixed] / grid.pace_s[c, here]
+        gain = LengthGain(
+            concurrency=int(clients), fixed=fixed, scheduled=here, schedule=_estimate(ahead),
+            schedule_verdict=verdict(ahead) if here != fixed else IDLE,
+        )  # fmt: skip
+        if spent:
+            by_engine = partial(realised, law, gain_quantiles=share, cost_quantiles=cost)
+            ratio = _over(some, c, here, tau[here, picked], spent[c], by_engine)
+            gain = _with_adaptive(gain, ahead[picked] * ratio, spent[c], adaptive)
+        out.append(gain)
+    return tuple(out)
+
+
+def _shortest(level: Array) -> int:
+    """The shortest of the best lengths."""
+    return int(np.flatnonzero(level >= level.max() - SAME_SPEED)[0])
+
+
+def _scheduled(problem: Problem, best: Scored, level: Array) -> list[int]:
+    """The lookahead at each load: the plan's own where it is a schedule of chains, else the best chain."""
+    if ENGINES[problem.settings.engine].one_mode or any(mode.nodes != mode.depth for mode in best.modes):
+        return [_shortest(each) for each in level]
+    return [mode.depth for mode in best.modes]
+
+
+def verdict(gain: Array) -> str:
+    """A word for draws of a ratio: whether the gain is worth it, nothing to speak of or not sure, or a loss."""
+    if np.mean(gain > 1) >= SURE and np.median(gain) >= WORTH:
+        return WORTH_IT
+    return LOSES if np.mean(gain < 1) >= SURE and np.median(gain) <= 1 / WORTH else IDLE
+
+
+def _with_adaptive(gain: LengthGain, ratio: Array, spent: Spent, adaptive: Adaptive | None) -> LengthGain:
+    return LengthGain(
+        **{name: getattr(gain, name) for name in ("concurrency", "fixed", "scheduled", "schedule", "schedule_verdict")},
+        adaptive=_estimate(ratio), adaptive_verdict=verdict(ratio), verified=float(np.median(spent.verified)),
+        adapts=adaptive.by if adaptive else "sequence", setting=_setting(adaptive),
+    )  # fmt: skip
+
+
+def _setting(adaptive: Adaptive | None) -> str | None:
+    if adaptive is None:
+        return None
+    return f"{adaptive.setting} (needs {adaptive.needs})" if adaptive.needs else adaptive.setting
+
+
+def _estimate(ratio: Array, level: float = 0.9) -> Estimate:
+    low, middle, high = np.quantile(ratio, ((1 - level) / 2, 0.5, (1 + level) / 2)).tolist()
+    return Estimate(value=middle, low=low, high=high, unit="× the best fixed length", source=SOURCE, level=level)
+
+
+def _kind(choice: DraftChoice) -> kinds.Kind:
+    """The kind of a plan's draft, of those too that no folder can be."""
+    if choice.kind != "head":
+        return kinds.NGRAM if choice.kind == "lookup" else kinds.LM
+    try:
+        return kinds.of_name(choice.method or "")
+    except ValueError:
+        return kinds.of_method(choice.method or "")
+
+
+def _grid(problem: Problem, best: Scored, tau: Array) -> _Grid:
+    """Of every length at every concurrency under all draws; `tau` [N, S]."""
+    candidate, settings = best.candidate, problem.settings
+    assert candidate is not None
+    costs = problem.costs(settings.num_draws)
+    server = adjusted(problem.server(candidate.shape), costs)
+    clients, counts = problem.concurrency[:, None, None], np.arange(len(tau), dtype=float)[:, None]
+    some, batch = np.maximum(counts, 1.0), best.running[:, None, None]
+    drafted, bare = server.load(clients, some, tau), problem.plain(settings.num_draws)
+    if settings.objective == "latency":
+        pace, slow = drafted.tpot_s, bare.tpot_s
+    else:
+        pace, slow = drafted.running / drafted.output_tok_s, bare.running / bare.output_tok_s
+    plain_step_s = adjusted(problem.server(None, speculate=False), costs).step_s(batch, 0.0)
+    step = np.where(counts > 0, server.step_s(batch, some), plain_step_s)
+    shape = step.shape
+    pace = np.broadcast_to(np.where(counts > 0, pace, slow[:, None]), shape)
+    if server.block:
+        verify, passes = server.step_s(batch, counts[-1], nodes=counts), np.zeros((shape[0], 1, shape[2]))
+    else:
+        passes = server.step_s(batch, 2.0, nodes=0.0) - server.step_s(batch, 1.0, nodes=0.0)
+        verify = server.step_s(batch, 1.0, nodes=counts) - passes
+    return _Grid(pace, step, np.broadcast_to(verify, shape), np.broadcast_to(passes, (shape[0], 1, shape[2]))[:, 0])
+
+
+def _adaptive(
+    law: AdaptiveLaw, grid: _Grid, survival: Array, auc: Array, running: Array, most: int, adaptive: Adaptive | None
+) -> list[Spent]:
+    """What the best adaptive length spends at each concurrency. Where an engine adapts each sequence's verified tokens, `most` are
+    drafted; where none adapts, drafting would stop early too.
+    """
+    verify, passes = np.swapaxes(grid.verify_s, 1, 2), grid.pass_s  # [C, S, N], [C, S]
+    if adaptive and adaptive.by == "batch":
+        drafting = passes[:, :, None] * np.arange(verify.shape[2])
+        batches = [seen_survival(survival, batch_sd(law, batch), 0.0) for batch in running]
+        return [best_common(seen, step_s) for seen, step_s in zip(batches, verify + drafting, strict=True)]
+    seen = seen_survival(survival, *spreads(law, auc))
+    if not passes.any():
+        of_block = budgets(seen)
+        return [of_block.best(step_s) for step_s in verify]
+    if adaptive:
+        of_chain = budgets(seen[:, :, :most])
+        return [
+            of_chain.best(step_s[:, : most + 1] + most * each[:, None])
+            for step_s, each in zip(verify, passes, strict=True)
+        ]
+    return [best_stopping(seen, *parts) for parts in zip(verify, passes, running.tolist(), strict=True)]
+
+
+def _over(grid: _Grid, c: int, length: int, tau: Array, spent: Spent, by_engine: Callable[[Array], Array]) -> Array:
+    """Speed of the adaptive length over a fixed one [S]: steps are shortened, what prompts take of the time is not."""
+    decoding_s = grid.step_s[c, length] / tau
+    ratio = 1 / by_engine(np.log(decoding_s * spent.tokens / spent.seconds))
+    share = np.minimum(decoding_s / grid.pace_s[c, length], 1.0)
+    return 1 / (1 - share + share * ratio)
