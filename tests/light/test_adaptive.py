@@ -11,6 +11,7 @@ from foredraft.engines import ENGINES
 from foredraft.kinds import EAGLE3, MULTI_LAYER, NGRAM, Kind
 from foredraft.laws.adaptive import (
     AdaptiveLaw,
+    batch_sd,
     best_common,
     best_stopping,
     budgets,
@@ -20,7 +21,8 @@ from foredraft.laws.adaptive import (
     spreads,
 )
 from foredraft.machines import named
-from foredraft.plan.lengths import IDLE, LOSES, WORTH_IT, adaptive_law, batch_sd, verdict
+from foredraft.plan.evidence import adaptive_law
+from foredraft.plan.lengths import IDLE, LOSES, WORTH_IT, verdict
 from foredraft.plan.plan import plan
 from foredraft.plan.search import PlanSettings
 from foredraft.records import JudgedLength, LengthCase, Workload

@@ -206,6 +206,11 @@ def spreads(law: AdaptiveLaw, quantiles: Array) -> tuple[Array, Array]:
     return total * np.sqrt(law.shared), total * np.sqrt(1 - law.shared)
 
 
+def batch_sd(law: AdaptiveLaw, batch: float) -> float:
+    """Sd of the mean level of so many requests of a batch: all that a length common to them can follow."""
+    return law.request_sd / max(float(batch), 1.0) ** 0.5
+
+
 def realised(law: AdaptiveLaw, log_gain: Array, gain_quantiles: Array, cost_quantiles: Array) -> Array:
     """Speed of an engine's adaptive length over the fixed one [S], of `log_gain` [S] for the ideal one, at quantiles [S] of the spread
     between cases of the share that is realised and of what deciding costs.

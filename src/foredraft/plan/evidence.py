@@ -11,6 +11,7 @@ from importlib.resources import files
 from foredraft import kinds, published
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import Lesson, PositionLaw
+from foredraft.laws.adaptive import AdaptiveLaw
 from foredraft.records import Observation, decode
 from foredraft.shapes import Shape, shape
 
@@ -38,6 +39,14 @@ def position_law(without: frozenset[str] = NOTHING) -> PositionLaw:
     )
     left_out = sorted(without & laws.keys())
     return laws["+".join(left_out)] if len(left_out) < 2 else fit_position_law(observations(without))
+
+
+@cache
+def adaptive_law(without: str = "") -> AdaptiveLaw:
+    """The law of adaptive lengths over published cases, less those of one document."""
+    data = (files("foredraft.published") / "adaptive_laws.json").read_bytes()
+    laws = decode(dict[str, AdaptiveLaw], data, name="adaptive_laws.json")
+    return laws.get(without, laws[""])
 
 
 def fit_position_law(rows: Sequence[Observation]) -> PositionLaw:

@@ -8,8 +8,7 @@ Shapes: C concurrencies, S draws, K positions, N = K + 1 lengths, 0 among them.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
-from importlib.resources import files
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from foredraft.engines.engine import Adaptive
 from foredraft.laws.adaptive import (
     AdaptiveLaw,
     Spent,
+    batch_sd,
     best_common,
     best_stopping,
     budgets,
@@ -30,10 +30,11 @@ from foredraft.laws.adaptive import (
 )
 from foredraft.laws.calibration import adjusted
 from foredraft.laws.draws import stratified
+from foredraft.plan import evidence
 from foredraft.plan.problem import Problem
 from foredraft.plan.search import Scored
 from foredraft.plan.ties import SAME_SPEED
-from foredraft.records import DraftChoice, Estimate, LengthGain, decode
+from foredraft.records import DraftChoice, Estimate, LengthGain
 
 Array = NDArray[np.float64]
 DRAWS = 128  # of the plan's, spread evenly over the chain that they accept, for adaptive lengths
@@ -41,22 +42,6 @@ SURE = 0.9  # share of the draws that must agree on gain or loss for a verdict
 WORTH = 1.01  # a gain below that is nothing
 SOURCE = "foredraft plan: spread of acceptance × cost law over published cases of adaptive lengths"
 WORTH_IT, IDLE, LOSES = "worth it", "nothing", "loses"
-
-
-@cache
-def adaptive_law(without: str = "") -> AdaptiveLaw:
-    """The law of adaptive lengths over published cases, less those of one document."""
-    laws = decode(
-        dict[str, AdaptiveLaw],
-        (files("foredraft.published") / "adaptive_laws.json").read_bytes(),
-        name="adaptive_laws.json",
-    )
-    return laws.get(without, laws[""])
-
-
-def batch_sd(law: AdaptiveLaw, batch: float) -> float:
-    """Sd of the mean level of so many requests of a batch: all that a length common to them can follow."""
-    return law.request_sd / max(float(batch), 1.0) ** 0.5
 
 
 class _Grid(NamedTuple):
@@ -90,7 +75,7 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     picked = np.argsort(tau[-1], kind="stable")[
         np.linspace(0, len(survival) - 1, min(DRAWS, len(survival))).astype(int)
     ]
-    some, law, rng = grid.at(picked), adaptive_law(), np.random.default_rng(0)
+    some, law, rng = grid.at(picked), evidence.adaptive_law(), np.random.default_rng(0)
     auc, share, cost = (stratified(len(picked), rng) for _ in range(3))
     spent = []
     if candidate.choice.kind != "lookup":

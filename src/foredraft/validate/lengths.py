@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 
 from foredraft import kinds
 from foredraft.laws.acceptance import posterior
-from foredraft.laws.adaptive import AdaptiveLaw, best_common, best_stopping, budgets, realised, seen_survival, spreads
+from foredraft.laws.adaptive import (
+    AdaptiveLaw,
+    batch_sd,
+    best_common,
+    best_stopping,
+    budgets,
+    realised,
+    seen_survival,
+    spreads,
+)
 from foredraft.laws.draws import normals, stratified
 from foredraft.plan import evidence
-from foredraft.plan.lengths import adaptive_law, batch_sd
 from foredraft.records import JudgedLength, JudgedLengths, JudgedSchedule, LengthCase, Observation, Provenance
 from foredraft.validate import throughput
 from foredraft.validate.servers import DEFAULT_LENGTHS, of_names
@@ -55,7 +63,7 @@ def judge(cases: Sequence[LengthCase], law: AdaptiveLaw | None = None) -> Judged
         if case.measured is None:
             continue
         try:
-            judged.append(_judge_case(case, groups[server_key(case)], law or adaptive_law(case.document)))
+            judged.append(_judge_case(case, groups[server_key(case)], law or evidence.adaptive_law(case.document)))
         except ValueError as error:
             lacking[f"{case.document}: {error}"] += 1
     schedules = [schedule for group in groups.values() if (schedule := _schedule(group))]
