@@ -80,6 +80,20 @@ class Kind:
         """The name of the kind that a folder of such weights is: multi-layer heads and kin are EAGLE-3's."""
         return self.parts.kind if self.parts else self.name
 
+    @property
+    def about(self) -> str:
+        """Its label, what it drafts in a pass, which engines serve it and what trains it, for people."""
+        passes = {"none": "no model", "token": "a token a pass", "block": "a block a pass"}[self.passes]
+        served = f"served by {', '.join(self.engine_names)}" if self.engine_names else "served by none"
+        source = (
+            "in the target's checkpoint"
+            if self.in_target
+            else f"trained by {', '.join(self.training.tools)}"
+            if self.training
+            else ""
+        )
+        return "; ".join(part for part in (self.label, passes, served, source) if part)
+
     def label_at(self, num_layers: int | None) -> str:
         """The label of a draft of so many layers."""
         return self.deep_label if self.deep_label and (num_layers or 1) > 1 else self.label

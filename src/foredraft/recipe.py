@@ -75,6 +75,10 @@ class Eagle3(Record, frozen=True, tag_field="kind", tag="eagle3"):
         require(self, positive=("layers", "unroll", "decay", "draft_vocab"), non_negative=("feature_layers",))
 
 
+HeadModel = Eagle | Eagle3
+HEADS: dict[str, type[HeadModel]] = {"eagle": Eagle, "eagle3": Eagle3}  # by the name of their kind
+
+
 class Stage(Record, frozen=True):
     """One stretch of training with a schedule of its own; weights go on from stage to stage, optimiser state starts anew.
 

@@ -105,7 +105,11 @@ def test_heads_to_download_cost_no_training_and_those_to_train_say_who_trains_th
 def test_mtp_layers_of_the_checkpoint_are_weighed_at_no_cost():
     methods, _ = weighed_by_method(shape("DeepSeek-V3"), "vllm")
     (choice,) = methods["mtp"]
-    assert (choice.training_flops, choice.hub_id, choice.params) == (0, None, float(shape("DeepSeek-V3").mtp.params))
+    assert (choice.training_flops, choice.hub_id, choice.params) == (
+        0,
+        None,
+        float(shape("DeepSeek-V3").mtp_layers.params),
+    )
     assert "mtp" not in weighed_by_method(QWEN, "vllm")[0]
 
 

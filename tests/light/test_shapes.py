@@ -569,7 +569,7 @@ def test_mtp_layers_are_passes_of_the_targets_own_layers(target):
     whole = shape(target)
     draft = kinds.MTP.shape(whole)
     depth = {"Step-3.7-Flash": 3}.get(target, 1)
-    assert draft.params * depth == whole.mtp.params
+    assert draft.params * depth == whole.mtp_layers.params
     assert draft.weight_format == whole.weight_format
     assert bool(draft.num_experts) == bool(whole.num_experts)
     assert draft.flops_per_token(0) > 2 * whole.head_params

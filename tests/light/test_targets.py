@@ -188,7 +188,7 @@ TOTALS = {
 @pytest.mark.parametrize("name", TOTALS)
 def test_parts_of_a_checkpoint_add_up_to_its_total(name, tmp_path):
     counted = target(name, tmp_path)
-    mtp = counted.mtp.params if counted.mtp else 0
+    mtp = counted.mtp_layers.params if counted.mtp_layers else 0
     assert counted.params + mtp + counted.vision_params == pytest.approx(TOTALS[name], rel=1e-6)
 
 
@@ -198,8 +198,8 @@ def test_glm_5_keeps_an_indexer_in_every_layer(tmp_path):
     own = from_config(
         {k: v for k, v in config.items() if not k.startswith(("indexer_types", "index_topk_freq", "index_skip"))}
     )
-    assert own.mtp
-    assert own.params + own.mtp.params == 753_864_139_008
+    assert own.mtp_layers
+    assert own.params + own.mtp_layers.params == 753_864_139_008
     by_rule = from_config({k: v for k, v in config.items() if k != "indexer_types"})
     assert by_rule.params == from_config(config).params
 
@@ -227,8 +227,8 @@ def test_deepseek_v3_has_the_bytes_of_its_files():
     v3 = shape("DeepSeek-V3")
     copies = 2 * 2 * 129_280 * 7168  # of the embedding and the LM head, in the MTP layer
     wide = 2 * (2 * 7168 * 7168 + 7168 * 256)
-    assert v3.mtp
-    mtp = (v3.mtp.params - wide / 2) * (1 + 4 / 128**2) + wide + copies
+    assert v3.mtp_layers
+    mtp = (v3.mtp_layers.params - wide / 2) * (1 + 4 / 128**2) + wide + copies
     assert v3.weight_bytes() + mtp == pytest.approx(680_571_043_840 + 166_161_984 + 7_837_633_536, rel=1e-4)
 
 

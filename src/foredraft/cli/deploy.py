@@ -138,7 +138,9 @@ def simulate(
             help="In place of the plan's acceptance: 2.6@3 (tokens per step at a lookahead) or 0.8,0.6,0.4 (by position)."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="eagle3 or eagle, where neither a plan nor a draft is given.")] = "eagle3",
+    method: Annotated[
+        str | None, typer.Option(help="The kind of a head, where neither a plan nor a draft is given.")
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="vLLM on a CPU: drafts replayed out of known answers.")] = False,
     answers: Annotated[
         Path | None,
@@ -154,7 +156,8 @@ def simulate(
     from foredraft.deploy.simulate import SimulateSettings, next_commands
     from foredraft.deploy.simulate import simulate as run
 
-    settings = SimulateSettings(engine=engine, accept=accept, method=method, cpu=cpu, draft_cost=draft_cost, seed=seed)
+    kind = {"method": method} if method else {}
+    settings = SimulateSettings(engine=engine, accept=accept, cpu=cpu, draft_cost=draft_cost, seed=seed, **kind)
     simulated = run(source, out, settings, target=target, answers=answers)
     for note in simulated.notes:
         print(note, file=sys.stderr)

@@ -9,13 +9,13 @@ from foredraft.cli.options import JSON
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="models, machines or laws.")],
+    what: Annotated[str, typer.Argument(help="models, machines, laws, kinds (of draft) or heads (public ones).")],
     name: Annotated[
         str | None, typer.Argument(help="Of models: one by name or folder; with --json as plan --shape reads it.")
     ] = None,
     json: JSON = False,
 ) -> None:
-    """What is known by name: model shapes, machines, laws; or one model's parameters, formats and cache."""
+    """What is known by name: model shapes, machines, laws, kinds of draft, public heads; or one model's parameters, formats and cache."""
     from foredraft.report.shapes import shape_facts
     from foredraft.report.terminal import listing, named_things
 

@@ -25,7 +25,7 @@ DraftName = Annotated[
     typer.Option(
         "--draft",
         "-d",
-        help="Weigh this draft alone: a public model or head by name or id, a folder, or a kind (eagle3, dflash, mtp, ngram …).",
+        help="Weigh this draft alone: a public model or head by name or id, a folder, or a kind by its name in foredraft list kinds.",
     ),
 ]
 Accept = Annotated[

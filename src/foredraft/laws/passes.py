@@ -189,16 +189,17 @@ class PassCost:
         cls, shape: Shape, machine: Machine, efficiency: Efficiency, *, layout: Layout, dtype: str | None
     ) -> "PassCost | None":
         """What each drafted token takes after its block's pass: the chain's matrices, and where they end in words, the logits that they
-        move; None without a chain.
+        move, which every device of a group does whole; None without a chain.
         """
         if not shape.chain:
             return None
         rate = reached_rate(shape, machine, efficiency, dtype) * layout.tensor
-        bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth * layout.tensor
+        bandwidth = machine.bandwidth_bytes_per_s * efficiency.bandwidth
         words = shape.draft_vocab_size or shape.vocab_size
         logits = LOGIT_BYTES * max((outputs for _, outputs in shape.chain.values() if outputs == words), default=0)
         flops = 2.0 * sum(inputs * outputs for inputs, outputs in shape.chain.values())
-        return cls(efficiency.chain_s, shape.chain_bytes(dtype) / bandwidth, flops / rate, logits / bandwidth)
+        weights_s = shape.chain_bytes(dtype) / (bandwidth * layout.tensor)
+        return cls(efficiency.chain_s, weights_s, flops / rate, logits / bandwidth)
 
     def weights_s(self, sequences: Array, tokens: Array) -> Array:
         """Reading the weights for `sequences` of `tokens` each; it grows with them only for mixtures of experts."""

@@ -75,7 +75,7 @@ def draft_at_hand(
         if accept is not None:
             raise with_hint(
                 ValueError("--accept is of one draft, and none is named"),
-                "name it by --draft, or its kind: --draft eagle3",
+                f"name it by --draft, or its kind: --draft {kinds.USUAL_HEAD.name}",
             )
         return None
     accepted = stated_acceptance(accept) if accept is not None else None

@@ -24,7 +24,7 @@ def shape_facts(shape: Shape) -> dict[str, str]:
         "state per sequence": f"{shape.state_bytes():,.0f} bytes" if shape.state_bytes() else "",
         "cache of 8,192 tokens": f"{shape.cache_bytes(8192) / 1e6:,.4g} MB",
         "context": f"{shape.max_position_embeddings:,} tokens" if shape.max_position_embeddings else "",
-        "MTP layers, counted apart": f"{shape.mtp.params:,} parameters" if shape.mtp else "",
+        "MTP layers, counted apart": f"{shape.mtp_layers.params:,} parameters" if shape.mtp_layers else "",
         "vision tower, counted apart": f"{shape.vision_params:,} parameters" if shape.vision_params else "",
         "assumed": "; ".join(shape.notes),
     }  # fmt: skip

@@ -84,8 +84,10 @@ def bench_tables(configs: Sequence[Any], conditions: Mapping[str, Any]) -> Block
 
 def named_things(what: str, name: str | None = None) -> dict[str, str]:
     """What `foredraft list` shows: names (or one of them) and a line about each. Raises ValueError for a list that there is none of."""
+    from foredraft.kinds import PLANNED
     from foredraft.laws.forms import laws
     from foredraft.machines import MACHINES
+    from foredraft.published.heads import public_heads
     from foredraft.report.shapes import shape_line
     from foredraft.shapes import known_shapes, shape
 
@@ -96,9 +98,11 @@ def named_things(what: str, name: str | None = None) -> dict[str, str]:
             for known, m in MACHINES.items()
         },
         "laws": lambda: {known: f"{law.formula} ({law.source})" for known, law in laws().items()},
+        "kinds": lambda: {known: kind.about for known, kind in PLANNED.items()},
+        "heads": lambda: {head.id: f"{head.of_kind.label} for {head.target}; {head.source}" for head in public_heads()},
     }
     if what not in things:
-        raise ValueError(f"nothing named {what!r} to list; models, machines or laws")
+        raise ValueError(f"nothing named {what!r} to list; models, machines, laws, kinds or heads")
     lines = things[what]()
     if name is not None and name not in lines:
         raise with_hint(ValueError(f"{what}: none is named {name!r}"), f"foredraft list {what}")

@@ -220,7 +220,7 @@ class Shape(Record, frozen=True, dict=True):
         return self.params - sum(block.idle_params for block in self.layers)
 
     @property
-    def mtp(self) -> MtpLayers | None:
+    def mtp_layers(self) -> MtpLayers | None:
         """The multi-token prediction layers of the checkpoint, None where it has none."""
         blocks = self.mtp_blocks
         return MtpLayers(sum(b.count for b in blocks), sum(b.params for b in blocks)) if blocks else None

@@ -41,7 +41,7 @@ def mtp_head(target: Shape, parts: HeadParts) -> Shape:
     experts = max(block.num_experts for block in blocks)
     dense = {} if experts else {"num_experts": 0, "experts_per_token": 0, "moe_intermediate_size": None}
     return msgspec.structs.replace(
-        target, name=f"{target.name}-mtp", blocks=blocks, num_layers=sum(block.count for block in blocks),
+        target, name=f"{target.name}-{parts.kind}", blocks=blocks, num_layers=sum(block.count for block in blocks),
         head=msgspec.structs.replace(parts, hidden_states=0, fc_embedding=False, norms=0), tie_embeddings=False, position_rows=0,
         per_layer_embed=0, sparse_step=1, dense_layers=(), extra={}, mtp_blocks=(), vision_params=0,
         target_hidden_size=target.hidden_size, target_num_layers=target.num_layers, training_tokens=None, training_source=None, **dense,

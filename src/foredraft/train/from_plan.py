@@ -6,7 +6,7 @@ know: how a plan is made.
 
 from foredraft import kinds
 from foredraft.kinds import ANSWERS_SHARE
-from foredraft.recipe import Eagle, Eagle3, LanguageModel, Prediction, Recipe, Stage
+from foredraft.recipe import HEADS, HeadModel, LanguageModel, Prediction, Recipe, Stage
 from foredraft.records import DraftChoice, Plan
 
 LENGTH = 1024
@@ -37,14 +37,13 @@ def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
     )
 
 
-def _model(draft: DraftChoice) -> LanguageModel | Eagle | Eagle3:
+def _model(draft: DraftChoice) -> LanguageModel | HeadModel:
     kind = kinds.of_choice(draft)
     if kind is kinds.LM:
         return LanguageModel(params=draft.non_embedding_params)
-    if kind is kinds.EAGLE3:
-        return Eagle3(layers=draft.num_layers, draft_vocab=_draft_vocab(draft))
-    if kind is kinds.EAGLE:
-        return Eagle(layers=draft.num_layers)
+    if kind.name in HEADS:
+        words = {"draft_vocab": _draft_vocab(draft)} if kind.own_lm_head else {}
+        return HEADS[kind.name](layers=draft.num_layers, **words)
     tools = f"; {' or '.join(draft.trained_by)} trains it" if draft.trained_by else ""
     raise ValueError(f"draft.method: foredraft has no recipe for a {kind.label} head{tools}")
 
