@@ -336,14 +336,19 @@ def parts_of(config: Mapping[str, Any], kind: Kind) -> HeadParts | None:
     states = keys.get("num_aux_hidden_states") or (len(ids) if isinstance(ids, list | tuple) else 0)
     ranks = [keys[name] for name in ("markov_rank", "selector_rank", "emb_dim") if name in keys]
     fields: dict[str, Any] = {}
-    if states and parts.hidden_states > 1:
-        fields["hidden_states"] = states
+    if parts.hidden_states > 1 and (states or _last_state_alone(config)):
+        fields["hidden_states"] = states or 1
     if ranks and parts.rank:
         fields |= {"rank": ranks[0]} if ranks[0] else {"rank": 0, "tables": (), "chain": ()}
     if parts.block:
         fields |= {"block": _drafted(keys, kind) or parts.block}
         fields["own_lm_head"] = parts.own_lm_head or keys.get("draft_vocab_size") is not None
     return msgspec.structs.replace(parts, **fields)
+
+
+def _last_state_alone(config: Mapping[str, Any]) -> bool:
+    inner = config.get(AUX_CONFIG)
+    return isinstance(inner, dict) and inner.get("use_aux_hidden_state") is False
 
 
 def _drafted(keys: Mapping[str, Any], kind: Kind) -> int | None:

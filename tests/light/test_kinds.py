@@ -172,3 +172,25 @@ def test_a_sliding_head_has_the_parts_of_its_kind_too(tmp_path):
     full = _folder(tmp_path, DFLASH_CONFIG | {"architectures": ["DFlash2DraftModel"]})
     assert windowed.params == full.params
     assert windowed.cache_bytes(8192) < full.cache_bytes(8192)
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "mistral"])
+def test_the_first_layer_of_a_stated_stack_is_as_wide_as_a_plain_one(tmp_path, model_type):
+    """Sliding layers, and families that are counted layer by layer."""
+    sizes = {
+        "hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 1, "num_attention_heads": 5, "num_key_value_heads": 5,
+        "head_dim": 64, "vocab_size": 4096, "draft_vocab_size": 1024, "architectures": ["LlamaForCausalLMEagle3"],
+    }  # fmt: skip
+    stated = _folder(tmp_path, sizes | {"model_type": model_type})
+    plain = _folder(tmp_path, sizes | {"model_type": "llama"})
+    assert stated.blocks
+    assert stated.params == plain.params
+
+
+def test_a_head_on_the_last_hidden_state_alone_has_a_narrow_fc(tmp_path):
+    sizes = {
+        "hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 1, "num_attention_heads": 5, "vocab_size": 4096,
+        "draft_vocab_size": 1024, "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama",
+    }  # fmt: skip
+    last = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [], "use_aux_hidden_state": False}}
+    assert (_folder(tmp_path, sizes).fc_params, _folder(tmp_path, sizes | last).fc_params) == (3 * 320**2, 320**2)

@@ -42,6 +42,13 @@ def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *,
         raise failure from None
 
 
+_READ_BY_HEAD = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+)  # what reads the embedding beside the hidden state
+
+
 def as_head(shape: Shape, parts: HeadParts, config: dict[str, Any]) -> Shape:
     """A folder's model as a draft head of such parts; `config` is its unfolded config.json. Raises ValueError.
 
@@ -52,7 +59,7 @@ def as_head(shape: Shape, parts: HeadParts, config: dict[str, Any]) -> Shape:
         "head": parts, "tie_embeddings": False, "target_hidden_size": config.get("target_hidden_size"),
         "draft_vocab_size": config.get("draft_vocab_size") if parts.own_lm_head else None,
         "target_num_layers": None if depth == parts.hidden_states else depth,
-        "blocks": tuple(_with_layer_parts(block, shape, parts) for block in shape.blocks),
+        "blocks": _with_layer_parts(shape, parts),
     }  # fmt: skip
     try:
         return msgspec.convert(msgspec.structs.asdict(shape) | head_fields, Shape)
@@ -60,10 +67,24 @@ def as_head(shape: Shape, parts: HeadParts, config: dict[str, Any]) -> Shape:
         raise ValueError(str(error)) from None
 
 
-def _with_layer_parts(block: Block, shape: Shape, parts: HeadParts) -> Block:
+def _with_layer_parts(shape: Shape, parts: HeadParts) -> tuple[Block, ...]:
+    """The stated layers of a head (sliding ones, say) with what its kind has beside attention and MLP; plain layers know it themselves."""
     more = parts.sized(parts.layer, shape.hidden_size, shape.vocab_size)
-    vectors = block.vectors + parts.layer_vectors * shape.hidden_size
-    return msgspec.structs.replace(block, matrices=block.matrices | more, vectors=vectors)
+    vectors = parts.layer_vectors * shape.hidden_size
+    blocks = [
+        msgspec.structs.replace(block, matrices=block.matrices | more, vectors=block.vectors + vectors)
+        for block in shape.blocks
+    ]
+    if not (blocks and parts.wide_layer):
+        return tuple(blocks)
+    first, *others = blocks
+    wide = {
+        name: (2 * inputs, outputs)
+        for name, (inputs, outputs) in first.matrices.items()
+        if name.endswith(_READ_BY_HEAD)
+    }
+    rest = [msgspec.structs.replace(first, count=first.count - 1)] if first.count > 1 else []
+    return (msgspec.structs.replace(first, count=1, matrices=first.matrices | wide), *rest, *others)
 
 
 def tensor_names(folder: str | Path) -> frozenset[str]:
