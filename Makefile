@@ -23,6 +23,8 @@ size: ## lines per file, longest first
 results: .venv/.dev ## measure what README and docs/results.md claim (the peers by make peers-bench), and write them there
 	$(BIN)/foredraft validate --out results/validation --json > /dev/null
 	$(BIN)/foredraft reproduce sdsl --out results/sdsl --json > /dev/null
+	$(BIN)/foredraft reproduce scylla --out results/scylla --json > /dev/null
+	$(BIN)/python recipes/dial_forms.py results/dial_forms.json
 	$(BIN)/foredraft plan Llama-3.1-70B -m H100 -n 4 -c 1-256 --out build/plan > /dev/null && cp build/plan/speedup.png docs/images/plan.png
 	$(BIN)/python benchmarks/plan_speed.py results/plan_speed.json
 	$(BIN)/python benchmarks/cost_defaults.py results/cost_defaults.json

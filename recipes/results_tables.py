@@ -65,6 +65,7 @@ def table() -> str:
             f"{ladder['ladder_ratio_error']:.1%} mean error",
         ),
         ("SDSL Table 5, N* of four targets", f"{sdsl['table_5_worst_relative_error']:.2%} worst error"),
+        *_scylla(),
         *_costs(),
         *_experiment(),
         *_served(),
@@ -80,6 +81,25 @@ def table() -> str:
         ),
     ]
     return "| what | measured |\n|---|---|\n" + "".join(f"| {what} | {figure} |\n" for what, figure in rows)
+
+
+def _scylla() -> list[tuple[str, str]]:
+    """Scylla's Table 5 from our cost law, and which form of its law in tokens predicts larger budgets (recipes/dial_forms.py)."""
+    table, forms = (
+        _read("scylla/scylla.json")["table_5"],
+        _read("dial_forms.json")["policies"]["published"]["mean over series"],
+    )
+    return [
+        (
+            "Scylla Table 5, tokens/s by batch from the plain column and published τ: EAGLE-2; Scylla; where EAGLE-2 falls below no draft",
+            f"{table['eagle2_mean_error']:.1%}; {table['scylla_mean_error']:.1%} mean error; at {table['eagle2_below_none']} "
+            f"(published {table['eagle2_below_none_published']})",
+        ),
+        (
+            "τ at larger token budgets than seen, published series: log-linear (Scylla); saturating, exponent fixed; as planned",
+            f"{forms['law_1_1']:.1%}; {forms['tokens_power']:.1%}; {forms['as planned']:.1%} mean error",
+        ),
+    ]
 
 
 def _costs() -> list[tuple[str, str]]:

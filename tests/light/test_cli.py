@@ -208,7 +208,7 @@ def test_a_shape_is_printed_edited_and_given_back(tmp_path: Path) -> None:
         (("plan", "Llama-3.1-8B", "--observations", "nowhere.jsonl"), "nowhere.jsonl: No such file", "check the path"),
         (("fit", "nowhere.jsonl"), "nowhere.jsonl: No such file", "check the path"),
         (("validate", "nowhere.csv"), "nowhere.csv: No such file", "check the path"),
-        (("reproduce", "scylla"), "nothing named 'scylla'", "foredraft reproduce sdsl"),
+        (("reproduce", "medusa"), "nothing named 'medusa'", "foredraft reproduce sdsl"),
         (("list", "dragons"), "nothing named 'dragons'", ""),
         (("list", "models", "Qwen3-800B"), "no shape named", "foredraft list models"),
         (("plan", "Mine", "--shape", "nowhere.json"), "nowhere.json: no such file", ""),

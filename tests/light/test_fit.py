@@ -557,7 +557,7 @@ def test_fit_all_reports_every_law_and_pool() -> None:
         "target=T, method=eagle3",
         "target=U, method=eagle3",
     ]
-    assert {fitted.law for fitted in fits} == {"law_1_1", "tokens_saturating"}
+    assert {fitted.law for fitted in fits} == {"law_1_1", "tokens_saturating", "tokens_power"}
     assert reasons["law_1_1 [target=V, method=eagle3]"].startswith(
         "law_1_1 needs 2 distinct draft_tokens, the data have 1"
     )

@@ -87,7 +87,7 @@ def test_running_up_and_what_was_not_considered_are_named(small_plan):
     assert (small_plan.draft.name, small_plan.draft.num_layers) not in identities
     assert len(set(identities)) == len(identities) > 0
     assert all(r.reason and "\n" not in r.reason for r in small_plan.runners_up)
-    assert any("Scylla" in name for name in small_plan.not_considered)
+    assert any("other amounts" in name for name in small_plan.not_considered)
     assert small_plan.next_runs
     for run in small_plan.next_runs:
         assert run.narrows <= 1
@@ -387,18 +387,13 @@ def heads(own_rows) -> dict[int, float]:
     return {n: float(1 + np.cumprod(accept, axis=1)[:, :3].sum(axis=1).mean()) for n, accept in drawn.items()}
 
 
-def test_deeper_heads_are_weighed_where_own_runs_speak_for_them(small_plan):
-    assert "train one head of 2 layers" in small_plan.not_considered["Scylla head, 2 or more layers"]
+def test_deeper_heads_are_weighed():
     rows = [msgspec.structs.replace(row, dataset=None) for row in DEPTHS]
     deep = plan(LLAMA, H100, WORKLOAD, FOUR, observations=rows)
     weighed = [deep.draft, *(r.draft for r in deep.runners_up)]
     assert any(choice and choice.name.startswith("Scylla head") for choice in weighed)
     assert not any("Scylla" in name for name in deep.not_considered)
-    assert set(heads(rows)) == {1, 2, 3, 4}
-
-
-def test_two_runs_are_too_few_to_speak_for_depth():
-    assert set(heads(DEPTHS[:2])) == {1}
+    assert set(heads(rows)) == set(heads(())) == {1, 2, 4}
 
 
 def test_depth_is_counted_once():
@@ -490,7 +485,7 @@ def test_of_a_draft_at_several_budgets_the_first_beyond_the_limit_is_named():
     heads = [
         draft.choice
         for draft in candidates(Basis(SMALL, H100, (), WORKLOAD.temperature))[0]
-        if draft.choice.method == "eagle3" and draft.choice.training_flops
+        if draft.choice.method == "eagle3" and draft.choice.training_flops and draft.choice.num_layers == 1
     ]
     limit = heads[1].training_gpu_hours
     least = min(draft.draft_tokens or 0 for draft in heads if draft.training_gpu_hours > limit)

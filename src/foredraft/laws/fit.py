@@ -232,13 +232,31 @@ def predict(fit: Fit, level: float = 0.9, *, new_run: bool = False, seed: int = 
 
 def run_sd(fit: Fit, **inputs: float) -> float:
     """How far one further run lies off the law, as a standard deviation on the link's scale: as the residuals do; beyond the data
-    no less than the law missed when it predicted the largest run from the rest, since there the form itself is in doubt.
+    no less than the law missed when it predicted the largest run from the rest, since there the form itself is in doubt; of τ, whose
+    laws are lines through measured dials alone, from an octave beyond on in proportion to the octaves.
     """
-    if fit.held_out_error is None or not _outside(fit, inputs):
-        return fit.residual_sd
-    law = law_named(fit.law)
-    slope = abs(float(law.link.slope(law.linear(fit.parameters, **inputs))))
-    return max(fit.residual_sd, math.sqrt(math.pi / 2) * fit.held_out_error / max(slope, MIN_SLOPE))
+    octaves, law, sd = _octaves_outside(fit, inputs), law_named(fit.law), fit.residual_sd
+    if not octaves:
+        return sd
+    if fit.held_out_error is not None:
+        slope = abs(float(law.link.slope(law.linear(fit.parameters, **inputs))))
+        sd = max(sd, math.sqrt(math.pi / 2) * fit.held_out_error / max(slope, MIN_SLOPE))
+    return sd * max(1.0, *octaves.values()) if law.output == "tokens_per_step" else sd
+
+
+def far_outside(fit: Fit, **inputs: float) -> tuple[str, ...]:
+    """The inputs that lie more than an octave outside the fit's data: where a plan warns."""
+    return tuple(name for name, octaves in _octaves_outside(fit, inputs).items() if octaves > 1)
+
+
+def _octaves_outside(fit: Fit, inputs: Mapping[str, float]) -> dict[str, float]:
+    """How many doublings or halvings each input outside the fit's data lies from its nearer end; a tree counts its root."""
+    octaves = {}
+    for name in _outside(fit, inputs):
+        root = name == "tree_nodes"
+        value, *ends = (number + root for number in (inputs[name], *fit.domain[name]))
+        octaves[name] = min(abs(math.log2(value / end)) for end in ends)
+    return octaves
 
 
 def _outside(fit: Fit, inputs: Mapping[str, float]) -> tuple[str, ...]:

@@ -250,6 +250,13 @@ TOKENS_SATURATING = _tau(
     _SATURATING, "τ∞ in tokens/step, B in tokens/step·tokens^b; b → 0 is law 1.1",
     bounds={"B": POSITIVE, "b": (0.02, 2.0)}, pool=_SAME_DRAFT,
 )  # fmt: skip
+TOKENS_EXPONENT = 0.4  # of the published series in tokens: results/dial_forms.json, which judged it and had been seen
+TOKENS_POWER = _tau(
+    "tokens_power", f"τ = τ∞ - B·D^-{TOKENS_EXPONENT}", ("draft_tokens",),
+    (Term("tau_inf", _constant), Term("B", lambda x: -(x["draft_tokens"] ** -TOKENS_EXPONENT))),
+    f"{_SATURATING}, its exponent fixed so that few budgets teach it", "τ∞ in tokens/step, B in tokens/step·tokens^exponent",
+    bounds={"B": POSITIVE}, distinct={"draft_tokens": 2}, pool=_SAME_DRAFT,
+)  # fmt: skip
 LAW_JOINT_SATURATING = _tau(
     "law_joint_saturating", "τ = τ∞ - A·L^-a - B·D^-b", ("draft_tokens", "draft_layers"),
     (Term("tau_inf", _constant), Term("A", _log("draft_layers"), "a", -1.0), Term("B", _log("draft_tokens"), "b", -1.0)),
@@ -265,7 +272,7 @@ NODES_SATURATING = _tau(
 )  # fmt: skip
 
 TAU_LAWS = (
-    LAW_1_1, LAW_1_2, LAW_1_2_PARAMS, LAW_JOINT, LAW_JOINT_PARAMS, LAW_1_3, TOKENS_SATURATING, LAW_JOINT_SATURATING,
+    LAW_1_1, LAW_1_2, LAW_1_2_PARAMS, LAW_JOINT, LAW_JOINT_PARAMS, LAW_1_3, TOKENS_SATURATING, TOKENS_POWER, LAW_JOINT_SATURATING,
     NODES_SATURATING,
 )  # fmt: skip
 

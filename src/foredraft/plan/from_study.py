@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from foredraft import kinds
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
-from foredraft.laws.fit import predict_draws, run_sd
+from foredraft.laws.fit import far_outside, predict_draws, run_sd
 from foredraft.plan import evidence
 from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, StudyRange, choice, head_training_flops
 from foredraft.plan.study import Study, StudyDraft, mean_curve, pool
@@ -72,6 +72,7 @@ def _head(study: Study, machine: Machine, like: StudyDraft, tokens: float, law: 
         choice(name, like.shape, machine, tokens, flops),
         like.shape,
         CurveAcceptance(_posterior(same, like.kind.prior), _gain(law, like.shape.num_layers, tokens, near.tokens)),
+        _far(law, like.shape.num_layers, tokens),
         study_range=_range(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
         tail=study.tail,
     )
@@ -95,12 +96,21 @@ def _gain(law: Fit | None, num_layers: int, tokens: float, measured: float) -> t
     """
     if law is None or tokens == measured:
         return (1.0,)
-    depth = {"draft_layers": float(num_layers)} if "draft_layers" in law.domain else {}
+    depth = _depth(law, num_layers)
     here, there = (predict_draws(law, draft_tokens=d, **depth) - 1 for d in (tokens, measured))
     normal = ndtri((np.arange(len(here)) + 0.5) / len(here))
     off = math.hypot(law.residual_sd, run_sd(law, draft_tokens=tokens, **depth))
     here = here + off * np.random.default_rng(0).permutation(normal)
     return tuple((np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)).tolist())
+
+
+def _far(law: Fit | None, num_layers: int, tokens: float) -> tuple[str, ...]:
+    """What lies more than an octave beyond the law's data."""
+    return far_outside(law, draft_tokens=tokens, **_depth(law, num_layers)) if law else ()
+
+
+def _depth(law: Fit, num_layers: int) -> dict[str, float]:
+    return {"draft_layers": float(num_layers)} if "draft_layers" in law.domain else {}
 
 
 def budgets(low: float, high: float, measured: Sequence[float] = ()) -> list[float]:

@@ -2,31 +2,22 @@
 
 Promises: each kind that the engine serves is weighed where there is one for the target, or where it is published what such heads were
 trained on; an id is one that was read (`published.heads`). Refuses to know: how much is accepted of a head (`levels`), step times.
-
-Shapes: S draws.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.kinds import Kind
-from foredraft.laws import forms
-from foredraft.laws.fit import choose, fit, predict_draws
-from foredraft.plan import evidence, from_study
+from foredraft.plan import dials, evidence, from_study
 from foredraft.plan.candidate import Candidate, choice, head_training_flops
 from foredraft.plan.levels import Asked, Level, level_of
 from foredraft.plan.study import on_target
 from foredraft.published.heads import PublicHead, heads_for
-from foredraft.records import DraftChoice, Fit, Machine, Observation
+from foredraft.records import DraftChoice, Machine
 from foredraft.shapes import Shape
-
-Array = NDArray[np.float64]
 
 # Training tokens tried for a head, as far as the law in tokens has been measured.
 HEAD_TOKENS = tuple(1e8 * 2.0**i for i in range(12))
@@ -121,61 +112,25 @@ def to_train(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, str]
 
 
 def _at_budgets(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, str]]:
-    level, tokens_law = level_of(basis, kind), _tokens_law(basis.observations)
-    layers, missing = _layer_gains(basis.observations)
-    low, high = tokens_law.domain["draft_tokens"]
-    missing["heads trained on other amounts"] = (
-        f"τ has been measured from {low:.0e} to {high:.0e} training tokens only; train one beyond and give its runs"
-    )
+    level, law = level_of(basis, kind), dials.tokens_law(basis.observations)
+    low, high = law.domain["draft_tokens"]
+    missing = {
+        "heads trained on other amounts": f"τ has been measured from {low:.0e} to {high:.0e} training tokens only; train one beyond and give its runs"
+    }
     trained = []
-    for num_layers, layer_gain in layers.items():
+    for num_layers, layer_gain in dials.layer_gains(kind, basis.observations, len(law.draws)).items():
         shape = kind.shape(basis.target, num_layers)
         for tokens in (t for t in HEAD_TOKENS if low <= t <= high):
             flops = head_training_flops(basis.target, shape, tokens)
             draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
-            gain = tuple(_gain(tokens_law, tokens) * layer_gain)
-            trained.append(at(replace(level, acceptance=replace(level.acceptance, gain=gain)), draft, shape))
+            gain = tuple(dials.tokens_gain(law, tokens, REFERENCE_TOKENS) * layer_gain)
+            notes = dials.notes(law, tokens, REFERENCE_TOKENS, num_layers)
+            outside = (*level.extrapolates, *dials.tokens_outside(law, tokens, REFERENCE_TOKENS))
+            gained = replace(level, acceptance=replace(level.acceptance, gain=gain), extrapolates=outside)
+            trained.append(at(gained, draft, shape, *notes))
     return trained, missing
 
 
 def at(level: Level, draft: DraftChoice, shape: Shape | None, *notes: str) -> Candidate:
     """The draft as its level has it."""
     return Candidate(draft, shape, level.acceptance, level.extrapolates, notes=notes)
-
-
-def _tokens_law(observations: Sequence[Observation]) -> Fit:
-    """Law 1.1 or its saturating rival, whichever predicts the largest own run of heads, else the largest of EAGLE-3's figure 1."""
-    rivals = (forms.LAW_1_1, forms.TOKENS_SATURATING)
-    for rows in (observations, evidence.observations()):
-        usable = [
-            row for row in rows if kinds.of_method(row.method).unrolled and row.draft_tokens and row.tokens_per_step
-        ]
-        try:
-            return choose(rivals, usable)
-        except ValueError:
-            continue
-    raise ValueError("no observations of τ against draft_tokens ship with the package")
-
-
-def _gain(law: Fit, tokens: float) -> Array:
-    """Draws of (τ-1) at `tokens` over that at the reference."""
-    here = predict_draws(law, draft_tokens=tokens) - 1
-    there = predict_draws(law, draft_tokens=REFERENCE_TOKENS) - 1
-    return np.clip(here, 1e-3, None) / np.clip(there, 1e-3, None)
-
-
-def _layer_gains(observations: Sequence[Observation]) -> tuple[dict[int, float], dict[str, str]]:
-    """How much deeper heads gain, by number of layers, where own runs say; depth 1 always."""
-    rows = [
-        row for row in observations if kinds.role_of(row.method) == "head" and row.draft_layers and row.tokens_per_step
-    ]
-    try:
-        law = fit(forms.LAW_1_2, rows)
-    except ValueError:
-        why = "no measured τ at two or more draft_layers; train one head of 2 layers and give its runs"
-        return {1: 1.0}, {f"{kinds.USUAL_HEAD.deep_label} head, 2 or more layers": why}
-    gains = {
-        n: float(predict_draws(law, draft_layers=float(n)).mean() - 1)
-        for n in range(1, int(law.domain["draft_layers"][1]) + 1)
-    }
-    return {n: gain / gains[1] for n, gain in gains.items()}, {}

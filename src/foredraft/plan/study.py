@@ -24,7 +24,7 @@ from foredraft.records import Fit, Observation, Provenance
 from foredraft.shapes import LEAST_BODY, Shape, scaled
 
 SIZE_LAWS = (forms.ACCEPT_CHINCHILLA, forms.ACCEPT_RATIO_TOKENS, forms.ACCEPT_SIZE)
-TOKEN_LAWS = (forms.LAW_1_1, forms.TOKENS_SATURATING)
+TOKEN_LAWS = (forms.TOKENS_POWER, forms.LAW_1_1)  # of which to choose by the largest budget: results/dial_forms.json
 JOINT_LAWS = (forms.LAW_JOINT, forms.LAW_JOINT_SATURATING)
 LEAST_ALPHA = 1e-3  # a draft that was never or always accepted still has a logit
 SOURCE = Provenance(source="foredraft plan, own study", trust="own")

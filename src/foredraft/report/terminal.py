@@ -86,6 +86,7 @@ def named_things(what: str, name: str | None = None) -> dict[str, str]:
     """What `foredraft list` shows: names (or one of them) and a line about each. Raises ValueError for a list that there is none of."""
     from foredraft.kinds import PLANNED
     from foredraft.laws.forms import laws
+    from foredraft.laws.scylla import published_scylla
     from foredraft.machines import MACHINES
     from foredraft.published.heads import public_heads
     from foredraft.report.shapes import shape_line
@@ -97,7 +98,9 @@ def named_things(what: str, name: str | None = None) -> dict[str, str]:
             known: f"{m.memory_bytes / 1e9:.0f} GB, {m.bandwidth_bytes_per_s / 1e12:.2f} TB/s; {m.source}"
             for known, m in MACHINES.items()
         },
-        "laws": lambda: {known: f"{law.formula} ({law.source})" for known, law in laws().items()},
+        "laws": lambda: (
+            {known: f"{law.formula} ({law.source})" for known, law in laws().items()} | published_scylla().lines()
+        ),
         "kinds": lambda: {known: kind.about for known, kind in PLANNED.items()},
         "heads": lambda: {head.id: f"{head.of_kind.label} for {head.target}; {head.source}" for head in public_heads()},
     }
