@@ -87,13 +87,10 @@ def fit(tried: dict[tuple[float, float], dict[int, float]], sd: float, without: 
                 if evidence > best:
                     best = evidence
                     law = AdaptiveLaw(
-                        auc,
-                        AUC_SD,
-                        shared,
-                        round(sd, 3),
-                        *(round(float(x), 3) for x in (share, share_sd, cost, cost_sd)),
-                        len(places),
-                    )
+                        auc=auc, auc_sd=AUC_SD, shared=shared, request_sd=round(sd, 3), realised=round(float(share), 3),
+                        realised_sd=round(float(share_sd), 3), overhead=round(float(cost), 3),
+                        overhead_sd=round(float(cost_sd), 3), num_cases=len(places),
+                    )  # fmt: skip
     assert law is not None
     return law
 

@@ -153,13 +153,16 @@ def budgets(seen: Array) -> Budgets:
 def best_common(seen: Array, step_s: Array) -> Spent:
     """The best where all sequences of a step verify equally many, and each step costs its own: `seen` is what the whole batch shows."""
     tokens = 1 + np.concatenate([np.zeros((*seen.shape[:2], 1)), np.cumsum(seen, axis=2)], axis=2)
-    rate = (tokens.mean(axis=1) / step_s).max(axis=1)
+    mean = tokens.mean(axis=1)
+    fixed = (mean / step_s).argmax(axis=1)
+    rows = np.arange(len(mean))
+    best = Spent(mean[rows, fixed], fixed.astype(float), step_s[rows, fixed])
     for _ in range(ROUNDS):
+        rate = best.tokens / best.seconds
         lengths = (tokens - rate[:, None, None] * step_s[:, None, :]).argmax(axis=2)
         gained = np.take_along_axis(tokens, lengths[:, :, None], axis=2)[:, :, 0].mean(axis=1)
-        spent = np.take_along_axis(step_s, lengths, axis=1).mean(axis=1)
-        rate = gained / spent
-    return Spent(gained, lengths.mean(axis=1), spent)
+        best = Spent(gained, lengths.mean(axis=1), np.take_along_axis(step_s, lengths, axis=1).mean(axis=1))
+    return best
 
 
 def best_stopping(seen: Array, verify_s: Array, pass_s: Array, batch: float) -> Spent:

@@ -64,7 +64,8 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     candidate, settings = best.candidate, problem.settings
     if candidate is None:
         return ()
-    survival = np.cumprod(problem.accept(candidate, settings.num_draws)[:, : settings.max_lookahead], axis=1)
+    accept = problem.accept(candidate, settings.num_draws)[:, : settings.max_lookahead]
+    survival = np.cumprod(accept, axis=1, dtype=np.float64)
     tau = np.concatenate([np.ones((len(survival), 1)), 1 + np.cumsum(survival, axis=1)], axis=1).T  # [N, S]
     grid = _grid(problem, best, tau)
     level = -np.log(grid.pace_s).mean(axis=2)

@@ -127,7 +127,7 @@ def survival_draws(case: LengthCase, num: int, rng: np.random.Generator) -> Arra
     curve = {case.lookahead: case.tokens_per_step} if case.tokens_per_step else {}
     law = evidence.position_law(frozenset({case.document}))
     accept = posterior(law, curve, kind=kinds.of_method(case.method).prior).draws(num, rng)
-    return np.cumprod(accept[:, : case.lookahead], axis=1)
+    return np.cumprod(accept[:, : case.lookahead], axis=1, dtype=np.float64)
 
 
 def step_costs(case: LengthCase, group: Sequence[LengthCase], tau: Array, uncaptured: Array) -> Costs:
