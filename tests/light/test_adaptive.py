@@ -208,16 +208,24 @@ def judged():
 
 
 def test_published_cases_are_told_rightly(judged):
-    """Sharp only in the sign: 14 of the interval's misses would be chance at 90 % of 40 with p < 1e-4."""
-    said = [case.agrees for case in judged.adaptive if case.agrees is not None]
+    """Regression bounds on what was measured when the law was fitted: 35 of 42 signs, 43 of 48 in the interval; over the longest
+    length 33 of 35 signs.
+    """
+    longest = {
+        (case.document, case.load, case.lookahead) for case in published.length_cases() if case.measured is not None
+    }
+    over_longest = [case for case in judged.adaptive if (case.document, case.load, case.lookahead) in longest]
+    said = [case.agrees for case in over_longest if case.agrees is not None]
     assert len(said) >= 30
-    assert np.mean(said) >= 0.8
+    assert np.mean(said) >= 0.85
     assert np.mean([case.covered for case in judged.adaptive]) >= 0.8
+    assert all(schedule.schedule_regret < schedule.fixed_regret + 0.01 for schedule in judged.schedules)
     assert judged_length_tables(judged)
 
 
 def test_no_case_is_judged_by_a_law_that_saw_its_document(judged):
-    cases = [case for case in judged.adaptive if case.document in {each.document for each in published.length_cases()}]
+    longest = {(case.document, case.lookahead) for case in published.length_cases() if case.adapts}
+    cases = [case for case in judged.adaptive if (case.document, case.lookahead) in longest]
     for document in {case.document for case in cases}:
         own = sum(case.document == document for case in cases)
         assert adaptive_law(document).num_cases == adaptive_law().num_cases - own

@@ -105,8 +105,9 @@ class LengthCase(Record, frozen=True):
 
 
 class JudgedLength(Record, frozen=True):
-    """An adaptive length over the fixed one of `lookahead` tokens: measured, and predicted with its 90 % interval by the law without the
-    case's document; `costs` says where the step's cost comes from, the document's "rows" or "names".
+    """An adaptive length over a fixed one of `lookahead` tokens, the longest or the one that is best over all loads: measured, and
+    predicted with its 90 % interval by the law without the case's document; `costs` says where the step's cost comes from, the
+    document's "rows" or "names".
     """
 
     setting: str

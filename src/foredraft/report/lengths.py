@@ -61,7 +61,7 @@ def judged_length_tables(judged: JudgedLengths) -> Blocks:
         table = Titled(
             f"Adaptive over fixed lengths, published cases: gain or loss right in {sum(right)} of {len(right)}, "
             f"in the 90 % interval {covered} of {len(judged.adaptive)}",
-            "case", "load", "k", "measured", "predicted", "90 % interval", "costs from", "",
+            "setting", "load", "fixed k", "measured", "predicted", "90 % interval", "costs", "",
         )  # fmt: skip
         for case in judged.adaptive:
             ends = f"{100 * (case.low - 1):+.0f} – {100 * (case.high - 1):+.0f} %"

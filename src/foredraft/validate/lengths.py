@@ -63,7 +63,9 @@ def judge(cases: Sequence[LengthCase], law: AdaptiveLaw | None = None) -> Judged
         if case.measured is None:
             continue
         try:
-            judged.append(_judge_case(case, groups[server_key(case)], law or evidence.adaptive_law(case.document)))
+            group = groups[server_key(case)]
+            for fixed in dict.fromkeys((case.lookahead, best_fixed(group))):
+                judged.append(_judge_case(case, group, law or evidence.adaptive_law(case.document), fixed))
         except ValueError as error:
             lacking[f"{case.document}: {error}"] += 1
     schedules = [schedule for group in groups.values() if (schedule := _schedule(group))]
@@ -83,15 +85,30 @@ def grouped(cases: Sequence[LengthCase]) -> dict[tuple, list[LengthCase]]:
     return groups
 
 
-def _judge_case(case: LengthCase, group: Sequence[LengthCase], law: AdaptiveLaw) -> JudgedLength:
+def best_fixed(group: Sequence[LengthCase]) -> int:
+    """The fixed length of the highest mean log speed over the loads, of those measured at all."""
+    speeds: dict[int, dict[int, float]] = defaultdict(dict)
+    for case in group:
+        speeds[case.lookahead][case.load] = case.fixed_tok_s or 1.0
+    loads = {case.load for case in group}
+    everywhere = [k for k, by_load in speeds.items() if set(by_load) == loads]
+    return max(everywhere, key=lambda k: float(np.mean(np.log([*speeds[k].values()]))))
+
+
+def _judge_case(case: LengthCase, group: Sequence[LengthCase], law: AdaptiveLaw, fixed: int) -> JudgedLength:
+    """Of the adaptive length over the `fixed` one: that of the case, or a shorter one measured at the same load."""
     rng = np.random.default_rng(SEED)
-    log_gain, origin = log_gains(case, group, law, stratified(DRAWS, rng), rng)
+    log_gain, origin = log_gains(case, group, law, stratified(DRAWS, rng), rng, fixed)
     ratio = realised(law, log_gain, stratified(DRAWS, rng), stratified(DRAWS, rng))
     low, middle, high = np.quantile(ratio, (0.05, 0.5, 0.95)).tolist()
+    measured = case.measured or 0.0
+    if fixed != case.lookahead:
+        speed = next(row.fixed_tok_s for row in group if row.lookahead == fixed and row.load == case.load)
+        measured *= (case.fixed_tok_s or 0.0) / (speed or np.inf)
     where = " · ".join(str(part) for part in (case.target, case.draft, case.dataset, _machine(case)) if part)
     return JudgedLength(
-        setting=where, document=case.document, load=case.load, lookahead=case.lookahead, measured=case.measured or 0.0,
-        predicted=middle, low=low, high=high, costs=origin,
+        setting=where, document=case.document, load=case.load, lookahead=fixed, measured=measured, predicted=middle, low=low, high=high,
+        costs=origin,
     )  # fmt: skip
 
 
@@ -100,11 +117,11 @@ def _machine(case: LengthCase) -> str | None:
 
 
 def log_gains(
-    case: LengthCase, group: Sequence[LengthCase], law: AdaptiveLaw, auc_quantiles: Array, rng: np.random.Generator
-) -> tuple[Array, str]:
-    """Log of tokens/s of the adaptive length over the fixed one, before what deciding costs, [S]; and where the costs come from.
-
-    Raises ValueError that says what the rows lack.
+    case: LengthCase, group: Sequence[LengthCase], law: AdaptiveLaw, auc_quantiles: Array, rng: np.random.Generator,
+    fixed: int | None = None,
+) -> tuple[Array, str]:  # fmt: skip
+    """Log of tokens/s of the adaptive length over the `fixed` one (None: the case's), before what deciding costs, [S]; and where the costs
+    come from. Raises ValueError that says what the rows lack.
     """
     survival = survival_draws(case, len(auc_quantiles), rng)
     tau = 1 + survival.sum(axis=1)
@@ -116,8 +133,10 @@ def log_gains(
         spent = best_stopping(seen_survival(survival, shared, single), costs.step_s, costs.pass_s, case.load)
     else:
         spent = budgets(seen_survival(survival, shared, single)).best(costs.step_s)
-    fixed_s = costs.step_s[:, case.lookahead] + (0.0 if costs.pass_s is None else case.lookahead * costs.pass_s)
-    return np.log(spent.tokens / spent.seconds) - np.log(tau / fixed_s), costs.origin
+    length = case.lookahead if fixed is None else fixed
+    fixed_s = costs.step_s[:, length] + (0.0 if costs.pass_s is None else length * costs.pass_s)
+    fixed_tau = 1 + survival[:, :length].sum(axis=1)
+    return np.log(spent.tokens / spent.seconds) - np.log(fixed_tau / fixed_s), costs.origin
 
 
 def survival_draws(case: LengthCase, num: int, rng: np.random.Generator) -> Array:
