@@ -1,17 +1,19 @@
 """Draws as an estimate: the value by which drafts are ranked, and the interval. Refuses to know: what is drawn."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foredraft.laws.draws import ends
-from foredraft.plan.search import Scored
 from foredraft.records import Estimate
+
+if TYPE_CHECKING:
+    from foredraft.plan.search import Scored
 
 SOURCE = "foredraft plan: position law × loss laws × cost law over published and own observations"
 
 
-def estimated(draws: Any, unit: str, scored: Scored, level: float = 0.9) -> Estimate:
+def estimated(draws: Any, unit: str, scored: "Scored", level: float = 0.9) -> Estimate:
     """Geometric mean and equal-tailed interval of `draws`, all positive, with what the draft's acceptance extrapolates in."""
     low, high = ends(draws, level)
     return Estimate(

@@ -95,7 +95,7 @@ def _run(problem: Problem, candidate: Candidate, factor: str) -> tuple[str, str,
         hours = choice.training_gpu_hours * tokens / (choice.draft_tokens or tokens)
         what = "the head" if choice.kind == "head" else f"a {choice.params:.2g}-parameter draft"
         return f"train {what} on {tokens:.0e} tokens and measure τ", FACTORS[factor], hours + 2 * measuring
-    hours = 6 * choice.params * small / training_rate(problem.machine) / 3600
+    hours = 6 * choice.params * small / training_rate(problem.train_machine) / 3600
     return (
         f"train a {choice.params:.2g}-parameter draft on {small:.0e} tokens and measure its loss and τ",
         FACTORS[factor],

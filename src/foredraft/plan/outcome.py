@@ -107,7 +107,13 @@ def _lift(
 
 def training_s(problem: Problem, candidate: Candidate | None) -> float:
     """Device seconds of training per token served over the horizon."""
-    return (candidate.choice.training_gpu_hours if candidate else 0.0) * 3600 / problem.settings.horizon_tokens
+    settings = problem.settings
+    return (
+        (candidate.choice.training_gpu_hours if candidate else 0.0)
+        * 3600
+        * settings.terms.train_weight
+        / settings.horizon_tokens
+    )
 
 
 def _slowed(

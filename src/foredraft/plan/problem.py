@@ -122,6 +122,11 @@ class Problem:
         return np.array(self.workload.concurrency, dtype=float)
 
     @property
+    def train_machine(self) -> Machine:
+        """What a draft is trained on."""
+        return self.settings.terms.train_machine or self.machine
+
+    @property
     def place(self) -> Place:
         settings = self.settings
         return Place(self.target, self.machine, settings.engine, settings.layout, settings.dtype, settings.kv_dtype)

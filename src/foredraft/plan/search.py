@@ -19,6 +19,7 @@ from foredraft.machines import device_time
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.outcome import Pairs, SimulatedOutcome, outcome, tokens_per_step, training_s
 from foredraft.plan.problem import NOTHING, Mode, PlanSettings, Problem
+from foredraft.plan.service_levels import FOREMOST, excess, misses
 from foredraft.plan.ties import SAME_SPEED, cheapest, identity
 
 Array = NDArray[np.float64]
@@ -44,7 +45,8 @@ SIFTS = (Sift(128, 0.02, 0.03), Sift(1024, 0.01, 0.02))
 class Scored:
     """A candidate (None: no speculation) with its best mode at each concurrency and what that brings: `gain` is the mean log of the
     objective over no speculation, weighted over the loads, training paid; `outcome` its draws [C, S], `gains` [S]; `near` the pairs of a
-    load and a mode that may be the best; `sifted` the gains of the draws that all drafts had, where this one had more.
+    load and a mode that may be the best; `sifted` the gains of the draws that all drafts had, where this one had more; `missed`:
+    how far it misses the levels of service (`service_levels.misses`).
     """
 
     candidate: Candidate | None
@@ -55,6 +57,12 @@ class Scored:
     gains: Array = field(repr=False)
     near: Pairs = field(repr=False)
     sifted: Array = field(repr=False)
+    missed: float = 0.0
+
+    @property
+    def merit(self) -> float:
+        """What drafts are chosen by: levels of service, then the gain."""
+        return self.gain - FOREMOST * self.missed
 
     @property
     def tau(self) -> Array:
@@ -112,7 +120,7 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
     modes = list(dict.fromkeys(pairs.modes))
     tau = _tau(problem, candidate, modes, num)[[modes.index(mode) for mode in pairs.modes]]
     drawn = outcome(problem, candidate, pairs, tau)
-    value = drawn.lift.mean(axis=-1)
+    value = drawn.lift.mean(axis=-1) - FOREMOST * excess(settings.terms, drawn.ttft_s, drawn.tpot_s)
     if ENGINES[settings.engine].one_mode:
         value = _together(problem, pairs, value)
     best = np.array([_shortest(pairs, value, np.flatnonzero(pairs.loads == load)) for load in range(num_loads)])
@@ -123,7 +131,7 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
     spent = np.log1p(training_s(problem, candidate) * chosen.output_tok_s.mean(axis=-1) / settings.devices)
     return Scored(
         candidate, float(gains.mean()), tuple(pairs.modes[i] for i in best), float(problem.weights @ spent), chosen, gains, near,
-        gains if before is None or sift else before.gains,
+        gains if before is None or sift else before.gains, misses(problem, chosen),
     )  # fmt: skip
 
 
@@ -177,9 +185,9 @@ def rank(
             dropped.setdefault(f"{candidate.choice.name} of {candidate.choice.params:.3g} parameters", str(error))
     scored = _ahead(scored, first.drafts, _draft) + ([] if ranked else [weigh(problem, None, first)])
     scored = [weigh(problem, each.candidate, second, each) for each in scored]
-    best = max(each.gain for each in (*scored, *ranked))
+    best = max(each.merit for each in (*scored, *ranked))
     bests = _ahead([*scored, *ranked], 0.0, identity)
-    last = [each for each in scored if each in bests or each.gain >= best - second.drafts]
+    last = [each for each in scored if each in bests or each.merit >= best - second.drafts]
     finals = [weigh(problem, each.candidate, None, each) for each in last]
     return ordered([*ranked, *finals, *(each for each in scored if each not in last)]), dropped
 
@@ -188,8 +196,8 @@ def _ahead(scored: Sequence[Scored], within: float, of: Callable[[Scored], Hasha
     """Those that lie within so much of the best that shares what `of` tells."""
     most: dict[Hashable, float] = {}
     for each in scored:
-        most[of(each)] = max(most.get(of(each), -np.inf), each.gain)
-    return [each for each in scored if each.gain >= most[of(each)] - within]
+        most[of(each)] = max(most.get(of(each), -np.inf), each.merit)
+    return [each for each in scored if each.merit >= most[of(each)] - within]
 
 
 def _draft(scored: Scored) -> tuple[str, float] | None:
@@ -203,7 +211,7 @@ def ordered(scored: Sequence[Scored]) -> list[Scored]:
     """
     full = max(len(each.gains) for each in scored)
     best = cheapest([each for each in scored if len(each.gains) == full])
-    others = sorted((each for each in scored if each is not best), key=lambda each: (-len(each.gains), -each.gain))
+    others = sorted((each for each in scored if each is not best), key=lambda each: (-len(each.gains), -each.merit))
     return [best, *others]
 
 

@@ -22,9 +22,9 @@ DECIDED = 0.8  # of joint draws
 
 
 def cheapest(scored: Sequence["Scored"]) -> "Scored":
-    """The cheapest of those whose gain is the greatest within SAME_GAIN."""
-    most = max(each.gain for each in scored)
-    return min((each for each in scored if each.gain >= most - SAME_GAIN), key=_cost)
+    """The cheapest of those whose gain is the greatest within SAME_GAIN, levels of service before it."""
+    most = max(each.merit for each in scored)
+    return min((each for each in scored if each.merit >= most - SAME_GAIN), key=_cost)
 
 
 def _cost(scored: "Scored") -> tuple[float, float, bool, float]:
@@ -41,7 +41,7 @@ def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
     """
     best = scored[0]
     for other in scored[1:]:
-        if len(other.gains) < len(best.gains):
+        if len(other.gains) < len(best.gains) or other.missed > best.missed:
             continue
         lead = other.gains - best.gains
         ahead, behind = float(np.mean(lead > SAME_GAIN)), float(np.mean(lead < -SAME_GAIN))

@@ -73,7 +73,8 @@ class DraftChoice(Record, frozen=True):
 
 class ScheduleStep(Record, frozen=True):
     """What to run at one concurrency: `lookahead` draft passes (0: no speculation), `topk` and `tree_nodes` of a tree
-    (1 and lookahead: a chain), and the static `tree` that was weighed: (parent, rank) of each node, -1 the root.
+    (1 and lookahead: a chain), and the static `tree` that was weighed: (parent, rank) of each node, -1 the root. `ttft_s` None: whether
+    clients queue cannot be told.
     """
 
     concurrency: int
@@ -85,7 +86,7 @@ class ScheduleStep(Record, frozen=True):
     speedup: Estimate
     output_tok_s: Estimate
     tpot_s: Estimate
-    ttft_s: Estimate
+    ttft_s: Estimate | None = None
     tree: tuple[tuple[int, int], ...] = ()
 
 

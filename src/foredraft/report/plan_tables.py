@@ -9,19 +9,21 @@ from pathlib import Path
 from rich.text import Text
 
 from foredraft.machines import device_time
-from foredraft.records import CostSheet, DraftChoice, Plan, ScheduleStep, ServiceLevels
+from foredraft.records import CostSheet, DraftChoice, Plan, Rival, ScheduleStep, ServiceLevels
 from foredraft.report.lengths import length_table
 from foredraft.report.terminal import Blocks, Titled, count, interval
 
 FOLDER = "PLAN"  # in a plan's commands: where it was written
 MOST_NOTES = 5  # of what was not considered; Plan.json has all
 LEVELS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "rate": "rate"}
-ENDS = {"most": "the most searched", "least": "the least searched"}
 
 
 def plan_tables(plan: Plan, out: Path | None = None) -> Blocks:
     """The plan in the order in which it is read; `out`: the folder that it was written to."""
-    blocks: Blocks = [Text(headline(plan), style="bold"), Text(next_commands(plan, out))]
+    blocks: Blocks = [
+        Text(headline(plan), style="bold"),
+        Text(next_commands(plan, out), no_wrap=True, overflow="ignore"),
+    ]
     blocks += [_kinds(plan), _schedule(plan), *length_table(plan)]
     if plan.costs:
         blocks.append(_costs(plan, plan.costs))
@@ -42,10 +44,9 @@ def headline(plan: Plan) -> str:
     loads = [step.concurrency for step in plan.schedule]
     clients = f"{loads[0]}" if len(loads) == 1 else f"{min(loads)} to {max(loads)}"
     where = f"{plan.devices}×{plan.machine} ({plan.engine}, {plan.objective}), {clients} clients"
-    if plan.draft is not None:
-        lines.append(f"{interval(plan.speedup, '.2f')} {plan.speedup.unit}, on {where}")
-    else:
-        lines.append(f"on {where}")
+    if plan.rival:
+        lines.append(_or(plan.rival))
+    lines.append(f"{interval(plan.speedup, '.2f')} {plan.speedup.unit}, on {where}" if plan.draft else f"on {where}")
     return "\n".join([*lines, *(_levels(plan.service_levels) if plan.service_levels else ())])
 
 
@@ -58,10 +59,17 @@ def _first(plan: Plan) -> str:
     if verb == "nothing":
         return f"nothing: {action.why if action else ''}"
     if verb != "train":
-        return f"{text}; {action.why}, nothing to train" if action else text
-    cost = device_time(draft.training_gpu_hours) + (f" of {plan.costs.machine}" if plan.costs else "")
-    spent = f", {plan.costs.spent:,.0f} in money" if plan.costs and plan.costs.spent is not None else ""
-    return f"{text}, on {count(draft.draft_tokens)} tokens: {cost}{spent}"
+        return f"{verb}: {describe(draft, short=True)}, for {plan.target}" + (f" ({action.why})" if action else "")
+    spent = f" ({plan.costs.spent:,.0f} in money)" if plan.costs and plan.costs.spent is not None else ""
+    trainer = f", {action.why}" if action and not action.commands else ""
+    return f"{text}, on {count(draft.draft_tokens)} tokens: {device_time(draft.training_gpu_hours)}{spent}{trainer}"
+
+
+def _or(rival: Rival) -> str:
+    """The draft that the draws do not tell from the planned one."""
+    name = describe(rival.draft) if rival.draft else "no draft"
+    train = f" on {count(rival.draft.draft_tokens)} tokens" if rival.draft and rival.draft.training_flops else ""
+    return f"or: {name}{train}, {interval(rival.speedup, '.2f')}; it wins in {rival.ahead:.0%} of the draws and loses in {rival.behind:.0%}"
 
 
 def next_commands(plan: Plan, out: Path | None) -> str:
@@ -113,27 +121,28 @@ def _level(name: str, value: float) -> str:
 
 def _kinds(plan: Plan) -> Titled:
     """The best draft of each kind, the chosen one first."""
-    table = Titled("The best of each kind", "kind", "draft", "trained on", "mean gain", "lost by")
+    table = Titled("The best of each kind", "best of a kind", "trained on", "mean gain", "lost by")
     if plan.draft:
         table.add_row(
-            "chosen",
-            describe(plan.draft, short=True),
-            *_dials(plan.draft, plan.edges),
-            interval(plan.speedup, ".2f"),
-            "",
+            describe(plan.draft, short=True), _dials(plan.draft, plan.edges), interval(plan.speedup, ".2f"), "chosen"
         )
     for lost in plan.runners_up:
         table.add_row(
-            lost.label or "", describe(lost.draft, short=True), *_dials(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
+            describe(lost.draft, short=True), _dials(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
         )  # fmt: skip
     return table
 
 
-def _dials(draft: DraftChoice, edges: dict[str, str]) -> tuple[str]:
-    """Training tokens, and which dials end where the search did."""
-    tokens = count(draft.draft_tokens) if draft.training_flops else ""
-    ends = [f"{'size' if name == 'params' else 'tokens'}: {ENDS[end]}" for name, end in edges.items()]
-    return (f"{tokens} ({', '.join(ends)})" if ends else tokens,)
+def _dials(draft: DraftChoice, edges: dict[str, str]) -> str:
+    """Training tokens, and which dials end where the search did; what is not to be trained is there."""
+    if not draft.training_flops:
+        return "–" if draft.kind == "lookup" else "public"
+    ends = [
+        f"size the {edges['params']}" if "params" in edges else "",
+        f"the {edges['draft_tokens']}" if "draft_tokens" in edges else "",
+    ]
+    told = f", {' and '.join(end for end in ends if end)} searched" if any(ends) else ""
+    return f"{count(draft.draft_tokens)}{told}"
 
 
 def _schedule(plan: Plan) -> Titled:
@@ -148,9 +157,17 @@ def _schedule(plan: Plan) -> Titled:
         table.add_row(
             str(step.concurrency), *running, _mode(step), interval(step.tokens_per_step, ".2f"),
             interval(step.speedup, ".2f"), f"{step.output_tok_s.value:,.0f}", f"{1e3 * step.tpot_s.value:.1f} ms",
-            f"{1e3 * step.ttft_s.value:,.0f} ms",
+            _first_token(step),
         )  # fmt: skip
     return table
+
+
+def _first_token(step: ScheduleStep) -> str:
+    """With its interval, which queues make wide; – where they make it too wide to tell."""
+    if step.ttft_s is None:
+        return "–"
+    value, low, high = (f"{1e3 * number:,.3g}" for number in (step.ttft_s.value, step.ttft_s.low, step.ttft_s.high))
+    return f"{value} [{low}, {high}] ms"
 
 
 def _mode(step: ScheduleStep) -> str:
@@ -181,7 +198,7 @@ def _costs(plan: Plan, costs: CostSheet) -> Titled:
     if paid := plan.break_even:
         high = "∞" if paid.high is None else f"{paid.high:.1e}"
         days = "" if paid.days is None else f", {_days(paid.days)} at these loads"
-        table.add_row(f"paid back after {paid.tokens:.1e} [{paid.low:.1e}, {high}] served tokens{days}", "")
+        table.add_row(f"paid back after {paid.tokens:.1e} [{paid.low:.1e}, {high}] served tokens{days}")
     return table
 
 

@@ -3,14 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from foredraft.records import Estimate, with_hint
 from foredraft.report import style
 
-WRAPPED = ("lost by", "run", "tokens/step", "gain", "setting", "pool", "main parameter", "what", "")  # columns of prose
+WRAPPED = (  # columns of prose
+    "lost by", "run", "tokens/step", "gain", "setting", "pool", "main parameter", "what", "best of a kind", "trained on", "",
+)  # fmt: skip
+FOLDED = ("best of a kind",)  # whose words are broken rather than cut, such as ids
 Blocks = list[RenderableType]
 
 
@@ -21,7 +24,8 @@ class Titled:
         self.title = Text(f"\n{title}", style="bold")
         self.table = Table(box=None, pad_edge=False, header_style="dim")
         for column in columns:
-            self.table.add_column(column, no_wrap=column not in WRAPPED)
+            fold: OverflowMethod = "fold" if column in FOLDED else "ellipsis"
+            self.table.add_column(column, no_wrap=column not in WRAPPED, overflow=fold)
         self.add_row = self.table.add_row
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:

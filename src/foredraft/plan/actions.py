@@ -1,0 +1,62 @@
+"""What a plan says to do first, and the commands that do it.
+
+Promises: what only the user knows stands in capitals. Refuses to know: how a plan is made.
+"""
+
+from foredraft import kinds
+from foredraft.engines import ENGINES
+from foredraft.kinds import CHECKPOINTS
+from foredraft.records import Action, DraftChoice, Plan
+
+PLAN, TARGET, DATA, RUN, SERVED = "PLAN", "TARGET", "DATA", "run", "served"  # folders in the commands
+PUBLIC = " (public)"  # ends the name of a model that is on the Hub
+
+
+def action(plan: Plan, *, at_hand: bool = False) -> Action:
+    """What to do for `plan`; `at_hand`: its draft is the user's own."""
+    draft = plan.draft
+    if draft is None or not any(step.lookahead for step in plan.schedule):
+        return Action(verb="nothing", why=_why_none(plan), commands=_served(plan, None))
+    if draft.training_flops:
+        return _training(plan, draft)
+    if draft.kind == kinds.NGRAM.role:
+        return Action(verb="use", why=f"{ENGINES[plan.engine].label} has it built in", commands=_served(plan, None))
+    if at_hand and not (draft.hub_id or draft.name.endswith(PUBLIC)):
+        return Action(verb="use", why="trained already", commands=(_deployed(plan, "DRAFT"),))
+    if draft.method == kinds.MTP.name and draft.hub_id is None:
+        return Action(verb="use", why=f"it lies in the checkpoint of {plan.target}", commands=_served(plan, None))
+    name = draft.hub_id or draft.name.removesuffix(PUBLIC)
+    return Action(
+        verb="download", why="public, nothing to train", commands=(f"hf download {name}", *_served(plan, name))
+    )
+
+
+def _why_none(plan: Plan) -> str:
+    if not plan.runners_up:
+        return "no draft could be weighed"
+    best = plan.runners_up[0]
+    return f"no draft pays at these loads; the nearest, {best.draft.name}: {best.reason}"
+
+
+def _training(plan: Plan, draft: DraftChoice) -> Action:
+    if (kind := kinds.of_name(draft.method) if draft.method else kinds.LM).name not in CHECKPOINTS:
+        trainers = ", ".join(draft.trained_by) or "its authors' code"
+        return Action(verb="train", why=f"with {trainers}: foredraft has no recipe for {kind.label}")
+    train = f"foredraft train {PLAN}/Plan.json --target {TARGET} --data {DATA} --out {RUN}"
+    return Action(verb="train", why="none to download is as good", commands=(train, _deployed(plan, f"{RUN}/final")))
+
+
+def _deployed(plan: Plan, folder: str) -> str:
+    """The command that hands a draft's folder to the engine; our own engine takes it as it is."""
+    if not (formats := ENGINES[plan.engine].formats):
+        depth = max(step.lookahead for step in plan.schedule)
+        return f"foredraft measure {TARGET} --draft {folder}@{depth} --prompts PROMPTS --out measured"
+    format = next(iter(formats))
+    chosen = "" if format == "vllm" else f" --format {format}"
+    return f"foredraft deploy {folder} --target {TARGET}{chosen} --plan {PLAN}/Plan.json --out {SERVED}"
+
+
+def _served(plan: Plan, draft: str | None) -> tuple[str, ...]:
+    """The engine's own command, where it has one."""
+    command = ENGINES[plan.engine].command(plan, TARGET, draft)
+    return (command,) if command else ()
