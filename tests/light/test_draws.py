@@ -31,6 +31,11 @@ def test_two_generators_of_one_seed_share_columns_and_others_do_not():
     assert all(z % 2 for z in VECTOR), "an even number would leave strata empty"
 
 
+def test_fewer_draws_are_part_of_more():
+    few, many = stratified(64, Lattice(1, 5)), stratified(512, Lattice(1, 5))
+    assert many[::8] == pytest.approx(few)
+
+
 def test_past_its_columns_and_for_other_numbers_a_lattice_is_a_latin_hypercube():
     last = Lattice(0, 0, 1)
     stratified(64, last)

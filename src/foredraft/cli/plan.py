@@ -68,7 +68,7 @@ def plan(
         typer.Option(
             help="Joint draws behind gains, intervals and choices; rounded up to a power of 2.", callback=DRAWS
         ),
-    ] = 8192,
+    ] = 4096,
     seed: Seed = 0,
     out: Out = None,
     figures: Figures = True,

@@ -37,6 +37,7 @@ from foredraft.plan.ties import SAME_SPEED
 from foredraft.records import DraftChoice, Estimate, LengthGain
 
 Array = NDArray[np.float64]
+GRID_DRAWS = 1024  # at most, of every length at every load
 DRAWS = 128  # of the plan's, spread evenly over the chain that they accept, for adaptive lengths
 SURE = 0.9  # share of the draws that must agree on gain or loss for a verdict
 WORTH = 1.01  # a gain below that is nothing
@@ -64,7 +65,7 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     candidate, settings = best.candidate, problem.settings
     if candidate is None:
         return ()
-    accept = problem.accept(candidate, settings.num_draws)[:, : settings.max_lookahead]
+    accept = problem.accept(candidate, min(settings.num_draws, GRID_DRAWS))[:, : settings.max_lookahead]
     survival = np.cumprod(accept, axis=1, dtype=np.float64)
     tau = np.concatenate([np.ones((len(survival), 1)), 1 + np.cumsum(survival, axis=1)], axis=1).T  # [N, S]
     grid = _grid(problem, best, tau)
@@ -149,11 +150,11 @@ def _grid(problem: Problem, best: Scored, tau: Array) -> _Grid:
     """Of every length at every concurrency under all draws; `tau` [N, S]."""
     candidate, settings = best.candidate, problem.settings
     assert candidate is not None
-    costs = problem.costs(settings.num_draws)
+    costs = problem.costs(tau.shape[1])
     server = adjusted(problem.server(candidate.shape), costs)
     clients, counts = problem.concurrency[:, None, None], np.arange(len(tau), dtype=float)[:, None]
     some, batch = np.maximum(counts, 1.0), best.running[:, None, None]
-    drafted, bare = server.load(clients, some, tau), problem.plain(settings.num_draws)
+    drafted, bare = server.load(clients, some, tau), problem.plain(tau.shape[1])
     if settings.objective == "latency":
         pace, slow = drafted.tpot_s, bare.tpot_s
     else:

@@ -25,7 +25,7 @@ from foredraft.plan.matching import Matched, completed, match, without_repeats
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.outcome import planned_tree
 from foredraft.plan.problem import PlanSettings, Problem
-from foredraft.plan.search import Scored, ordered, rank, score
+from foredraft.plan.search import Scored, finer, ordered, rank, score
 from foredraft.plan.served import calibrated, timed
 from foredraft.plan.service_levels import first_token, service_levels
 from foredraft.plan.ties import SAME_GAIN, rival
@@ -90,14 +90,15 @@ def plan(
     if options.always:
         ranked = _drafted(ranked)
     best = ranked[0]
-    schedule = _schedule(problem, best)
+    shown = finer(problem, best)
+    schedule = _schedule(problem, shown)
     choice = best.candidate.choice if best.candidate else None
     planned = Plan(
         objective=options.objective, engine=options.engine, target=target.name, machine=machine.name,
         devices=options.devices, data_parallel=options.data_parallel, expert_parallel=options.expert_parallel,
         dtype=options.dtype or target.weight_format, kv_dtype=options.kv_dtype, workload=workload, draft=choice, schedule=schedule,
-        speedup=_headline(problem, best), rival=_rival(problem, ranked), break_even=break_even(problem, best),
-        costs=cost_sheet(problem, best), service_levels=service_levels(problem, schedule), trust=trust(problem, best, basis.observations),
+        speedup=_headline(problem, shown), rival=_rival(problem, ranked), break_even=break_even(problem, shown),
+        costs=cost_sheet(problem, shown), service_levels=service_levels(problem, schedule), trust=trust(problem, best, basis.observations),
         edges=edges(everybody, choice) if choice else {}, continuous_params=size, buildable=nearest, theory_params=theory(target),
         runners_up=_runners_up(problem, ranked, everybody), next_runs=next_runs(problem, best), not_considered=not_considered,
         extrapolates=extrapolates(problem, best), assumptions=(*target.notes, *notes, *assumptions(problem, best, basis)),

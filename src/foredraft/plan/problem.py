@@ -44,8 +44,8 @@ class PlanSettings(Record, frozen=True):
     checkpoint stores them. `horizon_tokens` is the output over which a draft's training is paid
     back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by
     default; `always`: the best draft is planned even where none pays; `terms`: of training and service. `draws` of all that is
-    uncertain, behind every gain, interval and
-    choice, are rounded up to a power of two, which is what a lattice has.
+    uncertain, behind every choice (the planned draft's intervals have `search.FINER` times as many), are rounded up to a power of two,
+    which is what a lattice has.
     """
 
     objective: str = "throughput"
@@ -58,7 +58,7 @@ class PlanSettings(Record, frozen=True):
     max_lookahead: int = 8
     horizon_tokens: float = 1e11
     max_training_gpu_hours: float = 1e5
-    draws: int = 8192
+    draws: int = 4096
     seed: int = 0
     trees: bool = True
     kinds: tuple[str, ...] = KINDS
