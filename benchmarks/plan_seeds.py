@@ -106,7 +106,7 @@ def _next_runs(plans: Sequence[Plan]) -> float:
     """The most that the share of the width removed by any next run moves."""
     shares = [{run.factor: run.narrows for run in each.next_runs} for each in plans]
     factors = {factor for each in shares for factor in each}
-    return round(max((np.ptp([each.get(factor, 0.0) for each in shares]) for factor in factors), default=0.0), 4)
+    return round(max((float(np.ptp([each.get(factor, 0.0) for each in shares])) for factor in factors), default=0.0), 4)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 One rule: of all drafts whose mean log gain lies within SAME_GAIN of the greatest the cheapest is planned, by device-hours of training,
 then by parameters beside the target, then none before one. Among lookaheads of a load the shortest within SAME_SPEED of the best.
-Where the planned draft is not better by more than SAME_GAIN in DECIDED of the joint draws, the best of those that it does not
-beat so is named as its rival. Refuses to know: how gains come about.
+Where another draft gains more by SAME_GAIN in over 1 - DECIDED of the joint draws, the best of such is named as its rival, a draft that
+further measurements may well prefer. Refuses to know: how gains come about.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def _cost(scored: "Scored") -> tuple[float, float, bool, float]:
 
 
 def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
-    """Of the ranked the best other draft that the first does not beat by more than SAME_GAIN in DECIDED of the draws, with the shares
-    of draws in which it is ahead and behind by more than that; None where the first is decided.
+    """Of the ranked the best other draft that is ahead of the first by SAME_GAIN in over 1 - DECIDED of the draws, with the shares of draws
+    in which it is ahead and behind by more than that; None where the first is decided.
     """
     best = scored[0]
     for other in scored[1:]:
@@ -45,7 +45,7 @@ def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
             continue
         lead = other.gains - best.gains
         ahead, behind = float(np.mean(lead > SAME_GAIN)), float(np.mean(lead < -SAME_GAIN))
-        if identity(other) != identity(best) and behind < DECIDED:
+        if identity(other) != identity(best) and ahead > 1 - DECIDED:
             return other, ahead, behind
     return None
 

@@ -118,7 +118,7 @@ class NextRun(Record, frozen=True):
 
 
 class Rival(Record, frozen=True):
-    """A draft that the draws do not tell from the planned one, which does not gain more by `margin` (log of the gain) in enough of them.
+    """A draft that gains more than the planned one, by `margin` (log of the gain), in too many of the draws to call that decided.
 
     `draft` None: no speculation. `speedup`: its gain in the plan's terms, without its training; `lookaheads`: at each concurrency of the
     workload. `ahead`, `behind`: shares of the joint draws in which it gains more, and less, than the planned one by more than the margin,
