@@ -276,3 +276,10 @@ def test_the_thinned_draws_hold_still():
     """An end of the interval moves by less than 0.03 between seeds."""
     gains = [lengths_of("vllm", ("head",), seed=seed, draws=1024).lengths[1].adaptive for seed in range(3)]
     assert np.ptp([(gain.low, gain.high) for gain in gains], axis=0).max() < 0.03
+
+
+def test_a_plan_warns_where_a_step_outgrows_captured_graphs():
+    chosen = lengths_of("vllm", ("head",))
+    assert [gain.uncaptured for gain in chosen.lengths] == [None] * 3
+    longer = replace(chosen, lengths=(*chosen.lengths[:2], replace(chosen.lengths[2], uncaptured=1152.0)))
+    assert length_table(longer)[-1].startswith("from 128 clients on the schedule verifies 1,152 tokens")

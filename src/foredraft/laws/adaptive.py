@@ -29,6 +29,7 @@ ANCHOR = 0.75  # mean acceptance at which a confidence's AUC is read as a spread
 TAIL = 4  # degrees of freedom of what sets cases apart: a few engines and tables are far off
 BUDGETS = 32  # budgets weighed where stopping early saves passes
 NEWTON = 60  # most rounds; five or six do at usual spreads
+CAPTURED = 1024  # tokens of a step for which graphs were captured in the published cases (vLLM #47808); beyond, steps took 1 to 5 times as long
 ROUNDS = 12  # of the search for the best ratio
 
 

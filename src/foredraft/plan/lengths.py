@@ -12,12 +12,14 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.engines.engine import Adaptive
 from foredraft.laws.adaptive import (
+    CAPTURED,
     AdaptiveLaw,
     Spent,
     batch_sd,
@@ -86,9 +88,10 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     for c, clients in enumerate(problem.workload.concurrency):
         here = scheduled[c]
         ahead = grid.pace_s[c, fixed] / grid.pace_s[c, here]
+        tokens = float(best.running[c]) / settings.data_parallel * (here + 1)
         gain = LengthGain(
             concurrency=int(clients), fixed=fixed, scheduled=here, schedule=_estimate(ahead),
-            schedule_verdict=verdict(ahead) if here != fixed else IDLE,
+            schedule_verdict=verdict(ahead) if here != fixed else IDLE, uncaptured=tokens if tokens > CAPTURED else None,
         )  # fmt: skip
         if spent:
             by_engine = partial(realised, law, gain_quantiles=share, cost_quantiles=cost)
@@ -118,9 +121,8 @@ def verdict(gain: Array) -> str:
 
 
 def _with_adaptive(gain: LengthGain, ratio: Array, spent: Spent, adaptive: Adaptive | None) -> LengthGain:
-    return LengthGain(
-        **{name: getattr(gain, name) for name in ("concurrency", "fixed", "scheduled", "schedule", "schedule_verdict")},
-        adaptive=_estimate(ratio), adaptive_verdict=verdict(ratio), verified=float(np.median(spent.verified)),
+    return replace(
+        gain, adaptive=_estimate(ratio), adaptive_verdict=verdict(ratio), verified=float(np.median(spent.verified)),
         adapts=adaptive.by if adaptive else "sequence", setting=_setting(adaptive),
     )  # fmt: skip
 

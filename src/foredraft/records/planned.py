@@ -222,7 +222,7 @@ class LengthGain(Record, frozen=True):
     schedule and a length that adapts by confidence would bring over the first, in the plan's terms; None where the draft shows no
     confidence. `verified`: drafted tokens that the adaptive length verifies per sequence and step. `adapts`: for each "sequence", or
     for the whole "batch". `setting`: what the plan's engine calls it, None where it has none for this draft. The verdicts: "worth it",
-    "nothing" or "loses".
+    "nothing" or "loses". `uncaptured`: tokens of a step of the scheduled length, where they are more than graphs are usually captured for.
     """
 
     concurrency: int
@@ -235,6 +235,7 @@ class LengthGain(Record, frozen=True):
     verified: float | None = None
     adapts: str | None = None
     setting: str | None = None
+    uncaptured: float | None = None
 
 
 class Plan(Record, frozen=True):

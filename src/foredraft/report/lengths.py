@@ -29,7 +29,17 @@ def length_table(plan: Plan) -> Blocks:
             gain.schedule_verdict,
             *_adaptive(gain),
         )
-    return [table, _note(plan)]
+    return [table, _note(plan), *_uncaptured(plan)]
+
+
+def _uncaptured(plan: Plan) -> list[str]:
+    steps = [(gain.concurrency, gain.uncaptured) for gain in plan.lengths if gain.uncaptured]
+    if not steps:
+        return []
+    clients, tokens = steps[0]
+    return [
+        f"from {clients} clients on the schedule verifies {tokens:,.0f} tokens a step and more: capture graphs for them, or it may lose what it gains"
+    ]
 
 
 def _adaptive(gain: LengthGain) -> tuple[str, str, str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from foredraft import kinds
 from foredraft.laws.acceptance import posterior
 from foredraft.laws.adaptive import (
+    CAPTURED,
     AdaptiveLaw,
     batch_sd,
     best_common,
@@ -38,8 +39,8 @@ DRAWS = 256
 SEED = 0
 # Of a plain step: DeepSeek-V4-Flash's block of 7 on B300 takes 0.18 of one at one request (vLLM #47808).
 DRAFTING = 0.15
-CAPTURED = 1024  # tokens of a step beyond which engines were measured without captured graphs (vLLM #47808)
-# Mean and sd of the log of how much longer such steps take: 5.1 × (DeepSeek-V4-Flash on B300), 1.3 to 2 × (V4-Pro), none on MI355X.
+# Mean and sd of the log of how much longer steps of more than CAPTURED tokens take: 5.1 × (DeepSeek-V4-Flash on B300),
+# 1.3 to 2 × (V4-Pro), none on MI355X.
 UNCAPTURED = (0.8, 0.6)
 FEWEST_LOADS = 3  # that tell how a step grows, where no plain row does, if they span the tokens of a whole step
 
