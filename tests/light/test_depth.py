@@ -1,5 +1,7 @@
 """The law in layers: what more of them bring, by how a draft drafts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,8 +19,14 @@ def width(draws: np.ndarray) -> float:
     return float(high - low)
 
 
-def own(layers: int, tau: float, **fields: object) -> Observation:
-    base: dict = {"run": f"l{layers}", "target": "T", "method": "eagle3", "lookahead": 5, "provenance": SOURCE}
+def own(layers: int, tau: float, **fields: Any) -> Observation:
+    base: dict[str, Any] = {
+        "run": f"l{layers}",
+        "target": "T",
+        "method": "eagle3",
+        "lookahead": 5,
+        "provenance": SOURCE,
+    }
     return Observation(**base | {"draft_layers": layers, "tokens_per_step": tau} | fields)
 
 
@@ -65,9 +73,9 @@ def test_own_runs_take_the_law_to_themselves() -> None:
 def test_own_rows_of_other_settings_are_no_series() -> None:
     rows = [own(1, 3.0), own(2, 3.5, dataset="other"), own(2, 3.5, method="draft_model")]
     assert not depth.own_series(kinds.EAGLE3, rows)
-    assert depth.own_series(kinds.EAGLE3, [*rows, own(2, 3.2), own(2, 3.4)]) == [
-        DepthSeries((1.0, 2.0), (3.0, pytest.approx(3.3)))
-    ]
+    (series,) = depth.own_series(kinds.EAGLE3, [*rows, own(2, 3.2), own(2, 3.4)])
+    assert series.layers == (1.0, 2.0)
+    assert series.tokens_per_step == pytest.approx((3.0, 3.3))
 
 
 def test_planted_series_teach_their_mean_and_spread() -> None:

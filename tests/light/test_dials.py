@@ -1,5 +1,7 @@
 """What more training tokens and layers bring a head: from own runs or published series, and how far it may be carried."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,8 +19,8 @@ from foredraft.shapes import shape
 SOURCE = Provenance(source="test")
 
 
-def heads(tokens: list[float], taus: list[float], **fields: object) -> list[Observation]:
-    base: dict = {"target": "T", "method": "eagle3", "provenance": SOURCE} | fields
+def heads(tokens: list[float], taus: list[float], **fields: Any) -> list[Observation]:
+    base: dict[str, Any] = {"target": "T", "method": "eagle3", "provenance": SOURCE} | fields
     return [
         Observation(run=f"{i}", draft_tokens=at, tokens_per_step=tau, **base)
         for i, (at, tau) in enumerate(zip(tokens, taus, strict=True))

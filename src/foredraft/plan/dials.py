@@ -73,11 +73,13 @@ def notes(law: Fit, tokens: float, reference: float, layers: int) -> list[str]:
 
 
 def _at(law: Fit, tokens: float) -> Array:
-    accepted = predict_draws(law, draft_tokens=tokens) - 1
+    accepted: Array = predict_draws(law, draft_tokens=tokens) - 1
     if not far_outside(law, draft_tokens=tokens):
         return accepted
     normal = ndtri((np.arange(len(accepted)) + 0.5) / len(accepted))
-    return accepted + run_sd(law, draft_tokens=tokens) * np.random.default_rng(0).permutation(normal)
+    return np.add(
+        accepted, run_sd(law, draft_tokens=tokens) * np.random.default_rng(0).permutation(normal), dtype=np.float64
+    )
 
 
 def layer_gains(kind: Kind, observations: Sequence[Observation], num: int) -> dict[int, Array]:

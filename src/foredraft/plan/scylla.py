@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from foredraft import kinds, shapes
@@ -23,6 +24,7 @@ from foredraft.laws.scylla import BatchTheorem, LogTheorem, published_scylla
 from foredraft.machines import machine
 from foredraft.plan.trees import grown
 
+Counts = NDArray[np.intp]
 PAPER = published_scylla()
 TABLE = PAPER.table_5
 BATCH = np.array(TABLE.batch, dtype=float)
@@ -110,7 +112,7 @@ class Table5Costs:
         r = self.reading
         return _tree_taus(getattr(r, column), r.nodes, r.depth, r.topk)
 
-    def nodes(self, column: str) -> Array:
+    def nodes(self, column: str) -> Counts:
         """Nodes of a column's tree at each batch of the table."""
         r, paths = self.reading, PAPER.theorem_1_3.best_paths(BATCH)
         if column == "eagle2" or r.narrowed == "never":
@@ -129,7 +131,7 @@ class Table5Costs:
         width = np.minimum(self.reading.topk, nodes)
         return BATCH * self.tau(column)[nodes] / server.step_s(BATCH, self.reading.depth, width=width, nodes=nodes)
 
-    def best_nodes(self, column: str) -> Array:
+    def best_nodes(self, column: str) -> Counts:
         """The tree, as deep as the reading's, with the most tokens/s at each batch by the calibrated cost law."""
         server, sizes = self.calibrated(column), np.arange(1, MOST_NODES + 1)
         width = np.minimum(self.reading.topk, sizes)
