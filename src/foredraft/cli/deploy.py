@@ -156,7 +156,7 @@ def simulate(
     from foredraft.deploy.simulate import SimulateSettings, next_commands
     from foredraft.deploy.simulate import simulate as run
 
-    kind = {"method": method} if method else {}
+    kind: dict[str, Any] = {"method": method} if method else {}
     settings = SimulateSettings(engine=engine, accept=accept, cpu=cpu, draft_cost=draft_cost, seed=seed, **kind)
     simulated = run(source, out, settings, target=target, answers=answers)
     for note in simulated.notes:

@@ -197,8 +197,9 @@ def _head(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate:
 
     def is_alike(row: Observation) -> bool:
         measured = shape_of(basis.target, row)
-        alike = measured and measured.head and shape.head and measured.head.kind == shape.head.kind
-        return bool(alike and measured.num_layers == shape.num_layers)
+        if measured is None or measured.head is None or shape.head is None:
+            return False
+        return (measured.head.kind, measured.num_layers) == (shape.head.kind, shape.num_layers)
 
     drafts = {row.draft for row in basis.observations if is_alike(row)}
     if len(drafts) > 1:

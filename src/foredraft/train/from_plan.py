@@ -4,6 +4,8 @@ Promises: sizes and token budgets are the plan's own; the expected tokens per st
 know: how a plan is made.
 """
 
+from typing import Any
+
 from foredraft import kinds
 from foredraft.kinds import ANSWERS_SHARE
 from foredraft.recipe import HEADS, HeadModel, LanguageModel, Prediction, Recipe, Stage
@@ -42,7 +44,7 @@ def _model(draft: DraftChoice) -> LanguageModel | HeadModel:
     if kind is kinds.LM:
         return LanguageModel(params=draft.non_embedding_params)
     if kind.name in HEADS:
-        words = {"draft_vocab": _draft_vocab(draft)} if kind.own_lm_head else {}
+        words: dict[str, Any] = {"draft_vocab": _draft_vocab(draft)} if kind.own_lm_head else {}
         return HEADS[kind.name](layers=draft.num_layers, **words)
     tools = f"; {' or '.join(draft.trained_by)} trains it" if draft.trained_by else ""
     raise ValueError(f"draft.method: foredraft has no recipe for a {kind.label} head{tools}")
