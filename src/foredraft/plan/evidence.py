@@ -13,7 +13,7 @@ from foredraft.laws import acceptance
 from foredraft.laws.acceptance import Lesson, PositionLaw
 from foredraft.laws.adaptive import AdaptiveLaw
 from foredraft.records import Observation, decode
-from foredraft.shapes import Shape, shape
+from foredraft.shapes import Shape, known_name, shape
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -86,7 +86,4 @@ def names(name: str, target: Shape) -> bool:
 
 @cache
 def _params(name: str) -> int | None:
-    try:
-        return shape(name).params
-    except ValueError:
-        return None
+    return shape(name).params if known_name(name) else None

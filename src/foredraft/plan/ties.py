@@ -2,7 +2,7 @@
 
 One rule: of all drafts whose mean log gain lies within SAME_GAIN of the greatest the cheapest is planned, by device-hours of training,
 then by parameters beside the target, then none before one. Among lookaheads of a load the shortest within SAME_SPEED of the best.
-Where another draft gains more by SAME_GAIN in over 1 - DECIDED of the joint draws, the best of such is named as its rival, a draft that
+Where another draft gains more by SAME_GAIN in more than AHEAD of the joint draws, the best of such is named as its rival, a draft that
 further measurements may well prefer. Refuses to know: how gains come about.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SAME_GAIN = RUN_NOISE  # of log gain: two runs of one configuration differ by as much
 SAME_SPEED = RUN_NOISE / 2  # of lookaheads, which share a draft and its costs
-DECIDED = 0.8  # of joint draws
+AHEAD = 0.2  # of joint draws
 
 
 def cheapest(scored: Sequence["Scored"]) -> "Scored":
@@ -36,7 +36,7 @@ def _cost(scored: "Scored") -> tuple[float, float, bool, float]:
 
 
 def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
-    """Of the ranked the best other draft that is ahead of the first by SAME_GAIN in over 1 - DECIDED of the draws, with the shares of draws
+    """Of the ranked the best other draft that is ahead of the first by SAME_GAIN in more than AHEAD of the draws, with the shares of draws
     in which it is ahead and behind by more than that; None where the first is decided.
     """
     best = scored[0]
@@ -45,7 +45,7 @@ def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
             continue
         lead = other.gains - best.gains
         ahead, behind = float(np.mean(lead > SAME_GAIN)), float(np.mean(lead < -SAME_GAIN))
-        if identity(other) != identity(best) and ahead > 1 - DECIDED:
+        if identity(other) != identity(best) and ahead > AHEAD:
             return other, ahead, behind
     return None
 

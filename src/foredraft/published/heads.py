@@ -110,10 +110,7 @@ def model_id(shape: Shape) -> str | None:
 @cache
 def _known(name: str) -> str | None:
     """The name of the shape of a public model; None of one that is not known."""
-    try:
-        return shapes.shape(name).name
-    except ValueError:
-        return None
+    return shapes.shape(name).name if shapes.known_name(name) else None
 
 
 def _bare(name: str) -> str:

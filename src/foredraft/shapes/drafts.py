@@ -63,6 +63,7 @@ PLAIN = {
     "blocks": (), "extra": {}, "weight_format": "bfloat16", "formats": {}, "kv_format": None, "kv_replicated": False, "mtp_blocks": (),
     "vision_params": 0, "notes": (),
 }  # fmt: skip
+WIDTHS = (*range(64, 1024, 64), *range(1024, 32769, 128))  # that `scaled` builds
 LEAST_BODY = 5e4  # non-embedding parameters of the smallest model that `scaled` builds
 
 
@@ -75,7 +76,8 @@ def scaled(target: Shape, params: float) -> Shape:
     """
     if not (math.isfinite(params) and params >= LEAST_BODY):
         raise ValueError(f"params must be at least 5e4 non-embedding parameters, got {params}")
-    widths = (*range(64, 1024, 64), *range(1024, 32769, 128))
+    usual = (params * _aspect(params) / 12) ** (1 / 3)  # of a layer of 12 times its width squared
+    widths = [width for width in WIDTHS if usual / 3 <= width <= 3 * usual] or WIDTHS[:1]
     candidates = [c for hidden in widths for c in _of_width(target, hidden, params)]
     best = min(candidates, key=lambda c: _misfit(c, target, params))
     tied = target.tie_embeddings or best.vocab_size * best.hidden_size > 0.1 * params
@@ -139,10 +141,14 @@ def _switches(target: Shape) -> dict[str, bool]:
     }
 
 
+def _aspect(params: float) -> float:
+    """Width over depth of a model of that size, as the public families have it."""
+    return 64 * 2 ** min(max((math.log10(params) - 8) / 2, 0.0), 1.0)
+
+
 def _misfit(draft: Shape, target: Shape, params: float) -> float:
     """What to minimise: log distances from the usual aspect, the target's MLP and query ratios, above all the size."""
-    doublings = min(max((math.log10(params) - 8) / 2, 0.0), 1.0)
-    aspect = math.log(draft.hidden_size / draft.num_layers / (64 * 2**doublings))
+    aspect = math.log(draft.hidden_size / draft.num_layers / _aspect(params))
     mlp = math.log(draft.intermediate_size / draft.hidden_size / _mlp_ratio(target))
     size = math.log(draft.non_embedding_params / params)
     group = math.log(draft.num_heads / draft.num_kv_heads * target.num_kv_heads / target.num_heads)

@@ -64,12 +64,16 @@ def shape(name: str) -> Shape:
 
     A format in the name (-FP8, -AWQ, -NVFP4, …) is what its weights are stored in, whatever those of the model so named are.
     """
-    known_name = next((_index()[key] for key in _keys(name) if key in _index()), None)
-    if known_name is None:
+    if (public_name := known_name(name)) is None:
         near = _nearest(name)
         message = f"no shape named {name!r}; nearest: {', '.join(near)}"
         raise with_hint(ValueError(message), "foredraft list models; or pass the folder of a Hugging Face config.json")
-    return _built(known_name, format_of_name(name))
+    return _built(public_name, format_of_name(name))
+
+
+def known_name(name: str) -> str | None:
+    """The public model that `name` stands for in `shape`; None where there is none, which is sooner known than what is nearest."""
+    return next((_index()[key] for key in _keys(name) if key in _index()), None)
 
 
 @cache
