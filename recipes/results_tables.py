@@ -1,10 +1,12 @@
-"""Write what was measured into the documents: the whole table into docs/results.md, its headlines into README, so that no number
-is typed twice; with --check, only say whether both are current.
+"""Write what was measured into the documents: the whole table into docs/results.md, its headlines and a plan as it is printed into README, so
+that no number is typed twice; with --check, only say whether both are current.
 
 python recipes/results_tables.py [--check] [ROOT]
 """
 
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ RIVALS = {
     "of 2.65 M tokens of answers": ("eagle2-long-d2.65M", "eagle3-long-d2.65M"),
 }
 FORMATS = {"relative_error": ".1%", "error": ".3f"}
-START, END = "<!-- results -->\n", "<!-- /results -->"
+PLAN = "plan", "Llama-3.1-8B", "-m", "H100", "-c", "1,8,64", "--device-hour", "2.5"
 
 
 def table() -> str:
@@ -251,19 +253,30 @@ def _over(speeds: dict[str, Any], peer: str) -> dict[str, float]:
     return next(speed for name, speed in speeds.items() if name == f"{peer}/plain")
 
 
-def current(document: str, text: str) -> str:
-    """`document` with `text` between its marks."""
-    before, after = document.split(START)
-    return before + START + text + END + after.split(END)[1]
+def printed_plan() -> str:
+    """A plan as the command line prints it."""
+    done = subprocess.run([sys.executable, "-m", "foredraft", *PLAN], capture_output=True, text=True, check=True)
+    lines = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    return f"```\n$ foredraft {' '.join(PLAN)}\n{lines}\n```\n"
+
+
+def current(document: str, parts: Mapping[str, str]) -> str:
+    """`document` with each text between the marks of its name."""
+    for name, text in parts.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, after = document.split(start)
+        document = before + start + text + end + after.split(end)[1]
+    return document
 
 
 def main(*words: str) -> None:
     root = next((Path(word) for word in words if not word.startswith("--")), ROOT)
-    for path, text in ((root / "README.md", headlines()), (root / "docs" / "results.md", table())):
+    readme = {"plan": printed_plan(), "results": headlines()}
+    for path, parts in ((root / "README.md", readme), (root / "docs" / "results.md", {"results": table()})):
         document = path.read_text(encoding="utf-8")
         if "--check" not in words:
-            write_bytes(path, current(document, text).encode())
-        elif current(document, text) != document:
+            write_bytes(path, current(document, parts).encode())
+        elif current(document, parts) != document:
             raise SystemExit(f"{path}: its figures are not those of results/; run make results")
 
 

@@ -237,6 +237,29 @@ def test_fit_says_what_is_missing(tmp_path: Path) -> None:
     assert "draft_layers" in reply["lacking"]["law_1_2"]
 
 
+def test_fit_prints_one_table_or_one_law_and_draws_on_demand(tmp_path: Path) -> None:
+    rows = "".join(f"T{i},eagle3,1e{8 + j},{2.5 + 0.1 * i + 0.5 * j}\n" for i in range(60) for j in range(3))
+    (tmp_path / "runs.csv").write_text("target,method,draft_tokens,tau\n" + rows)
+    every = foredraft("fit", str(tmp_path / "runs.csv"), "--draws", "20", "--out", str(tmp_path / "out"))
+    assert every.returncode == 0, every.stderr
+    assert every.stdout.count("law_1_1") <= 40
+    assert "more fits, of fewer observations" in every.stdout
+    assert len(every.stdout.splitlines()) < 100
+    assert len(list((tmp_path / "out").glob("Fit.*.json"))) >= 60
+    assert not list((tmp_path / "out").glob("*.png"))
+    whole = foredraft("fit", str(tmp_path / "runs.csv"), "--draws", "20", "--law", "law_1_1").stdout
+    assert whole.count("domain draft_tokens") == 60
+
+
+def test_without_matplotlib_documents_are_written_and_a_line_says_how_to_draw(tmp_path: Path) -> None:
+    with patch.dict(sys.modules, {"matplotlib": None}):
+        done = foredraft(*PLAN, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "no figures: they need matplotlib (pip install 'foredraft[plot]')" in done.stderr
+    assert (tmp_path / "Plan.json").is_file()
+    assert not list(tmp_path.glob("*.png"))
+
+
 def test_validate_judges_a_table_and_counts_what_it_lacks(tmp_path: Path) -> None:
     rows = "".join(f"M,eagle3,{k},{1 + sum(0.7**i for i in range(1, k + 1)):.4f}\n" for k in (1, 2, 4, 6))
     (tmp_path / "al.csv").write_text("target,method,k,mean_acceptance_length\n" + rows + "N,eagle3,5,3.1\n")

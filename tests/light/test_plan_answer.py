@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from foredraft.kinds import EAGLE3
 from foredraft.laws.cost import serve
 from foredraft.machines import machine
 from foredraft.plan.candidate import training_dtype, training_rate
@@ -258,8 +259,11 @@ def test_a_first_token_that_may_queue_or_not_is_not_told():
 
 def test_what_stands_behind_a_plan_is_said(head_plan):
     assert head_plan.trust is not None
-    known = plan(PUBLIC, H100, LOAD, HEADS).trust
+    at_hand = plan(PUBLIC, H100, LOAD, HEADS, draft=EAGLE3.shape(PUBLIC))
+    known, action = at_hand.trust, at_hand.action
     assert known is not None
+    assert action is not None
+    assert action.verb == "use"
     assert " public rows of " in known.acceptance
     assert " drafts of Llama-3.1-8B" in known.acceptance
     assert "vLLM on H100-SXM-80GB" in head_plan.trust.costs

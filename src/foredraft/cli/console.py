@@ -68,12 +68,14 @@ def print_json(record: Any) -> None:
 
 
 def print_blocks(blocks: Iterable[Any], width: int = WIDTH) -> None:
-    """Tables and texts on stdout, to the terminal's width, or to `width` columns into a pipe or file."""
+    """Tables and texts on stdout, to the terminal's width, or to `width` columns into a pipe or file; bare strings as they are, for commands
+    that are copied.
+    """
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else width)
     for block in blocks:
-        console.print(block)
+        console.print(block, soft_wrap=isinstance(block, str), markup=False)
 
 
 def progress_bar() -> "Progress":

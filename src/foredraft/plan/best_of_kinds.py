@@ -42,13 +42,13 @@ def label_of(choice: DraftChoice) -> str:
 
 def edges(weighed: Sequence[Candidate], choice: DraftChoice) -> dict[str, str]:
     """Of the size and the training tokens of a draft to be trained, those that are the most or the least of all that were searched of its
-    kind; a size alone is no edge.
+    kind; heads have no sizes to search.
     """
     if not choice.training_flops:
         return {}
     peers = [candidate.choice for candidate in weighed if label_of(candidate.choice) == label_of(choice)]
     ends: dict[str, str] = {}
-    for dial in DIALS:
+    for dial in DIALS if choice.kind == kinds.LM.role else DIALS[1:]:
         values = sorted({value for peer in peers if peer.training_flops and (value := getattr(peer, dial)) is not None})
         if len(values) > 1 and getattr(choice, dial) in (values[0], values[-1]):
             ends[dial] = "most" if getattr(choice, dial) == values[-1] else "least"

@@ -17,7 +17,7 @@ from foredraft.plan.levels import level_of
 from foredraft.plan.problem import Mode, Problem
 from foredraft.plan.search import Scored
 from foredraft.plan.study import on_target
-from foredraft.records import Observation, Trust
+from foredraft.records import DraftChoice, Observation, Trust
 from foredraft.shapes.formats import number_format
 
 WORDS = {
@@ -45,31 +45,45 @@ def trust(problem: Problem, best: Scored, own: Sequence[Observation]) -> Trust:
 
 
 def _acceptance(problem: Problem, best: Scored, own: Sequence[Observation]) -> str:
-    """Own rows of the draft's kind on the target, else public ones, else those of other targets."""
-    target = problem.target
-    if best.candidate is None:
+    """Own rows of the draft's kind on the target, else public ones; else those of the target's other drafts, and of other targets."""
+    target, candidate = problem.target.name, best.candidate
+    if candidate is None:
         return "no draft is run"
-    if best.candidate.study_range:
-        return best.candidate.study_range.note
-    for whose, rows in (("own", own), ("public", evidence.observations())):
-        alike = [row for row in rows if _speaks(row, best)]
-        here = [row for row in alike if on_target(row, target)]
-        if here:
-            heats = ", ".join(f"{heat:g}" for heat in sorted({row.temperature or 0.0 for row in here}))
-            documents = len({published.document(row.provenance.source) for row in here})
-            told = f" from {documents} document{'s' * (documents > 1)}" if whose == "public" else ""
-            return f"{len(here)} {whose} rows of {label(best)} drafts of {target.name}{told}, at temperature {heats}"
-    targets = len({row.target for row in alike})
-    return (
-        f"none of {label(best)} drafts of {target.name}: taken from {len(alike)} public rows of {targets} other targets"
+    if candidate.study_range:
+        return candidate.study_range.note
+    told = {
+        whose: [row for row in rows if _tells(row)]
+        for whose, rows in (("own", own), ("public", evidence.observations()))
+    }
+    here = {whose: [row for row in rows if on_target(row, problem.target)] for whose, rows in told.items()}
+    for whose, rows in here.items():
+        if alike := [row for row in rows if _is_like(row, candidate.choice)]:
+            heats = ", ".join(f"{heat:g}" for heat in sorted({row.temperature or 0.0 for row in alike}))
+            documents = len({published.document(row.provenance.source) for row in alike})
+            source = f" from {documents} document{'s' * (documents > 1)}" if whose == "public" else ""
+            return f"{len(alike)} {whose} rows of {label(best)} drafts of {target}{source}, at temperature {heats}"
+    others = sorted(
+        {
+            kinds.of_method(row.method).label
+            for row in here["public"]
+            if kinds.role_of(row.method) == candidate.choice.kind
+        }
     )
+    elsewhere = [row for row in told["public"] if _is_like(row, candidate.choice)]
+    near = [f"{', '.join(others)} of {target}"] if others else []
+    near += (
+        [f"{len(elsewhere)} public rows of {len({row.target for row in elsewhere})} other targets"] if elsewhere else []
+    )
+    return f"none of {label(best)} drafts of {target}; taken from {' and '.join(near) or 'drafts of other kinds'}"
 
 
-def _speaks(row: Observation, best: Scored) -> bool:
-    """Whether a row says how much is accepted of drafts of the kind."""
-    if best.candidate is None or not (row.tokens_per_step or row.survival or row.accept_prob is not None):
-        return False
-    kind, choice = kinds.of_method(row.method), best.candidate.choice
+def _tells(row: Observation) -> bool:
+    """Whether a row says how much is accepted of a draft."""
+    return row.method != "none" and bool(row.tokens_per_step or row.survival or row.accept_prob is not None)
+
+
+def _is_like(row: Observation, choice: DraftChoice) -> bool:
+    kind = kinds.of_method(row.method)
     return kind.role == choice.kind and (choice.method is None or kind.name == choice.method)
 
 

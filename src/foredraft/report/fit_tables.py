@@ -17,6 +17,7 @@ from foredraft.report.terminal import Blocks, Titled
 
 MOST_ROWS = 40  # of the table of all laws: those of the most observations; --law and --out have the others
 LEVEL = 0.9
+SYMBOLS = {"temperature": "T", "lookahead": "k", "draft_tokens": "D", "draft_layers": "L", "tree_nodes": "w"}
 
 
 def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
@@ -24,11 +25,11 @@ def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
     laws that no data support, in a line.
     """
     best, shown = best_by_pool(fits), _shown(fits)
-    table = Titled("Laws (90 % intervals)", "law", "pool", "runs", "main parameter", "error held out", "chosen")
+    table = Titled("Laws (90 % intervals)", "law", "pool", "runs", "main parameter", "held out", "chosen")
     for fit in shown:
         chosen = "yes" if fit is best.get((pool_of(fit), fit.output)) else ""
         error = "–" if fit.held_out_error is None else f"{fit.held_out_error:.3g}"
-        table.add_row(fit.law, pool_of(fit), str(fit.num_clusters), _main(fit), error, chosen)
+        table.add_row(fit.law, _short(pool_of(fit)), str(fit.num_clusters), _main(fit), error, chosen)
     notes = []
     if len(fits) > len(shown):
         notes.append(
@@ -65,6 +66,14 @@ def law_tables(law: str, fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blo
     if missing:
         blocks.append(Text("not fitted:\n" + "\n".join(missing), style="dim"))
     return blocks
+
+
+def _short(pool: str) -> str:
+    """A pool without the names of fields that their values tell."""
+    parts = (part.partition("=") for part in pool.split(", "))
+    return ", ".join(
+        f"{SYMBOLS[name]} {float(value):g}" if name in SYMBOLS else value or name for name, _, value in parts
+    )
 
 
 def _shown(fits: Sequence[Fit]) -> list[Fit]:

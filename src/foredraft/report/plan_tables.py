@@ -20,19 +20,19 @@ LEVELS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "rate": "rate"}
 
 def plan_tables(plan: Plan, out: Path | None = None) -> Blocks:
     """The plan in the order in which it is read; `out`: the folder that it was written to."""
-    blocks: Blocks = [
-        Text(headline(plan), style="bold"),
-        Text(next_commands(plan, out), no_wrap=True, overflow="ignore"),
-    ]
+    blocks: Blocks = [Text(headline(plan), style="bold")]
+    if commands := next_commands(plan, out):
+        blocks.append(commands)
     blocks += [_kinds(plan), _schedule(plan), *length_table(plan)]
     if plan.costs:
         blocks.append(_costs(plan, plan.costs))
+    blocks.append(Text("\n" + "\n".join(_trust(plan))))
     if plan.next_runs:
         table = Titled("What would narrow this plan most per device-hour", "run", "removes", "costs")
         for run in plan.next_runs:
             table.add_row(run.run, f"{run.narrows:.0%} of the width", device_time(run.gpu_hours))
         blocks.append(table)
-    return [*blocks, Text("\n" + "\n".join(_trust(plan))), Text("\n".join(_notes(plan)), style="dim")]
+    return [*blocks, Text("\n" + "\n".join(_notes(plan)), style="dim")]
 
 
 # --- The first lines ---
@@ -55,11 +55,11 @@ def _first(plan: Plan) -> str:
     if draft is None:
         return f"nothing: {action.why if action else 'no draft pays at these loads'}"
     verb = action.verb if action else "train" if draft.training_flops else "use"
-    text = f"{verb}: {describe(draft)} for {plan.target}"
+    text = f"{verb}: {describe(draft)}, for {plan.target}"
     if verb == "nothing":
         return f"nothing: {action.why if action else ''}"
     if verb != "train":
-        return f"{verb}: {describe(draft, short=True)}, for {plan.target}" + (f" ({action.why})" if action else "")
+        return f"{verb}: {describe(draft)}, for {plan.target}" + (f" ({action.why})" if action else "")
     spent = f" ({plan.costs.spent:,.0f} in money)" if plan.costs and plan.costs.spent is not None else ""
     trainer = f", {action.why}" if action and not action.commands else ""
     return f"{text}, on {count(draft.draft_tokens)} tokens: {device_time(draft.training_gpu_hours)}{spent}{trainer}"
@@ -123,12 +123,10 @@ def _kinds(plan: Plan) -> Titled:
     """The best draft of each kind, the chosen one first."""
     table = Titled("The best of each kind", "best of a kind", "trained on", "mean gain", "lost by")
     if plan.draft:
-        table.add_row(
-            describe(plan.draft, short=True), _dials(plan.draft, plan.edges), interval(plan.speedup, ".2f"), "chosen"
-        )
+        table.add_row(describe(plan.draft), _dials(plan.draft, plan.edges), interval(plan.speedup, ".2f"), "chosen")
     for lost in plan.runners_up:
         table.add_row(
-            describe(lost.draft, short=True), _dials(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
+            describe(lost.draft), _dials(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
         )  # fmt: skip
     return table
 
@@ -179,7 +177,10 @@ def _costs(plan: Plan, costs: CostSheet) -> Titled:
     """What the draft costs to get and what it saves."""
     priced = costs.spent is not None and costs.train_device_hour is not None
     table = Titled(
-        f"Costs (training on {costs.devices}×{costs.machine})", "what", "device time", *(["money"] if priced else [])
+        f"Costs (training on {costs.devices}×{costs.machine})" if costs.hours else "Costs",
+        "what",
+        "device time",
+        *(["money"] if priced else []),
     )
     parts = {
         f"{plan.target} answers prompts, {count(costs.answer_tokens)} tokens": costs.answers_hours,
@@ -212,7 +213,8 @@ def _days(days: float) -> str:
 def _trust(plan: Plan) -> Iterator[str]:
     """What was measured near the plan, and what is taken beyond it; N*, with what end of the search it lies at."""
     if plan.trust:
-        yield f"measured: acceptance, {plan.trust.acceptance}; speed, {plan.trust.costs}"
+        yield f"measured near this, of acceptance: {plan.trust.acceptance}"
+        yield f"measured near this, of speed: {plan.trust.costs}"
         if plan.trust.beyond:
             yield f"extrapolated: {'; '.join(plan.trust.beyond)}"
     if size := plan.continuous_params:
@@ -220,8 +222,7 @@ def _trust(plan: Plan) -> Iterator[str]:
         theory = f"; SDSL's tokens per FLOP: {count(plan.theory_params)}" if plan.theory_params else ""
         low, value, high = (count(number) for number in (size.low, size.value, size.high))
         nearest = "; ".join(
-            f"{describe(draft, short=True)}, {draft.num_layers} layers of {draft.hidden_size}"
-            for draft in plan.buildable
+            f"{describe(draft)}, {draft.num_layers} layers of {draft.hidden_size}" for draft in plan.buildable
         )
         yield f"best independent model: N* {value} [{low}, {high}] parameters{edge}{theory}" + (
             f"; nearest: {nearest}" if nearest else ""
@@ -241,8 +242,6 @@ def _notes(plan: Plan) -> Iterator[str]:
     yield from (f"assumes: {note}" for note in plan.assumptions)
 
 
-def describe(draft: DraftChoice, *, short: bool = False) -> str:
-    """A draft in a few words."""
-    if not draft.params:
-        return draft.name
-    return f"{draft.name}, {count(draft.params)}" if short else f"{draft.name} of {count(draft.params)} parameters"
+def describe(draft: DraftChoice) -> str:
+    """A draft by name and size."""
+    return f"{draft.name}, {count(draft.params)}" if draft.params else draft.name

@@ -36,8 +36,9 @@ def lede(plan: Plan) -> str:
     what = f"For {plan.target} on {machine}, "
     if plan.draft is None or not any(step.lookahead for step in plan.schedule):
         return what + "the plan is to decode without a draft: no candidate gained anything."
+    verb = f"to {plan.action.verb} " if plan.action else ""
     return (
-        f"{what}the plan is {_long_name(plan.draft)}. Weighted over the loads asked for, it should gain "
+        f"{what}the plan is {verb}{_long_name(plan.draft)}. Weighted over the loads asked for, it should gain "
         f"{number(plan.speedup)} {plan.speedup.unit}; the bracket is a {style.percent(plan.speedup.level)} interval."
     )
 
