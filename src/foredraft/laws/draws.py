@@ -105,7 +105,7 @@ class WeightedPoints:
         bins = np.empty(len(weights), dtype=np.intp)
         bins[by_first] = np.minimum((middles * BINS).astype(np.intp), BINS - 1)
         order = np.lexsort((second, bins))
-        masses = np.bincount(bins, weights, minlength=BINS)
+        masses = np.asarray(np.bincount(bins, weights, minlength=BINS), dtype=np.float64)
         return cls(order, np.cumsum(weights[order]), np.cumsum(masses) - masses, masses)
 
     def at(self, first: Array, second: Array) -> NDArray[np.intp]:

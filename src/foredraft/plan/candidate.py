@@ -106,7 +106,7 @@ class SizeAcceptance:
         for i, predicted in enumerate(self._predicted):
             here = which == i
             eta = predicted.centre if "data" in frozen else quantiles(predicted.draws, data[here])
-            scatter = 0.0 if "draft" in frozen else predicted.sd * run[here]
+            scatter = np.zeros(here.sum()) if "draft" in frozen else predicted.sd * run[here]
             level[here] = logit(np.clip(predicted.inverse(eta + scatter), 1e-4, 1 - 1e-4))
         if "loss law" in frozen:
             centre = level.mean()
@@ -122,7 +122,8 @@ class SizeAcceptance:
         predicted = []
         for fitted in self.fits:
             law = forms.law_named(fitted.law)
-            centre, *draws = law.linear([law.theta(fitted.parameters), *fitted.draws], **self.inputs)
+            vectors = np.array([law.theta(fitted.parameters), *fitted.draws])
+            centre, *draws = law.linear(vectors, **self.inputs)
             sd = run_sd(fitted, **self.inputs)
             predicted.append(_Predicted(float(centre), np.array(draws), sd, law.link.inverse))
         return tuple(predicted)

@@ -80,7 +80,7 @@ def _speedup(figure: Any, plan: Plan) -> None:
     ends = style.values(step.speedup for step in plan.schedule)
     _band(axes, loads, ends, f"{_level(plan)} interval")
     axes.axhline(1, color=BLACK, lw=1, ls="--", label="no speculation")
-    axes.plot(loads, ends[0], "o-", color=BLUE, label="median of the plan")
+    axes.plot(loads, ends[0], "o-", color=BLUE, label="the plan")
     for step, load, value in zip(plan.schedule, loads, ends[0], strict=True):
         _note(axes, _mode(step), load, value, (0, 7), "center", "bottom")
     style.load_axis(axes, loads.tolist())
@@ -109,7 +109,7 @@ def _tokens_per_step(figure: Any, plan: Plan) -> None:
     ends = style.values(step.tokens_per_step for step in plan.schedule)
     _band(tau, loads, ends, f"{_level(plan)} interval")
     tau.axhline(1, color=BLACK, lw=1, ls="--", label="no speculation")
-    tau.plot(loads, ends[0], "o-", color=BLUE, label="median τ, bonus token included")
+    tau.plot(loads, ends[0], "o-", color=BLUE, label="τ, bonus token included")
     tau.set_ylabel(f"τ, {plan.schedule[0].tokens_per_step.unit}")
     lookahead = [step.lookahead for step in plan.schedule]
     dial.step(loads, lookahead, "o-", where="mid", color=VERMILION, label="lookahead k")
