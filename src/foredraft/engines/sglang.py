@@ -85,8 +85,12 @@ class SGLang(ServingEngine):
 
     def launched(self, settings: Mapping[str, Any], kind: Kind, folder: str) -> dict[str, Any]:
         """The script gives the draft's folder, wherever it lies."""
+        algorithm = kind.engine_names[self.name]
         flags = {flag: value for flag, value in settings.items() if flag not in (_ALGORITHM, _DRAFT)}
-        return {_ALGORITHM: kind.engine_names[self.name], **flags}
+        if algorithm in _BLOCKS and _STEPS in flags:
+            flag, before = _BLOCKS[algorithm]
+            flags = {flag: flags[_STEPS] + before}
+        return {_ALGORITHM: algorithm, **flags}
 
     def lookahead(self, settings: Mapping[str, Any]) -> int:
         if settings.get(_ALGORITHM) in _BLOCKS:
