@@ -304,3 +304,16 @@ def test_layers_of_the_targets_checkpoint_need_no_path():
     config, _ = settings_of("TinyLlama-1.1B", shape("Qwen2.5-7B"), "vllm", vocab_overlap=0.7)
     assert config["use_heterogeneous_vocab"] is True
     assert config["model"] == "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+
+
+def test_a_chain_is_launched_as_a_block_where_the_draft_drafts_blocks():
+    sglang = ENGINES["sglang"]
+    for kind, flag, tokens in (
+        (kinds.DFLASH, "--speculative-num-draft-tokens", 6),
+        (kinds.DSPARK, "--speculative-dspark-block-size", 5),
+        (kinds.EAGLE3, "--speculative-num-steps", 5),
+    ):
+        launched = sglang.launched(sglang.chain(5), kind, "draft")
+        assert (launched["--speculative-algorithm"], launched[flag]) == (kind.engine_names["sglang"], tokens)
+        assert sglang.lookahead(launched) == 5
+        assert not list(sglang.settings_faults(launched, kind))
