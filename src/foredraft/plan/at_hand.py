@@ -207,7 +207,14 @@ def _head(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate:
             f"{shape.name}: {len(drafts)} drafts of its kind and depth were measured ({', '.join(sorted(map(str, drafts))[:3])}, …); "
             "give --observations of this one alone"
         )
-    level = level_of(basis, draft.kind, layers=shape.num_layers, draft=draft.hub_id)
+    level = level_of(
+        basis,
+        draft.kind,
+        layers=shape.num_layers,
+        draft=draft.hub_id,
+        context=shape.max_position_embeddings,
+        alike=is_alike,
+    )
     return at(level, _choice(basis, draft), shape)
 
 

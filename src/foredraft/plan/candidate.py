@@ -76,7 +76,7 @@ class CurveAcceptance:
         picked = quantiles(self.gain, stratified(num, rng))
         base = np.tile(self.posterior.median_accept, (num, 1)) if "draft" in frozen else drawn
         gain = np.full(num, np.median(self.gain)) if "data" in frozen else picked
-        return moved(base, _level_shift(self.posterior.median_accept, gain))
+        return moved(base, level_shift(self.posterior.median_accept, gain))
 
 
 class _Predicted(NamedTuple):
@@ -140,7 +140,7 @@ def _logit(accept: Array) -> Array:
     return np.log(inside / (1 - inside))
 
 
-def _level_shift(accept: Array, gain: Array) -> Array:
+def level_shift(accept: Array, gain: Array) -> Array:
     """The move of the logits of `accept` [K] that multiplies τ - 1 by each `gain` [S]."""
     shifts = np.linspace(-4, 4, 161)
     accepted = np.cumprod(moved(np.tile(accept, (len(shifts), 1)), shifts), axis=1).sum(axis=1)

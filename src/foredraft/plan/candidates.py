@@ -18,10 +18,10 @@ from foredraft import kinds, shapes
 from foredraft.engines import USUAL
 from foredraft.laws import forms
 from foredraft.laws.fit import fit
-from foredraft.plan import evidence, from_study, levels
-from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, choice
-from foredraft.plan.heads import heads
-from foredraft.plan.levels import any_draft, level_of
+from foredraft.plan import evidence, from_study
+from foredraft.plan.candidate import Candidate, SizeAcceptance, choice
+from foredraft.plan.heads import at, heads
+from foredraft.plan.levels import Moved, any_draft, from_the_mix, level_of, measured_level
 from foredraft.plan.study import Study, on_target, study_of
 from foredraft.published.heads import model_id
 from foredraft.records import DraftChoice, Fit, Machine, Observation
@@ -50,6 +50,8 @@ class Basis:
     temperature: float
     task: str | None = None
     engine: str = USUAL.name
+    lengths: tuple[float, float] | None = None
+    without: frozenset[str] = evidence.NOTHING
 
     @cached_property
     def models(self) -> Study | None:
@@ -99,8 +101,8 @@ def _models(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
 def _studied_models(basis: Basis, study: Study) -> tuple[list[Candidate], dict[str, str]]:
     models, missing = from_study.models(study, basis.machine)
     for shape in public(basis.target):
-        if curve := levels.curve(basis, levels.named(shape)):
-            models.append(Candidate(_public_choice(shape, basis.machine), shape, CurveAcceptance(curve)))
+        if level := measured_level(basis, kinds.LM, shape):
+            models.append(at(level, _public_choice(shape, basis.machine), shape))
         else:
             missing[f"{shape.name} (public)"] = "an own study speaks for models, and it did not measure this one"
     return models, missing
@@ -144,8 +146,8 @@ def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
     flops = 3 * shape.flops_per_token(0) * tokens if tokens else 0.0
     training_tokens = tokens or shape.training_tokens
     draft = choice(kinds.LM.label, shape, machine, tokens, flops) if tokens else _public_choice(shape, machine)
-    if not tokens and (curve := levels.curve(basis, levels.named(shape))):
-        return Candidate(draft, shape, CurveAcceptance(curve))
+    if not tokens and (level := measured_level(basis, kinds.LM, shape)):
+        return at(level, draft, shape)
     if not (target.training_tokens and training_tokens):
         unknown = target.name if not target.training_tokens else shape.name
         raise ValueError(
@@ -159,7 +161,7 @@ def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
         "target_tokens": target.training_tokens,
     }
     outside = {field for law in laws for field, (low, high) in law.domain.items() if not low <= inputs[field] <= high}
-    accept = SizeAcceptance(laws, inputs, any_draft(kinds.LM.prior))
+    accept = Moved(SizeAcceptance(laws, inputs, any_draft(kinds.LM.prior)), from_the_mix(basis, kinds.LM))
     return Candidate(draft, shape, accept, tuple(sorted(outside)))
 
 
@@ -190,5 +192,4 @@ def _as_alpha(row: Observation) -> Observation | None:
 
 def lookup(basis: Basis) -> Candidate:
     """Prompt lookup, without training or model."""
-    level = level_of(basis, kinds.NGRAM)
-    return Candidate(LOOKUP, None, level.acceptance, level.extrapolates)
+    return at(level_of(basis, kinds.NGRAM), LOOKUP, None)

@@ -61,12 +61,14 @@ def public(basis: Served, kind: Kind) -> list[Candidate]:
     for head in made_for_it:
         shape = head.shape(basis.target)
         if name := _measured_as(basis, head):
-            weighed.append(_public(basis, head, shape, level_of(basis, kind, layers=shape.num_layers, draft=name)))
+            level = level_of(basis, kind, layers=shape.num_layers, draft=name, context=shape.max_position_embeddings)
+            weighed.append(_public(basis, head, shape, level))
         else:
             unmeasured.setdefault(shape.num_layers, []).append(head)
     for depth, (first, *others) in unmeasured.items():
-        level = level_of(basis, kind, layers=depth)
-        weighed.append(_public(basis, first, first.shape(basis.target), level, others))
+        shape = first.shape(basis.target)
+        level = level_of(basis, kind, layers=depth, context=shape.max_position_embeddings)
+        weighed.append(_public(basis, first, shape, level, others))
     return weighed
 
 
@@ -126,11 +128,11 @@ def _at_budgets(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, s
             gain = tuple(dials.tokens_gain(law, tokens, REFERENCE_TOKENS) * layer_gain)
             notes = dials.notes(law, tokens, REFERENCE_TOKENS, num_layers)
             outside = (*level.extrapolates, *dials.tokens_outside(law, tokens, REFERENCE_TOKENS))
-            gained = replace(level, acceptance=replace(level.acceptance, gain=gain), extrapolates=outside)
+            gained = replace(level.gained(gain), extrapolates=outside)
             trained.append(at(gained, draft, shape, *notes))
     return trained, missing
 
 
 def at(level: Level, draft: DraftChoice, shape: Shape | None, *notes: str) -> Candidate:
     """The draft as its level has it."""
-    return Candidate(draft, shape, level.acceptance, level.extrapolates, notes=notes)
+    return Candidate(draft, shape, level.acceptance, level.extrapolates, notes=(level.source, *level.notes, *notes))

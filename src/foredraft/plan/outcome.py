@@ -81,6 +81,8 @@ def outcome(
         if num is not None:
             drafted, bare = problem.scatter(num)[:, pairs.loads]
             load, plain = _sped(load, np.where(depth > 0, drafted, bare)), _sped(plain, bare)
+    elif num is not None:
+        load = _sped(load, np.where(depth > 0, problem.reported(num), 1.0))
     latency = problem.settings.objective == "latency"
     speedup = plain.tpot_s / load.tpot_s if latency else load.output_tok_s / plain.output_tok_s
     lift = _lift(problem, candidate, load, plain, tau, depth)

@@ -71,6 +71,7 @@ def plan(
         workload.temperature,
         workload.task,
         options.engine,
+        (workload.input_len, workload.output_len),
     )
     if draft:
         everybody, size, nearest = [weighed(basis, draft)], None, ()

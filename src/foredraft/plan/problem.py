@@ -22,6 +22,7 @@ from foredraft.laws.draws import Lattice, normals
 from foredraft.laws.own_costs import UNEVEN, OwnCosts
 from foredraft.laws.passes import Layout
 from foredraft.plan.candidate import Candidate
+from foredraft.plan.cells import conditions
 from foredraft.plan.served import Place, alike
 from foredraft.plan.terms import Terms
 from foredraft.records import DraftChoice, Machine, Record, Workload
@@ -196,6 +197,10 @@ class Problem:
             return np.exp(sds * np.reshape([normals(num, rng) for _ in range(2 * num_loads)], (2, num_loads, num)))
 
         return self._once(("scatter", num), drawn)
+
+    def reported(self, num: int) -> Array:
+        """How far a server's speed with a draft may lie off the cost law where no own row says, as factors [S]."""
+        return np.exp(conditions().report_sd * normals(num, Lattice(self.settings.seed, DEVIATION, ACCEPTANCE)))
 
     def accept(self, candidate: Candidate, num: int, frozen: frozenset[str] = NOTHING) -> Array:
         """Draws of accept_given_prefix [S, K]; the same uniforms for every draft of a kind."""

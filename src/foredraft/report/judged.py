@@ -28,10 +28,20 @@ def _covered(summary: Mapping[str, Any], kind: str) -> str:
     return "" if share is None else f", {share:.0%} in the 90 % interval"
 
 
+def _gain_words(summary: Mapping[str, Any]) -> str:
+    words = f"speedups from names alone: median error {summary['gain_median_error']:.0%}, worst {summary['gain_worst_error']:.0%}"
+    words += f" over {summary['gain_rows']} rows{_covered(summary, 'gain')}"
+    if rows := summary.get("speculate_or_not_rows"):
+        words += f"; whether to speculate right in {summary['speculate_or_not_right']:.0%} of {rows} rows beyond ±5 %"
+    return words
+
+
 def _named(name: str, validation: Validation, summary: Mapping[str, Any]) -> Blocks:
     """What follows from names alone: point by point where they are few, and medians, worst and coverage."""
     blocks: Blocks = []
-    points = [(p.quantity, p) for p in validation.named] + [("speedup", p) for p in validation.ladders]
+    points = [(p.quantity, p) for p in validation.named] + [("speedup", p) for p in validation.gains]
+    stated = [p for p in validation.ladders if p not in validation.gains]
+    points += [("speedup, with its τ", p) for p in stated]
     if len(points) <= FEW_POINTS:
         table = Titled(
             f"{name}: from names alone", "setting", "load", "quantity", "measured", "predicted", "90 % interval", "off"
@@ -69,7 +79,7 @@ def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, st
             blocks.append(table)
         for kind, what, points in (
             ("tree_ratio", "ratio of trees with their τ, from rows known as above", validation.trees),
-            ("ladder_ratio", "ratio by batch from shape and machine", validation.ladders),
+            ("ladder_ratio", "ratio by batch from shape, machine and τ", validation.ladders),
         ):
             if points:
                 blocks.append(
@@ -77,7 +87,9 @@ def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, st
                         f"{name}: {what}: mean error {summary[f'{kind}_error']:.1%} over {len(points)} rows{_covered(summary, kind)}\n"
                     )
                 )
-        if validation.named or 0 < len(validation.ladders) <= FEW_POINTS:
+        if validation.gains:
+            blocks.append(Text(f"{name}: {_gain_words(summary)}\n"))
+        if validation.named or 0 < len(validation.gains) <= FEW_POINTS:
             blocks += _named(name, validation, summary)
         notes = [f"{count} rows lack {what}" for what, count in validation.lacking.items()] + [
             f"assumed: {note}" for note in validation.assumed

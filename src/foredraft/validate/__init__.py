@@ -28,9 +28,16 @@ def validate(
     """
     law = evidence.position_law(evidence.documents(list(rows)))
     parts = [curves.judge(rows, law)]
-    parts += [kind.judge(rows, law, machine, advance) for kind in (throughput, ladders)]
+    parts += [throughput.judge(rows, law, machine, advance), ladders.judge(rows, machine, advance)]
     validation = merge([*parts, names.judge(rows, machine, advance)])
-    if not (validation.curves or validation.ratios or validation.trees or validation.ladders or validation.named):
+    if not (
+        validation.curves
+        or validation.ratios
+        or validation.trees
+        or validation.ladders
+        or validation.gains
+        or validation.named
+    ):
         lacking = "; ".join(f"{n} rows lack {what}" for what, n in validation.lacking.items())
         usual = "needs rows of τ at several k, of throughput by load and k, or of speedup with τ"
         raise with_hint(ValueError(f"no prediction can be judged: {lacking or usual}"), COLUMNS_HELP)

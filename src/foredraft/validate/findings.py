@@ -10,6 +10,7 @@ from msgspec import field
 from foredraft.records import Observation, Record
 
 KNOWN_LOOKAHEAD = 2  # what a prediction may look at: a quick run at one and two draft tokens
+MATTERS = 0.05  # a measured gain nearer to 1 than that says neither to speculate nor not to
 
 
 class CurvePoint(Record, frozen=True):
@@ -72,8 +73,8 @@ QUANTITIES = ("plain tokens/s", "TTFT in s", "KV cache tokens")
 class Validation(Record, frozen=True):
     """What was judged, and what could not be: `lacking` counts rows by what they lack, `assumed` names what was filled in.
 
-    `ratios` are chains beyond the known lookaheads, `trees` the same of trees with their measured τ, `ladders` speedups and `named`
-    other figures from shape and machine alone.
+    `ratios` are chains beyond the known lookaheads, `trees` the same of trees with their measured τ, `ladders` speedups from shape,
+    machine and τ where it is stated, `gains` speedups and `named` other figures from names alone.
     """
 
     curves: tuple[CurvePoint, ...] = ()
@@ -82,6 +83,7 @@ class Validation(Record, frozen=True):
     choices: tuple[LookaheadChoice, ...] = ()
     fixed_regret: dict[int, tuple[float, float]] = field(default_factory=dict)
     ladders: tuple[RatioPoint, ...] = ()
+    gains: tuple[RatioPoint, ...] = ()
     named: tuple[NamedPoint, ...] = ()
     lacking: dict[str, int] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
@@ -113,6 +115,7 @@ class Validation(Record, frozen=True):
         if self.fixed_regret:
             out["best_fixed_k"], (mean, worst) = min(self.fixed_regret.items(), key=lambda item: item[1])
             out |= {"best_fixed_k_regret_mean": mean, "best_fixed_k_regret_worst": worst}
+        out |= _gain_figures(self.gains)
         for quantity in QUANTITIES:
             for mixture in (False, True):
                 out |= _named_figures(quantity, mixture, [p for p in self.named if p.quantity == quantity])
@@ -122,6 +125,7 @@ class Validation(Record, frozen=True):
             "tree_rows": len(self.trees),
             "choices": len(self.choices),
             "ladder_rows": len(self.ladders),
+            "gain_rows": len(self.gains),
             "named_rows": len(self.named),
         }
 
@@ -133,6 +137,19 @@ def _ratio_figures(name: str, points: Sequence[RatioPoint]) -> dict[str, float]:
         out[f"{name}_coverage"] = _mean(covered)
     if rule := [abs(p.rule / p.measured - 1) for p in points if p.rule is not None]:
         out[f"plain_rule_{name}_error"] = _mean(rule)
+    return out
+
+
+def _gain_figures(points: Sequence[RatioPoint]) -> dict[str, float]:
+    """Of speedups from names alone: median and worst error, coverage, and how often to speculate or not was right where it matters."""
+    if not points:
+        return {}
+    errors = [abs(p.predicted / p.measured - 1) for p in points]
+    out = {"gain_median_error": median(errors), "gain_worst_error": max(errors)}
+    if covered := [p.low <= p.measured <= p.high for p in points if p.low is not None and p.high is not None]:
+        out["gain_coverage"] = _mean(covered)
+    if decided := [(p.predicted > 1) == (p.measured > 1) for p in points if abs(p.measured - 1) > MATTERS]:
+        out |= {"speculate_or_not_right": _mean(decided), "speculate_or_not_rows": len(decided)}
     return out
 
 
@@ -158,7 +175,7 @@ def merge(parts: Iterable[Validation]) -> Validation:
             lacking[what] = lacking.get(what, 0) + count
     joined = {
         name: tuple(item for part in parts for item in getattr(part, name))
-        for name in ("curves", "ratios", "trees", "choices", "ladders", "named", "assumed")
+        for name in ("curves", "ratios", "trees", "choices", "ladders", "gains", "named", "assumed")
     }
     fixed = {k: v for part in parts for k, v in part.fixed_regret.items()}
     return Validation(

@@ -73,11 +73,12 @@ def _predicted(
     if quantity == CACHE:
         return capacity(row, machine), MULTIPLIERS["capacity"]
     lengths = (row.input_len or DEFAULT_LENGTHS[0], row.output_len or DEFAULT_LENGTHS[1])
-    plain, _ = known_servers(row, lengths, machine)
+    servers = known_servers(row, lengths, machine)
+    plain = servers.plain
     clients = float(mean_running(load(row), max(row.num_requests or 0, load(row))))
     key = (plain, clients, quantity)
     if key not in known:
-        known[key] = with_log_sd(partial(_figure, plain, clients, quantity))
+        known[key] = with_log_sd(partial(_figure, plain, clients, quantity), servers.prior_width)
     return known[key]
 
 
@@ -86,11 +87,13 @@ def _figure(plain: ServerCost, clients: float, quantity: str, multipliers: Mappi
     return float(served.output_tok_s if quantity == PLAIN_SPEED else served.ttft_s)
 
 
-def with_log_sd(figure: Callable[[Mapping[str, float]], float]) -> tuple[float, float]:
-    """A figure at the cost law's defaults, and the sd of its logarithm under the prior of MULTIPLIERS, to first order."""
+def with_log_sd(figure: Callable[[Mapping[str, float]], float], prior_width: float = 1.0) -> tuple[float, float]:
+    """A figure at the cost law's defaults, and the sd of its logarithm under the prior of MULTIPLIERS, `prior_width` times as wide, to
+    first order.
+    """
     defaults = dict.fromkeys(MULTIPLIERS, 1.0)
     slopes = [
         np.log(figure(defaults | {name: float(np.exp(sd))}) / figure(defaults | {name: float(np.exp(-sd))})) / 2
         for name, sd in MULTIPLIERS.items()
     ]
-    return figure(defaults), float(np.linalg.norm(slopes))
+    return figure(defaults), prior_width * float(np.linalg.norm(slopes))

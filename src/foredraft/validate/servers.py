@@ -13,6 +13,7 @@ from foredraft.engines import named_in
 from foredraft.laws.cost import Prefill, ServerCost, capacity_tokens, serve
 from foredraft.laws.passes import Layout, PassCost
 from foredraft.machines import placed
+from foredraft.plan.served import Place
 from foredraft.records import Observation, dtype_name
 
 DEFAULT_LENGTHS = (256.0, 512.0)  # prompt and answer tokens where the rows state none
@@ -36,8 +37,7 @@ def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: st
         lengths = DEFAULT_LENGTHS
         assumed = (f"{row.target}: prompts of {lengths[0]:.0f} and answers of {lengths[1]:.0f} tokens",)
     try:
-        plain, speculative = known_servers(row, lengths, machine_name)
-        return Servers(plain, speculative, 1.0, assumed)
+        return known_servers(row, lengths, machine_name)._replace(prior_width=1.0, assumed=assumed)
     except ValueError as error:
         if not plain_tok_s:
             raise
@@ -45,33 +45,39 @@ def servers(row: Observation, plain_tok_s: Mapping[int, float], machine_name: st
         return Servers(*_guessed(kinds.role_of(row.method), plain_tok_s, lengths), GUESS_PRIOR_WIDTH, (*assumed, note))
 
 
-def known_servers(row: Observation, lengths: tuple, machine_name: str | None = None) -> tuple[ServerCost, ServerCost]:
-    """From shapes and machine. Raises ValueError naming what is not known."""
+def known_servers(row: Observation, lengths: tuple, machine_name: str | None = None) -> Servers:
+    """From shapes and machine, as far off as published speeds like theirs are. Raises ValueError naming what is not known."""
     name = row.machine or machine_name
     if not name:
         raise ValueError("the machine, or --machine")
     parts = (row.target, name, row.tensor_parallel, format_of(row), row.engine, row.method, row.draft, lengths)
-    pair = of_names(*parts)
-    if isinstance(pair, str):
-        raise ValueError(pair)
-    return pair
+    known = of_names(*parts)
+    if isinstance(known, str):
+        raise ValueError(known)
+    return known
 
 
 @cache
 def of_names(
     target_name: str, machine_name: str, devices: int | None, dtype: str | None, engine: str | None, method: str, draft: str | None,
     lengths: tuple[float, float],
-) -> tuple[ServerCost, ServerCost] | str:  # fmt: skip
+) -> Servers | str:  # fmt: skip
     """Both servers, or what is not known."""
     try:
         target, (where, count) = shapes.shape(target_name), placed(machine_name, devices)
         drafted = draft_shape(method, draft, target)
-        efficiency = named_in(engine).efficiency()
+        efficiency, layout = (
+            named_in(engine).efficiency(),
+            Layout(count if devices or count > 1 else fewest(target, where)),
+        )
         conditions = {
             "input_len": lengths[0], "output_len": lengths[1], "efficiency": efficiency, "dtype": dtype,
-            "layout": Layout(count if devices or count > 1 else fewest(target, where)),
+            "layout": layout,
         }  # fmt: skip
-        return serve(target, where, **conditions), serve(target, where, draft=drafted, **conditions)
+        return Servers(
+            serve(target, where, **conditions), serve(target, where, draft=drafted, **conditions),
+            Place(target, where, named_in(engine).name, layout, dtype).prior_width, (),
+        )  # fmt: skip
     except ValueError as error:
         return str(error)
 
