@@ -185,8 +185,29 @@ class Levels:
         if not self.cells:
             return np.zeros(len(asked)), prior
         factor, weights = self._solved
-        shared = _covariance(asked, self.cells, self.spreads)
+        shared = self._shared_with(asked)
         return shared @ weights, prior - shared @ cho_solve(factor, shared.T)
+
+    @cached_property
+    def _coded(self) -> dict[str, tuple[dict[Hashable, int], Array, Array]]:
+        """By effect the measured cells' keys by number, each cell's number (-1: like no other), and their slopes."""
+        coded = {}
+        for name, effect in EFFECTS.items():
+            numbers: dict[Hashable, int] = {}
+            keys = map(effect.key, self.cells)
+            codes = [-1 if key is None else numbers.setdefault(key, len(numbers)) for key in keys]
+            coded[name] = numbers, np.array(codes), _slopes(effect, self.cells, self.spreads.size_power)
+        return coded
+
+    def _shared_with(self, asked: Sequence[Cell]) -> Array:
+        """Covariance of `asked` and the measured cells, [Q, N]."""
+        total = np.zeros((len(asked), len(self.cells)))
+        for name, effect in EFFECTS.items():
+            numbers, codes, slopes = self._coded[name]
+            alike = np.array([numbers.get(effect.key(cell), -2) for cell in asked])
+            here = _slopes(effect, asked, self.spreads.size_power)
+            total += self.spreads.sds[name] ** 2 * (np.equal.outer(alike, codes) * np.multiply.outer(here, slopes))
+        return total
 
     def mixed(self, asked: Sequence[Cell]) -> tuple[float, float]:
         """Mean and sd of a cell that is any of `asked`, each as likely; as wide as documents that were left out ask for."""
@@ -231,11 +252,13 @@ def _shared(effect: Effect, some: Sequence[Cell], others: Sequence[Cell], size_p
 
     left = coded(some, -1)
     right = left if alone else coded(others, -1 - len(some))
-    slopes = (
-        np.array([effect.slope(cell) * (_warmth(cell, size_power) if effect.warm else 1.0) for cell in cells])
-        for cells in (some, others)
-    )
+    slopes = (_slopes(effect, cells, size_power) for cells in (some, others))
     return np.equal.outer(left, right) * np.multiply.outer(*slopes)
+
+
+def _slopes(effect: Effect, cells: Sequence[Cell], size_power: float) -> Array:
+    """How many times each cell has its share of the effect."""
+    return np.array([effect.slope(cell) * (_warmth(cell, size_power) if effect.warm else 1.0) for cell in cells])
 
 
 def fit_spreads(
