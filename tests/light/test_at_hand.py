@@ -12,7 +12,7 @@ from foredraft.laws.draws import Lattice
 from foredraft.laws.stated import held_to, stated_acceptance
 from foredraft.machines import machine
 from foredraft.plan.at_hand import OVERLAP_POWER, draft_at_hand, shared_vocabulary, weighed
-from foredraft.plan.candidates import Basis
+from foredraft.plan.candidates import Basis, public
 from foredraft.plan.heads import heads
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
@@ -113,6 +113,12 @@ def test_mtp_layers_of_the_checkpoint_are_weighed_at_no_cost():
     assert "mtp" not in weighed_by_method(QWEN, "vllm")[0]
 
 
+def test_a_vocabulary_that_is_nearly_as_large_is_no_kin_in_another_family():
+    assert public(shape("DeepSeek-V3")) == []  # 129,280 tokens, Llama 3's are 128,256
+    assert "Qwen3-0.6B" in {model.name for model in public(shape("Qwen3-30B-A3B"))}
+    assert "Qwen2.5-0.5B" in {model.name for model in public(shape("Qwen2.5-7B"))}  # padded to another number of rows
+
+
 # What names a draft.
 
 
@@ -164,6 +170,12 @@ REFUSED = [
         "a vocabulary of 151,936 tokens",
     ),
     (shape("TinyLlama-1.1B"), QWEN, "sglang", "SGLang cannot verify one by the other; vLLM maps those"),
+    (
+        shape("Llama-3.2-1B"),
+        shape("DeepSeek-V3"),
+        "sglang",
+        "a vocabulary of 128,256 tokens, DeepSeek-V3 one of 129,280",
+    ),
     (kinds.DOMINO.shape(QWEN), QWEN, "vllm", "vLLM serves no Domino draft; SGLang would"),
     (kinds.P_EAGLE.shape(QWEN), QWEN, "sglang", "SGLang serves no P-EAGLE draft; vLLM would"),
 ]

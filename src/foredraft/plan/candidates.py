@@ -125,13 +125,14 @@ buildable = cache(scaled)
 
 
 def public(target: Shape) -> list[Shape]:
-    """Models that are trained already and share the target's family, or that of its dense kin, and its vocabulary (rows within 1 %, which
-    an exporter pads).
+    """Models that are trained already and share the target's family, or that of its dense kin, and its vocabulary: in its own family rows
+    within 1 %, which an exporter pads, in another as many.
     """
     return [
         s
         for s in shapes.trained_models({target.family, shapes.dense_family(target.family)})
-        if abs(s.vocab_size / target.vocab_size - 1) < 0.01 and s.params < 0.3 * target.params
+        if abs(s.vocab_size / target.vocab_size - 1) < (0.01 if s.family == target.family else 1e-9)
+        and s.params < 0.3 * target.params
     ]
 
 
