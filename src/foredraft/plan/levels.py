@@ -15,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from foredraft import kinds
 from foredraft.kinds import Kind
@@ -35,6 +34,7 @@ Array = NDArray[np.float64]
 # sd of log τ between a published curve and its kin, in whose shape by position alone it is taken to be.
 ELSEWHERE_NOISE = 0.05
 ASKED = "asked"  # the draft, harness and prompts of a plan, which no published row shares
+NEWTON_STEPS = 8
 SAME_SIZE = 1e-6  # of log parameters
 NAMED_HEADS = 2  # in what speaks for a level, for people
 
@@ -85,14 +85,21 @@ class LevelAcceptance:
 
 
 def _to_level(accept: Array, level: Array, k: int = REFERENCE_LOOKAHEAD) -> Array:
-    """The moves [S] of the logits of `accept` [S, K] that give τ at `k` as the constant α whose logit is `level` [S]."""
-    accepted = np.cumprod(np.tile(expit(level)[:, None], k), axis=1).sum(axis=1)
-    low, high = np.full(len(level), -12.0), np.full(len(level), 12.0)
-    for _ in range(40):
-        middle = (low + high) / 2
-        short = np.cumprod(moved(accept[:, :k], middle), axis=1).sum(axis=1) < accepted
-        low, high = np.where(short, middle, low), np.where(short, high, middle)
-    return (low + high) / 2
+    """The moves [S] of the logits of `accept` [S, K] that give τ at `k` as the constant α whose logit is `level` [S], by Newton's steps
+    in the logarithm of what is accepted.
+    """
+    first = np.clip(accept[:, :k], 1e-9, 1 - 1e-9)
+    logits = np.log(first / (1 - first))
+    alpha = 1 / (1 + np.exp(-level))
+    target = np.log(alpha * (1 - alpha**k) / (1 - alpha))
+    moves = level - logits.mean(axis=1)
+    for _ in range(NEWTON_STEPS):
+        here = 1 / (1 + np.exp(-(logits + moves[:, None])))
+        reach = np.cumprod(here, axis=1)
+        accepted = reach.sum(axis=1)
+        slope = (reach * np.cumsum(1 - here, axis=1)).sum(axis=1) / accepted
+        moves = moves + np.clip((target - np.log(accepted)) / slope, -2.0, 2.0)
+    return moves
 
 
 @dataclass(frozen=True)
