@@ -113,7 +113,11 @@ def placed(name: str, devices: int | None = None, option: str = "--machine") -> 
             f"{option} {name} says {count} devices"
             + (f", --devices {devices}; give one of them" if devices else "; at least 1 is needed")
         )
-    record, number = named(name), devices or count or 1
+    try:
+        record, number = named(name), devices or count or 1
+    except ValueError as error:
+        error.args = (str(error).replace("machine", option, 1),)
+        raise
     if number > 1 and record.link_bytes_per_s is None:
         raise ValueError(
             f"{f'--devices {devices}' if devices else f'{option} {name}'}: machine {record.name} states no link between devices; "

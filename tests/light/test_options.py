@@ -131,6 +131,7 @@ def test_zero_passes_where_it_has_a_meaning(
         (("plan", "Llama-3.1-8B", "--ttft", "5000"), "--ttft must be a number above 0 and at most 3,600"),
         (("plan", "Llama-3.1-8B", "--train-machine", "0xH100"), "--train-machine 0xH100 says 0 devices"),
         (("plan", "Llama-3.1-8B", "--train-machine", "2xM4 Max"), "--train-machine 2xM4 Max: machine Apple-M4-Max states no link"),
+        (("plan", "Llama-3.1-8B", "--train-machine", "H10"), "--train-machine 'H10' is not known"),
         (("plan", "Llama-3.1-8B", "--train-device-hour", "1"), "--train-device-hour: give --device-hour too"),
         (("plan", "Llama-3.1-8B", "-n", "3", "--data-parallel", "2"), "--data-parallel 2 does not divide --devices 3"),
         (("fit", "rows.jsonl", "--law", "gravity"), "--law must be one of loss_law"),

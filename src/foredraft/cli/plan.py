@@ -80,7 +80,7 @@ def plan(
     shape = _shape(target, shape_file)
     place, num_devices = machines.placed(machine or USUAL_MACHINE, devices)
     from foredraft.plan.at_hand import draft_at_hand
-    from foredraft.plan.search import PlanSettings
+    from foredraft.plan.problem import PlanSettings
     from foredraft.records import Workload
 
     at_hand = draft_at_hand(draft, shape, target_name=target, accept=accept, vocab_overlap=vocab_overlap)

@@ -135,11 +135,8 @@ def _dials(draft: DraftChoice, edges: dict[str, str]) -> str:
     """Training tokens, and which dials end where the search did; what is not to be trained is there."""
     if not draft.training_flops:
         return "–" if draft.kind == "lookup" else "public"
-    ends = [
-        f"size the {edges['params']}" if "params" in edges else "",
-        f"the {edges['draft_tokens']}" if "draft_tokens" in edges else "",
-    ]
-    told = f", {' and '.join(end for end in ends if end)} searched" if any(ends) else ""
+    ends = [f"{end} {'size' if dial == 'params' else 'tokens'}" for dial, end in edges.items()]
+    told = f" ({', '.join(ends)} searched)" if ends else ""
     return f"{count(draft.draft_tokens)}{told}"
 
 
