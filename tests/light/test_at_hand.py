@@ -329,3 +329,16 @@ def test_a_chain_is_launched_as_a_block_where_the_draft_drafts_blocks():
         assert (launched["--speculative-algorithm"], launched[flag]) == (kind.engine_names["sglang"], tokens)
         assert sglang.lookahead(launched) == 5
         assert not list(sglang.settings_faults(launched, kind))
+
+
+def test_what_to_do_for_a_named_draft_is_said_first():
+    load, settings = Workload(input_len=512, output_len=256, concurrency=(1,)), PlanSettings(draws=16, always=True)
+    for target, name, verb, words in (
+        (QWEN, "z-lab/Qwen3-8B-DFlash-b16", "download", "hf download z-lab/Qwen3-8B-DFlash-b16"),
+        (shape("MiMo-7B"), "mtp", "use", "mtp"),
+        (QWEN, "ngram", "use", "ngram"),
+    ):
+        document = plan(target, H100, load, settings, draft=draft_at_hand(name, target))
+        assert document.action.verb == verb
+        assert any(words in command for command in document.action.commands)
+        assert "checkpoint" in document.action.why or name != "mtp"

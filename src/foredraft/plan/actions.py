@@ -21,10 +21,10 @@ def action(plan: Plan, *, at_hand: bool = False) -> Action:
         return _training(plan, draft)
     if draft.kind == kinds.NGRAM.role:
         return Action(verb="use", why=f"{ENGINES[plan.engine].label} has it built in", commands=_served(plan, None))
+    if kinds.of_choice(draft).in_target and draft.hub_id is None:
+        return Action(verb="use", why=f"it lies in the checkpoint of {plan.target}", commands=_served(plan, None))
     if at_hand and not (draft.hub_id or draft.name.endswith(PUBLIC)):
         return Action(verb="use", why="trained already", commands=(_deployed(plan, "DRAFT"),))
-    if draft.method == kinds.MTP.name and draft.hub_id is None:
-        return Action(verb="use", why=f"it lies in the checkpoint of {plan.target}", commands=_served(plan, None))
     name = draft.hub_id or draft.name.removesuffix(PUBLIC)
     return Action(
         verb="download", why="public, nothing to train", commands=(f"hf download {name}", *_served(plan, name))
