@@ -163,7 +163,7 @@ def assumptions(problem: Problem, best: Scored, basis: Basis) -> tuple[str, ...]
             f"the draft's further choices cover what the first misses as rank^-{tail.middle:.2g}, read off {tail.source}"
         )
     if kinds.NGRAM.role in settings.kinds:
-        notes.append(f"n-gram look-up: {level_of(basis, kinds.NGRAM).source}")
+        notes.append(level_of(basis, kinds.NGRAM).source)
     if settings.objective == "tokens_per_flop":
         notes.append("tokens per FLOP sees neither memory nor batch: the schedule's gains are those of throughput")
     notes += best.candidate.notes if best.candidate else ()
