@@ -216,11 +216,11 @@ def ordered(scored: Sequence[Scored]) -> list[Scored]:
     return [best, *others]
 
 
-def finer(problem: Problem, scored: Scored) -> Scored:
-    """The candidate in its chosen modes under FINER times as many draws, those that it was ranked by among them: the ends of its intervals
-    move with the seed by so much less, its mean does not.
+def finer(problem: Problem, scored: Scored, times: int = FINER) -> Scored:
+    """The candidate in its chosen modes under so many times as many draws, those that it was ranked by among them: the ends of its
+    intervals move less with the seed, its mean does not.
     """
-    num = FINER * len(scored.gains)
+    num = times * len(scored.gains)
     pairs = Pairs(np.arange(len(problem.concurrency)), scored.modes)
     drawn = outcome(problem, scored.candidate, pairs, _tau(problem, scored.candidate, scored.modes, num))
     gains = problem.weights @ drawn.lift
