@@ -19,6 +19,7 @@ from foredraft.shapes import HeadMatrix, HeadParts, Shape
 
 Role = Literal["none", "lookup", "lm", "head"]
 Prior = Literal["lookup", "lm", "head", "mtp", "block"]  # of acceptance by position, see laws.acceptance
+PRIORS: tuple[Prior, ...] = ("lookup", "lm", "head", "mtp", "block")
 OURS = "foredraft"  # as a tool that trains
 
 

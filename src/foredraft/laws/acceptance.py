@@ -1,35 +1,37 @@
-"""How acceptance falls with position: from τ at one or two lookaheads to the whole curve, with what other drafts have
-shown as the prior.
+"""How acceptance changes with position: from τ at one or two lookaheads to the whole curve, with what other drafts of its kind have shown
+as the prior.
 
-Promises: a prediction is a posterior over per-position acceptance, with an interval; constant α is its special case
-(slope 0). Refuses to know: which draft or table a curve belongs to; files.
+Promises: a prediction is a posterior over per-position acceptance, with an interval that widens beyond what was measured; constant α is
+its special case (no step, no carry, but for the rise below); the same numbers every time. Refuses to know: which draft or table a curve
+belongs to; files.
 
-The law: logit α_i = level + slope·(1 − decay^(i−1)), i = 1, 2, … A head drafts from its own features and drifts; an
-independent model or a prompt lookup reads the accepted text afresh, so its prior slope is 0, which is constant α. (level,
-slope) of a draft is drawn from a bivariate Student t, heavy-tailed because a few drafts (one-step MTP layers) fall
-far outside the rest; a τ measured at lookahead k scatters by `noise`·(k/2)^`noise_growth` in log τ, growing with k
-because a later position is reached more rarely and the two-parameter curve is only approximate. The hyperparameters
-are fitted across curves by maximum evidence. With two parameters the posterior is summed on a grid: no sampler, no
-seed, the same number every time.
+The law: logit α_i = level + log(1 + (i−1)·SPREAD·(1 − σ(level))) + step·[i > 1] + carry·(1 − DECAY^(i−2))·[i > 2], i = 1, 2, …
+The logarithm is what a text of easy and hard stretches does: those where the first i−1 drafts were accepted are easier than most, and were
+α Beta-distributed over stretches, the odds of acceptance would rise so. The step is from the first position, which has the target's own
+hidden states or none, to the second; the carry is what goes on from there. Carry is drawn about the step times a factor of the kind:
+an independent model or prompt lookup reads the drafted text afresh, a head drifts on from its own estimates, a block drafted at once
+steps down once and holds.
 
-Shapes: A levels × B slopes on the grid, K positions.
+(level, step, carry) of a draft is drawn from a Student t of its kind, heavy-tailed because some drafts fall far outside the rest; a kind
+with few curves borrows from the others (`acceptance_fit`). A measured τ scatters in log τ: by the noise of a run, growing with √k, where
+each lookahead was run apart, hardly where the positions are those of one run; and by what the law misses beyond the second position.
+
+Shapes: P points of the posterior × K positions, N levels of noise.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import product
-from typing import NamedTuple
+from functools import cached_property
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erfinv
+from scipy.special import expit, ndtri
 
 from foredraft.kinds import Prior
 from foredraft.laws.draws import WeightedPoints, stratified
+from foredraft.laws.points import StudentT, close_in, lattice, log_sum, normalised
 from foredraft.laws.speedup import accept_prob_from_rate
 from foredraft.records import Observation, Record
 
@@ -37,39 +39,53 @@ Array = NDArray[np.float64]
 Curve = Mapping[int, float]  # lookahead -> tokens per step, bonus included
 
 MAX_POSITIONS = 16
-STEADY = ("lookup", "lm")  # priors of drafts that read the accepted text afresh
-LEVELS = np.linspace(-4.0, 5.0, 301)
-SLOPES = np.linspace(-4.0, 2.5, 217)
-GRID = np.stack(np.meshgrid(LEVELS, SLOPES, indexing="ij"), axis=-1)  # [A, B, 2]
-DECAYS = (0.4, 0.5, 0.6, 0.7)
-NOISES = (0.005, 0.007, 0.01)
-NOISE_GROWTHS = (0.0, 1.0)
-TAILS = (1.0, 2.0, 4.0)
+SPREAD, DECAY = 0.3, 0.6  # chosen by leaving documents out, see docs/log.md
+# Levels of noise in log τ: of a run at k = 2, and of what the law misses at k = 4. [N, 2]
+NOISES = np.array([(run, miss) for run in (0.0015, 0.005, 0.015) for miss in (0.002, 0.03)])
+
+
+class KindPrior(Record, frozen=True):
+    """What is expected of (level, step, carry) of one kind's drafts: location and scale of a Student t."""
+
+    kind: Prior
+    mean: tuple[float, ...]
+    scale: tuple[tuple[float, ...], ...]
 
 
 class PositionLaw(Record, frozen=True):
-    """Hyperparameters of the law: prior mean and scale of a head's (level, slope), tail, decay, noise; and how many curves taught them."""
+    """What published curves teach: a prior per kind and its tail; how much of each level of `NOISES` there is in curves of one run and of
+    a run per lookahead; how many curves taught it, and their evidence.
+    """
 
-    mean: tuple[float, float]
-    scale: tuple[tuple[float, float], tuple[float, float]]
+    priors: tuple[KindPrior, ...]
     tail: float
-    decay: float
-    noise: float
-    noise_growth: float
+    noise_of_one_run: tuple[float, ...]
+    noise_of_runs: tuple[float, ...]
     num_curves: int
     evidence: float
+
+    def prior(self, kind: Prior) -> StudentT:
+        """The prior of a kind. Raises ValueError on one that the law does not know."""
+        prior = next((prior for prior in self.priors if prior.kind == kind), None)
+        if prior is None:
+            raise ValueError(f"kind must be one of {', '.join(prior.kind for prior in self.priors)}, got {kind!r}")
+        return StudentT(np.array(prior.mean), np.array(prior.scale), self.tail)
+
+    def noise(self, one_run: bool) -> Array:
+        """log of the share of each level of noise, [N]."""
+        return np.log(self.noise_of_one_run if one_run else self.noise_of_runs)
 
 
 @dataclass(frozen=True)
 class CurvePosterior:
-    """Posterior over one draft's curve: `weights` [P] and `accept_given_prefix` [P, K] at the grid points that carry it."""
+    """Posterior over one draft's curve: `weights` [P] and `accept_given_prefix` [P, K] at the points that carry it."""
 
     weights: Array
     accept_given_prefix: Array
 
     @property
     def survival(self) -> Array:
-        """P(at least i draft tokens accepted) at each grid point, [P, K]."""
+        """P(at least i draft tokens accepted) at each point, [P, K]."""
         return np.cumprod(self.accept_given_prefix, axis=-1, dtype=np.float64)
 
     def tokens_per_step(self, lookahead: int, level: float = 0.9) -> tuple[float, float, float]:
@@ -102,41 +118,85 @@ class CurvePosterior:
         return np.array([_quantiles(column, self.weights, (0.5,))[0] for column in self.survival.T])
 
 
-def posterior(law: PositionLaw, curve: Curve, *, kind: Prior, extra_noise: float = 0.0) -> CurvePosterior:
-    """What `curve` (τ at some lookaheads; may be empty) says of acceptance at every position, under the prior `law`.
+def posterior(
+    law: PositionLaw, curve: Curve, *, kind: Prior, extra_noise: float = 0.0, one_run: bool = False
+) -> CurvePosterior:
+    """What `curve` (τ at some lookaheads; may be empty) says of acceptance at every position, under the prior of `kind`.
 
-    `kind` names the prior; that of drafts that are not heads has slope 0. `extra_noise` widens the likelihood in
-    log τ, for curves measured elsewhere than where they will be used. Raises ValueError on τ < 1, τ > lookahead + 1
-    or a lookahead outside 1 … 16.
+    `extra_noise` widens the likelihood in log τ, for curves measured elsewhere than where they will be used. `one_run`: the τ are of
+    one run's positions, not of a run per lookahead. Raises ValueError on τ < 1, τ > lookahead + 1 or a lookahead outside 1 … 16.
     """
-    check_curve(curve)
-    log_weights = _log_prior(steady(law) if kind in STEADY else law) + _log_likelihood(law, curve, extra_noise)
-    weights = np.exp(log_weights - log_weights.max())
-    weights /= weights.sum()
-    keep = weights > 1e-9
-    accept = _accept(law.decay)[keep]
-    return CurvePosterior(weights[keep] / weights[keep].sum(), accept)
+    points, weights, _ = _posterior(law, curve, kind, extra_noise, one_run)
+    carries = weights > 1e-9
+    return CurvePosterior(weights[carries] / weights[carries].sum(), accept(points[carries], MAX_POSITIONS))
 
 
 def predict(
-    law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, kind: Prior, level: float = 0.9
+    law: PositionLaw, curve: Curve, lookaheads: Sequence[int], *, kind: Prior, one_run: bool = False, level: float = 0.9
 ) -> dict[int, tuple[float, float, float]]:
-    """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), the run's own scatter included."""
-    curve_posterior = posterior(law, curve, kind=kind)
-    z = np.sqrt(2) * erfinv(level)
+    """What a run at each of `lookaheads` would measure, given the τ in `curve`: (median, low, high), what the law misses and, where
+    each lookahead is a run apart, that run's own scatter included.
+    """
+    points, weights, levels = _posterior(law, curve, kind, 0.0, one_run)
+    log_tau = _log_tau(points, max(lookaheads))
+    spread, standard = lattice(len(points), 2).T
+    chosen = (np.cumsum(levels, axis=0) < spread).sum(axis=0).clip(max=len(levels) - 1)
     out = {}
     for k in lookaheads:
-        mid, low, high = curve_posterior.tokens_per_step(k, level)
-        scatter = z * law.noise * (k / 2) ** law.noise_growth
-        down, up = np.hypot(np.log([mid / low, high / mid]), scatter).tolist()
-        out[k] = (mid, mid * math.exp(-down), mid * math.exp(up))
+        (mid,) = _quantiles(log_tau[:, k - 1], weights, (0.5,))
+        seen = log_tau[:, k - 1] + scatter([k], one_run)[chosen, 0] * ndtri(standard)
+        low, high = _quantiles(seen, weights, ((1 - level) / 2, (1 + level) / 2))
+        out[k] = (math.exp(mid), math.exp(min(low, mid)), math.exp(max(high, mid)))
     return out
 
 
-def steady(law: PositionLaw) -> PositionLaw:
-    """The same law around constant α: slope 0 at every level, so without the heads' correlation of the two."""
-    (level, _), (_, slope) = law.scale
-    return msgspec.structs.replace(law, mean=(law.mean[0], 0.0), scale=((level, 0.0), (0.0, slope)))
+def _posterior(
+    law: PositionLaw, curve: Curve, kind: Prior, extra_noise: float, one_run: bool
+) -> tuple[Array, Array, Array]:
+    """Points [P, 3] and their weights [P], and the share of each level of noise at each point [N, P]."""
+    check_curve(curve)
+    shares = law.noise(one_run)[:, None]
+
+    def by_noise(points: Array) -> Array:
+        return log_likelihood(points, curve, one_run, extra_noise) + shares
+
+    points, base = close_in(law.prior(kind), lambda points: log_sum(by_noise(points), 0)[0])
+    levels = by_noise(points)
+    fit = log_sum(levels, 0)[0]
+    return points, normalised(base + fit), np.exp(levels - fit)
+
+
+def accept(points: Array, num: int) -> Array:
+    """accept_given_prefix [P, num] of the law at `points` [P, 3]."""
+    level, step, carry = points.T[:, :, None]
+    i = np.arange(num)
+    rise = np.log1p(i * SPREAD * expit(-level))
+    return expit(level + rise + step * (i > 0) + carry * (1 - DECAY ** (i - 1).clip(min=0)))
+
+
+def _log_tau(points: Array, num: int) -> Array:
+    """log τ at lookaheads 1 … num, [P, num]."""
+    return np.log1p(np.cumsum(np.cumprod(accept(points, num), axis=1), axis=1))
+
+
+def scatter(lookaheads: Sequence[int], one_run: bool) -> Array:
+    """sd of log τ at each lookahead and level of noise, [N, L]: of the run, which grows with √k where each is a run apart, and of what
+    the law misses beyond the second position.
+    """
+    k = np.asarray(lookaheads, dtype=np.float64)
+    run = NOISES[:, :1] * (np.ones_like(k) if one_run else np.sqrt(k / 2))
+    return np.hypot(run, NOISES[:, 1:] * np.log2(k / 2).clip(min=0))
+
+
+def log_likelihood(points: Array, curve: Curve, one_run: bool, extra_noise: float = 0.0) -> Array:
+    """log p(curve | point, level of noise), [N, P]; zero for an empty curve."""
+    if not curve:
+        return np.zeros((len(NOISES), len(points)))
+    lookaheads = sorted(curve)
+    misfit = _log_tau(points, lookaheads[-1])[:, np.array(lookaheads) - 1] - np.log([curve[k] for k in lookaheads])
+    spread = np.hypot(scatter(lookaheads, one_run), extra_noise)
+    constant = np.log(spread).sum(axis=1) + 0.5 * len(lookaheads) * math.log(2 * math.pi)
+    return -0.5 * (1 / spread**2) @ (misfit**2).T - constant[:, None]
 
 
 def check_curve(curve: Curve) -> None:
@@ -167,115 +227,6 @@ def survival_through(curve: Curve) -> tuple[float, ...]:
         stretch = level * alpha ** np.arange(1, num + 1)
         survival += stretch.tolist() if stretch[-1] >= next_slope else [float(slope)] * int(num)
     return tuple(survival)
-
-
-class Lesson(NamedTuple):
-    """One curve to learn from: its weight (say 1/√n of its document, so that none drowns the rest), and which prior it follows."""
-
-    curve: Curve
-    weight: float = 1.0
-    kind: Prior = "head"
-
-
-def fit_position_law(lessons: Sequence[Lesson]) -> PositionLaw:
-    """Hyperparameters of greatest evidence over `lessons`.
-
-    Every combination of decay, noise, its growth and the tail is tried; mean and scale are fitted by EM within each.
-    Raises ValueError with fewer than 4 curves of at least 3 lookaheads: two parameters leave nothing to learn from
-    shorter ones.
-    """
-    usable = [lesson._replace(curve=_within(lesson.curve)) for lesson in lessons]
-    usable = [lesson for lesson in usable if len(lesson.curve) >= 3]
-    if len(usable) < 4:
-        raise ValueError(f"the position law needs 4 curves τ(k) with 3 or more lookaheads, got {len(usable)}")
-    for lesson in usable:
-        check_curve(lesson.curve)
-    return max(
-        (_fit_prior(usable, *setting) for setting in product(DECAYS, NOISES, NOISE_GROWTHS, TAILS)),
-        key=lambda law: law.evidence,
-    )
-
-
-def _fit_prior(
-    lessons: Sequence[Lesson], decay: float, noise: float, noise_growth: float, tail: float, rounds: int = 12
-) -> PositionLaw:
-    """EM for the prior's mean and scale at fixed other hyperparameters; the t tail enters as the usual scale-mixture
-    weights.
-
-    Level and scale are learned from every curve, the mean slope from the heads alone: the others' is 0 by theory. The
-    others share the heads' covariance here, which the evidence prefers (10.40 against 10.32 per curve without).
-    """
-    law = PositionLaw(
-        mean=(1.0, -0.3), scale=((1.0, 0.0), (0.0, 0.25)), tail=tail, decay=decay, noise=noise,
-        noise_growth=noise_growth, num_curves=len(lessons), evidence=-np.inf,
-    )  # fmt: skip
-    logs = np.stack([_log_likelihood(law, lesson.curve) for lesson in lessons])
-    peaks = logs.max(axis=1)
-    likelihoods = np.exp(logs - peaks[:, None])
-    share = np.array([lesson.weight for lesson in lessons]) / sum(lesson.weight for lesson in lessons)
-    drifts = np.array([lesson.kind not in STEADY for lesson in lessons])
-    points = GRID.reshape(-1, 2)
-    for _ in range(rounds):
-        level = weight = evidence = 0.0
-        slope, scale = law.mean[1], np.zeros((2, 2))
-        recentred = msgspec.structs.replace(law, mean=(law.mean[0], 0.0))
-        for group, prior_law in ((drifts, law), (~drifts, recentred)):
-            if not group.any():
-                continue
-            offset = points - prior_law.mean
-            prior = np.exp(_log_prior(prior_law))
-            total = likelihoods[group] @ prior
-            mass = prior * ((share[group] / total) @ likelihoods[group])
-            pull = mass * (tail + 2) / (tail + np.einsum("pi,ij,pj->p", offset, np.linalg.inv(law.scale), offset))
-            evidence += share[group] @ (np.log(total) + peaks[group])
-            level, weight = level + pull @ points[:, 0], weight + pull.sum()
-            scale += np.einsum("p,pi,pj->ij", pull, offset, offset)
-            if prior_law is law:
-                slope = pull @ points[:, 1] / pull.sum()
-        law = msgspec.structs.replace(
-            law,
-            mean=(float(level / weight), float(slope)),
-            evidence=float(evidence),
-            scale=tuple(map(tuple, (scale + 1e-3 * np.eye(2)).tolist())),
-        )
-    return law
-
-
-def _within(curve: Curve) -> dict[int, float]:
-    return {k: tau for k, tau in curve.items() if k <= MAX_POSITIONS}
-
-
-@cache
-def _accept(decay: float) -> Array:
-    """accept_given_prefix at every grid point, [A·B, K]."""
-    fade = 1 - decay ** np.arange(MAX_POSITIONS)
-    level, slope = GRID.reshape(-1, 2).T
-    return 1 / (1 + np.exp(-(level[:, None] + slope[:, None] * fade)))
-
-
-@cache
-def _log_tau(decay: float) -> Array:
-    """log τ at every grid point and lookahead 1 … K, [A·B, K]."""
-    return np.log1p(np.cumsum(np.cumprod(_accept(decay), axis=1), axis=1))
-
-
-def _log_likelihood(law: PositionLaw, curve: Curve, extra_noise: float = 0.0) -> Array:
-    """log p(curve | grid point), normalised, [A·B]; zero for an empty curve."""
-    lookaheads = np.array(sorted(curve), dtype=int)
-    if not lookaheads.size:
-        return np.zeros(len(LEVELS) * len(SLOPES))
-    spread = np.hypot(law.noise * (lookaheads / 2) ** law.noise_growth, extra_noise)
-    misfit = (_log_tau(law.decay)[:, lookaheads - 1] - np.log([curve[int(k)] for k in lookaheads])) / spread
-    return -0.5 * (misfit**2).sum(axis=1) - np.log(spread).sum() - 0.5 * len(lookaheads) * np.log(2 * np.pi)
-
-
-def _log_prior(law: PositionLaw) -> Array:
-    """log of the bivariate t on the grid, normalised to sum 1 over it, [A·B]."""
-    offset = GRID.reshape(-1, 2) - law.mean
-    distance = np.einsum("pi,ij,pj->p", offset, np.linalg.inv(law.scale), offset)
-    log_density = -(law.tail + 2) / 2 * np.log1p(distance / law.tail)
-    peak = log_density.max()
-    return log_density - peak - np.log(np.exp(log_density - peak).sum())
 
 
 def _quantiles(values: Array, weights: Array, levels: Sequence[float]) -> list[float]:
@@ -315,3 +266,16 @@ def curve_key(row: Observation) -> tuple[str, ...]:
         row.target, row.method, row.draft or "", row.dataset or "",
         str(row.temperature if row.temperature is not None else ""), row.engine or "",
     )  # fmt: skip
+
+
+def single_runs(observations: Iterable[Observation]) -> frozenset[tuple[str, ...]]:
+    """The curves of `chain_curves` whose τ below the longest lookahead are positions of one run, none a run apart."""
+    apart: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    longest: dict[tuple[str, ...], int] = {}
+    for row in observations:
+        key = curve_key(row)
+        if row.lookahead and row.tokens_per_step is not None:
+            apart[key].add(row.lookahead)
+        if row.lookahead and row.survival:
+            longest[key] = max(longest.get(key, 0), len(row.survival))
+    return frozenset(key for key, num in longest.items() if all(k >= num for k in apart[key]))

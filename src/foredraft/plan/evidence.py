@@ -9,8 +9,9 @@ from functools import cache
 from importlib.resources import files
 
 from foredraft import kinds, published
-from foredraft.laws import acceptance
-from foredraft.laws.acceptance import Lesson, PositionLaw
+from foredraft.laws import acceptance, acceptance_fit
+from foredraft.laws.acceptance import PositionLaw
+from foredraft.laws.acceptance_fit import Lesson
 from foredraft.laws.adaptive import AdaptiveLaw
 from foredraft.records import Observation, decode
 from foredraft.shapes import Shape, known_name, shape
@@ -31,7 +32,7 @@ def documents(rows: Sequence[Observation]) -> frozenset[str]:
 
 @cache
 def position_law(without: frozenset[str] = NOTHING) -> PositionLaw:
-    """The position law over published curves but those of `without`: a shipped fit for one document, a fresh one (10 s) for several."""
+    """The position law over published curves but those of `without`: a shipped fit for one document, a fresh one (2 s) for several."""
     laws = decode(
         dict[str, PositionLaw],
         (files("foredraft.published") / "position_laws.json").read_bytes(),
@@ -49,34 +50,35 @@ def adaptive_law(without: str = "") -> AdaptiveLaw:
     return laws.get(without, laws[""])
 
 
-def fit_position_law(rows: Sequence[Observation]) -> PositionLaw:
-    """The position law from every curve in `rows`.
+def lessons(rows: Sequence[Observation]) -> list[Lesson]:
+    """Every curve in `rows` that has three or more lookaheads.
 
-    Each curve weighs 1/√n, n the curves of its document: one document's habits must not drown the others, nor one
-    curve count as much as forty.
+    Each weighs 1/√n, n the curves of its document: one document's habits must not drown the others, nor one curve count as much as
+    forty.
     """
     home = {acceptance.curve_key(row): published.document(row.provenance.source) for row in rows}
-    curves = acceptance.chain_curves(rows)
-    sizes = Counter(home[key] for key, curve in curves.items() if len(curve) >= 3)
-    return acceptance.fit_position_law(
-        [
-            Lesson(curve, max(sizes[home[key]], 1) ** -0.5, kinds.of_method(key[1]).prior)
-            for key, curve in curves.items()
-        ]
-    )
+    curves = {key: curve for key, curve in acceptance.chain_curves(rows).items() if len(curve) >= 3}
+    sizes, single_runs = Counter(home[key] for key in curves), acceptance.single_runs(rows)
+    return [
+        Lesson(curve, sizes[home[key]] ** -0.5, kinds.of_method(key[1]).prior, key in single_runs)
+        for key, curve in curves.items()
+    ]
+
+
+def fit_position_law(rows: Sequence[Observation]) -> PositionLaw:
+    """The position law from every curve in `rows`."""
+    return acceptance_fit.fit_position_law(lessons(rows))
 
 
 def fit_position_laws(rows: Sequence[Observation]) -> dict[str, PositionLaw]:
-    """The law from all of `rows` under "", and without each document that has a curve under that document's name."""
-    taught = {
-        published.document(row.provenance.source)
-        for row in rows
-        if row.lookahead and row.tokens_per_step and (row.topk or 1) == 1
-    }
-    by_document = {"": rows} | {
-        name: [r for r in rows if published.document(r.provenance.source) != name] for name in sorted(taught)
-    }
-    return {name: fit_position_law(group) for name, group in by_document.items()}
+    """The law from all of `rows` under "", and without each document that teaches a curve under that document's name."""
+    by_document: dict[str, list[Observation]] = {}
+    for row in rows:
+        by_document.setdefault(published.document(row.provenance.source), []).append(row)
+    laws = {"": fit_position_law(rows)}
+    for name in sorted(name for name, own in by_document.items() if lessons(own)):
+        laws[name] = fit_position_law([row for row in rows if published.document(row.provenance.source) != name])
+    return laws
 
 
 def names(name: str, target: Shape) -> bool:

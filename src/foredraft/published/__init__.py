@@ -35,9 +35,11 @@ def document(source: str) -> str:
 
     >>> document("github.com/SemiAnalysisAI/InferenceX@843c6254f golden_al_distribution/dsv4.yaml")
     'github.com/semianalysisai/inferencex'
+    >>> document("huggingface.co/RedHatAI/Llama-4-Maverick-17B-128E-Instruct-speculator.eagle3 (card)")
+    'huggingface.co/redhatai/llama-4-maverick-17b-128e-instruct-speculator.eagle3'
     """
     head = re.split(r"[@\s,;()]", source.strip().lower().removeprefix("https://"), maxsplit=1)[0]
-    return "/".join(head.split("/")[:3]) if head.startswith("github.com") else head
+    return "/".join(head.split("/")[:3]) if head.startswith(("github.com/", "huggingface.co/")) else head
 
 
 @cache

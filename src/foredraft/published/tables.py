@@ -34,11 +34,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "tensor_parallel": ("tp", "tensor_parallel", "tp_size", "tensor_parallel_size", "devices", "num_devices", "gpus", "num_gpus"),
     "target_params": ("target_params",),
     "draft_params": ("draft_params",),
+    "draft_layers": ("draft_layers",),
     "lookahead": (
         "k", "lookahead", "gamma", "num_speculative_tokens", "num_spec_tokens", "speculative_tokens", "num_steps",
         "chain_length", "max_chain_length", "draft_length", "speculative_num_steps", "spec_tokens", "draft_len",
         "n_draft", "n_spec", "spec_k",
     ),
+    "tree_nodes": ("tree_nodes",),
     "topk": ("topk", "top_k", "eagle_topk", "speculative_eagle_topk"),
     "concurrency": ("concurrency", "max_concurrency", "num_concurrent", "concurrent_requests", "clients", "batch_or_concurrency"),
     "batch_size": ("batch_size", "batch", "bs"),
@@ -74,8 +76,8 @@ MILLISECONDS = {
     "itl_s": ("mean_itl_ms", "itl_ms"),
 }
 WHOLE = {
-    "tensor_parallel", "lookahead", "topk", "concurrency", "batch_size", "num_requests", "steps", "drafted", "accepted",
-    "kv_cache_tokens",
+    "tensor_parallel", "lookahead", "topk", "tree_nodes", "draft_layers", "concurrency", "batch_size", "num_requests", "steps", "drafted",
+    "accepted", "kv_cache_tokens",
 }  # fmt: skip
 TEXT = {"target", "method", "draft", "dataset", "engine", "machine", "dtype"}
 COLUMNS_HELP = "foredraft validate --help lists the columns of each kind"

@@ -1,6 +1,6 @@
 """Predictions judged on measurements, as tables for a terminal. Refuses to know: how anything in them is computed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -67,9 +67,7 @@ def validation_tables(judged: Mapping[str, Validation], refused: Mapping[str, st
     for name, validation in judged.items():
         summary = validation.summary()
         if validation.curves:
-            blocks.append(
-                _curve_errors(f"{name}: τ at larger k from k ≤ 2", summary, {p.lookahead for p in validation.curves})
-            )
+            blocks.append(_curve_errors(f"{name}: τ at larger k from k ≤ 2", summary))
         if validation.ratios:
             table = Titled(f"{name}: throughput from no draft and k ≤ 2 (or the smallest k)", "what", "value")
             for label, key in RATIO_FIGURES:
@@ -154,11 +152,26 @@ def _predicted_drafts(hindsight: Hindsight) -> Titled:
     return table
 
 
-def _curve_errors(title: str, summary: Mapping[str, Any], lookaheads: Iterable[int]) -> Titled:
-    table = Titled(title, "k", "mean error", "constant α")
-    for k in sorted(lookaheads):
+RULES = (
+    ("the law", "tokens_per_step"),
+    ("constant α", "constant_alpha"),
+    ("α of the 2nd", "second_alpha"),
+    ("its step carried on", "carried_step"),
+)
+
+
+def _curve_errors(title: str, summary: Mapping[str, Any]) -> Titled:
+    """By document and kind of draft, and over all: mean errors of the law and of each plain rule, and coverage."""
+    table = Titled(title, "document", "kind", "curves", *(name for name, _ in RULES), "in the 90 % interval")
+    groups = summary["curves_by_kind"]
+    for group in (
+        groups
+        if len(groups) == 1
+        else [*groups, summary | {"document": "all", "kind": "", "curves": sum(g["curves"] for g in groups)}]
+    ):
+        errors = (group.get(f"{key}_error") for _, key in RULES)
         table.add_row(
-            str(k), f"{summary[f'tokens_per_step_error_k{k}']:.1%}", f"{summary[f'constant_alpha_error_k{k}']:.1%}"
-        )
-    table.add_row("all", f"{summary['tokens_per_step_error']:.1%}", f"{summary['constant_alpha_error']:.1%}")
+            group["document"], group["kind"], str(group["curves"]), *("" if e is None else f"{e:.1%}" for e in errors),
+            f"{group['interval_coverage']:.0%}",
+        )  # fmt: skip
     return table

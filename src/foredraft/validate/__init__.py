@@ -27,7 +27,7 @@ def validate(
     Raises ValueError, one line, when no row allows any.
     """
     law = evidence.position_law(evidence.documents(list(rows)))
-    parts = [curves.judge(rows, law)]
+    parts = [curves.judge_documents(rows, evidence.position_law)]
     parts += [throughput.judge(rows, law, machine, advance), ladders.judge(rows, machine, advance)]
     validation = merge([*parts, names.judge(rows, machine, advance)])
     if not (

@@ -14,7 +14,9 @@ MATTERS = 0.05  # a measured gain nearer to 1 than that says neither to speculat
 
 
 class CurvePoint(Record, frozen=True):
-    """τ at one lookahead: measured, predicted with its 90 % interval, and what a constant α fitted to the same known rows says."""
+    """τ at one lookahead: measured, predicted with its 90 % interval, and what the plain rules say from the same known rows: a constant α
+    fitted to them, the second position's acceptance from there on, its step from the first carried on (None without k = 1 and 2).
+    """
 
     curve: str
     lookahead: int
@@ -23,6 +25,10 @@ class CurvePoint(Record, frozen=True):
     low: float
     high: float
     constant_alpha: float
+    second_alpha: float | None = None
+    carried_step: float | None = None
+    document: str = ""
+    kind: str = ""
 
 
 class RatioPoint(Record, frozen=True):
@@ -88,6 +94,13 @@ class Validation(Record, frozen=True):
     lacking: dict[str, int] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
+    def curve_groups(self) -> dict[tuple[str, str], list[CurvePoint]]:
+        """Points of τ by document and kind of draft."""
+        groups: dict[tuple[str, str], list[CurvePoint]] = {}
+        for point in self.curves:
+            groups.setdefault((point.document, point.kind), []).append(point)
+        return groups
+
     def summary(self) -> dict[str, Any]:
         """Errors as fractions (means over rows), regrets, interval coverage and counts: the figures a reader wants first."""
         out: dict[str, Any] = {}
@@ -96,9 +109,12 @@ class Validation(Record, frozen=True):
             out[f"tokens_per_step_error_k{k}"] = _mean(abs(p.predicted / p.measured - 1) for p in points)
             out[f"constant_alpha_error_k{k}"] = _mean(abs(p.constant_alpha / p.measured - 1) for p in points)
         if self.curves:
-            out["tokens_per_step_error"] = _mean(abs(p.predicted / p.measured - 1) for p in self.curves)
-            out["constant_alpha_error"] = _mean(abs(p.constant_alpha / p.measured - 1) for p in self.curves)
-            out["interval_coverage"] = _mean(p.low <= p.measured <= p.high for p in self.curves)
+            out |= _curve_figures(self.curves)
+            out["curves_by_kind"] = [
+                {"document": where, "kind": kind, "curves": len({p.curve for p in points}), "points": len(points)}
+                | _curve_figures(points)
+                for (where, kind), points in self.curve_groups().items()
+            ]
         for name, points in (
             ("throughput_ratio", self.ratios),
             ("tree_ratio", self.trees),
@@ -128,6 +144,18 @@ class Validation(Record, frozen=True):
             "gain_rows": len(self.gains),
             "named_rows": len(self.named),
         }
+
+
+RULES = ("constant_alpha", "second_alpha", "carried_step")
+
+
+def _curve_figures(points: Sequence[CurvePoint]) -> dict[str, float]:
+    """Mean errors of τ by the law and by each plain rule, and the share of points inside their intervals."""
+    out = {"tokens_per_step_error": _mean(abs(p.predicted / p.measured - 1) for p in points)}
+    for rule in RULES:
+        if errors := [abs(value / p.measured - 1) for p in points if (value := getattr(p, rule)) is not None]:
+            out[f"{rule}_error"] = _mean(errors)
+    return out | {"interval_coverage": _mean(p.low <= p.measured <= p.high for p in points)}
 
 
 def _ratio_figures(name: str, points: Sequence[RatioPoint]) -> dict[str, float]:

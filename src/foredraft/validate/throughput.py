@@ -240,8 +240,8 @@ def _measured(visible: Sequence[Observation]) -> dict[tuple[int, int], float]:
 
 
 def _carried(law: PositionLaw, curve: Curve, kind: kinds.Prior, measured: Mapping[tuple[int, int], float]) -> Taus:
-    """τ at larger k: halfway, in log, between the position law's and the logit step carried on, which err apart (InferenceX 5.4 and
-    7.6 %, SpecDecode-Bench 3.3 and 2.3 %, halfway 6.5 and 2.8 %).
+    """τ at larger k: halfway, in log, between the position law's and the logit step carried on, which err apart (InferenceX 6.1 and
+    7.6 %, SpecDecode-Bench 1.7 and 2.3 %).
     """
     lookaheads = range(1, acceptance.MAX_POSITIONS + 1)
     mid, low, high = np.array(list(acceptance.predict(law, curve, lookaheads, kind=kind).values())).T
