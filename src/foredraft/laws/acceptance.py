@@ -40,6 +40,7 @@ Curve = Mapping[int, float]  # lookahead -> tokens per step, bonus included
 
 MAX_POSITIONS = 16
 SPREAD, DECAY = 0.3, 0.6  # chosen by leaving documents out, see docs/log.md
+LONE_TAIL = 8.0  # of the prior where no τ is known: heavy tails are for curves that stand against it, by themselves no draft has shown them
 # Levels of noise in log τ: of a run at k = 2, and of what the law misses at k = 4. [N, 2]
 NOISES = np.array([(run, miss) for run in (0.0015, 0.005, 0.015) for miss in (0.002, 0.03)])
 
@@ -64,12 +65,12 @@ class PositionLaw(Record, frozen=True):
     num_curves: int
     evidence: float
 
-    def prior(self, kind: Prior) -> StudentT:
-        """The prior of a kind. Raises ValueError on one that the law does not know."""
+    def prior(self, kind: Prior, tail: float | None = None) -> StudentT:
+        """The prior of a kind, of another `tail` if given. Raises ValueError on one that the law does not know."""
         prior = next((prior for prior in self.priors if prior.kind == kind), None)
         if prior is None:
             raise ValueError(f"kind must be one of {', '.join(prior.kind for prior in self.priors)}, got {kind!r}")
-        return StudentT(np.array(prior.mean), np.array(prior.scale), self.tail)
+        return StudentT(np.array(prior.mean), np.array(prior.scale), tail or self.tail)
 
     def noise(self, one_run: bool) -> Array:
         """log of the share of each level of noise, [N]."""
@@ -160,7 +161,8 @@ def _posterior(
     def by_noise(points: Array) -> Array:
         return log_likelihood(points, curve, one_run, extra_noise) + shares
 
-    points, base = close_in(law.prior(kind), lambda points: log_sum(by_noise(points), 0)[0])
+    prior = law.prior(kind, None if curve else LONE_TAIL)
+    points, base = close_in(prior, lambda points: log_sum(by_noise(points), 0)[0])
     levels = by_noise(points)
     fit = log_sum(levels, 0)[0]
     return points, normalised(base + fit), np.exp(levels - fit)
