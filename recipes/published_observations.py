@@ -47,6 +47,8 @@ TRUST = {  # table -> how far its rows can be trusted; a table that is not named
     "throughput_validation": "card_or_issue",
     "public_points": "card_or_issue",
     "issue_positions": "issue",
+    "dspark_table1": "paper",
+    "specbench_by_task": "derived",
 }
 LEFT_OUT = {  # table -> (column, what a cell of it holds, why the row does not ship)
     "accept_by_k_method": (("source", r"^AngelSlim@", "stands in angelslim_eagle3_qwen3"),),

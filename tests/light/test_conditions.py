@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from foredraft import published
 from foredraft.laws.conditions import (
     DATASETS,
     EFFECTS,
@@ -17,7 +18,7 @@ from foredraft.laws.conditions import (
     task_of,
 )
 from foredraft.laws.speedup import tokens_per_step_constant
-from foredraft.plan.cells import conditions, levels
+from foredraft.plan.cells import cells, conditions, levels
 from foredraft.records import TASKS
 
 PROMPTS = {
@@ -172,6 +173,12 @@ def test_acceptance_fades_beyond_the_context_alone():
 
 
 # What ships.
+
+
+def test_shipped_spreads_are_of_the_shipped_rows():
+    measured = cells(published.observations())
+    assert conditions().spreads.num_cells == len(measured)
+    assert conditions().spreads.num_documents == len({key.document for key in measured})
 
 
 def test_a_document_left_out_says_nothing():
