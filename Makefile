@@ -27,6 +27,7 @@ results: .venv/.dev ## measure what README and docs/results.md claim (the peers 
 	$(BIN)/python recipes/dial_forms.py results/dial_forms.json
 	$(BIN)/foredraft plan Llama-3.1-70B -m H100 -n 4 -c 1-256 --out build/plan > /dev/null && cp build/plan/speedup.png docs/images/plan.png
 	$(BIN)/python benchmarks/plan_speed.py results/plan_speed.json
+	$(BIN)/python benchmarks/plan_seeds.py results/plan_seeds.json
 	$(BIN)/python benchmarks/cost_defaults.py results/cost_defaults.json
 	$(BIN)/python benchmarks/few_rows.py results/few_rows.json
 	$(BIN)/python benchmarks/engine_speed.py results/engine_speed.json

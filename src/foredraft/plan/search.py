@@ -38,7 +38,7 @@ class Sift(NamedTuple):
     drafts: float
 
 
-FINER = 8  # times a plan's draws: of the planned draft in its modes, for the intervals that are shown
+FINER, MOST_DRAWS = 8, 2**16  # times a plan's draws: of the planned draft in its modes, for the intervals that are shown
 SIFTS = (Sift(128, 0.02, 0.03), Sift(1024, 0.01, 0.02))
 
 
@@ -220,7 +220,7 @@ def finer(problem: Problem, scored: Scored, times: int = FINER) -> Scored:
     """The candidate in its chosen modes under so many times as many draws, those that it was ranked by among them: the ends of its
     intervals move less with the seed, its mean does not.
     """
-    num = times * len(scored.gains)
+    num = max(len(scored.gains), min(times * len(scored.gains), MOST_DRAWS))
     pairs = Pairs(np.arange(len(problem.concurrency)), scored.modes)
     drawn = outcome(problem, scored.candidate, pairs, _tau(problem, scored.candidate, scored.modes, num))
     gains = problem.weights @ drawn.lift
