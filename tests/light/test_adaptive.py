@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from foredraft import published, shapes
 from foredraft.engines import ENGINES
-from foredraft.kinds import EAGLE3, MULTI_LAYER, NGRAM, Kind
+from foredraft.kinds import DSPARK, EAGLE3, MULTI_LAYER, NGRAM, Kind
 from foredraft.laws.adaptive import (
     AdaptiveLaw,
     batch_sd,
@@ -189,11 +189,14 @@ def test_an_engine_without_it_plans_none_and_says_what_it_would_bring():
     assert "not planned" in length_table(chosen)[-1]
 
 
-def test_sglangs_length_follows_the_batch_and_brings_nothing_to_a_large_one():
+def test_sglangs_length_follows_the_batch_or_of_dspark_the_sequence():
     chosen = lengths_of("sglang", ("head",))
-    assert {gain.setting for gain in chosen.lengths} == {"--speculative-adaptive"}
-    assert {gain.adapts for gain in chosen.lengths} == {"batch"}
-    assert chosen.lengths[-1].adaptive_verdict != WORTH_IT
+    by_setting = {
+        ENGINES["sglang"].adaptive(kind).setting: by for kind, by in ((EAGLE3, "batch"), (DSPARK, "sequence"))
+    }
+    assert all(by_setting[gain.setting] == gain.adapts for gain in chosen.lengths)
+    assert ENGINES["sglang"].adaptive(EAGLE3).by == "batch"
+    assert ENGINES["sglang"].adaptive(DSPARK).by == "sequence"
 
 
 def test_prompt_lookup_has_no_confidence_to_follow_and_no_draft_no_lengths():
