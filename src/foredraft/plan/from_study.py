@@ -17,8 +17,8 @@ from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import far_outside, predict_draws, run_sd
 from foredraft.plan import evidence
 from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, StudyRange, choice, head_training_flops
-from foredraft.plan.study import Study, StudyDraft, mean_curve, pool
-from foredraft.records import DraftChoice, Fit, Machine, Observation
+from foredraft.plan.study import Study, StudyDraft
+from foredraft.records import DraftChoice, Fit, Machine
 from foredraft.shapes import Shape, scaled
 
 NUM_SIZES = 9  # of independent models, from the smallest to the largest measured
@@ -195,9 +195,3 @@ def _range(study: Study, how: str) -> StudyRange:
     where = f" on {study.dataset}" if study.dataset else ""
     note = f"acceptance from {len(study.drafts)} own drafts{where} at temperature {study.temperature:g}: {how}"
     return StudyRange(*study.tokens, note)
-
-
-def lookup(target: Shape, observations: Sequence[Observation], temperature: float) -> CurvePosterior | None:
-    """Acceptance of prompt lookup where own runs measured it on this target."""
-    curve = mean_curve(pool(target, observations, temperature, "lookup"))
-    return acceptance.posterior(evidence.position_law(), curve, kind=kinds.NGRAM.prior) if curve else None
