@@ -30,7 +30,7 @@ from foredraft.laws.conditions import (
     fit_spreads,
 )
 from foredraft.laws.speedup import tokens_per_step_constant
-from foredraft.plan.cells import USUAL, Conditions, cells, target_key
+from foredraft.plan.cells import SINGLE, USUAL, Conditions, cells, target_key
 from foredraft.validate import ladders
 
 HERE = Path(__file__).parent
@@ -124,8 +124,9 @@ def context_fade() -> ContextFade:
 
 
 def report_sd() -> float:
-    """Of log speedup from names alone, beyond what is drawn of acceptance and costs: of greatest likelihood over documents that weigh the
-    same, each predicted without its own rows; rows that name no machine are of papers on an A100.
+    """Of log speedup from names alone, beyond what is drawn of acceptance and costs: of greatest likelihood over single reports that weigh
+    the same, since what a user will see is one of them (papers and tables of many rows scatter less), each predicted without its own rows.
+    All are printed; rows that name no machine are of papers on an A100.
     """
     off = defaultdict(list)
     by_document = defaultdict(list)
@@ -143,7 +144,8 @@ def report_sd() -> float:
     def misfit(more: float) -> float:
         terms = [
             np.mean([error**2 / (sd**2 + more**2) + np.log(sd**2 + more**2) for error, sd in pairs])
-            for pairs in off.values()
+            for document, pairs in off.items()
+            if SINGLE.search(document)
         ]
         return float(sum(terms))
 

@@ -38,7 +38,10 @@ class Sift(NamedTuple):
     drafts: float
 
 
-FINER, MOST_DRAWS = 8, 2**16  # times a plan's draws: of the planned draft in its modes, for the intervals that are shown
+FINER, MOST_DRAWS = (
+    8,
+    2**16,
+)  # times a plan's draws: of the planned draft in its modes, for the intervals that are shown
 SIFTS = (Sift(128, 0.02, 0.03), Sift(1024, 0.01, 0.02))
 
 
