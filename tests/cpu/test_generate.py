@@ -121,7 +121,7 @@ def test_a_draft_as_large_as_its_target_is_refused(checkpoint: Path) -> None:
 def test_a_plan_sets_the_lookahead_by_running_requests(checkpoint: Path, tmp_path: Path, oracle: list[int]) -> None:
     from foredraft import machines, records, shapes
     from foredraft.plan.plan import plan
-    from foredraft.plan.search import PlanSettings
+    from foredraft.plan.problem import PlanSettings
 
     load = records.Workload(input_len=64, output_len=64, concurrency=(1, 64, 256))
     served_plan = plan(shapes.shape("Llama-3.1-8B"), machines.machine("H100"), load, PlanSettings(draws=16))

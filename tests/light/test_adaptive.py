@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from given import given
 from msgspec.structs import replace
 
 from foredraft import published, shapes
@@ -24,7 +25,7 @@ from foredraft.machines import named
 from foredraft.plan.evidence import adaptive_law
 from foredraft.plan.lengths import IDLE, LOSES, WORTH_IT, verdict
 from foredraft.plan.plan import plan
-from foredraft.plan.search import PlanSettings
+from foredraft.plan.problem import PlanSettings
 from foredraft.records import JudgedLength, LengthCase, Workload
 from foredraft.report.lengths import judged_length_tables, length_table
 from foredraft.validate.lengths import grouped, judge, server_key, step_costs
@@ -59,7 +60,7 @@ def test_more_auc_is_more_spread():
 
 def test_without_spread_adaptive_is_the_best_fixed_length_and_no_more():
     for growth in (0.0, 0.01, 0.1, 0.4):
-        step_s = np.tile(1 + growth * np.arange(5), (3, 1))
+        step_s = np.tile(1 + growth * np.arange(5.0), (3, 1))
         spent = budgets(seen_survival(CURVES, 0.0, 0.0)).best(step_s)
         np.testing.assert_allclose(spent.tokens / spent.seconds, fixed_rates(CURVES, step_s).max(axis=1), rtol=1e-7)
 
@@ -68,7 +69,7 @@ def test_spread_never_loses_to_a_fixed_length_and_gains_between_free_and_ruinous
     seen = seen_survival(CURVES, 1.5, 1.0)
     gains = []
     for growth in (0.0, 0.05, 0.3, 50.0):
-        step_s = np.tile(1 + growth * np.arange(5), (3, 1))
+        step_s = np.tile(1 + growth * np.arange(5.0), (3, 1))
         spent = budgets(seen).best(step_s)
         gains.append((spent.tokens / spent.seconds / fixed_rates(CURVES, step_s).max(axis=1))[0] - 1)
     assert gains[0] == pytest.approx(0, abs=1e-7)  # verification costs nothing: all of it is done
@@ -130,7 +131,7 @@ def test_stopping_early_saves_passes_alone_and_none_in_a_large_batch():
 def test_what_deciding_costs_makes_cheap_verification_lose():
     quantiles = (np.arange(64) + 0.5) / 64
     seen = seen_survival(np.tile(CURVES[:1], (64, 1)), *spreads(LAW, quantiles))
-    spent = budgets(seen).best(np.tile(1 + 0.001 * np.arange(5), (64, 1)))
+    spent = budgets(seen).best(np.tile(1 + 0.001 * np.arange(5.0), (64, 1)))
     gain = spent.tokens / spent.seconds / fixed_rates(CURVES[:1], 1 + 0.001 * np.arange(5)[None]).max()
     assert (gain >= 1).all()
     assert verdict(gain / (1 + overheads(LAW, quantiles))) == LOSES
@@ -151,10 +152,12 @@ def test_a_batch_of_one_shows_its_request_and_a_large_one_nothing():
 def test_adaptive_settings_only_where_an_engine_has_them():
     dspark = Kind("dspark", "DSpark", "head", {"dspark": "DSpark"}, engine_names={"vllm": "dspark", "sglang": "DSPARK"})
     vllm, sglang, ours = (ENGINES[name] for name in ("vllm", "sglang", "foredraft"))
-    assert vllm.adaptive(dspark).setting == vllm.adaptive(EAGLE3).setting == "enable_adaptive_verification"
+    assert (
+        given(vllm.adaptive(dspark)).setting == given(vllm.adaptive(EAGLE3)).setting == "enable_adaptive_verification"
+    )
     assert vllm.adaptive(NGRAM) is vllm.adaptive(MULTI_LAYER) is None  # no model; not served
-    assert sglang.adaptive(EAGLE3)[:2] == ("--speculative-adaptive", "batch")
-    assert sglang.adaptive(dspark).by == "sequence"
+    assert given(sglang.adaptive(EAGLE3))[:2] == ("--speculative-adaptive", "batch")
+    assert given(sglang.adaptive(dspark)).by == "sequence"
     assert sglang.adaptive(NGRAM) is None
     assert [ours.adaptive(kind) for kind in (dspark, EAGLE3, NGRAM)] == [None] * 3
 
@@ -174,29 +177,28 @@ def lengths_of(engine: str, kinds: tuple[str, ...], **settings):
 def test_a_plan_says_what_schedule_and_adaptive_bring_and_names_the_engines_setting():
     chosen = lengths_of("vllm", ("head",))
     assert [gain.concurrency for gain in chosen.lengths] == [1, 16, 128]
-    assert all("enable_adaptive_verification" in gain.setting for gain in chosen.lengths)
+    assert all("enable_adaptive_verification" in given(gain.setting) for gain in chosen.lengths)
     assert [gain.scheduled for gain in chosen.lengths] == [step.lookahead for step in chosen.schedule]
     for gain in chosen.lengths:
         assert gain.schedule.value >= 0.995
-        assert gain.adaptive.low <= gain.adaptive.value <= gain.adaptive.high
+        adaptive = given(gain.adaptive)
+        assert adaptive.low <= adaptive.value <= adaptive.high
         assert (gain.scheduled == gain.fixed) <= (gain.schedule_verdict == IDLE)
-    assert "enable_adaptive_verification" in length_table(chosen)[-1]
+    assert "enable_adaptive_verification" in str(length_table(chosen)[-1])
 
 
 def test_an_engine_without_it_plans_none_and_says_what_it_would_bring():
     chosen = lengths_of("tensorrt-llm", ("head",))
     assert all(gain.setting is None and gain.adaptive for gain in chosen.lengths)
-    assert "not planned" in length_table(chosen)[-1]
+    assert "not planned" in str(length_table(chosen)[-1])
 
 
 def test_sglangs_length_follows_the_batch_or_of_dspark_the_sequence():
     chosen = lengths_of("sglang", ("head",))
-    by_setting = {
-        ENGINES["sglang"].adaptive(kind).setting: by for kind, by in ((EAGLE3, "batch"), (DSPARK, "sequence"))
-    }
-    assert all(by_setting[gain.setting] == gain.adapts for gain in chosen.lengths)
-    assert ENGINES["sglang"].adaptive(EAGLE3).by == "batch"
-    assert ENGINES["sglang"].adaptive(DSPARK).by == "sequence"
+    by_batch, by_sequence = (given(ENGINES["sglang"].adaptive(kind)) for kind in (EAGLE3, DSPARK))
+    by_setting = {by_batch.setting: "batch", by_sequence.setting: "sequence"}
+    assert all(by_setting[given(gain.setting)] == gain.adapts for gain in chosen.lengths)
+    assert (by_batch.by, by_sequence.by) == ("batch", "sequence")
 
 
 def test_prompt_lookup_has_no_confidence_to_follow_and_no_draft_no_lengths():
@@ -252,7 +254,7 @@ def test_a_planted_case_is_recovered_and_a_prediction_sees_no_adaptive_row():
     assert costs.origin == "rows"
     assert costs.step_s[0, -1] == pytest.approx(0.01 + 2e-5 * 64 * 8, rel=1e-9)
     assert (np.diff(costs.step_s, axis=1) >= 0).all()
-    louder = [replace(each, adaptive_tok_s=10 * each.adaptive_tok_s) for each in cases]
+    louder = [replace(each, adaptive_tok_s=10 * given(each.adaptive_tok_s)) for each in cases]
     assert [c.predicted for c in judge(cases, LAW).adaptive] == [c.predicted for c in judge(louder, LAW).adaptive]
     gains = [c.predicted for c in judge(cases, LAW).adaptive]
     assert gains[0] < 1 < gains[-1]
@@ -277,7 +279,7 @@ def test_agreement_needs_a_side_to_be_on():
 
 def test_the_thinned_draws_hold_still():
     """An end of the interval moves by less than 0.03 between seeds."""
-    gains = [lengths_of("vllm", ("head",), seed=seed, draws=1024).lengths[1].adaptive for seed in range(3)]
+    gains = [given(lengths_of("vllm", ("head",), seed=seed, draws=1024).lengths[1].adaptive) for seed in range(3)]
     assert np.ptp([(gain.low, gain.high) for gain in gains], axis=0).max() < 0.03
 
 
@@ -285,4 +287,4 @@ def test_a_plan_warns_where_a_step_outgrows_captured_graphs():
     chosen = lengths_of("vllm", ("head",))
     assert [gain.uncaptured for gain in chosen.lengths] == [None] * 3
     longer = replace(chosen, lengths=(*chosen.lengths[:2], replace(chosen.lengths[2], uncaptured=1152.0)))
-    assert length_table(longer)[-1].startswith("from 128 clients on the schedule verifies 1,152 tokens")
+    assert str(length_table(longer)[-1]).startswith("from 128 clients on the schedule verifies 1,152 tokens")

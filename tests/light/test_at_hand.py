@@ -5,6 +5,7 @@ import json
 import msgspec
 import numpy as np
 import pytest
+from given import given
 
 from foredraft import kinds
 from foredraft.engines import ENGINES
@@ -108,7 +109,7 @@ def test_mtp_layers_of_the_checkpoint_are_weighed_at_no_cost():
     assert (choice.training_flops, choice.hub_id, choice.params) == (
         0,
         None,
-        float(shape("DeepSeek-V3").mtp_layers.params),
+        float(given(shape("DeepSeek-V3").mtp_layers).params),
     )
     assert "mtp" not in weighed_by_method(QWEN, "vllm")[0]
 
@@ -127,11 +128,11 @@ def test_a_draft_is_known_by_folder_id_kind_or_public_name(tmp_path):
               "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 1, "vocab_size": 128256,
               "draft_vocab_size": 32000, "max_position_embeddings": 2048}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert draft_at_hand(str(tmp_path), LLAMA).kind is kinds.EAGLE3
-    assert draft_at_hand("RedHatAI/Qwen3-8B-speculator.peagle", QWEN).kind is kinds.P_EAGLE
-    assert draft_at_hand("dspark", QWEN).shape.num_layers == 5
-    assert draft_at_hand("ngram", QWEN).shape is None
-    assert draft_at_hand("Qwen3-0.6B", QWEN).kind is kinds.LM
+    assert given(draft_at_hand(str(tmp_path), LLAMA)).kind is kinds.EAGLE3
+    assert given(draft_at_hand("RedHatAI/Qwen3-8B-speculator.peagle", QWEN)).kind is kinds.P_EAGLE
+    assert given(given(draft_at_hand("dspark", QWEN)).shape).num_layers == 5
+    assert given(draft_at_hand("ngram", QWEN)).shape is None
+    assert given(draft_at_hand("Qwen3-0.6B", QWEN)).kind is kinds.LM
     assert draft_at_hand(None, QWEN) is None
 
 
@@ -198,10 +199,10 @@ def test_a_vocabulary_padded_by_an_exporter_is_the_same():
 def test_a_draft_of_another_vocabulary_loses_what_is_published_by_overlap():
     target = shape("Qwen2.5-7B")
     with pytest.raises(ValueError, match="hangs on the share of its tokens that both have"):
-        weighed(basis(target), draft_at_hand("TinyLlama-1.1B", target))
+        weighed(basis(target), given(draft_at_hand("TinyLlama-1.1B", target)))
     accept = {}
     for overlap in (0.998, 0.798, 0.696):
-        candidate = weighed(basis(target), draft_at_hand("TinyLlama-1.1B", target, vocab_overlap=overlap))
+        candidate = weighed(basis(target), given(draft_at_hand("TinyLlama-1.1B", target, vocab_overlap=overlap)))
         accept[overlap] = candidate.acceptance.draws(64, Lattice(0, 24, 32), frozenset())
         assert candidate.choice.vocab_overlap == overlap
         assert f"overlap^{OVERLAP_POWER:g}" in candidate.notes[-1]
@@ -228,7 +229,7 @@ def test_overlap_is_read_off_tokenizers(tmp_path):
 
 
 def stated(text):
-    candidate = weighed(basis(LLAMA), draft_at_hand("eagle3", LLAMA, accept=text))
+    candidate = weighed(basis(LLAMA), given(draft_at_hand("eagle3", LLAMA, accept=text)))
     return candidate, candidate.acceptance.draws(256, Lattice(0, 24, 32), frozenset())
 
 
@@ -338,7 +339,7 @@ def test_what_to_do_for_a_named_draft_is_said_first():
         (shape("MiMo-7B"), "mtp", "use", "mtp"),
         (QWEN, "ngram", "use", "ngram"),
     ):
-        document = plan(target, H100, load, settings, draft=draft_at_hand(name, target))
-        assert document.action.verb == verb
-        assert any(words in command for command in document.action.commands)
-        assert "checkpoint" in document.action.why or name != "mtp"
+        action = given(plan(target, H100, load, settings, draft=draft_at_hand(name, target)).action)
+        assert action.verb == verb
+        assert any(words in command for command in action.commands)
+        assert "checkpoint" in action.why or name != "mtp"

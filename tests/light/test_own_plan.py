@@ -23,8 +23,8 @@ from foredraft.plan.hindsight import judge
 from foredraft.plan.matching import completed, match, without_repeats
 from foredraft.plan.next_runs import training_tokens
 from foredraft.plan.plan import plan
+from foredraft.plan.problem import PlanSettings
 from foredraft.plan.sdsl import AcceptPlane, optimal_draft
-from foredraft.plan.search import PlanSettings
 from foredraft.plan.served import Place, calibrated, timed
 from foredraft.plan.study import pool, scaled_like, shape_of, study_of
 from foredraft.recipe import Eagle

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from given import given
 
 from foredraft import kinds, shapes
 from foredraft.shapes import Shape, from_config, known_shapes, scaled, shape
@@ -569,7 +570,7 @@ def test_mtp_layers_are_passes_of_the_targets_own_layers(target):
     whole = shape(target)
     draft = kinds.MTP.shape(whole)
     depth = {"Step-3.7-Flash": 3}.get(target, 1)
-    assert draft.params * depth == whole.mtp_layers.params
+    assert draft.params * depth == given(whole.mtp_layers).params
     assert draft.weight_format == whole.weight_format
     assert bool(draft.num_experts) == bool(whole.num_experts)
     assert draft.flops_per_token(0) > 2 * whole.head_params
@@ -577,4 +578,4 @@ def test_mtp_layers_are_passes_of_the_targets_own_layers(target):
 
 def test_a_target_without_mtp_layers_has_none_to_pass():
     with pytest.raises(ValueError, match=r"Llama-3\.1-8B has no multi-token prediction layers"):
-        shapes.mtp_head(shape("Llama-3.1-8B"), kinds.MTP.parts)
+        shapes.mtp_head(shape("Llama-3.1-8B"), given(kinds.MTP.parts))
