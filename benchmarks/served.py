@@ -37,7 +37,7 @@ from foredraft.measure.endpoint import LoadSettings, OfferedLoad, one_round, sta
 from foredraft.measure.endpoint_http import address_of
 from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.plan.plan import plan
-from foredraft.plan.search import PlanSettings
+from foredraft.plan.problem import PlanSettings
 from foredraft.records import Machine, Observation, Plan, Workload
 
 ROOT = Path(__file__).parents[1]

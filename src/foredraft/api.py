@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from foredraft.decode.engine import Engine
     from foredraft.measure.settings import MeasureSettings
     from foredraft.plan.at_hand import DraftAtHand
-    from foredraft.plan.search import PlanSettings
+    from foredraft.plan.problem import PlanSettings
     from foredraft.recipe import Recipe
     from foredraft.records import Fit, Machine, Measurement, Observation, Plan, Workload
     from foredraft.shapes import Shape

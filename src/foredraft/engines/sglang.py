@@ -12,7 +12,6 @@ from foredraft.engines import speculators
 from foredraft.engines.counters import RequestCounts, Totals, nested, reached, samples, total, whole_number
 from foredraft.engines.engine import (
     PLACEHOLDER,
-    Accepted,
     Adaptive,
     ServingEngine,
     Simulation,
@@ -24,6 +23,7 @@ from foredraft.engines.engine import (
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, of_choice
 from foredraft.laws.passes import Efficiency
+from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep, dtype_name
 
 _SCRIPT = """#!/bin/sh

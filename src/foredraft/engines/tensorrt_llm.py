@@ -6,8 +6,9 @@ It serves heads, MTP layers and independent models in chains of one length. Refu
 from collections.abc import Mapping
 from typing import Any
 
-from foredraft.engines.engine import Accepted, ServingEngine, Simulation, one_line, quoted
+from foredraft.engines.engine import ServingEngine, Simulation, one_line, quoted
 from foredraft.kinds import Kind
+from foredraft.laws.stated import Accepted
 from foredraft.records import Plan
 
 _SCRIPT = """#!/bin/sh

@@ -23,7 +23,6 @@ from foredraft.engines.counters import (
 )
 from foredraft.engines.engine import (
     PLACEHOLDER,
-    Accepted,
     Adaptive,
     ServingEngine,
     Simulation,
@@ -34,6 +33,7 @@ from foredraft.engines.engine import (
 )
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, Kind, aux_layer_ids, of_choice
+from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Plan, ScheduleStep
 
 _SCRIPT = """#!/bin/sh

@@ -70,7 +70,7 @@ class Group(NamedTuple):
     points: Array
     fits: Array
     share: Array
-    long: Array
+    long: NDArray[np.bool_]
 
 
 def fit_position_law(lessons: Sequence[Lesson]) -> PositionLaw:
@@ -173,7 +173,8 @@ def _em(groups: Sequence[Group], num_curves: int) -> PositionLaw:
 
 def _expected(groups: Sequence[Group], pooled: Pooled) -> Sums:
     """Where each curve's parameters lie under the priors of the last round."""
-    moments, worth = {kind: np.zeros((4, 4)) for kind in PRIORS}, dict.fromkeys(PRIORS, 0.0)
+    moments: dict[Prior, Array] = {kind: np.zeros((4, 4)) for kind in PRIORS}
+    worth = dict.fromkeys(PRIORS, 0.0)
     noise, evidence, total_share = {way: np.zeros(len(NOISES)) for way in (True, False)}, 0.0, 0.0
     for group in groups:
         prior, flat = pooled.prior(group.kind), group.points.reshape(-1, 3)
@@ -204,7 +205,7 @@ def _levels(sums: Sums, pooled: Pooled, ordinary: Array) -> tuple[dict[Prior, Ar
     between = sum(trust[kind] * np.outer(mean[kind] - ordinary, mean[kind] - ordinary) for kind in PRIORS) / sum(
         trust.values()
     )
-    scale = {
+    scale: dict[Prior, Array] = {
         kind: (OF_SCALE * alike + about[kind]) / (OF_SCALE + worth[kind])
         + np.diag(LEAST[:2] ** 2)
         + between / (OF_CENTRE + worth[kind])
@@ -221,7 +222,9 @@ def _about(moments: Array, mean: Array) -> Array:
 
 def _carries(sums: Sums, pooled: Pooled) -> tuple[dict[Prior, float], dict[Prior, float], dict[Prior, float]]:
     """By kind the factor of the step that carry is drawn about, its offset, and its sd, which is drawn to the pooled one."""
-    factor, offset, left = {}, {}, {}
+    factor: dict[Prior, float] = {}
+    offset: dict[Prior, float] = {}
+    left: dict[Prior, float] = {}
     for kind in PRIORS:
         moments, variance = sums.moments[kind], pooled.sd[kind] ** 2
         matrix = moments[np.ix_([0, 2], [0, 2])] / variance + np.diag([OFFSET_SD**-2, FACTOR_SD**-2])
@@ -231,7 +234,9 @@ def _carries(sums: Sums, pooled: Pooled) -> tuple[dict[Prior, float], dict[Prior
         residual = np.array([-line[0], 0.0, -line[1], 1.0])
         left[kind] = float(residual @ moments @ residual)
     alike = sum(left.values()) / sum(sums.worth.values()) + LEAST[2] ** 2
-    sd = {kind: ((OF_SCALE * alike + left[kind]) / (OF_SCALE + sums.worth[kind])) ** 0.5 for kind in PRIORS}
+    sd: dict[Prior, float] = {
+        kind: ((OF_SCALE * alike + left[kind]) / (OF_SCALE + sums.worth[kind])) ** 0.5 for kind in PRIORS
+    }
     return factor, offset, sd
 
 

@@ -32,7 +32,7 @@ class StudentT:
 
     @cached_property
     def root(self) -> Array:
-        return np.linalg.cholesky(self.scale)
+        return np.asarray(np.linalg.cholesky(self.scale), dtype=np.float64)
 
     def points(self, num: int) -> Array:
         """`num` points [P, D] spread evenly over the distribution."""
@@ -55,18 +55,19 @@ def close_in(prior: StudentT, log_likelihood: Callable[[Array], Array], num: int
     Their weights are exp(that + log likelihood); the mean of these is the evidence.
     """
     proposal, power = prior, 0.0
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS - 1):
         points = proposal.points(num)
         base = prior.log_density(points) - proposal.log_density(points)
-        fit = log_likelihood(points)
         if power == 1.0:
-            break
+            return points, base
+        fit = log_likelihood(points)
         power = _power(base, fit, power, EFFECTIVE * num)
         weights = normalised(base + power * fit)
         mean = weights @ points
         spread = (points - mean).T @ ((points - mean) * weights[:, None])
         proposal = StudentT(mean, spread + 1e-12 * np.eye(len(mean)), PROPOSAL_TAIL)
-    return points, base
+    points = proposal.points(num)
+    return points, prior.log_density(points) - proposal.log_density(points)
 
 
 def normalised(log_weights: Array) -> Array:

@@ -22,8 +22,9 @@ from foredraft.laws.passes import Layout
 from foredraft.plan import from_study
 from foredraft.plan.matching import CLOCKLESS, completed, match
 from foredraft.plan.predicted import predicted
+from foredraft.plan.problem import PlanSettings, Problem
 from foredraft.plan.sdsl import AcceptPlane, DraftOptimum, optimal_draft
-from foredraft.plan.search import PlanSettings, Problem, rank
+from foredraft.plan.search import rank
 from foredraft.plan.served import Place, TimedRow, calibrated, load, timed
 from foredraft.plan.study import Study, on_target, shape_of, study_of
 from foredraft.records import DraftRegret, Hindsight, JudgedCell, Machine, Observation, Workload

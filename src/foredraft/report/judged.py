@@ -167,7 +167,7 @@ def _curve_errors(title: str, summary: Mapping[str, Any]) -> Titled:
     for group in (
         groups
         if len(groups) == 1
-        else [*groups, summary | {"document": "all", "kind": "", "curves": sum(g["curves"] for g in groups)}]
+        else [*groups, {**summary, "document": "all", "kind": "", "curves": sum(g["curves"] for g in groups)}]
     ):
         errors = (group.get(f"{key}_error") for _, key in RULES)
         table.add_row(
