@@ -226,15 +226,19 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def headlines() -> str:
-    """Six figures for a visitor, as a Markdown list."""
+    """A few figures for a visitor, as a Markdown list."""
     tables, speed = _read("validation/summary.json")["tables"], _read("plan_speed.json")
     curves, load = tables["inferencex_golden_acceptance_length"], tables["tomasruizt_vllm_scripts_throughput"]
-    inside, held_out = _coverage()
+    reports, (inside, held_out) = tables["public_points"], _coverage()
     lead = _read("experiment/compared.json")["leads"]["temperature 0"][f"{SCYLLA} over eagle2-long-d5.05M"]
     peer = _read("peers.json")["races"]["31m-float32-b1"]["speed_over"]
     figures = [
-        f"acceptance length at 5 draft tokens from 1 and 2, seven heads of today's models: **{curves['tokens_per_step_error_k5']:.1%}** mean "
-        f"error; taking acceptance for constant, {curves['constant_alpha_error_k5']:.1%}",
+        f"acceptance length at 3 to 8 draft tokens from 1 and 2, seven heads of today's models: **{curves['tokens_per_step_error']:.1%}** mean "
+        f"error, {curves['tokens_per_step_error_k8']:.1%} at 8; carrying logit acceptance on by hand, {curves['carried_step_error']:.1%}; taking "
+        f"it for constant, {curves['constant_alpha_error']:.1%}",
+        f"gain of {reports['gain_rows']} public reports from names alone: **{reports['gain_coverage']:.0%}** within the 90 % interval; median "
+        f"error {reports['gain_median_error']:.0%}, worst {reports['gain_worst_error']:.0%}; whether to speculate right in "
+        f"{reports['speculate_or_not_right']:.0%}",
         f"throughput at 3 to 6 draft tokens from none, 1 and 2, on vLLM at 1 to 256 clients: **{load['throughput_ratio_error']:.1%}** mean "
         f"error; the planned lookahead loses {load['best_k_regret_mean']:.1%} to the best, the best fixed one {load['best_fixed_k_regret_mean']:.1%}",
         f"speedup from shapes and machine alone, Spec-Bench: **{tables['specbench_leaderboard']['ladder_ratio_error']:.1%}** mean error",

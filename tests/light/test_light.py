@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Block())
 """
 VERBS = """
 from foredraft.api import fit, plan
-from foredraft.plan.search import PlanSettings
+from foredraft.plan.problem import PlanSettings
 from foredraft.published import document, observations
 from foredraft.records import Workload
 from foredraft.validate import validate
