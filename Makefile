@@ -45,7 +45,7 @@ peers-bench: peers ## ours and theirs in turn: same checkpoints, prompts, precis
 served-bench: .venv/.dev .venv-peers/vllm/.ready ## the drafts on vLLM's server: acceptance, tokens/s under load, and what was foretold; an hour on a quiet machine
 	$(BIN)/python benchmarks/served.py results/served.json
 
-simulated-bench: .venv/.dev .venv-peers/vllm/.ready ## simulated drafts on vLLM's server against the real one; a quarter of an hour on a quiet machine
+simulated-bench: .venv/.dev .venv-peers/vllm/.ready ## simulated drafts on vLLM's server against the real one; a quarter of an hour a lookahead on a quiet machine
 	$(BIN)/python benchmarks/simulated.py results/simulated.json
 
 .venv-peers/%/.ready: benchmarks/peers/requirements/%.txt

@@ -73,6 +73,7 @@ def table() -> str:
         *_costs(),
         *_experiment(),
         *_served(),
+        *_simulated(),
         *(_race(name, races[name]) for name in RACES if name in races),
         (
             "one step's pass in float32, 100 M Llama, 1 token: share of the memory's read rate; 5 and 16 tokens over one",
@@ -191,6 +192,20 @@ def _served() -> list[tuple[str, str]]:
             "tokens/s there at other lookaheads from no draft and one; lost by the planned schedule to the best fixed lookahead",
             f"{prediction['error']['mean']:.1%} mean error; {served['schedule']['regret_mean']:.1%}",
         ),
+    ]
+
+
+def _simulated() -> list[tuple[str, str]]:
+    """A simulated draft on vLLM's server beside the real one, which it never saw (benchmarks/simulated.py)."""
+    simulated = _read("simulated.json")
+    loads = ", ".join(f"{load}" for load in sorted({cell["load"] for cell in simulated["cells"]}))
+    (lookahead,) = simulated["asked"]
+    names = ("simulated_against_real", f"predicted from none and untrained@{lookahead}_against_simulated")
+    return [
+        (
+            f"simulated draft on vLLM (CPU), lookahead {lookahead}, {loads} clients: tokens/s off the real draft's; predicted off simulated",
+            "; ".join(f"{simulated[name]['mean']:.1%} mean, {simulated[name]['worst']:.1%} worst" for name in names),
+        )
     ]
 
 
