@@ -109,13 +109,19 @@ def test_no_step_and_no_carry_is_constant_acceptance_but_for_the_rise_of_differi
     assert alpha[:4] == pytest.approx(np.full(4, first), abs=0.05)
 
 
-@pytest.mark.parametrize("alpha", [0.4, 0.6, 0.75, 0.9])
+RISES = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="stretches of differing difficulty rise, so that constant α is no longer a special case of the law",
+)
+
+
+@pytest.mark.parametrize("alpha", [0.4, pytest.param(0.6, marks=RISES), pytest.param(0.75, marks=RISES), 0.9])
 def test_constant_acceptance_of_an_independent_model_stays_constant(alpha):
-    """Exact constant-α τ at k = 1 and 2 of a draft that does not drift gives constant-α τ elsewhere, within 5 %: the
-    rise that stretches of differing difficulty make is 3.6 % at k = 8."""
+    """Exact constant-α τ at k = 1 and 2 of a draft that does not drift gives constant-α τ elsewhere, within 2 %."""
     prediction = posterior(evidence.position_law(), constant(alpha, 1, 2), kind="lm")
     for k in range(3, 9):
-        assert prediction.tokens_per_step(k)[0] == pytest.approx(float(tokens_per_step_constant(alpha, k)), rel=0.05)
+        assert prediction.tokens_per_step(k)[0] == pytest.approx(float(tokens_per_step_constant(alpha, k)), rel=0.02)
 
 
 @pytest.mark.parametrize("alpha", [0.6, 0.75])
@@ -123,7 +129,7 @@ def test_a_head_is_not_taken_to_be_constant(alpha):
     """Negative control: one τ of a head, which drifts, promises less at k = 8 than one of an independent model does."""
     law = evidence.position_law()
     head, steady = (posterior(law, constant(alpha, 1), kind=kind).tokens_per_step(8)[0] for kind in ("head", "lm"))
-    assert head < 0.97 * steady
+    assert head < 0.95 * steady
 
 
 # Planted curves.
@@ -190,7 +196,7 @@ def test_predictive_intervals_cover(learned):
     """
     rng = np.random.default_rng(4)
     held_out = [(kind, curve) for kind in ("head", "block", "lm") for curve in simulated(PLANTED, kind, 20, rng)]
-    assert 0.78 <= (covered := coverage(learned, held_out)) <= 0.99
+    assert 0.80 <= (covered := coverage(learned, held_out)) <= 0.98
     quiet, loud = (tuple(float(i == at) + 1e-9 for i in range(LEVELS)) for at in (0, LEVELS - 1))
     narrow = tuple(
         msgspec.structs.replace(prior, scale=tuple(tuple(v / 100 for v in row) for row in prior.scale))
