@@ -523,9 +523,10 @@ def test_cached_hidden_states_train_as_those_computed_online(name: str, packing:
 
     cache.fill(packing, 12, head.feature_layers, say=say, batch_size=5)
     files = all_bytes(tmp_path / "states")
-    on_disk, values = sum(map(len, files.values())), 16 * 48 * 4 * (4 if name == "eagle3" else 1)
+    states = {*head.feature_layers, RANDOM.shape.num_layers}  # the final one is written once
+    on_disk, values = sum(map(len, files.values())), 16 * 48 * 4 * len(states)
     assert on_disk == 12 * cache.window_bytes(16, head.feature_layers)
-    assert 12 * values < on_disk < 12 * (values + 256)
+    assert 12 * values < on_disk < 12 * (values + 256 * len(states))
     assert messages == [
         f"{tmp_path / 'states'}: {on_disk:,} bytes of hidden states for 192 tokens, {on_disk:,} to write"
     ]
@@ -553,7 +554,7 @@ def test_a_cache_goes_on_where_it_stopped_and_is_no_other_ones(
     monkeypatch.setattr(type(RANDOM), "forward", counted)
     with pytest.raises(ZeroDivisionError):
         cache.fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
-    assert len(list((tmp_path / "parts").iterdir())) == 8
+    assert len(list((tmp_path / "parts").iterdir())) == 8 * 3
     with pytest.raises(ValueError, match="no hidden states of a window"):
         cache.hidden_states((1, 2, 3), complete=True)(packing.batch(0, 12))
     cache.fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
@@ -570,6 +571,22 @@ def test_a_cache_goes_on_where_it_stopped_and_is_no_other_ones(
     ):
         with pytest.raises(ValueError, match="no hidden states of a window"):
             other(packing.batch(0, 12))
+
+
+def test_heads_share_the_states_that_they_have_in_common(packing: Packing, tmp_path: Path):
+    """What is there of a window is not written again, and is the same to each head."""
+    cache, messages = TargetCache(RANDOM, tmp_path / "states"), []
+    cache.fill(packing, 12, (1, 2, 3), say=messages.append)
+    before = all_bytes(tmp_path / "states")
+    cache.fill(packing, 12, (3,), say=messages.append)
+    assert all_bytes(tmp_path / "states") == before
+    assert messages[-1].endswith(" 0 to write")
+    cache.fill(packing, 12, (0, 2, 3), say=messages.append)
+    assert messages[-1].endswith(f" {12 * cache.window_bytes(16, (3,)):,} to write")
+    batch = packing.batch(0, 4)
+    for layers in ((1, 2, 3), (0, 2, 3), (3,), None):
+        states = cache.hidden_states(layers, complete=True)(batch)
+        torch.testing.assert_close(states.aux_BTF, TargetCache(RANDOM).hidden_states(layers)(batch).aux_BTF)
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_written(

@@ -127,6 +127,13 @@ def states(sweep) -> dict[str, str]:
 # What a document comes to
 
 
+def test_heads_share_a_cache_of_hidden_states():
+    """Every training of a head names it, no other cell does."""
+    cells = expand(grid(features="states"))
+    caching = {cell.name for cell in cells if "--features" in cell.words}
+    assert caching == {"scylla-L2", "scylla-L2-d20k-then", "scylla-L2-d100k-then"}
+
+
 def test_axes_multiply_and_every_export_is_measured_at_every_batch():
     cells = by_name(expand(grid()))
     trained = {name for name, cell in cells.items() if cell.recipe is not None}

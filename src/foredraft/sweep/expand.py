@@ -14,7 +14,7 @@ import msgspec
 
 from foredraft import records
 from foredraft.kinds import LM, NGRAM
-from foredraft.recipe import Recipe
+from foredraft.recipe import LanguageModel, Recipe
 from foredraft.sweep.cells import EXPORTS, FINAL, RECIPE, Cell, ordered, paths
 from foredraft.sweep.grid import EACH, OPTIONS, Drafts, Grid, Measure, Named
 
@@ -78,7 +78,7 @@ def _named(name: str, cell: Named, grid: Grid) -> Cell:
         decoded = _decoded(recipe, f"cells.{name}")
         needs_target = decoded.needs_target or getattr(decoded.model, "params", None)
         target, held_out = cell.target or (grid.target if needs_target else None), cell.held_out or grid.held_out
-        return training(name, recipe, data, held_out, target, grid.device, where=f"cells.{name}")
+        return training(name, recipe, data, held_out, target, grid, where=f"cells.{name}")
     return Cell(name=name, words=cell.run, inputs=paths(cell.reads), alone=cell.alone, kin=" ".join(cell.run[:2]))
 
 
@@ -147,7 +147,7 @@ def _runs(label: str, recipe: dict[str, Any], name: str, family: Drafts, grid: G
 
     def cell(label: str, recipe: dict[str, Any]) -> Cell:
         data, held_out = given_or(family.data, grid.data), family.held_out or grid.held_out
-        return training(label, recipe, data, held_out, grid.target, grid.device, where=f"drafts.{name}", kin=name)
+        return training(label, recipe, data, held_out, grid.target, grid, where=f"drafts.{name}", kin=name)
 
     if not budgets:
         run = cell(label, recipe)
@@ -199,11 +199,11 @@ def _then(draft: Draft, recipe: dict[str, Any], name: str, family: Drafts, grid:
     data = given_or(family.then.data or family.data, grid.data)
     held_out = family.then.held_out or family.held_out or grid.held_out
     where = f"drafts.{name}.then"
-    return training(f"{draft.name}-then", second, data, held_out, grid.target, grid.device, where=where, kin=f"{name}-then")  # fmt: skip
+    return training(f"{draft.name}-then", second, data, held_out, grid.target, grid, where=where, kin=f"{name}-then")
 
 
 def training(
-    name: str, recipe: dict[str, Any], data: Sequence[str], held_out: str | None, target: str | None, device: str, *,
+    name: str, recipe: dict[str, Any], data: Sequence[str], held_out: str | None, target: str | None, grid: Grid, *,
     where: str, kin: str = "",
 ) -> Cell:  # fmt: skip
     """A `train` cell. Raises ValueError, naming `where` in the document, for a recipe that is wrong or lacks data."""
@@ -218,7 +218,8 @@ def training(
     words = ["train", f"@./{RECIPE}", "--out", "@."]
     words += [word for path in data for word in ("--data", path)]
     words += [*(("--held-out", held_out) if held_out else ()), *(("--target", target) if target else ())]
-    words += ["--device", device] if device != "cpu" else []
+    words += ["--features", grid.features] if grid.features and not isinstance(decoded.model, LanguageModel) else []
+    words += ["--device", grid.device] if grid.device != "cpu" else []
     inputs = paths((*data, held_out, target, decoded.model.init, *(stage.data for stage in decoded.stages)))
     products = (FINAL, *(export_at(budget) for budget in decoded.watch.export_at))
     return Cell(

@@ -151,12 +151,14 @@ class Named(Record, frozen=True):
 
 
 class Grid(Record, frozen=True):
-    """The whole sweep. `recipe`: what all recipes have in common. `planner`: how many next runs of `plan`, a Plan.json, to add."""
+    """The whole sweep. `recipe`: what all recipes have in common. `features`: a folder in which the target's hidden states are
+    cached once, for all heads that read them. `planner`: how many next runs of `plan`, a Plan.json, to add."""
 
     target: str | None = None
     data: str | None = None
     held_out: str | None = None
     prompts: str | None = None
+    features: str | None = None
     device: str = "cpu"
     recipe: dict[str, Any] = msgspec.field(default_factory=dict)
     drafts: dict[str, Drafts] = msgspec.field(default_factory=dict)

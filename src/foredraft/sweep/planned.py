@@ -102,7 +102,7 @@ def _trained(name: str, run: NextRun, plan: Plan, choice: DraftChoice, grid: Gri
     recipe = laid(recipe_at(family, grid, params, layers), {"stages": [{"tokens": run.draft_tokens}]})
     label = f"{name}-d{short(run.draft_tokens)}"
     data, held_out = given_or(family.data, grid.data), family.held_out or grid.held_out
-    cell = training(label, recipe, data, held_out, grid.target, grid.device, where=f"planner {name}", kin=name)
+    cell = training(label, recipe, data, held_out, grid.target, grid, where=f"planner {name}", kin=name)
     draft = Draft(label, f"@{label}", run.draft_tokens, label, kin)
     depth = max(1, *(step.lookahead for step in plan.schedule))
     return [cell, *measured(Measure(spec=(f"@{depth}",)), name, [draft], grid)]

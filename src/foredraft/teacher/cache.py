@@ -1,10 +1,11 @@
 """What a frozen target said of texts, on disk: hidden states for training and measuring, answers, perplexities.
 
-A cached token takes F + W values: for EAGLE-3 on a target of width 4,096, 4 × 4,096 × 2 bytes in bfloat16 are 32 KiB, so
+A cached token takes W values a state: for EAGLE-3 on a target of width 4,096, 4 × 4,096 × 2 bytes in bfloat16 are 32 KiB, so
 64 k tokens are 2 GiB. What training will need is told and checked against the disk before anything is written.
 
 A file holds one answer to one question, and its name is a digest of the question: the target's weights and type, the text,
-the settings. So no text is served another's hidden states, and a write that was stopped goes on where it was.
+the settings. So no text is served another's hidden states, and a write that was stopped goes on where it was. Of hidden states
+a file is one state of one window: heads that read other states of the same text share those they have in common.
 
 Promises: a file appears whole or not at all; what is read is what the target said, in its type. Refuses to know: drafts, losses.
 
@@ -64,27 +65,24 @@ class TargetCache:
     def hidden_states(
         self, layers: tuple[int, ...] | None = None, *, within_documents: bool = False, complete: bool = False
     ) -> HiddenStateSource:
-        """A source of the final hidden state and those of `layers` (None: the final one alone), a file per window.
+        """A source of the final hidden state and those of `layers` (None: the final one alone), a file per window and state.
 
         A window that is not there yet is computed and written; with `complete` it raises ValueError.
         """
-        source = OnlineHiddenStates(self.target, layers or self._final, within_documents=within_documents)
+        source = OnlineHiddenStates(self.target, layers or (self._final,), within_documents=within_documents)
 
         def cached(batch: Batch) -> HiddenStates:
             if self.folder is None:
                 return source(batch)
-            paths = self._window_paths(batch, source)
-            missing = [row for row, path in enumerate(paths) if not path.is_file()]
+            paths = self._state_paths(batch, source)
+            missing = [row for row, files in enumerate(paths) if _lacks(files)]
             if missing and complete:
                 raise ValueError(f"{self.folder}: holds no hidden states of a window of the batch; cache that data too")
             if missing:
-                self._write_windows(batch, [paths[row] for row in missing], missing, source)
-            rows = [_read(path) for path in paths]
-            final, *aux = (
-                torch.stack([row[name] for row in rows]).to(batch.tokens_BT.device)
-                for name in sorted(rows[0], reverse=True)
-            )
-            return HiddenStates(aux[0] if aux else final, final)
+                self._write_windows(batch, paths, missing, source)
+            device = batch.tokens_BT.device
+            states = {i: torch.stack([_read(files[i])["state"] for files in paths]).to(device) for i in paths[0]}
+            return HiddenStates(torch.cat([states[i] for i in source.layers], -1), states[self._final])
 
         return cached
 
@@ -101,34 +99,34 @@ class TargetCache:
         assert self.folder is not None, "there is nowhere to write to"
         source = OnlineHiddenStates(self.target, layers, within_documents=within_documents)
         missing = self._missing(packing, windows, source, batch_size)
-        num_bytes = self.window_bytes(packing.length, layers)
+        to_write = sum(missing.values()) * self._state_bytes(packing.length)
         say(
-            f"{self.folder}: {windows * num_bytes:,} bytes of hidden states for {windows * packing.length:,} tokens, "
-            f"{len(missing) * num_bytes:,} to write"
+            f"{self.folder}: {windows * self.window_bytes(packing.length, layers):,} bytes of hidden states "
+            f"for {windows * packing.length:,} tokens, {to_write:,} to write"
         )
-        self._check_room(self.folder, len(missing) * num_bytes)
+        self._check_room(self.folder, to_write)
         for first in range(0, len(missing), batch_size):
-            windows_here = missing[first : first + batch_size]
+            windows_here = list(missing)[first : first + batch_size]
             batch = _joined([packing.batch(window, 1) for window in windows_here], self.target.device)
-            self._write_windows(batch, self._window_paths(batch, source), list(range(len(windows_here))), source)
+            self._write_windows(batch, self._state_paths(batch, source), list(range(len(windows_here))), source)
 
     def window_bytes(self, length: int, layers: tuple[int, ...]) -> int:
-        """Of one window's file."""
-        shape, dtype = (length, self.target.shape.hidden_size), self.target.dtype
-        tensors = {"final": torch.empty(shape, dtype=dtype)}
-        if layers != self._final:
-            tensors["aux"] = torch.empty(length, len(layers) * shape[1], dtype=dtype)
-        return len(save(tensors))
+        """Of one window's files, the final state's among them."""
+        return len({*layers, self._final}) * self._state_bytes(length)
+
+    def _state_bytes(self, length: int) -> int:
+        return len(save({"state": torch.empty(length, self.target.shape.hidden_size, dtype=self.target.dtype)}))
 
     @property
-    def _final(self) -> tuple[int, ...]:
-        return (self.target.shape.num_layers,)
+    def _final(self) -> int:
+        return self.target.shape.num_layers
 
-    def _missing(self, packing: Packing, windows: int, source: OnlineHiddenStates, batch_size: int) -> list[int]:
-        missing = []
+    def _missing(self, packing: Packing, windows: int, source: OnlineHiddenStates, batch_size: int) -> dict[int, int]:
+        """The windows that lack a state, with how many each lacks."""
+        missing = {}
         for first in range(0, windows, batch_size):
-            paths = self._window_paths(packing.batch(first, min(batch_size, windows - first)), source)
-            missing += [first + row for row, path in enumerate(paths) if not path.is_file()]
+            paths = self._state_paths(packing.batch(first, min(batch_size, windows - first)), source)
+            missing |= {first + row: lacking for row, files in enumerate(paths) if (lacking := _lacks(files))}
         return missing
 
     def _check_room(self, folder: Path, num_bytes: int) -> None:
@@ -139,21 +137,24 @@ class TargetCache:
                 f"{folder}: {num_bytes:,} bytes of hidden states do not fit the {free:,} free there; cache fewer windows, or compute them online"
             )
 
-    def _write_windows(self, batch: Batch, paths: list[Path], rows: list[int], source: OnlineHiddenStates) -> None:
+    def _write_windows(
+        self, batch: Batch, paths: list[dict[int, Path]], rows: list[int], source: OnlineHiddenStates
+    ) -> None:
+        """The states of these rows of the batch that are not there, by one pass of the target."""
         states = source(Batch(*(part[rows] for part in batch)))
-        for row, path in enumerate(paths):
-            tensors = {"final": states.final_BTW[row]}
-            if source.layers != self._final:
-                tensors["aux"] = states.aux_BTF[row]
-            _write(path, tensors)
+        parts = states.aux_BTF.split(self.target.shape.hidden_size, -1)
+        by_layer = dict(zip(source.layers, parts, strict=True)) | {self._final: states.final_BTW}
+        for i, row in enumerate(rows):
+            for layer, path in paths[row].items():
+                if not path.is_file():
+                    _write(path, {"state": by_layer[layer][i]})
 
-    def _window_paths(self, batch: Batch, source: OnlineHiddenStates) -> list[Path]:
-        """By its tokens and where its documents begin."""
-        setting = repr((source.layers, source.within_documents)).encode()
+    def _state_paths(self, batch: Batch, source: OnlineHiddenStates) -> list[dict[int, Path]]:
+        """Of each window, by the state's index: a digest of its tokens and where its documents begin."""
         parts = (part.cpu().numpy() for part in (batch.tokens_BT, batch.documents_BT))
-        return [
-            self._path("states", setting + ids.tobytes() + places.tobytes()) for ids, places in zip(*parts, strict=True)
-        ]
+        windows = [ids.tobytes() + places.tobytes() for ids, places in zip(*parts, strict=True)]
+        settings = {i: repr((i, source.within_documents)).encode() for i in (*source.layers, self._final)}
+        return [{i: self._path("state", setting + window) for i, setting in settings.items()} for window in windows]
 
     def _through(self, kind: str, question: bytes, compute: Callable[[], Tensors]) -> Tensors:
         if self.folder is None:
@@ -176,6 +177,10 @@ def fingerprint(target: Decoder) -> str:
     for name, parameter in target.named_parameters():
         digest.update(name.encode() + parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _lacks(files: dict[int, Path]) -> int:
+    return sum(not path.is_file() for path in files.values())
 
 
 def _joined(batches: list[Batch], device: torch.device) -> Batch:
