@@ -22,30 +22,12 @@ import zstandard
 
 LONGEST = 1600  # characters of a prompt
 HELD_OUT = 0.05  # as many held-out prompts, as a share of those for training
-STEM = (
-    "photosynthesis|plate tectonics|the water cycle|Newton's three laws of motion|the greenhouse effect|black holes|DNA replication|vaccines|"
-    "the periodic table|evolution by natural selection|electromagnetic induction|the Doppler effect|chemical equilibrium|superconductors|"
-    "the human immune system|entropy|prime numbers|binary search|neural networks|hash tables|public-key cryptography|the Fourier transform|"
-    "ocean tides|volcanoes|solar cells|lithium-ion batteries|antibiotic resistance|cell division|nuclear fusion|the structure of the atom|"
-    "gene editing|the carbon cycle|earthquake waves|osmosis|catalysts|optical fibres|GPS satellites|operating systems|compilers|databases"
-).split("|")
-HUMANITIES = (
-    "the causes of the First World War|the French Revolution|the Silk Road|the Roman Republic|inflation and unemployment|supply and demand|"
-    "the Renaissance|the Industrial Revolution|the invention of printing|the Magna Carta|democracy in ancient Athens|the Cold War|"
-    "colonialism in Africa|the Great Depression|Shakespeare's tragedies|the Enlightenment|Buddhism|stoicism|utilitarianism|free will|"
-    "the Ottoman Empire|the civil rights movement|women's suffrage|international trade|monetary policy|the United Nations|freedom of the press|"
-    "Impressionism|the novel in the nineteenth century|folk tales|jazz|Gothic architecture|the Aztec Empire|the Ming dynasty|migration to cities|"
-    "the abolition of slavery|the printing press|constitutional monarchy|cultural identity|the rise of English as a world language"
-).split("|")
+TOPICS: dict[str, list[str]] = json.loads((Path(__file__).parent / "topics.json").read_bytes())
 ASKED = (
     "Explain {} to a beginner.", "What is {} and why does it matter?", "Describe {} in a few paragraphs, with an example.",
     "Give a short overview of {}, then list three open questions about it.", "How would you teach {} to a ten-year-old?",
     "What are common misunderstandings about {}?", "Discuss {} and how it affects everyday life.", "Write five exam questions about {} with answers.",
 )  # fmt: skip
-ROLES = "a ship's captain|a detective|a kind grandmother|a medieval knight|a professor of astronomy|a pirate|a judge|a travel guide".split(
-    "|"
-)
-LANGUAGES = "German|French|Spanish|Italian".split("|")
 
 
 class Passage(NamedTuple):
@@ -133,13 +115,13 @@ MAKERS = (
     Maker("rag", "news", 400, about_passage("{}\nWhat does this text report, who is involved, and why does it matter?")),
     Maker("rag", "stories", 300, about_passage("{}\nDescribe what happens here and what the people in it want.")),
     Maker("extraction", "news", 300, about_passage("List every person, place and date named in this text, as JSON.\n\n{}", 900)),
-    *(Maker("translation", "news", 80, sentence(f"Translate English to {language}: {{}}")) for language in LANGUAGES),
-    *(Maker("translation", "stories", 40, sentence(f"Translate English to {language}: {{}}")) for language in LANGUAGES),
+    *(Maker("translation", "news", 80, sentence(f"Translate English to {language}: {{}}")) for language in TOPICS["language"]),
+    *(Maker("translation", "stories", 40, sentence(f"Translate English to {language}: {{}}")) for language in TOPICS["language"]),
     Maker("writing", "news", 250, headline("Write a short blog post on this topic: {}")),
     Maker("writing", "stories", 250, sentence("Write a short story that begins with this sentence: {}")),
     Maker("writing", "books", 150, about_passage("Continue this text in the same style.\n\n{}", 600)),
     Maker("reasoning", "books", 100, about_passage("{}\n\nWhat can be concluded from this about the speakers? Reason step by step.", 700)),
-    *(Maker("roleplay", "news", 25, headline(f"Pretend yourself to be {role}. What do you say to this news: {{}}")) for role in ROLES),
+    *(Maker("roleplay", "news", 25, headline(f"Pretend yourself to be {role}. What do you say to this news: {{}}")) for role in TOPICS["role"]),
     Maker("coding", "code_stdlib", 250, function("Explain what this Python function does, line by line.\n\n{}", whole=True)),
     Maker("coding", "code_stdlib", 250, function("Write a Python function {} Add a docstring and an example.", whole=False)),
     Maker("instruction", "instruct", 2600, as_asked, published=False),
@@ -173,8 +155,8 @@ def prompts(corpus: Path, part: str) -> list[dict[str, Any]]:
         fitting = ((name, text) for name, text in texts if text and 12 <= len(text) <= LONGEST and text not in rows)
         for name, text in islice(fitting, num):
             rows[text] = row(f"{maker.category}/{maker.domain}/{name}", maker.category, text, maker.published)
-    for category, topics in (("stem", STEM), ("humanities", HUMANITIES)):
-        for i, topic in enumerate(topics):
+    for category in ("stem", "humanities"):
+        for i, topic in enumerate(TOPICS[category]):
             if (i % 20 == 7) == (part == "val"):  # every twentieth topic is held out
                 for ask in ASKED:
                     rows[ask.format(topic)] = row(
