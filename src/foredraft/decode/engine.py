@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from foredraft.decode.batch import Request, Sequence
 from foredraft.decode.drafter import Drafter, prefill, row_probabilities
@@ -167,10 +168,8 @@ class Engine:
             logits_BNV, samplings, title
         ).double()  # so that a long vocabulary's sums do not round
         draws = [1 + max(depths(row)) for row in proposal.parents]
-        uniforms = torch.zeros(len(draws), max(draws), dtype=torch.float64)
-        for row, (sequence, num) in enumerate(zip(self.running, draws, strict=True)):
-            uniforms[row, :num] = sequence.uniforms(num)
-        uniforms = uniforms.to(p_BNV.device)
+        drawn = [sequence.uniforms(num) for sequence, num in zip(self.running, draws, strict=True)]
+        uniforms = pad_sequence(drawn, batch_first=True).to(p_BNV.device)
         if proposal.q is None:
             return verify_tree(p_BNV, proposal.tokens, proposal.parents, uniforms)
         tokens, q_BKV = proposal.tokens.to(p_BNV.device), proposal.q.to(p_BNV)
@@ -180,14 +179,14 @@ class Engine:
         """Keep the accepted rows of the cache, extend the sequences; give how many tokens each gained."""
         if not proposal.chain:  # a chain's accepted nodes stand in their places already
             self._compact(verdict.path)
-        emitted = []
+        emitted, drafted_BW = [], proposal.tokens.tolist()
+        features = None if features_BNF is None else _on_paths(features_BNF, verdict.path)
         for row, (sequence, path, bonus) in enumerate(zip(self.running, verdict.path, verdict.bonus, strict=True)):
-            drafted = proposal.tokens[row].tolist()
             sequence.steps += 1
             sequence.accepted_at.append(len(path))
-            emitted.append(sequence.extend([*(drafted[node] for node in path), bonus]))
-            if features_BNF is not None:
-                new = features_BNF[row, [0, *(node + 1 for node in path)]]
+            emitted.append(sequence.extend([*(drafted_BW[row][node] for node in path), bonus]))
+            if features is not None:
+                new = features[row]
                 sequence.fresh = new if sequence.fresh is None else torch.cat((sequence.fresh, new))
         return emitted
 
@@ -202,6 +201,15 @@ class Engine:
         device = self.target.device
         slots, starts = torch.tensor(keep, dtype=torch.long, device=device), torch.tensor(first, device=device)
         self.cache.rows(0, len(self.running)).compact(slots, starts)
+
+
+def _on_paths(features_BNF: Tensor, paths: list[list[int]]) -> list[Tensor]:
+    """Each sequence's features of its root and accepted nodes, [1 + accepted, F]: one gather for all, since each would be a launch."""
+    longest = max(map(len, paths))
+    nodes = [[0, *(node + 1 for node in path), *[0] * (longest - len(path))] for path in paths]
+    index = torch.tensor(nodes, device=features_BNF.device)[..., None].expand(-1, -1, features_BNF.shape[-1])
+    gathered = features_BNF.gather(1, index)
+    return [row[: 1 + len(path)] for row, path in zip(gathered, paths, strict=True)]
 
 
 def _budget(budget: Budget | int) -> Budget:

@@ -14,7 +14,7 @@ from torch import Tensor
 from foredraft import kinds
 from foredraft.decode.batch import Sequence
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
-from foredraft.decode.sampling import argmax
+from foredraft.decode.sampling import require_finite
 from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import KVCache
 from foredraft.models.draft_head import DraftHead
@@ -66,8 +66,10 @@ class HeadDrafter:
         device, counts = cache.kv.device, [1 if s.fresh is None else len(s.fresh) for s in running]
         width, size = max(counts), len(self.reads) * self.head.target.shape.hidden_size
         none = torch.zeros(1, size, device=device, dtype=self.head.target.dtype)
-        features = [none if s.fresh is None else s.fresh for s in running]
-        padded = torch.stack([torch.cat((f, f[-1:].expand(width - len(f), -1))) for f in features])
+        features = torch.cat([none if s.fresh is None else s.fresh for s in running])
+        first = [sum(counts[:row]) for row in range(len(counts))]
+        order = [[start + min(i, n - 1) for i in range(width)] for start, n in zip(first, counts, strict=True)]
+        padded = features[torch.tensor(order, device=device)]
         tokens = [s.tokens[-n:] + s.tokens[-1:] * (width - n) for s, n in zip(running, counts, strict=True)]
         base = [max(s.cached, 1) for s in running]
         base_B1, last_B1 = torch.tensor([base, [n - 1 for n in counts]], device=device)[..., None]
@@ -81,15 +83,19 @@ class HeadDrafter:
 
     def _chain(self, output: Output, hidden_B1C: Tensor, base_B1: Tensor, cache: KVCache, lookahead: int) -> Proposal:
         tokens: list[Tensor] = []
+        scores: list[Tensor] = []
         width = int(base_B1.max()) + lookahead - 1
         for depth in range(lookahead):
             assert output.logits_BTV is not None
-            tokens.append(self.head.target_ids(argmax(output.logits_BTV, self._title)))
+            largest, ids = output.logits_BTV.max(-1)
+            scores.append(largest)
+            tokens.append(self.head.target_ids(ids))
             if depth + 1 < lookahead:
                 positions = base_B1 + depth
                 mask = causal_mask(positions, width)
                 output = self.run(tokens[-1], hidden_B1C, positions, cache=cache, slots_BT=positions, mask_BTS=mask)
                 hidden_B1C = output.pre_norm_BTC
+        require_finite(torch.cat(scores, 1), self._title)  # once, since every look waits for the device
         return in_line(torch.cat(tokens, 1))
 
     def _extending(self, hidden_BkC: Tensor, cache: KVCache) -> Extend:

@@ -11,7 +11,7 @@ from torch import Tensor
 from foredraft.decode.batch import Sequence
 from foredraft.decode.drafter import fitted, prefill, row_probabilities, unread
 from foredraft.decode.proposals import Budget, Proposal, in_line
-from foredraft.decode.sampling import argmax
+from foredraft.decode.sampling import require_finite
 from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.cache import KVCache
@@ -69,11 +69,14 @@ class ModelDrafter:
         greedy = not any(sampling.temperature for sampling in samplings)
         width = int(base_B1.max()) + lookahead - 1
         tokens: list[Tensor] = []
+        scores: list[Tensor] = []
         probs: list[Tensor] = []
         for depth in range(lookahead):
             logits = self._fitted(output)[:, 0]
             if greedy:
-                tokens.append(argmax(logits, self._title))
+                largest, ids = logits.max(-1)
+                scores.append(largest)
+                tokens.append(ids)
             else:
                 probs.append(row_probabilities(logits, samplings, self._title))
                 uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
@@ -82,6 +85,8 @@ class ModelDrafter:
                 tokens_B1, position_B1 = tokens[-1][:, None], base_B1 + depth
                 mask = causal_mask(position_B1, width)
                 output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
+        if greedy:
+            require_finite(torch.stack(scores, 1), self._title)  # once, since every look waits for the device
         return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(probs, 1))
 
     def _extending(self, cache: KVCache) -> Extend:

@@ -35,12 +35,17 @@ class Sampling(Record, frozen=True):
 def argmax(logits: Tensor, model: str = "the model") -> Tensor:
     """The tokens of temperature 0: the first of the largest logits. Raises ValueError, which names `model`, where these are not finite."""
     largest, ids = logits.max(-1)
+    require_finite(largest, model)
+    return ids
+
+
+def require_finite(largest: Tensor, model: str) -> None:
+    """Raise ValueError, which names `model`, where a row's largest logit is not finite; waits for the device."""
     finite = largest.isfinite()
     if not finite.all():
         raise ValueError(
             f"{model}: the logits of row {_first_row(~finite)} are NaN or infinite: its weights or its input are broken"
         )
-    return ids
 
 
 def probabilities(logits: Tensor, sampling: Sampling, model: str = "the model") -> Tensor:

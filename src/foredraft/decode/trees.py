@@ -101,7 +101,7 @@ def grow(
     policy: TreePolicy = StaticTree(budget.tree) if budget.tree else DynamicTree(budget)
     batch, device, r, logits = len(base_B1), base_B1.device, policy.children, logits_B1V
     ids, scores = torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
-    pool, used = Pool(ids, ids, scores), 0
+    pool, used, longest = Pool(ids, ids, scores), 0, int(base_B1.max())
     above_Bk, score_Bk = torch.full((batch, 1), -1, device=device), torch.zeros(batch, 1, device=device)
     sees_BkU = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
     for level in range(1, budget.levels + 1):
@@ -123,7 +123,7 @@ def grow(
         slots = base_B1 + used + torch.arange(chosen.shape[1], device=device)
         used += chosen.shape[1]
         positions = (base_B1 + level - 1).expand(slots.shape)
-        logits = extend(tokens.gather(1, chosen), source, positions, slots, _mask(sees_BkU, base_B1, used))
+        logits = extend(tokens.gather(1, chosen), source, positions, slots, _mask(sees_BkU, base_B1, longest + used))
     if pool.scores.isnan().any():
         raise ValueError(f"{model}: the logits of a drafted tree are NaN: its weights or its input are broken")
     proposed = policy.proposed(pool.scores).contiguous()
@@ -132,11 +132,10 @@ def grow(
     return Proposal(pool.tokens.gather(1, proposed), parents.tolist())
 
 
-def _mask(sees_BkU: Tensor, base_B1: Tensor, used: int) -> Tensor:
-    """Everything before the drafted slots, and of those what `sees` says, [B, k, S]."""
-    width = int(base_B1.max()) + used
+def _mask(sees_BkU: Tensor, base_B1: Tensor, width: int) -> Tensor:
+    """Everything before the drafted slots, and of those what `sees` says, [B, k, S] of `width` slots."""
     mask = (torch.arange(width, device=base_B1.device) < base_B1)[:, None].repeat(1, sees_BkU.shape[1], 1)
-    slots = base_B1 + torch.arange(used, device=base_B1.device)
+    slots = base_B1 + torch.arange(sees_BkU.shape[-1], device=base_B1.device)
     return mask.scatter(2, slots[:, None].expand(sees_BkU.shape), sees_BkU)
 
 

@@ -32,6 +32,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+DRAWN_VALUES = 2**23  # probabilities drawn from at once: a launch for many rows, within some hundred megabytes
+
+
 class Verdict(NamedTuple):
     """For each sequence the accepted drafted nodes in order (`path`, indices w) and the token emitted after them (`bonus`)."""
 
@@ -51,8 +54,12 @@ def verify_tree(p_BNV: Any, tokens_BW: Any, parents: Sequence[Sequence[int]], un
     Siblings carry distinct tokens. `uniforms_BD` needs one column more than the tree is deep: one for each level, and
     a walk visits one node of a level.
     """
-    levels = np.array([depths(row) for row in parents])
-    drawn = [draw(p_BNV[b], uniforms_BD[b][levels[b]]) for b in range(len(parents))]
+    uniforms_BN = _by_level(uniforms_BD, np.array([depths(row) for row in parents]))
+    batch, nodes, vocabulary = p_BNV.shape
+    size, drawn = max(1, DRAWN_VALUES // (nodes * vocabulary)), []
+    for start in range(0, batch, size):
+        p, uniforms = p_BNV[start : start + size], uniforms_BN[start : start + size]
+        drawn += draw(p.reshape(-1, vocabulary), uniforms.reshape(-1)).reshape(-1, nodes).tolist()
     return _checked(_walk(drawn, tokens_BW, parents))
 
 
@@ -140,6 +147,13 @@ def _first(xp: Any, mask: Any) -> Any:
     return mask.argmax(-1) if xp is np else mask.int().argmax(-1)
 
 
+def _by_level(uniforms_BD: Any, levels_BN: np.ndarray) -> Any:
+    """Each node's uniform: that of its level."""
+    if isinstance(uniforms_BD, np.ndarray):
+        return np.take_along_axis(uniforms_BD, levels_BN, 1)
+    return uniforms_BD.gather(1, sys.modules["torch"].from_numpy(levels_BN).to(uniforms_BD.device))
+
+
 def _flip(xp: Any, array: Any) -> Any:
     return array[..., ::-1] if xp is np else array.flip(-1)
 
@@ -149,4 +163,4 @@ def _least(xp: Any, array: Any, most: int) -> Any:
 
 
 def _listed(rows: Any) -> list[list[int]]:
-    return rows.tolist() if hasattr(rows, "tolist") else [row.tolist() for row in rows]
+    return rows.tolist() if hasattr(rows, "tolist") else rows
