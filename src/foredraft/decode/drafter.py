@@ -55,7 +55,9 @@ def fitted(logits_BV: Tensor, vocab_size: int) -> Tensor:
 
 def row_probabilities(logits_BV: Tensor, samplings: Listed[Sampling], model: str) -> Tensor:
     """Probabilities of every row [.., V] under its settings. Raises ValueError, which names `model`, on what is no distribution."""
-    if len({(sampling.temperature, sampling.top_p, sampling.top_k) for sampling in samplings}) == 1:  # whatever the seeds
+    if (
+        len({(sampling.temperature, sampling.top_p, sampling.top_k) for sampling in samplings}) == 1
+    ):  # whatever the seeds
         return probabilities(logits_BV, samplings[0], model)
     rows = zip(logits_BV, samplings, strict=True)
     return torch.stack([probabilities(logits, sampling, model) for logits, sampling in rows])

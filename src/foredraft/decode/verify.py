@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 DRAWN_VALUES = 2**23  # probabilities drawn from at once: a launch for many rows, within some hundred megabytes
 
 
