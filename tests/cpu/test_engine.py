@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from foredraft.decode.batch import Request
 from foredraft.decode.drafter import Drafter
@@ -19,8 +20,9 @@ from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.models.forward import Output
+from foredraft.models.graphs import rounded
 from foredraft.models.heads import new_head
-from foredraft.models.layers import ModelConfig
+from foredraft.models.layers import ModelConfig, grouped_attention, grouped_bias
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 
@@ -174,8 +176,10 @@ def test_greedy_is_token_for_token_that_of_the_target(name: str, batch: int, gre
 
 @pytest.mark.parametrize("name", ["none", "near", "eagle3", "eagle", "scylla-tree"])
 def test_captured_passes_change_nothing(name: str, greedy: list[list[int]]) -> None:
-    """With a capture that computes anew from the buffers of the first pass of each shape, as a CUDA graph does."""
-    engine, replays = engine_with(name, max_batch=3), [0]
+    """With a capture that computes anew from the buffers of the first pass of each shape, as a CUDA graph does; as requests end one
+    by one, three sequences are rounded up to four."""
+    engine, replays, lengths = engine_with(name, max_batch=5), [0], range(40, 10, -5)
+    asked = [Request(prompt=prompt, max_tokens=num) for prompt, num in zip(PROMPTS, lengths, strict=True)]
 
     def again(compute: Callable[[], Output]) -> Callable[[], Output]:
         def replay() -> Output:
@@ -186,10 +190,31 @@ def test_captured_passes_change_nothing(name: str, greedy: list[list[int]]) -> N
 
     passes = [engine.score, *([engine.drafter.run] if isinstance(engine.drafter, HeadDrafter | ModelDrafter) else [])]
     for graphed in passes:
-        graphed.capture = again
-    assert [sequence.answer for sequence in engine.generate(requests())] == greedy
+        graphed.capture, graphed.rounds = again, True
+    answers = [answer[:num] for answer, num in zip(greedy, lengths, strict=True)]
+    assert [sequence.answer for sequence in engine.generate(asked)] == answers
     assert replays[0] > 20
     assert all(0 < len(graphed.graphs) < 40 for graphed in passes)
+    assert {key[1] for key in engine.score.graphs} <= {5, 4, 2, 1}
+
+
+def test_batches_are_rounded_up_to_few_sizes() -> None:
+    sizes = {batch: rounded(batch) for batch in range(1, 257)}
+    assert all(batch <= size <= 1.6 * batch for batch, size in sizes.items())
+    assert len(set(sizes.values())) == 14
+
+
+def test_keys_shared_by_query_heads_are_read_as_one_heads_rows() -> None:
+    """What attention under a mask is on a GPU, held to the library's grouped queries."""
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, heads, num, 16, generator=generator) for heads, num in ((6, 5), (2, 9), (2, 9)))
+    mask = torch.rand(2, 1, 5, 9, generator=generator) < 0.6
+    mask[..., 0] = True
+    grouped = grouped_attention(
+        q.transpose(1, 2).contiguous().transpose(1, 2), k, v, grouped_bias(mask, 3, torch.float32)
+    )
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(grouped, expected)
 
 
 def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:

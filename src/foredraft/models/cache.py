@@ -20,10 +20,11 @@ class KVCache:
     tokens may share any slot that no query sees, but each must itself see a slot, for the same reason.
     """
 
-    def __init__(self, kv: Tensor) -> None:
+    def __init__(self, kv: Tensor, room: Tensor | None = None) -> None:
+        """`room`: these rows and all behind them, in the same memory; `kv` itself where nothing lies behind."""
         assert kv.dim() == 6, f"kv must be [layers, 2, B, K, S, D], got {tuple(kv.shape)}"
         assert kv.shape[1] == 2, f"kv must hold keys and values, got {tuple(kv.shape)}"
-        self.kv = kv
+        self.kv, self._room = kv, kv if room is None else room
 
     @property
     def _rows_B1(self) -> Tensor:
@@ -43,13 +44,20 @@ class KVCache:
 
     def rows(self, start: int, stop: int) -> "KVCache":
         """Sequences `start` to `stop` as a cache of their own in the same memory, to prefill some while others wait."""
-        return KVCache(self.kv[:, :, start:stop])
+        return KVCache(self.kv[:, :, start:stop], self._room[:, :, start:])
+
+    def widened(self, batch: int) -> "KVCache":
+        """The same rows and those behind them, `batch` in all or as many as there are."""
+        return KVCache(self._room[:, :, :batch], self._room)
 
     def write(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Put the keys and values of T tokens at their slots; give the layer's whole keys and values, [B, K, S, D]."""
         assert slots_BT.shape == (self.batch, k_BKTD.shape[2]), (slots_BT.shape, self.batch, k_BKTD.shape)
         assert not k_BKTD.requires_grad, "this cache is for inference: run under torch.no_grad()"
         keys, values = self.kv[layer, 0], self.kv[layer, 1]
+        if keys.is_cuda:  # two launches instead of six
+            index = slots_BT[:, None, :, None].expand(k_BKTD.shape)
+            return keys.scatter_(2, index, k_BKTD), values.scatter_(2, index, v_BKTD)
         keys[self._rows_B1, :, slots_BT] = k_BKTD.transpose(1, 2)
         values[self._rows_B1, :, slots_BT] = v_BKTD.transpose(1, 2)
         return keys, values

@@ -70,7 +70,15 @@ class Decoder(nn.Module):
         "all", "last", "none", or rows [B, R] of the T. `attend` computes attention in the layers' stead.
         """
         positions_BT, metadata = attention_metadata(
-            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes
+            tokens_BT,
+            positions_BT,
+            cache,
+            slots_BT,
+            mask_BTS,
+            self.rotary,
+            self.dtype,
+            self.kernel_dtypes,
+            self.shape.num_heads // self.shape.num_kv_heads,
         )
         metadata = metadata._replace(attend=attend)
         if cache is None:

@@ -143,7 +143,15 @@ class DraftHead(nn.Module, ABC):
         """
         assert hidden_BTC.shape == (*tokens_BT.shape, self.shape.hidden_size), (hidden_BTC.shape, tokens_BT.shape)
         _, metadata = attention_metadata(
-            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes
+            tokens_BT,
+            positions_BT,
+            cache,
+            slots_BT,
+            mask_BTS,
+            self.rotary,
+            self.dtype,
+            self.kernel_dtypes,
+            self.shape.num_heads // self.shape.num_kv_heads,
         )
         pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, metadata)
         final = self.norm(pre_norm)

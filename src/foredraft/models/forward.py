@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foredraft.models import kernels
 from foredraft.models.cache import KVCache
-from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig
+from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig, grouped_bias
 from foredraft.models.rope import Rotary
 from foredraft.shapes import Shape
 
@@ -36,11 +36,12 @@ class Output(NamedTuple):
 def attention_metadata(
     tokens_BT: Tensor, positions_BT: Tensor | None, cache: KeyValues | None, slots_BT: Tensor | None,
     mask_BTS: Tensor | None, rotary: Rotary | None, dtype: torch.dtype,
-    kernel_dtypes: frozenset[torch.dtype] = frozenset(),
+    kernel_dtypes: frozenset[torch.dtype] = frozenset(), groups: int = 1,
 ) -> tuple[Tensor, AttentionMetadata]:  # fmt: skip
     """Positions and `AttentionMetadata` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
 
-    `kernel_dtypes`: types in which the layers can run by our own kernels, which they then do where the pass is small enough.
+    `groups`: query heads of a key head. `kernel_dtypes`: types in which the layers can run by our own kernels, which they then do
+    where the pass is small enough.
     """
     assert tokens_BT.dim() == 2, f"tokens must be [B, T], got {tuple(tokens_BT.shape)}"
     if positions_BT is None:
@@ -66,7 +67,8 @@ def attention_metadata(
         kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype)
         return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS, kernel=kernel)
     rotation = rotary(positions_BT, dtype) if rotary else None
-    return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS)
+    bias = grouped_bias(mask_B1TS, groups, dtype) if mask_B1TS is not None and mask_B1TS.is_cuda else None
+    return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS, bias_B1RS=bias)
 
 
 def causal_mask(slots_BT: Tensor, width: int) -> Tensor:

@@ -83,6 +83,7 @@ class Attend(Protocol):
 class AttentionMetadata(NamedTuple):
     """Where a pass's tokens stand and what they see; the same for all layers. `mask` None: causal among themselves.
 
+    `bias` says on a GPU what `mask` says, as `grouped_attention` takes it.
     `kernel`: the same for our own kernels, where they run this pass.
     `attend` stands in for cache, slots and mask where none of them can say what is seen (training of draft heads).
     """
@@ -93,6 +94,20 @@ class AttentionMetadata(NamedTuple):
     mask_B1TS: Tensor | None
     attend: Attend | None = None
     kernel: kernels.KernelPass | None = None
+    bias_B1RS: Tensor | None = None
+
+
+def grouped_bias(mask_B1TS: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """The mask as a number to add, 0 or −∞, for `groups` query heads of a key head one after another: R = groups · T rows."""
+    bias = torch.zeros(mask_B1TS.shape, dtype=dtype, device=mask_B1TS.device).masked_fill_(~mask_B1TS, -torch.inf)
+    return bias.repeat(1, 1, groups, 1)
+
+
+def grouped_attention(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_B1RS: Tensor) -> Tensor:
+    """Attention under a mask, [B, N, T, D], all query heads of a key head as rows of one: with a mask CUDA's fused kernel does
+    not share keys among heads, and the fallback copies keys and values for each of them."""
+    rows_BKRD = q_BNTD.reshape(q_BNTD.shape[0], k_BKSD.shape[1], -1, q_BNTD.shape[-1])
+    return F.scaled_dot_product_attention(rows_BKRD, k_BKSD, v_BKSD, attn_mask=bias_B1RS).reshape(q_BNTD.shape)
 
 
 def norm(size: int, shape: Shape, model_config: ModelConfig) -> nn.Module:
@@ -135,6 +150,8 @@ class Attention(nn.Module):
             k, v = metadata.cache.write(self.index, k, v, metadata.slots_BT)
         if mask is not None:
             k, v = k[:, :, : mask.shape[-1]], v[:, :, : mask.shape[-1]]
+        if metadata.bias_B1RS is not None:
+            return grouped_attention(q_BNTD, k, v, metadata.bias_B1RS)
         causal = mask is None and q_BNTD.shape[2] > 1
         return F.scaled_dot_product_attention(q_BNTD, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
 
