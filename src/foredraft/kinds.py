@@ -24,13 +24,14 @@ OURS = "foredraft"  # as a tool that trains
 
 
 class Training(NamedTuple):
-    """How heads of a kind are trained: `passes` of the head for each token that is read, the `tools` that do it, and the `tokens` that
-    its published heads read, all epochs together; None where that is not published.
+    """How heads of a kind are trained: `passes` of the head for each token that is read, the `tools` that do it, the `tokens` that
+    its published heads read, all epochs together (None where that is not published), and in how many `epochs` of the same answers.
     """
 
     passes: float
     tools: tuple[str, ...]
     tokens: float | None = None
+    epochs: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ MTP = Kind(
 DFLASH = Kind(
     "dflash", "DFlash", "head",
     {"dflash": "DFlash", "dfly": "DFly", "dflare": "DFlare", "d_pace": "D-PACE", "ddtree": "DDTree", "jetspec": "JetSpec"},
-    passes="block", parts=_DFLASH, usual_layers=5, training=Training(2.67, ("SpecForge", "speculators"), 2.3e9),
+    passes="block", parts=_DFLASH, usual_layers=5, training=Training(2.67, ("SpecForge", "speculators"), 2.3e9, 3),
     spelt=("dflash",), engine_names={"vllm": "dflash", "sglang": "DFLASH"},
     prior="block",
 )  # fmt: skip
@@ -186,7 +187,7 @@ DFLASH2 = replace(
 # 512 blocks of 7 in 4,096 tokens; ten times the 1.24e9 tokens that a cache of 38 TB holds at Qwen3-4B (DeepSpec's README).
 DSPARK = replace(
     DFLASH, name="dspark", label="DSpark", methods={"dspark": "DSpark", "dspine": "DSpine"}, parts=_DSPARK, spelt=("dspark",),
-    tensors=("markov_head.", "logit_head.", "markov_w1"), training=Training(0.875, ("DeepSpec", "SpecForge", "speculators"), 1.24e10),
+    tensors=("markov_head.", "logit_head.", "markov_w1"), training=Training(0.875, ("DeepSpec", "SpecForge", "speculators"), 1.24e10, 10),
     engine_names={"vllm": "dspark", "sglang": "DSPARK", "tensorrt-llm": "DSpark"},
 )  # fmt: skip
 DOMINO = replace(

@@ -1,21 +1,24 @@
 """What a plan says first, what it costs and saves, whether it serves as asked, and what stands behind it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from foredraft.kinds import EAGLE3
+from foredraft.kinds import EAGLE3, of_choice
 from foredraft.laws.cost import serve
 from foredraft.machines import machine
 from foredraft.plan.candidate import training_dtype, training_rate
+from foredraft.plan.cost_sheet import answer_tokens
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings, Problem
 from foredraft.plan.search import rank
 from foredraft.plan.service_levels import excess, first_token, shortfall
 from foredraft.plan.terms import Terms
-from foredraft.records import Action, Machine, Plan, Workload
+from foredraft.records import Action, DraftChoice, Machine, Plan, Workload
 from foredraft.report.plan_tables import headline, next_commands
 from foredraft.shapes import shape
 from foredraft.train.from_plan import from_plan
@@ -118,17 +121,32 @@ def test_hours_add_up_and_are_paid_in_money(head_plan):
 
 
 def test_answers_cost_the_targets_own_decoding(head_plan):
-    """As many tokens as the workload's share, at a full server's speed."""
+    """As many tokens as the workload's share of an epoch, at a full server's speed."""
     costs, draft = head_plan.costs, head_plan.draft
     assert costs is not None
     assert draft is not None
-    tokens = (draft.draft_tokens or 0) * 256 / 768
+    training = of_choice(draft).training
+    assert training is not None
+    tokens = (draft.draft_tokens or 0) / training.epochs * 256 / 768
     assert costs.answer_tokens == pytest.approx(tokens)
     speed = serve(SMALL, H100, input_len=512, output_len=256, speculate=False).load(256, 0, 1).output_tok_s
     assert costs.answers_hours == pytest.approx(tokens / float(speed) / 3600, rel=0.01)
     without = planned(answers=False)
     assert without.costs is not None
     assert (without.costs.answers_hours, without.costs.answer_tokens) == (pytest.approx(0, abs=1e-9), None)
+
+
+def test_answers_are_written_once_for_all_epochs():
+    """DFlash's published heads read the same answers three times, EAGLE-3's once."""
+    problem: Any = SimpleNamespace(workload=Workload(input_len=512, output_len=256, concurrency=(1.0,)))
+    choice = DraftChoice(
+        name="head", kind="head", params=1e8, non_embedding_params=1e8, num_layers=1, draft_tokens=6e8, training_flops=1e18, method="eagle3",
+    )  # fmt: skip
+    once = answer_tokens(problem, choice)
+    assert once == pytest.approx(2e8)
+    assert answer_tokens(problem, msgspec.structs.replace(choice, method="dflash", num_layers=5)) == pytest.approx(
+        once / 3
+    )
 
 
 def test_training_lies_on_a_machine_of_its_own():

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from foredraft import kinds
 from foredraft.kinds import ANSWERS_SHARE, USUAL_HEAD
 from foredraft.laws.passes import Layout
 from foredraft.plan.candidate import Candidate, training_rate
@@ -46,12 +47,14 @@ def _with_answers(problem: Problem, choice: DraftChoice, token_s: float) -> Draf
 
 def answer_tokens(problem: Problem, choice: DraftChoice) -> float:
     """Tokens that the target has to write for a head's training: the answers' share of the workload's tokens, of the training tokens that
-    are answers and their prompts; 0 where nothing learns from answers.
+    are answers and their prompts, each written once for all epochs; 0 where nothing learns from answers.
     """
     if choice.kind != "head" or not choice.training_flops or not choice.draft_tokens:
         return 0.0
     load, deep = problem.workload, choice.num_layers > 1 and choice.method == USUAL_HEAD.name
-    return (ANSWERS_SHARE if deep else 1.0) * choice.draft_tokens * load.output_len / (load.input_len + load.output_len)
+    training = kinds.of_choice(choice).training
+    read_once = choice.draft_tokens / (training.epochs if training else 1.0)
+    return (ANSWERS_SHARE if deep else 1.0) * read_once * load.output_len / (load.input_len + load.output_len)
 
 
 def answer_device_s(problem: Problem) -> float:
