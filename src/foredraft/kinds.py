@@ -292,22 +292,26 @@ _HEAD_NAME = re.compile(r"^Eagle3?(?=[A-Z])|Eagle3?$|^Eagle3?Speculator$")
 def of_checkpoint(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Kind:
     """What a folder's weights are, by the names of its tensors, and where they do not say by its config.
 
-    Only a head joins hidden states (`fc`); only EAGLE-3 norms them, maps a draft vocabulary or says its size; kinds that have tensors
-    or words of their own say so in their rows, the more special later. `config` is unfolded (see `shapes.unfolded`); published heads
-    call themselves LlamaForCausalLM as often as not.
+    Only a head joins hidden states (`fc`); only EAGLE-3 norms them. A draft vocabulary is EAGLE-3's in all that is published; ours of
+    other kinds say what they are: an EAGLE-1/2 head by its class, an independent model by its embedding and no `fc`. Kinds that have
+    tensors or words of their own say so in their rows, the more special later. `config` is unfolded (see `shapes.unfolded`); published
+    heads call themselves LlamaForCausalLM as often as not.
     """
     names = {name.removeprefix("model.") for name in tensors}
     architectures = [str(name) for name in config.get("architectures") or ()]
     if special := _special(config, architectures, names):
         return special
     spelt = [match[0] for name in architectures if (match := _HEAD_NAME.search(name))]
-    third = any("3" in name for name in spelt) or config.get("draft_vocab_size") is not None
-    marks = any(".hidden_norm." in name or name.startswith("midlayer.") or name in ("d2t", "t2d") for name in names)
-    if "fc.weight" in names:
-        return EAGLE3 if third or marks or "norm.weight" in names else EAGLE
-    if third or marks:
+    third = any("3" in name for name in spelt)
+    mapped = config.get("draft_vocab_size") is not None or not names.isdisjoint(("d2t", "t2d"))
+    marks = any(".hidden_norm." in name or name.startswith("midlayer.") for name in names)
+    joins = "fc.weight" in names
+    if third or marks or (joins and ("norm.weight" in names or (mapped and "lm_head.weight" in names))):
         return EAGLE3
-    return EAGLE if spelt else LM
+    if spelt or (joins and not mapped):
+        return EAGLE
+    whole = not joins and any(name.endswith("embed_tokens.weight") for name in names)
+    return EAGLE3 if mapped and not whole else LM
 
 
 def _special(config: Mapping[str, Any], architectures: Sequence[str], names: Collection[str]) -> Kind | None:

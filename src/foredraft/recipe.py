@@ -27,15 +27,17 @@ class LanguageModel(Record, frozen=True, tag_field="kind", tag="lm"):
     """A decoder of its own: an independent draft, or a target to speculate on. One of three says its shape.
 
     `params`: about so many non-embedding parameters, in the family and vocabulary of the target. `config`: a Hugging Face
-    config as an object. `init`: the folder of a checkpoint to go on from.
+    config as an object. `init`: the folder of a checkpoint to go on from. `draft_vocab`: how many of the most frequent tokens it may draft,
+    None for all; it reads them all.
     """
 
     params: float | None = None
     config: dict[str, Any] | None = None
     init: str | None = None
+    draft_vocab: int | None = None
 
     def __post_init__(self) -> None:
-        require(self, positive=("params",))
+        require(self, positive=("params", "draft_vocab"))
         if sum(field is not None for field in (self.params, self.config, self.init)) != 1:
             raise ValueError("model must give exactly one of params, config and init")
 
@@ -43,17 +45,19 @@ class LanguageModel(Record, frozen=True, tag_field="kind", tag="lm"):
 class Eagle(Record, frozen=True, tag_field="kind", tag="eagle"):
     """An EAGLE-1/2 head (arXiv 2401.15077): `feature_weight`·SmoothL1 on features + `token_weight`·the recipe's loss.
 
-    `noise`: amplitude of the uniform noise on features, in units of the paper's 0.2·512/T. `init`: a head's folder.
+    `noise`: amplitude of the uniform noise on features, in units of the paper's 0.2·512/T. `draft_vocab`: how many of the most frequent
+    tokens it may draft, by their rows of the target's LM head alone; None for all. `init`: a head's folder.
     """
 
     layers: int = 1
     feature_weight: float = 1.0
     token_weight: float = 0.1
     noise: float = 1.0
+    draft_vocab: int | None = None
     init: str | None = None
 
     def __post_init__(self) -> None:
-        require(self, positive=("layers",), non_negative=("feature_weight", "token_weight", "noise"))
+        require(self, positive=("layers", "draft_vocab"), non_negative=("feature_weight", "token_weight", "noise"))
 
 
 class Eagle3(Record, frozen=True, tag_field="kind", tag="eagle3"):

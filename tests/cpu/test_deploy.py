@@ -26,6 +26,8 @@ from foredraft.engines import LOADERS
 from foredraft.kinds import AUX_LAYER_IDS as IDS
 from foredraft.kinds import EAGLE3
 from foredraft.models import Decoder, load, load_head, new_head, save_head
+from foredraft.models.decoder import cut
+from foredraft.models.draft_vocab import offsets
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.layers import ModelConfig
@@ -59,6 +61,7 @@ def drafts(checkpoint: Path, target: Decoder, tmp_path_factory: pytest.TempPathF
             for i, parameter in enumerate(head.parameters()):  # norms too differ from layer to layer
                 parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
         save_head(head, root / name, more={"eos_token_id": 0})
+    save_head(new_head(target, "eagle", 2, range(0, VOCAB, 3)), root / "eagle cut")
     save_own_embedding(target, root / "eagle3 own embedding")
     save_with_biases(target, root / "eagle3 biases", "qwen2")
     save_with_biases(target, root / "eagle biases", "qwen2", kind="eagle")
@@ -218,6 +221,35 @@ def test_the_engines_differ_in_eagle_ones_bias_and_name(
         flags[form] = (json.loads((out / "config.json").read_text())["architectures"], "fc.bias" in tensors)
         assert not {"lm_head.weight", "norm.weight", "layers.0.input_layernorm.weight"} & set(tensors)
     assert flags == {"vllm": (["LlamaForCausalLM"], False), "sglang": (["LlamaForCausalLMEagle"], True)}
+
+
+def test_a_cut_eagle_head_is_whole_where_no_engine_cuts_it(
+    drafts: dict[str, Path], target: Decoder, checkpoint: Path, tmp_path: Path
+) -> None:
+    """vLLM drafts by all rows of the target's LM head, SGLang by those of its token map; neither sees a map that it does not know."""
+    trained = load_head(drafts["eagle cut"], target)
+    for form in ("vllm", "sglang", "hf"):
+        out = exported(drafts, "eagle cut", checkpoint, tmp_path / form, format=form)
+        assert not {"d2t", "t2d"} & set(safetensors.torch.load_file(out / "model.safetensors"))
+        assert "draft_vocab_size" not in json.loads((out / "config.json").read_text())
+        whole, card_text = load_head(out, target), (out / "README.md").read_text()
+        assert torch.allclose(chain_of(whole, target)[..., ::3], chain_of(trained, target)[..., ::3], atol=1e-5)
+        assert "Draft vocabulary: " in card_text
+    sglang = tmp_path / "sglang"
+    assert torch.load(sglang / "token_map.pt", weights_only=True) == list(range(0, VOCAB, 3))
+    assert json.loads((sglang / "sglang_flags.json").read_text())["--speculative-token-map"] == "token_map.pt"
+    assert '--speculative-token-map "$here"/token_map.pt' in (sglang / "serve.sh").read_text()
+    (sglang / "token_map.pt").unlink()
+    assert {finding.code for finding in errors(check(sglang, checkpoint))} == {"token-map"}
+    assert {finding.code for finding in errors(check(drafts["eagle cut"], checkpoint, "vllm"))} >= {"d2t-eagle"}
+
+
+def test_a_model_of_a_draft_vocabulary_is_refused(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    model = cut(load(drafts["lm qwen2"]), offsets(range(50), VOCAB))
+    save(model.state_dict(), model.shape, model.config, tmp_path / "cut")
+    with pytest.raises(ValueError, match="draft_vocab 50: engines run a draft model over its whole vocabulary"):
+        export(tmp_path / "cut", checkpoint, tmp_path / "out", ExportSettings())
+    assert {finding.code for finding in errors(check(tmp_path / "cut"))} >= {"draft-vocab"}
 
 
 def test_a_speculators_folder_is_nested_and_stands_alone(

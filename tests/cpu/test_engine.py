@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foredraft.decode.batch import Request
+from foredraft.decode.batch import Request, Sequence
 from foredraft.decode.drafter import Drafter
 from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
@@ -16,9 +16,10 @@ from foredraft.decode.layout import ancestors
 from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.decode.ngram import NGramDrafter, NGramIndex
 from foredraft.decode.proposals import PAD, Budget, Proposal
-from foredraft.decode.sampling import Sampling
-from foredraft.models.decoder import Decoder
+from foredraft.decode.sampling import Sampling, probabilities
+from foredraft.models.decoder import Decoder, cut
 from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_vocab import offsets
 from foredraft.models.forward import Output
 from foredraft.models.graphs import rounded
 from foredraft.models.heads import new_head
@@ -115,6 +116,21 @@ def headed(kind: str, layers: int = 1) -> HeadDrafter:
     return HeadDrafter(head, head.new_cache(8, 300))
 
 
+FREQUENT = tuple(range(0, VOCAB, 2))  # that drafts of a vocabulary of their own may draft
+
+
+def cut_head() -> HeadDrafter:
+    """The EAGLE head of these tests over half the vocabulary."""
+    head = new_head(TARGET, "eagle", 1, FREQUENT)
+    head.load_state_dict(dict(head.state_dict()) | dict(a_head("eagle").state_dict()))
+    return HeadDrafter(head.requires_grad_(False).eval(), head.new_cache(8, 300))
+
+
+def cut_lm() -> ModelDrafter:
+    model = cut(blended(0.1), offsets(FREQUENT, VOCAB)).requires_grad_(False).eval()
+    return ModelDrafter(model, model.new_cache(8, 300))
+
+
 DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
     "none": lambda: None,
     "ngram": NGramDrafter,
@@ -131,11 +147,15 @@ DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
     "static-tree": lambda: headed("eagle3"),
     "lm-tree": lambda: lm(blended(0.1)),
     "lm-static-tree": lambda: lm(blended(0.1)),
+    "eagle-cut": cut_head,
+    "lm-cut": cut_lm,
+    "lm-cut-tree": cut_lm,
 }
 STATIC = ((-1, 0), (-1, 2), (0, 0), (0, 1), (1, 0), (2, 1), (5, 0))
 BUDGETS = {
     "eagle2-tree": Budget(4, 3, 10), "eagle3-tree": Budget(4, 4, 16), "scylla-tree": Budget(4, 2), "static-tree": Budget(4, tree=STATIC),
     "lm-tree": Budget(4, 3, 12), "lm-static-tree": Budget(4, tree=STATIC),
+    "lm-cut-tree": Budget(4, 3, 12),
 }  # fmt: skip
 
 
@@ -227,6 +247,8 @@ def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:
         ("eagle3", 1.1, 4.9),
         ("eagle3-tree", 1.2, 5.0),
         ("lm-tree", 1.6, 4.99),
+        ("eagle-cut", 1.02, 4.9),
+        ("lm-cut", 1.1, 4.9),
     ):
         engine = engine_with(name, 4, 128, 4)
         for request in requests():
@@ -234,6 +256,32 @@ def test_the_drafts_of_these_tests_are_accepted_in_part() -> None:
         steps = list(engine.run())
         tau = 1 + sum(sum(s.accepted) for s in steps) / sum(len(s.accepted) for s in steps)
         assert low <= tau <= high, (name, tau)
+
+
+def test_a_model_of_a_draft_vocabulary_says_what_it_draws_from() -> None:
+    """q over the target's vocabulary is the softmax of its rows, nothing outside; its draws and trees name the target's tokens."""
+    drafter = cut_lm()
+    sampling, whole = Sampling(temperature=0.7, top_k=5), blended(0.1)
+    (sequence,) = [Sequence.of(1, Request(prompt=PROMPTS[0], max_tokens=8, sampling=sampling))]
+    drafter.admit(0, sequence)
+    proposal = drafter.propose([sequence], Budget(3))
+    assert proposal.q is not None
+    text = list(PROMPTS[0])
+    for q, token in zip(proposal.q[0], proposal.tokens[0].tolist(), strict=True):
+        expected = torch.zeros(VOCAB)
+        logits = whole(torch.tensor([text])).logits_BTV[0, -1, list(FREQUENT)]
+        expected[list(FREQUENT)] = probabilities(logits, sampling)
+        torch.testing.assert_close(q, expected, rtol=1e-4, atol=1e-5)
+        assert q[token] > 0
+        text.append(token)
+    anew = cut_lm()
+    anew.admit(0, sequence)
+    assert set(anew.propose([sequence], Budget(3, 3, 8)).tokens.flatten().tolist()) <= set(FREQUENT)
+
+
+def test_a_model_of_a_draft_vocabulary_is_no_target() -> None:
+    with pytest.raises(ValueError, match=r"knows 32 of its 64 tokens: it is a draft"):
+        Engine(cut_lm().model)
 
 
 def test_lookahead_may_follow_the_number_running(greedy: list[list[int]]) -> None:
@@ -273,8 +321,6 @@ def test_sampled_tokens_follow_the_targets_distribution(name: str) -> None:
         Request(prompt=prompt, max_tokens=2, sampling=Sampling(temperature=0.7, top_k=3, seed=s)) for s in range(num)
     ]
     samples = [tuple(sequence.answer) for sequence in engine.generate(sampled_requests)]
-    from foredraft.decode.sampling import probabilities
-
     probs = {}
     first = probabilities(TARGET(torch.tensor([prompt])).logits_BTV[0, -1:], sampling)[0]
     for a in first.nonzero()[:, 0].tolist():

@@ -23,13 +23,16 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from foredraft import shapes
-from foredraft.kinds import EAGLE3, of_shape, shape_of_folder
+from foredraft.kinds import EAGLE3, LM, of_shape, shape_of_folder
 from foredraft.models import Decoder, load, load_head, new_head, save_head
+from foredraft.models.decoder import cut, new_decoder
 from foredraft.models.draft_head import HeadLayout
+from foredraft.models.draft_vocab import GatheredRows, offsets
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head, default_feature_layers
 from foredraft.models.forward import causal_mask
 from foredraft.models.rope import Rope, frequencies, rope_from_config, rope_to_config
+from foredraft.models.save import save
 
 torch.set_num_threads(1)  # for tensors this small, threads cost more than they give
 
@@ -580,14 +583,14 @@ def target(tmp_path_factory) -> Decoder:
 
 def random_head(target: Decoder, kind: str, layers: int) -> Any:
     """A head whose norms are random too."""
-    head = new_head(target, kind, layers, DRAFTABLE if kind == "eagle3" else None, seed=3)
+    head = new_head(target, kind.removesuffix("-cut"), layers, None if kind == "eagle" else DRAFTABLE, seed=3)
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             parameter.add_(torch.randn_like(parameter) * (0.3 if "norm" in name else 0.1))
     return head
 
 
-HEADS = [("eagle3", 1), ("eagle3", 3), ("eagle", 1), ("eagle", 2)]
+HEADS = [("eagle3", 1), ("eagle3", 3), ("eagle", 1), ("eagle", 2), ("eagle-cut", 1)]
 
 
 @pytest.fixture(params=HEADS, ids=lambda p: f"{p[0]}-{p[1]}")
@@ -661,7 +664,8 @@ def test_heads_equal_the_papers_formulas_along_a_draft_chain(head, target, tmp_p
     """Six rows of target hidden states, then three drafts on the head's own pre-norm output; cached against naive."""
     save_head(head, tmp_path)
     eagle3, tokens = isinstance(head, Eagle3Head), some_tokens(1, 7)
-    naive = Naive(tmp_path / "model.safetensors", target.embed_tokens.weight, target.head_weight_VC, eagle3)
+    matrix = target.head_weight_VC if head.d2t is None else target.head_weight_VC[list(DRAFTABLE)]
+    naive = Naive(tmp_path / "model.safetensors", target.embed_tokens.weight, matrix, eagle3)
     aux_BTF = aux_hidden_states(head, tokens[:, :-1])
     ids, hidden = tokens[0, 1:].tolist(), list(aux_BTF[0])
     if eagle3:
@@ -672,7 +676,7 @@ def test_heads_equal_the_papers_formulas_along_a_draft_chain(head, target, tmp_p
     for position in range(6, 9):
         drafted = head.target_ids(output.logits_BTV[:, -1].argmax(-1))
         argmax = int(output.logits_BTV[0, -1].argmax())
-        assert int(drafted) == (DRAFTABLE[argmax] if eagle3 else argmax)
+        assert int(drafted) == (argmax if head.d2t is None else DRAFTABLE[argmax])
         ids.append(int(drafted))
         hidden.append(naive.run(ids[:-1], hidden)[1][-1])
         output = head(drafted[:, None], output.pre_norm_BTC[:, -1:], torch.tensor([[position]]), cache)
@@ -714,6 +718,69 @@ def test_a_head_over_the_whole_vocabulary_is_saved_without_a_map_and_loads(targe
     save_head(head, tmp_path)
     assert not {"d2t", "t2d"} & set(load_file(tmp_path / "model.safetensors"))
     assert load_head(tmp_path, target).state_dict()["d2t"].tolist() == [0] * target.shape.vocab_size
+
+
+def test_a_cut_eagle_head_is_read_back_as_one_and_loses_its_map_alone(target, tmp_path):
+    """Its file names no LM head, its logits are the whole head's at what it can draft; without its map it is the whole head."""
+    head, tokens = random_head(target, "eagle-cut", 2), some_tokens(1, 7)
+    save_head(head, tmp_path)
+    again, features = load_head(tmp_path, target), aux_hidden_states(head, tokens[:, :-1])
+    assert (type(again), again.draft_ids.tolist()) == (EagleHead, list(DRAFTABLE))
+    assert shape_of_folder(tmp_path).draft_vocab_size == again.shape.draft_vocab_size == 23
+    assert {name for name in load_file(tmp_path / "model.safetensors") if "layers" not in name} == {
+        "fc.weight",
+        "d2t",
+        "t2d",
+    }
+    cut_logits, whole_logits = (
+        again(tokens[:, 1:], features).logits_BTV,
+        head.uncut()(tokens[:, 1:], features).logits_BTV,
+    )
+    torch.testing.assert_close(cut_logits, whole_logits[..., list(DRAFTABLE)], **CLOSE)
+    save_head(head.uncut(), tmp_path)
+    assert not {"d2t", "t2d", "draft_vocab_size"} & {
+        *load_file(tmp_path / "model.safetensors"),
+        *json.loads((tmp_path / "config.json").read_bytes()),
+    }
+    whole = load_head(tmp_path, target)
+    torch.testing.assert_close(whole(tokens[:, 1:], features).logits_BTV, whole_logits, **CLOSE)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_of_a_draft_vocabulary_is_read_back_as_one(tied, tmp_path):
+    """It reads all tokens; its logits are the whole model's at what it can draft, from a file with the whole model's parameters at most."""
+    shape = msgspec.structs.replace(shapes.from_config(LLAMA | {"model_type": "llama"}), tie_embeddings=tied)
+    whole = new_decoder(shape, model_config(), 0).requires_grad_(False).eval()
+    model, tokens = cut(whole, offsets(DRAFTABLE, shape.vocab_size)), some_tokens(2, 7)
+    torch.testing.assert_close(model(tokens).logits_BTV, whole(tokens).logits_BTV[..., list(DRAFTABLE)], **CLOSE)
+    save(model.state_dict(), model.shape, model.config, tmp_path)
+    again, stored = load(tmp_path), load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(again(tokens).logits_BTV, model(tokens).logits_BTV, **CLOSE)
+    assert of_shape(shape_of_folder(tmp_path)) is LM
+    assert (
+        shape_of_folder(tmp_path).params
+        == again.shape.params
+        == sum(t.numel() for name, t in stored.items() if name != "d2t")
+    )
+    assert again.shape.params == whole.shape.params - (
+        0 if tied else (shape.vocab_size - len(DRAFTABLE)) * shape.hidden_size
+    )
+    assert again.target_ids(torch.arange(23)).tolist() == list(DRAFTABLE)
+    edit_tensors(tmp_path, lambda tensors: tensors.pop("d2t"))
+    refused(r"lacks tensor d2t, which draft_vocab_size 23 of \d+ needs", load, tmp_path)
+
+
+def test_gathered_rows_follow_their_table():
+    """Copied once while it is frozen, anew when it has changed in place, and with gradients while it is trained."""
+    table, ids, rows = torch.randn(6, 3), torch.tensor([1, 4]), GatheredRows()
+    first = rows(table, ids)
+    assert rows(table, ids) is first
+    table[4] += 1
+    assert torch.equal(rows(table, ids), table[ids])
+    trained_table = table.clone().requires_grad_(True)
+    with torch.enable_grad():
+        rows(trained_table, ids).sum().backward()
+    assert trained_table.grad.sum(1).tolist() == [0, 3, 0, 0, 3, 0]
 
 
 EAGLE3_LAYER = {
@@ -884,7 +951,7 @@ def test_folders_and_requests_that_are_no_head(folder, target, tmp_path_factory)
     refused("draft_vocab must name at least one token", new_head, target, draft_vocab=())
     refused("d2t must name each token once", new_head, target, draft_vocab=(3, 3))
     refused("d2t must hold offsets to ids below 97", new_head, target, draft_vocab=(3, 97))
-    refused("draft_vocab and feature_layers are for 'eagle3'", new_head, target, "eagle", draft_vocab=(3,))
+    refused("feature_layers are for 'eagle3'", new_head, target, "eagle", feature_layers=(1, 2, 3))
     refused("feature_layers must be three hidden states", new_head, target, feature_layers=(1, 2))
     head, out = new_head(target, "eagle"), tmp_path_factory.mktemp("bias")
     biased = EagleHead(head.shape, head.config, target, fc_bias=True)

@@ -19,7 +19,6 @@ from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
-from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
@@ -37,7 +36,7 @@ from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective, HeadSettings, Tr
 from foredraft.train.lm_head import lm_head_loss
 
 VOCAB, DRAFTABLE = 48, range(2, 46)
-KINDS = {"eagle": ("eagle", 1), "eagle3": ("eagle3", 1), "scylla": ("eagle3", 2)}
+KINDS = {"eagle": ("eagle", 1), "eagle-cut": ("eagle-cut", 1), "eagle3": ("eagle3", 1), "scylla": ("eagle3", 2)}
 
 
 def model(seed: int, std: float, tie: bool = False) -> Decoder:
@@ -60,7 +59,8 @@ def head_for(
     target: Decoder, kind: str, layers: int, std: float = 0.0, draft_vocab: range | None = DRAFTABLE
 ) -> DraftHead:
     eagle3 = kind == "eagle3"
-    head = new_head(target, kind, layers, draft_vocab if eagle3 else None, feature_layers=(1, 2, 3) if eagle3 else None)
+    layers_read, ids = (1, 2, 3) if eagle3 else None, None if kind == "eagle" else draft_vocab
+    head = new_head(target, kind.removesuffix("-cut"), layers, ids, feature_layers=layers_read)
     for parameter in head.parameters():
         if parameter.dim() > 1 and std:
             torch.nn.init.normal_(parameter, std=std)
@@ -185,7 +185,7 @@ def written(head: DraftHead, batch: Batch, settings: HeadSettings) -> tuple[Tens
         head, RANDOM.embed_tokens.weight, head.combine(read_states.aux_BTF), batch.tokens_BT, settings.unroll
     )
     truth = RANDOM.head(read_states.final_BTW)
-    ids = torch.tensor(DRAFTABLE) if isinstance(head, Eagle3Head) else torch.arange(VOCAB)
+    ids = torch.arange(VOCAB) if head.d2t is None else torch.tensor(DRAFTABLE)
     powers = [settings.decay**step for step in range(settings.unroll)]
     total, weight = torch.zeros(()), 0.0
     for step, state in enumerate(states):
@@ -195,21 +195,20 @@ def written(head: DraftHead, batch: Batch, settings: HeadSettings) -> tuple[Tens
                 place, documents = t + 1 + step, batch.documents_BT[b]
                 if not batch.mask_BT[b, place + 1] or documents[t] != documents[place + 1]:
                     continue
+                p, share = truth[b, place, ids].softmax(-1), powers[step] / sum(powers)
+                if settings.feature_weight:
+                    apart = F.smooth_l1_loss(state[b, t], read_states.final_BTW[b, place])
+                    total = total + share * settings.feature_weight * apart
                 if int(truth[b, place].argmax()) not in ids:
                     continue
-                p, share = truth[b, place, ids].softmax(-1), powers[step] / sum(powers)
                 term = -settings.token_weight * (p * log_q[b, t]).sum()
-                if settings.feature_weight:
-                    term = term + settings.feature_weight * F.smooth_l1_loss(
-                        state[b, t], read_states.final_BTW[b, place]
-                    )
                 total, weight = total + share * term, weight + share
     return total, torch.tensor(weight)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_loss_and_its_gradients_are_the_written_ones(name: str):
-    settings = EAGLE._replace(noise=0.0) if name == "eagle" else EAGLE3._replace(unroll=3)
+    settings = EAGLE._replace(noise=0.0) if name in ("eagle", "eagle-cut") else EAGLE3._replace(unroll=3)
     batch = windows(2, 11, documents=[0] * 4 + [1] * 7)
     batch.mask_BT[0, 3:6] = False
     head = head_for(RANDOM, *KINDS[name], std=0.15)
@@ -398,7 +397,8 @@ def test_training_raises_acceptance_and_the_engine_agrees(name: str, tmp_path: P
     head, target = head_for(speaker(), *KINDS[name]).requires_grad_(False).eval(), speaker()
     served, before, _ = drafted(head)
     assert served == answers()
-    objective = HeadObjective(target, head, EAGLE if name == "eagle" else EAGLE3._replace(unroll=3))
+    eagle = head.predicts_hidden_state
+    objective = HeadObjective(target, head, EAGLE if eagle else EAGLE3._replace(unroll=3))
 
     def loss(batch: Batch, step: int) -> Tensor:
         good_loss = objective.loss(batch, step)

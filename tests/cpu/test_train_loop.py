@@ -253,6 +253,43 @@ def test_distillation_raises_the_acceptance_it_is_trained_on(folders, tmp_path):
         run(trained_recipe, tmp_path / "alone", folders)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_learns_what_it_can_draft(tied, folders, tmp_path):
+    """Half the vocabulary: the loss is that of the target's and the text's tokens it has, the run lowers it and saves a draft of that half."""
+    small = CONFIG | {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "tie_word_embeddings": tied}
+    half = recipe(steps=40, model=LanguageModel(config=small, draft_vocab=VOCAB // 2))
+    data = open_data(half, [folders[0]], None)
+    objective, target = (
+        trainee_of(half, None).objective(data, Devices()),
+        new_decoder(shapes.from_config(CONFIG), model_config_of(CONFIG, shapes.from_config(CONFIG)), 3),
+    )
+    batch, ids = data.stages[0].batch(0, 4), objective.trained.draft_ids
+    assert len(ids) == VOCAB // 2
+    logits, labels = objective.trained(batch.tokens_BT).logits_BTV[:, :-1], batch.tokens_BT[:, 1:].contiguous()
+    p = target(batch.tokens_BT).logits_BTV[:, :-1]
+    places = {
+        "ce": torch.isin(labels, ids) & batch.mask_BT[:, 1:],
+        "kl": torch.isin(p.argmax(-1), ids) & batch.mask_BT[:, 1:],
+    }
+    log_p, log_q = p[..., ids].log_softmax(-1), logits.log_softmax(-1)
+    there = torch.searchsorted(ids, labels).clamp(max=len(ids) - 1)
+    terms = {"ce": -log_q.gather(-1, there[..., None])[..., 0], "kl": (log_p.exp() * (log_p - log_q)).sum(-1)}
+    for name, taught in (("ce", None), ("kl", target)):
+        objective = LanguageModelObjective(objective.trained, {name: 1.0}, length=32, target=taught)
+        loss = objective.loss(batch, 0)
+        assert 0 < loss.weight < places[name].numel()
+        assert loss.weight == places[name].sum()
+        torch.testing.assert_close(loss.total, (terms[name] * places[name]).sum(), rtol=1e-4, atol=1e-3)
+    run(half, tmp_path, folders, held_out=folders[1])
+    held_out_lines, saved = lines(tmp_path, "held_out_loss"), load(tmp_path / "final")
+    assert held_out_lines[-1] < held_out_lines[0] - 0.5
+    assert saved.draft_ids.tolist() == ids.tolist()
+    assert saved(batch.tokens_BT).logits_BTV.shape[-1] == VOCAB // 2
+    again = recipe(model=LanguageModel(init=str(tmp_path / "final"), draft_vocab=8))
+    with pytest.raises(ValueError, match=r"has a draft vocabulary of \d+ already; leave it out"):
+        trainee_of(again, None)
+
+
 def test_stages_go_on_from_each_other(folders, tmp_path):
     stage = recipe().stages[0]
     two = recipe(stages=(stage, msgspec.structs.replace(stage, learning_rate=1e-3, tokens=5 * STEP)))

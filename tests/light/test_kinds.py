@@ -67,6 +67,31 @@ def test_a_shape_has_the_layers_asked_for_and_the_usual_ones(kind):
         ({"architectures": ["LlamaForCausalLM"], "draft_vocab_size": 32000}, ["fc.weight"], kinds.EAGLE3),
         ({"architectures": ["LlamaForCausalLM"], "draft_vocab_size": 32000}, [], kinds.EAGLE3),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, [], kinds.EAGLE3),
+        (
+            {"architectures": ["LlamaForCausalLMEagle"], "draft_vocab_size": 8000},
+            ["fc.weight", "d2t", "t2d"],
+            kinds.EAGLE,
+        ),
+        (
+            {"architectures": ["LlamaForCausalLMEagle"], "draft_vocab_size": 8000},
+            ["fc.weight", "lm_head.weight", "d2t"],
+            kinds.EAGLE3,
+        ),
+        (
+            {"architectures": ["LlamaForCausalLM"], "draft_vocab_size": 8000},
+            ["model.embed_tokens.weight", "d2t"],
+            kinds.LM,
+        ),
+        (
+            {"architectures": ["LlamaForCausalLM"], "draft_vocab_size": 8000},
+            ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "d2t"],
+            kinds.LM,
+        ),
+        (
+            {"architectures": ["LlamaForCausalLM"], "draft_vocab_size": 8000},
+            ["embed_tokens.weight", "fc.weight", "d2t"],
+            kinds.EAGLE3,
+        ),
         ({"architectures": ["Eagle3Speculator"]}, [], kinds.EAGLE3),
         ({"architectures": ["LlamaForCausalLMEagle"]}, [], kinds.EAGLE),
         ({"architectures": ["EagleLlamaForCausalLM"]}, [], kinds.EAGLE),

@@ -111,6 +111,24 @@ def test_sampled_chain_is_lossless(salts: tuple[int, int], length: int) -> None:
     assert completed(emitted, p, length + 1) == by_target(p, length + 1)
 
 
+@pytest.mark.parametrize("salts", [(1, 2), (2, 1), (4, 0)])
+def test_a_chain_drawn_from_a_draft_vocabulary_is_lossless(salts: tuple[int, int]) -> None:
+    """q is nothing at the tokens that the draft lacks, which the target emits all the same."""
+    p, whole = probs_given(salts[0]), probs_given(salts[1])
+
+    def q(prefix: tuple[int, ...]) -> list[Fraction]:
+        weights = [Fraction(0), *whole(prefix)[1:]]
+        return (
+            [w / sum(weights) for w in weights]
+            if sum(weights)
+            else [Fraction(0), Fraction(1), *[Fraction(0)] * (V - 2)]
+        )
+
+    emitted = chain_step(p, q, 2)
+    assert completed(emitted, p, 3) == by_target(p, 3)
+    assert any(0 in tokens for tokens in emitted)
+
+
 def never_verify(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, uniforms: np.ndarray) -> Verdict:
     """Broken: every drafted token is kept."""
     return verify_chain(q if q.shape[1] == p.shape[1] else np.concatenate([q, p[:, -1:]], 1), q, tokens, uniforms * 0)

@@ -52,6 +52,10 @@ def _model(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
             f"draft vocab_size {model.shape.vocab_size} is not the target's {target.shape.vocab_size}: "
             "they do not share a tokenizer; train a draft with the target's"
         )
+    if model.draft_ids is not None and int(model.draft_ids.max()) >= target.shape.vocab_size:
+        raise ValueError(
+            f"draft {draft}: d2t names token {int(model.draft_ids.max())}, beyond the target's {target.shape.vocab_size}"
+        )
     return ModelDrafter(model, model.new_cache(max_batch, slots), vocab_size=target.shape.vocab_size)
 
 

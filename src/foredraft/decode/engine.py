@@ -40,6 +40,10 @@ class Engine:
         self, target: Decoder, drafter: Drafter | None = None, *, lookahead: int | Budget | Schedule = 4,
         max_batch: int = 8, max_context: int = 2048, max_nodes: int = 64, cache_bytes: int | None = None,
     ) -> None:  # fmt: skip
+        if target.d2t is not None:
+            raise ValueError(
+                f"target {target.shape.name} knows {len(target.d2t):,} of its {target.shape.vocab_size:,} tokens: it is a draft; give its target"
+            )
         self.target, self.score, self.drafter = target, Graphed(target), drafter
         self.schedule: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
         if not callable(lookahead):

@@ -31,7 +31,9 @@ class ModelDrafter:
     def __init__(
         self, model: Decoder, cache: KVCache, *, vocab_size: int | None = None, name: str = "draft_model"
     ) -> None:
-        """`vocab_size` is the target's where it differs by padding rows: logits are cut or padded to it."""
+        """`vocab_size` is the target's where it differs by padding rows: logits are cut or padded to it, but for those of a model with a
+        draft vocabulary, whose tokens are all the target's.
+        """
         self.model, self.run, self.cache, self.name = model, Graphed(model), cache, name
         self.vocab_size = vocab_size or model.shape.vocab_size
         self.num_read = [0] * cache.batch
@@ -58,7 +60,8 @@ class ModelDrafter:
         self.num_read[: len(running)] = ends
         base_B1 = torch.tensor(ends, device=self.model.device)[:, None]
         if budget.branches:
-            return grow(self._fitted(output), base_B1, budget, self._extending(cache), model=self._title)
+            extend = self._extending(cache)
+            return grow(self._logits(output), base_B1, budget, extend, self.model.target_ids, model=self._title)
         return self._chain(running, output, base_B1, cache, budget.lookahead)
 
     def _chain(
@@ -72,29 +75,38 @@ class ModelDrafter:
         scores: list[Tensor] = []
         probs: list[Tensor] = []
         for depth in range(lookahead):
-            logits = self._fitted(output)[:, 0]
+            logits = self._logits(output)[:, 0]
             if greedy:
                 largest, ids = logits.max(-1)
                 scores.append(largest)
-                tokens.append(ids)
             else:
                 probs.append(row_probabilities(logits, samplings, self._title))
                 uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
-                tokens.append(draw(probs[-1].double(), uniforms))
+                ids = draw(probs[-1].double(), uniforms)
+            tokens.append(self.model.target_ids(ids))
             if depth + 1 < lookahead:
                 tokens_B1, position_B1 = tokens[-1][:, None], base_B1 + depth
                 mask = causal_mask(position_B1, width)
                 output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
         if greedy:
             require_finite(torch.stack(scores, 1), self._title)  # once, since every look waits for the device
-        return in_line(torch.stack(tokens, 1), None if greedy else torch.stack(probs, 1))
+        return in_line(torch.stack(tokens, 1), None if greedy else self._over_target(torch.stack(probs, 1)))
 
     def _extending(self, cache: KVCache) -> Extend:
         def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
-            return self._fitted(self.run(tokens, positions, cache=cache, slots_BT=slots, mask_BTS=mask))
+            return self._logits(self.run(tokens, positions, cache=cache, slots_BT=slots, mask_BTS=mask))
 
         return extend
 
-    def _fitted(self, output: Output) -> Tensor:
+    def _logits(self, output: Output) -> Tensor:
+        """Over the target's vocabulary, or over the draft's where the model has one."""
         assert output.logits_BTV is not None
-        return fitted(output.logits_BTV, self.vocab_size)
+        return output.logits_BTV if self.model.d2t is not None else fitted(output.logits_BTV, self.vocab_size)
+
+    def _over_target(self, probs_BKD: Tensor) -> Tensor:
+        """q over the target's vocabulary: tokens outside a draft vocabulary are never drafted."""
+        ids = self.model.draft_ids
+        if ids is None:
+            return probs_BKD
+        q_BKV = probs_BKD.new_zeros(*probs_BKD.shape[:-1], self.vocab_size)
+        return q_BKV.index_copy_(-1, ids, probs_BKD)

@@ -19,10 +19,18 @@ ANY_RUNTIME = "any runtime that reads Hugging Face folders"
 
 
 def card(
-    draft: TrainedDraft, record: Deployed, plan: Plan | None, observations: Sequence[Observation], note: str | None, settings: Mapping[str, Any]
+    draft: TrainedDraft, record: Deployed, plan: Plan | None, observations: Sequence[Observation], note: str | None,
+    settings: Mapping[str, Any], changes: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """README.md of a deployed draft; `settings`: as it is launched."""
-    parts = [_head(draft, record), _table(draft, record), _training(draft.folder), _measured(record, observations)]
+    """README.md of a deployed draft; `settings`: as it is launched, `changes`: what is other than it was trained."""
+    about = [f"{change[0].upper()}{change[1:]}.\n" for change in changes]
+    parts = [
+        _head(draft, record),
+        _table(draft, record),
+        *about,
+        _training(draft.folder),
+        _measured(record, observations),
+    ]
     parts += [_serving(draft, record, plan, settings), _note(draft.folder, note)]
     return "\n".join(part for part in parts if part) + "\n"
 

@@ -88,3 +88,9 @@ def launch_rules(folder: DraftFolder) -> Iterator[Finding]:
         settings = read_settings(folder.path / engine.launch_file)
         for fault in engine.settings_faults(settings, folder.kind) if settings is not None else ():
             yield finding(fault, name)
+        file = (settings or {}).get(engine.token_map_flag)
+        if file is not None and not (folder.path / str(file)).is_file():
+            yield Finding(
+                code="token-map", where=f"{engine.launch_file}: {engine.token_map_flag}", engine=name,
+                effect=f"names {file}, which is not there: the server stops", remedy="export again, or leave the flag out",
+            )  # fmt: skip

@@ -19,13 +19,14 @@ from foredraft.deploy.card import card
 from foredraft.deploy.check import check
 from foredraft.deploy.draft import TrainedDraft, read_draft, target_embedding, token_keys
 from foredraft.deploy.findings import Finding, errors
-from foredraft.deploy.folder import CONFIG, RECORD, SERVE, Deployed
+from foredraft.deploy.folder import CONFIG, RECORD, SERVE, TOKEN_MAP, Deployed
 from foredraft.deploy.target_rules import config_of
 from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, speculators
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import CHECKPOINTS, Kind
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
+from foredraft.models.eagle import EagleHead
 from foredraft.models.heads import save_head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
@@ -75,6 +76,9 @@ def export(
     engine = for_format(settings.format)
     _refuse(trained, settings.format, engine)
     launched = _launched(trained.kind, engine, plan, settings.lookahead, str(Path(out).resolve()))
+    trained, token_map, notes = _uncut(trained, engine)
+    if engine is not None and token_map:
+        launched |= {engine.token_map_flag: TOKEN_MAP}
     name = Path(target).resolve().name
     record = Deployed(
         kind=trained.kind.name, format=settings.format, engines=_engines(trained, settings.format),
@@ -84,10 +88,12 @@ def export(
         if engine is not None:
             settings = msgspec.structs.replace(settings, lookahead=engine.lookahead(launched))
             _write_launch(folder, Path(target), record, engine, launched, plan)
-        notes = _weights(trained, Path(target), config, folder, settings, DTYPES[record.dtype])
+        if token_map:
+            torch.save(token_map, folder / TOKEN_MAP)
+        notes += _weights(trained, Path(target), config, folder, settings, DTYPES[record.dtype])
         copy_files(target, folder)
         records.write(folder / RECORD, record)
-        text = card(trained, record, plan, observations, settings.note, launched)
+        text = card(trained, record, plan, observations, settings.note, launched, notes)
         records.write_bytes(folder / "README.md", text.encode())
         findings = check(folder, target)
         if bad := errors(findings):
@@ -126,6 +132,11 @@ def _check_plan(plan: Plan, kind: Kind) -> None:
 def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> None:
     """What a format has no place for."""
     shape, kind, owner = draft.shape, draft.kind, engine or USUAL
+    if kind.role == "lm" and shape.draft_vocab_size:
+        raise ValueError(
+            f"draft_vocab {shape.draft_vocab_size}: engines run a draft model over its whole vocabulary, most of which this one was never "
+            "taught to draft; train one whose recipe leaves draft_vocab out"
+        )
     if format == "speculators" and not kind.own_lm_head:
         labels = ", ".join(head.label for head in CHECKPOINTS.values() if head.own_lm_head)
         raise ValueError(
@@ -148,6 +159,23 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
         raise ValueError(
             f"format {format}: its {kind.label} layers have no biases and would skip them; use --format {USUAL.name}"
         )
+
+
+def _uncut(draft: TrainedDraft, engine: ServingEngine | None) -> tuple[TrainedDraft, list[int], list[str]]:
+    """An EAGLE-1/2 head without its draft vocabulary, whose LM head is its target's all the same: the ids as a list for the engine that
+    cuts it there, none for others, and what was done.
+    """
+    head = draft.model
+    if not isinstance(head, EagleHead) or (ids := head.draft_ids) is None:
+        return draft, [], []
+    whole, size = (
+        draft._replace(model=head.uncut().requires_grad_(False).eval()),
+        f"{len(ids):,} of {head.shape.vocab_size:,}",
+    )
+    if engine is not None and engine.token_map_flag:
+        return whole, ids.tolist(), [f"draft vocabulary: {size} tokens, in {TOKEN_MAP} for {engine.token_map_flag}"]
+    note = f"draft vocabulary: of {size} tokens in training, left out here: the head drafts by all rows of its target's LM head"
+    return whole, [], [note]
 
 
 def _engines(draft: TrainedDraft, format: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from foredraft.shapes.folder import INDEX, SINGLE
 
 CONFIG, RECORD, SERVE = "config.json", "deploy.json", "serve.sh"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TOKEN_MAP = "token_map.pt"  # no weights: the list of ids that SGLang reads
 # What older heads call some tensors.
 _ALIASES = {"midlayer.": "layers.0.", "aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2."}  # fmt: skip
 
@@ -110,7 +111,7 @@ def _pickles(path: Path) -> list[Finding]:
             code="pickle", where=file.name, remedy="delete it; keep safetensors only",
             effect="a pickled file can run code when loaded, and loaders fall back on it where they find no safetensors",
         )
-        for pattern in PICKLES for file in sorted(path.glob(pattern))
+        for pattern in PICKLES for file in sorted(path.glob(pattern)) if file.name != TOKEN_MAP
     ]  # fmt: skip
 
 

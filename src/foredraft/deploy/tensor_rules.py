@@ -65,6 +65,12 @@ def _model(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
     """A standalone model against the tensors of its own config."""
     try:
         shape, model_config = read_config(folder.path)
+        if shape.draft_vocab_size:
+            yield Finding(
+                code="draft-vocab", where="draft_vocab_size", effect=f"is {shape.draft_vocab_size}: engines run a draft model over all its tokens",
+                remedy="train one whose recipe leaves draft_vocab out",
+            )  # fmt: skip
+            return
         with torch.device("meta"):
             decoder = Decoder(shape, model_config)
     except (ValueError, TypeError) as error:
@@ -185,6 +191,8 @@ def _unknown(name: str, stored: str, folder: DraftFolder, engine: ServingEngine,
     elif name in ("d2t", "t2d") and own_lm_head:
         code, remedy = "d2t-spare", "leave d2t and t2d out of a head over the whole vocabulary"
         does = f"maps nothing in a head over the whole vocabulary, and {engine.label} stops at it"
+    elif name in ("d2t", "t2d") and head:
+        code, remedy = "d2t-eagle", "export it by foredraft deploy, which leaves it out or writes the engine's own map"
     return Finding(code=code, where=stored, engine=judge, effect=does, remedy=remedy, level=level)
 
 

@@ -68,8 +68,10 @@ class ServingEngine:
         return {}
 
     # Deploying. `formats`: forms of a draft's folder that it serves, and their labels; `launch_file`: its settings there.
+    # `token_map_flag`: names the file of the target's ids that an EAGLE-1/2 head may draft, "" of an engine that cuts no LM head for one.
     formats: ClassVar[Mapping[str, str]] = {}
     launch_file: ClassVar[str] = ""
+    token_map_flag: ClassVar[str] = ""
 
     def chain(self, lookahead: int) -> dict[str, Any]:
         """Settings of a chain of `lookahead` tokens at every load."""

@@ -79,12 +79,13 @@ class SGLang(ServingEngine):
 
     formats: ClassVar = {"sglang": "SGLang"}
     launch_file = "sglang_flags.json"
+    token_map_flag = "--speculative-token-map"  # ids in a list, as torch saves it; EAGLE-3 heads bring their own map
 
     def chain(self, lookahead: int) -> dict[str, Any]:
         return {_STEPS: lookahead, _TOPK: 1, _TOKENS: lookahead + 1}
 
     def launched(self, settings: Mapping[str, Any], kind: Kind, folder: str) -> dict[str, Any]:
-        """The script gives the draft's folder, wherever it lies."""
+        """The script gives the draft's folder, wherever it lies; so it does for a file in it (a token map)."""
         algorithm = kind.engine_names[self.name]
         flags = {flag: value for flag, value in settings.items() if flag not in (_ALGORITHM, _DRAFT)}
         if algorithm in _BLOCKS and _STEPS in flags:
@@ -104,7 +105,10 @@ class SGLang(ServingEngine):
         return f"The rows are of {plan.engine}. SGLang has one setting for all loads: {self.lookahead(settings)} draft tokens."
 
     def script(self, target: str, path: str, settings: Mapping[str, Any], plan: Plan | None) -> str:
-        flags = " \\\n  ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
+        values = {flag: shlex.quote(str(value)) for flag, value in settings.items()}
+        if self.token_map_flag in settings:
+            values[self.token_map_flag] = f'"$here"/{values[self.token_map_flag]}'
+        flags = " \\\n  ".join(f"{flag} {value}" for flag, value in values.items())
         more = lines_of(_plan_flags(plan) if plan else [])
         return _SCRIPT.format(target=one_line(target), path=quoted(path), flags=flags, more=more)
 

@@ -173,13 +173,14 @@ class _Study:
         ]
 
     def _costs(self, model: Decoder | DraftHead) -> dict[str, Array]:
-        """Nats and tokens of each prompt's reference, or of the prompt itself, under the target and an independent draft."""
+        """Nats and tokens of each prompt's reference, or of the prompt itself, under the target and an independent draft of all tokens."""
         target = self.subject.target
         texts = [_to_be_judged(prompt, longest(target)) for prompt in self.subject.prompts]
         vocab = target.shape.vocab_size
         if self.target_costs is None:
             self.target_costs = self.cache.costs(texts, lambda uncached: surprise(target, uncached, vocab))
-        drafted = {"draft": surprise(model, texts, vocab)} if isinstance(model, Decoder) else {}
+        whole = isinstance(model, Decoder) and model.d2t is None  # others give some tokens no chance: infinite nats
+        drafted = {"draft": surprise(model, texts, vocab)} if whole else {}
         return {"target": self.target_costs} | drafted
 
     def _tokenizers(self, model: Decoder | DraftHead) -> Fields:

@@ -4,10 +4,12 @@ Promises: logits and hidden states equal transformers'; trees and ragged batches
 mask. Refuses to know: which tokens are drafts, what was accepted, files.
 """
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache, new_cache
+from foredraft.models.draft_vocab import GatheredRows, all_target_ids, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import Attend, KeyValues, Layer, ModelConfig, norm
@@ -21,10 +23,17 @@ POSITION_OFFSET = 2  # OPT's table begins with two rows for padding
 
 
 class Decoder(nn.Module):
-    """A causal language model with weights of shape `shape`; parameters are named as in Hugging Face's Llama."""
+    """A causal language model with weights of shape `shape`; parameters are named as in Hugging Face's Llama.
 
-    def __init__(self, shape: Shape, model_config: ModelConfig) -> None:
+    A draft that may draft some of its vocabulary alone reads all of it and has logits of `d2t`'s ids (see `draft_vocab`): by an LM head of
+    so many rows, or, tied, by those rows of its embedding, which costs no parameters.
+    """
+
+    d2t: Tensor | None
+
+    def __init__(self, shape: Shape, model_config: ModelConfig, d2t: Tensor | None = None) -> None:
         super().__init__()
+        assert (shape.draft_vocab_size or shape.vocab_size) == (shape.vocab_size if d2t is None else len(d2t))
         runnable(shape.family)
         self.shape, self.config = shape, model_config
         self.rotary = Rotary(model_config.rope, shape.head_dim) if model_config.rope else None
@@ -36,7 +45,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(shape, model_config, i) for i in range(shape.num_layers))
         self.norm = norm(hidden, shape, model_config) if shape.final_norm else nn.Identity()
         self.project_out = Linear(hidden, width, bias=False) if shape.embed_dim else nn.Identity()
-        self.lm_head = None if shape.tie_embeddings else Linear(width, shape.vocab_size, bias=False)
+        rows = shape.draft_vocab_size or shape.vocab_size
+        self.lm_head = None if shape.tie_embeddings else Linear(width, rows, bias=False)
+        self.register_buffer("d2t", d2t)
+        self._gathered = GatheredRows()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,8 +60,20 @@ class Decoder(nn.Module):
 
     @property
     def head_weight_VC(self) -> Tensor:
-        """The LM head, which a tied model shares with its embedding."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """The LM head, which a tied model shares with its embedding: the rows of what it can draft."""
+        if self.lm_head is not None:
+            return self.lm_head.weight
+        ids = self.draft_ids
+        return self.embed_tokens.weight if ids is None else self._gathered(self.embed_tokens.weight, ids)
+
+    @property
+    def draft_ids(self) -> Tensor | None:
+        """The ids that its logits are of, in their order; None for all."""
+        return all_target_ids(self.d2t)
+
+    def target_ids(self, draft_ids: Tensor) -> Tensor:
+        """Ids among its logits as ids of the vocabulary."""
+        return target_ids(self.d2t, draft_ids)
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
         """Room for `batch` sequences of `slots` tokens, draft nodes included."""
@@ -105,12 +129,26 @@ class Decoder(nn.Module):
         return linear(final_BTC, self.head_weight_VC)
 
 
-def new_decoder(shape: Shape, model_config: ModelConfig, seed: int) -> Decoder:
+def new_decoder(shape: Shape, model_config: ModelConfig, seed: int, d2t: Tensor | None = None) -> Decoder:
     """Transformers' start: normal weights of deviation 0.02, biases of zero, norms of one; a seed gives one model."""
-    decoder, generator = Decoder(shape, model_config), torch.Generator().manual_seed(seed)
+    decoder, generator = Decoder(shape, model_config, d2t), torch.Generator().manual_seed(seed)
     for module in decoder.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, 0, INIT_STD, generator=generator)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     return decoder
+
+
+def cut(decoder: Decoder, d2t: Tensor) -> Decoder:
+    """A decoder with the weights of one over the whole vocabulary, not copied, that drafts the ids of `d2t` alone."""
+    ids = all_target_ids(d2t)
+    assert decoder.d2t is None, "it is cut already"
+    assert ids is not None
+    state = dict(decoder.state_dict()) | {"d2t": d2t}
+    if "lm_head.weight" in state:
+        state["lm_head.weight"] = state["lm_head.weight"][ids.to(decoder.device)]
+    with torch.device("meta"):
+        cut_decoder = Decoder(msgspec.structs.replace(decoder.shape, draft_vocab_size=len(d2t)), decoder.config, d2t)
+    cut_decoder.load_state_dict(state, strict=True, assign=True)
+    return cut_decoder.to(decoder.device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD, Decoder
+from foredraft.models.draft_vocab import GatheredRows, all_target_ids, draftable, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig
@@ -37,21 +38,27 @@ class DraftHead(nn.Module, ABC):
     """A head whose target's tables are borrowed: they are no parameters of this module."""
 
     predicts_hidden_state: ClassVar[bool] = False  # whether its output stands for its target's final hidden state
-    layout: ClassVar[HeadLayout]  # of the flat format, where nobody asks for another
+    layout: HeadLayout  # of the flat format, where nobody asks for another
+    d2t: Tensor | None
+    t2d: Tensor | None
     fc: Linear
     layers: nn.ModuleList
     norm: nn.Module
 
     def __init__(
-        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], own_embedding: bool
-    ) -> None:
+        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], own_embedding: bool,
+        d2t: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.shape, self.config, self.feature_layers = shape, config, feature_layers
         self.rotary = Rotary(config.rope or Rope(), shape.head_dim)
         self.kernel_dtypes = fits_layer(shape, config)
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size) if own_embedding else None
         self.lm_head: Linear | None = None  # None: the target's is read
+        self.register_buffer("d2t", d2t)  # see `draft_vocab`; None: the whole vocabulary
+        self.register_buffer("t2d", None if d2t is None else draftable(d2t, shape.vocab_size))
         self._borrowed = (target,)  # in a tuple, where nn.Module does not register it
+        self._gathered = GatheredRows()
 
     @classmethod
     @abstractmethod
@@ -94,11 +101,19 @@ class DraftHead(nn.Module, ABC):
     @property
     def draft_ids(self) -> Tensor | None:
         """The target's ids that the head can draft, in the order of its own vocabulary; None for all."""
-        return None
+        return None if self.t2d is None or bool(self.t2d.all()) else self.t2d.nonzero()[:, 0]
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Ids in the head's vocabulary as the target's ids."""
-        return draft_ids
+        return target_ids(self.d2t, draft_ids)
+
+    @property
+    def head_weight_VC(self) -> Tensor:
+        """What makes logits over the head's vocabulary: its own LM head, or the target's rows of what it can draft."""
+        if self.lm_head is not None:
+            return self.lm_head.weight
+        table, ids = self.target.head_weight_VC, all_target_ids(self.d2t)
+        return table if ids is None else self._gathered(table, ids)
 
     def with_weights(self, state: Mapping[str, Tensor], shape: Shape | None = None) -> Self:
         """A head like this one (in `shape`, where it changes) that holds `state`, not copied."""
@@ -127,11 +142,9 @@ class DraftHead(nn.Module, ABC):
 
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits over the head's vocabulary."""
-        return (
-            linear(final_BTC, self.target.head_weight_VC.to(self.dtype))
-            if self.lm_head is None
-            else self.lm_head(final_BTC)
-        )
+        if self.lm_head is not None:
+            return self.lm_head(final_BTC)
+        return linear(final_BTC, self.head_weight_VC.to(self.dtype))
 
     def forward(
         self, tokens_BT: Tensor, hidden_BTC: Tensor, positions_BT: Tensor | None = None, cache: KeyValues | None = None,
@@ -183,7 +196,7 @@ class NamesOnFile:
 
     def is_spare(self, name: str) -> bool:
         """Whether a tensor is no parameter of ours, and may be there."""
-        return name.endswith("rotary_emb.inv_freq")
+        return name in ("d2t", "t2d") or name.endswith("rotary_emb.inv_freq")
 
     def check(self) -> None:
         """Raise ValueError where two tensors of the folder contradict each other."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -10,13 +11,19 @@ from foredraft import kinds
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout, llama_like
+from foredraft.models.draft_vocab import cut_offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, Layer, ModelConfig
 from foredraft.models.linear import Linear
 from foredraft.shapes import Shape
 
+CUT_LAYOUT = HeadLayout(
+    "LlamaForCausalLMEagle"
+)  # a draft vocabulary alone would make it an EAGLE-3 head, see kinds.of_checkpoint
+
 
 class EagleHead(DraftHead):
-    """`fc` joins embedding and hidden state at every step; the target's LM head.
+    """`fc` joins embedding and hidden state at every step; the target's LM head, or its rows of a draft vocabulary alone (as
+    FR-Spec, arXiv 2502.14856, cuts it).
 
     Its output predicts the target's normed hidden state, so nothing is normed at the end.
     """
@@ -25,9 +32,12 @@ class EagleHead(DraftHead):
     layout = HeadLayout("LlamaForCausalLM")
 
     def __init__(
-        self, shape: Shape, config: ModelConfig, target: Decoder, *, own_embedding: bool = False, fc_bias: bool = False
-    ) -> None:
-        super().__init__(shape, config, target, (target.shape.num_layers,), own_embedding)
+        self, shape: Shape, config: ModelConfig, target: Decoder, d2t: Tensor | None = None, *,
+        own_embedding: bool = False, fc_bias: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(shape, config, target, (target.shape.num_layers,), own_embedding, d2t)
+        if d2t is not None:
+            self.layout = CUT_LAYOUT
         self.fc = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
         self.layers = nn.ModuleList(Layer(shape, config, i, input_norm=i > 0) for i in range(shape.num_layers))
         self.norm = nn.Identity()
@@ -40,11 +50,11 @@ class EagleHead(DraftHead):
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
     ) -> Self:
-        if draft_vocab is not None or feature_layers is not None:
-            raise ValueError(
-                "draft_vocab and feature_layers are for 'eagle3': an 'eagle' head drafts all tokens from one hidden state"
-            )
-        return cls(kinds.EAGLE.shape(target.shape, num_layers), llama_like(target), target)
+        if feature_layers is not None:
+            raise ValueError("feature_layers are for 'eagle3': an 'eagle' head reads the target's last hidden state")
+        d2t = cut_offsets(draft_vocab, target.shape.vocab_size)
+        shape = kinds.EAGLE.shape(target.shape, num_layers, None if d2t is None else len(d2t))
+        return cls(shape, llama_like(target), target, d2t)
 
     @classmethod
     def from_checkpoint(
@@ -54,12 +64,19 @@ class EagleHead(DraftHead):
         if shape.hidden_size != width:
             raise ValueError(f"an EAGLE-1/2 head needs the target's hidden_size {width}, got {shape.hidden_size}")
         own_embedding, fc_bias = "embed_tokens.weight" in checkpoint.stored, "fc.bias" in checkpoint.stored
+        d2t = stored_offsets(shape, checkpoint)
         with torch.device("meta"):
-            return cls(shape, config, target, own_embedding=own_embedding, fc_bias=fc_bias)
+            return cls(shape, config, target, d2t, own_embedding=own_embedding, fc_bias=fc_bias)
 
     def hollow(self, shape: Shape) -> Self:
         own_embedding, fc_bias = self.embed_tokens is not None, self.fc.bias is not None
-        return type(self)(shape, self.config, self.target, own_embedding=own_embedding, fc_bias=fc_bias)
+        d2t = self.d2t if shape.draft_vocab_size else None
+        return type(self)(shape, self.config, self.target, d2t, own_embedding=own_embedding, fc_bias=fc_bias)
+
+    def uncut(self) -> Self:
+        """The same head over the target's whole LM head, as engines without draft vocabularies run it."""
+        state = {name: tensor for name, tensor in self.state_dict().items() if name not in ("d2t", "t2d")}
+        return self.with_weights(state, msgspec.structs.replace(self.shape, draft_vocab_size=None))
 
     def combine(self, features_BTF: Tensor) -> Tensor:
         """The target's final hidden state as it is."""
@@ -82,3 +99,6 @@ class EagleHead(DraftHead):
             )
         tensors.pop("fc.bias", None)
         return tensors
+
+    def keys_on_file(self) -> dict[str, Any]:
+        return {"draft_vocab_size": self.shape.draft_vocab_size}

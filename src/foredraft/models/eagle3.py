@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from foredraft import kinds
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
-from foredraft.models.checkpoint import Checkpoint, TensorError
+from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like
+from foredraft.models.draft_vocab import offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, FusionLayer, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear
 from foredraft.shapes import Shape
@@ -20,7 +21,7 @@ from foredraft.shapes import Shape
 class Eagle3Head(DraftHead):
     """`fc` joins three of the target's hidden states and never sees the head's own output.
 
-    `d2t` [V of the head] int64: target id minus own id; `t2d` [V of the target] bool: the tokens that the head can draft.
+    A map `d2t` it always has, over the whole vocabulary one that maps nothing.
     """
 
     layout = HeadLayout("LlamaForCausalLMEagle3")
@@ -29,15 +30,13 @@ class Eagle3Head(DraftHead):
         self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], d2t: Tensor,
         own_embedding: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(shape, config, target, feature_layers, own_embedding)
+        super().__init__(shape, config, target, feature_layers, own_embedding, d2t)
         hidden, width = shape.hidden_size, shape.target_hidden_size or shape.hidden_size
         self.fc = Linear(3 * width, hidden, bias=False)
         later_layers = (Layer(shape, config, i) for i in range(1, shape.num_layers))
         self.layers = nn.ModuleList([FusionLayer(shape, config), *later_layers])
         self.norm = norm(hidden, shape, config)
         self.lm_head = Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
-        self.register_buffer("d2t", d2t)
-        self.register_buffer("t2d", draftable(d2t, shape.vocab_size))
 
     d2t: Tensor
     t2d: Tensor
@@ -50,7 +49,7 @@ class Eagle3Head(DraftHead):
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
     ) -> Self:
-        d2t = _offsets(draft_vocab, target.shape.vocab_size)
+        d2t = offsets(draft_vocab, target.shape.vocab_size)
         feature_layers = feature_layers or default_feature_layers(target.shape.num_layers)
         check_features(feature_layers, target)
         return cls(
@@ -61,19 +60,13 @@ class Eagle3Head(DraftHead):
     def from_checkpoint(
         cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
-        feature_layers, d2t = _feature_layers(config_keys, target), _vocabulary_map(shape, checkpoint)
+        feature_layers, d2t = _feature_layers(config_keys, target), stored_offsets(shape, checkpoint)
+        d2t = offsets(None, shape.vocab_size) if d2t is None else d2t
         with torch.device("meta"):
             return cls(shape, config, target, feature_layers, d2t, "embed_tokens.weight" in checkpoint.stored)
 
     def hollow(self, shape: Shape) -> Self:
         return type(self)(shape, self.config, self.target, self.feature_layers, self.d2t, self.embed_tokens is not None)
-
-    @property
-    def draft_ids(self) -> Tensor | None:
-        return None if bool(self.t2d.all()) else self.t2d.nonzero()[:, 0]
-
-    def target_ids(self, draft_ids: Tensor) -> Tensor:
-        return draft_ids + self.d2t[draft_ids]
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -151,55 +144,6 @@ def _feature_layers(config_keys: Mapping[str, Any], target: Decoder) -> tuple[in
     return tuple(layers)
 
 
-def _offsets(draft_vocab: Iterable[int] | None, vocab_size: int) -> Tensor:
-    ids = torch.arange(vocab_size) if draft_vocab is None else torch.tensor(sorted(int(i) for i in draft_vocab))
-    if not len(ids):
-        raise ValueError("draft_vocab must name at least one token")
-    return ids - torch.arange(len(ids))
-
-
-def draftable(d2t: Tensor, vocab_size: int) -> Tensor:
-    """The mask t2d behind the offsets d2t; raises where they leave the vocabulary or name a token twice."""
-    ids = d2t + torch.arange(len(d2t), device=d2t.device)
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise ValueError(
-            f"d2t must hold offsets to ids below {vocab_size}, got ids {int(ids.min())} to {int(ids.max())}"
-        )
-    mask = torch.zeros(vocab_size, dtype=torch.bool, device=d2t.device)
-    mask[ids] = True
-    if int(mask.sum()) != len(ids):
-        raise ValueError(f"d2t must name each token once, got {int(mask.sum())} tokens in {len(ids)} entries")
-    return mask
-
-
-def _vocabulary_map(shape: Shape, checkpoint: Checkpoint) -> Tensor:
-    """d2t, checked against t2d where the file has it; a head over the whole vocabulary may lack both."""
-    size = shape.draft_vocab_size or shape.vocab_size
-    if "d2t" not in checkpoint.stored and size == shape.vocab_size:
-        return torch.zeros(size, dtype=torch.int64, device="cpu")
-    if "d2t" not in checkpoint.stored:
-        raise TensorError(
-            f"{checkpoint.where}: lacks tensor d2t, which draft_vocab_size {size} of {shape.vocab_size} needs"
-        )
-    _check_map(checkpoint, "d2t", ("I64", "I32"), size)
-    d2t = checkpoint.tensor("d2t").to(torch.int64)
-    try:
-        mask = draftable(d2t, shape.vocab_size)
-    except ValueError as error:
-        raise TensorError(f"{checkpoint.stored['d2t'].file}: {error}") from None
-    if "t2d" in checkpoint.stored:
-        _check_map(checkpoint, "t2d", ("BOOL",), shape.vocab_size)
-        if not torch.equal(checkpoint.tensor("t2d"), mask):
-            raise checkpoint.fail("t2d", "must mark the tokens of d2t, which holds offsets: target id less own id")
-    return d2t
-
-
-def _check_map(checkpoint: Checkpoint, name: str, dtypes: tuple[str, ...], size: int) -> None:
-    stored = checkpoint.stored[name]
-    if stored.kind not in dtypes or stored.shape != (size,):
-        raise checkpoint.fail(name, f"is {stored.kind} {list(stored.shape)}; it must be {dtypes[0]} [{size}]")
-
-
 class _Names(NamesOnFile):
     """Layer 0 is `midlayer.` or `layers.0.`, the norms of later layers `input_layernorm` (vLLM), `hidden_norm` (SGLang) or both."""
 
@@ -216,7 +160,7 @@ class _Names(NamesOnFile):
         return twin if twin and name not in stored and twin in stored else name
 
     def is_spare(self, name: str) -> bool:
-        return name in ("d2t", "t2d") or name in self.twins or super().is_spare(name)
+        return name in self.twins or super().is_spare(name)
 
     def check(self) -> None:
         """vLLM uses one of the two norms, SGLang the other: they must agree."""

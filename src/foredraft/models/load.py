@@ -13,6 +13,7 @@ import torch
 from foredraft import shapes
 from foredraft.models.checkpoint import Checkpoint, fill
 from foredraft.models.decoder import Decoder
+from foredraft.models.draft_vocab import stored_offsets
 from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.shapes import Shape
 from foredraft.shapes.families import prefixes, runnable
@@ -31,8 +32,9 @@ def load(
     """
     shape, model_config = config or read_config(path)
     checkpoint = Checkpoint(path)
+    d2t = stored_offsets(shape, checkpoint) if shape.draft_vocab_size else None
     with torch.device("meta"):
-        decoder = Decoder(shape, model_config)
+        decoder = Decoder(shape, model_config, d2t)
     prefix = _prefix(shape, checkpoint)
     fill(
         decoder, checkpoint, lambda name: stored_name(name, shape, prefix), lambda name: _spare(name, shape), dtype,
@@ -40,7 +42,7 @@ def load(
     )  # fmt: skip
     if shape.tie_embeddings and "lm_head.weight" in checkpoint.stored:
         _check_tied(checkpoint, prefix)
-    return decoder.requires_grad_(False).eval()
+    return decoder.to(device).requires_grad_(False).eval()
 
 
 def read_config(path: str | Path) -> tuple[Shape, ModelConfig]:
@@ -72,7 +74,7 @@ def _prefix(shape: Shape, checkpoint: Checkpoint) -> str:
 
 def stored_name(name: str, shape: Shape, prefix: str) -> str:
     """A parameter's name on file."""
-    if name.startswith("lm_head."):
+    if name == "d2t" or name.startswith("lm_head."):
         return name
     for ours, theirs in runnable(shape.family).tensors:
         name = re.sub(ours, theirs, name)
@@ -80,8 +82,9 @@ def stored_name(name: str, shape: Shape, prefix: str) -> str:
 
 
 def _spare(name: str, shape: Shape) -> bool:
-    """What old checkpoints carry beyond the weights: frequencies, and a tied head's copy."""
-    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and shape.tie_embeddings)
+    """What checkpoints carry beyond the weights: frequencies and a tied head's copy of old, a draft vocabulary's map."""
+    tied_copy, mapped = name == "lm_head.weight" and shape.tie_embeddings, bool(shape.draft_vocab_size)
+    return name.endswith("rotary_emb.inv_freq") or tied_copy or (mapped and name in ("d2t", "t2d"))
 
 
 def _check_tied(checkpoint: Checkpoint, prefix: str) -> None:

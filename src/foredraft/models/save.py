@@ -27,7 +27,7 @@ def save(
 ) -> None:  # fmt: skip
     """Write the weights `state` (named as `Decoder`'s parameters) in `dtype`; `more` are further keys, such as token ids."""
     folder, prefix = Path(folder), prefixes(shape.family)[0]
-    tensors = {stored_name(name, shape, prefix): tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    tensors = {stored_name(name, shape, prefix): _on_file(tensor, dtype) for name, tensor in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{SINGLE}.partial"
     try:
@@ -39,6 +39,11 @@ def save(
     write(folder / "config.json", config | dict(more or {}))
 
 
+def _on_file(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in `dtype`; a draft vocabulary's offsets stay integers."""
+    return tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+
+
 def config_of(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
     """The Hugging Face config that `shapes.from_config` and `layers.model_config_of` read back to the same values."""
     sizes = {
@@ -46,6 +51,8 @@ def config_of(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:
         "hidden_size": shape.hidden_size, "num_hidden_layers": shape.num_layers, "num_attention_heads": shape.num_heads,
         "tie_word_embeddings": shape.tie_embeddings, "use_cache": True,
     }  # fmt: skip
+    if shape.draft_vocab_size:
+        sizes["draft_vocab_size"] = shape.draft_vocab_size
     return sizes | (
         _opt(shape, model_config) if model_config.rope is None else _llama(shape, model_config, model_config.rope)
     )

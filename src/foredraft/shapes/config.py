@@ -57,7 +57,7 @@ def as_head(shape: Shape, parts: HeadParts, config: dict[str, Any]) -> Shape:
     depth = config.get("target_num_hidden_layers") or config.get("num_target_layers")
     head_fields = {
         "head": parts, "tie_embeddings": False, "target_hidden_size": config.get("target_hidden_size"),
-        "draft_vocab_size": config.get("draft_vocab_size") if parts.own_lm_head else None,
+        "draft_vocab_size": config.get("draft_vocab_size"),
         "target_num_layers": None if depth == parts.hidden_states else depth,
         "blocks": _with_layer_parts(shape, parts),
     }  # fmt: skip
@@ -181,6 +181,7 @@ def _plain(keys: dict[str, Any], family_type: str, family: ModelFamily, name: st
     fields["head_dim"] = keys.get("head_dim", family.head_dim) or _divide(fields["hidden_size"], fields["num_heads"])
     fields["tie_embeddings"] = keys.get("tie_word_embeddings", family.tied)
     fields["max_position_embeddings"] = context_length(keys)
+    fields["draft_vocab_size"] = keys.get("draft_vocab_size")
     for key, (names, default) in family.switches.items():
         fields |= dict.fromkeys(names, keys.get(key, default))
     fields |= family.fields(keys)

@@ -29,7 +29,8 @@ class Shape(Record, frozen=True, dict=True):
     `position_rows` is the length of a learned position table (OPT: 2050); `per_layer_embed` the width of a second embedding, which all
     layers share (Gemma 3n, Gemma 4 E). `layer_norm`: LayerNorm with bias or RMSNorm.
     `head` is None for a language model, else what a draft head has in its place; a head reads hidden states of width
-    `target_hidden_size`, of a target of `target_num_layers` layers where its config says so, and its own LM head has `draft_vocab_size` rows.
+    `target_hidden_size`, of a target of `target_num_layers` layers where its config says so. `draft_vocab_size`: rows of its LM head, of an
+    independent draft's too; None for all of the vocabulary.
     `final_norm` is a language model's.
     `weight_format`: of the layers' matrices, `formats`: of matrices stored otherwise, by name; `kv_format`: of the cache where the
     checkpoint says. `mtp_blocks` and `vision_params` are in the checkpoint and in no other count.

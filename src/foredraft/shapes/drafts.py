@@ -11,7 +11,7 @@ from foredraft.shapes.heads import HeadParts
 
 def head(target: Shape, parts: HeadParts, num_layers: int = 1, draft_vocab: int | None = None) -> Shape:
     """A draft head of `parts` and the target's widths: Llama's layers without biases (Qwen3's where they norm queries and keys), an LM
-    head of `draft_vocab` rows.
+    head of `draft_vocab` rows, its own or so many of the target's.
     """
     if draft_vocab is not None and draft_vocab > target.vocab_size:
         raise ValueError(f"draft_vocab ({draft_vocab}) must not exceed the target's vocab_size ({target.vocab_size})")
@@ -61,7 +61,7 @@ def _head_sizes(target: Shape) -> tuple[int, int, int]:
 # What a draft of a target's sizes does not take over: its special layers and its formats.
 PLAIN = {
     "blocks": (), "extra": {}, "weight_format": "bfloat16", "formats": {}, "kv_format": None, "kv_replicated": False, "mtp_blocks": (),
-    "vision_params": 0, "notes": (),
+    "vision_params": 0, "notes": (), "draft_vocab_size": None,
 }  # fmt: skip
 WIDTHS = (*range(64, 1024, 64), *range(1024, 32769, 128))  # that `scaled` builds
 LEAST_BODY = 5e4  # non-embedding parameters of the smallest model that `scaled` builds

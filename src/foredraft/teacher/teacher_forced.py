@@ -79,15 +79,18 @@ def padded(texts: Iterable[Text], tokens_per_batch: int, device: torch.device) -
 def draft_predictions(
     draft: DraftHead | Decoder, target: Decoder, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False
 ) -> Predictions:  # fmt: skip
-    """Of a head beside its target, or of an independent language model, cut where its vocabulary is wider by padding."""
+    """Of a head beside its target, or of an independent language model, cut where its vocabulary is wider by padding. A token that the
+    draft cannot draft is never accepted.
+    """
     if isinstance(draft, DraftHead):
         return UnrolledHead(draft).predictions(batch, hidden_states, lookahead, probs=probs)
     states = draft(batch.tokens_BT, logits="none").final_BTC
-    width = min(draft.shape.vocab_size, target.shape.vocab_size)
-    ids = None if width == target.shape.vocab_size else torch.arange(width, device=target.device)
+    width, ids = min(draft.shape.vocab_size, target.shape.vocab_size), draft.draft_ids
+    if ids is None and width != target.shape.vocab_size:
+        ids = torch.arange(width, device=target.device)
     teacher = Teacher(hidden_states.final_BTW.flatten(0, 1), target.head_weight_VC, ids)
     emitted, drafted = emitted_mask(batch.mask_BT, batch.documents_BT), drafted_mask(batch.documents_BT, lookahead)
-    matrix = draft.head_weight_VC[:width]
+    matrix = draft.head_weight_VC[:width]  # a draft vocabulary has fewer rows
     return predictions(states[None], matrix, teacher, batch.tokens_BT, emitted, drafted, probs=probs)
 
 

@@ -29,6 +29,7 @@ class UnrolledHead(nn.Module):
         super().__init__()
         self.head, self.within_documents = head, within_documents
         self._tables = (head.target.embed_tokens.weight, head.target.head_weight_VC)
+        self._borrowed_rows = (head.head_weight_VC,) if head.lm_head is None else ()
 
     def combined(self, hidden_states: HiddenStates) -> Tensor:
         """What the first step reads beside embeddings, [B, T, C]."""
@@ -42,8 +43,8 @@ class UnrolledHead(nn.Module):
         return aligned(states, batch.tokens_BT.shape[1])
 
     def lm_head(self) -> Tensor:
-        """The matrix that makes logits of states: the head's own or the target's, [V, C]."""
-        return self._tables[1] if self.head.lm_head is None else self.head.lm_head.weight
+        """The matrix that makes logits of states: the head's own, or of the target's the rows that it can draft, [V, C]."""
+        return self._borrowed_rows[0] if self.head.lm_head is None else self.head.lm_head.weight
 
     def teacher(self, hidden_states: HiddenStates) -> Teacher:
         """What the head's predictions are held against."""

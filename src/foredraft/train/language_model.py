@@ -26,7 +26,7 @@ from foredraft.teacher.hidden_states import OnlineHiddenStates, document_places
 from foredraft.teacher.predictions import emitted_mask
 from foredraft.teacher.teacher import Teacher
 from foredraft.teacher.teacher_forced import draft_predictions
-from foredraft.train.lm_head import lm_head_loss
+from foredraft.train.lm_head import draft_ids_of, lm_head_loss
 from foredraft.train.objective import Loss, acceptance_figures
 
 
@@ -103,13 +103,13 @@ class LanguageModelObjective:
             positions_BT, seen_BTT = document_places(documents_BT)
             place = {"positions_BT": positions_BT, "mask_BTS": seen_BTT}
             counted_BT = counted_BT & (documents_BT[:, 1:] == documents_BT[:, :-1])
-        states_RC, teacher = _states(self.trained, batch.tokens_BT, place), None
+        states_RC, teacher, ids = _states(self.trained, batch.tokens_BT, place), None, self.trained.draft_ids
         if self.frozen is not None and self._distils:
             with torch.no_grad():
-                teacher = Teacher(_states(self.frozen, batch.tokens_BT, place), self.frozen.head_weight_VC)
+                teacher = Teacher(_states(self.frozen, batch.tokens_BT, place), self.frozen.head_weight_VC, ids)
         sums = lm_head_loss(
             states_RC[None], self.trained.head_weight_VC, counted_BT.flatten()[None], loss, teacher=teacher,
-            labels_M=labels_BT.flatten(), monitor="accept_prob" if teacher else None, compiled=self._compiled,
+            labels_M=draft_ids_of(labels_BT.flatten(), ids), monitor="accept_prob" if teacher else None, compiled=self._compiled,
         )  # fmt: skip
         terms = {name: by_step[0] for name, by_step in sums.terms.items()}
         return sums.total, terms, terms.pop("places")

@@ -3,7 +3,8 @@
 The gradient of a sum over places is known as soon as a place's logits are, so each group's is computed at once and its
 logits are forgotten (as in Cut Cross-Entropy, arXiv 2411.09009, and Liger kernels, arXiv 2410.10989). A language model is
 one step with the text's next tokens as labels; a draft head is several, against the target's probabilities over what the
-head can draft, renormalised (EAGLE-3's p): places whose argmax it cannot draft do not count.
+head can draft, renormalised (EAGLE-3's p): places whose argmax it cannot draft do not count. A language model of a draft vocabulary is
+held against the same, and against the text where it can draft the text's token: of places where it cannot none counts.
 
 Promises: the value and gradients of the loss over all logits, in the memory of one group, whatever its size. Refuses to know:
 how states were made.
@@ -28,7 +29,8 @@ Terms = Callable[..., tuple[Tensor, Tensor]]
 
 class LossSums(NamedTuple):
     """Sums over places. `total`: the weighted loss of all steps, differentiable; `terms`: by name each step's sum [S], detached:
-    those of the loss, "accept_prob" (Σ min(p, q)) and "agree" (target and draft have one argmax) where asked for, and "places".
+    those of the loss, "accept_prob" (Σ min(p, q), p as the loss sees it) and "agree" (target and draft have one argmax) where asked
+    for, and "places".
     """
 
     total: Tensor
@@ -63,8 +65,8 @@ def lm_head_loss(
 ) -> LossSums:  # fmt: skip
     """Σ_s w_s Σ_places Σ_names share · loss over the places that `counted_SM` marks; `loss` names those of `losses`.
 
-    "ce" needs `labels_M`, all others need `teacher`; `monitor` names "accept_prob" or "agree". Gradients reach `states_SMC` and
-    `head_VC`; matrix products are in autocast's type. `compiled`: what follows them as one kernel of torch.compile.
+    "ce" needs `labels_M` (ids of the draft, -1 where it has none), all others need `teacher`; `monitor` names "accept_prob" or "agree".
+    Gradients reach `states_SMC` and `head_VC`; matrix products are in autocast's type. `compiled`: what follows them as one kernel of torch.compile.
     """
     if teacher is None and set(loss) != {"ce"}:
         raise ValueError(f"loss {', '.join(sorted(set(loss) - {'ce'}))} needs a target")
@@ -153,7 +155,8 @@ def chunk_terms(
             live_Sn = counted_Sn & (best_n >= 0)
             values["agree"] = _agree(logits_SnV, best_n)
     if "ce" in loss and labels_n is not None:
-        values["ce"], hard = against_text(logits_SnV, labels_n, wants_slope)
+        values["ce"], hard = against_text(logits_SnV, labels_n.clamp(min=0), wants_slope)
+        live_Sn = live_Sn & (labels_n >= 0)
         if hard is not None:
             slope = hard * loss["ce"] if slope is None else slope + hard * loss["ce"]
     if slopes_SnV is not None and slope is not None:
@@ -169,11 +172,15 @@ def _compiled_terms() -> Terms:
 
 def _draft_argmax(truth_nU: Tensor, ids_V: Tensor | None) -> Tensor:
     """The target's argmax by its id in the draft's vocabulary, [n]; -1 where it has none."""
-    best_n = truth_nU.argmax(-1)
+    return draft_ids_of(truth_nU.argmax(-1), ids_V)
+
+
+def draft_ids_of(target_ids_n: Tensor, ids_V: Tensor | None) -> Tensor:
+    """Target ids by their place among `ids_V`, ascending; -1 where they are not among them. None: all are."""
     if ids_V is None:
-        return best_n
-    draft_n = torch.searchsorted(ids_V, best_n).clamp(max=len(ids_V) - 1)
-    return torch.where(ids_V[draft_n] == best_n, draft_n, -1)
+        return target_ids_n
+    draft_n = torch.searchsorted(ids_V, target_ids_n).clamp(max=len(ids_V) - 1)
+    return torch.where(ids_V[draft_n] == target_ids_n, draft_n, -1)
 
 
 def _agree(logits_SnV: Tensor, best_n: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ import torch
 from foredraft import kinds, shapes
 from foredraft.data.draft_vocab import coverage, most_frequent
 from foredraft.data.tokens import TOKENIZER, check
-from foredraft.models.decoder import Decoder, new_decoder
+from foredraft.models.decoder import Decoder, cut, new_decoder
 from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_vocab import offsets
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.models.load import load, parse_config
@@ -100,9 +101,15 @@ class LanguageModelTrainee(Trainee):
         model = recipe.model
         assert isinstance(model, LanguageModel)
         self.init = None if model.init is None else ModelFolder(model.init)
-        self.shape, self.config, self.keys = (
+        shape, self.config, self.keys = (
             _of_config(model.config) if model.config is not None else self._of_folder(model.params)
         )
+        self.draft_vocab = model.draft_vocab if (model.draft_vocab or 0) < shape.vocab_size else None
+        if self.draft_vocab and shape.draft_vocab_size:
+            raise ValueError(
+                f"model.draft_vocab: {model.init or 'config'} has a draft vocabulary of {shape.draft_vocab_size} already; leave it out"
+            )
+        self.shape = msgspec.structs.replace(shape, draft_vocab_size=self.draft_vocab) if self.draft_vocab else shape
 
     def _of_folder(self, params: float | None) -> tuple[Shape, ModelConfig, Mapping[str, Any]]:
         """Of `init`, or of about `params` parameters in the target's family and vocabulary."""
@@ -121,13 +128,23 @@ class LanguageModelTrainee(Trainee):
         if cache_folder:
             raise ValueError("--features are a draft head's; a language model reads none")
         recipe, teacher = self.recipe, self.teacher(devices)
-        decoder = self.init.load() if self.init else new_decoder(self.shape, self.config, recipe.seed)
         self.check(data, self.shape.vocab_size)
+        decoder = self.decoder(data)
         return LanguageModelObjective(
             decoder.requires_grad_(True).train(), recipe.losses, length=recipe.stages[0].length, target=teacher,
             within_documents=recipe.within_documents, lookahead=recipe.watch.lookahead,
             served=Served(self.served_dtype, data.stages[0].folder.path, token_ids(self.keys)),
         )  # fmt: skip
+
+    def decoder(self, data: Data) -> Decoder:
+        """The model to train, float32: new or from `init`, its draft vocabulary counted over the first stage's folder."""
+        d2t = None
+        if self.draft_vocab:
+            d2t = offsets(draft_vocab(self.draft_vocab, self.shape.vocab_size, data), self.shape.vocab_size)
+        if self.init is None:
+            return new_decoder(self.shape, self.config, self.recipe.seed, d2t)
+        decoder = self.init.load()
+        return decoder if d2t is None else cut(decoder, d2t)
 
 
 def _of_config(keys: dict[str, Any]) -> tuple[Shape, ModelConfig, Mapping[str, Any]]:
@@ -149,6 +166,7 @@ HEADS: dict[type, HeadKind] = {
         lambda model: {
             "unroll": 1, "noise": model.noise, "feature_weight": model.feature_weight, "token_weight": model.token_weight,
         },
+        lambda model: {"draft_vocab": model.draft_vocab},
     ),
     Eagle3: HeadKind(
         kinds.EAGLE3,
@@ -175,7 +193,8 @@ class HeadTrainee(Trainee):
             **row.settings(self.model),
         )  # fmt: skip
         self.passes, self.draft_vocab = self.settings.unroll, self.options.pop("draft_vocab", None)
-        draft_vocab = min(self.draft_vocab or vocab_size, vocab_size) if row.kind.draft_vocab else None
+        whole = vocab_size if row.kind.own_lm_head else None
+        draft_vocab = self.draft_vocab if self.draft_vocab and self.draft_vocab < vocab_size else whole
         self.shape = (
             kinds.shape_of_folder(self.model.init)
             if self.model.init is not None
@@ -226,7 +245,7 @@ def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder
 
 
 def draft_vocab(size: int, vocab_size: int, data: Data) -> list[int]:
-    """The tokens a head may draft; says what share of each folder's labels they are, which bounds what it can draft rightly."""
+    """The tokens a draft may draft; says what share of each folder's labels they are, which bounds what it can draft rightly."""
     ids = most_frequent(data.stages[0].folder, size)
     folders = {packing.folder.path: packing.folder for packing in data.packings}
     shares = ", ".join(f"{coverage(folder, ids):.1%} of {path}" for path, folder in folders.items())
