@@ -1,8 +1,37 @@
-"""A checkpoint with a tokenizer, small enough to make in a test."""
+"""A checkpoint with a tokenizer, small enough to make in a test; and the command line in this process, which has torch loaded."""
 
+import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """`foredraft` with these words, as `python -m foredraft` runs it."""
+    from foredraft.cli.main import main
+
+    def run(*words: object, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

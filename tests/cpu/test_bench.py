@@ -1,9 +1,9 @@
 """The bench: configurations paired in one run, one counter, honest conditions; never a test of how fast anything is."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,16 +41,26 @@ def test_memory_is_read_at_a_believable_rate() -> None:
     assert 1e8 < read_rate(repeats=2) < 1e13
 
 
-def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_command(cli: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("the fox\nthe dog\n")
-    arguments = ("--file", str(tmp_path / "prompts.txt"), "--max-tokens", "6", "--rounds", "1", "--threads", "1")
-    command = [sys.executable, "-m", "foredraft", "bench", str(checkpoint), *arguments]
-    table = subprocess.run([*command, "--draft", "ngram@2", "--out", str(tmp_path)], capture_output=True, text=True)
+    command = (
+        "bench",
+        checkpoint,
+        "--file",
+        tmp_path / "prompts.txt",
+        "--max-tokens",
+        6,
+        "--rounds",
+        1,
+        "--threads",
+        1,
+    )
+    table = cli(*command, "--draft", "ngram@2", "--out", tmp_path)
     assert table.returncode == 0, table.stderr
     assert "ngram@2" in table.stdout
     report = json.loads((tmp_path / "bench.json").read_text())
     assert [row["name"] for row in report["arms"]] == ["plain", "ngram@2"]
     assert report["conditions"]["threads"] == 1
-    wrong = subprocess.run([*command, "--draft", "ngram@x"], capture_output=True, text=True)
+    wrong = cli(*command, "--draft", "ngram@x")
     assert wrong.returncode == 2
     assert "lookahead, a whole number" in wrong.stderr

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,28 +106,6 @@ def written(folder: Path, documents: list[list[int]], vocab_size: int) -> TokenF
             writer.add(np.array([*document, 0]), np.ones(len(document) + 1))
         writer.finish("0" * 64, (), None)
     return TokenFolder.open(folder)
-
-
-class Ran(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """The command line in this process, which has torch loaded."""
-    from foredraft.cli.main import main
-
-    def run(*args: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["foredraft", "data", *args])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 # Packing
@@ -545,15 +523,15 @@ def test_no_template_is_an_error(tmp_path: Path, checkpoint: Path) -> None:
 # The verbs
 
 
-def test_the_verbs_make_and_show_a_folder(tmp_path: Path, cli: Callable[..., Ran]) -> None:
+def test_the_verbs_make_and_show_a_folder(tmp_path: Path, cli: Callable[..., Any]) -> None:
     conversation = {
         "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The [b]fox[/b]"}]
     }
     source = lines(tmp_path / "a.jsonl", [conversation, conversation, "broken"])
-    done = cli("tokenizer", str(source), "-o", str(tmp_path / "t"), "--vocab", "260", "--on-error", "skip")
+    done = cli("data", "tokenizer", str(source), "-o", str(tmp_path / "t"), "--vocab", "260", "--on-error", "skip")
     assert done.returncode == 0, done.stderr
     assert "260 ids" in done.stderr
-    command = ("prepare", str(source), "-o", str(tmp_path / "d"), "-t", str(tmp_path / "t"), "--chat")
+    command = ("data", "prepare", str(source), "-o", str(tmp_path / "d"), "-t", str(tmp_path / "t"), "--chat")
     stopped = cli(*command)
     assert (stopped.returncode, stopped.stdout) == (2, "")
     assert f"error: {source}:3: broken line" in stopped.stderr
@@ -561,9 +539,9 @@ def test_the_verbs_make_and_show_a_folder(tmp_path: Path, cli: Callable[..., Ran
     done = cli(*command, "--on-error", "skip", "--licence", "CC0", "--json")
     assert f"skipped 1 broken: {source}:3" in done.stderr
     assert json.loads(done.stdout)["data"]["sources"][0]["licence"] == "CC0"
-    shown = cli("show", str(tmp_path / "d"))
+    shown = cli("data", "show", str(tmp_path / "d"))
     assert "⟦User: Who?\nAssistant:⟧ The [b]fox[/b]<|endoftext|>\n" in shown.stdout
-    shown_json = json.loads(cli("show", str(tmp_path / "d"), "--json", "--num", "1").stdout)
+    shown_json = json.loads(cli("data", "show", str(tmp_path / "d"), "--json", "--num", "1").stdout)
     assert [piece["predicted"] for piece in shown_json["samples"][0]["pieces"]] == [False, True]
 
 
@@ -698,10 +676,10 @@ def test_a_tokenizer_with_python_of_its_own_is_refused(tmp_path: Path, bpe: Path
     assert not (tmp_path / "ran").exists()
 
 
-def test_plain_texts_are_gone_on_from(tmp_path: Path, target: Path, cli: Callable[..., Ran]) -> None:
+def test_plain_texts_are_gone_on_from(tmp_path: Path, target: Path, cli: Callable[..., Any]) -> None:
     source = lines(tmp_path / "p.jsonl", [{"text": text} for text in sentences(5, seed=4)])
     done = cli(
-        "regenerate", str(source), "--target", str(target), "-o", str(tmp_path / "a.jsonl"), "--plain", "--prompt-tokens", "6",
+        "data", "regenerate", str(source), "--target", str(target), "-o", str(tmp_path / "a.jsonl"), "--plain", "--prompt-tokens", "6",
         "--max-tokens", "9", "--draft", "ngram", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -711,7 +689,7 @@ def test_plain_texts_are_gone_on_from(tmp_path: Path, target: Path, cli: Callabl
         assert row["regenerated"]["answers"][0][0] == 6
         assert set(row) == {"id", "prompt", "completion", "regenerated"}
     again = cli(
-        "regenerate", str(source), "--target", str(target), "-o", str(tmp_path / "a.jsonl"), "--plain", "--prompt-tokens", "7",
+        "data", "regenerate", str(source), "--target", str(target), "-o", str(tmp_path / "a.jsonl"), "--plain", "--prompt-tokens", "7",
         "--max-tokens", "9", "--draft", "ngram",
     )  # fmt: skip
     assert again.returncode == 2

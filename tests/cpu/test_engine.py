@@ -27,7 +27,7 @@ from foredraft.models.layers import ModelConfig, grouped_attention, grouped_bias
 from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
 
-VOCAB = 64
+VOCAB, ROWS = 64, 64  # rows: of the largest batch
 
 
 def model(seed: int, layers: int = 2, hidden: int = 32) -> Decoder:
@@ -68,7 +68,7 @@ class Tree:
     trees = True
 
     def __init__(self, draft: Decoder) -> None:
-        self.draft = draft
+        self.draft, self.seen = draft, {}
 
     def admit(self, row: int, sequence: object) -> None: ...
 
@@ -84,11 +84,13 @@ class Tree:
         return Proposal(torch.tensor(tokens), [parents] * len(running))
 
     def _top(self, tokens: list[int]) -> list[int]:
-        return self.draft(torch.tensor([tokens])).logits_BTV[0, -1].topk(2).indices.tolist()
+        if (key := tuple(tokens)) not in self.seen:
+            self.seen[key] = self.draft(torch.tensor([tokens])).logits_BTV[0, -1].topk(2).indices.tolist()
+        return self.seen[key]
 
 
 def lm(draft: Decoder) -> Drafter:
-    return ModelDrafter(draft, draft.new_cache(8, 300))
+    return ModelDrafter(draft, draft.new_cache(ROWS, 300))
 
 
 def trained(kind: str, layers: int = 1, steps: int = 60) -> DraftHead:
@@ -113,7 +115,7 @@ def a_head(kind: str, layers: int = 1) -> DraftHead:
 
 def headed(kind: str, layers: int = 1) -> HeadDrafter:
     head = a_head(kind, layers)
-    return HeadDrafter(head, head.new_cache(8, 300))
+    return HeadDrafter(head, head.new_cache(ROWS, 300))
 
 
 FREQUENT = tuple(range(0, VOCAB, 2))  # that drafts of a vocabulary of their own may draft
@@ -316,7 +318,7 @@ def test_sampled_tokens_follow_the_targets_distribution(name: str) -> None:
 
     prompt, num = (1, 2, 3), 3000
     sampling = Sampling(temperature=0.7, top_k=3)
-    engine = engine_with(name, 2, 32, 8)
+    engine = engine_with(name, 2, 32, ROWS)
     sampled_requests = [
         Request(prompt=prompt, max_tokens=2, sampling=Sampling(temperature=0.7, top_k=3, seed=s)) for s in range(num)
     ]

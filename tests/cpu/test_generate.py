@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,7 @@ from foredraft.decode.sampling import Sampling
 from foredraft.models import new_head, save_head
 
 PROMPT = "the quick brown"
-ZOO = Path(__file__).parents[2] / "zoo" / "tales-11m"
-
-
-def cli(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "foredraft", *args], capture_output=True, text=True, input=stdin)
+Cli = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ def oracle(checkpoint: Path) -> list[int]:
         return model.generate(ids, max_new_tokens=30, do_sample=False)[0, ids.shape[1] :].tolist()
 
 
-def test_greedy_tokens_are_those_of_transformers(checkpoint: Path, oracle: list[int]) -> None:
+def test_greedy_tokens_are_those_of_transformers(cli: Cli, checkpoint: Path, oracle: list[int]) -> None:
     for draft in ("", "ngram"):
         done = cli(
             "generate", str(checkpoint), PROMPT, "--max-tokens", "30", "--json", *(("--draft", draft) if draft else ())
@@ -76,14 +73,14 @@ def test_text_streams_whole_characters_and_ends_before_a_stop_string(checkpoint:
     assert sequence.finish == "stop"
 
 
-def test_prompts_of_a_file_and_of_stdin(checkpoint: Path, tmp_path: Path) -> None:
+def test_prompts_of_a_file_and_of_stdin(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("the fox\n\nlazy dog\n")
     both = cli("generate", str(checkpoint), "--file", str(tmp_path / "prompts.txt"), "--max-tokens", "5", "--json")
     alone = cli("generate", str(checkpoint), "--max-tokens", "5", "--json", stdin="lazy dog")
     assert json.loads(both.stdout)[1]["tokens"] == json.loads(alone.stdout)[0]["tokens"]
 
 
-def test_stats_stand_on_stderr(checkpoint: Path) -> None:
+def test_stats_stand_on_stderr(cli: Cli, checkpoint: Path) -> None:
     done = cli("generate", str(checkpoint), PROMPT, "--draft", "ngram", "--max-tokens", "20", "--stats")
     assert "tokens per step" in done.stderr
     assert "tokens per step" not in done.stdout
@@ -106,19 +103,21 @@ def test_stats_stand_on_stderr(checkpoint: Path) -> None:
         (("--chat",), "no chat_template"),
     ],
 )
-def test_impossible_requests_are_one_line(checkpoint: Path, args: tuple[str, ...], says: str) -> None:
+def test_impossible_requests_are_one_line(cli: Cli, checkpoint: Path, args: tuple[str, ...], says: str) -> None:
     done = cli("generate", str(checkpoint), PROMPT, *args)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_draft_as_large_as_its_target_is_refused(checkpoint: Path) -> None:
+def test_a_draft_as_large_as_its_target_is_refused(cli: Cli, checkpoint: Path) -> None:
     done = cli("generate", str(checkpoint), PROMPT, "--draft", str(checkpoint))
     assert "must be smaller than its target" in done.stderr
 
 
-def test_a_plan_sets_the_lookahead_by_running_requests(checkpoint: Path, tmp_path: Path, oracle: list[int]) -> None:
+def test_a_plan_sets_the_lookahead_by_running_requests(
+    cli: Cli, checkpoint: Path, tmp_path: Path, oracle: list[int]
+) -> None:
     from foredraft import machines, records, shapes
     from foredraft.plan.plan import plan
     from foredraft.plan.problem import PlanSettings
@@ -146,13 +145,13 @@ class Tok(PreTrainedTokenizerFast): pass
 """
 
 
-def test_python_that_a_folder_brings_is_never_run(tmp_path: Path) -> None:
-    """transformers would ask on stdin whether to run it, and here the answer is yes."""
+def test_python_that_a_folder_brings_is_never_run(checkpoint: Path, tmp_path: Path) -> None:
+    """In a process of its own, with an answer for all that it asks: transformers would ask on stdin whether to run it, and here the answer is yes."""
     folder, mark = tmp_path / "evil", tmp_path / "RUN"
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (folder / name).symlink_to(ZOO / name)
-    keys = json.loads((ZOO / "tokenizer_config.json").read_bytes())
+        (folder / name).symlink_to(checkpoint / name)
+    keys = json.loads((checkpoint / "tokenizer_config.json").read_bytes())
     keys |= {"auto_map": {"AutoTokenizer": ["evil.Tok", None]}, "tokenizer_class": "Tok"}
     (folder / "tokenizer_config.json").write_text(json.dumps(keys))
     (folder / "evil.py").write_text(OWN_PYTHON.format(mark=str(mark)))

@@ -4,8 +4,8 @@ import ast
 import gzip
 import json
 import re
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from foredraft import records, text
-from foredraft.cli import main as app
 from foredraft.data.prompts import Encoding, Prompt, read_prompts, read_questions
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
@@ -532,21 +531,9 @@ def test_a_broken_line_is_named_and_skipped_only_when_asked(checkpoint: Path, tm
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def called(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["foredraft", "measure", *map(str, arguments)])
-        code = 0
-        capsys.readouterr()
-        try:
-            app.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        output, talk = capsys.readouterr()
-        return code, output, talk
-
-    return called
+def run(cli: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, stdout, stderr of the verb."""
+    return partial(cli, "measure")
 
 
 def test_the_command_writes_records_that_the_other_verbs_read(

@@ -1,7 +1,6 @@
 """The probe: a record that the planner takes, figures that are possible, and how each was measured; never how fast anything is."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from foredraft import hardware, machines, records
-from foredraft.cli import main as cli
 from foredraft.hardware import memory_bytes, read_rate, seconds, write_rate
 from foredraft.measure import probe as probing
 from foredraft.measure.probe import (
@@ -142,33 +140,15 @@ def test_the_largest_cache_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert cache_bytes(CPU) == 32 * 2**20
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def called(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["foredraft", *map(str, arguments)])
-        code = 0
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        output, talk = capsys.readouterr()
-        return code, output, talk
-
-    return called
-
-
 def test_the_command_writes_a_machine_that_the_planner_takes(
-    quick: None, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+    quick: None, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
 ):
     file = tmp_path / "machine.json"
-    code, output, talk = run("probe", "--repeats", 1, "--out", file)
+    code, output, talk = cli("probe", "--repeats", 1, "--out", file)
     assert code == 0, talk
     assert processor_name() in output
     assert "× of the first" in output
-    code, output, talk = run("probe", "--repeats", 1, "--json")
+    code, output, talk = cli("probe", "--repeats", 1, "--json")
     assert records.decode(Machine, output).name == processor_name()
     load_of = (
         "--dtype",
@@ -183,7 +163,7 @@ def test_the_command_writes_a_machine_that_the_planner_takes(
         "8",
         "--json",
     )
-    code, output, talk = run("plan", "Qwen2.5-0.5B", "--machine", file, *load_of)
+    code, output, talk = cli("plan", "Qwen2.5-0.5B", "--machine", file, *load_of)
     assert code == 0, talk
     assert json.loads(output)["machine"] == processor_name()
 
@@ -199,9 +179,9 @@ def test_the_command_writes_a_machine_that_the_planner_takes(
     ],
 )
 def test_bad_input_is_one_line(
-    tmp_path: Path, run: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], message: str
+    tmp_path: Path, cli: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], message: str
 ):
-    code, output, talk = run("probe", *(part.format(tmp=tmp_path) for part in arguments))
+    code, output, talk = cli("probe", *(part.format(tmp=tmp_path) for part in arguments))
     assert (code, output) == (2, "")
     assert message in talk
 
