@@ -15,11 +15,28 @@ from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
 from foredraft.records import Plan, ScheduleStep
 
-TARGET, DATA, PROMPTS = "tales-11m", "own-text", "prompts.jsonl"  # in the zoo
-OBSERVATIONS = "experiment/observations.jsonl"  # in the results
-CLIENTS, INPUT_LEN, ANSWER = "1,8", 96, 96
-TRAINING_HOURS = 0.02  # of this machine: about a minute
-OPENING = "Once upon a time there was a"
+
+class Itinerary(NamedTuple):
+    """Whom the tour is of, with what, and how far it goes. `target`, `data` (a token folder) and `prompts` lie in the zoo, `observations`
+    (what was measured on the target) in the repository.
+    """
+
+    target: str
+    data: str
+    prompts: str
+    observations: str
+    clients: str  # at once, by which the plan is made and the draft measured
+    input_len: int  # tokens of a prompt that the plan is for
+    answer_len: int  # tokens of an answer, planned for, measured and shown
+    training_hours: float  # of this machine
+    opening: str  # what the text shown goes on from
+    dtype: str
+
+
+ITINERARY = Itinerary(
+    target="tales-11m", data="own-text", prompts="prompts.jsonl", observations="results/experiment/observations.jsonl.gz", clients="1,8",
+    input_len=96, answer_len=96, training_hours=0.02, opening="Once upon a time there was a", dtype="float32",
+)  # fmt: skip
 
 
 class TourStep(NamedTuple):
@@ -29,29 +46,29 @@ class TourStep(NamedTuple):
     words: tuple[str, ...]
 
 
-def before_training(zoo: Path, observations: Path, out: Path) -> Iterator[TourStep]:
+def before_training(zoo: Path, observations: Path, out: Path, route: Itinerary = ITINERARY) -> Iterator[TourStep]:
     """What this machine reaches; and which draft to train for the target here, said from the shipped observations."""
-    target, machine = zoo / TARGET, out / "machine.json"
+    target, machine = zoo / route.target, out / "machine.json"
     yield TourStep("Measure this machine", ("probe", "--out", f"{machine}", "--repeats", "3"))
     yield TourStep(
-        f"Plan a draft for {TARGET}, one that trains in a minute",
-        ("plan", f"{target}", "--machine", f"{machine}", "--engine", "foredraft", "--dtype", "float32", "--observations", f"{observations}",
-         "--concurrency", CLIENTS, "--input-len", f"{INPUT_LEN}", "--output-len", f"{ANSWER}", "--kinds", "head,lm",
-         "--max-gpu-hours", f"{TRAINING_HOURS}", "--no-answers", "--served-tokens", "1e12", "--out", f"{out / 'plan'}", "--no-figures"),
+        f"Plan a draft for {route.target}, one that trains in a minute",
+        ("plan", f"{target}", "--machine", f"{machine}", "--engine", "foredraft", "--dtype", route.dtype, "--observations", f"{observations}",
+         "--concurrency", route.clients, "--input-len", f"{route.input_len}", "--output-len", f"{route.answer_len}", "--kinds", "head,lm",
+         "--max-gpu-hours", f"{route.training_hours}", "--no-answers", "--served-tokens", "1e12", "--out", f"{out / 'plan'}", "--no-figures"),
     )  # fmt: skip
 
 
-def after_planning(zoo: Path, out: Path, step: ScheduleStep) -> Iterator[TourStep]:
+def after_planning(zoo: Path, out: Path, step: ScheduleStep, route: Itinerary = ITINERARY) -> Iterator[TourStep]:
     """Train the plan's draft as it says, measure it beside prompt lookup, and put it all on a page."""
-    target, draft = zoo / TARGET, out / "run" / "final"
+    target, draft = zoo / route.target, out / "run" / "final"
     yield TourStep(
         "Train it",
-        ("train", f"{out / 'plan' / 'Plan.json'}", "--target", f"{target}", "--data", f"{zoo / DATA}", "--out", f"{out / 'run'}"),
+        ("train", f"{out / 'plan' / 'Plan.json'}", "--target", f"{target}", "--data", f"{zoo / route.data}", "--out", f"{out / 'run'}"),
     )  # fmt: skip
     yield TourStep(
         "Measure it",
-        ("measure", f"{target}", "--draft", f"{draft}@{spec(step)}", "--draft", "ngram@4", "--prompts", f"{zoo / PROMPTS}",
-         "--batch", CLIENTS, "--max-tokens", f"{ANSWER}", "--out", f"{out / 'measured'}"),
+        ("measure", f"{target}", "--draft", f"{draft}@{spec(step)}", "--draft", "ngram@4", "--prompts", f"{zoo / route.prompts}",
+         "--batch", route.clients, "--max-tokens", f"{route.answer_len}", "--out", f"{out / 'measured'}"),
     )  # fmt: skip
     yield TourStep("Show it", ("report", f"{out}", "--out", f"{out / 'report.html'}"))
 
@@ -64,14 +81,14 @@ def run(step: TourStep) -> None:
         raise ValueError(f"foredraft {step.words[0]} ended with exit code {done.returncode}: its reason is above")
 
 
-def tour(zoo: Path, observations: Path, out: Path) -> Path:
+def tour(zoo: Path, observations: Path, out: Path, route: Itinerary = ITINERARY) -> Path:
     """Run every step into `out`; return the page. Raises ValueError without the zoo, or where a verb fails or texts differ."""
-    for need in (zoo / TARGET / "config.json", zoo / DATA, zoo / PROMPTS, observations):
+    for need in (zoo / route.target / "config.json", zoo / route.data, zoo / route.prompts, observations):
         if not need.exists():
             raise ValueError(
                 f"{need} is missing: take the tour in a checkout of the repository, or name --zoo and --observations"
             )
-    probe, plan = before_training(zoo, observations, out)
+    probe, plan = before_training(zoo, observations, out, route)
     run(probe)
     run(plan)
     if records.read(Plan, out / "plan" / "Plan.json").draft is None:
@@ -81,9 +98,9 @@ def tour(zoo: Path, observations: Path, out: Path) -> Path:
             )
         )
     planned = chosen(records.read(Plan, out / "plan" / "Plan.json"))
-    train, *further = after_planning(zoo, out, planned)
+    train, *further = after_planning(zoo, out, planned, route)
     run(train)
-    show(zoo / TARGET, out / "run" / "final", planned)
+    show(zoo / route.target, out / "run" / "final", planned, route)
     for step in further:
         run(step)
     return out / "report.html"
@@ -99,16 +116,16 @@ def spec(step: ScheduleStep) -> str:
     return f"{step.lookahead}" if step.topk == 1 else f"{step.lookahead},{step.topk},{step.tree_nodes}"
 
 
-def show(target: Path, draft: Path, step: ScheduleStep) -> None:
+def show(target: Path, draft: Path, step: ScheduleStep, route: Itinerary = ITINERARY) -> None:
     """One text decoded plainly and with the draft, which must be the same, token by token."""
     words = text.tokenizer_of(target)
-    request = Request(prompt=tuple(text.encode(words, OPENING, False)), max_tokens=ANSWER)
+    request = Request(prompt=tuple(text.encode(words, route.opening, False)), max_tokens=route.answer_len)
     tree = None if step.topk == 1 else f"{step.topk},{step.tree_nodes}"
     answers = [_answer(text.load_engine(target, who, lookahead=text.budget_of(step.lookahead, tree), max_batch=1, max_context=512), request)
                for who in (None, str(draft))]  # fmt: skip
     if answers[0][0] != answers[1][0]:
         raise ValueError("drafted and plain text differ: please report this")
-    print(f"\n── Decode with it, losslessly\n\n{OPENING}{words.decode(answers[0][0])}\n")
+    print(f"\n── Decode with it, losslessly\n\n{route.opening}{words.decode(answers[0][0])}\n")
     print(
         f"{len(answers[0][0])} tokens, the same with the draft and without; {answers[1][1]:.2f} tokens per step with it"
     )

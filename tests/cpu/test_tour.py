@@ -42,12 +42,12 @@ def test_the_planned_step_in_the_words_of_measure() -> None:
 
 def test_the_text_shown_is_the_targets_own(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tour.show(checkpoint, Path("ngram"), step(4))
-    assert f"{tour.ANSWER} tokens, the same with the draft and without" in capsys.readouterr().out
+    assert f"{tour.ITINERARY.answer_len} tokens, the same with the draft and without" in capsys.readouterr().out
 
 
 def test_without_the_zoo_the_tour_says_where_it_is(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="checkout of the repository"):
         tour.tour(tmp_path, tmp_path / "none.jsonl", tmp_path / "out")
-    shutil.copytree(checkpoint, tmp_path / tour.TARGET)
-    with pytest.raises(ValueError, match=tour.DATA):
+    shutil.copytree(checkpoint, tmp_path / tour.ITINERARY.target)
+    with pytest.raises(ValueError, match=tour.ITINERARY.data):
         tour.tour(tmp_path, tmp_path / "none.jsonl", tmp_path / "out")
