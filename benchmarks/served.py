@@ -144,7 +144,7 @@ def _write(
 ) -> None:
     """All that was measured as observations, and the figures."""
     records.write_lines(
-        bench.folder / "observations.jsonl", [row for of in (*our_rows.values(), *rows.values()) for row in of]
+        bench.folder / "observations.jsonl.gz", [row for of in (*our_rows.values(), *rows.values()) for row in of]
     )
     target = shapes.from_config(TARGET)
     figures = {"conditions": conditions(bench, rows), "acceptance": served_figures.acceptance(our_rows, rows)}
@@ -159,7 +159,7 @@ def _write(
         schedule_plan = records.read(Plan, bench.folder / "Plan.json")
         figures["schedule"] = served_figures.schedule(schedule_plan, speeds, PLANNED, f"{SCYLLA}@")
     records.write(out, msgspec.to_builtins(figures, str_keys=True))
-    say(f"wrote {out}, {bench.folder / 'observations.jsonl'}")
+    say(f"wrote {out}, {bench.folder / 'observations.jsonl.gz'}")
 
 
 def _by_setting(rows: dict[str, list[Observation]]) -> dict[str, list[Observation]]:

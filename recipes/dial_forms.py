@@ -23,7 +23,7 @@ from foredraft.laws.series import dial_series
 from foredraft.plan.study import TOKEN_LAWS
 from foredraft.records import Fit, Observation, Provenance, read_lines, write
 
-OWN = Path(__file__).parent.parent / "results" / "experiment" / "observations.jsonl"
+OWN = Path(__file__).parent.parent / "results" / "experiment" / "observations.jsonl.gz"
 LEAST = 3  # budgets to learn from
 RIVALS = (forms.LAW_1_1, forms.TOKENS_SATURATING)
 EXPONENTS = (0.2, 0.3, 0.5, 0.7, 1.0)  # beside the one in use

@@ -1,8 +1,8 @@
 """Scylla against EAGLE-2 and EAGLE-3 from what a sweep of grid.json measured.
 
-    python recipes/experiment/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl
+    python recipes/experiment/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl.gz
 
-OUT/compared.json holds the tables, OUT/measurements.jsonl those of the measurements that they and the report rest on; given that file
+OUT/compared.json holds the tables, OUT/measurements.jsonl.gz those of the measurements that they and the report rest on; given that file
 again, the same comes out.
 
 Tokens per step by category and temperature, in trees as EAGLE-2 and EAGLE-3 were published (60 nodes); Scylla's lead over both,
@@ -102,7 +102,7 @@ def main(hindsight: Path, out: Path, measurements: Path) -> None:
     greedy = next(judgement for judgement in judged if judgement.temperature == 0)
     report["gain_by_batch"] = speeds(rows, greedy)
     records.write(out / "compared.json", report)
-    records.write_lines(out / "measurements.jsonl", online)
+    records.write_lines(out / "measurements.jsonl.gz", online)
     print(json.dumps(report["leads"], indent=1))
 
 

@@ -1,6 +1,6 @@
 """The laws on what a sweep of grid.json measured: how each fits, and how far off it predicted what it was not shown.
 
-    python recipes/experiment/laws.py OBSERVATIONS.jsonl OUT.json
+    python recipes/experiment/laws.py OBSERVATIONS.jsonl.gz OUT.json
 
 Held out are, of each target and recipe, the largest draft, the deepest head and the longest budget; of the laws in width the widest
 tree. By law, target,

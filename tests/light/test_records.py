@@ -161,6 +161,20 @@ def test_round_trip_through_a_file(tmp_path, record):
     assert records.read_lines(type(record), path) == [record, record]
 
 
+def test_packed_lines_read_as_they_were_written(tmp_path):
+    path = tmp_path / "o.jsonl.gz"
+    records.write_lines(path, [OBSERVATION] * 50)
+    data = path.read_bytes()
+    assert len(data) < 2000
+    assert records.read_lines(Observation, path) == [OBSERVATION] * 50
+    records.write_lines(path, [OBSERVATION] * 50)
+    assert path.read_bytes() == data
+    path.write_bytes(data[:-9])
+    with pytest.raises(ValueError, match=r"o\.jsonl\.gz: truncated or corrupt") as caught:
+        records.read_lines(Observation, path)
+    assert "\n" not in str(caught.value)
+
+
 def test_unknown_key_in_a_document_names_file_and_key(tmp_path):
     path = tmp_path / "Plan.json"
     path.write_text(json.dumps(json.loads(msgspec.json.encode(PLAN)) | {"speed_up": 2}))

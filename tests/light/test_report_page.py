@@ -194,9 +194,10 @@ def test_a_sweep_of_another_form_is_named(tmp_path, cells):
     assert "\n" not in str(caught.value)
 
 
-def test_a_sweep_speaks_for_its_cells(tmp_path):
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_sweep_speaks_for_its_cells(tmp_path, packed):
     records.write(tmp_path / "sweep.json", {"cells": []})
-    records.write_lines(tmp_path / "observations.jsonl", [observation(run="cell-1")])
+    records.write_lines(tmp_path / f"observations.jsonl{packed}", [observation(run="cell-1")])
     records.write_lines(tmp_path / "cells/cell-1/observations.jsonl", [observation(run="elsewhere")])
     records.write_lines(tmp_path / "cells/cell-2/run/metrics.jsonl", [{"step": 1, "tokens": 5, "loss": 2.0}])
     documents = read_documents([tmp_path])

@@ -1,8 +1,10 @@
 """Records on disk: read strictly, written whole or not at all. Refuses to know: what is in them."""
 
 import errno
+import gzip
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from foredraft.records.planned import Plan
 from foredraft.records.record import with_hint
 
 T = TypeVar("T")
+GZIP = b"\x1f\x8b"  # what a packed file begins with
 
 
 def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
@@ -48,12 +51,22 @@ def read(kind: type[T], path: str | Path) -> T:
 
 
 def read_lines(kind: type[T], path: str | Path) -> list[T]:
-    """Read JSON lines; raise ValueError naming the line; an empty file is an error."""
-    lines = Path(path).read_bytes().splitlines()  # of bytes: U+2028 in a text ends no line
+    """Read JSON lines, packed by gzip or not; raise ValueError naming the line; an empty file is an error."""
+    lines = _unpacked(Path(path)).splitlines()  # of bytes: U+2028 in a text ends no line
     records = [decode(kind, line, name=f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise ValueError(f"{path}: no records in the file")
     return records
+
+
+def _unpacked(path: Path) -> bytes:
+    data = path.read_bytes()
+    if not data.startswith(GZIP):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: truncated or corrupt ({error})") from None
 
 
 def write(path: str | Path, record: Any) -> None:
@@ -68,8 +81,9 @@ def write(path: str | Path, record: Any) -> None:
 
 
 def write_lines(path: str | Path, records: Iterable[Any]) -> None:
-    """Write JSON lines, atomically."""
-    write_bytes(path, msgspec.json.Encoder().encode_lines(list(records)))
+    """Write JSON lines, atomically; packed where `path` ends in .gz, the same bytes for the same records."""
+    lines = msgspec.json.Encoder().encode_lines(list(records))
+    write_bytes(path, gzip.compress(lines, mtime=0) if Path(path).suffix == ".gz" else lines)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from foredraft.records import Estimate, Fit, Machine, Measurement, Observation, 
 DOCUMENTS = ("Plan.json", "Fit*.json", "observations.jsonl", "measurements.jsonl", "machine.json",
              "metrics.jsonl with recipe.json", "sweep.json")  # fmt: skip
 PRUNED = {"checkpoints", "exports", "features", "tensorboard"}  # of a training run: no records of ours
+PACKED = ".gz"  # lines may be
 NOWHERE = Provenance(source="")
 
 
@@ -142,11 +143,13 @@ def _walk(folder: Path) -> Iterator[Path]:
     """Files in order of their names; the cells of a sweep are in its own assembled files."""
     for where, inside, names in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and name not in PRUNED)
-        assembled = {name for name in ("observations.jsonl", "measurements.jsonl") if name in names}
+        assembled = {name.removesuffix(PACKED) for name in names} & {"observations.jsonl", "measurements.jsonl"}
         yield from (Path(where) / name for name in sorted(names))
         if "sweep.json" in names and "cells" in inside:
             inside.remove("cells")
-            yield from (path for path in _walk(Path(where) / "cells") if path.name not in assembled)
+            yield from (
+                path for path in _walk(Path(where) / "cells") if path.name.removesuffix(PACKED) not in assembled
+            )
 
 
 def _kind(path: Path) -> str | None:
@@ -156,7 +159,8 @@ def _kind(path: Path) -> str | None:
     if path.name == "metrics.jsonl":
         return "metrics"
     names = ("Plan.json", "observations.jsonl", "measurements.jsonl", "machine.json", "sweep.json")
-    return path.stem.lower() if path.name in names else None
+    name = path.name.removesuffix(PACKED) if path.name.endswith(".jsonl" + PACKED) else path.name
+    return Path(name).stem.lower() if name in names else None
 
 
 def _fits(path: Path) -> list[Fit]:
