@@ -371,9 +371,10 @@ def _drafted(keys: Mapping[str, Any], kind: Kind) -> int | None:
 def shape_of_folder(folder: str | Path) -> Shape:
     """The shape of the model or head in a folder, or behind its config.json. Raises ValueError as `shapes.from_config`."""
     file = Path(folder) / "config.json" if Path(folder).is_dir() else Path(folder)
+    place = file.parent if file.name == "config.json" else file
     config = shapes.unfolded(shapes.read_config(file))
-    shape = shapes.from_config(config, file.resolve().parent.name, where=str(file))
-    kind = of_checkpoint(config, shapes.tensor_names(file.parent))
+    shape = shapes.from_config(config, shapes.folder_name(place), where=str(file))
+    kind = of_checkpoint(config, shapes.tensor_names(place))
     if kind.in_target and kind.parts and shape.mtp_blocks:
         return shapes.mtp_head(shape, kind.parts)
     parts = parts_of(config, kind)
@@ -381,6 +382,10 @@ def shape_of_folder(folder: str | Path) -> Shape:
 
 
 def shape_named(name: str) -> Shape:
-    """The shape of a public model, of the draft in the folder at a path, a head included, or of a Shape as JSON."""
+    """The shape of a public model, of the draft in the folder or GGUF file at a path, a head included, or of a Shape as JSON."""
     path = Path(name)
-    return shape_of_folder(name) if path.is_dir() or path.name == "config.json" else shapes.named(name)
+    return (
+        shape_of_folder(name)
+        if path.is_dir() or path.name == "config.json" or path.suffix == ".gguf"
+        else shapes.named(name)
+    )

@@ -18,9 +18,12 @@ from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import context_limit
+from foredraft.models.gguf_tokenizer import gguf_tokenizer
 from foredraft.models.load import load
 from foredraft.records import Plan, StepRecord, with_hint
 from foredraft.shapes import check_folder, read_config
+from foredraft.shapes.gguf import GgufFile, is_gguf
+from foredraft.shapes.gguf_config import generation_keys
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a character
@@ -136,10 +139,9 @@ class Completion:
 
 
 def stop_ids(target: str | Path, tokenizer: Any) -> frozenset[int]:
-    """The end-of-text ids of a folder: of generation_config.json, config.json (its text_config too) and the tokenizer."""
+    """The end-of-text ids of a folder: of generation_config.json, config.json (its text_config too) and the tokenizer; of a GGUF file."""
     ids = [tokenizer.eos_token_id]
-    for file in (Path(target) / "generation_config.json", Path(target) / "config.json"):
-        keys = read_config(file) if file.is_file() else {}
+    for keys in _token_keys(Path(target)):
         inner = keys.get("text_config")
         for part in (keys, inner if isinstance(inner, dict) else {}):
             stated = part.get("eos_token_id")
@@ -188,9 +190,19 @@ def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def _token_keys(target: Path) -> list[dict[str, Any]]:
+    if is_gguf(target):
+        return [generation_keys(GgufFile(target))]
+    return [
+        read_config(file) for name in ("generation_config.json", "config.json") if (file := target / name).is_file()
+    ]
+
+
 def tokenizer_of(target: str | Path) -> Any:
-    """The tokenizer in a model's folder; Python that the folder brings is never run."""
+    """The tokenizer in a model's folder or GGUF file; Python that the folder brings is never run."""
     check_folder(target, weights=False, tokenizer=True)
+    if is_gguf(target):
+        return gguf_tokenizer(target)
     from transformers import AutoTokenizer
 
     try:

@@ -12,6 +12,7 @@ import typer
 from foredraft import __version__
 from foredraft.cli.bench import bench
 from foredraft.cli.console import fail, fail_usage, options_of
+from foredraft.cli.convert import convert
 from foredraft.cli.data import app as data_app
 from foredraft.cli.deploy import app as deploy_app
 from foredraft.cli.fit import fit
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
-for verb in (train, report, probe, measure, sweep, plan, fit, validate, reproduce, generate, bench, tour):
+for verb in (train, report, probe, measure, sweep, plan, fit, validate, reproduce, generate, bench, tour, convert):
     app.command()(verb)
 app.command("list")(show)
 

@@ -32,7 +32,9 @@ class TensorError(ValueError):
 
 
 class Checkpoint:
-    """The tensors of a folder, by name. Only headers are read until a tensor is asked for."""
+    """The tensors of a folder, by name. Only headers are read until a tensor is asked for. `config`: where its sizes stand."""
+
+    config = "config.json"
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -47,6 +49,10 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         with _opened(self.stored[name].file, name) as file:
             return file.get_tensor(name)
+
+    def spelled(self, name: str) -> str:
+        """A tensor's name as its file writes it."""
+        return name
 
     def fail(self, name: str, problem: str) -> TensorError:
         where = self.stored[name].file if name in self.stored else self.where
@@ -100,17 +106,19 @@ def check(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], ignore: Ca
     """Raise unless the folder holds exactly the tensors `shapes` (name to shape), but for names that `ignore` excuses."""
     missing = [name for name in shapes if name not in checkpoint.stored]
     if missing:
-        raise ValueError(f"{checkpoint.where}: lacks tensor {_first(missing)}")
+        raise ValueError(f"{checkpoint.where}: lacks tensor {_first([*map(checkpoint.spelled, missing)])}")
     unexpected = [name for name in checkpoint.stored if name not in shapes and not ignore(name)]
     if unexpected:
         where = checkpoint.stored[unexpected[0]].file
-        raise ValueError(f"{where}: unexpected tensor {_first(unexpected)}; config.json describes another model")
+        raise ValueError(
+            f"{where}: unexpected tensor {_first(unexpected)}; {checkpoint.config} describes another model"
+        )
     for name, shape in shapes.items():
         stored = checkpoint.stored[name]
         if stored.kind not in FLOATS:
             raise checkpoint.fail(name, f"is {stored.kind}; weights must be {', '.join(FLOATS)}")
         if stored.shape != shape:
-            raise checkpoint.fail(name, f"is {list(stored.shape)}, but config.json makes it {list(shape)}")
+            raise checkpoint.fail(name, f"is {list(stored.shape)}, but {checkpoint.config} makes it {list(shape)}")
 
 
 def _first(names: list[str]) -> str:

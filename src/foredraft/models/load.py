@@ -1,6 +1,6 @@
-"""From a Hugging Face folder to a `Decoder`.
+"""From a Hugging Face folder or a GGUF file to a `Decoder`.
 
-Promises: the decoder holds every weight of the folder, in the type asked for. Refuses to know: how a tensor file is read.
+Promises: the decoder holds every weight of it, in the type asked for. Refuses to know: how a tensor file is read.
 """
 
 import re
@@ -14,9 +14,11 @@ from foredraft import shapes
 from foredraft.models.checkpoint import Checkpoint, fill
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_vocab import stored_offsets
+from foredraft.models.gguf import GgufCheckpoint
 from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.shapes import Shape
 from foredraft.shapes.families import prefixes, runnable
+from foredraft.shapes.gguf import is_gguf
 
 
 def load(
@@ -26,12 +28,12 @@ def load(
     *,
     config: tuple[Shape, ModelConfig] | None = None,
 ) -> Decoder:
-    """The decoder in a Hugging Face folder (config.json and safetensors), frozen, in evaluation mode.
+    """The decoder in a Hugging Face folder (config.json and safetensors) or a GGUF file, frozen, in evaluation mode.
 
     `config`: what `read_config` says of the folder, where it has been asked.
     """
     shape, model_config = config or read_config(path)
-    checkpoint = Checkpoint(path)
+    checkpoint = opened(path)
     d2t = stored_offsets(shape, checkpoint) if shape.draft_vocab_size else None
     with torch.device("meta"):
         decoder = Decoder(shape, model_config, d2t)
@@ -45,19 +47,24 @@ def load(
     return decoder.to(device).requires_grad_(False).eval()
 
 
+def opened(path: str | Path) -> Checkpoint:
+    """The tensors of a folder or of a GGUF file."""
+    return GgufCheckpoint(path) if is_gguf(path) else Checkpoint(path)
+
+
 def read_config(path: str | Path) -> tuple[Shape, ModelConfig]:
-    """Shape and model config of a folder's config.json. Raises ValueError, one line that names the file."""
+    """Shape and model config of a folder's config.json or of a GGUF file. Raises ValueError, one line that names the file."""
     return parse_config(shapes.unfolded(shapes.read_config(path)), path)
 
 
 def parse_config(keys: dict[str, Any], folder: str | Path) -> tuple[Shape, ModelConfig]:
     """`read_config` of the keys that were read from the folder's config.json, unfolded (see `shapes.unfolded`)."""
-    file = Path(folder) / "config.json"
+    file = Path(folder) if is_gguf(folder) else Path(folder) / "config.json"
     if keys.get("quantization_config"):
         raise ValueError(
             f"{file}: quantization_config: quantised weights are not supported; give the original checkpoint"
         )
-    shape = shapes.from_config(keys, Path(folder).resolve().name, where=str(file))
+    shape = shapes.from_config(keys, shapes.folder_name(folder), where=str(file))
     try:
         if "hidden_size" not in keys:
             raise ValueError("text_config: multimodal models are not supported")

@@ -4,7 +4,7 @@ Refuses to know: torch, tokenizers, how fast anything runs, and which kinds of d
 """
 
 from foredraft.shapes.blocks import Block, Cache
-from foredraft.shapes.config import as_head, from_config, read_config, tensor_names, unfolded
+from foredraft.shapes.config import as_head, folder_name, from_config, read_config, tensor_names, unfolded
 from foredraft.shapes.counts import MtpLayers, Shape
 from foredraft.shapes.drafts import LEAST_BODY, head, mtp_head, scaled
 from foredraft.shapes.families import dense_family
@@ -15,6 +15,6 @@ from foredraft.shapes.public import known_name, known_shapes, named, shape, stat
 
 __all__ = [
     "FORMATS", "LEAST_BODY", "Block", "Cache", "HeadMatrix", "HeadParts", "MtpLayers", "Shape", "as_head", "bytes_per_value",
-    "check_folder", "compute_dtype", "dense_family", "from_config", "head", "known_name", "known_shapes", "mtp_head", "named",
+    "check_folder", "compute_dtype", "dense_family", "folder_name", "from_config", "head", "known_name", "known_shapes", "mtp_head", "named",
     "number_format", "read_config", "scaled", "shape", "stated", "tensor_names", "trained_models", "unfolded",
 ]  # fmt: skip

@@ -12,6 +12,8 @@ import msgspec
 from foredraft.shapes.blocks import Block, grouped
 from foredraft.shapes.counts import Shape
 from foredraft.shapes.families import FAMILIES, ModelFamily, family_name
+from foredraft.shapes.gguf import GgufFile, is_gguf
+from foredraft.shapes.gguf_config import gguf_config
 from foredraft.shapes.heads import HeadParts
 from foredraft.shapes.layered import context_length, layered_shape
 from foredraft.shapes.plain import plain_block
@@ -25,12 +27,14 @@ _SIZES = {
 
 
 def from_config(config: dict[str, Any] | str | Path, name: str | None = None, *, where: str = "config") -> Shape:
-    """The shape behind a Hugging Face config: a dict (`where` it is from, for errors), a `config.json`, or the directory that holds one."""
+    """The shape behind a Hugging Face config: a dict (`where` it is from, for errors), a `config.json`, the directory that holds one, or
+    a GGUF file.
+    """
     stated = None
     if not isinstance(config, dict):
         path = Path(config)
         path = path / "config.json" if path.is_dir() else path
-        where, name = str(path), name or path.resolve().parent.name
+        where, name = str(path), name or folder_name(path if is_gguf(path) else path.parent)
         config, beside = read_config(path), path.parent / "hf_quant_config.json"
         stated = read_config(beside) if beside.is_file() else None
     try:
@@ -88,10 +92,12 @@ def _with_layer_parts(shape: Shape, parts: HeadParts) -> tuple[Block, ...]:
 
 
 def tensor_names(folder: str | Path) -> frozenset[str]:
-    """The names of a folder's tensors by its file's header or the index of its shards; none where it holds no weights.
+    """The names of a folder's tensors by its file's header or the index of its shards, or those of a GGUF file; none where it holds no weights.
 
     Raises ValueError where these are broken.
     """
+    if is_gguf(folder):
+        return frozenset(GgufFile(folder).tensors)
     file, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
     try:
         if file.is_file():
@@ -109,9 +115,17 @@ def _header(file: Path) -> bytes:
         return stored.read(min(length, file.stat().st_size))
 
 
+def folder_name(path: str | Path) -> str:
+    """The name of a model by its folder, or by its GGUF file."""
+    resolved = Path(path).resolve()
+    return resolved.stem if is_gguf(path) and not resolved.is_dir() else resolved.name
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The keys of a config.json, or of the directory that holds one, as they stand there."""
+    """The keys of a config.json, or of the directory that holds one, as they stand there; those that a GGUF file stands for."""
     path = Path(path)
+    if is_gguf(path) and not path.is_dir():
+        return gguf_config(path)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a config.json, a directory that holds one, or shape(name)")

@@ -1,4 +1,4 @@
-"""Whether a folder can be a model's, told at a glance.
+"""Whether a folder or GGUF file can be a model's, told at a glance.
 
 Promises: what is missing is one line, in a moment. Refuses to know: tensors, tokenizers, the network.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from foredraft.records import with_hint
 from foredraft.shapes.config import read_config
+from foredraft.shapes.gguf import is_gguf
 
 WEIGHTS = SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -16,8 +17,13 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = False) -> None:
-    """Raise ValueError unless `path` is a folder with a config.json that reads, and with weights and a tokenizer where asked for."""
+    """Raise ValueError unless `path` is a folder with a config.json that reads, and with weights and a tokenizer where asked for, or a
+    GGUF file, which holds all of these.
+    """
     folder = Path(path)
+    if is_gguf(path) and not folder.is_dir():
+        read_config(path)
+        return
     if not folder.is_dir():
         raise _no_folder(str(path), folder)
     snapshots = sorted(folder.glob("snapshots/*/config.json"))
@@ -52,7 +58,6 @@ def missing_weights(folder: Path) -> str | None:
         return f"{folder}: no such folder; give one that holds config.json and {SINGLE}"
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
-        return (
-            f"{folder / pickles[0]}: pickled weights are never loaded, they can run code; convert them to safetensors"
-        )
+        why = "pickled weights are never loaded here, they can run code"
+        return f"{folder / pickles[0]}: {why}; convert them to safetensors: foredraft convert {folder} OUT/"
     return f"{folder}: holds neither {SINGLE} nor {INDEX}"
