@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
 import msgspec
 
 from foredraft.records import write_bytes
@@ -312,7 +313,10 @@ def alike(document: str, other: str) -> bool:
 def main(*words: str) -> None:
     root = next((Path(word) for word in words if not word.startswith("--")), ROOT)
     readme = {"plan": printed_plan(), "results": headlines()}
-    for path, parts in ((root / "README.md", readme), (root / "docs" / "results.md", {"results": table()})):
+    for path, parts in (
+        (root / "README.md", readme),
+        (root / "docs" / "results.md", {"results": table(), "gpu": gpu_tables.table(RESULTS / "gpu")}),
+    ):
         document = path.read_text(encoding="utf-8")
         if "--check" not in words:
             write_bytes(path, current(document, parts).encode())
