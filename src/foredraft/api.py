@@ -86,8 +86,8 @@ def measure(
 ) -> "list[Measurement]":
     """Measure the folder `target` alone and with each of `drafts` on the prompts of a file: acceptance, tokens per step, times.
 
-    A draft is "ngram" or a folder, with @k for its lookahead ("DIR@5") or a tree ("DIR@5,4,16": depth, top-k, nodes). Raises
-    ValueError, one line, before anything is decoded where something does not fit.
+    A draft is "ngram" or a folder (DIR+ngram: behind a look-up), with @k for its lookahead ("DIR@5") or a tree ("DIR@5,4,16": depth,
+    top-k, nodes). Raises ValueError, one line, before anything is decoded where something does not fit.
     """
     from foredraft.data.sources import Skips
     from foredraft.measure.measure import measure as rows_of

@@ -17,7 +17,7 @@ from foredraft import shapes
 from foredraft.records import DraftChoice
 from foredraft.shapes import HeadMatrix, HeadParts, Shape
 
-Role = Literal["none", "lookup", "lm", "head"]
+Role = Literal["none", "lookup", "lm", "head", "mixed"]
 Prior = Literal["lookup", "lm", "head", "mtp", "block"]  # of acceptance by position, see laws.acceptance
 PRIORS: tuple[Prior, ...] = ("lookup", "lm", "head", "mtp", "block")
 OURS = "foredraft"  # as a tool that trains
@@ -39,11 +39,11 @@ class Kind:
     """One kind of draft.
 
     `name`: as recipes, plans, configs and checkpoints write it. `role`: none, lookup (prompt lookup and kin: no model), lm (an
-    independent model) or head (on the target's hidden states). `methods`: how measurements spell it, with the label of each
-    spelling. `passes`: forward passes of the draft per step: none, one per drafted "token", or one per "block". `unrolled`:
-    trained on its own outputs. `parts`: what makes a head of a transformer; None for what is no head, and for heads of no known
-    shape. `usual_layers`: of its published heads. `draft_vocab`: the usual rows of its own LM head, None for all of the target's.
-    `deep_label`: label of one with two or more layers. `in_target`: it comes in the target's own checkpoint, where that has it.
+    independent model), head (on the target's hidden states) or mixed (a look-up before one of these). `methods`: how measurements
+    spell it, with the label of each spelling. `passes`: forward passes of the draft per step: none, one per drafted "token", or one
+    per "block". `unrolled`: trained on its own outputs. `parts`: what makes a head of a transformer; None for what is no head, and
+    for heads of no known shape. `usual_layers`: of its published heads. `draft_vocab`: the usual rows of its own LM head, None for
+    all of the target's. `deep_label`: label of one with two or more layers. `in_target`: it comes in the target's own checkpoint, where that has it.
     `spelt`, `tensors`: words of a config's class names, and beginnings of names of tensors, that only it has. `engine_names`: what
     each engine that serves it calls it; `engine_settings`: what must stand beside that. `prior`: how its acceptance
     goes by position where nothing else is known.
@@ -226,15 +226,68 @@ SPELLINGS = {spelling: method for method, spellings in _SPELLINGS.items() for sp
 _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 
 
+LONGEST_MATCH = 3  # tokens of a match that is looked for first; 8 gained 0.003 tokens per step over 3 (docs/log.md)
+BESIDE = "+ngram"  # behind a draft, in words and in measurements: a look-up stands before it
+_LOOKUP = re.compile(rf"(?P<draft>.+){re.escape(BESIDE)}(?::(?P<min_match>\d+)(?:,(?P<lookahead>\d+))?)?")
+
+
+class Lookup(NamedTuple):
+    """A look-up before a draft: it takes matches of `min_match` tokens or more, and drafts `lookahead` (None: as deep as the draft).
+
+    The default match is the shortest that accepts more than a draft of 2.5 tokens per step does: of 4 looked up after matches of
+    exactly 1, 2, 3, 4 and 5 tokens 0.4, 1.2, 1.6, 1.8 and 2.2 were accepted (docs/log.md).
+    """
+
+    min_match: int = 3
+    lookahead: int | None = None
+
+    @property
+    def sizes(self) -> range:
+        """Tokens of the matches that are looked for, the longest first."""
+        return range(max(LONGEST_MATCH, self.min_match), self.min_match - 1, -1)
+
+
+def parted(draft: str) -> tuple[str, Lookup | None]:
+    """A draft's words, `DIR` or `DIR+ngram[:MIN_MATCH[,LOOKAHEAD]]`, as what drafts and the look-up before it, if any.
+
+    Raises ValueError where a look-up stands before a look-up, or asks for no token.
+    """
+    match = _LOOKUP.fullmatch(draft)
+    if not match:
+        return draft, None
+    lookup = Lookup(
+        Lookup().min_match if match["min_match"] is None else int(match["min_match"]),
+        match["lookahead"] and int(match["lookahead"]),
+    )
+    if lookup.min_match < 1 or lookup.lookahead == 0:
+        raise ValueError(
+            f"draft {draft!r}: what follows {BESIDE}: is MIN_MATCH or MIN_MATCH,LOOKAHEAD, each at least 1"
+        )
+    if parted(match["draft"])[1] or match["draft"] == NGRAM.name:
+        raise ValueError(f"draft {draft!r}: {BESIDE} stands once, behind a folder")
+    return match["draft"], lookup
+
+
 @cache
 def of_method(method: str) -> Kind:
     """The kind that a measurement's `method` names, itself or by a word of it (samd_eagle2); an unknown one is a head without a shape."""
     method = SPELLINGS.get(method, method)
+    if method.endswith(BESIDE):
+        return _beside_lookup(of_method(method.removesuffix(BESIDE)))
     if method in _BY_METHOD:
         return _BY_METHOD[method]
     words = re.split(r"[_\-]", method)
     heads = (kind for kind in reversed(KINDS) if kind.role == "head" and any(word in kind.methods for word in words))
     return next(heads, Kind(method, method, "head", {method: method}))
+
+
+def _beside_lookup(kind: Kind) -> Kind:
+    """A draft of `kind` with a look-up before it: a kind of its own, so that no law takes it for the draft alone."""
+    label = f"{kind.label} + {NGRAM.label}"
+    methods = {method + BESIDE: f"{label} + {NGRAM.label}" for method, label in kind.methods.items()}
+    return replace(
+        kind, name=kind.name + BESIDE, label=label, role="mixed", methods=methods, parts=None, engine_names={}
+    )
 
 
 def role_of(method: str) -> Role:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from foredraft import records
+from foredraft import kinds, records
 from foredraft.decode.batch import Request, Sequence
 from foredraft.decode.drafters import drafter_for
-from foredraft.decode.engine import Engine, Schedule
+from foredraft.decode.engine import Engine, Schedule, budgeted
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
@@ -34,7 +34,8 @@ def load_engine(
     dtype: torch.dtype = torch.float32, device: str = "cpu", max_batch: int = 8, max_context: int | None = None,
     cache_bytes: int | None = None,
 ) -> Engine:  # fmt: skip
-    """The engine for the Hugging Face folder `target`, drafted for by "ngram" or by the model in the folder `draft`.
+    """The engine for the Hugging Face folder `target`, drafted for by "ngram", by the model in the folder `draft`, or by that behind a
+    look-up: "DIR+ngram", "DIR+ngram:MIN_MATCH" or "DIR+ngram:MIN_MATCH,LOOKAHEAD".
 
     `max_context` defaults to the model's own, at most 4,096. Raises ValueError, one line, on a lookahead that does not fit
     the context, a draft no smaller than its target or one of another vocabulary.
@@ -57,10 +58,26 @@ def engine_on(
     if isinstance(levels, int) and levels >= context:
         raise ValueError(f"lookahead ({levels}) must be less than the context ({context})")
     drafter = drafter_for(model, draft, max_batch, context + NODES) if draft else None
+    lookup = kinds.parted(draft)[1] if draft else None
     return Engine(
-        model, drafter, lookahead=lookahead, max_batch=max_batch, max_context=context, max_nodes=NODES,
+        model, drafter, lookahead=_looking_up(lookahead, lookup), max_batch=max_batch, max_context=context, max_nodes=NODES,
         cache_bytes=cache_bytes,
     )  # fmt: skip
+
+
+def _looking_up(lookahead: int | Budget | Schedule, lookup: kinds.Lookup | None) -> int | Budget | Schedule:
+    """The same budgets, with the positions that the look-up drafts."""
+    if lookup is None or lookup.lookahead is None:
+        return lookahead
+    if not callable(lookahead):
+        return budgeted(lookahead)._replace(lookup=lookup.lookahead)
+    return lambda running: budgeted(lookahead(running))._replace(lookup=lookup.lookahead)
+
+
+def draft_folder(draft: str | None) -> str | None:
+    """The folder of a draft as its words name it; None of none, and of prompt lookup alone."""
+    folder = kinds.parted(draft)[0] if draft else kinds.NGRAM.name
+    return None if folder == kinds.NGRAM.name else folder
 
 
 def schedule_of(plan: Plan) -> Callable[[int], Budget]:

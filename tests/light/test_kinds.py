@@ -219,3 +219,18 @@ def test_a_head_on_the_last_hidden_state_alone_has_a_narrow_fc(tmp_path):
     }  # fmt: skip
     last = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [], "use_aux_hidden_state": False}}
     assert (_folder(tmp_path, sizes).fc_params, _folder(tmp_path, sizes | last).fc_params) == (3 * 320**2, 320**2)
+
+
+def test_a_draft_behind_a_look_up_is_spelt_once_and_is_a_kind_of_its_own() -> None:
+    assert kinds.parted("DIR") == ("DIR", None)
+    assert kinds.parted("a/b+ngram") == ("a/b", kinds.Lookup())
+    assert kinds.parted("a+ngram:2") == ("a", kinds.Lookup(2))
+    assert kinds.parted("a+ngram:4,9") == ("a", kinds.Lookup(4, 9))
+    assert kinds.parted("a+ngrams") == ("a+ngrams", None)
+    for words in ("a+ngram:0", "a+ngram:2,0", "a+ngram+ngram", "ngram+ngram"):
+        with pytest.raises(ValueError, match="ngram"):
+            kinds.parted(words)
+    kind = kinds.of_method("eagle3+ngram")
+    assert (kind.name, kind.role, kind.parts) == ("eagle3+ngram", "mixed", None)
+    assert "eagle3+ngram" not in kinds.EAGLE3.methods
+    assert kinds.role_of("draft_model+ngram") == "mixed"

@@ -16,7 +16,7 @@ import pytest
 from foredraft import records
 from foredraft.recipe import Recipe
 from foredraft.records import Observation, Plan
-from foredraft.sweep.cells import Cell, Places, definitions, dependants, difference, missing, ordered
+from foredraft.sweep.cells import REFERENCE, Cell, Places, definitions, dependants, difference, missing, ordered
 from foredraft.sweep.expand import expand, laid, short
 from foredraft.sweep.figures import seconds_left
 from foredraft.sweep.folder import DONE, FAILED, CellState, Sweep
@@ -189,6 +189,21 @@ def test_a_draft_that_goes_on_from_another_was_trained_on_the_tokens_of_both(ini
     cells = by_name(expand(grid(drafts=GRID["drafts"] | {"long": {"recipe": recipe}}, measure=[entry])))
     words = cells["long-m1-b1-t0"].words
     assert (words[words.index("--draft-tokens") + 1] if "--draft-tokens" in words else None) == says
+
+
+def test_a_spec_may_put_a_look_up_before_a_draft():
+    """The cell that trains the draft is the one waited for, and its model stands in the words; look-up alone has none before it."""
+    entry = {"spec": ["@3", "+ngram:3,8@3"], "of": ["lm-n50k-d20k", "alone"]}
+    drafts = GRID["drafts"] | {"alone": {"folder": "ngram"}}
+    cells = by_name(expand(grid(drafts=drafts, measure=[entry])))
+    cell = cells["lm-n50k-d20k-m1-b1-t0"]
+    trained = cell.words[cell.words.index("--draft") + 1].removesuffix("@3")
+    assert f"{trained}+ngram:3,8@3" in cell.words
+    assert cell.needs == (REFERENCE.fullmatch(trained)[1],)
+    places = Places(Path("out"), cells.values())
+    assert places.words(cell)[5] == places.resolve(trained, cell.name) + "+ngram:3,8@3"
+    assert cells["alone-m1-b1-t0"].words[2:4] == ("--draft", "ngram@3")
+    assert not any("+ngram" in word for word in cells["alone-m1-b1-t0"].words)
 
 
 def test_stems_are_measured_where_asked():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from foredraft.decode import verify
-from foredraft.decode.verify import Verdict, draw, residual, verify_chain, verify_greedy, verify_tree
+from foredraft.decode.verify import Verdict, draw, residual, verify_chain, verify_greedy, verify_rows, verify_tree
 
 V = 3
 EASED = Fraction(11, 10)
@@ -188,6 +188,88 @@ def test_tree_of_determined_proposals_is_lossless(salt: int) -> None:
     emitted = tree_step(p)
     assert sum(emitted.values()) == 1
     assert completed(emitted, p, 3) == by_target(p, 3)
+
+
+# A look-up is a chain that no chance chose, beside chains that were drawn from q.
+
+LOOKED_UP = (1, 2)
+Rows = Callable[[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, ...]], list[bool], np.ndarray], Verdict]
+
+
+def lookup_regions(p: ProbsGiven) -> Iterator[tuple[list[Fraction], Fraction]]:
+    """Uniforms of a walk along LOOKED_UP, one for each node and the root, and the measure of their region."""
+    levels = (regions(cumulative(p(LOOKED_UP[:i]))) for i in range(len(LOOKED_UP) + 1))
+    for picked in product(*levels):
+        weight = Fraction(1)
+        for _, measure in picked:
+            weight *= measure
+        yield [u for u, _ in picked], weight
+
+
+def lookup_step(p: ProbsGiven) -> Outcomes:
+    """P of what one step with the look-up emits, verified as a tree."""
+    rows, out = array([[p(LOOKED_UP[:i]) for i in range(3)]]), defaultdict[tuple[int, ...], Fraction](Fraction)
+    for uniforms, weight in lookup_regions(p):
+        verdict = verify_tree(rows, np.array([LOOKED_UP]), [(-1, 0)], array([uniforms]))
+        out[(*LOOKED_UP[: len(verdict.path[0])], int(verdict.bonus[0]))] += weight
+    return out
+
+
+@pytest.mark.parametrize("salt", range(6))
+def test_a_look_up_is_a_chain_drawn_from_a_one_hot_q(salt: int) -> None:
+    def one_hot(prefix: tuple[int, ...]) -> list[Fraction]:
+        return [Fraction(v == (*LOOKED_UP, 0)[len(prefix)]) for v in range(V)]
+
+    p = probs_given(salt)
+    assert lookup_step(p) == {tokens: weight for tokens, weight in chain_step(p, one_hot, 2).items() if weight}
+
+
+def side_by_side(
+    p: ProbsGiven, q: ProbsGiven, rule: Rows = verify_rows
+) -> dict[tuple[tuple[int, ...], tuple[int, ...]], Fraction]:
+    """P of what one step emits in a batch of two: a chain of one token drawn from q, and the look-up of two."""
+    out: dict[tuple[tuple[int, ...], tuple[int, ...]], Fraction] = defaultdict(Fraction)
+    for (token,), drafted in by_target(q, 1).items():
+        p_rows = array([[p(()), p((token,)), p(())], [p(LOOKED_UP[:i]) for i in range(3)]])
+        finals = [
+            cut
+            for refused in (True, False)
+            for cut in cumulative(_final(p(()) if refused else p((token,)), q(()), refused))
+        ]
+        chance = product(regions([p(())[token] / q(())[token]]), regions(finals))
+        for ((test, share), (final, measure)), (others, weight) in product(chance, list(lookup_regions(p))):
+            verdict = rule(
+                p_rows, array([[q(())], [q(())]]), np.array([[token, 0], LOOKED_UP]), [(-1, -2), (-1, 0)], [True, False],
+                array([[test, final, Fraction(0)], others]),
+            )  # fmt: skip
+            emitted = [
+                (*tokens[: len(path)], int(bonus))
+                for tokens, path, bonus in zip(((token,), LOOKED_UP), verdict.path, verdict.bonus, strict=True)
+            ]
+            out[emitted[0], emitted[1]] += drafted * share * measure * weight
+    return out
+
+
+@pytest.mark.parametrize("salts", [(1, 2), (2, 1), (4, 0)])
+def test_sampled_chains_and_look_ups_in_one_batch_are_lossless_and_independent(salts: tuple[int, int]) -> None:
+    p, q = probs_given(salts[0]), probs_given(salts[1])
+    chain, looked_up = chain_step(p, q, 1), lookup_step(p)
+    assert completed(chain, p, 3) == completed(looked_up, p, 3) == by_target(p, 3)
+    expected = {(a, b): chain[a] * looked_up[b] for a, b in product(chain, looked_up) if chain[a] * looked_up[b]}
+    assert {pair: weight for pair, weight in side_by_side(p, q).items() if weight} == expected
+
+
+def test_a_look_up_that_is_taken_for_a_draw_from_q_is_caught() -> None:
+    def drawn(
+        p: np.ndarray, q: np.ndarray, tokens: np.ndarray, parents: object, sampled: object, u: np.ndarray
+    ) -> Verdict:
+        return verify_chain(p[:, :2], q, tokens[:, :1], u[:, :2])
+
+    p, q = probs_given(1), probs_given(2)
+    emitted: Outcomes = defaultdict(Fraction)
+    for (_, tokens), weight in side_by_side(p, q, drawn).items():
+        emitted[tokens] += weight
+    assert completed(emitted, p, 3) != by_target(p, 3)
 
 
 def test_a_tree_that_emits_the_refused_token_of_its_parent_is_caught() -> None:

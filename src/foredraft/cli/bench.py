@@ -16,7 +16,7 @@ def bench(
         typer.Option(
             "--draft",
             "-d",
-            help="ngram or a folder, with @k for its lookahead (dir@5) or a head's tree (dir@5,4,16); repeat for more.",
+            help="ngram or a folder (dir+ngram: behind a look-up), with @k for its lookahead (dir@5) or a head's tree (dir@5,4,16); repeat for more.",
         ),
     ] = None,
     file: Annotated[

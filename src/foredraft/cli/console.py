@@ -126,15 +126,16 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
 
 
 def check_models(target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True) -> None:
-    """Raise ValueError where the target's folder or a draft's (DIR, DIR@5, …) is missing or none, before anything heavy is loaded."""
-    from foredraft.kinds import NGRAM
+    """Raise ValueError where the target's folder or a draft's (DIR, DIR@5, DIR+ngram@5, …) is missing or none, before anything heavy is loaded."""
+    from foredraft.kinds import NGRAM, parted
     from foredraft.shapes import check_folder
 
     check_folder(target, tokenizer=tokenizer)
     for draft in drafts:
         folder, _, budget = draft.rpartition("@")
-        if (folder or budget) != NGRAM.name and (folder or not draft.startswith("@")):
-            check_folder(folder or budget)
+        folder, _ = parted(folder or budget)
+        if folder != NGRAM.name and not draft.startswith("@"):
+            check_folder(folder)
 
 
 def refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:

@@ -155,7 +155,7 @@ def regenerate(
     prompt_tokens: Annotated[int | None, typer.Option(help="With --plain: of each text take the first so many tokens.", callback=whole())] = None,
     turns: Annotated[int | None, typer.Option(help="Answer so many turns of a conversation at most.", callback=whole())] = None,
     num: Annotated[int | None, typer.Option(help="Take the first so many prompts.", callback=whole())] = None,
-    draft: Annotated[str | None, typer.Option("--draft", "-d", help="ngram, or the folder of a draft: the same answers, sooner.")] = None,
+    draft: Annotated[str | None, typer.Option("--draft", "-d", help="ngram, the folder of a draft, or DIR+ngram: the same answers, sooner.")] = None,
     lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.", callback=LOOKAHEAD)] = 4,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", callback=whole())] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", callback=TEMPERATURE)] = 0.0,

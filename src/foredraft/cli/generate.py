@@ -15,7 +15,12 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to continue; left out, --file or stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="A prompt per line, answered together.")] = None,
     draft: Annotated[
-        str | None, typer.Option("--draft", "-d", help="ngram, or the folder of a smaller model or a draft head.")
+        str | None,
+        typer.Option(
+            "--draft",
+            "-d",
+            help="ngram, the folder of a smaller model or a draft head, or DIR+ngram, it behind a look-up.",
+        ),
     ] = None,
     lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.", callback=LOOKAHEAD)] = 4,
     plan: Annotated[

@@ -66,7 +66,8 @@ def measure(
         typer.Option(
             "--draft",
             "-d",
-            help="ngram or a folder, with @k for its lookahead (dir@5) or a tree (dir@5,4,16: depth, top-k, nodes); repeat for more arms.",
+            help="ngram or a folder (dir+ngram: behind a look-up), with @k for its lookahead (dir@5) or a tree "
+            "(dir@5,4,16: depth, top-k, nodes); repeat for more arms.",
         ),
     ] = None,
     num: Annotated[int | None, typer.Option(help="Prompts of each category at most.", callback=whole())] = None,

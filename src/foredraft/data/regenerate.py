@@ -249,19 +249,19 @@ def regenerate(
 ) -> Regeneration:  # fmt: skip
     """Have the model in the folder `target` answer `prompts`, a line of `out` each, their conditions beside it.
 
-    `draft`, "ngram" or the folder of one, changes speed alone. What `out` holds already is kept, but for a torn last line.
+    `draft`, "ngram", the folder of one or DIR+ngram, changes speed alone. What `out` holds already is kept, but for a torn last line.
     Raises ValueError where another run writes it, where it was begun under other conditions, on a prompt that does not fit
     the context (unless skipped), and without a chat template (unless plain).
     """
     check_folder(target, tokenizer=True)
-    if draft and draft != "ngram":
-        check_folder(draft)
+    from foredraft import text
+
+    if folder := text.draft_folder(draft):
+        check_folder(folder)
     out, skips = Path(out), skips or Skips("stop")
     busy = f"{out}: another run is at work on it; wait for it or choose another --out"
     with records.lock(out.with_name(f".{out.name}.lock"), busy):
         import torch
-
-        from foredraft import text
 
         tokenizer = tokenizers.load(target)
         template = None if settings.plain else ChatTemplate(tokenizer)
@@ -287,10 +287,18 @@ def _conditions(
         "tokenizer_sha256": tokenizers.sha256(target),
         "prompts_sha256": hashlib.sha256(msgspec.json.encode(prompts)).hexdigest(),
         "template_sha256": hashlib.sha256(template.text.encode()).hexdigest() if template else None,
-        "draft_sha256": fingerprint(draft, progress) if draft and draft != "ngram" else draft,
+        "draft_sha256": _drafted_by(draft, progress),
         "lookahead": settings.lookahead if draft else 0,
         "stop_ids": tuple(sorted(stop_ids)),
     })  # fmt: skip
+
+
+def _drafted_by(draft: str | None, progress: Progress | None) -> str | None:
+    """A draft's words with the fingerprint of its folder in the folder's place; "ngram" as it stands."""
+    from foredraft import text
+
+    folder = text.draft_folder(draft)
+    return fingerprint(folder, progress) + str(draft).removeprefix(folder) if folder else draft
 
 
 def _answer(

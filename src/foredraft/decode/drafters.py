@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from foredraft import kinds, shapes
 from foredraft.decode.drafter import Drafter
 from foredraft.decode.head_drafter import HeadDrafter
+from foredraft.decode.lookup_first import LookupFirst
 from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.decode.ngram import NGramDrafter
 from foredraft.models.decoder import Decoder
@@ -18,11 +19,14 @@ TREE_SLOTS = 192  # nodes of a tree that a drafter may extend, beyond those that
 
 
 def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
-    """The drafter for "ngram", or from the folder of a language model or of a draft head; caches of `slots` slots.
+    """The drafter for "ngram", or from the folder of a language model or of a draft head; caches of `slots` slots. Behind a folder
+    `+ngram[:MIN_MATCH[,LOOKAHEAD]]` puts a look-up before it.
 
     Raises ValueError on a draft no smaller than its target, or one of another vocabulary.
     """
-    return DRAFTERS[role_of(draft)](target, draft, max_batch, slots + TREE_SLOTS)
+    draft, lookup = kinds.parted(draft)
+    drafter = DRAFTERS[role_of(draft)](target, draft, max_batch, slots + TREE_SLOTS)
+    return LookupFirst(drafter, lookup) if lookup else drafter
 
 
 def role_of(draft: str) -> kinds.Role:

@@ -20,7 +20,7 @@ from foredraft.decode.drafter import Drafter, prefill, row_probabilities
 from foredraft.decode.layout import lay_out
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
-from foredraft.decode.verify import Verdict, depths, verify_chain, verify_greedy, verify_tree
+from foredraft.decode.verify import Verdict, depths, verify_greedy, verify_rows, verify_tree
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed
 from foredraft.records import StepRecord
@@ -47,7 +47,7 @@ class Engine:
         self.target, self.score, self.drafter = target, Graphed(target), drafter
         self.schedule: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
         if not callable(lookahead):
-            self._check(_budget(lookahead), max_nodes)
+            self._check(budgeted(lookahead), max_nodes)
         self.max_batch, self.max_context, self.max_nodes = max_batch, max_context, max_nodes
         drafts = drafter.cache.num_bytes if drafter and drafter.cache else 0
         needed = drafts + max_batch * (max_context + max_nodes) * target.shape.kv_bytes_per_token(str(target.dtype)[6:])
@@ -139,11 +139,11 @@ class Engine:
         return StepRecord(
             lookahead=lookahead, drafted=tuple(sum(parent > PAD for parent in row) for row in proposal.parents),
             accepted=tuple(map(len, verdict.path)), emitted=tuple(emitted),
-            draft_s=drafted - start, target_s=scored - drafted, other_s=done - scored,
+            draft_s=drafted - start, target_s=scored - drafted, other_s=done - scored, looked_up=proposal.looked_up,
         )  # fmt: skip
 
     def _propose(self) -> tuple[Proposal, int]:
-        budget = _budget(self.schedule(len(self.running)))
+        budget = budgeted(self.schedule(len(self.running)))
         if not self.drafter or not budget.levels:
             return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
         self._check(budget, self.max_nodes)
@@ -177,7 +177,8 @@ class Engine:
         if proposal.q is None:
             return verify_tree(p_BNV, proposal.tokens, proposal.parents, uniforms)
         tokens, q_BKV = proposal.tokens.to(p_BNV.device), proposal.q.to(p_BNV)
-        return verify_chain(p_BNV, q_BKV, tokens, uniforms)
+        sampled = [not row for row in proposal.looked_up or (False,) * len(tokens)]
+        return verify_rows(p_BNV, q_BKV, tokens, proposal.parents, sampled, uniforms)
 
     def _commit(self, proposal: Proposal, verdict: Verdict, features_BNF: Tensor | None) -> list[int]:
         """Keep the accepted rows of the cache, extend the sequences; give how many tokens each gained."""
@@ -216,5 +217,6 @@ def _on_paths(features_BNF: Tensor, paths: list[list[int]]) -> list[Tensor]:
     return [row[: 1 + len(path)] for row, path in zip(gathered, paths, strict=True)]
 
 
-def _budget(budget: Budget | int) -> Budget:
+def budgeted(budget: Budget | int) -> Budget:
+    """A schedule's word as a budget, checked; an int is a chain's lookahead."""
     return (budget if isinstance(budget, Budget) else Budget(budget)).check()

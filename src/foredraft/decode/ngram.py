@@ -55,6 +55,6 @@ class NGramIndex:
         for size in self.sizes:
             end = self.ends.get(tuple(tokens[-size:])) if size < len(tokens) else None
             if end is not None:
-                period = tokens[end:]
-                return [period[i % len(period)] for i in range(num)] if len(period) < num else period[:num]
+                period = tokens[end : end + num]
+                return [period[i % len(period)] for i in range(num)]
         return []

@@ -18,13 +18,15 @@ PAD = -2  # parent of a node that stands for nothing
 class Budget(NamedTuple):
     """How much to draft in a step: `lookahead` positions (0: nothing). A head drafts a chain where `topk` is 1, else
     EAGLE-2's tree: `topk` children of each of `topk` nodes a level, and of all those the most probable `nodes`; or the static
-    `tree`, (parent, rank) of each node, parents first, which sets its own depth.
+    `tree`, (parent, rank) of each node, parents first, which sets its own depth. `lookup`: positions of a look-up that stands
+    before the draft, where its match stands; None: as many levels as the draft's.
     """
 
     lookahead: int
     topk: int = 1
     nodes: int | None = None
     tree: tuple[tuple[int, int], ...] = ()
+    lookup: int | None = None
 
     @property
     def branches(self) -> bool:
@@ -37,14 +39,20 @@ class Budget(NamedTuple):
     @property
     def most(self) -> int:
         """Nodes that a step may verify."""
-        if self.tree:
-            return len(self.tree)
-        return self.lookahead if self.topk == 1 else self.nodes or self.lookahead * self.topk
+        drafted = self.lookahead if self.topk == 1 else self.nodes or self.lookahead * self.topk
+        return max(len(self.tree) if self.tree else drafted, self.lookup or 0)
+
+    @property
+    def deepest(self) -> int:
+        """Positions that a step may accept, drafted or looked up."""
+        return max(self.levels, self.lookup or 0)
 
     def check(self) -> "Budget":
         """Itself, or ValueError on numbers that ask for nothing sensible."""
         if self.lookahead < 0:
             raise ValueError(f"lookahead must be at least 0, got {self.lookahead}")
+        if self.lookup is not None and self.lookup < 1:
+            raise ValueError(f"a look-up's lookahead must be at least 1, got {self.lookup}")
         if self.topk < 1 or (self.nodes is not None and self.nodes < 1):
             raise ValueError(f"topk and nodes must be at least 1, got {self.topk} and {self.nodes}")
         for w, (parent, rank) in enumerate(self.tree):
@@ -57,13 +65,15 @@ class Budget(NamedTuple):
 
 class Proposal(NamedTuple):
     """`tokens` [B, W]; `parents[b][w]`, the index of the parent node, -1 the root, -2 padding; `q` [B, K, V] for chains
-    drawn by chance. `chain`: every sequence's nodes stand in a line, padded at the end or not at all.
+    drawn by chance, of the first K nodes of each row but those that are looked up. `chain`: every sequence's nodes stand in a
+    line, padded at the end or not at all. `looked_up`: which rows are the text's own continuation [B]; (): none.
     """
 
     tokens: Tensor
     parents: list[list[int]]
     q: Tensor | None = None
     chain: bool = False
+    looked_up: tuple[bool, ...] = ()
 
 
 def in_line(tokens_BK: Tensor, q_BKV: Tensor | None = None) -> Proposal:

@@ -18,6 +18,12 @@ emit from max(p_i - q_i, 0), renormalised; after no refusal, from p_{k+1}. Proof
 q(x)·min(1, p(x)/q(x)) + P(refuse)·(p(x) - min(p(x), q(x))) / Σ(p - min(p, q)) = min(p, q)(x) + (p - min(p, q))(x) =
 p(x), since P(refuse) = 1 - Σ min(p, q) = Σ(p - min(p, q)) (Leviathan et al., arXiv 2211.17192, appendix A.1).
 
+**Both in one batch** (a sampled chain beside look-ups). Rows are independent given their own prefixes, so each is verified by its own
+rule. A look-up could as well be called a chain drawn from a one-hot q, by the same proof: q_i(x_i) = 1, so x_i is accepted with
+probability min(1, p_i(x_i)) = p_i(x_i), and after a refusal max(p_i - q_i, 0) is p_i without x_i, renormalised. That is "draw t from
+p_i, accept if t = x_i" cut in two draws: t = x_i has probability p_i(x_i), and given that it is not, t is distributed as the
+remainder. One rule by row needs no q of a look-up and no padding of chains of two lengths.
+
 Works on numpy arrays (of floats, or of Fractions for the enumeration) and on torch tensors alike; what comes out are
 plain lists, since what follows is book-keeping.
 
@@ -98,6 +104,28 @@ def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Ve
     remainder = residual(p_BNV[rows, accepted], xp.where(refused, q_padded, q_padded * 0))
     bonus = draw(remainder, uniforms_BD[:, length])
     return _checked(Verdict([list(range(num)) for num in accepted.tolist()], bonus.tolist()))
+
+
+def verify_rows(
+    p_BNV: Any, q_BKV: Any, tokens_BW: Any, parents: Sequence[Sequence[int]], sampled: Sequence[bool], uniforms_BD: Any
+) -> Verdict:
+    """Each row by its own rule: `sampled` rows by `verify_chain`, their first K nodes being a chain drawn from q, others by `verify_tree`."""
+    length, verdict = q_BKV.shape[1], Verdict([[]] * len(parents), [0] * len(parents))
+    chains, trees = ([row for row, drawn in enumerate(sampled) if drawn is by_chance] for by_chance in (True, False))
+    parts: list[tuple[list[int], Verdict]] = []
+    if chains:
+        chain = verify_chain(
+            p_BNV[chains, : length + 1], q_BKV[chains], tokens_BW[chains, :length], uniforms_BD[chains, : length + 1]
+        )
+        parts.append((chains, chain))
+    if trees:
+        parts.append(
+            (trees, verify_tree(p_BNV[trees], tokens_BW[trees], [parents[row] for row in trees], uniforms_BD[trees]))
+        )
+    for rows, part in parts:
+        for row, path, bonus in zip(rows, part.path, part.bonus, strict=True):
+            verdict.path[row], verdict.bonus[row] = path, bonus
+    return verdict
 
 
 def residual(p_BV: Any, q_BV: Any) -> Any:

@@ -7,8 +7,9 @@ prompts, clocks.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from foredraft import text
+from foredraft import kinds, text
 from foredraft.decode.engine import Engine
+from foredraft.decode.lookup_first import LookupFirst
 from foredraft.decode.proposals import Budget
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
@@ -19,7 +20,9 @@ LEVELS = 4  # drafted in a step where a spec names no number
 
 
 class DraftSpec(NamedTuple):
-    """A draft and its budget: `DIR@5` a chain of 5, `DIR@5,4,16` a dynamic tree 5 deep, 4 wide, of 16 nodes; None is plain decoding."""
+    """A draft and its budget: `DIR@5` a chain of 5, `DIR@5,4,16` a dynamic tree 5 deep, 4 wide, of 16 nodes; `DIR+ngram@5` the same behind
+    a look-up; None is plain decoding.
+    """
 
     name: str
     draft: str | None
@@ -41,6 +44,7 @@ class EngineConfiguration(NamedTuple):
     def model(self) -> Decoder | DraftHead | None:
         """What drafts, where that is a model."""
         drafter = self.engine.drafter
+        drafter = drafter.inner if isinstance(drafter, LookupFirst) else drafter
         return getattr(drafter, "head", None) or getattr(drafter, "model", None)
 
 
@@ -53,6 +57,7 @@ def spec_of(words: str | None) -> DraftSpec:
         raise ValueError(f"draft {words!r}: what follows @ is the lookahead, a whole number")
     if words is not None and not name:
         raise ValueError(f"draft {words!r}: name ngram or a folder before @")
+    kinds.parted(name)
     return DraftSpec(words or PLAIN, name or None, text.budget_of(int(levels or LEVELS), tree or None))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from foredraft.decode.batch import Request
 from foredraft.decode.batch import Sequence as Running
-from foredraft.decode.engine import Engine
+from foredraft.decode.engine import Engine, budgeted
 from foredraft.hardware import synchronize
 from foredraft.measure.bootstrap import Array
 from foredraft.records import StepRecord
@@ -30,7 +30,8 @@ TIMES = (
 
 class Counts(NamedTuple):
     """One request's steps. `reached[i]`: steps that accepted more than i drafted tokens inside the answer; `at_risk[i]`: those
-    in which token i was still the answer's to judge. A step at the answer's end is followed no further than the answer.
+    in which token i was still the answer's to judge. A step at the answer's end is followed no further than the answer. `lookup_`:
+    what of steps, drafted and accepted a look-up before the draft took.
     """
 
     steps: int
@@ -39,6 +40,9 @@ class Counts(NamedTuple):
     accepted: int
     at_risk: tuple[int, ...]
     reached: tuple[int, ...]
+    lookup_steps: int = 0
+    lookup_drafted: int = 0
+    lookup_accepted: int = 0
 
 
 class Decoding(NamedTuple):
@@ -54,11 +58,20 @@ class Decoding(NamedTuple):
     times_GT: Array
 
 
+class _StepCount(NamedTuple):
+    """A sequence's part of a StepRecord."""
+
+    drafted: int
+    accepted: int
+    emitted: int
+    looked_up: bool
+
+
 class _Group:
     """Counts and clocks of the requests of one group."""
 
     def __init__(self, sequences: Sequence[Running], positions: int) -> None:
-        self.steps: dict[int, list[tuple[int, int, int]]] = {sequence.id: [] for sequence in sequences}
+        self.steps: dict[int, list[_StepCount]] = {sequence.id: [] for sequence in sequences}
         self.first_s: dict[int, float] = {}
         self.last_s: dict[int, float] = {}
         self.passes: list[StepRecord] = []
@@ -70,8 +83,11 @@ class _Group:
         for step in engine.run():
             now = time.perf_counter() - start
             self.passes.append(step)
-            for sequence, *counted in zip(engine.running, step.drafted, step.accepted, step.emitted, strict=True):
-                self.steps[sequence.id].append((counted[0], counted[1], counted[2]))
+            looked_up = step.looked_up or (False,) * len(step.drafted)
+            for sequence, *counted in zip(
+                engine.running, step.drafted, step.accepted, step.emitted, looked_up, strict=True
+            ):
+                self.steps[sequence.id].append(_StepCount(*counted))
                 self.first_s.setdefault(sequence.id, now)
                 self.last_s[sequence.id] = now
         return time.perf_counter() - start
@@ -79,17 +95,18 @@ class _Group:
     def counts(self, sequence: Running) -> Counts:
         steps = self.steps[sequence.id]
         at_risk, reached = Counter[int](), Counter[int]()
-        for _, accepted, emitted in steps:
+        for _, accepted, emitted, _ in steps:
             inside = min(accepted, emitted)
             reached.update(range(inside))
             at_risk.update(
                 range(inside + (emitted > accepted))
             )  # a token was emitted behind them: the next was refused
-        drafted, accepted, emitted = (sum(column) for column in zip(*steps, strict=True))
-        places = range(self.positions)
+        drafted, accepted, emitted, _ = (sum(column) for column in zip(*steps, strict=True))
+        places, looked_up = range(self.positions), [step for step in steps if step.looked_up]
         return Counts(
-            len(steps), emitted, drafted, accepted, tuple(at_risk[i] for i in places), tuple(reached[i] for i in places)
-        )
+            len(steps), emitted, drafted, accepted, tuple(at_risk[i] for i in places), tuple(reached[i] for i in places),
+            len(looked_up), sum(step.drafted for step in looked_up), sum(step.accepted for step in looked_up),
+        )  # fmt: skip
 
     def times(self, seconds: float, sequences: Sequence[Running]) -> list[float]:
         """A row of TIMES."""
@@ -155,7 +172,7 @@ def _warm(groups: list[list[int]], engine: Engine) -> list[list[int]]:
 
 def _group(engine: Engine, requests: Sequence[Request]) -> tuple[list[float], list[tuple[list[int], Counts]]]:
     budget = engine.schedule(len(requests))
-    positions = budget if isinstance(budget, int) else budget.levels
+    positions = budgeted(budget).deepest
     sequences = [engine.add(request) for request in requests]
     group = _Group(sequences, positions)
     synchronize(engine.target.device)

@@ -17,6 +17,7 @@ import numpy as np
 from foredraft.data.prompts import Prompt
 from foredraft.decode.batch import Request
 from foredraft.decode.sampling import Sampling
+from foredraft.kinds import role_of
 from foredraft.measure import rows
 from foredraft.measure.bootstrap import Array
 from foredraft.measure.configurations import PLAIN, EngineConfiguration, longest
@@ -53,10 +54,10 @@ def work(subject: Subject, settings: MeasureSettings) -> int:
 
 
 def chains(configurations: Sequence[EngineConfiguration]) -> list[EngineConfiguration]:
-    """The configurations that can be teacher-forced: models and heads, each once per depth, a tree as the chain of its depth."""
+    """The configurations that can be teacher-forced: models and heads alone, each once per depth, a tree as the chain of its depth."""
     by_depth: dict[tuple[str | None, int], EngineConfiguration] = {}
     for configuration in configurations:
-        if configuration.model is not None:
+        if configuration.model is not None and role_of(configuration.method) != "mixed":
             by_depth.setdefault((configuration.spec.draft, configuration.spec.budget.levels), configuration)
     return list(by_depth.values())
 

@@ -18,6 +18,7 @@ from foredraft.records import Estimate, Measurement, Observation
 from foredraft.teacher.teacher_forced import SUMS
 
 ONLINE, FORCED = "foredraft measure, live", "foredraft measure, teacher-forced"
+BY_LOOKUP = ("lookup_steps", "lookup_drafted", "lookup_accepted")
 TAU, SHARE = "tokens/step", "probability"
 UNIT = (0.0, 1.0)
 
@@ -35,6 +36,11 @@ def online_row(
     """What the engine's steps say. `times_GT`: of the groups that count here, perhaps none; `plain_GT`: plain decoding's own."""
     positions = len(counts[0].at_risk)
     sums = np.array([[*request[:4], *request.at_risk, *request.reached] for request in counts], dtype=float)
+    by_source = (
+        {}
+        if "lookup_min_match" not in base
+        else {name: sum(getattr(request, name) for request in counts) for name in BY_LOOKUP}
+    )
     measured = {"tokens_per_step": _measured(sums, _over(1, 0), TAU, ONLINE, (1.0, positions + 1.0))}
     given_prefix = figures(sums, _given_prefix(4, positions), positions, SHARE, ONLINE, UNIT)
     survival = figures(sums, _products(_given_prefix(4, positions)), positions, SHARE, ONLINE, UNIT)
@@ -47,7 +53,9 @@ def online_row(
         "steps": steps, "drafted": drafted, "accepted": accepted, "output_len": emitted / len(counts),
         "num_requests": len(counts), "pooling": "steps",
     }  # fmt: skip
-    return _row({**base, **counted}, "live", measured, given_prefix, survival, {}, width, len(counts), ttot)
+    return _row(
+        {**base, **counted, **by_source}, "live", measured, given_prefix, survival, {}, width, len(counts), ttot
+    )
 
 
 def _timed(times_GT: Array, plain_GT: Array) -> tuple[dict[str, MeasuredValue | None], Estimate | None]:

@@ -16,7 +16,7 @@ from foredraft.data import tokenizer as tokenizers
 from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.data.tokens import TOKENIZER
-from foredraft.kinds import NGRAM
+from foredraft.kinds import NGRAM, parted
 from foredraft.measure.configurations import EngineConfiguration, configurations_on, longest, spec_of
 from foredraft.measure.probe import device_name, provenance
 from foredraft.measure.settings import MeasureSettings
@@ -92,11 +92,17 @@ def _draft_fields(draft: str, settings: MeasureSettings) -> Fields:
     """What the rows of one draft have of their own."""
     if draft == NGRAM.name:
         return {"draft": draft} | ({} if settings.run else {"run": draft})
-    tokens = trained_tokens(draft)
-    fields: Fields = {"draft": name_of(draft), "draft_tokens": settings.draft_tokens if tokens is None else tokens}
+    folder, lookup = parted(draft)
+    tokens = trained_tokens(folder)
+    fields: Fields = {
+        "draft": name_of(folder) + draft.removeprefix(folder),
+        "draft_tokens": settings.draft_tokens if tokens is None else tokens,
+    }
     stated = {"draft_params": settings.draft_params, "family": settings.family}
     fields |= {name: value for name, value in stated.items() if value}
-    return fields | ({} if settings.run else {"run": run_name(draft)})
+    if lookup:
+        fields["lookup_min_match"] = lookup.min_match
+    return fields | ({} if settings.run else {"run": run_name(folder)})
 
 
 def tokenizer_name(folder: str | Path) -> str:

@@ -195,8 +195,9 @@ class Observation(Record, frozen=True, gc=False):
     fitted. `tokens_per_step` (τ) includes the bonus token. `survival[i-1]`
     is P(at least i draft tokens accepted), joint, not conditional. `accept_prob` (α) is per token and `accept_kind`
     says which: greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q). `pooling` says whether τ is pooled
-    over steps or a mean over requests. `concurrency` counts clients of a server, `batch_size` sequences in a fixed
-    batch. Perplexities are in their own tokenizer, named.
+    over steps or a mean over requests. `lookup_steps`, `lookup_drafted` and `lookup_accepted` are the part of steps, drafted and accepted
+    that a look-up with matches of `lookup_min_match` tokens stands for, where it stands before a draft (method eagle3+ngram).
+    `concurrency` counts clients of a server, `batch_size` sequences in a fixed batch. Perplexities are in their own tokenizer, named.
     """
 
     run: str
@@ -229,6 +230,10 @@ class Observation(Record, frozen=True, gc=False):
     steps: int | None = None
     drafted: int | None = None
     accepted: int | None = None
+    lookup_min_match: int | None = None
+    lookup_steps: int | None = None
+    lookup_drafted: int | None = None
+    lookup_accepted: int | None = None
     tokens_per_step: float | None = None
     pooling: str | None = None
     survival: tuple[float, ...] | None = None
@@ -258,7 +263,7 @@ class Observation(Record, frozen=True, gc=False):
             ),
             non_negative=(
                 "lookahead", "tree_nodes", "temperature", "steps", "drafted", "accepted", "ttft_s", "kv_cache_tokens", "model_bytes",
-                "cost_ratio",
+                "cost_ratio", "lookup_steps", "lookup_drafted", "lookup_accepted",
             ),
             unit=("survival", "accept_prob"),
         )  # fmt: skip
@@ -315,7 +320,8 @@ class StepRecord(Record, frozen=True):
 
     `drafted` are the nodes that were verified, `accepted` those that were kept, `emitted` the tokens gained (accepted and
     bonus, less what a stop cut off). `lookahead` is the depth that was drafted, 0 for plain decoding. Seconds are wall
-    time: drafting, the target's pass, everything else of the step.
+    time: drafting, the target's pass, everything else of the step. `looked_up`: whether a sequence's draft was the text's own
+    continuation, where a look-up stands before a draft; () where none does.
     """
 
     lookahead: int
@@ -325,3 +331,4 @@ class StepRecord(Record, frozen=True):
     draft_s: float
     target_s: float
     other_s: float
+    looked_up: tuple[bool, ...] = ()

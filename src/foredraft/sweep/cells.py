@@ -19,7 +19,7 @@ CELLS, FINAL, EXPORTS, RECIPE = "cells", "final", "exports", "recipe.json"  # th
 OWN = "."
 DECIDING = "export_at", "export_dtype"  # the part of a recipe's `watch` that others may rely on
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-REFERENCE = re.compile(r"@(\.(?=/|$)|[A-Za-z0-9][\w.+-]*)(/[^@]*)?(@.*)?")
+REFERENCE = re.compile(r"@(\.(?=/|$)|[A-Za-z0-9][\w.+-]*?)(/[^@]*?)?((?:\+ngram(?::\d+(?:,\d+)?)?)?(?:@.*)?)")
 
 
 class Cell(Record, frozen=True):
@@ -149,7 +149,7 @@ class Places:
         match = REFERENCE.fullmatch(text)
         if match is None:
             return text
-        name, inside, spec = match[1], match[2] or "", match[3] or ""
+        name, inside, spec = match[1], match[2] or "", match[3]
         if name == OWN:
             return f"{self.folder(cell)}{inside}{spec}"
         model = f"/{FINAL}" if name in self.trained and not inside else ""

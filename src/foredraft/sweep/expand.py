@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foredraft import records
-from foredraft.kinds import LM, NGRAM
+from foredraft.kinds import BESIDE, LM, NGRAM
 from foredraft.recipe import LanguageModel, Recipe
 from foredraft.sweep.cells import EXPORTS, FINAL, RECIPE, Cell, ordered, paths
 from foredraft.sweep.grid import EACH, OPTIONS, Drafts, Grid, Measure, Named
@@ -260,7 +260,8 @@ def _chosen(entry: Measure, label: str, drafts: Sequence[Draft]) -> list[Draft]:
 def _measuring(
     draft: Draft, entry: Measure, name: str, batch: int, temperature: float, prompts: str, target: str, device: str
 ) -> Cell:
-    words = ["measure", target, *(word for spec in entry.spec for word in ("--draft", f"{draft.where}{spec}"))]
+    specs = [spec for spec in entry.spec if draft.where != NGRAM.name or not spec.startswith(BESIDE)]
+    words = ["measure", target, *(word for spec in specs for word in ("--draft", f"{draft.where}{spec}"))]
     words += ["--prompts", prompts, "--batch", str(batch), "--temperature", f"{temperature:g}", "--run", draft.run]
     words += ["--draft-tokens", f"{draft.tokens:.17g}"] if draft.tokens else []
     words += ["--family", draft.family] if draft.family else []

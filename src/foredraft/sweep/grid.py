@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from foredraft.kinds import BESIDE
 from foredraft.records import Record, require
 
 SHARED, EACH = "shared", "each"
@@ -91,7 +92,8 @@ class Measure(Record, frozen=True):
     """Measurements of drafts: a cell per draft, batch and temperature, in which all of `spec` run beside plain decoding.
 
     `name`: part of its cells' names; left out, its place among the others, m1 the first.
-    `spec`: "@5" a chain, "@5,4,16" a tree (depth, topk, nodes); empty: the target alone. `of`: names of drafts, with * and ?.
+    `spec`: "@5" a chain, "@5,4,16" a tree (depth, topk, nodes), "+ngram@5" the chain behind a look-up; empty: the target
+    alone. `of`: names of drafts, with * and ?.
     `stems`: also drafts that a `then` goes on from. `alone`: nothing of the sweep runs beside it, as timings need; left out, so
     unless `way` is "forced". `target`: another than the sweep's, a path or @NAME of what a cell trains. The rest are options of
     `foredraft measure`; `threads` is the machine's business.
@@ -123,8 +125,10 @@ class Measure(Record, frozen=True):
             if not getattr(self, field):
                 raise ValueError(f"measure.{field} must hold at least one value")
         for spec in self.spec:
-            if not spec.startswith("@"):
-                raise ValueError(f"measure.spec must be as @5 or @5,4,16, got {spec!r}; of says which drafts")
+            if not spec.startswith(("@", BESIDE)):
+                raise ValueError(
+                    f"measure.spec must be as @5, @5,4,16 or {BESIDE}@5, got {spec!r}; of says which drafts"
+                )
 
 
 class Named(Record, frozen=True):
