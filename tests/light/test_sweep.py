@@ -127,6 +127,18 @@ def states(sweep) -> dict[str, str]:
 # What a document comes to
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "recipes").glob("*/*.json")),
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_the_documents_of_the_recipes_expand(path: Path):
+    """Every grid that the repository holds comes to cells."""
+    document = json.loads(path.read_bytes())
+    if "drafts" in document:
+        assert expand(records.read(Grid, path))
+
+
 def test_heads_share_a_cache_of_hidden_states():
     """Every training of a head names it, no other cell does."""
     cells = expand(grid(features="states"))
