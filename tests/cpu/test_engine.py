@@ -220,6 +220,14 @@ def test_captured_passes_change_nothing(name: str, greedy: list[list[int]]) -> N
     assert {key[1] for key in engine.score.graphs} <= {5, 4, 2, 1}
 
 
+@pytest.mark.parametrize("name", ["none", "eagle3"])
+def test_prompts_read_together_change_nothing(name: str, greedy: list[list[int]]) -> None:
+    """As on a GPU: several prompts in a pass, the longest alone, and free rows that wait for more of them."""
+    engine = engine_with(name, max_batch=5)
+    engine.prompt_tokens = 40
+    assert [sequence.answer for sequence in engine.generate(requests())] == greedy
+
+
 def test_batches_are_rounded_up_to_few_sizes() -> None:
     sizes = {batch: rounded(batch) for batch in range(1, 257)}
     assert all(batch <= size <= 1.6 * batch for batch, size in sizes.items())

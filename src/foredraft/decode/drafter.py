@@ -80,6 +80,24 @@ def prefill(
     return tuple(torch.cat(chunks, 1)[0] for chunks in zip(*parts, strict=True))
 
 
+def prefill_together(
+    model: Decoder, cache: KVCache, row: int, sequences: Listed[Sequence], hidden_states: tuple[int, ...] = ()
+) -> list[tuple[Tensor, ...]]:
+    """`prefill` of several sequences into the rows from `row` on by one pass, padded on the right: what padding writes lies behind
+    each text, where nothing looks before it is written anew."""
+    counts = [sequence.cached for sequence in sequences]
+    longest, device = max(counts), model.device
+    if not longest:
+        return [()] * len(counts)
+    padded = [s.tokens[:-1] + [s.tokens[-1]] * (longest - n) for s, n in zip(sequences, counts, strict=True)]
+    positions = torch.arange(longest, device=device).expand(len(counts), -1)
+    output = model(
+        torch.tensor(padded, device=device), positions, cache.rows(row, row + len(counts)),
+        mask_BTS=causal_mask(positions[:1], longest), hidden_states=hidden_states, logits="none",
+    )  # fmt: skip
+    return [tuple(x[i, :n] for x in output.hidden_states) if n else () for i, n in enumerate(counts)]
+
+
 def unread(running: Listed[Sequence], num_read: Listed[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens behind the first `num_read` of each sequence, right-padded by the last: tokens, positions [B, M], index of the last [B]."""
     counts = [len(sequence.tokens) - start for sequence, start in zip(running, num_read, strict=False)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafter import Drafter, prefill, row_probabilities
+from foredraft.decode.drafter import Drafter, prefill, prefill_together, row_probabilities
 from foredraft.decode.layout import lay_out
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import argmax
@@ -24,6 +24,9 @@ from foredraft.decode.verify import Verdict, depths, verify_greedy, verify_rows,
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed
 from foredraft.records import StepRecord
+
+PROMPT_TOKENS = 2**16  # of a pass over several prompts on a GPU, padding included
+SHARED_ROWS = 16  # the share of rows, one of so many, that is left free until prompts are read together
 
 Schedule = Callable[[int], Budget | int]  # by the number of running sequences; an int is a chain's lookahead
 
@@ -60,6 +63,7 @@ class Engine:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self._count = 0
+        self.prompt_tokens = PROMPT_TOKENS if target.device.type == "cuda" else 0  # 0: prompts are read one by one
 
     def _check(self, budget: Budget, max_nodes: int) -> None:
         if budget.most > max_nodes:
@@ -106,15 +110,35 @@ class Engine:
         return sequences
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_batch:
-            sequence = self.waiting.popleft()
-            row = len(self.running)
-            reads = self.drafter.reads if self.drafter else ()
-            hidden_states = prefill(self.target, self.cache, row, sequence, reads)
-            sequence.fresh = torch.cat(hidden_states, -1) if hidden_states else None
-            if self.drafter:
-                self.drafter.admit(row, sequence)
-            self.running.append(sequence)
+        """Take waiting requests in. Where prompts share a pass, a few free rows wait for more: the pass costs its launches."""
+        free, share = self.max_batch - len(self.running), self.prompt_tokens > 0
+        if self.running and share and free < min(self.max_batch // SHARED_ROWS, len(self.waiting)):
+            return
+        entering = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        while entering:
+            num = self._sharing(entering) if share else 1
+            for sequence, hidden_states in zip(entering[:num], self._read(entering[:num]), strict=True):
+                sequence.fresh = torch.cat(hidden_states, -1) if hidden_states else None
+                if self.drafter:
+                    self.drafter.admit(len(self.running), sequence)
+                self.running.append(sequence)
+            entering = entering[num:]
+
+    def _sharing(self, entering: list[Sequence]) -> int:
+        """How many of the first prompts, padded to the longest, fit a pass."""
+        longest = 1
+        for num, sequence in enumerate(entering):
+            longest = max(longest, sequence.cached)
+            if num and (num + 1) * longest > self.prompt_tokens:
+                return num
+        return len(entering)
+
+    def _read(self, entering: list[Sequence]) -> list[tuple[Tensor, ...]]:
+        """Their prompts into the next rows of the cache; of each the hidden states that the drafter reads."""
+        row, reads = len(self.running), self.drafter.reads if self.drafter else ()
+        if len(entering) == 1:
+            return [prefill(self.target, self.cache, row, entering[0], reads)]
+        return prefill_together(self.target, self.cache, row, entering, reads)
 
     def _release(self) -> None:
         """Drop finished sequences; the last row takes the place of each."""
