@@ -14,8 +14,11 @@ RUN_PARTS = ("final", "best", EXPORTS)  # folders inside a run's folder, which b
 
 
 def name_of(folder: str | Path) -> str:
-    """A folder's own name; of what a training run exported, the run's before it: "eagle3/final", "lm/exports/tokens-1e6"."""
-    parts = Path(folder).resolve().parts
+    """A folder's own name, or a GGUF file's without its ending; of what a training run exported, the run's before it: "eagle3/final",
+    "lm/exports/tokens-1e6".
+    """
+    path = Path(folder).resolve()
+    parts = (path.with_suffix("") if path.suffix == ".gguf" and path.is_file() else path).parts
     start = len(parts) - 1
     while start > 1 and (parts[start] in RUN_PARTS or parts[start - 1] == EXPORTS):
         start -= 1

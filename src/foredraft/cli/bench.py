@@ -10,7 +10,9 @@ from foredraft.cli.options import BATCH, JSON, TEMPERATURE, Device, Dtype, Threa
 
 
 def bench(
-    target: Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer.")],
+    target: Annotated[
+        str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer, or a GGUF file.")
+    ],
     draft: Annotated[
         list[str] | None,
         typer.Option(

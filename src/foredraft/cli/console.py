@@ -125,17 +125,19 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
     return [words]
 
 
-def check_models(target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True) -> None:
-    """Raise ValueError where the target's folder or a draft's (DIR, DIR@5, DIR+ngram@5, …) is missing or none, before anything heavy is loaded."""
+def check_models(target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True, gguf: bool = True) -> None:
+    """Raise ValueError where the target's folder or a draft's (DIR, DIR@5, DIR+ngram@5, …) is missing or none, before anything heavy is
+    loaded; where not `gguf`, for a GGUF file too.
+    """
     from foredraft.kinds import NGRAM, parted
     from foredraft.shapes import check_folder
 
-    check_folder(target, tokenizer=tokenizer)
+    check_folder(target, tokenizer=tokenizer, gguf=gguf)
     for draft in drafts:
         folder, _, budget = draft.rpartition("@")
         folder, _ = parted(folder or budget)
         if folder != NGRAM.name and not draft.startswith("@"):
-            check_folder(folder)
+            check_folder(folder, gguf=gguf)
 
 
 def refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:

@@ -79,7 +79,8 @@ def prepare(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Token folder to make.")],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", help="The target's folder, or another with a tokenizer.")
+        str,
+        typer.Option("--tokenizer", "-t", help="The target's folder or GGUF file, or another folder with a tokenizer."),
     ],
     chat: Annotated[
         bool,
@@ -149,7 +150,7 @@ def show(
 @app.command()
 def regenerate(
     inputs: Inputs,
-    target: Annotated[Path, typer.Option(help="Folder of the target, with its tokenizer.")],
+    target: Annotated[Path, typer.Option(help="Folder of the target, with its tokenizer, or a GGUF file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write or to go on with.")],
     plain: Annotated[bool, typer.Option("--plain", help="Go on from each text as it stands, without a chat template.")] = False,
     prompt_tokens: Annotated[int | None, typer.Option(help="With --plain: of each text take the first so many tokens.", callback=whole())] = None,

@@ -64,7 +64,7 @@ def export(
     json: JSON = False,
 ) -> None:
     """Write DRAFT as a folder that an engine loads, with launch settings, serve.sh and a model card; checked before it appears."""
-    check_models(target, [str(draft)], tokenizer=False)
+    check_models(target, [str(draft)], tokenizer=False, gguf=False)
     from foredraft import records
     from foredraft.deploy.export import ExportSettings
     from foredraft.deploy.export import export as run
@@ -104,6 +104,8 @@ def check(
 ) -> None:
     """Re-read DIR with each loader's rules and tell what would be skipped, missing or misread. Exit code 1 on an error."""
     next(folder.iterdir(), None)  # OSError where there is no such folder
+    if target and target.suffix == ".gguf":
+        check_models(target, tokenizer=False, gguf=False)
     from foredraft.deploy.check import check as run
     from foredraft.deploy.findings import errors
 

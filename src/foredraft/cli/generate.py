@@ -11,7 +11,9 @@ from foredraft.cli.options import BATCH, CONTEXT, JSON, LOOKAHEAD, SHARE, TEMPER
 
 
 def generate(
-    target: Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer.")],
+    target: Annotated[
+        str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer, or a GGUF file.")
+    ],
     prompt: Annotated[str | None, typer.Argument(help="What to continue; left out, --file or stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="A prompt per line, answered together.")] = None,
     draft: Annotated[

@@ -51,7 +51,9 @@ def measure(
     ctx: typer.Context,
     target: Annotated[
         str | None,
-        typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer; none with --endpoint."),
+        typer.Argument(
+            help="Folder of a Hugging Face checkpoint with its tokenizer, or a GGUF file; none with --endpoint."
+        ),
     ] = None,
     *,
     prompts: Annotated[

@@ -21,7 +21,8 @@ def train(
         Path | None, typer.Option("--out", "-o", help="Folder of the run; one that is there goes on.")
     ] = None,
     target: Annotated[
-        Path | None, typer.Option("--target", "-t", help="Folder of the target's checkpoint, where one is needed.")
+        Path | None,
+        typer.Option("--target", "-t", help="Folder of the target's checkpoint, or a GGUF file, where one is needed."),
     ] = None,
     data: Annotated[
         list[Path] | None, typer.Option("--data", "-d", help="Token folder; repeat for one per stage, in order.")

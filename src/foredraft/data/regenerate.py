@@ -24,6 +24,7 @@ from foredraft.data.chat import ChatTemplate
 from foredraft.data.sources import Document, Message, Regenerated, Skips, origins, read
 from foredraft.records import Record, StepRecord, require
 from foredraft.shapes import check_folder
+from foredraft.shapes.gguf import is_gguf
 
 if TYPE_CHECKING:
     from foredraft.decode.batch import Request, Sequence
@@ -130,13 +131,11 @@ def _prompt(document: Document, name: str, plain: bool) -> UnansweredPrompt | No
 
 
 def fingerprint(folder: str | Path, progress: Progress | None = None) -> str:
-    """Return the sha256 of a model: name, size and every byte of config.json, the index of shards and all weight files."""
+    """Return the sha256 of a model: name, size and every byte of config.json, the index of shards and all weight files, or of a GGUF file."""
     digest, size = hashlib.sha256(), 0
-    files = [
-        path
-        for pattern in ("config.json", "*.index.json", "*.safetensors")
-        for path in sorted(Path(folder).glob(pattern))
-    ]
+    patterns = ("config.json", "*.index.json", "*.safetensors")
+    inside = (path for pattern in patterns for path in sorted(Path(folder).glob(pattern)))
+    files = [Path(folder)] if is_gguf(folder) else [*inside]
     total = sum(path.stat().st_size for path in files)
     for path in files:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

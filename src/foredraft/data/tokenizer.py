@@ -9,11 +9,13 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from foredraft import records
 from foredraft.data.tokens import TOKENIZER
 from foredraft.shapes.folder import TOKENIZER_FILES
+from foredraft.shapes.gguf import is_gguf
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 BYTES = 256  # a byte-level BPE holds each byte as an id of its own
@@ -60,23 +62,33 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> int:
 
 
 def load(path: str | Path) -> Any:
-    """Return the tokenizer in a folder; the network is never asked.
+    """Return the tokenizer in a folder or GGUF file; the network is never asked.
 
     Raises ValueError where there is none, or where it has no end token; Python that a folder brings is never run.
     """
-    _check(Path(path))
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        message = f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
-        raise records.with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
+    tokenizer = _of_gguf(path) if is_gguf(path) else _of_folder(path)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{path}: the tokenizer has no eos_token, which ends documents; name one in tokenizer_config.json"
         )
     return tokenizer
+
+
+def _of_gguf(path: str | Path) -> Any:
+    from foredraft.text import tokenizer_of
+
+    return tokenizer_of(path)
+
+
+def _of_folder(path: str | Path) -> Any:
+    _check(Path(path))
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        message = f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
+        raise records.with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
 
 
 def _check(path: Path) -> None:
@@ -123,7 +135,11 @@ def vocabulary(folder: str | Path) -> dict[str, int] | None:
 
 
 def sha256(folder: str | Path) -> str:
-    """Of a folder's tokenizer.json."""
+    """Of a folder's tokenizer.json; of a GGUF file, of what `foredraft convert` writes."""
+    if is_gguf(folder):
+        with TemporaryDirectory() as converted:
+            _of_gguf(folder).save_pretrained(converted)
+            return sha256(converted)
     path = Path(folder) / TOKENIZER
     if not path.is_file():
         raise ValueError(f"{path}: no such file; save the tokenizer there with save_pretrained of transformers")

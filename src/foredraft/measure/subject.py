@@ -106,7 +106,7 @@ def _draft_fields(draft: str, settings: MeasureSettings) -> Fields:
 
 
 def tokenizer_name(folder: str | Path) -> str:
-    """A name that two folders share if their tokenizers are one: the hash of tokenizer.json, or else the folder's name."""
+    """A name that two folders share if their tokenizers are one: the hash of tokenizer.json, or else the folder's or GGUF file's name."""
     file = Path(folder) / TOKENIZER
     if not file.is_file():
         return name_of(folder)

@@ -80,7 +80,7 @@ def _unknown(file: GgufFile, problem: str) -> ValueError:
 
 def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Any, bool]:
     """The backend of a byte-level BPE, and whether texts begin with the beginning token where the file is silent."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     name = file.metadata.get("tokenizer.ggml.pre")
     if name in (None, "default"):  # files of before April 2024 do not say
@@ -90,10 +90,8 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Any, bool]:
             file, f"how its tokenizer cuts text is not known: tokenizer.ggml.pre {name!r} (have {', '.join(CUTS)})"
         )
     cut = CUTS[name]
-    merges = [tuple(merge.split(" ", 1)) for merge in file.entries("tokenizer.ggml.merges")]
-    backend = Tokenizer(
-        models.BPE(vocab=_byte_words(file, tokens), merges=merges, ignore_merges=cut.whole, fuse_unk=False)
-    )
+    merges = _merges(file)
+    backend = _bpe(file, _byte_words(file, tokens), merges, ignore_merges=cut.whole, fuse_unk=False)
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut.digits else []
     if cut.pattern:
         steps.append(pre_tokenizers.Split(Regex(cut.pattern), behavior="isolated"))
@@ -103,6 +101,16 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Any, bool]:
     if cut.nfc:
         backend.normalizer = normalizers.NFC()
     return backend, cut.bos
+
+
+def _bpe(file: GgufFile, words: dict[str, int], merges: list[tuple[str, str]], **rules: Any) -> Any:
+    """The backend of words and merges. Raises ValueError where a merge makes no word."""
+    from tokenizers import Tokenizer, models
+
+    try:
+        return Tokenizer(models.BPE(vocab=words, merges=merges, **rules))
+    except Exception as error:  # tokenizers raises no narrower one
+        raise file.fail(f"its merges do not fit its words ({error}); convert the model to GGUF again") from None
 
 
 def _byte_words(file: GgufFile, tokens: list[str]) -> dict[str, int]:
@@ -126,18 +134,22 @@ def _byte_letters() -> dict[int, str]:
 
 def _sentencepiece(file: GgufFile, tokens: list[str]) -> tuple[Any, bool]:
     """The backend of a SentencePiece BPE, as transformers' LlamaTokenizer builds it; texts begin with the beginning token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import decoders, pre_tokenizers
 
     words = {token: i for i, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ", 1)) for merge in file.entries("tokenizer.ggml.merges")] or _merges_of(
-        file, tokens, words
-    )
-    backend = Tokenizer(models.BPE(vocab=words, merges=merges, fuse_unk=True, byte_fallback=True))
+    merges = _merges(file) or _merges_of(file, tokens, words)
+    backend = _bpe(file, words, merges, fuse_unk=True, byte_fallback=True)
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if prefix else "never", split=False)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(content=" ", left=1)] if prefix else [])])
     return backend, True
+
+
+def _merges(file: GgufFile) -> list[tuple[str, str]]:
+    """The merges that the file lists, the first to apply first."""
+    pairs = (merge.partition(" ") for merge in file.entries("tokenizer.ggml.merges"))
+    return [(left, right) for left, _, right in pairs]
 
 
 def _merges_of(file: GgufFile, tokens: list[str], words: dict[str, int]) -> list[tuple[str, str]]:

@@ -16,14 +16,19 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = False) -> None:
+def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = False, gguf: bool = True) -> None:
     """Raise ValueError unless `path` is a folder with a config.json that reads, and with weights and a tokenizer where asked for, or a
-    GGUF file, which holds all of these.
+    GGUF file, which holds all of these, where `gguf` allows one.
     """
     folder = Path(path)
     if is_gguf(path) and not folder.is_dir():
         read_config(path)
-        return
+        if gguf:
+            return
+        error = ValueError(
+            f"{path}: a GGUF file, where a Hugging Face folder is needed, whose files engines load; convert it"
+        )
+        raise with_hint(error, f"foredraft convert {path} OUT/, then give OUT/")
     if not folder.is_dir():
         raise _no_folder(str(path), folder)
     snapshots = sorted(folder.glob("snapshots/*/config.json"))
