@@ -1,8 +1,8 @@
 """The grid at more tokens: the target's answers by batched sampling, then the drafts of a sweep document in order of worth.
 
 `--data DIR` holds what the document names, by the last part of each path: token folders (NAME/data.json), or rows to make them of
-(NAME.jsonl or .jsonl.zst, and for the answers NAME-*.jsonl too). Where DIR has prompts-train.jsonl (or .zst), the target answers
-them first, greedily and at temperature 1 in turn, and its answers join those that are there.
+(NAME.jsonl or .jsonl.zst, and for the answers NAME-*.jsonl too). Where DIR has prompts-free.jsonl, else prompts-train.jsonl (or
+.zst), the target answers them first, greedily and at temperature 1 in turn, and its answers join those that are there.
 
 Tokens of all budgets × `tokens_factor`; sequences of a step × `batch_factor`, learning rates × its square root (the scaling of
 adaptive optimisers, arXiv 2205.10287). A draft that is done is a folder in WORK/sweep/cells; one that is not is named as left.
@@ -28,7 +28,7 @@ from foredraft.data.prepare import prepare
 from foredraft.data.sources import Skips
 from foredraft.data.tokens import DATA, TokenFolder
 from foredraft.recipe import Recipe
-from foredraft.sweep.cells import Cell, ordered
+from foredraft.sweep.cells import EXPORTS, Cell, ordered
 from foredraft.sweep.expand import expand, grid_of
 from foredraft.sweep.folder import CellState
 from foredraft.sweep.grid import Grid
@@ -36,7 +36,8 @@ from foredraft.sweep.local_runner import LocalRunner
 from foredraft.sweep.run import Driver, prepared
 
 WORTH = ("eagle3*", "lm*", "eagle2*", "scylla-L1*", "scylla-L2*", "scylla-L3*")
-ANSWERS, PROMPTS = "answers", "prompts-train"
+ANSWERS, PROMPTS = "answers", ("prompts-free", "prompts-train")  # of the prompts the first that is there
+ENDINGS = ".jsonl", ".jsonl.zst"
 ANSWER_SHARE = 0.4  # of the step's time at most
 MAX_TOKENS, BATCH, CONTEXT = 192, 256, 1024
 GRACE_S = 25.0  # before the end of the step: trainings save, results are written
@@ -62,7 +63,7 @@ def run(step: Step) -> None:
 
 def answers(step: Step) -> list[Path]:
     """Answer the prompts until the time for it is spent; the files of answers."""
-    files = [path for path in (_rows(step.settings.data, PROMPTS),) if path]
+    files = [path for name in PROMPTS if (path := _rows(step.settings.data, name))][:1]
     written, until = [], time.monotonic() + ANSWER_SHARE * step.time_left
     for i, temperature in enumerate((0.0, 1.0) if files else ()):
         out = step.settings.work / f"answers-t{temperature:g}.jsonl"
@@ -117,8 +118,8 @@ def laid_out(step: Step, grid: Grid, answered: list[Path]) -> Path:
         made = settings.data / name
         rows = [file for file in (_rows(settings.data, name),) if file]
         if name == ANSWERS:
-            rows += [file for file in sorted(settings.data.glob(f"{ANSWERS}-*.jsonl*")) if "-val." not in file.name]
-            rows += answered
+            others = (file for ending in ENDINGS for file in settings.data.glob(f"{ANSWERS}-*{ending}"))
+            rows += [*sorted(file for file in others if "-val." not in file.name), *answered]
         if not (made / DATA).is_file() or (name == ANSWERS and answered):
             if not rows:
                 raise ValueError(f"--data {settings.data}: holds neither {name}/{DATA} nor {name}.jsonl")
@@ -145,7 +146,7 @@ def data_paths(grid: Grid) -> set[str]:
 def _rows(folder: Path | None, name: str) -> Path | None:
     """NAME.jsonl or NAME.jsonl.zst."""
     assert folder is not None
-    return next((path for ending in (".jsonl", ".jsonl.zst") if (path := folder / f"{name}{ending}").is_file()), None)
+    return next((path for ending in ENDINGS if (path := folder / f"{name}{ending}").is_file()), None)
 
 
 def _link(place: Path, target: Path) -> None:
@@ -158,13 +159,15 @@ def _link(place: Path, target: Path) -> None:
 
 
 def cells_of(grid: Grid, settings: Settings) -> list[Cell]:
-    """The document's trainings on this device, the most worthwhile first, each after what it starts from."""
+    """The document's trainings on this device, the most worthwhile first, each after what it starts from; last those that go on from
+    an earlier budget than their run's."""
     longer = msgspec.convert(with_more_tokens(msgspec.to_builtins(grid), settings), Grid)
     worth = settings.worth or WORTH
 
-    def place(cell: Cell) -> tuple[int, float]:
+    def place(cell: Cell) -> tuple[bool, int, float]:
         matches = (i for i, pattern in enumerate(worth) if fnmatchcase(cell.name, pattern))
-        return next(matches, len(worth)), -(cell.tokens or 0)
+        earlier = f"/{EXPORTS}/" in str((cell.recipe or {})["model"].get("init"))
+        return earlier, next(matches, len(worth)), -(cell.tokens or 0)
 
     cells = [with_larger_steps(cell, settings) for cell in expand(longer) if cell.recipe is not None]
     return ordered(sorted(cells, key=place))

@@ -18,7 +18,7 @@ GRID = {
     "target": "own/target", "data": "own/text", "held_out": "own/answers-val", "features": "own/states",
     "recipe": {"stages": [{"length": 64, "batch": 8}], "watch": {"save_every": 100, "export_dtype": "bfloat16"}},
     "drafts": {
-        "scylla": {"layers": [1, 2], "tokens": [1e6], "recipe": {"model": {"kind": "eagle"}, "stages": [{"schedule": "constant"}]},
+        "scylla": {"layers": [1, 2], "tokens": [5e5, 1e6], "recipe": {"model": {"kind": "eagle"}, "stages": [{"schedule": "constant"}]},
                    "then": {"data": "own/answers", "recipe": {"stages": [{"tokens": 2e5, "learning_rate": 1e-3}]}}},
         "lm": {"params": [1e6], "tokens": [1e6, 4e6], "runs": "each", "rate": {"value": 4e-3, "params": 1e6, "power": -0.2}},
         "eagle3": {"data": "own/answers", "tokens": [1e6, 5e6], "runs": "each",
@@ -142,13 +142,13 @@ def test_the_grid_grows_in_tokens_and_steps_and_comes_in_order_of_worth(run: Any
     cells = drafts.cells_of(grid, Settings(out=tmp_path, work=tmp_path, tokens_factor=10, batch_factor=4))
     names = [cell.name for cell in cells]
     assert names[:3] == ["eagle3-d50M", "eagle3-d10M", "lm-n1M-d40M"]
-    assert names.index("scylla-L1-d10M-then") < names.index("scylla-L2-d10M-then")
+    assert names.index("scylla-L1-d10M-then") < names.index("scylla-L2-d10M-then") < names.index("scylla-L1-d5M-then")
     assert all(names.index(need) < names.index(cell.name) for cell in cells for need in cell.needs)
     stages = {cell.name: msgspec.convert(cell.recipe, Recipe).stages[0] for cell in cells}
     told = {name: (stage.tokens, stage.batch, stage.learning_rate) for name, stage in stages.items()}
     assert told["eagle3-d50M"] == (5e7, 32, 2e-3)
     assert told["lm-n1M-d40M"] == (4e7, 32, 8e-3)
-    assert told["scylla-L2-d10M"] == (1e7, 32, 2e-3)
+    assert told["scylla-L2"] == (1e7, 32, 2e-3)
     assert told["scylla-L2-d10M-then"] == (2e6, 32, 2e-3)
     assert all({"--device", "cuda"} <= set(cell.words) and "--features" not in cell.words for cell in cells)
     assert drafts.data_paths(grid) == {"own/text", "own/answers-val", "own/answers"}
