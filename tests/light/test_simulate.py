@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from foredraft import records
@@ -146,9 +147,17 @@ def test_the_drafts_config_is_the_planned_heads(tmp_path: Path) -> None:
     assert None not in config.values()
 
 
+EAGLE2 = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 1, "vocab_size": 320, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
 def test_a_drafts_folder_needs_no_plan(tmp_path: Path) -> None:
-    head = Path(__file__).parents[2] / "zoo" / "eagle2"
-    simulate(head, tmp_path / "out", SimulateSettings(accept="2@2"), target="tales-11m")
+    head = tmp_path / "head"
+    records.write(head / "config.json", EAGLE2)
+    save_file({"fc.weight": np.zeros((64, 128), np.float16)}, head / "model.safetensors")
+    simulate(head, tmp_path / "out", SimulateSettings(accept="2@2"), target="its target")
     config = json.loads((tmp_path / "out" / "speculative_config.json").read_text())
     assert (config["method"], config["synthetic_acceptance_length"]) == ("eagle", 2.0)
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads((head / "config.json").read_text())
@@ -246,20 +255,19 @@ def test_answers_name_the_row_that_is_none(row: dict[str, Any], reason: str, tmp
         )
 
 
-ZOO_TARGET = Path(__file__).parents[2] / "zoo" / "tales-11m"
-
-
 def test_regenerated_answers_come_as_their_tokens(tmp_path: Path) -> None:
     """Two turns of a conversation: the second's prompt is all before its answer."""
+    target = tmp_path / "target"
+    records.write(target / "tokenizer.json", {})
     regenerated = {"tokens": [1, 2, 3, 4, 5, 6], "answers": [[2, 3], [4, 6]], "finish": ["stop", "stop"]}
-    row = {"id": "a", "messages": [], "regenerated": regenerated | {"tokenizer_sha256": tokenizer.sha256(ZOO_TARGET)}}
+    row = {"id": "a", "messages": [], "regenerated": regenerated | {"tokenizer_sha256": tokenizer.sha256(target)}}
     records.write_lines(tmp_path / "answers.jsonl", [row])
-    assert list(token_answers(tmp_path / "answers.jsonl", str(ZOO_TARGET))) == [
+    assert list(token_answers(tmp_path / "answers.jsonl", str(target))) == [
         {"prompt": [1, 2], "answer": [3]}, {"prompt": [1, 2, 3, 4], "answer": [5, 6]},
     ]  # fmt: skip
     records.write_lines(tmp_path / "other.jsonl", [row | {"regenerated": regenerated | {"tokenizer_sha256": "0"}}])
     with pytest.raises(ValueError, match="another tokenizer"):
-        list(token_answers(tmp_path / "other.jsonl", str(ZOO_TARGET)))
+        list(token_answers(tmp_path / "other.jsonl", str(target)))
 
 
 def test_a_plans_schedule_is_the_proposers(tmp_path: Path) -> None:
