@@ -4,8 +4,9 @@
 (NAME.jsonl or .jsonl.zst, and for the answers NAME-*.jsonl too). Where DIR has prompts-free.jsonl, else prompts-train.jsonl (or
 .zst), the target answers them first, greedily and at temperature 1 in turn, and its answers join those that are there.
 
-Tokens of all budgets × `tokens_factor`; sequences of a step × `batch_factor`, learning rates × its square root (the scaling of
-adaptive optimisers, arXiv 2205.10287). A draft that is done is a folder in WORK/sweep/cells; one that is not is named as left.
+Tokens of all budgets × `tokens_factor`, or less where the time would not do for the first; sequences of a step × `batch_factor`,
+learning rates × its square root (the scaling of adaptive optimisers, arXiv 2205.10287). A draft that is done is a folder in
+WORK/sweep/cells; one that is not is named as left.
 """
 
 import os
@@ -40,6 +41,7 @@ ANSWERS, PROMPTS = "answers", ("prompts-free", "prompts-train")  # of the prompt
 ENDINGS = ".jsonl", ".jsonl.zst"
 ANSWER_SHARE = 0.4  # of the step's time at most
 MAX_TOKENS, BATCH, CONTEXT = 192, 256, 1024
+START_S = 20.0  # of a training's process, until its first step
 GRACE_S = 25.0  # before the end of the step: trainings save, results are written
 
 
@@ -54,8 +56,9 @@ def run(step: Step) -> None:
     grid = grid_of(settings.grid)
     answered = answers(step)
     here = laid_out(step, grid, answered)
-    cells = cells_of(grid, settings)
-    train(step, cells, here)
+    settings = settings._replace(tokens_factor=factor_within(step, grid))
+    step.record("tokens_factor", settings.tokens_factor)
+    train(step, cells_of(grid, settings), here)
 
 
 # Answers
@@ -156,6 +159,18 @@ def _link(place: Path, target: Path) -> None:
 
 
 # Drafts
+
+
+def factor_within(step: Step, grid: Grid) -> float:
+    """`tokens_factor`, or as much of it as the time allows the most worthwhile training, at half the rate that the step `train`
+    measured for a head, since others run beside it; 1 at least. Without that figure, as asked for."""
+    settings, path = step.settings, step.settings.out / "train.json"
+    head = msgspec.json.decode(path.read_bytes())["figures"].get("eagle3 head") if path.is_file() else None
+    if head is None or settings.small:
+        return settings.tokens_factor
+    longest = cells_of(grid, settings._replace(tokens_factor=1.0))[0].tokens or 1.0
+    tokens = max(step.time_left - GRACE_S - START_S, 0.0) * head["tokens_per_s"] / 2
+    return max(1.0, min(settings.tokens_factor, int(10 * tokens / longest) / 10))
 
 
 def cells_of(grid: Grid, settings: Settings) -> list[Cell]:

@@ -154,6 +154,23 @@ def test_the_grid_grows_in_tokens_and_steps_and_comes_in_order_of_worth(run: Any
     assert drafts.data_paths(grid) == {"own/text", "own/answers-val", "own/answers"}
 
 
+def test_tokens_are_no_more_than_the_time_allows_the_first_draft(run: Any, tmp_path: Path) -> None:
+    import drafts
+    from bench import Settings, Step
+
+    from foredraft.sweep.expand import grid_of
+
+    (tmp_path / "grid.json").write_text(json.dumps(GRID))
+    grid, settings = grid_of(tmp_path / "grid.json"), Settings(out=tmp_path, work=tmp_path, device="cpu")
+    budget_s = drafts.GRACE_S + drafts.START_S + 100.0
+    assert drafts.factor_within(Step("grid", settings, budget_s), grid) == 10.0
+    (tmp_path / "train.json").write_text(json.dumps({"figures": {"eagle3 head": {"tokens_per_s": 2e5}}}))
+    assert drafts.factor_within(Step("grid", settings, budget_s), grid) == pytest.approx(
+        2.0, abs=0.11
+    )  # 100 s × 100,000 of 5 M
+    assert drafts.factor_within(Step("grid", settings, 1.0), grid) == 1.0
+
+
 def test_the_table_says_what_ran_and_what_did_not(run: Any, tmp_path: Path) -> None:
     import gpu_tables
 
