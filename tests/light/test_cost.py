@@ -544,7 +544,7 @@ def test_a_dtype_that_the_package_does_not_know_is_refused():
 def test_an_unknown_engine_is_taken_for_vllm_and_sglang_is_not():
     assert named_in("vLLM 0.11, B300") is named_in(None) is ENGINES["vllm"]
     assert named_in("vllm").efficiency() == Efficiency()
-    assert named_in("SGLang").efficiency().speculation_s < Efficiency().speculation_s
+    assert named_in("SGLang").efficiency().draft_fixed_s < Efficiency().draft_fixed_s
 
 
 # Drafts of blocks.

@@ -40,6 +40,7 @@ Curve = Mapping[int, float]  # lookahead -> tokens per step, bonus included
 
 MAX_POSITIONS = 16
 SPREAD, DECAY = 0.3, 0.6  # chosen by leaving documents out, see docs/log.md
+SPREADS: dict[Prior, float] = {"lm": 0.0}  # an independent model's α is constant but for its step and carry
 LONE_TAIL = 8.0  # of the prior where no τ is known: heavy tails are for curves that stand against it, by themselves no draft has shown them
 # Levels of noise in log τ: of a run at k = 2, and of what the law misses at k = 4. [N, 2]
 NOISES = np.array([(run, miss) for run in (0.0015, 0.005, 0.015) for miss in (0.002, 0.03)])
@@ -129,7 +130,7 @@ def posterior(
     """
     points, weights, _ = _posterior(law, curve, kind, extra_noise, one_run)
     carries = weights > 1e-9
-    return CurvePosterior(weights[carries] / weights[carries].sum(), accept(points[carries], MAX_POSITIONS))
+    return CurvePosterior(weights[carries] / weights[carries].sum(), accept(points[carries], MAX_POSITIONS, kind))
 
 
 def predict(
@@ -139,7 +140,7 @@ def predict(
     each lookahead is a run apart, that run's own scatter included.
     """
     points, weights, levels = _posterior(law, curve, kind, 0.0, one_run)
-    log_tau = _log_tau(points, max(lookaheads))
+    log_tau = _log_tau(points, max(lookaheads), kind)
     spread, standard = lattice(len(points), 2).T
     chosen = (np.cumsum(levels, axis=0) < spread).sum(axis=0).clip(max=len(levels) - 1)
     out = {}
@@ -159,7 +160,7 @@ def _posterior(
     shares = law.noise(one_run)[:, None]
 
     def by_noise(points: Array) -> Array:
-        return log_likelihood(points, curve, one_run, extra_noise) + shares
+        return log_likelihood(points, curve, one_run, kind, extra_noise) + shares
 
     prior = law.prior(kind, None if curve else LONE_TAIL)
     points, base = close_in(prior, lambda points: log_sum(by_noise(points), 0)[0])
@@ -168,17 +169,17 @@ def _posterior(
     return points, normalised(base + fit), np.exp(levels - fit)
 
 
-def accept(points: Array, num: int) -> Array:
+def accept(points: Array, num: int, kind: Prior = "head") -> Array:
     """accept_given_prefix [P, num] of the law at `points` [P, 3]."""
     level, step, carry = points.T[:, :, None]
     i = np.arange(num)
-    rise = np.log1p(i * SPREAD * expit(-level))
+    rise = np.log1p(i * SPREADS.get(kind, SPREAD) * expit(-level))
     return expit(level + rise + step * (i > 0) + carry * (1 - DECAY ** (i - 1).clip(min=0)))
 
 
-def _log_tau(points: Array, num: int) -> Array:
+def _log_tau(points: Array, num: int, kind: Prior) -> Array:
     """log τ at lookaheads 1 … num, [P, num]."""
-    return np.log1p(np.cumsum(np.cumprod(accept(points, num), axis=1), axis=1))
+    return np.log1p(np.cumsum(np.cumprod(accept(points, num, kind), axis=1), axis=1))
 
 
 def scatter(lookaheads: Sequence[int], one_run: bool) -> Array:
@@ -190,12 +191,14 @@ def scatter(lookaheads: Sequence[int], one_run: bool) -> Array:
     return np.hypot(run, NOISES[:, 1:] * np.log2(k / 2).clip(min=0))
 
 
-def log_likelihood(points: Array, curve: Curve, one_run: bool, extra_noise: float = 0.0) -> Array:
+def log_likelihood(points: Array, curve: Curve, one_run: bool, kind: Prior, extra_noise: float = 0.0) -> Array:
     """log p(curve | point, level of noise), [N, P]; zero for an empty curve."""
     if not curve:
         return np.zeros((len(NOISES), len(points)))
     lookaheads = sorted(curve)
-    misfit = _log_tau(points, lookaheads[-1])[:, np.array(lookaheads) - 1] - np.log([curve[k] for k in lookaheads])
+    misfit = _log_tau(points, lookaheads[-1], kind)[:, np.array(lookaheads) - 1] - np.log(
+        [curve[k] for k in lookaheads]
+    )
     spread = np.hypot(scatter(lookaheads, one_run), extra_noise)
     constant = np.log(spread).sum(axis=1) + 0.5 * len(lookaheads) * math.log(2 * math.pi)
     return -0.5 * (1 / spread**2) @ (misfit**2).T - constant[:, None]

@@ -35,8 +35,9 @@ VAGUE = StudentT(np.array([1.2, -0.1, 0.0]), np.diag([1.5, 1.0, 1.0]), 4.0)  # w
 TAIL = 1.5
 ORDINARY = np.array([1.2, -0.1])  # level and step where pooling starts, a kind's worth at half
 # What a kind's factor is drawn to. A draft that goes on from its own estimates and settles geometrically carries DECAY / (1 - DECAY) of
-# its first step on; half of it where a draft does not feed on itself, as all curves together show.
-FACTORS: dict[Prior, float] = {"head": DECAY / (1 - DECAY), "mtp": DECAY / (1 - DECAY)}
+# its first step on; half of it where a draft does not feed on itself, as all curves together show. What sets an independent model's second
+# position off from its first it takes back by half: it reads both alike, and a constant α lies between.
+FACTORS: dict[Prior, float] = {"head": DECAY / (1 - DECAY), "mtp": DECAY / (1 - DECAY), "lm": -0.5}
 OTHER_FACTOR = DECAY / (1 - DECAY) / 2
 PARENTS: dict[Prior, Prior] = {"mtp": "head"}  # one-step layers draft token by token as heads do
 OF_CENTRE, OF_SCALE = 1.0, 3.0  # curves' worth of the mean over kinds and of the pooled scale
@@ -122,7 +123,9 @@ def _groups(lessons: Sequence[Lesson]) -> list[Group]:
         for one_run in (True, False):
             alike = [lesson for lesson in lessons if (lesson.kind, lesson.one_run) == (kind, one_run)]
             if alike:
-                points, fits = zip(*(_points(tuple(lesson.curve.items()), one_run) for lesson in alike), strict=True)
+                points, fits = zip(
+                    *(_points(tuple(lesson.curve.items()), one_run, kind) for lesson in alike), strict=True
+                )
                 share = np.array([lesson.weight for lesson in alike])
                 long = np.array([len(lesson.curve) >= LONG for lesson in alike])
                 groups.append(Group(kind, one_run, np.stack(points), np.stack(fits), share, long))
@@ -130,12 +133,12 @@ def _groups(lessons: Sequence[Lesson]) -> list[Group]:
 
 
 @cache
-def _points(items: tuple[tuple[int, float], ...], one_run: bool) -> tuple[Array, Array]:
+def _points(items: tuple[tuple[int, float], ...], one_run: bool, kind: Prior) -> tuple[Array, Array]:
     """Points where a curve has mass under the vague prior [P, 3], and log of its likelihood over their density [N, P]."""
     curve, even = dict(items), np.log(_even(one_run))[:, None]
 
     def by_noise(points: Array) -> Array:
-        return log_likelihood(points, curve, one_run)
+        return log_likelihood(points, curve, one_run, kind)
 
     points, base = close_in(VAGUE, lambda points: log_sum(by_noise(points) + even, 0)[0], NUM_POINTS)
     return points, by_noise(points) + base - VAGUE.log_density(points) - np.log(NUM_POINTS)

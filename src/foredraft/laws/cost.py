@@ -177,6 +177,7 @@ def serve(
     fixed = {"fixed_s": eff.target_fixed_s, "layer_s": eff.target_layer_s}
     draft_fixed = {"fixed_s": eff.draft_fixed_s, "layer_s": eff.draft_layer_s}
 
+    speculation_s = eff.speculation_s + eff.speculation_rank_s * float(np.log2(layout.tensor))
     block = _block_drafting(draft, machine, eff, layout, dtype)
 
     def passes(context: float, *, prompt: bool = False) -> list[PassCost]:
@@ -190,7 +191,7 @@ def serve(
 
     decoding, prompt = passes(input_len + output_len / 2), passes(input_len / 2, prompt=True)
     return ServerCost(
-        decoding[0], decoding[1] if draft else None, input_len, output_len, capacity * eff.occupancy, eff.speculation_s,
+        decoding[0], decoding[1] if draft else None, input_len, output_len, capacity * eff.occupancy, speculation_s,
         _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data,
         eff.request_s + target.num_layers * eff.prompt_layer_s, block, eff.occupancy,
     )  # fmt: skip

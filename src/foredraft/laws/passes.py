@@ -80,11 +80,12 @@ class Efficiency(Record, frozen=True):
     `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange for each
     doubling of devices, beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in its prompt's pass,
     which is launched kernel by kernel. `chain_s`: of each token that is picked
-    after a block's pass (DSpark's figure 4, H100 assumed). Fitted on published rows (recipes/cost_law.py); what a draft's pass and speculation
-    cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md). `reserve` and `speculation_reserve` are the shares of memory that
-    activations, graphs and the drafter's buffers keep from the KV cache (measured capacities); no published rows tell
-    `tree_level_s`; `occupancy` is the share of the cache that sequences fill when they compete for it, the rest lost to admission
-    and preemption.
+    after a block's pass (DSpark's figure 4, H100 assumed). `speculation_rank_s`: more of a speculative step for each doubling of the devices
+    that share a model, where they wait for each other between its parts. Fitted on published rows (recipes/cost_law.py); what a draft's pass
+    and speculation cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md), for SGLang on its own (recipes/speculation_cost.py).
+    `reserve` and `speculation_reserve` are the shares of memory that activations, graphs and the drafter's buffers keep from the KV cache
+    (measured capacities); no published rows of vLLM tell `tree_level_s` or `speculation_rank_s`; `occupancy` is the share of the cache that
+    sequences fill when they compete for it, the rest lost to admission and preemption.
     """
 
     bandwidth: float = 0.74
@@ -105,6 +106,7 @@ class Efficiency(Record, frozen=True):
     draft_layer_s: float = 4.5e-5
     chain_s: float = 5e-5
     speculation_s: float = 1.5e-3
+    speculation_rank_s: float = 0.0
     tree_level_s: float = 0.0
     memory_use: float = 0.9
     reserve: float = 0.067
