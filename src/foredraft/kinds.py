@@ -16,6 +16,7 @@ import msgspec
 from foredraft import shapes
 from foredraft.records import DraftChoice
 from foredraft.shapes import HeadMatrix, HeadParts, Shape
+from foredraft.shapes.gguf import is_gguf
 
 Role = Literal["none", "lookup", "lm", "head", "mixed"]
 Prior = Literal["lookup", "lm", "head", "mtp", "block"]  # of acceptance by position, see laws.acceptance
@@ -437,8 +438,4 @@ def shape_of_folder(folder: str | Path) -> Shape:
 def shape_named(name: str) -> Shape:
     """The shape of a public model, of the draft in the folder or GGUF file at a path, a head included, or of a Shape as JSON."""
     path = Path(name)
-    return (
-        shape_of_folder(name)
-        if path.is_dir() or path.name == "config.json" or path.suffix == ".gguf"
-        else shapes.named(name)
-    )
+    return shape_of_folder(name) if path.is_dir() or path.name == "config.json" or is_gguf(path) else shapes.named(name)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGUFWriter, quants
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFWriter, quants
 
 NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
@@ -96,7 +96,7 @@ def turned(values: np.ndarray, name: str, config: Any) -> np.ndarray:
 def stored(writer: GGUFWriter, name: str, values: np.ndarray, kind: Kind, rng: np.random.Generator) -> None:
     if kind in SCALES:
         rows = rng.integers(0, 256, quants.quant_shape_to_byte_shape(values.shape, kind), np.uint8)
-        size = quants.GGML_QUANT_SIZES[kind][1]
+        size = GGML_QUANT_SIZES[kind][1]
         blocks = rows.reshape(-1, size)
         for at in SCALES[kind]:
             blocks[:, at : at + 2] = rng.uniform(-1e-3, 1e-3, (len(blocks), 1)).astype(np.float16).view(np.uint8)

@@ -64,7 +64,7 @@ def convert(
     (unless `force`, which replaces a model's folder), where another run writes it, and where the source cannot be read.
     """
     source, out = Path(source), Path(out)
-    checkpoint = GgufCheckpoint(source) if is_gguf(source) and source.is_file() else _pickles(source)
+    checkpoint = GgufCheckpoint(source) if is_gguf(source) else _pickles(source)
     dtype = dtype or ("bfloat16" if isinstance(checkpoint, GgufCheckpoint) else None)
     if tokenizer is not None and not any((Path(tokenizer) / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"{tokenizer}: no tokenizer (has none of {', '.join(TOKENIZER_FILES)})")

@@ -64,19 +64,19 @@ class GgufCheckpoint(Checkpoint):
             return np.frombuffer(values, np.float32).reshape(tensor.shape).copy()
         if kind == "F16":
             return np.frombuffer(values, np.float16).astype(np.float32).reshape(tensor.shape)
-        quants = _quants()
         rows = np.frombuffer(values, np.uint8).reshape(*tensor.shape[:-1], tensor.shape[-1] // per_block * block_bytes)
-        return quants.dequantize(rows, quants.GGMLQuantizationType(tensor.kind))
+        return _dequantised(rows, tensor.kind)
 
 
-def _quants():
-    """The gguf package's dequantisation."""
+def _dequantised(rows: np.ndarray, kind: int) -> np.ndarray:
+    """Rows of blocks as rows of float32, by the gguf package."""
     try:
-        from gguf import quants
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
     except ImportError:
         error = ModuleNotFoundError("quantised GGUF files need the gguf package, which is not installed")
         raise with_hint(error, "pip install 'foredraft[full]'") from None
-    return quants
+    return dequantize(rows, GGMLQuantizationType(kind))
 
 
 def _name(file: GgufFile, name: str) -> str:

@@ -118,13 +118,13 @@ def _header(file: Path) -> bytes:
 def folder_name(path: str | Path) -> str:
     """The name of a model by its folder, or by its GGUF file."""
     resolved = Path(path).resolve()
-    return resolved.stem if is_gguf(path) and not resolved.is_dir() else resolved.name
+    return resolved.stem if is_gguf(path) else resolved.name
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The keys of a config.json, or of the directory that holds one, as they stand there; those that a GGUF file stands for."""
     path = Path(path)
-    if is_gguf(path) and not path.is_dir():
+    if is_gguf(path):
         return gguf_config(path)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():

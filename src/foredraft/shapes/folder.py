@@ -21,7 +21,7 @@ def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = Fa
     GGUF file, which holds all of these, where `gguf` allows one.
     """
     folder = Path(path)
-    if is_gguf(path) and not folder.is_dir():
+    if is_gguf(path):
         read_config(path)
         if gguf:
             return

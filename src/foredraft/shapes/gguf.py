@@ -42,13 +42,13 @@ class _Array(NamedTuple):
     """A list in the metadata, read when it is asked for."""
 
     kind: int
-    count: int
+    length: int
     start: int
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether a path names a GGUF file, by its ending."""
-    return str(path).endswith(".gguf")
+    """Whether a path names a GGUF file, by its ending; a folder is none."""
+    return str(path).endswith(".gguf") and not Path(path).is_dir()
 
 
 class GgufFile:
@@ -92,8 +92,8 @@ class GgufFile:
             raise self.fail(f"{key} is no list; convert the model to GGUF again")
         self._at = array.start
         if array.kind == _STRING:
-            return [self._string() for _ in range(array.count)]
-        return self._numbers(array.kind, array.count)
+            return [self._string() for _ in range(array.length)]
+        return self._numbers(array.kind, array.length)
 
     def values(self, name: str) -> memoryview:
         """The bytes of a tensor, a view into the file."""
@@ -156,10 +156,10 @@ class GgufFile:
         array = _Array(self._number("I"), self._number("Q"), 0)
         array = array._replace(start=self._at)
         if array.kind == _STRING:
-            for _ in range(array.count):
+            for _ in range(array.length):
                 self._take(self._number("Q"))
         else:
-            self._take(array.count * struct.calcsize(f"<{self._letter(array.kind)}"))
+            self._take(array.length * struct.calcsize(f"<{self._letter(array.kind)}"))
         return array
 
     def _numbers(self, kind: int, count: int) -> list[Any]:
