@@ -92,6 +92,26 @@ def test_ends_of_an_interval_are_its_quantiles_and_stiller():
     assert np.std([ends(each)[0] for each in draws]) < np.std([np.quantile(each, 0.05) for each in draws])
 
 
+def test_ends_over_a_normal_factor_are_exact_and_far_stiller():
+    """Of a sum of two normals, each drawn: within 0.5 % of a sd over 40 seeds of 2,048 draws, and a third as far apart as by kernel. A factor
+    that is next to nothing changes nothing.
+    """
+    drawn = [(normals(2048, rng), normals(2048, rng)) for rng in map(Lattice, range(40))]
+    by_kernel = np.log([ends(np.exp(others + factor)) for others, factor in drawn])
+    smooth = np.log([ends(np.exp(others + factor), factor=factor) for others, factor in drawn])
+    assert smooth.mean(axis=0) == pytest.approx(np.sqrt(2) * ndtri([0.05, 0.95]), abs=0.005)
+    assert (smooth.std(axis=0) < by_kernel.std(axis=0) / 3).all()
+    others, factor = drawn[0]
+    assert ends(np.exp(others), factor=1e-3 * factor) == ends(np.exp(others))
+
+
+def test_ends_over_a_normal_factor_of_two_far_modes():
+    """Half at 1, half at e^20: the ends are those of either half's normal at the 10 % and the 90 % point."""
+    modes, factor = np.repeat([0.0, 20.0], 512), 3 * np.tile(ndtri((np.arange(512) + 0.5) / 512), 2)
+    low, high = np.log(ends(np.exp(modes + factor), factor=factor))
+    assert (low, high) == pytest.approx((3 * ndtri(0.1), 20 + 3 * ndtri(0.9)), abs=0.03)
+
+
 # The whole plan. The 20 seeds of 12 plans that stand behind it: benchmarks/plan_seeds.py.
 
 STILL = [

@@ -31,7 +31,7 @@ def scored(candidate, gains, **choice: Any) -> Scored:
     if choice:
         candidate = replace(candidate, choice=msgspec.structs.replace(candidate.choice, **choice))
     gains = np.asarray(gains, dtype=float)
-    blank = SimulatedOutcome(*([np.ones((1, len(gains)))] * 8))
+    blank = SimulatedOutcome(*([np.ones((1, len(gains)))] * len(SimulatedOutcome._fields)))
     near = Pairs(np.zeros(1, dtype=int), [Mode(1, 1, 1)])
     return Scored(candidate, float(gains.mean()), (Mode(1, 1, 1),), 0.0, blank, gains, near, gains)
 

@@ -145,9 +145,9 @@ def target_key(name: str) -> tuple[str, float]:
     telling = sorted(
         word for word in words if word and not re.fullmatch(r"instruct|chat|it|hf|meta|v[\d.]+|\d{4}", word)
     )
-    try:
+    if shapes.known_name(name):
         params = float(shapes.shape(name).params)
-    except ValueError:
+    else:
         sizes = re.findall(r"(\d+(?:\.\d+)?)b(?![a-z])", name.lower())
         params = float(sizes[0]) * 1e9 if sizes else REFERENCE_PARAMS
     return "-".join(telling), float(np.log(params / REFERENCE_PARAMS))

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 SOURCE = "foredraft plan: position law × loss laws × cost law over published and own observations"
 
 
-def estimated(draws: Any, unit: str, scored: "Scored", level: float = 0.9) -> Estimate:
-    """Geometric mean and equal-tailed interval of `draws`, all positive, with what the draft's acceptance extrapolates in."""
-    low, high = ends(draws, level)
+def estimated(draws: Any, unit: str, scored: "Scored", level: float = 0.9, *, factor: Any = None) -> Estimate:
+    """Geometric mean and equal-tailed interval of `draws`, all positive, with what the draft's acceptance extrapolates in; `factor` as of
+    `laws.draws.ends`.
+    """
+    low, high = ends(draws, level, factor)
     return Estimate(
         value=float(np.clip(np.exp(np.log(draws).mean()), low, high)), low=low, high=high, unit=unit, source=SOURCE, level=level,
         extrapolates=scored.candidate.extrapolates if scored.candidate else (),

@@ -24,7 +24,9 @@ Array = NDArray[np.float64]
 
 
 class SimulatedOutcome(NamedTuple):
-    """Draws of what pairs of a load and a mode bring, all [P, S]: `lift` is the log of the objective over no speculation, training paid."""
+    """Draws of what pairs of a load and a mode bring, all [P, S]: `lift` is the log of the objective over no speculation, training paid;
+    `scatter` and `plain_scatter` the logs of how a run's own speed scatters, with the draft and without, which is in all of them.
+    """
 
     lift: Array
     speedup: Array
@@ -34,6 +36,8 @@ class SimulatedOutcome(NamedTuple):
     tpot_s: Array
     plain_tok_s: Array
     running: Array
+    scatter: Array
+    plain_scatter: Array
 
     def at(self, pairs: NDArray[np.intp]) -> "SimulatedOutcome":
         """Those of some pairs."""
@@ -78,15 +82,13 @@ def outcome(
     deviations = problem.deviations(candidate, num)
     if deviations is not None:
         load, plain = _slowed(load, plain, tau, depth, deviations[pairs.loads])
-        if num is not None:
-            drafted, bare = problem.scatter(num)[:, pairs.loads]
-            load, plain = _sped(load, np.where(depth > 0, drafted, bare)), _sped(plain, bare)
-    elif num is not None:
-        load = _sped(load, np.where(depth > 0, problem.reported(num), 1.0))
+    scatter, bare = problem.scatter(num)[:, pairs.loads]
+    scatter = np.where(depth > 0, scatter, bare)
+    load, plain = _sped(load, np.exp(scatter)), _sped(plain, np.exp(bare))
     latency = problem.settings.objective == "latency"
     speedup = plain.tpot_s / load.tpot_s if latency else load.output_tok_s / plain.output_tok_s
     lift = _lift(problem, candidate, load, plain, tau, depth)
-    parts = (lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, plain.output_tok_s, load.running)
+    parts = (lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, plain.output_tok_s, load.running, scatter, bare)
     return SimulatedOutcome(*np.broadcast_arrays(*parts))
 
 

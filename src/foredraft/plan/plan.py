@@ -25,7 +25,7 @@ from foredraft.plan.matching import Matched, completed, match, without_repeats
 from foredraft.plan.next_runs import next_runs
 from foredraft.plan.outcome import planned_tree
 from foredraft.plan.problem import PlanSettings, Problem
-from foredraft.plan.search import Scored, finer, ordered, rank, score
+from foredraft.plan.search import Scored, finer, finer_tau, ordered, rank, score
 from foredraft.plan.served import calibrated, timed
 from foredraft.plan.service_levels import first_token, service_levels
 from foredraft.plan.ties import SAME_GAIN, rival
@@ -147,22 +147,26 @@ UNITS = {
 
 def _headline(problem: Problem, scored: Scored) -> Estimate:
     """The mean gain over the workload's concurrencies, in the objective's own terms and without the draft's training."""
-    objective = problem.settings.objective
-    gain = scored.gains if objective == "tokens_per_flop" else problem.weights @ np.log(scored.outcome.speedup)
-    return estimated(np.exp(gain), UNITS[objective], scored)
+    objective, drawn = problem.settings.objective, scored.outcome
+    if objective == "tokens_per_flop":
+        return estimated(np.exp(scored.gains), UNITS[objective], scored)
+    gain, factor = (problem.weights @ logs for logs in (np.log(drawn.speedup), drawn.scatter - drawn.plain_scatter))
+    return estimated(np.exp(gain), UNITS[objective], scored, factor=factor)
 
 
 def _schedule(problem: Problem, best: Scored) -> tuple[ScheduleStep, ...]:
     outcome, running = best.outcome, best.running
+    scatter, taus = outcome.scatter, finer_tau(problem, best)
     unit = UNITS["latency" if problem.settings.objective == "latency" else "throughput"]
     return tuple(
         ScheduleStep(
             concurrency=int(c), running=float(running[i]), lookahead=mode.depth, topk=mode.width,
             tree_nodes=mode.nodes, tree=planned_tree(problem, best.candidate, mode),
-            tokens_per_step=estimated(outcome.tau[i], "tokens/step", best),
-            speedup=estimated(outcome.speedup[i], unit, best),
-            output_tok_s=estimated(outcome.output_tok_s[i], "tokens/s", best),
-            tpot_s=estimated(outcome.tpot_s[i], "s", best), ttft_s=first_token(outcome.ttft_s[i], best),
+            tokens_per_step=estimated(taus[i], "tokens/step", best),
+            speedup=estimated(outcome.speedup[i], unit, best, factor=scatter[i] - outcome.plain_scatter[i]),
+            output_tok_s=estimated(outcome.output_tok_s[i], "tokens/s", best, factor=scatter[i]),
+            tpot_s=estimated(outcome.tpot_s[i], "s", best, factor=-scatter[i]),
+            ttft_s=first_token(outcome.ttft_s[i], best, factor=-scatter[i]),
         )
         for i, (c, mode) in enumerate(zip(problem.workload.concurrency, best.modes, strict=True))
     )  # fmt: skip

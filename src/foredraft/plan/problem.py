@@ -187,20 +187,23 @@ class Problem:
         rng = Lattice(self.settings.seed, DEVIATION, ACCEPTANCE)
         return self._once(("deviations", draft, num), lambda: costs.deviation.draws(self.concurrency, draft, num, rng))
 
-    def scatter(self, num: int) -> Array:
-        """A run's own scatter of speculative and of plain throughput at each load, as factors [2, C, S]; there is none without own rows."""
-        assert self.calibrated is not None, "without own rows no run is predicted"
-        sds = np.array([np.hypot(self.calibrated.noise, UNEVEN), self.calibrated.noise])[:, None, None]
-        rng, num_loads = Lattice(self.settings.seed, SCATTER), len(self.concurrency)
+    def scatter(self, num: int | None) -> Array:
+        """Logs of how speculative and plain throughput scatter at each load [2, C, S], apart from all else: each run by itself where own rows
+        say what a run is; else all speculative ones together, as far as reports lie off the cost law.
+        """
+        num_loads, costs = len(self.concurrency), self.calibrated
 
         def drawn() -> Array:
-            return np.exp(sds * np.reshape([normals(num, rng) for _ in range(2 * num_loads)], (2, num_loads, num)))
+            if num is None:
+                return np.zeros((2, num_loads, 1))
+            if costs is None:
+                reported = normals(num, Lattice(self.settings.seed, DEVIATION, ACCEPTANCE))
+                return np.stack([np.tile(conditions().report_sd * reported, (num_loads, 1)), np.zeros((num_loads, num))])
+            rng = Lattice(self.settings.seed, SCATTER)
+            sds = np.array([np.hypot(costs.noise, UNEVEN), costs.noise])[:, None, None]
+            return sds * np.reshape([normals(num, rng) for _ in range(2 * num_loads)], (2, num_loads, num))
 
         return self._once(("scatter", num), drawn)
-
-    def reported(self, num: int) -> Array:
-        """How far a server's speed with a draft may lie off the cost law where no own row says, as factors [S]."""
-        return np.exp(conditions().report_sd * normals(num, Lattice(self.settings.seed, DEVIATION, ACCEPTANCE)))
 
     def accept(self, candidate: Candidate, num: int, frozen: frozenset[str] = NOTHING) -> Array:
         """Draws of accept_given_prefix [S, K]; the same uniforms for every draft of a kind."""

@@ -38,10 +38,9 @@ class Sift(NamedTuple):
     drafts: float
 
 
-FINER, MOST_DRAWS = (
-    8,
-    2**16,
-)  # times a plan's draws: of the planned draft in its modes, for the intervals that are shown
+# Times a plan's draws, and at most: of the planned draft in its modes for the intervals that are shown, whose ends the scatter of runs
+# smooths; and of τ, which nothing smooths.
+FINER, FINER_TAU, MOST_DRAWS = 2, 8, 2**16
 SIFTS = (Sift(128, 0.02, 0.03), Sift(1024, 0.01, 0.02))
 
 
@@ -223,11 +222,22 @@ def finer(problem: Problem, scored: Scored, times: int = FINER) -> Scored:
     """The candidate in its chosen modes under so many times as many draws, those that it was ranked by among them: the ends of its
     intervals move less with the seed, its mean does not.
     """
-    num = max(len(scored.gains), min(times * len(scored.gains), MOST_DRAWS))
+    num = _finer(scored, times)
     pairs = Pairs(np.arange(len(problem.concurrency)), scored.modes)
     drawn = outcome(problem, scored.candidate, pairs, _tau(problem, scored.candidate, scored.modes, num))
     gains = problem.weights @ drawn.lift
     return replace(scored, outcome=drawn, gains=gains, gain=float(gains.mean()))
+
+
+def finer_tau(problem: Problem, scored: Scored) -> Array:
+    """Tokens per step of the chosen mode at each concurrency, under `FINER_TAU` times the draws [C, S']."""
+    modes = list(dict.fromkeys(scored.modes))
+    tau = _tau(problem, scored.candidate, modes, _finer(scored, FINER_TAU // FINER))
+    return tau[[modes.index(mode) for mode in scored.modes]]
+
+
+def _finer(scored: Scored, times: int) -> int:
+    return max(len(scored.gains), min(times * len(scored.gains), MOST_DRAWS))
 
 
 def simulate(
