@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from foredraft import records, shapes
-from foredraft.laws import passes
 from foredraft.laws.cost import ServerCost, mean_running, serve
 from foredraft.laws.passes import Efficiency, Layout
 from foredraft.machines import machine
@@ -136,12 +135,8 @@ def _speed(row: Mapping[str, str]) -> Speed:
 
 
 def efficiency(values: Mapping[str, float], floors: float = 1.0) -> Efficiency:
-    """The coefficients as the law takes them; the exponent of popularity is the module's."""
-    passes.POPULARITY = values["popularity"]
-    fields = {
-        name: value * (floors if name in FLOORS else 1.0) for name, value in values.items() if name != "popularity"
-    }
-    return Efficiency(**fields)
+    """The coefficients as the law takes them."""
+    return Efficiency(**{name: value * (floors if name in FLOORS else 1.0) for name, value in values.items()})
 
 
 def fit(speeds: Sequence[Speed]) -> tuple[dict[str, float], dict[str, float]]:

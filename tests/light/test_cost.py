@@ -15,7 +15,6 @@ from foredraft.laws.calibration import MULTIPLIERS, CostRow, adjusted, calibrate
 from foredraft.laws.cost import ServerCost, capacity_tokens, mean_running, serve
 from foredraft.laws.passes import (
     CORRELATION,
-    POPULARITY,
     TILE,
     Efficiency,
     Layout,
@@ -117,13 +116,13 @@ def read_s(cost: PassCost, sequences: float, tokens: float = 1.0) -> float:
 
 
 def test_a_mixture_reads_the_experts_that_its_tokens_touch():
-    """One token 8 of 128; of n others 128·(1 − (15/16)^(n^POPULARITY)); the tokens of one sequence fewer."""
+    """One token 8 of 128; of n others 128·(1 − (15/16)^(n^popularity)); the tokens of one sequence fewer."""
     eff = Efficiency(expert_bandwidth=0.5)
     cost = passes(MIXTURE, efficiency=eff)
     expert_s = 48 * MIXTURE.expert_bytes() / (0.5 * H100.bandwidth_bytes_per_s)
     assert MIXTURE.expert_bytes() == 3 * 2048 * 768 * 2
     assert read_s(cost, 1) == pytest.approx(8 * expert_s)
-    assert read_s(cost, 16) == pytest.approx(128 * (1 - (15 / 16) ** 16**POPULARITY) * expert_s)
+    assert read_s(cost, 16) == pytest.approx(128 * (1 - (15 / 16) ** 16 ** Efficiency().popularity) * expert_s)
     assert read_s(cost, 4096) == pytest.approx(128 * expert_s)
     assert read_s(cost, 1, 4) == pytest.approx(read_s(cost, 4**CORRELATION))
     assert read_s(cost, 1, 4) < read_s(cost, 4)
@@ -155,7 +154,7 @@ def test_an_expert_with_few_tokens_is_multiplied_as_a_whole_tile():
     cost = passes(MIXTURE)
     assert cost.padding_s
     row_s = 2 * 48 * MIXTURE.expert_params / reached_rate(MIXTURE, H100, Efficiency(), None)
-    touched = 128 * (1 - (15 / 16) ** 16**POPULARITY)
+    touched = 128 * (1 - (15 / 16) ** 16 ** Efficiency().popularity)
     assert float(cost.padding_s(np.array(16.0), np.array(1.0))) == pytest.approx((TILE * touched - 128) * row_s)
     assert float(cost.padding_s(np.array(4096.0), np.array(1.0))) == 0.0
 

@@ -32,7 +32,7 @@ def scored(candidate, gains, **choice: Any) -> Scored:
         candidate = replace(candidate, choice=msgspec.structs.replace(candidate.choice, **choice))
     gains = np.asarray(gains, dtype=float)
     blank = SimulatedOutcome(*([np.ones((1, len(gains)))] * len(SimulatedOutcome._fields)))
-    near = Pairs(np.zeros(1, dtype=int), [Mode(1, 1, 1)])
+    near = Pairs.each([Mode(1, 1, 1)])
     return Scored(candidate, float(gains.mean()), (Mode(1, 1, 1),), 0.0, blank, gains, near, gains)
 
 
@@ -111,7 +111,9 @@ def test_no_speculation_gains_nothing_in_any_draw():
 def test_a_static_tree_under_its_own_acceptance_is_the_grown_one():
     accept = np.array([0.6, 0.5, 0.45])
     tree = static(accept, 4, 1.5, 12)
-    taus = tokens_per_step_in(tree, np.tile(accept, (2, 1)), np.full(2, 1.5))
+    shallow = static(accept[:2], 2, 1.5, 4)
+    taus, of_shallow = tokens_per_step_in([tree, shallow], np.tile(accept, (2, 1)), np.full(2, 1.5))
+    assert of_shallow[:, 1] == pytest.approx(shallow.tokens_per_step)
     assert taus[[3, 7, 12], 0] == pytest.approx(grown(accept, 4, 1.5, [3, 7, 12]))
     assert taus[0] == pytest.approx(1.0)
 

@@ -1,14 +1,11 @@
 """The verb `foredraft plan`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from foredraft.cli import plan_options as of_plan
 from foredraft.cli.console import drawn, names, print_blocks, print_json, rows_by_file, say_written
 from foredraft.cli.options import (
-    DRAWS,
     JSON,
     Devices,
     Figures,
@@ -63,12 +60,7 @@ def plan(
     always: of_plan.Always = False,
     observations: ObservationFiles = None,
     target_name: TargetNames = None,
-    draws: Annotated[
-        int,
-        typer.Option(
-            help="Joint draws behind gains, intervals and choices; rounded up to a power of 2.", callback=DRAWS
-        ),
-    ] = 4096,
+    draws: of_plan.Draws = 4096,
     seed: Seed = 0,
     out: Out = None,
     figures: Figures = True,
@@ -86,13 +78,8 @@ def plan(
     at_hand = draft_at_hand(draft, shape, target_name=target, accept=accept, vocab_overlap=vocab_overlap)
     clients, weights = _loads(concurrency, load)
     workload = Workload(
-        input_len=input_len,
-        output_len=output_len,
-        concurrency=clients,
-        weights=weights,
-        temperature=temperature,
-        task=task,
-    )
+        input_len=input_len, output_len=output_len, concurrency=clients, weights=weights, temperature=temperature, task=task
+    )  # fmt: skip
     settings = PlanSettings(
         objective=objective, engine=engine, devices=num_devices, data_parallel=data_parallel, expert_parallel=expert_parallel,
         dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead, horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours,
@@ -103,14 +90,7 @@ def plan(
     )  # fmt: skip
     rows = [row for part in rows_by_file(observations or (), target_name, shape.name).values() for row in part]
     best = api.plan(shape, place, workload, settings, rows, at_hand)
-    if out:
-        _write(best, out, figures)
-    if json:
-        print_json(best)
-        return
-    from foredraft.report.plan_tables import plan_tables
-
-    print_blocks(plan_tables(best, out))
+    _show(best, out, figures=figures, json=json)
 
 
 def _shape(target: str, shape_file: Path | None) -> "Shape":
@@ -142,6 +122,18 @@ def _loads(concurrency: str | None, load: str | None) -> tuple[tuple[int, ...], 
     if concurrency is not None:
         raise ValueError("--load and --concurrency both say how many requests are at once; give one of them")
     return histogram(load)
+
+
+def _show(plan: "Plan", out: Path | None, *, figures: bool, json: bool) -> None:
+    """Into the folder `out`, if any, and on the screen."""
+    if out:
+        _write(plan, out, figures)
+    if json:
+        print_json(plan)
+        return
+    from foredraft.report.plan_tables import plan_tables
+
+    print_blocks(plan_tables(plan, out))
 
 
 def _write(plan: "Plan", out: Path, figures: bool) -> None:

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.options import TEMPERATURE, concurrencies, loads, number_format, one_of, real, task_word, whole
+from foredraft.cli.options import (
+    DRAWS,
+    TEMPERATURE,
+    concurrencies,
+    loads,
+    number_format,
+    one_of,
+    real,
+    task_word,
+    whole,
+)
 
 Target = Annotated[
     str,
@@ -139,3 +149,7 @@ Kinds = Annotated[
     str, typer.Option(help="Kinds of draft to weigh, of head, lm (an independent model) and lookup (n-gram).")
 ]
 Always = Annotated[bool, typer.Option("--always", help="Plan the best draft even where none pays.")]
+Draws = Annotated[
+    int,
+    typer.Option(help="Joint draws behind gains, intervals and choices; rounded up to a power of 2.", callback=DRAWS),
+]

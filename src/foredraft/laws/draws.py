@@ -52,16 +52,26 @@ class Lattice(np.random.Generator):
 
     def __init__(self, seed: int, first: int = 0, last: int = len(VECTOR)) -> None:
         super().__init__(np.random.PCG64([seed, first]))
-        self._places = iter(range(first, min(last, len(VECTOR))))
-        self._shifts = _shifts(seed)
+        self._seed, self._places = seed, iter(range(first, min(last, len(VECTOR))))
 
-    def column(self, num: int) -> Array | None:
-        """The next column [num]; None where there is none."""
+    def column(self, num: int, *, normal: bool = False) -> Array | None:
+        """The next column [num], uniform or normal, not to be written to; None where there is none."""
         place = next(self._places, None)
         if place is None or num & (num - 1):
             return None
-        spread = np.arange(num) * VECTOR[place] % num / num + self._shifts[place]
-        return 1 - np.abs(2 * (spread % 1) - 1)
+        return _column(self._seed, place, num, normal)
+
+
+@lru_cache(512)
+def _column(seed: int, place: int, num: int, normal: bool) -> Array:
+    """Within (0, 1), or those uniforms' normals; worked out once, since all drafts of a plan share their draws."""
+    if normal:
+        drawn = ndtri(_column(seed, place, num, normal=False))
+    else:
+        spread = np.arange(num) * VECTOR[place] % num / num + _shifts(seed)[place]
+        drawn = np.clip(1 - np.abs(2 * (spread % 1) - 1), EDGE, 1 - EDGE)
+    drawn.setflags(write=False)
+    return drawn
 
 
 @lru_cache(64)
@@ -72,13 +82,17 @@ def _shifts(seed: int) -> Array:
 def stratified(num: int, rng: np.random.Generator) -> Array:
     """`num` uniforms within (0, 1), one in each of `num` equal strata, permuted [num]; of a `Lattice` its next column."""
     column = rng.column(num) if isinstance(rng, Lattice) else None
-    uniforms = (rng.permutation(num) + rng.random(num)) / num if column is None else column
-    return np.clip(uniforms, EDGE, 1 - EDGE)
+    return _permuted(num, rng) if column is None else column
 
 
 def normals(num: int, rng: np.random.Generator) -> Array:
-    """`num` standard normals, one in each of `num` equal strata, permuted [num]."""
-    return ndtri(stratified(num, rng))
+    """`num` standard normals, one in each of `num` equal strata, permuted [num]; of a `Lattice` its next column."""
+    column = rng.column(num, normal=True) if isinstance(rng, Lattice) else None
+    return ndtri(_permuted(num, rng)) if column is None else column
+
+
+def _permuted(num: int, rng: np.random.Generator) -> Array:
+    return np.clip((rng.permutation(num) + rng.random(num)) / num, EDGE, 1 - EDGE)
 
 
 def quantiles(values: ArrayLike, uniforms: Array) -> Array:
@@ -128,8 +142,8 @@ def ends(draws: Array, level: float = 0.9, factor: Array | None = None) -> tuple
     either side (Parzen 1979), which moves less from seed to seed than the one value that stands there.
 
     `factor` [S]: logs of a log-normal factor of the draws, independent of all else in them. Its distribution is known and is summed in
-    place of its draws (conditional Monte Carlo; Asmussen and Glynn 2007, V.4): an end then hangs on a smooth function of what else is drawn, and moves
-    several times less.
+    place of its draws (conditional Monte Carlo; Asmussen and Glynn 2007, V.4): an end then hangs on a smooth function of what else is drawn,
+    and moves several times less.
     """
     shares = (1 - level) / 2, (1 + level) / 2
     if factor is not None and (sd := float(factor.std())) > 0:

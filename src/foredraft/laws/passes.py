@@ -10,7 +10,7 @@ A pass over b sequences of m tokens each, on one of `data` replicas split over `
     compute = b·m · FLOPs per token / effective rate,
 
 p = 1 is their sum, p → ∞ their maximum; the data decide (`blend`). Tokens of one sequence share experts: m of them count
-as m^CORRELATION, and since some experts are popular, n as n^POPULARITY independent ones: E·(1 − (1 − k/E)^n) of a layer's E.
+as m^CORRELATION, and since some experts are popular, n as n^`popularity` independent ones: E·(1 − (1 − k/E)^n) of a layer's E.
 
 Sources: roofline (Williams et al. 2009); Leviathan et al., arXiv 2211.17192; experts touched, MoESD, arXiv 2505.19645; their
 correlation, cohere.com/blog/mixture-of-experts-models-get-more-from-speculative-decoding (four consecutive tokens touch 2.5 times
@@ -31,7 +31,6 @@ Array = NDArray[np.float64]
 
 CORRELATION = 0.67  # log 2.5 / log 4 = 0.66 and log 1.62 / log 2 = 0.70, of the source above
 TILE = 16  # rows of a grouped product's tile: an expert with fewer tokens is multiplied as with so many (the least of Triton's fused_moe)
-POPULARITY = 0.9  # tokens of other sequences favour some experts too: fitted, recipes/cost_law.py
 LOGIT_BYTES = (
     12  # moved for a word whose logit a chain changes: read, written and read again for the choice, in 32 bits
 )
@@ -76,7 +75,8 @@ class Efficiency(Record, frozen=True):
 
     Shares of the peak: `bandwidth` of dense weights, `expert_bandwidth` of experts (grouped products), `cache_bandwidth` of the KV
     cache, `compute` in decoding and `prompt_compute` in prompts; of these `narrow` at rates below 16 bits (activations are quantised
-    first) and `unpacking` where weights are stored in fewer bits than they are multiplied in. Seconds: `target_fixed_s` a step,
+    first) and `unpacking` where weights are stored in fewer bits than they are multiplied in. `popularity`: the power of n independent
+    tokens as which n of other sequences count, which favour some experts too. Seconds: `target_fixed_s` a step,
     `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange for each
     doubling of devices, beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in its prompt's pass,
     which is launched kernel by kernel. `chain_s`: of each token that is picked
@@ -96,6 +96,7 @@ class Efficiency(Record, frozen=True):
     narrow: float = 0.7
     unpacking: float = 0.35
     blend: float = 3.0
+    popularity: float = 0.9
     target_fixed_s: float = 1.6e-4
     target_layer_s: float = 3e-5
     expert_layer_s: float = 4e-5
@@ -163,12 +164,15 @@ class PassCost:
         row_s = 2.0 * shape.num_sparse_layers * shape.expert_params / (rate * layout.data if layout.expert else rate)
         crowd = layout.data if layout.expert else 1
 
+        def touched(sequences: Array, tokens: Array) -> Array:
+            return experts_touched(shape, crowd * sequences, tokens, efficiency.popularity)
+
         def experts_s(sequences: Array, tokens: Array) -> Array:
-            return expert_s * experts_touched(shape, crowd * sequences, tokens)
+            return expert_s * touched(sequences, tokens)
 
         def padding_s(sequences: Array, tokens: Array) -> Array:
             rows = shape.experts_per_token * crowd * sequences * tokens
-            return row_s * np.maximum(TILE * experts_touched(shape, crowd * sequences, tokens) - rows, 0.0)
+            return row_s * np.maximum(TILE * touched(sequences, tokens) - rows, 0.0)
 
         return replace(cost, experts_s=experts_s, padding_s=padding_s)
 
@@ -229,9 +233,9 @@ class PassCost:
         )  # fmt: skip
 
 
-def experts_touched(shape: Shape, sequences: Array, tokens: Array) -> Array:
+def experts_touched(shape: Shape, sequences: Array, tokens: Array, popularity: float) -> Array:
     """Expected distinct experts of a layer that `sequences` of `tokens` each are routed to; 0 without experts."""
-    return np.asarray(shape.experts_touched((sequences * tokens**CORRELATION) ** POPULARITY), dtype=float)
+    return np.asarray(shape.experts_touched((sequences * tokens**CORRELATION) ** popularity), dtype=float)
 
 
 def exchange(shape: Shape, machine: Machine, layout: Layout) -> tuple[int, float]:

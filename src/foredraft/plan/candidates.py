@@ -70,6 +70,11 @@ class Basis:
         rows = [msgspec.structs.replace(row, temperature=None) for row in rows]
         return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
 
+    @cached_property
+    def model_shift(self) -> tuple[float, float]:
+        """From a mix of tasks to the load's, of independent models: `levels.from_the_mix`."""
+        return from_the_mix(self, kinds.LM)
+
 
 def candidates(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
     """Every draft worth weighing for the target, and those that no measurement speaks for, with what is missing."""
@@ -162,7 +167,7 @@ def _lm(basis: Basis, shape: Shape, tokens: float | None) -> Candidate:
         "target_tokens": target.training_tokens,
     }
     outside = {field for law in laws for field, (low, high) in law.domain.items() if not low <= inputs[field] <= high}
-    accept = Moved(SizeAcceptance(laws, inputs, any_draft(kinds.LM.prior)), from_the_mix(basis, kinds.LM))
+    accept = Moved(SizeAcceptance(laws, inputs, any_draft(kinds.LM.prior)), basis.model_shift)
     return Candidate(draft, shape, accept, tuple(sorted(outside)))
 
 

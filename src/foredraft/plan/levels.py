@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 # sd of log τ between a published curve and its kin, in whose shape by position alone it is taken to be.
 ELSEWHERE_NOISE = 0.05
 ASKED = "asked"  # the draft, harness and prompts of a plan, which no published row shares
-NEWTON_STEPS = 8
+NEWTON_STEPS, ARRIVED = 8, 1e-6  # the next step would be about the square of the last
 SAME_SIZE = 1e-6  # of log parameters
 NAMED_HEADS = 2  # in what speaks for a level, for people
 
@@ -98,7 +98,10 @@ def _to_level(accept: Array, level: Array, k: int = REFERENCE_LOOKAHEAD) -> Arra
         reach = np.cumprod(here, axis=1)
         accepted = reach.sum(axis=1)
         slope = (reach * np.cumsum(1 - here, axis=1)).sum(axis=1) / accepted
-        moves = moves + np.clip((target - np.log(accepted)) / slope, -2.0, 2.0)
+        steps = np.clip((target - np.log(accepted)) / slope, -2.0, 2.0)
+        moves = moves + steps
+        if np.abs(steps).max() < ARRIVED:
+            break
     return moves
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foredraft.laws.calibration import adjusted
-from foredraft.laws.cost import ServedLoad
+from foredraft.laws.cost import ServedLoad, ServerCost
 from foredraft.laws.deviation import slowdown
 from foredraft.laws.speedup import BestTree
 from foredraft.plan.candidate import Candidate
@@ -45,39 +45,55 @@ class SimulatedOutcome(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Loads, by place in the workload, each with a mode: P of either."""
+    """Loads, each with a mode, by their places in the workload and among `modes`: P of either."""
 
     loads: NDArray[np.intp]
-    modes: Sequence[Mode]
+    places: NDArray[np.intp]
+    modes: tuple[Mode, ...]
 
     @classmethod
     def all(cls, num_loads: int, modes: Sequence[Mode]) -> "Pairs":
         """Every mode at every load, load by load."""
-        return cls(np.repeat(np.arange(num_loads), len(modes)), [*modes] * num_loads)
+        places = np.arange(len(modes))
+        return cls(np.repeat(np.arange(num_loads), len(modes)), np.tile(places, num_loads), tuple(modes))
 
-    def at(self, places: NDArray[np.intp]) -> "Pairs":
+    @classmethod
+    def each(cls, modes: Sequence[Mode]) -> "Pairs":
+        """A mode for every load."""
+        different = tuple(dict.fromkeys(modes))
+        return cls(np.arange(len(modes)), np.array([different.index(mode) for mode in modes]), different)
+
+    def at(self, pairs: NDArray[np.intp]) -> "Pairs":
         """Some of them."""
-        return Pairs(self.loads[places], [self.modes[i] for i in places])
+        used, places = np.unique(self.places[pairs], return_inverse=True)
+        return Pairs(self.loads[pairs], places, tuple(self.modes[i] for i in used))
+
+    def mode(self, pair: int) -> Mode:
+        return self.modes[self.places[pair]]
 
     @property
-    def dials(self) -> tuple[Array, Array, Array]:
-        """Depth, width and nodes of each, [P, 1]; one width where all are alike."""
-        depth, width, nodes = np.array(self.modes, dtype=float).reshape(-1, 3).T[:, :, None]
-        return depth, width[:1] if (width == width[:1]).all() else width, nodes
+    def is_whole(self) -> bool:
+        """Whether they are every mode at every load."""
+        return len(self.loads) == (self.loads[-1] + 1) * len(self.modes)
+
+    @property
+    def dials(self) -> Array:
+        """Depth, width and nodes of each mode, [3, M]."""
+        return np.array(self.modes, dtype=float).reshape(-1, 3).T
 
 
 def outcome(
     problem: Problem, candidate: Candidate | None, pairs: Pairs, tau: Array, *, costs_frozen: bool = False
 ) -> SimulatedOutcome:
-    """What each of `pairs` brings at `tau` [P, S] tokens per step, under drawn costs or, if `costs_frozen`, at their centre.
+    """What each of `pairs` brings where each mode gains `tau` [M, S] tokens per step, under drawn costs or, if `costs_frozen`, at their centre.
 
     Raises ValueError where the draft does not fit beside the target.
     """
     server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
     num = None if costs_frozen else tau.shape[-1]
     server = adjusted(server, problem.costs(num))
-    depth, width, nodes = pairs.dials
-    load = server.load(problem.concurrency[pairs.loads, None], depth, tau, width=width, nodes=nodes)
+    load = _load(server, problem, pairs, tau)
+    depth, tau = pairs.dials[0, pairs.places, None], tau[pairs.places]
     plain = ServedLoad(*(part[pairs.loads] for part in problem.plain(num)))
     deviations = problem.deviations(candidate, num)
     if deviations is not None:
@@ -88,8 +104,30 @@ def outcome(
     latency = problem.settings.objective == "latency"
     speedup = plain.tpot_s / load.tpot_s if latency else load.output_tok_s / plain.output_tok_s
     lift = _lift(problem, candidate, load, plain, tau, depth)
-    parts = (lift, speedup, tau, load.output_tok_s, load.ttft_s, load.tpot_s, plain.output_tok_s, load.running, scatter, bare)
+    parts = (
+        lift,
+        speedup,
+        tau,
+        load.output_tok_s,
+        load.ttft_s,
+        load.tpot_s,
+        plain.output_tok_s,
+        load.running,
+        scatter,
+        bare,
+    )
     return SimulatedOutcome(*np.broadcast_arrays(*parts))
+
+
+def _load(server: ServerCost, problem: Problem, pairs: Pairs, tau: Array) -> ServedLoad:
+    """Of each pair [P, S]; of whole sets what hangs on the load alone, or on the mode, is worked out once."""
+    clients, dials = problem.concurrency, pairs.dials[:, :, None]
+    width = dials[1, :1] if (dials[1] == dials[1, 0]).all() else dials[1]
+    if not pairs.is_whole:
+        (depth, _, nodes), width = dials[:, pairs.places], width if len(width) == 1 else width[pairs.places]
+        return server.load(clients[pairs.loads, None], depth, tau[pairs.places], width=width, nodes=nodes)
+    load = server.load(clients[: pairs.loads[-1] + 1, None, None], dials[0], tau, width=width, nodes=dials[2])
+    return ServedLoad(*(each.reshape(len(pairs.loads), -1) for each in np.broadcast_arrays(*load)))
 
 
 def _lift(
@@ -146,10 +184,14 @@ def tokens_per_step(accept: Array, tails: Array, middle: float, modes: Sequence[
             trees.setdefault((mode.depth, mode.width), []).append(i)
         elif mode.depth:
             tau[i] = chains[mode.depth - 1]
-    for (depth, width), places in trees.items():
-        sizes = [modes[i].nodes for i in places]
-        tree = static(accept[:, :depth].mean(axis=0), width, middle, max(sizes))
-        tau[places] = tokens_per_step_in(tree, accept[:, :depth], tails)[np.minimum(sizes, len(tree.parents))]
+    if trees:
+        mean = accept.mean(axis=0)
+        grown = [
+            static(mean[:depth], width, middle, max(modes[i].nodes for i in places))
+            for (depth, width), places in trees.items()
+        ]
+        for places, curve in zip(trees.values(), tokens_per_step_in(grown, accept, tails), strict=True):
+            tau[places] = curve[np.minimum([modes[i].nodes for i in places], len(curve) - 1)]
     return tau
 
 

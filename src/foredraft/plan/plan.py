@@ -101,7 +101,7 @@ def plan(
         speedup=_headline(problem, shown), rival=_rival(problem, ranked), break_even=break_even(problem, shown),
         costs=cost_sheet(problem, shown), service_levels=service_levels(problem, schedule), trust=trust(problem, best, basis.observations),
         edges=edges(everybody, choice) if choice else {}, continuous_params=size, buildable=nearest, theory_params=theory(target),
-        runners_up=_runners_up(problem, ranked, everybody), next_runs=next_runs(problem, best), not_considered=not_considered,
+        runners_up=_runners_up(problem, ranked, everybody), next_runs=next_runs(problem, shown), not_considered=not_considered,
         extrapolates=extrapolates(problem, best), assumptions=(*target.notes, *notes, *assumptions(problem, best, basis)),
         settings=_settings(problem, best, schedule), lengths=lengths(problem, best),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
@@ -187,13 +187,22 @@ def _settings(problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]
 def _as_run_by(
     engine: str, problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]
 ) -> tuple[ScheduleStep, ...]:
-    """The winner's schedule as `engine` can run it, searched again where the plan is for another."""
+    """The winner's schedule as `engine` can run it, searched again where the plan is for another: its modes, beside the plan's own estimates,
+    which no settings read.
+    """
     if problem.settings.engine == engine or best.candidate is None:
         return schedule
     again = Problem(
         problem.target, problem.machine, problem.workload, msgspec.structs.replace(problem.settings, engine=engine)
     )
-    return _schedule(again, score(again, best.candidate))
+    scored = score(again, best.candidate)
+    return tuple(
+        msgspec.structs.replace(
+            step, running=running, lookahead=mode.depth, topk=mode.width, tree_nodes=mode.nodes,
+            tree=planned_tree(again, best.candidate, mode),
+        )
+        for step, running, mode in zip(schedule, scored.running.tolist(), scored.modes, strict=True)
+    )  # fmt: skip
 
 
 def _runners_up(problem: Problem, ranked: Sequence[Scored], everybody: Sequence[Candidate]) -> tuple[RunnerUp, ...]:

@@ -198,7 +198,9 @@ class Problem:
                 return np.zeros((2, num_loads, 1))
             if costs is None:
                 reported = normals(num, Lattice(self.settings.seed, DEVIATION, ACCEPTANCE))
-                return np.stack([np.tile(conditions().report_sd * reported, (num_loads, 1)), np.zeros((num_loads, num))])
+                return np.stack(
+                    [np.tile(conditions().report_sd * reported, (num_loads, 1)), np.zeros((num_loads, num))]
+                )
             rng = Lattice(self.settings.seed, SCATTER)
             sds = np.array([np.hypot(costs.noise, UNEVEN), costs.noise])[:, None, None]
             return sds * np.reshape([normals(num, rng) for _ in range(2 * num_loads)], (2, num_loads, num))

@@ -120,12 +120,11 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
         _check_training(candidate, settings)
     num = min(sift.draws, settings.num_draws) if sift else settings.num_draws
     pairs = before.near if before else Pairs.all(num_loads, modes_for(candidate, settings))
-    modes = list(dict.fromkeys(pairs.modes))
-    tau = _tau(problem, candidate, modes, num)[[modes.index(mode) for mode in pairs.modes]]
-    drawn = outcome(problem, candidate, pairs, tau)
+    drawn = outcome(problem, candidate, pairs, _tau(problem, candidate, pairs.modes, num))
     value = drawn.lift.mean(axis=-1) - FOREMOST * excess(settings.terms, drawn.ttft_s, drawn.tpot_s)
     if ENGINES[settings.engine].one_mode:
-        value = _together(problem, pairs, value)
+        totals = np.bincount(pairs.places, problem.weights[pairs.loads] * value)
+        value = totals[pairs.places]
     best = np.array([_shortest(pairs, value, np.flatnonzero(pairs.loads == load)) for load in range(num_loads)])
     most = np.array([value[pairs.loads == load].max() for load in range(num_loads)])
     near = pairs.at(np.flatnonzero(value >= most[pairs.loads] - (sift.modes if sift else 0.0)))
@@ -133,7 +132,7 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
     gains = problem.weights @ chosen.lift
     spent = np.log1p(training_s(problem, candidate) * chosen.output_tok_s.mean(axis=-1) / settings.devices)
     return Scored(
-        candidate, float(gains.mean()), tuple(pairs.modes[i] for i in best), float(problem.weights @ spent), chosen, gains, near,
+        candidate, float(gains.mean()), tuple(pairs.mode(i) for i in best), float(problem.weights @ spent), chosen, gains, near,
         gains if before is None or sift else before.gains, misses(problem, chosen),
     )  # fmt: skip
 
@@ -156,18 +155,10 @@ def _tau(
     return tokens_per_step(accept, tails, candidate.tail.middle, modes)
 
 
-def _together(problem: Problem, pairs: Pairs, value: Array) -> Array:
-    """The value [P] of each pair's mode over all loads, for an engine that cannot change it while it runs."""
-    totals: dict[Mode, float] = {}
-    for load, mode, each in zip(pairs.loads, pairs.modes, value, strict=True):
-        totals[mode] = totals.get(mode, 0.0) + problem.weights[load] * each
-    return np.array([totals[mode] for mode in pairs.modes])
-
-
 def _shortest(pairs: Pairs, value: Array, places: NDArray[np.intp]) -> int:
     """Of some pairs the one of the least depth, then of the fewest nodes, whose value is the greatest within SAME_SPEED."""
     good = places[value[places] >= value[places].max() - SAME_SPEED]
-    return int(min(good, key=lambda i: (pairs.modes[i].depth, pairs.modes[i].nodes)))
+    return int(min(good, key=lambda i: (pairs.mode(i).depth, pairs.mode(i).nodes)))
 
 
 def rank(
@@ -222,18 +213,18 @@ def finer(problem: Problem, scored: Scored, times: int = FINER) -> Scored:
     """The candidate in its chosen modes under so many times as many draws, those that it was ranked by among them: the ends of its
     intervals move less with the seed, its mean does not.
     """
-    num = _finer(scored, times)
-    pairs = Pairs(np.arange(len(problem.concurrency)), scored.modes)
-    drawn = outcome(problem, scored.candidate, pairs, _tau(problem, scored.candidate, scored.modes, num))
+    pairs = Pairs.each(scored.modes)
+    drawn = outcome(
+        problem, scored.candidate, pairs, _tau(problem, scored.candidate, pairs.modes, _finer(scored, times))
+    )
     gains = problem.weights @ drawn.lift
     return replace(scored, outcome=drawn, gains=gains, gain=float(gains.mean()))
 
 
 def finer_tau(problem: Problem, scored: Scored) -> Array:
     """Tokens per step of the chosen mode at each concurrency, under `FINER_TAU` times the draws [C, S']."""
-    modes = list(dict.fromkeys(scored.modes))
-    tau = _tau(problem, scored.candidate, modes, _finer(scored, FINER_TAU // FINER))
-    return tau[[modes.index(mode) for mode in scored.modes]]
+    pairs = Pairs.each(scored.modes)
+    return _tau(problem, scored.candidate, pairs.modes, _finer(scored, FINER_TAU // FINER))[pairs.places]
 
 
 def _finer(scored: Scored, times: int) -> int:
@@ -244,8 +235,8 @@ def simulate(
     problem: Problem, scored: Scored, *, frozen: frozenset[str] = NOTHING, costs_frozen: bool = False
 ) -> SimulatedOutcome:
     """The chosen modes again [C, S], with some factors at their centre."""
-    tau = _tau(problem, scored.candidate, scored.modes, len(scored.gains), frozen)
-    if not costs_frozen and np.array_equal(tau, scored.outcome.tau):
+    pairs = Pairs.each(scored.modes)
+    tau = _tau(problem, scored.candidate, pairs.modes, len(scored.gains), frozen)
+    if not costs_frozen and np.array_equal(tau[pairs.places], scored.outcome.tau):
         return scored.outcome  # it does not hang on what is frozen
-    pairs = Pairs(np.arange(len(problem.concurrency)), scored.modes)
     return outcome(problem, scored.candidate, pairs, tau, costs_frozen=costs_frozen)

@@ -5,6 +5,7 @@ chains of the same draft, the tail is theirs. Refuses to know: drafts, costs.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -52,20 +53,25 @@ def static(accept: Array, topk: int, tail: float, nodes: int) -> BestTree:
     return best_tree(rank_acceptance(accept, topk, tail), nodes, max_depth=len(accept), topk=topk)
 
 
-def tokens_per_step_in(tree: BestTree, accept: Array, tails: Array) -> Array:
-    """τ of a tree's first w nodes, w = 0 …, under every draw [w, S] of accept_given_prefix [S, K] and tail [S]: the acceptance of nodes
+def tokens_per_step_in(trees: Sequence[BestTree], accept: Array, tails: Array) -> list[Array]:
+    """τ of each tree's first w nodes, w = 0 …, under every draw [w, S] of accept_given_prefix [S, K] and tail [S]: the acceptance of nodes
     adds up, each that of its parent times its rank's share.
     """
-    depths = node_depths(tree.parents)
-    places = np.arange(1.0, tree.ranks.max() + 2)[:, None]
-    of_missed = np.concatenate([np.ones((1, len(tails))), -np.diff(places**-tails, axis=0)])
+    starts = np.cumsum([0, *(len(tree.parents) for tree in trees)])
+    parents = np.concatenate([tree.parents + start for tree, start in zip(trees, starts, strict=False)])
+    ranks, depths = (
+        np.concatenate([tree.ranks for tree in trees]),
+        np.concatenate([node_depths(tree.parents) for tree in trees]),
+    )
+    places = np.arange(1.0, ranks.max() + 2)[:, None]
+    of_missed = np.concatenate([np.ones((1, len(tails))), -np.diff(np.exp(-tails * np.log(places)), axis=0)])
     reach = np.empty((len(depths), len(tails)))
     for depth in range(depths.max() + 1):
-        level = np.flatnonzero(depths == depth)
-        ranks, alpha = tree.ranks[level], accept[:, depth]
-        share = np.where(ranks[:, None] == 0, alpha, 1 - alpha) * of_missed[ranks]
-        reach[level] = share * (reach[tree.parents[level]] if depth else 1.0)
-    return 1 + np.concatenate([np.zeros((1, len(tails))), np.cumsum(reach, axis=0)])
+        level, alpha = np.flatnonzero(depths == depth), accept[:, depth]
+        shares = np.concatenate([alpha[None], (1 - alpha) * of_missed[1:]])[ranks[level]]
+        reach[level] = shares * reach[parents[level]] if depth else shares
+    none = np.ones((1, len(tails)))
+    return [np.cumsum(np.concatenate([none, reach[start:stop]]), axis=0) for start, stop in pairwise(starts)]
 
 
 def fitted(measured: Mapping[str, tuple[Array, Sequence[Tree]]], source: str) -> Tail | None:

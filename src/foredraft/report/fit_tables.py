@@ -4,6 +4,7 @@ Refuses to know: how a law is fitted.
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 
 import numpy as np
 from rich.text import Text
@@ -15,25 +16,26 @@ from foredraft.laws.law import Law
 from foredraft.records import Fit
 from foredraft.report.terminal import Blocks, Titled
 
-MOST_ROWS = 40  # of the table of all laws: those of the most observations; --law and --out have the others
 LEVEL = 0.9
+POOL = 22  # letters of a pool's name in the table of all laws
 SYMBOLS = {"temperature": "T", "lookahead": "k", "draft_tokens": "D", "draft_layers": "L", "tree_nodes": "w"}
 
 
 def fit_tables(fits: Sequence[Fit], lacking: Mapping[str, str]) -> Blocks:
-    """One table: each law's main parameter with its interval and the error held out, by the pool of data that it was fitted on; the
-    laws that no data support, in a line.
+    """One table, a line for each law: its main parameter with its interval and the error held out (best: of its rivals), on the pool of
+    data with the most observations; the laws that no data support, in a line.
     """
     best, shown = best_by_pool(fits), _shown(fits)
-    table = Titled("Laws (90 % intervals)", "law", "pool", "runs", "main parameter", "held out", "chosen")
+    table = Titled("Laws (90 % intervals)", "law", "runs", "main parameter", "held out", "pool")
     for fit in shown:
-        chosen = "yes" if fit is best.get((pool_of(fit), fit.output)) else ""
         error = "–" if fit.held_out_error is None else f"{fit.held_out_error:.3g}"
-        table.add_row(fit.law, _short(pool_of(fit)), str(fit.num_clusters), _main(fit), error, chosen)
+        chosen = " (best)" if fit is best.get((pool_of(fit), fit.output)) else ""
+        pool = shorten(_short(pool_of(fit)), POOL, placeholder=" …")
+        table.add_row(fit.law, str(fit.num_clusters), _main(fit), error + chosen, pool)
     notes = []
     if len(fits) > len(shown):
         notes.append(
-            f"{len(fits) - len(shown)} more fits, of fewer observations: --law NAME shows all of one law, --out writes all"
+            f"{len(fits) - len(shown)} more fits, of other pools: --law NAME shows all of one law, --out writes all"
         )
     names = dict.fromkeys(name.partition(" [")[0] for name in lacking)
     if unfitted := [name for name in names if not any(fit.law == name for fit in fits)]:
@@ -77,11 +79,11 @@ def _short(pool: str) -> str:
 
 
 def _shown(fits: Sequence[Fit]) -> list[Fit]:
-    """Those of the most observations, but each law's first of all, in the order of `fits`."""
-    order = sorted(range(len(fits)), key=lambda i: -fits[i].num_observations)
-    first = {fits[i].law: i for i in reversed(order)}
-    chosen = list(dict.fromkeys([*first.values(), *order]))[:MOST_ROWS]
-    return [fits[i] for i in sorted(chosen)]
+    """Each law's of the most observations."""
+    most: dict[str, Fit] = {}
+    for fit in sorted(fits, key=lambda fit: -fit.num_observations):
+        most.setdefault(fit.law, fit)
+    return [most[law] for law in dict.fromkeys(fit.law for fit in fits)]
 
 
 def _main(fit: Fit) -> str:

@@ -11,7 +11,7 @@ from foredraft.records import Estimate, with_hint
 from foredraft.report import style
 
 WRAPPED = (  # columns of prose
-    "lost by", "run", "tokens/step", "gain", "setting", "pool", "main parameter", "what", "best of a kind", "trained on", "",
+    "lost by", "run", "tokens/step", "gain", "setting", "what", "best of a kind", "trained on", "",
 )  # fmt: skip
 FOLDED = ("best of a kind",)  # whose words are broken rather than cut, such as ids
 Blocks = list[RenderableType]
