@@ -231,6 +231,28 @@ def test_a_pickled_head_keeps_its_ids(tmp_path):
     assert (tensors["d2t"].dtype, tensors["fc.weight"].dtype) == (torch.int64, torch.bfloat16)
 
 
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_pickled_head_drafts_for_a_file(tmp_path, file, kind):
+    """As published: EAGLE's heads are pickles, and a GGUF file may be all that there is of a target."""
+    from safetensors.torch import load_file
+
+    from foredraft.models import load_head, new_head, save_head
+
+    target = load(file)
+    save_head(
+        head := new_head(target, kind, 1, feature_layers=None if kind == "eagle" else (0, 1, 2)), tmp_path / "head"
+    )
+    torch.save(load_file(tmp_path / "head" / "model.safetensors"), tmp_path / "head" / "pytorch_model.bin")
+    (tmp_path / "head" / "model.safetensors").unlink()
+    convert(tmp_path / "head", tmp_path / "out")
+    ours = load_head(tmp_path / "out", target).state_dict()
+    assert all(torch.equal(weight, ours[name]) for name, weight in head.state_dict().items())
+    tokenizer = text.tokenizer_of(file)
+    engines = (text.load_engine(file, draft) for draft in (None, str(tmp_path / "out")))
+    answers = [text.generate(engine, tokenizer, ["abc"], max_tokens=12)[0][1].answer for engine in engines]
+    assert answers[0] == answers[1]
+
+
 class Trap:
     def __reduce__(self):
         return print, ("this must never be printed",)

@@ -21,7 +21,7 @@ from foredraft.models.gguf import GgufCheckpoint
 from foredraft.models.gguf_tokenizer import gguf_tokenizer
 from foredraft.models.load import parse_config, stored_name
 from foredraft.models.pickles import PickleCheckpoint
-from foredraft.records import Record, lock, read, whole_folder, with_hint, write
+from foredraft.records import Record, lock, read, whole_folder, write
 from foredraft.shapes.config import read_config
 from foredraft.shapes.families import prefixes
 from foredraft.shapes.folder import INDEX, SINGLE, TOKENIZER_FILES
@@ -121,7 +121,7 @@ def _is_done(out: Path, conversion: Conversion, force: bool) -> bool:
         return True
     if not force:
         what = f"holds {before.source} as {before.dtype}" if before else "exists already"
-        raise with_hint(ValueError(f"{out}: {what}; choose another folder, or --force to replace it"), f"rm -r {out}")
+        raise ValueError(f"{out}: {what}; choose another folder, or --force to replace it")
     if before is None and not (
         (out / "config.json").is_file() and any((out / name).is_file() for name in (SINGLE, INDEX))
     ):
