@@ -72,7 +72,7 @@ class Tree:
 
     def admit(self, row: int, sequence: object) -> None: ...
 
-    def move(self, source: int, row: int) -> None: ...
+    def move(self, source: int, row: int, num: int) -> None: ...
 
     def propose(self, running, budget: Budget) -> Proposal:
         tokens, parents = [], [-1, -1, 0, 0, 1, PAD]
@@ -449,8 +449,8 @@ class Checked:
     def admit(self, row: int, sequence) -> None:
         self.drafter.admit(row, sequence)
 
-    def move(self, source: int, row: int) -> None:
-        self.drafter.move(source, row)
+    def move(self, source: int, row: int, num: int) -> None:
+        self.drafter.move(source, row, num)
 
     def propose(self, running, budget: Budget) -> Proposal:
         has_fresh = [sequence.fresh is not None for sequence in running]

@@ -255,6 +255,16 @@ def test_after_compaction_the_cache_holds_the_accepted_path(pair, tree, compacts
         assert error < 1e-4 if compacts or b == 1 else error > 1e-2
 
 
+def test_a_row_is_copied_as_far_as_it_is_in_use():
+    """So that long contexts cost memory and time where they are filled."""
+    cache = KVCache(torch.randn(2, 2, 3, 1, 8, 4))
+    before = cache.kv.clone()
+    cache.copy_row(2, 0, 5)
+    assert torch.equal(cache.kv[:, :, 0, :, :5], before[:, :, 2, :, :5])
+    assert torch.equal(cache.kv[:, :, 0, :, 5:], before[:, :, 0, :, 5:])
+    assert torch.equal(cache.kv[:, :, 1:], before[:, :, 1:])
+
+
 def test_compaction_moves_rows_in_order_and_nothing_else():
     shape = shapes.from_config(LLAMA | {"model_type": "llama"})
     cache = Decoder(shape, model_config()).new_cache(3, 8)

@@ -40,8 +40,8 @@ class Drafter(Protocol):
         """Draft for rows 0 … n-1."""
         ...
 
-    def move(self, source: int, row: int) -> None:
-        """The sequence of row `source` now stands at `row`."""
+    def move(self, source: int, row: int, num: int) -> None:
+        """The sequence of row `source`, of `num` tokens, now stands at `row`."""
         ...
 
 

@@ -145,10 +145,11 @@ class Engine:
         for row in reversed([i for i, sequence in enumerate(self.running) if sequence.finish]):
             last = len(self.running) - 1
             if row < last:
-                self.cache.kv[:, :, row] = self.cache.kv[:, :, last]
+                num = len(self.running[last].tokens)
+                self.cache.copy_row(last, row, num)
                 self.running[row] = self.running[last]
                 if self.drafter:
-                    self.drafter.move(last, row)
+                    self.drafter.move(last, row, num)
             self.running.pop()
 
     def _step(self) -> StepRecord:

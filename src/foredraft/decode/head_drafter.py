@@ -43,8 +43,8 @@ class HeadDrafter:
         hidden = self.head.combine(features[None])
         self.head(tokens, hidden, positions, self.cache.rows(row, row + 1), mask_BTS=mask, logits="none")
 
-    def move(self, source: int, row: int) -> None:
-        self.cache.kv[:, :, row] = self.cache.kv[:, :, source]
+    def move(self, source: int, row: int, num: int) -> None:
+        self.cache.copy_row(source, row, num)
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
         """Read the pairs that came since, then draft; a sequence without features yet proposes nothing."""

@@ -40,9 +40,9 @@ class LookupFirst:
         self.rows[row] = NGramIndex(self.lookup.sizes)
         self.inner.admit(row, sequence)
 
-    def move(self, source: int, row: int) -> None:
+    def move(self, source: int, row: int, num: int) -> None:
         self.rows[row] = self.rows[source]
-        self.inner.move(source, row)
+        self.inner.move(source, row, num)
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
         num = budget.levels if budget.lookup is None else budget.lookup

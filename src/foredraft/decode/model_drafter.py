@@ -44,8 +44,8 @@ class ModelDrafter:
         prefill(self.model, self.cache, row, sequence)
         self.num_read[row] = sequence.cached
 
-    def move(self, source: int, row: int) -> None:
-        self.cache.kv[:, :, row] = self.cache.kv[:, :, source]
+    def move(self, source: int, row: int, num: int) -> None:
+        self.cache.copy_row(source, row, num)
         self.num_read[row] = self.num_read[source]
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:

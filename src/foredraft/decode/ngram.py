@@ -25,7 +25,7 @@ class NGramDrafter:
     def admit(self, row: int, sequence: Sequence) -> None:
         self.rows[row] = NGramIndex(self.sizes)
 
-    def move(self, source: int, row: int) -> None:
+    def move(self, source: int, row: int, num: int) -> None:
         self.rows[row] = self.rows[source]
 
     def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:

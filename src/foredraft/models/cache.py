@@ -62,6 +62,10 @@ class KVCache:
         values[self._rows_B1, :, slots_BT] = v_BKTD.transpose(1, 2)
         return keys, values
 
+    def copy_row(self, source: int, row: int, slots: int) -> None:
+        """Copy the first `slots` slots of a sequence to another's; what lies behind stays, and was never in use in most."""
+        self.kv[:, :, row, :, :slots] = self.kv[:, :, source, :, :slots]
+
     def move(self, source_BR: Tensor, target_BR: Tensor) -> None:
         """Copy slots `source_BR` to `target_BR` in all layers; all are read before any is written."""
         assert source_BR.shape == target_BR.shape, (source_BR.shape, target_BR.shape)
