@@ -25,6 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from foredraft import shapes
 from foredraft.kinds import EAGLE3, LM, of_shape, shape_of_folder
 from foredraft.models import Decoder, load, load_head, new_head, save_head
+from foredraft.models.cache import KVCache
 from foredraft.models.decoder import cut, new_decoder
 from foredraft.models.draft_head import HeadLayout
 from foredraft.models.draft_vocab import GatheredRows, offsets
