@@ -230,6 +230,9 @@ def with_larger_steps(cell: Cell, settings: Settings) -> Cell:
 
 def train(step: Step, cells: list[Cell], here: Path) -> None:
     """As many as the time allows, several at once: small drafts leave most of a GPU to others."""
+    if step.time_left < GRACE_S + START_S:
+        step.left |= {cell.name: "no time was left to begin" for cell in cells}
+        return
     out = step.settings.work / "sweep"
     folder = prepared(cells, out, here)
     runner = LocalRunner(step.settings.workers)
@@ -263,7 +266,7 @@ def rows(states: list[CellState] | Any) -> dict[str, Any]:
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
     """SIGTERM to this process once `seconds` are over, which a sweep takes as the wish to stop and save."""
-    timer = threading.Timer(max(seconds, 0.0), os.kill, (os.getpid(), signal.SIGTERM))
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
     try:
