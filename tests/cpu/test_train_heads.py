@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from foredraft.data import draft_vocab as vocabularies
 from foredraft.data.draft_vocab import coverage, most_frequent
 from foredraft.data.tokens import Batch, Packing, TokenFolder
 from foredraft.decode.batch import Request
@@ -500,6 +501,15 @@ def test_the_draft_vocabulary_is_what_labels_hold_most(tmp_path: Path):
         most_frequent(folder, 49)
     with pytest.raises(ValueError, match="no token is to be predicted"):
         most_frequent(token_folder(tmp_path / "none", tokens, [0] * 12, [0, 12]), 3)
+
+
+def test_words_outside_are_counted_where_they_were_not_ranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first half holds 1 six times and 2 twice, the second 1 twice, 3 five times and 2 once."""
+    monkeypatch.setattr(vocabularies, "LEAST_WORDS", 1)
+    folder = token_folder(tmp_path / "data", [1] * 6 + [2] * 2 + [1] * 2 + [3] * 5 + [2], [1] * 16, [0, 16])
+    (words, first, second), (two, *shares), *_ = vocabularies.outside(folder)
+    assert (words, first, second) == (1, pytest.approx(6 / 8), pytest.approx(1.0))
+    assert (two, shares) == (2, [pytest.approx(5 / 8), pytest.approx(2 / 8)])
 
 
 @pytest.fixture

@@ -455,6 +455,10 @@ def test_a_plan_becomes_a_recipe_of_its_own_sizes_and_budget():
     assert [stage.learning_rate for stage in head.stages] == pytest.approx([20e-4, 10e-4])
     assert head.stages[0].steps > 800, "a small budget takes small steps, not few"
     assert from_plan(planned(kind="head", method="eagle", **sizes), 2).model == Eagle(layers=2)
+    assert from_plan(planned(kind="head", method="eagle", draft_vocab=64, **sizes)).model == Eagle(
+        layers=2, draft_vocab=64
+    )
+    assert from_plan(planned(draft_vocab=64)).model == LanguageModel(params=2e4, draft_vocab=64)
     with pytest.raises(ValueError, match="plan again"):
         from_plan(planned(kind="head", name="EAGLE-3 head", **sizes))
     with pytest.raises(ValueError, match="needs no training"):

@@ -58,6 +58,7 @@ def plan(
     train_device_hour: of_plan.TrainDeviceHour = None,
     kinds: of_plan.Kinds = "head,lm,lookup",
     always: of_plan.Always = False,
+    words: of_plan.Words = None,
     observations: ObservationFiles = None,
     target_name: TargetNames = None,
     draws: of_plan.Draws = 4096,
@@ -83,7 +84,7 @@ def plan(
     settings = PlanSettings(
         objective=objective, engine=engine, devices=num_devices, data_parallel=data_parallel, expert_parallel=expert_parallel,
         dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead, horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours,
-        kinds=names(kinds), always=always, draws=draws, seed=seed,
+        kinds=names(kinds), always=always, draws=draws, seed=seed, outside=_outside(words, shape),
         terms=_terms(
             train_machine, answers=answers, device_hour=device_hour, train_device_hour=train_device_hour, ttft_s=ttft, tpot_s=tpot, rate=rate,
         ),
@@ -100,6 +101,21 @@ def _shape(target: str, shape_file: Path | None) -> "Shape":
     if shape_file is None:
         return shapes.named(target)
     return shapes.stated(shapes.read_config(shape_file), str(shape_file), target)
+
+
+def _outside(words: Path | None, shape: "Shape") -> tuple[tuple[int, float, float], ...]:
+    """What lies outside the most frequent words of a token folder; () without one."""
+    if words is None:
+        return ()
+    from foredraft.data.draft_vocab import outside
+    from foredraft.data.tokens import TokenFolder
+
+    folder = TokenFolder.open(words)
+    if folder.data.vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"--words {words}: tokens of a vocabulary of {folder.data.vocab_size:,}, but {shape.name} has {shape.vocab_size:,}"
+        )
+    return outside(folder)
 
 
 def _terms(train_machine: str | None, **stated: Any) -> "Terms":

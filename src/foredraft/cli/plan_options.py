@@ -148,6 +148,13 @@ Rate = Annotated[
 Kinds = Annotated[
     str, typer.Option(help="Kinds of draft to weigh, of head, lm (an independent model) and lookup (n-gram).")
 ]
+Words = Annotated[
+    Path | None,
+    typer.Option(
+        "--words",
+        help="A token folder of data prepare, whose tokens say how many fall outside a draft's vocabulary; a law's share when left out.",
+    ),
+]
 Always = Annotated[bool, typer.Option("--always", help="Plan the best draft even where none pays.")]
 Draws = Annotated[
     int,

@@ -14,6 +14,8 @@ import numpy as np
 from foredraft.data.tokens import TokenFolder
 
 PIECE = 2**24  # tokens counted at a time
+HALF_PIECE = 2**16  # tokens of the same half on end
+LEAST_WORDS = 256
 
 
 def counts(folder: TokenFolder) -> np.ndarray[Any, Any]:
@@ -38,6 +40,34 @@ def most_frequent(folder: TokenFolder, size: int) -> list[int]:
         raise ValueError(f"{folder.path}: no token is to be predicted, so none is frequent; check the loss masks")
     order = np.argsort(-label_counts, kind="stable")
     return sorted(order[:size].tolist())
+
+
+def outside(folder: TokenFolder) -> tuple[tuple[int, float, float], ...]:
+    """Return by numbers of words (powers of 2 from LEAST_WORDS) the share of labels outside the most frequent ones, ranked on one half of the
+    folder and counted on the other: (words, share in the second half, share in the first).
+
+    Raises ValueError where a half has no label.
+    """
+    halves = [_half(folder, part) for part in (0, 1)]
+    if not all(half.any() for half in halves):
+        raise ValueError(f"{folder.path}: too few tokens to be predicted for counting words by halves; give more text")
+    size = len(halves[0])
+    words = [LEAST_WORDS << i for i in range(size.bit_length()) if LEAST_WORDS << i < size]
+    columns = []
+    for ranked, counted in (halves, halves[::-1]):
+        order = np.argsort(-ranked, kind="stable")
+        inside = np.cumsum(counted[order]) / counted.sum()
+        columns.append([float(1 - inside[num - 1]) for num in words])
+    return tuple(zip(words, *columns, strict=True))
+
+
+def _half(folder: TokenFolder, part: int) -> np.ndarray[Any, Any]:
+    """Label counts of every second piece of the folder, from `part` on."""
+    label_counts, length = np.zeros(folder.data.vocab_size, np.int64), max(1, min(HALF_PIECE, len(folder.tokens) // 2))
+    for start in range(part * length, len(folder.tokens), 2 * length):
+        here = slice(start, start + length)
+        label_counts += np.bincount(folder.tokens[here][folder.mask[here] > 0], minlength=len(label_counts))
+    return label_counts
 
 
 def coverage(folder: TokenFolder, ids: Iterable[int]) -> float:

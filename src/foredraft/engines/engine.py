@@ -60,6 +60,9 @@ class ServingEngine:
         """Whether the machine's record holds what this engine itself reaches there, with nothing else measured behind its costs."""
         return False
 
+    # Kinds, by name, that it runs with a draft vocabulary of their own.
+    draft_vocabularies: ClassVar[frozenset[str]] = frozenset({"eagle3"})
+
     # A plan's settings. `plan_file`: what `plan --out` calls them; "" of an engine that takes none.
     plan_file: ClassVar[str] = ""
 

@@ -1,5 +1,7 @@
 """Foredraft's own engine: chains and trees, and costs that follow from the machine's probe."""
 
+from typing import ClassVar
+
 from foredraft.engines.engine import ServingEngine
 from foredraft.laws.passes import Efficiency
 from foredraft.records import Machine
@@ -10,6 +12,7 @@ LAYER_S = 1e-5  # of a model's layer, beside what the probe's step of one layer 
 class Foredraft(ServingEngine):
     name, label = "foredraft", "Foredraft"
     trees = True
+    draft_vocabularies: ClassVar = frozenset({"eagle3", "eagle", "lm"})
 
     def efficiency(self, machine: Machine | None = None) -> Efficiency:
         """Where the machine's step was probed, the rates of its record are those reached, and the fixed costs follow from the step;

@@ -42,6 +42,7 @@ _BLOCKS = {"DFLASH": (_TOKENS, 1), "DSPARK": ("--speculative-dspark-block-size",
 class SGLang(ServingEngine):
     name, label = "sglang", "SGLang"
     one_mode = True
+    draft_vocabularies: ClassVar = frozenset({"eagle3", "eagle"})
     note = "chains only: the published SGLang trees of 5 to 7 nodes measured below chains of the same size"
 
     def efficiency(self, machine: Machine | None = None) -> Efficiency:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from foredraft.laws.draws import ends
 from foredraft.plan import sdsl
 from foredraft.plan.candidates import Basis, buildable, independent
+from foredraft.plan.draft_vocab import with_draft_vocabularies
 from foredraft.plan.estimated import SOURCE
 from foredraft.plan.problem import Problem
 from foredraft.plan.search import Scored, rank
@@ -34,7 +35,7 @@ def with_best_size(
     log_size = round(np.log2(size.value) * STEPS) / STEPS * np.log(2)
     bodies = [max(float(np.exp(log_size)) * share, LEAST_BODY) for share in BODY_SHARES]
     body = min(bodies, key=lambda body: abs(np.log(buildable(problem.target, body).params) - log_size))
-    built = independent(basis, (body,))
+    built = with_draft_vocabularies(problem, independent(basis, (body,)))
     near = [s.candidate.choice for s in ranked if s.candidate and _is_model(s.candidate.choice, trained_here=False)]
     nearest = sorted(near, key=lambda choice: abs(np.log(choice.params) - log_size))[:2]
     joined, _ = rank(problem, built, ranked)

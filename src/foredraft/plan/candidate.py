@@ -175,7 +175,7 @@ def choice(
     return DraftChoice(
         kind=kind.role, name=name, method=kind.name if kind.role == "head" else None, params=float(shape.params),
         non_embedding_params=float(shape.non_embedding_params), num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size, draft_tokens=tokens, training_flops=flops,
+        hidden_size=shape.hidden_size, draft_vocab=shape.draft_vocab_size, draft_tokens=tokens, training_flops=flops,
         training_gpu_hours=flops / training_rate(machine) / 3600, training_dtype=training_dtype(machine) if flops else None,
         hub_id=hub_id, trained_by=() if kinds.OURS in tools else tools,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from foredraft.plan.best_size import theory, with_best_size
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.cost_sheet import break_even, cost_sheet, with_answers
+from foredraft.plan.draft_vocab import with_draft_vocabularies
 from foredraft.plan.estimated import SOURCE, estimated
 from foredraft.plan.lengths import lengths
 from foredraft.plan.matching import Matched, completed, match, without_repeats
@@ -80,9 +81,8 @@ def plan(
             raise ValueError(next(iter(not_considered.values())))
     else:
         everybody, missing = candidates(basis)
-        everybody = with_answers(
-            problem, [candidate for candidate in everybody if candidate.choice.kind in options.kinds]
-        )
+        everybody = [candidate for candidate in everybody if candidate.choice.kind in options.kinds]
+        everybody = with_answers(problem, with_draft_vocabularies(problem, everybody))
         ranked, dropped = rank(problem, everybody)
         ranked, size, nearest = with_best_size(problem, basis, ranked)
         not_considered = missing | dropped

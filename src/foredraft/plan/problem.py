@@ -43,10 +43,10 @@ SCATTER = ACCEPTANCE + KIND_COLUMNS * len(kinds.KINDS)
 class PlanSettings(Record, frozen=True):
     """What the user fixes; the rest is searched. `devices` in all make `data_parallel` replicas; `dtype` None: the weights as the
     checkpoint stores them. `horizon_tokens` is the output over which a draft's training is paid
-    back; without `trees` chains alone are weighed; `kinds` of draft to weigh, all by
-    default; `always`: the best draft is planned even where none pays; `terms`: of training and service. `draws` of all that is
-    uncertain, behind every choice (the planned draft's intervals have `search.FINER` times as many), are rounded up to a power of two,
-    which is what a lattice has.
+    back; `outside`: counts of the user's own tokens, as `laws.coverage.CountedCoverage` has them; without `trees` chains alone are weighed;
+    `kinds` of draft to weigh, all by default; `always`: the best draft is planned even where none pays; `terms`: of training and
+    service. `draws` of all that is uncertain, behind every choice (the planned draft's intervals have `search.FINER` times as many), are
+    rounded up to a power of two, which is what a lattice has.
     """
 
     objective: str = "throughput"
@@ -65,6 +65,7 @@ class PlanSettings(Record, frozen=True):
     kinds: tuple[str, ...] = KINDS
     always: bool = False
     terms: Terms = Terms()
+    outside: tuple[tuple[int, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:

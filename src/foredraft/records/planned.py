@@ -48,6 +48,7 @@ class DraftChoice(Record, frozen=True):
     FLOPs and device-hours of the training machine, the target's own answers included where they are counted. `method`: which kind of
     head (`kinds.of_choice`); None for other kinds, and in plans older than it. `training_dtype`: in which the training machine is faster.
     `hub_id`: where it can be downloaded from, on the Hugging Face Hub; `trained_by`: tools that train it, where foredraft does not yet;
+    `draft_vocab`: how many of the most frequent tokens it may draft, None for all;
     `vocab_overlap`: the share of its vocabulary that the target has, of a draft of another vocabulary.
     """
 
@@ -64,6 +65,7 @@ class DraftChoice(Record, frozen=True):
     hub_id: str | None = None
     trained_by: tuple[str, ...] = ()
     vocab_overlap: float | None = None
+    draft_vocab: int | None = None
     training_dtype: str | None = None
 
     def __post_init__(self) -> None:

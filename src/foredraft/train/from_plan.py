@@ -4,8 +4,6 @@ Promises: sizes and token budgets are the plan's own; the expected tokens per st
 know: how a plan is made.
 """
 
-from typing import Any
-
 from foredraft import kinds
 from foredraft.kinds import ANSWERS_SHARE
 from foredraft.recipe import HEADS, HeadModel, LanguageModel, Prediction, Recipe, Stage
@@ -42,16 +40,16 @@ def from_plan(plan: Plan, num_folders: int = 1, length: int = LENGTH) -> Recipe:
 def _model(draft: DraftChoice) -> LanguageModel | HeadModel:
     kind = kinds.of_choice(draft)
     if kind is kinds.LM:
-        return LanguageModel(params=draft.non_embedding_params)
+        return LanguageModel(params=draft.non_embedding_params, draft_vocab=draft.draft_vocab)
     if kind.name in HEADS:
-        words: dict[str, Any] = {"draft_vocab": _draft_vocab(draft)} if kind.own_lm_head else {}
-        return HEADS[kind.name](layers=draft.num_layers, **words)
+        words = draft.draft_vocab or (_draft_vocab(draft) if kind.own_lm_head else None)
+        return HEADS[kind.name](layers=draft.num_layers, draft_vocab=words)
     tools = f"; {' or '.join(draft.trained_by)} trains it" if draft.trained_by else ""
     raise ValueError(f"draft.method: foredraft has no recipe for a {kind.label} head{tools}")
 
 
 def _draft_vocab(draft: DraftChoice) -> int | None:
-    """The rows of the LM head, a head's only embedding."""
+    """The rows of the LM head, a head's only embedding, of a plan older than `draft_vocab`."""
     return round((draft.params - draft.non_embedding_params) / draft.hidden_size) or None
 
 
