@@ -229,6 +229,7 @@ _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 
 LONGEST_MATCH = 3  # tokens of a match that is looked for first; 8 gained 0.003 tokens per step over 3 (docs/log.md)
 BESIDE = "+ngram"  # behind a draft, in words and in measurements: a look-up stands before it
+BEHIND = " + look-up"  # the same behind a planned draft's name, for people
 _LOOKUP = re.compile(rf"(?P<draft>.+){re.escape(BESIDE)}(?::(?P<min_match>\d+)(?:,(?P<lookahead>\d+))?)?")
 
 

@@ -55,6 +55,13 @@ def test_nothing_is_cheaper_than_lookup_and_less_training_than_more():
     assert cheapest([much, little]) is little
 
 
+def test_a_draft_alone_is_cheaper_than_the_same_behind_a_look_up():
+    alone, behind = scored(HEAD, [0.5]), scored(HEAD, [0.5 + 0.9 * SAME_GAIN], lookup_min_match=3)
+    assert cheapest([behind, alone]) is alone
+    ahead = scored(HEAD, [0.5 + 1.1 * SAME_GAIN], lookup_min_match=3)
+    assert cheapest([alone, ahead]) is ahead
+
+
 def test_a_rival_is_ahead_in_more_than_one_draw_of_five():
     best = scored(HEAD, np.full(10, 0.5))
     sometimes, seldom = (scored(LOOKUP, np.where(np.arange(10) < wins, 0.6, 0.2)) for wins in (3, round(10 * AHEAD)))

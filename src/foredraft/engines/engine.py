@@ -41,9 +41,11 @@ class ServingEngine:
     name: ClassVar[str]
     label: ClassVar[str]
 
-    # Planning. `trees`: trees are weighed for it; `one_mode`: one lookahead for every load; `maps_vocabularies`: it runs draft models of
-    # another vocabulary, on the tokens that both have; `note`: what a plan for it assumes.
+    # Planning. `trees`: trees are weighed for it; `looks_up`: it runs a look-up before a draft, in settings that a plan can give;
+    # `one_mode`: one lookahead for every load; `maps_vocabularies`: it runs draft models of another vocabulary, on the tokens that both
+    # have; `note`: what a plan for it assumes.
     trees: ClassVar[bool] = False
+    looks_up: ClassVar[bool] = False
     one_mode: ClassVar[bool] = False
     maps_vocabularies: ClassVar[bool] = False
     note: ClassVar[str | None] = None

@@ -12,6 +12,7 @@ LAYER_S = 1e-5  # of a model's layer, beside what the probe's step of one layer 
 class Foredraft(ServingEngine):
     name, label = "foredraft", "Foredraft"
     trees = True
+    looks_up = True
     draft_vocabularies: ClassVar = frozenset({"eagle3", "eagle", "lm"})
 
     def efficiency(self, machine: Machine | None = None) -> Efficiency:

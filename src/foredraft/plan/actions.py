@@ -23,12 +23,16 @@ def action(plan: Plan, *, at_hand: bool = False) -> Action:
         return Action(verb="use", why=f"{ENGINES[plan.engine].label} has it built in", commands=_served(plan, None))
     if kinds.of_choice(draft).in_target and draft.hub_id is None:
         return Action(verb="use", why=f"it lies in the checkpoint of {plan.target}", commands=_served(plan, None))
-    if at_hand and not (draft.hub_id or draft.name.endswith(PUBLIC)):
+    if at_hand and not (draft.hub_id or _alone(draft).endswith(PUBLIC)):
         return Action(verb="use", why="trained already", commands=(_deployed(plan, "DRAFT"),))
-    name = draft.hub_id or draft.name.removesuffix(PUBLIC)
-    return Action(
-        verb="download", why="public, nothing to train", commands=(f"hf download {name}", *_served(plan, name))
-    )
+    name = draft.hub_id or _alone(draft).removesuffix(PUBLIC)
+    use = (_deployed(plan, "DRAFT"),) if draft.lookup_min_match else _served(plan, name)
+    return Action(verb="download", why="public, nothing to train", commands=(f"hf download {name}", *use))
+
+
+def _alone(draft: DraftChoice) -> str:
+    """A draft's name without the look-up before it."""
+    return draft.name.removesuffix(kinds.BEHIND)
 
 
 def _why_none(plan: Plan) -> str:
@@ -50,6 +54,8 @@ def _deployed(plan: Plan, folder: str) -> str:
     """The command that hands a draft's folder to the engine; our own engine takes it as it is."""
     if not (formats := ENGINES[plan.engine].formats):
         depth = max(step.lookahead for step in plan.schedule)
+        match = plan.draft.lookup_min_match if plan.draft else None
+        folder += f"{kinds.BESIDE}:{match}" if match else ""
         return f"foredraft measure {TARGET} --draft {folder}@{depth} --prompts PROMPTS --out measured"
     format = next(iter(formats))
     chosen = "" if format == "vllm" else f" --format {format}"

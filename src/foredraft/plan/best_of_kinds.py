@@ -5,6 +5,7 @@ Refuses to know: how a candidate is scored.
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from foredraft import kinds
@@ -34,7 +35,9 @@ def label(scored: Scored) -> str:
 
 
 def label_of(choice: DraftChoice) -> str:
-    """The kind of a draft as people call it: heads of several layers apart from those of one."""
+    """The kind of a draft as people call it: heads of several layers apart from those of one, and drafts behind a look-up from others."""
+    if choice.lookup_min_match:
+        return f"{label_of(msgspec.structs.replace(choice, lookup_min_match=None))} + {kinds.NGRAM.label}"
     if choice.kind == "head":
         return kinds.of_name(choice.method or kinds.USUAL_HEAD.name).label_at(choice.num_layers)
     return (kinds.NGRAM if choice.kind == kinds.NGRAM.role else kinds.LM).label

@@ -6,7 +6,7 @@ would settle can be priced. Refuses to know: which drafts are worth weighing.
 Shapes: S draws, K positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -36,6 +36,12 @@ class AcceptanceDraws(Protocol):
     def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array: ...
 
 
+class Mixture(Protocol):
+    """What a look-up before a draft makes of the draft's tokens per step [M, S] in modes of `depths` [M]."""
+
+    def before(self, tau: Array, depths: Sequence[int], rng: np.random.Generator, frozen: frozenset[str]) -> Array: ...
+
+
 class StudyRange(NamedTuple):
     """The own study that a candidate rests on: its least and most training tokens, and what it is, for people."""
 
@@ -47,7 +53,8 @@ class StudyRange(NamedTuple):
 @dataclass(frozen=True)
 class Candidate:
     """A draft to weigh: what it is, its shape (None: no model), its acceptance, which inputs left their data's range, the
-    own study behind it (None: published measurements), what its trees gain, and what a plan should say of its acceptance.
+    own study behind it (None: published measurements), what its trees gain, what a plan should say of its acceptance, and the look-up
+    before it (None: none), of which `acceptance` knows nothing.
     """
 
     choice: DraftChoice
@@ -57,6 +64,7 @@ class Candidate:
     study_range: StudyRange | None = None
     tail: Tail = PUBLISHED
     notes: tuple[str, ...] = ()
+    lookup: Mixture | None = None
 
     @property
     def block(self) -> int | None:

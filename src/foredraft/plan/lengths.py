@@ -70,6 +70,7 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     accept = problem.accept(candidate, min(settings.num_draws, GRID_DRAWS))[:, : settings.max_lookahead]
     survival = np.cumprod(accept, axis=1, dtype=np.float64)
     tau = np.concatenate([np.ones((len(survival), 1)), 1 + np.cumsum(survival, axis=1)], axis=1).T  # [N, S]
+    tau = problem.behind_lookup(candidate, tau, range(len(tau)))
     grid = _grid(problem, best, tau)
     level = -np.log(grid.pace_s).mean(axis=2)
     if settings.always:
@@ -82,7 +83,7 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     some, law, rng = grid.at(picked), evidence.adaptive_law(), np.random.default_rng(0)
     auc, share, cost = (stratified(len(picked), rng) for _ in range(3))
     spent = []
-    if candidate.choice.kind != "lookup":
+    if candidate.choice.kind != "lookup" and candidate.lookup is None:
         spent = _adaptive(law, some, survival[picked], auc, best.running, max(fixed, *scheduled, 1), adaptive)
     out = []
     for c, clients in enumerate(problem.workload.concurrency):

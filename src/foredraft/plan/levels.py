@@ -203,7 +203,8 @@ def own_level(basis: Asked, kind: Kind, alike: Callable[[Observation], bool]) ->
 
 
 def _is_chain(row: Observation) -> bool:
-    return (row.topk or 1) == 1 and bool(row.lookahead) and bool(row.tokens_per_step or row.survival)
+    told = bool(row.lookahead) and bool(row.tokens_per_step or row.survival)
+    return (row.topk or 1) == 1 and told and kinds.role_of(row.method) != "mixed"
 
 
 def _nearest(rows: Sequence[Observation], basis: Asked) -> Sequence[Observation]:

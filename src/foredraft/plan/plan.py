@@ -14,6 +14,7 @@ from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.plan.actions import action
 from foredraft.plan.at_hand import DraftAtHand, weighed
+from foredraft.plan.beside_lookup import with_lookup
 from foredraft.plan.best_of_kinds import best_of_kinds, edges, label, reason
 from foredraft.plan.best_size import theory, with_best_size
 from foredraft.plan.candidate import Candidate
@@ -85,6 +86,8 @@ def plan(
         everybody = with_answers(problem, with_draft_vocabularies(problem, everybody))
         ranked, dropped = rank(problem, everybody)
         ranked, size, nearest = with_best_size(problem, basis, ranked)
+        ranked, behind = with_lookup(problem, basis, ranked)
+        everybody = [*everybody, *behind]
         not_considered = missing | dropped
     if reasons := matched.reasons(problem.calibrated is not None):
         not_considered = dict(not_considered) | {"own rows, for the cost law": reasons}
@@ -179,7 +182,7 @@ def _settings(problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]
     by_engine = {
         name: engine.settings(choice, _as_run_by(name, problem, best, schedule), problem.settings.layout.tensor)
         for name, engine in ENGINES.items()
-        if engine.plan_file and name in served
+        if engine.plan_file and name in served and (engine.looks_up or not choice or not choice.lookup_min_match)
     }
     return {name: settings for name, settings in by_engine.items() if settings}
 

@@ -6,7 +6,7 @@ acceptance by the drafts of one kind, and two kinds are drawn apart. Refuses to 
 Shapes: C concurrencies, S draws, K positions.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -209,9 +209,21 @@ class Problem:
         return self._once(("scatter", num), drawn)
 
     def accept(self, candidate: Candidate, num: int, frozen: frozenset[str] = NOTHING) -> Array:
-        """Draws of accept_given_prefix [S, K]; the same uniforms for every draft of a kind."""
-        first = ACCEPTANCE + KIND_COLUMNS * _place_of_kind(candidate.choice)
-        return candidate.acceptance.draws(num, Lattice(self.settings.seed, first, first + KIND_COLUMNS), frozen)
+        """Draws of the draft's own accept_given_prefix [S, K]; the same uniforms for every draft of a kind."""
+        return candidate.acceptance.draws(num, self._columns(_place_of_kind(candidate.choice)), frozen)
+
+    def behind_lookup(
+        self, candidate: Candidate, tau: Array, depths: Sequence[int], frozen: frozenset[str] = NOTHING
+    ) -> Array:
+        """Tokens per step [M, S] in modes of `depths` [M], of the draft's own `tau`: the same unless a look-up stands before it."""
+        if candidate.lookup is None:
+            return tau
+        return candidate.lookup.before(tau, depths, self._columns(kinds.KINDS.index(kinds.NGRAM)), frozen)
+
+    def _columns(self, place: int) -> Lattice:
+        """Those of the kind that stands at `place`."""
+        first = ACCEPTANCE + KIND_COLUMNS * place
+        return Lattice(self.settings.seed, first, first + KIND_COLUMNS)
 
     def tails(self, candidate: Candidate, num: int, frozen: frozenset[str] = NOTHING) -> Array:
         """Draws [S] of how far further choices cover what the first misses."""

@@ -152,7 +152,8 @@ def _tau(
     if candidate is None:
         return np.ones((len(modes), num))
     accept, tails = problem.accept(candidate, num, frozen), problem.tails(candidate, num, frozen)
-    return tokens_per_step(accept, tails, candidate.tail.middle, modes)
+    tau = tokens_per_step(accept, tails, candidate.tail.middle, modes)
+    return problem.behind_lookup(candidate, tau, [mode.depth for mode in modes], frozen)
 
 
 def _shortest(pairs: Pairs, value: Array, places: NDArray[np.intp]) -> int:

@@ -27,12 +27,12 @@ def cheapest(scored: Sequence["Scored"]) -> "Scored":
     return min((each for each in scored if each.merit >= most - SAME_GAIN), key=_cost)
 
 
-def _cost(scored: "Scored") -> tuple[float, float, bool, float]:
-    """Training, then parameters to hold, then whether anything is run; of equals the better one."""
+def _cost(scored: "Scored") -> tuple[float, float, int, float]:
+    """Training, then parameters to hold, then how much is run: nothing, a draft, a draft behind a look-up; of equals the better one."""
     choice = scored.candidate.choice if scored.candidate else None
     if choice is None:
-        return 0.0, 0.0, False, -scored.gain
-    return choice.training_gpu_hours, choice.params, True, -scored.gain
+        return 0.0, 0.0, 0, -scored.gain
+    return choice.training_gpu_hours, choice.params, 2 if choice.lookup_min_match else 1, -scored.gain
 
 
 def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
@@ -50,11 +50,12 @@ def rival(scored: Sequence["Scored"]) -> tuple["Scored", float, float] | None:
     return None
 
 
-def identity(scored: "Scored") -> tuple[str, str | None, bool, bool] | None:
-    """What tells drafts apart for people: kind, one or more layers of a head, and whether it is to be trained; sizes and budgets do not.
-    None: no speculation.
+def identity(scored: "Scored") -> tuple[str, str | None, bool, bool, bool] | None:
+    """What tells drafts apart for people: kind, one or more layers of a head, whether it is to be trained, and whether it stands behind a
+    look-up; sizes and budgets do not. None: no speculation.
     """
     if scored.candidate is None:
         return None
     choice = scored.candidate.choice
-    return choice.kind, choice.method, choice.kind == "head" and choice.num_layers > 1, choice.training_flops > 0
+    deep = choice.kind == "head" and choice.num_layers > 1
+    return choice.kind, choice.method, deep, choice.training_flops > 0, choice.lookup_min_match is not None

@@ -5,11 +5,13 @@ Refuses to know: how candidates are scored.
 
 from collections.abc import Sequence
 
+import msgspec
+
 from foredraft import kinds, published
 from foredraft.engines import ENGINES
 from foredraft.plan import evidence
 from foredraft.plan.backing import Backing, backings
-from foredraft.plan.best_of_kinds import label
+from foredraft.plan.best_of_kinds import label_of
 from foredraft.plan.candidate import TRAINING_MFU
 from foredraft.plan.candidates import Basis
 from foredraft.plan.heads import REFERENCE_TOKENS
@@ -51,6 +53,7 @@ def _acceptance(problem: Problem, best: Scored, own: Sequence[Observation]) -> s
         return "no draft is run"
     if candidate.study_range:
         return candidate.study_range.note
+    kind = label_of(msgspec.structs.replace(candidate.choice, lookup_min_match=None))  # rows are of the draft alone
     told = {
         whose: [row for row in rows if _tells(row)]
         for whose, rows in (("own", own), ("public", evidence.observations()))
@@ -61,7 +64,7 @@ def _acceptance(problem: Problem, best: Scored, own: Sequence[Observation]) -> s
             heats = ", ".join(f"{heat:g}" for heat in sorted({row.temperature or 0.0 for row in alike}))
             documents = len({published.document(row.provenance.source) for row in alike})
             source = f" from {documents} document{'s' * (documents > 1)}" if whose == "public" else ""
-            return f"{len(alike)} {whose} rows of {label(best)} drafts of {target}{source}, at temperature {heats}"
+            return f"{len(alike)} {whose} rows of {kind} drafts of {target}{source}, at temperature {heats}"
     others = sorted(
         {
             kinds.of_method(row.method).label
@@ -74,7 +77,7 @@ def _acceptance(problem: Problem, best: Scored, own: Sequence[Observation]) -> s
     near += (
         [f"{len(elsewhere)} public rows of {len({row.target for row in elsewhere})} other targets"] if elsewhere else []
     )
-    return f"none of {label(best)} drafts of {target}; taken from {' and '.join(near) or 'drafts of other kinds'}"
+    return f"none of {kind} drafts of {target}; taken from {' and '.join(near) or 'drafts of other kinds'}"
 
 
 def _tells(row: Observation) -> bool:

@@ -49,7 +49,8 @@ class DraftChoice(Record, frozen=True):
     head (`kinds.of_choice`); None for other kinds, and in plans older than it. `training_dtype`: in which the training machine is faster.
     `hub_id`: where it can be downloaded from, on the Hugging Face Hub; `trained_by`: tools that train it, where foredraft does not yet;
     `draft_vocab`: how many of the most frequent tokens it may draft, None for all;
-    `vocab_overlap`: the share of its vocabulary that the target has, of a draft of another vocabulary.
+    `vocab_overlap`: the share of its vocabulary that the target has, of a draft of another vocabulary. `lookup_min_match`: tokens of a
+    match at least of a look-up before it; None: none stands there.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class DraftChoice(Record, frozen=True):
     vocab_overlap: float | None = None
     draft_vocab: int | None = None
     training_dtype: str | None = None
+    lookup_min_match: int | None = None
 
     def __post_init__(self) -> None:
         if self.method is not None and self.kind != "head":

@@ -1,0 +1,149 @@
+"""A look-up before a draft, as a plan weighs it: the mixture's arithmetic, own rows of it, and which engine is offered it."""
+
+from functools import cache
+
+import msgspec
+import numpy as np
+import pytest
+
+from foredraft import kinds
+from foredraft.laws.draws import Lattice
+from foredraft.machines import machine
+from foredraft.plan.beside_lookup import FIRST_ACCEPTED, MIN_MATCH, OF_ALL_MATCHES, LookupShare, OwnShare, own_share
+from foredraft.plan.candidates import Basis, candidates
+from foredraft.plan.plan import plan
+from foredraft.plan.problem import PlanSettings
+from foredraft.records import Observation, Plan, Provenance, Workload
+from foredraft.shapes import shape
+
+TARGET, H100 = shape("Llama-3.1-8B"), machine("H100")
+NOTHING: frozenset[str] = frozenset()
+DEPTHS, NUM = range(9), 256
+
+
+class Alone:
+    """Prompt lookup that accepts each next token with one probability, none in doubt."""
+
+    def __init__(self, accept: float) -> None:
+        self.accept = accept
+
+    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> np.ndarray:
+        return np.full((num, 16), self.accept)
+
+
+def mixed(share: LookupShare, tau_at: float, frozen: frozenset[str] = NOTHING) -> np.ndarray:
+    """Tokens per step [M, S] behind the look-up of a draft of `tau_at` from one drafted token on."""
+    tau = np.vstack([np.ones(NUM), np.full((len(DEPTHS) - 1, NUM), tau_at)])
+    return share.before(tau, DEPTHS, Lattice(0), frozen)
+
+
+def test_without_matches_the_draft_is_as_it_is_alone() -> None:
+    tau = mixed(LookupShare(Alone(0.0)), 2.5)
+    assert np.allclose(tau[1:], 2.5)
+    assert np.all(tau[0] == 1)
+
+
+def test_the_mixture_is_looked_up_steps_and_the_drafts_in_their_shares() -> None:
+    """At the centre of what is uncertain, by hand: prompt lookup accepts 0.5 of any next token."""
+    survival = np.array(OF_ALL_MATCHES) * 0.5 ** np.arange(1, 9)
+    share = survival[0] * (1 + np.exp(-FIRST_ACCEPTED))
+    tau = mixed(LookupShare(Alone(0.5)), 1.8, frozenset({"draft"}))
+    assert np.allclose(tau[1:, 0], 1 + np.cumsum(survival) + (1 - share) * 0.8)
+    drawn = mixed(LookupShare(Alone(0.5)), 1.8)
+    assert np.ptp(drawn[4]) > 0.1
+    assert abs(np.median(drawn[4]) - tau[4, 0]) < 0.03
+
+
+def test_never_more_steps_are_looked_up_than_there_are() -> None:
+    looked_up, share = LookupShare(Alone(0.999)).draws(NUM, Lattice(1), NOTHING)
+    assert np.all(looked_up[:, 0] <= share + 1e-12)
+    assert share.max() <= 1
+    assert np.all(np.diff(looked_up, axis=1) <= 1e-12), "no more survive to a later position"
+
+
+def test_own_rows_of_the_mixture_say_how_much_is_looked_up() -> None:
+    """4,000 steps, a quarter looked up, 2 of 4 tokens accepted there: τ at k = 4 of a draft of 1.8 is 1 + 0.5 + 0.75 · 0.8."""
+    tau = mixed(LookupShare(Alone(0.2), OwnShare(4000, 1000, 2000, 4)), 1.8)
+    assert np.mean(tau[4]) == pytest.approx(2.1, abs=0.01)
+    few = mixed(LookupShare(Alone(0.2), OwnShare(40, 10, 20, 4)), 1.8)
+    assert np.std(few[4]) > 3 * np.std(tau[4]), "few steps say less"
+
+
+def row(method: str, k: int, tau: float, **more: object) -> Observation:
+    fields = {"draft": method, "draft_layers": 1} if method != "ngram" else {}
+    return Observation(
+        **{
+            "run": method, "target": TARGET.name, "method": method, "provenance": Provenance(source="test"), "lookahead": k,
+            "tokens_per_step": tau, "temperature": 0.0, "dataset": "d", **fields, **more,
+        }
+    )  # fmt: skip
+
+
+@cache
+def planned(engine: str, accepted: int | None) -> Plan:
+    """Of own rows: a head of 1.8 tokens per step, look-up alone of 1.3, and the head behind a look-up in which `accepted` tokens are
+    accepted in 400 of 1,000 steps (None: no such rows).
+    """
+    rows = [row("eagle3", k, tau) for k, tau in ((1, 1.5), (2, 1.7), (4, 1.85))] + [row("ngram", 4, 1.3)]
+    counted = {
+        "steps": 1000, "lookup_min_match": MIN_MATCH, "lookup_steps": 400, "lookup_drafted": 1600, "lookup_accepted": accepted,
+    }  # fmt: skip
+    rows += [row("eagle3+ngram", 4, 2.4, **counted)] if accepted is not None else []
+    workload = Workload(input_len=200, output_len=200, concurrency=(1,))
+    options = PlanSettings(engine=engine, trees=False, draws=64, kinds=("head", "lookup"))
+    return plan(TARGET, H100, workload, options, rows)
+
+
+def labels(one_plan: Plan) -> list[str]:
+    return [lost.label or "" for lost in one_plan.runners_up]
+
+
+def test_a_look_up_that_pays_is_planned_and_measured_by_its_words() -> None:
+    paying = planned("foredraft", 1400)
+    assert paying.draft is not None
+    assert paying.draft.lookup_min_match == MIN_MATCH
+    assert paying.draft.name.endswith(kinds.BEHIND)
+    assert any(f"{kinds.BESIDE}:{MIN_MATCH}@" in command for command in paying.action.commands), paying.action.commands
+    (step,) = paying.schedule
+    assert step.tokens_per_step.low < step.tokens_per_step.value < step.tokens_per_step.high
+    assert paying.settings == {}, "no other engine is given settings of what it does not run"
+    assert kinds.of_choice(paying.draft) is kinds.EAGLE3
+
+
+def test_a_look_up_that_brings_nothing_loses_to_the_draft_alone() -> None:
+    idle = planned("foredraft", 300)
+    assert idle.draft is not None
+    assert idle.draft.lookup_min_match is None
+    assert "EAGLE-3 + n-gram" in labels(idle)
+
+
+def test_an_engine_without_it_is_not_offered_it() -> None:
+    for engine in ("vllm", "sglang", "tensorrt-llm"):
+        other = planned(engine, 1400)
+        assert other.draft is None or other.draft.lookup_min_match is None
+        assert not any("+" in label for label in labels(other))
+
+
+def test_rows_behind_a_look_up_are_not_taken_for_the_draft_alone() -> None:
+    """The head's own τ is that of its rows, however much a look-up brought."""
+    for engine in ("vllm",):
+        with_rows, without = planned(engine, 1400), planned(engine, None)
+        assert with_rows.draft == without.draft
+        assert [s.tokens_per_step for s in with_rows.schedule] == [s.tokens_per_step for s in without.schedule]
+
+
+def test_a_plan_keeps_the_look_up_when_it_is_written() -> None:
+    paying = planned("foredraft", 1400)
+    assert msgspec.json.decode(msgspec.json.encode(paying), type=Plan).draft == paying.draft
+
+
+def test_tokens_accepted_beyond_an_answers_end_do_not_count() -> None:
+    """Rows that emitted half of what they accepted say half of it."""
+    counted = {
+        "steps": 100, "accepted": 100, "lookup_min_match": MIN_MATCH, "lookup_steps": 40, "lookup_drafted": 160, "lookup_accepted": 80,
+    }  # fmt: skip
+    rows = [row("eagle3+ngram", 4, 1.5, **counted)]
+    basis = Basis(TARGET, H100, rows, 0.0)
+    head = next(each for each in candidates(basis)[0] if each.choice.method == "eagle3")
+    assert own_share(basis, head) == OwnShare(100, 40, 40, 4)
+    assert own_share(Basis(TARGET, H100, rows, 1.0), head) is None, "of another temperature"
