@@ -257,9 +257,9 @@ def parted(draft: str) -> tuple[str, Lookup | None]:
     match = _LOOKUP.fullmatch(draft)
     if not match:
         return draft, None
+    min_match, lookahead = match["min_match"], match["lookahead"]
     lookup = Lookup(
-        Lookup().min_match if match["min_match"] is None else int(match["min_match"]),
-        match["lookahead"] and int(match["lookahead"]),
+        Lookup().min_match if min_match is None else int(min_match), None if lookahead is None else int(lookahead)
     )
     if lookup.min_match < 1 or lookup.lookahead == 0:
         raise ValueError(
