@@ -78,7 +78,7 @@ def convert(
         )  # fmt: skip
         if _is_done(out, conversion, force):
             return conversion
-        with _replacing(out) as folder:
+        with _Replacement(out) as folder:
             _write(checkpoint, folder, dtype, tokenizer, progress)
             write(folder / RECORD, conversion)
     return conversion
@@ -129,7 +129,7 @@ def _is_done(out: Path, conversion: Conversion, force: bool) -> bool:
     return False
 
 
-class _replacing:
+class _Replacement:
     """`whole_folder` that takes the place of a folder that is there, once the new one is whole."""
 
     def __init__(self, out: Path) -> None:

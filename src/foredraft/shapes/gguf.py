@@ -60,8 +60,7 @@ class GgufFile:
             raise ValueError(f"{path}: no such file")
         self._bytes = _mapped(self.path)
         self._at = 4
-        version, num_tensors, num_keys = self._begin()
-        del version
+        num_tensors, num_keys = self._begin()
         self.metadata: dict[str, Any] = {}
         for _ in range(num_keys):
             key = self._string()
@@ -79,7 +78,7 @@ class GgufFile:
             raise self.fail(f"the metadata lacks {key}; convert the model to GGUF again")
         return self.metadata[key]
 
-    def own(self, key: str, default: Any = None) -> Any:
+    def setting(self, key: str, default: Any = None) -> Any:
         """A key of the architecture's own part of the metadata."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
@@ -103,7 +102,8 @@ class GgufFile:
     def fail(self, problem: str) -> ValueError:
         return ValueError(f"{self.path}: {problem}")
 
-    def _begin(self) -> tuple[int, int, int]:
+    def _begin(self) -> tuple[int, int]:
+        """How many tensors and keys follow."""
         start = bytes(self._bytes[:4])
         if start != MAGIC:
             raise self.fail(f"not a GGUF file (it begins with {start!r}); download it again")
@@ -112,7 +112,7 @@ class GgufFile:
             raise self.fail("big-endian; convert the model to GGUF again without --bigendian")
         if version not in VERSIONS:
             raise self.fail(f"GGUF version {version} (have 2 and 3); convert the model to GGUF again")
-        return version, self._number("Q"), self._number("Q")
+        return self._number("Q"), self._number("Q")
 
     def _refuse_parts(self) -> None:
         parts = self.metadata.get("split.count") or 1

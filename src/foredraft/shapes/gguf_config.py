@@ -36,31 +36,22 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise file.fail("lacks tensor token_embd.weight; give a whole model's file, not a vocabulary or an adapter")
-    sizes = {
-        key: _whole(file, name)
-        for key, name in {
-            "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
-            "num_attention_heads": "attention.head_count", "max_position_embeddings": "context_length",
-        }.items()
-    }  # fmt: skip
-    heads = sizes["num_attention_heads"]
-    head_dim = (
-        file.own("attention.key_length") or file.own("rope.dimension_count") or sizes["hidden_size"] // max(heads, 1)
-    )
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if file.own(key, head_dim) != head_dim:
-            raise file.fail(
-                f"{file.architecture}.{key} {file.own(key)} is not the head's width {head_dim}, which is not supported"
-            )
+    sizes = {key: _whole(file, name) for key, name in _SIZES.items()}
+    heads, family = sizes["num_attention_heads"], _family(file)
+    head_dim = _head_dim(file, sizes["hidden_size"] // max(heads, 1))
     config = {
-        "architectures": [_CLASSES[family := _family(file)]], "model_type": family, "vocab_size": embedding.shape[0], **sizes,
-        "num_key_value_heads": file.own("attention.head_count_kv", heads), "head_dim": head_dim, "hidden_act": "silu",
+        "architectures": [_CLASSES[family]], "model_type": family, "vocab_size": embedding.shape[0], **sizes,
+        "num_key_value_heads": _whole(file, "attention.head_count_kv", heads), "head_dim": head_dim, "hidden_act": "silu",
         "rms_norm_eps": file.need(f"{file.architecture}.attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors, "attention_dropout": 0.0, "use_cache": True,
     }  # fmt: skip
     return config | _switches(file, family) | _rope(file, head_dim) | _token_ids(file)
 
 
+_SIZES = {
+    "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count", "max_position_embeddings": "context_length",
+}  # fmt: skip
 _CLASSES = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"
 }  # fmt: skip
@@ -74,7 +65,7 @@ def _refuse(file: GgufFile) -> None:
         )
         raise with_hint(error, "give the model's original Hugging Face folder")
     for key, plain in _PLAIN.items():
-        value = file.own(key)
+        value = file.setting(key)
         if value is not None and value not in plain:
             what = "mixtures of experts" if key == "expert_count" else f"{file.architecture}.{key} = {value}"
             raise file.fail(f"{what} cannot be read from GGUF; give the model's original Hugging Face folder")
@@ -83,12 +74,23 @@ def _refuse(file: GgufFile) -> None:
         raise file.fail(f"tensor {longrope} (longrope) is not supported; give another model")
 
 
-def _whole(file: GgufFile, name: str) -> int:
+def _whole(file: GgufFile, name: str, default: int | None = None) -> int:
     """A size that is one number for all layers."""
-    value = file.need(f"{file.architecture}.{name}")
+    value = file.need(f"{file.architecture}.{name}") if default is None else file.setting(name, default)
     if isinstance(value, bool) or not isinstance(value, int):
         raise file.fail(f"{file.architecture}.{name} differs from layer to layer, which is not supported")
     return value
+
+
+def _head_dim(file: GgufFile, default: int) -> int:
+    """The width of a head, of its keys and values alike and all of it rotated."""
+    width = _whole(file, "attention.key_length", 0) or _whole(file, "rope.dimension_count", default)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if (other := file.setting(name, width)) != width:
+            raise file.fail(
+                f"{file.architecture}.{name} {other} is not the head's width {width}, which is not supported"
+            )
+    return width
 
 
 def _family(file: GgufFile) -> str:
@@ -96,13 +98,13 @@ def _family(file: GgufFile) -> str:
     names = " ".join(
         str(file.metadata.get(key) or "") for key in ("general.name", "general.basename", "general.base_model.0.name")
     )
-    mistral = file.own("attention.sliding_window") or re.search(r"mistral", names, re.IGNORECASE)
+    mistral = file.setting("attention.sliding_window") or re.search(r"mistral", names, re.IGNORECASE)
     return "mistral" if file.architecture == "llama" and mistral else file.architecture
 
 
 def _switches(file: GgufFile, family: str) -> dict[str, Any]:
     """Biases by the tensors that are there, windows by the metadata."""
-    window = file.own("attention.sliding_window") or None
+    window = file.setting("attention.sliding_window") or None
     biases = {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
     if family == "mistral":
         return {"sliding_window": window}
@@ -130,9 +132,9 @@ def generation_keys(file: GgufFile) -> dict[str, Any]:
 
 def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
     """Base and stretching of the rotation: `rope.scaling` keys, or Llama 3's factors, a tensor."""
-    theta = float(file.own("rope.freq_base", 10000.0))
-    kind = file.own("rope.scaling.type") or "linear"
-    factor = file.own("rope.scaling.factor") or file.own("rope.scale_linear") or 1.0
+    theta = float(file.setting("rope.freq_base", 10000.0))
+    kind = file.setting("rope.scaling.type") or "linear"
+    factor = file.setting("rope.scaling.factor") or file.setting("rope.scale_linear") or 1.0
     if ROPE_FACTORS in file.tensors:
         scaling = _llama3(file, theta, head_dim)
     elif kind == "yarn":
@@ -146,12 +148,12 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
 
 def _yarn(file: GgufFile, factor: float) -> dict[str, Any]:
     """llama.cpp multiplies yarn's temperature, 1 + 0.1 ln(factor), by a factor of its own."""
-    original = file.own("rope.scaling.original_context_length") or file.own("context_length")
-    own = file.own("rope.scaling.yarn_attn_factor") or file.own("rope.scaling.attn_factor") or 1.0
-    betas = {name: file.own(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
+    original = file.setting("rope.scaling.original_context_length") or file.setting("context_length")
+    temperature = file.setting("rope.scaling.yarn_attn_factor") or file.setting("rope.scaling.attn_factor") or 1.0
+    betas = {name: file.setting(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
     scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    if own != 1.0:
-        scaling["attention_factor"] = own * (1 + 0.1 * math.log(factor))
+    if temperature != 1.0:
+        scaling["attention_factor"] = temperature * (1 + 0.1 * math.log(factor))
     return scaling | {name: beta for name, beta in betas.items() if beta is not None}
 
 
