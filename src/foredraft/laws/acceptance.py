@@ -2,15 +2,15 @@
 as the prior.
 
 Promises: a prediction is a posterior over per-position acceptance, with an interval that widens beyond what was measured; constant α is
-its special case (no step, no carry, but for the rise below); the same numbers every time. Refuses to know: which draft or table a curve
-belongs to; files.
+its special case (no step, no carry; of an independent model exactly, else but for the rise below); the same numbers every time. Refuses to
+know: which draft or table a curve belongs to; files.
 
 The law: logit α_i = level + log(1 + (i−1)·SPREAD·(1 − σ(level))) + step·[i > 1] + carry·(1 − DECAY^(i−2))·[i > 2], i = 1, 2, …
 The logarithm is what a text of easy and hard stretches does: those where the first i−1 drafts were accepted are easier than most, and were
-α Beta-distributed over stretches, the odds of acceptance would rise so. The step is from the first position, which has the target's own
-hidden states or none, to the second; the carry is what goes on from there. Carry is drawn about the step times a factor of the kind:
-an independent model or prompt lookup reads the drafted text afresh, a head drifts on from its own estimates, a block drafted at once
-steps down once and holds.
+α Beta-distributed over stretches, the odds of acceptance would rise so; curves of some kinds show less of it (SPREADS). The step is from
+the first position, which has the target's own hidden states or none, to the second; the carry is what goes on from there. Carry is drawn
+about the step times a factor of the kind: prompt lookup reads the drafted text afresh, an independent model's second position tells as
+little as its first, a head drifts on from its own estimates, a block drafted at once steps down once and holds.
 
 (level, step, carry) of a draft is drawn from a Student t of its kind, heavy-tailed because some drafts fall far outside the rest; a kind
 with few curves borrows from the others (`acceptance_fit`). A measured τ scatters in log τ: by the noise of a run, growing with √k, where
@@ -40,7 +40,8 @@ Curve = Mapping[int, float]  # lookahead -> tokens per step, bonus included
 
 MAX_POSITIONS = 16
 SPREAD, DECAY = 0.3, 0.6  # chosen by leaving documents out, see docs/log.md
-SPREADS: dict[Prior, float] = {"lm": 0.0}  # an independent model's α is constant but for its step and carry
+# Of kinds that rise less beyond their step and carry: MTP layers and independent models, whose constant α is the law without, not at all.
+SPREADS: dict[Prior, float] = {"lm": 0.0, "mtp": 0.0, "block": 0.12}
 LONE_TAIL = 8.0  # of the prior where no τ is known: heavy tails are for curves that stand against it, by themselves no draft has shown them
 # Levels of noise in log τ: of a run at k = 2, and of what the law misses at k = 4. [N, 2]
 NOISES = np.array([(run, miss) for run in (0.0015, 0.005, 0.015) for miss in (0.002, 0.03)])
