@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ours
 import pytest
+import tiny_zoo
 import vllm_here
 
 from foredraft.models.decoder import Decoder
@@ -16,6 +17,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if vllm_here.PYTHON is None and item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.skip(reason=vllm_here.REASON))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zoo() -> Path:
+    """The target, its drafts and prompts."""
+    return tiny_zoo.make(ours.ZOO)
 
 
 @pytest.fixture(scope="session")

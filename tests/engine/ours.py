@@ -1,38 +1,34 @@
-"""Our own engine on the zoo's target, for comparison: texts, what its steps accepted, and near-ties of its logits.
+"""Our own engine on a tiny target, for comparison: texts, what its steps accepted, and near-ties of its logits.
 
 Both engines count a step's accepted tokens before the answer's length cuts them. vLLM's first token comes out of the prompt's own pass,
 undrafted, where our first step already drafts: `steps` starts our engine behind that token, so that the steps stand side by side.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tiny_zoo import foredraft  # noqa: F401  # the command line, for all that stands here
 
 from foredraft import text
-from foredraft.cli import main as cli
 from foredraft.data.prompts import Encoding, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
 from foredraft.models.decoder import Decoder
 
-ROOT = Path(__file__).parents[2]
-ZOO = ROOT / "zoo"
-TARGET, PROMPTS = ZOO / "tales-11m", ZOO / "prompts.jsonl"
+FOLDER = tempfile.TemporaryDirectory(prefix="foredraft-zoo-")  # until this process ends
+ZOO = Path(FOLDER.name)  # which conftest.py fills
+TARGET, PROMPTS = ZOO / "target", ZOO / "prompts.jsonl"
 LOOKAHEAD, NEW, LONG, BATCH, CONTEXT = 4, 64, 128, 4, 512
 NEAR = 1e-4  # between the logits of two tokens that float32 kernels may order either way
 
 Ids = Sequence[int]
 
 
-def foredraft(*words: object) -> None:
-    """The command line in this process; what it refuses is raised."""
-    cli.app([str(word) for word in words], standalone_mode=False)
-
-
 def prompt_ids() -> list[list[int]]:
-    """The zoo's prompts, chats in their template."""
+    """The prompts, chats in their template."""
     return [list(prompt.ids) for prompt in read_prompts(PROMPTS, Encoding(text.tokenizer_of(TARGET)), Skips("stop"))]
 
 

@@ -1,4 +1,4 @@
-"""The zoo's drafts in the real vLLM: the same text and the same accepted tokens as in our engine; and what its loader does with faults.
+"""Drafts of every kind in the real vLLM: the same text and the same accepted tokens as in our engine; and what its loader does with faults.
 
 In float32, greedy, eager, on a CPU. Where two engines' texts part, the target's two logits must be a near-tie.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import ours
 import pytest
 import safetensors.torch
+import tiny_zoo
 import torch
 from torch import Tensor
 from vllm_here import Offline
@@ -45,7 +46,7 @@ def load_of(prompts: Ids, *max_tokens: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def halved(target: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The zoo's EAGLE-3 head over every second word of the vocabulary, which needs its map to be read."""
+    """The EAGLE-3 head over every second word of the vocabulary, which needs its map to be read."""
     head = load_head(ours.ZOO / "eagle3", target, torch.float32)
     assert isinstance(head, Eagle3Head)
     every_second = slice(None, None, 2)
@@ -123,7 +124,7 @@ def plan_of(schedule: list[list[int]]) -> Plan:
     )  # fmt: skip
     most = max(k for *_, k in schedule)
     return Plan(
-        objective="throughput", engine="vllm", target="tales-11m", machine="here", devices=1, dtype="float32",
+        objective="throughput", engine="vllm", target="target", machine="here", devices=1, dtype="float32",
         workload=Workload(input_len=64, output_len=64, concurrency=(1, 4)), speedup=estimate, schedule=steps,
         draft=DraftChoice(kind="head", name="EAGLE head", params=1.0, non_embedding_params=1.0),
         settings={"vllm": {
@@ -220,7 +221,9 @@ def test_a_bias_that_the_class_lacks_is_dropped_in_silence(
 ) -> None:
     """A head trained with such a bias would run without it: steps are those of the head that has none."""
     folder = broken(
-        whole_head[0], tmp_path / "draft", lambda tensors: tensors.update({"fc.bias": torch.full((320,), 1.0)})
+        whole_head[0],
+        tmp_path / "draft",
+        lambda tensors: tensors.update({"fc.bias": torch.full((tiny_zoo.WIDTH,), 1.0)}),
     )
     assert codes(folder) == {("fc-bias", "fc.bias")}
     report = offline(ours.TARGET, speculative(folder), load_of(prompts[:8]))

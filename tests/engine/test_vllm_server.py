@@ -1,4 +1,4 @@
-"""The zoo's drafts behind vLLM's own HTTP server, started by the exported serve.sh and measured by `foredraft measure --endpoint`."""
+"""A draft behind vLLM's own HTTP server, started by the exported serve.sh and measured by `foredraft measure --endpoint`."""
 
 import asyncio
 from collections.abc import Iterator

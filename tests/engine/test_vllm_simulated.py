@@ -1,7 +1,7 @@
 """Simulated acceptance in the real vLLM, on a CPU: the proposer of `deploy simulate --cpu` changes no text and is accepted as asked, and a
 draft of random weights loads from the config that is written for a GPU.
 
-In float32, greedy, eager, where no near-tie parts the texts of the zoo's prompts; answers are our own engine's.
+In float32, greedy, eager, where no near-tie parts the texts of the prompts; answers are our own engine's.
 """
 
 import json

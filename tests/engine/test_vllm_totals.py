@@ -41,7 +41,7 @@ def test_totals_by_difference_are_what_our_engine_measures(
     observation = rows[0].observation
     assert "difference of the server's totals" in (observation.provenance.note or "")
     assert (observation.target, observation.draft, observation.draft_layers, observation.lookahead) == (
-        "tales-11m",
+        "target",
         "scylla-L2",
         2,
         ours.LOOKAHEAD,
