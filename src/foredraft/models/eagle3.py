@@ -38,8 +38,8 @@ class Eagle3Head(DraftHead):
         self.norm = norm(hidden, shape, config)
         self.lm_head = Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
 
-    d2t: Tensor
-    t2d: Tensor
+    d2t: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    t2d: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @classmethod
     def new(

@@ -121,7 +121,7 @@ def _expected(problem: Problem, candidate: Candidate, accept: Array) -> float:
     """The mean log gain of the best chain at each load, costs at their centre, at accept_given_prefix [K]."""
     longest, num_loads = min(problem.settings.max_lookahead, len(accept)), len(problem.concurrency)
     pairs = Pairs.all(num_loads, [Mode(k, 1, k) for k in range(1, longest + 1)])
-    tau = np.tile(1 + np.cumsum(np.cumprod(accept))[:longest], num_loads)[:, None]
+    tau: Array = np.tile(1 + np.cumsum(np.cumprod(accept))[:longest], num_loads)[:, None].astype(np.float64)
     lift = outcome(problem, candidate, pairs, tau, costs_frozen=True).lift
     return float(problem.weights @ lift.reshape(num_loads, longest).max(axis=1))
 
