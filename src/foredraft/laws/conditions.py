@@ -20,9 +20,9 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose `optimize` loads where it is first used: it takes a fifth of a second
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
 
 from foredraft.laws.speedup import tokens_per_step_constant
 from foredraft.records import Record
@@ -51,9 +51,10 @@ DATASETS = {
 MEANS = re.compile(r"^(mean|avg|average|overall|validation)|(mean|avg|average|overall)$")
 
 
+@cache
 def task_of(dataset: str | None) -> str | None:
     """The task of a set of prompts, by its name; None where the name says none, or means several."""
-    name = _plain(dataset)
+    name = plain(dataset)
     if not name or MEANS.search(name):
         return None
     return next((task for task, pattern in DATASETS.items() if re.search(pattern, name)), None)
@@ -61,10 +62,12 @@ def task_of(dataset: str | None) -> str | None:
 
 def is_mean(dataset: str | None) -> bool:
     """Whether a set's name says that it averages over others."""
-    return bool(MEANS.search(_plain(dataset)))
+    return bool(MEANS.search(plain(dataset)))
 
 
-def _plain(name: str | None) -> str:
+@cache
+def plain(name: str | None) -> str:
+    """A name's letters and digits, in lower case; "" of none."""
     return re.sub(r"[^a-z0-9]+", "", (name or "").lower())
 
 
@@ -298,7 +301,7 @@ def _fit_at(cells: Sequence[Cell], levels: Array, start: Spreads | None, size_po
         return -(evidence + prior), -(pull - (log_sds - centre) / width**2)
 
     first = [start.sds[name] if start else 0.15 for name in (*names, SCATTER)]
-    solution = minimize(
+    solution = scipy.optimize.minimize(
         loss,
         np.log(first),
         jac=True,

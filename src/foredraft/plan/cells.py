@@ -25,6 +25,7 @@ from foredraft.laws.conditions import (
     Spreads,
     chain_level,
     is_mean,
+    plain,
     task_of,
 )
 from foredraft.plan import evidence
@@ -155,8 +156,8 @@ def target_key(name: str) -> tuple[str, float]:
 
 def head_key(draft: str | None, kind: Kind) -> str | None:
     """A draft's name without its owner, in lower case; None where it only repeats its kind."""
-    name = re.sub(r"[^a-z0-9]+", "", (draft or "").lower().rsplit("/", 1)[-1])
-    generic = {re.sub(r"[^a-z0-9]+", "", word.lower()) for word in (*kind.methods, *kind.methods.values(), kind.label)}
+    name = plain((draft or "").rsplit("/", 1)[-1])
+    generic = {plain(word) for word in (*kind.methods, *kind.methods.values(), kind.label)}
     return None if not name or name in generic or name.removesuffix("head") in generic else name
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit
 
 from foredraft.laws.forms import SDSL_PLANE, LossLaw, loss_laws
@@ -20,7 +19,10 @@ from foredraft.laws.speedup import optimal_lookahead, tokens_per_flop
 
 SOURCE = "arXiv:2603.11053"
 SMALLEST_DRAFT = 1e6  # parameters; where none is given the search runs from here to the target's size
-GRID_POINTS = 400  # of the first look over log N
+GRID_POINTS, GRIDS = (
+    400,
+    4,
+)  # of a look over log N, and looks, each between the neighbours of the best point of the one before
 ACCEPT_MOST = 1 - 1e-9  # keeps γ* finite where a plane of the user's own reaches 1
 
 
@@ -84,19 +86,18 @@ def optimal_draft(
     target_params: float, draft_tokens: float = 1e11, target_tokens: float = 1e11, loss_law: LossLaw = HOFFMANN,
     plane: AcceptPlane = PLANE, smallest: float = SMALLEST_DRAFT,
 ) -> DraftOptimum:  # fmt: skip
-    """N* = argmax_N max_γ T(N, γ), N from `smallest` to the target's size: a grid over log N, then a search around its best point."""
+    """N* = argmax_N max_γ T(N, γ), N from `smallest` to the target's size, by ever finer grids over log N."""
     _require_counts(target_params, smallest, draft_tokens=draft_tokens, target_tokens=target_tokens)
 
     def chain(log_params: Any) -> Throughput:
         return throughput(np.exp(log_params), target_params, draft_tokens, target_tokens, loss_law, plane)
 
-    grid = np.linspace(np.log(smallest), np.log(target_params), GRID_POINTS)
-    best = int(np.argmax(chain(grid).tokens_per_flop))
-    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, GRID_POINTS - 1)])
-    optimum = minimize_scalar(
-        lambda at: -chain(at).tokens_per_flop * target_params, bounds=bounds, method="bounded", options={"xatol": 1e-8}
-    )
-    draft_params, at_best = float(np.exp(optimum.x)), chain(optimum.x)  # pyright: ignore[reportAttributeAccessIssue]
+    low, high, best = np.log(smallest), np.log(target_params), np.log(smallest)
+    for _ in range(GRIDS):
+        grid = np.linspace(low, high, GRID_POINTS)
+        place = int(np.argmax(chain(grid).tokens_per_flop))
+        low, best, high = grid[max(place - 1, 0)], grid[place], grid[min(place + 1, GRID_POINTS - 1)]
+    draft_params, at_best = float(np.exp(best)), chain(best)
     if not at_best.lookahead > 0:
         raise ValueError(f"target_params {target_params:.4g} gains from no draft under this law: decode without one")
     return DraftOptimum(

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose `optimize` loads where it is first used: it takes a fifth of a second
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from foredraft.kinds import USUAL_HEAD
 from foredraft.laws.speedup import BestTree, best_tree, node_depths, rank_acceptance
@@ -101,4 +101,4 @@ def _tail(accept: Array, tree: Tree) -> float:
         return RANGE[0]
     if gap(high) <= 0:
         return RANGE[1]
-    return float(np.exp(brentq(gap, low, high, xtol=1e-3)))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return float(np.exp(scipy.optimize.brentq(gap, low, high, xtol=1e-3)))  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -88,13 +88,14 @@ def _of_width(target: Shape, hidden: int, params: float) -> list[Shape]:
     """The shapes of one width at the two depths around the request, the MLP's width taking up the rest."""
     step = 16 if hidden < 512 else 64
     draft = _with_width(target, hidden, max(step, round(_mlp_ratio(target) * hidden / step) * step))
-    ends = draft.non_embedding_params - _layers_only(draft)
-    depth = (params - ends) / _layers_only(draft)
+    layer = _layers_only(draft)
+    ends = draft.non_embedding_params - layer
+    depth = (params - ends) / layer
     shapes = []
     for num_layers in {math.floor(depth), math.ceil(depth)}:
         if 1 <= num_layers <= 160:
             slope = (3 if draft.gated_mlp else 2) * hidden
-            short = ((params - ends) / num_layers - _layers_only(draft)) / slope
+            short = ((params - ends) / num_layers - layer) / slope
             mlp = max(step, draft.intermediate_size + round(short / step) * step)
             shapes.append(msgspec.structs.replace(draft, num_layers=num_layers, intermediate_size=mlp))
     return shapes or [draft]
