@@ -554,6 +554,7 @@ def test_each_engine_gets_what_the_plan_holds_for_it(drafts: dict[str, Path], ch
     assert flags == {"--speculative-algorithm": "EAGLE3"} | {f"--speculative-{name}": n for name, n in steps.items()}
     assert "SGLang has one setting for all loads: 5 draft tokens." in (tmp_path / "sglang" / "README.md").read_text()
     assert "| 8 | 3 | 1.50 (1.40 to 1.60) |" in (tmp_path / "vllm" / "README.md").read_text()
+    assert "# Lengths that follow the draft's confidence" in (tmp_path / "vllm" / SERVE).read_text()
     without = msgspec.structs.replace(plan, settings={"vllm": plan.settings["vllm"]})
     with pytest.raises(ValueError, match="at no load on SGLang"):
         export(drafts["scylla"], checkpoint, tmp_path / "none", ExportSettings(format="sglang"), plan=without)

@@ -1,5 +1,6 @@
 """Adaptive lengths: the spread of acceptance, the best budget against every assignment of lengths, and what a plan says of them."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 
 from foredraft import published, shapes
 from foredraft.engines import ENGINES
+from foredraft.engines.lengths import adapted, note
 from foredraft.kinds import DSPARK, EAGLE3, MULTI_LAYER, NGRAM, Kind
 from foredraft.laws.adaptive import (
     AdaptiveLaw,
@@ -26,7 +28,7 @@ from foredraft.plan.evidence import adaptive_law
 from foredraft.plan.lengths import IDLE, LOSES, WORTH_IT, verdict
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
-from foredraft.records import JudgedLength, LengthCase, Workload
+from foredraft.records import Estimate, JudgedLength, LengthCase, LengthGain, Plan, Workload
 from foredraft.report.lengths import judged_length_tables, length_table
 from foredraft.validate.lengths import grouped, judge, server_key, step_costs
 
@@ -160,6 +162,58 @@ def test_adaptive_settings_only_where_an_engine_has_them():
     assert given(sglang.adaptive(dspark)).by == "sequence"
     assert sglang.adaptive(NGRAM) is None
     assert [ours.adaptive(kind) for kind in (dspark, EAGLE3, NGRAM)] == [None] * 3
+
+
+def estimate(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value, unit="×", source="test")
+
+
+def planned(engine: str, *gains: tuple[float, float, str]) -> Plan:
+    """A plan with lengths of these schedule's gains, adaptive gains and verdicts."""
+    lengths = tuple(
+        LengthGain(
+            concurrency=8**i, fixed=4, scheduled=4, schedule=estimate(by_batch), schedule_verdict=IDLE, adaptive=estimate(gain),
+            adaptive_verdict=word,
+        ) for i, (by_batch, gain, word) in enumerate(gains)
+    )  # fmt: skip
+    load = Workload(input_len=64, output_len=32, concurrency=tuple(each.concurrency for each in lengths))
+    return Plan(
+        objective="throughput", engine=engine, target="T", machine="H100", devices=1, dtype="bfloat16", workload=load,
+        speedup=estimate(1.0), schedule=(), draft=None, lengths=lengths,
+    )  # fmt: skip
+
+
+CHAIN = {"--speculative-num-steps": 4, "--speculative-eagle-topk": 1, "--speculative-num-draft-tokens": 5}
+BATCHES = {"num_speculative_tokens": 4, "num_speculative_tokens_per_batch_size": [[1, 8, 4]]}
+
+
+def test_launch_settings_follow_the_confidence_where_the_plan_says_that_it_pays():
+    vllm, sglang = ENGINES["vllm"], ENGINES["sglang"]
+    gains = (1.0, 1.0, IDLE), (1.0, 1.2, WORTH_IT)
+    settings = adapted(vllm, BATCHES, planned("vllm", *gains), EAGLE3)
+    assert settings == {"num_speculative_tokens": 4, "enable_adaptive_verification": True}
+    assert "worth it at 8 (+20%) clients" in note(vllm, BATCHES, planned("vllm", *gains), EAGLE3)
+    assert adapted(sglang, CHAIN, planned("sglang", *gains), EAGLE3) == CHAIN | {"--speculative-adaptive": True}
+    script = sglang.script("T", "T", CHAIN | {"--speculative-adaptive": True}, None)
+    assert '--speculative-adaptive "$@"' in script
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "gains", "words"),
+    [
+        ("vllm", EAGLE3, [(1.3, 1.2, WORTH_IT)], "the schedule by batch brings more"),
+        ("vllm", EAGLE3, [(1.0, 1.2, WORTH_IT), (1.0, 0.9, LOSES)], r"they lose at 8 \(-10%\) clients"),
+        ("vllm", EAGLE3, [(1.0, 1.01, IDLE)], "nothing sure"),
+        ("vllm", NGRAM, [(1.0, 1.2, WORTH_IT)], "has no length that follows"),
+        ("sglang", DSPARK, [(1.0, 1.2, WORTH_IT)], "take more than this file"),
+    ],
+)
+def test_they_are_left_off_elsewhere_and_a_line_says_why(engine, kind, gains, words):
+    chosen = planned(engine, *gains)
+    assert adapted(ENGINES[engine], BATCHES, chosen, kind) == BATCHES
+    assert re.search(words, note(ENGINES[engine], BATCHES, chosen, kind))
+    other = "sglang" if engine == "vllm" else "vllm"
+    assert adapted(ENGINES[other], CHAIN, chosen, kind) == CHAIN
 
 
 LOAD = Workload(input_len=512, output_len=256, concurrency=(1, 16, 128))

@@ -21,9 +21,9 @@ from foredraft.deploy.draft import TrainedDraft, read_draft, target_embedding, t
 from foredraft.deploy.findings import Finding, errors
 from foredraft.deploy.folder import CONFIG, RECORD, SERVE, TOKEN_MAP, Deployed
 from foredraft.deploy.target_rules import config_of
-from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, speculators
+from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, lengths, speculators
 from foredraft.engines.engine import ServingEngine
-from foredraft.kinds import CHECKPOINTS, Kind
+from foredraft.kinds import CHECKPOINTS, Kind, of_name
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.eagle import EagleHead
@@ -116,7 +116,8 @@ def _launched(
         raise ValueError(
             f"the plan speculates at no load on {engine.label}: serve the target alone, or leave out --plan"
         )
-    return engine.launched(plan.settings[engine.name] if plan else engine.chain(lookahead), kind, folder)
+    planned = lengths.adapted(engine, plan.settings[engine.name], plan, kind) if plan else engine.chain(lookahead)
+    return engine.launched(planned, kind, folder)
 
 
 def _check_plan(plan: Plan, kind: Kind) -> None:
@@ -298,8 +299,11 @@ def _as_speculators(folder: Path, settings: ExportSettings, target: Path, config
 def _write_launch(
     folder: Path, target: Path, record: Deployed, engine: ServingEngine, launched: dict[str, Any], plan: Plan | None
 ) -> None:
-    """Settings and script of the format's own engine."""
+    """Settings and script of the format's own engine; of a plan with a line on lengths that follow the draft's confidence."""
     records.write(folder / engine.launch_file, launched)
     script = engine.script(record.target, str(target.resolve()), launched, plan)
+    if plan is not None:
+        first, rest = script.split("\n", 1)
+        script = f"{first}\n# {lengths.note(engine, plan.settings[engine.name], plan, of_name(record.kind))}\n{rest}"
     records.write_bytes(folder / SERVE, script.encode())
     (folder / SERVE).chmod(0o755)

@@ -58,6 +58,10 @@ class ServingEngine:
         """Its lengths that follow the confidence of a draft of `kind`, of chains; None where it has none."""
         return None
 
+    def with_adaptive(self, settings: Mapping[str, Any], kind: Kind) -> dict[str, Any] | None:
+        """Launch `settings` with such lengths switched on; None where settings alone do not."""
+        return None
+
     def own_rates(self, machine: Machine) -> bool:
         """Whether the machine's record holds what this engine itself reaches there, with nothing else measured behind its costs."""
         return False

@@ -35,6 +35,7 @@ exec "${{PYTHON:-python3}}" -m sglang.launch_server --model-path "${{TARGET:-{pa
 """
 _ALGORITHM, _DRAFT = "--speculative-algorithm", "--speculative-draft-model-path"
 _STEPS, _TOPK, _TOKENS = (f"--speculative-{part}" for part in ("num-steps", "eagle-topk", "num-draft-tokens"))
+_ADAPTIVE = "--speculative-adaptive"
 # How it is told the tokens of a block, by its name of the method: the flag, and whether it counts the token before them.
 _BLOCKS = {"DFLASH": (_TOKENS, 1), "DSPARK": ("--speculative-dspark-block-size", 0)}
 
@@ -58,7 +59,14 @@ class SGLang(ServingEngine):
         name = kind.engine_names.get(self.name)
         if name == "DSPARK":
             return Adaptive("SGLANG_RAGGED_VERIFY_MODE=compact with --speculative-dspark-sps-table-path", "sequence")
-        return Adaptive("--speculative-adaptive", "batch") if name in ("EAGLE", "EAGLE3", "NEXTN") else None
+        return Adaptive(_ADAPTIVE, "batch") if name in ("EAGLE", "EAGLE3", "NEXTN") else None
+
+    def with_adaptive(self, settings: Mapping[str, Any], kind: Kind) -> dict[str, Any] | None:
+        """Of EAGLE's chains; DSpark's needs a table of step times measured on the server."""
+        adaptive = self.adaptive(kind)
+        if adaptive is None or adaptive.setting != _ADAPTIVE or settings.get(_TOPK) != 1:
+            return None
+        return {**settings, _ADAPTIVE: True}
 
     # A plan's settings.
 
@@ -113,7 +121,7 @@ class SGLang(ServingEngine):
         values = {flag: shlex.quote(str(value)) for flag, value in settings.items()}
         if self.token_map_flag in settings:
             values[self.token_map_flag] = f'"$here"/{values[self.token_map_flag]}'
-        flags = " \\\n  ".join(f"{flag} {value}" for flag, value in values.items())
+        flags = " \\\n  ".join(flag if settings[flag] is True else f"{flag} {value}" for flag, value in values.items())
         more = lines_of(_plan_flags(plan) if plan else [])
         return _SCRIPT.format(target=one_line(target), path=quoted(path), flags=flags, more=more)
 

@@ -53,6 +53,7 @@ exec "${{PYTHON:-python3}}" -m vllm.entrypoints.openai.api_server --model "${{TA
   --speculative-config "$(cat "$here/{config}")"{more} "$@"
 """
 _BY_BATCH = "num_speculative_tokens_per_batch_size"
+_ADAPTIVE = "enable_adaptive_verification"
 _LLAMA = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM", "PEagleDraftModel")
 _QWEN3 = "Eagle3Qwen3ForCausalLM"
 _DRAFTED = "vllm:spec_decode_num_"
@@ -68,9 +69,14 @@ class VLLM(ServingEngine):
         if kind.role not in ("lm", "head") or self.name not in kind.engine_names:
             return None
         return Adaptive(
-            "enable_adaptive_verification", "sequence",
-            "Model Runner V2, captured graphs, an attention backend of lengths that the device decides",
+            _ADAPTIVE, "sequence", "Model Runner V2, captured graphs, an attention backend of lengths that the device decides"
         )  # fmt: skip
+
+    def with_adaptive(self, settings: Mapping[str, Any], kind: Kind) -> dict[str, Any] | None:
+        """The longest lookahead is drafted at every load, and the rule chooses what is verified: no schedule beside it (#47808)."""
+        if self.adaptive(kind) is None:
+            return None
+        return {key: value for key, value in settings.items() if key != _BY_BATCH} | {_ADAPTIVE: True}
 
     # A plan's settings.
 
