@@ -102,10 +102,10 @@ def test_sifting_leaves_out_nothing_that_could_win():
 
 def test_finer_draws_keep_the_mean():
     best = score(PROBLEM, HEAD)
-    many = finer(PROBLEM, best)
-    assert many.gains.size == search.FINER * best.gains.size
+    many = finer(PROBLEM, best, 4)
+    assert many.gains.size == 4 * best.gains.size
     assert many.gain == pytest.approx(best.gain, abs=2e-3)
-    assert many.gains[:: search.FINER] == pytest.approx(best.gains)
+    assert many.gains[::4] == pytest.approx(best.gains)
 
 
 def test_no_speculation_gains_nothing_in_any_draw():

@@ -151,8 +151,7 @@ def ends(draws: Array, level: float = 0.9, factor: Array | None = None) -> tuple
         if sd > SMOOTH * others.std():
             low, high = (_smooth_quantile(others, sd, share) for share in shares)
             return low, high
-    ordered = np.sort(draws)
-    low, high = (_quantile(ordered, share) for share in shares)
+    low, high = (_quantile(draws, share) for share in shares)
     return low, high
 
 
@@ -177,10 +176,11 @@ def _smooth_quantile(logs: Array, sd: float, share: float) -> float:
     return float(np.exp(at))
 
 
-def _quantile(ordered: Array, share: float) -> float:
-    """Of sorted values [S]."""
-    num = len(ordered)
+def _quantile(values: Array, share: float) -> float:
+    """Of values [S] in any order."""
+    num = len(values)
     band = min(BAND, share, 1 - share)
     start, stop = int((share - band) * num), int(np.ceil((share + band) * num))
     off = ((np.arange(start, stop) + 0.5) / num - share) / (band + 0.5 / num)
-    return float(np.average(ordered[start:stop], weights=1 - off**2))
+    about = np.sort(np.partition(values, (start, stop - 1))[start:stop])
+    return float(np.average(about, weights=1 - off**2))

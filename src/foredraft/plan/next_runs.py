@@ -13,19 +13,20 @@ from foredraft.plan.candidate import Candidate, training_rate
 from foredraft.plan.candidates import FACTORS
 from foredraft.plan.heads import HEAD_TOKENS
 from foredraft.plan.problem import NOTHING, Problem
-from foredraft.plan.search import Scored, simulate
+from foredraft.plan.search import Scored, finer, simulate
 from foredraft.records import NextRun
 
 START_HOURS = 0.25  # of each device, to load models and warm up
+FINER = 2  # times the draws of the ranking, by which the shares of the width are told
 REQUESTS = 200  # give τ to about 1 % (metrics of published runs)
 
 
 def next_runs(problem: Problem, best: Scored) -> tuple[NextRun, ...]:
-    """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a draft. `best`: under
-    the draws of what is shown (`search.finer`).
-    """
+    """Runs that would settle one factor each, the most width removed per device-hour first; none for a plan without a draft."""
     if best.candidate is None:
         return ()
+    best = finer(problem, best, FINER)
+    assert best.candidate is not None
     wide = _width(best.gains)
     if wide <= 0:
         return ()

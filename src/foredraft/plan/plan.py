@@ -104,7 +104,7 @@ def plan(
         speedup=_headline(problem, shown), rival=_rival(problem, ranked), break_even=break_even(problem, shown),
         costs=cost_sheet(problem, shown), service_levels=service_levels(problem, schedule), trust=trust(problem, best, basis.observations),
         edges=edges(everybody, choice) if choice else {}, continuous_params=size, buildable=nearest, theory_params=theory(target),
-        runners_up=_runners_up(problem, ranked, everybody), next_runs=next_runs(problem, shown), not_considered=not_considered,
+        runners_up=_runners_up(problem, ranked, everybody), next_runs=next_runs(problem, best), not_considered=not_considered,
         extrapolates=extrapolates(problem, best), assumptions=(*target.notes, *notes, *assumptions(problem, best, basis)),
         settings=_settings(problem, best, schedule), lengths=lengths(problem, best),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),

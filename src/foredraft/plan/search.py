@@ -38,9 +38,9 @@ class Sift(NamedTuple):
     drafts: float
 
 
-# Times a plan's draws, and at most: of the planned draft in its modes for the intervals that are shown, whose ends the scatter of runs
-# smooths; and of τ, which nothing smooths.
-FINER, FINER_TAU, MOST_DRAWS = 2, 8, 2**16
+# Times a plan's draws, and at most: of the planned draft in its modes for the intervals that are shown; fewer where runs scatter, which
+# smooths their ends.
+FINER, SMOOTHED, MOST_DRAWS = 16, 2, 2**16
 SIFTS = (Sift(128, 0.02, 0.03), Sift(1024, 0.01, 0.02))
 
 
@@ -210,11 +210,11 @@ def ordered(scored: Sequence[Scored]) -> list[Scored]:
     return [best, *others]
 
 
-def finer(problem: Problem, scored: Scored, times: int = FINER) -> Scored:
-    """The candidate in its chosen modes under so many times as many draws, those that it was ranked by among them: the ends of its
-    intervals move less with the seed, its mean does not.
+def finer(problem: Problem, scored: Scored, times: int | None = None) -> Scored:
+    """The candidate in its chosen modes under so many times as many draws (left out: as hold its intervals still), those that it was
+    ranked by among them: the ends of its intervals move less with the seed, its mean does not.
     """
-    pairs = Pairs.each(scored.modes)
+    pairs, times = Pairs.each(scored.modes), times or (SMOOTHED if scored.outcome.scatter.any() else FINER)
     drawn = outcome(
         problem, scored.candidate, pairs, _tau(problem, scored.candidate, pairs.modes, _finer(scored, times))
     )
@@ -223,9 +223,12 @@ def finer(problem: Problem, scored: Scored, times: int = FINER) -> Scored:
 
 
 def finer_tau(problem: Problem, scored: Scored) -> Array:
-    """Tokens per step of the chosen mode at each concurrency, under `FINER_TAU` times the draws [C, S']."""
+    """Tokens per step of the chosen mode at each concurrency, which nothing smooths, under `FINER` times a plan's draws [C, S']."""
+    num = min(FINER * problem.settings.num_draws, MOST_DRAWS)
+    if len(scored.gains) >= num:
+        return scored.outcome.tau
     pairs = Pairs.each(scored.modes)
-    return _tau(problem, scored.candidate, pairs.modes, _finer(scored, FINER_TAU // FINER))[pairs.places]
+    return _tau(problem, scored.candidate, pairs.modes, num)[pairs.places]
 
 
 def _finer(scored: Scored, times: int) -> int:
