@@ -123,7 +123,7 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
     drawn = outcome(problem, candidate, pairs, _tau(problem, candidate, pairs.modes, num))
     value = drawn.lift.mean(axis=-1) - FOREMOST * excess(settings.terms, drawn.ttft_s, drawn.tpot_s)
     if ENGINES[settings.engine].one_mode:
-        totals = np.bincount(pairs.places, problem.weights[pairs.loads] * value)
+        totals = np.asarray(np.bincount(pairs.places, problem.weights[pairs.loads] * value), dtype=np.float64)
         value = totals[pairs.places]
     best = np.array([_shortest(pairs, value, np.flatnonzero(pairs.loads == load)) for load in range(num_loads)])
     most = np.array([value[pairs.loads == load].max() for load in range(num_loads)])
