@@ -7,10 +7,11 @@ Shapes: C concurrencies, S draws, K positions.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -142,6 +143,14 @@ class Problem:
         if key not in self._known:
             self._known[key] = work()
         return self._known[key]
+
+    @cached_property
+    def reference(self) -> "Problem":
+        """The same under the draws of seed 0, by which lookaheads are chosen: of two that lie at the end of being as good as each other
+        the same is planned whatever the seed.
+        """
+        settings = msgspec.structs.replace(self.settings, seed=0)
+        return self if self.settings.seed == 0 else replace(self, settings=settings)
 
     def server(self, draft: Shape | None, speculate: bool = True) -> ServerCost:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""

@@ -121,7 +121,9 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
     num = min(sift.draws, settings.num_draws) if sift else settings.num_draws
     pairs = before.near if before else Pairs.all(num_loads, modes_for(candidate, settings))
     drawn = outcome(problem, candidate, pairs, _tau(problem, candidate, pairs.modes, num))
-    value = drawn.lift.mean(axis=-1) - FOREMOST * excess(settings.terms, drawn.ttft_s, drawn.tpot_s)
+    judge = problem if sift else problem.reference
+    judged = drawn if judge is problem else outcome(judge, candidate, pairs, _tau(judge, candidate, pairs.modes, num))
+    value = judged.lift.mean(axis=-1) - FOREMOST * excess(settings.terms, judged.ttft_s, judged.tpot_s)
     if ENGINES[settings.engine].one_mode:
         totals = np.asarray(np.bincount(pairs.places, problem.weights[pairs.loads] * value), dtype=np.float64)
         value = totals[pairs.places]
