@@ -736,6 +736,7 @@ def test_a_cut_eagle_head_is_read_back_as_one_and_loses_its_map_alone(target, tm
     head, tokens = random_head(target, "eagle-cut", 2), some_tokens(1, 7)
     save_head(head, tmp_path)
     again, features = load_head(tmp_path, target), aux_hidden_states(head, tokens[:, :-1])
+    assert again.draft_ids is not None
     assert (type(again), again.draft_ids.tolist()) == (EagleHead, list(DRAFTABLE))
     assert shape_of_folder(tmp_path).draft_vocab_size == again.shape.draft_vocab_size == 23
     assert {name for name in load_file(tmp_path / "model.safetensors") if "layers" not in name} == {
@@ -791,6 +792,7 @@ def test_gathered_rows_follow_their_table():
     trained_table = table.clone().requires_grad_(True)
     with torch.enable_grad():
         rows(trained_table, ids).sum().backward()
+    assert trained_table.grad is not None
     assert trained_table.grad.sum(1).tolist() == [0, 3, 0, 0, 3, 0]
 
 

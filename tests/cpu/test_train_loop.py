@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from foredraft import records, shapes
 from foredraft.cli.main import app
-from foredraft.models import load
+from foredraft.models import Decoder, load
 from foredraft.models.decoder import new_decoder
 from foredraft.models.layers import model_config_of
 from foredraft.models.save import config_of
@@ -263,9 +263,12 @@ def test_a_model_learns_what_it_can_draft(tied, folders, tmp_path):
         trainee_of(half, None).objective(data, Devices()),
         new_decoder(shapes.from_config(CONFIG), model_config_of(CONFIG, shapes.from_config(CONFIG)), 3),
     )
-    batch, ids = data.stages[0].batch(0, 4), objective.trained.draft_ids
+    trained = objective.trained
+    assert isinstance(trained, Decoder)
+    batch, ids = data.stages[0].batch(0, 4), trained.draft_ids
+    assert ids is not None
     assert len(ids) == VOCAB // 2
-    logits, labels = objective.trained(batch.tokens_BT).logits_BTV[:, :-1], batch.tokens_BT[:, 1:].contiguous()
+    logits, labels = trained(batch.tokens_BT).logits_BTV[:, :-1], batch.tokens_BT[:, 1:].contiguous()
     p = target(batch.tokens_BT).logits_BTV[:, :-1]
     places = {
         "ce": torch.isin(labels, ids) & batch.mask_BT[:, 1:],
@@ -275,7 +278,7 @@ def test_a_model_learns_what_it_can_draft(tied, folders, tmp_path):
     there = torch.searchsorted(ids, labels).clamp(max=len(ids) - 1)
     terms = {"ce": -log_q.gather(-1, there[..., None])[..., 0], "kl": (log_p.exp() * (log_p - log_q)).sum(-1)}
     for name, taught in (("ce", None), ("kl", target)):
-        objective = LanguageModelObjective(objective.trained, {name: 1.0}, length=32, target=taught)
+        objective = LanguageModelObjective(trained, {name: 1.0}, length=32, target=taught)
         loss = objective.loss(batch, 0)
         assert 0 < loss.weight < places[name].numel()
         assert loss.weight == places[name].sum()
@@ -283,6 +286,7 @@ def test_a_model_learns_what_it_can_draft(tied, folders, tmp_path):
     run(half, tmp_path, folders, held_out=folders[1])
     held_out_lines, saved = lines(tmp_path, "held_out_loss"), load(tmp_path / "final")
     assert held_out_lines[-1] < held_out_lines[0] - 0.5
+    assert saved.draft_ids is not None
     assert saved.draft_ids.tolist() == ids.tolist()
     assert saved(batch.tokens_BT).logits_BTV.shape[-1] == VOCAB // 2
     again = recipe(model=LanguageModel(init=str(tmp_path / "final"), draft_vocab=8))

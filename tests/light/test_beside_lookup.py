@@ -101,6 +101,7 @@ def labels(one_plan: Plan) -> list[str]:
 def test_a_look_up_that_pays_is_planned_and_measured_by_its_words() -> None:
     paying = planned("foredraft", 1400)
     assert paying.draft is not None
+    assert paying.action is not None
     assert paying.draft.lookup_min_match == MIN_MATCH
     assert paying.draft.name.endswith(kinds.BEHIND)
     assert any(f"{kinds.BESIDE}:{MIN_MATCH}@" in command for command in paying.action.commands), paying.action.commands

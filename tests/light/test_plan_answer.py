@@ -138,7 +138,7 @@ def test_answers_cost_the_targets_own_decoding(head_plan):
 
 def test_answers_are_written_once_for_all_epochs():
     """DFlash's published heads read the same answers three times, EAGLE-3's once."""
-    problem: Any = SimpleNamespace(workload=Workload(input_len=512, output_len=256, concurrency=(1.0,)))
+    problem: Any = SimpleNamespace(workload=Workload(input_len=512, output_len=256, concurrency=(1,)))
     choice = DraftChoice(
         name="head", kind="head", params=1e8, non_embedding_params=1e8, num_layers=1, draft_tokens=6e8, training_flops=1e18, method="eagle3",
     )  # fmt: skip

@@ -211,7 +211,9 @@ def test_a_spec_may_put_a_look_up_before_a_draft():
     cell = cells["lm-n50k-d20k-m1-b1-t0"]
     trained = cell.words[cell.words.index("--draft") + 1].removesuffix("@3")
     assert f"{trained}+ngram:3,8@3" in cell.words
-    assert cell.needs == (REFERENCE.fullmatch(trained)[1],)
+    match = REFERENCE.fullmatch(trained)
+    assert match is not None
+    assert cell.needs == (match[1],)
     places = Places(Path("out"), cells.values())
     assert places.words(cell)[5] == places.resolve(trained, cell.name) + "+ngram:3,8@3"
     assert cells["alone-m1-b1-t0"].words[2:4] == ("--draft", "ngram@3")

@@ -84,10 +84,9 @@ class _Group:
             now = time.perf_counter() - start
             self.passes.append(step)
             looked_up = step.looked_up or (False,) * len(step.drafted)
-            for sequence, *counted in zip(
-                engine.running, step.drafted, step.accepted, step.emitted, looked_up, strict=True
-            ):
-                self.steps[sequence.id].append(_StepCount(*counted))
+            counts = map(_StepCount, step.drafted, step.accepted, step.emitted, looked_up)
+            for sequence, count in zip(engine.running, counts, strict=True):
+                self.steps[sequence.id].append(count)
                 self.first_s.setdefault(sequence.id, now)
                 self.last_s[sequence.id] = now
         return time.perf_counter() - start

@@ -180,8 +180,9 @@ class _Study:
         vocab = target.shape.vocab_size
         if self.target_costs is None:
             self.target_costs = self.cache.costs(texts, lambda uncached: surprise(target, uncached, vocab))
-        whole = isinstance(model, Decoder) and model.d2t is None  # others give some tokens no chance: infinite nats
-        drafted = {"draft": surprise(model, texts, vocab)} if whole else {}
+        drafted = {}
+        if isinstance(model, Decoder) and model.d2t is None:  # others give some tokens no chance: infinite nats
+            drafted = {"draft": surprise(model, texts, vocab)}
         return {"target": self.target_costs} | drafted
 
     def _tokenizers(self, model: Decoder | DraftHead) -> Fields:

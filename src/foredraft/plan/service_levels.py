@@ -56,7 +56,7 @@ def misses(problem: "Problem", chosen: "SimulatedOutcome") -> float:
     return float(problem.weights @ (missed > 0)) + short
 
 
-def first_token(draws: Array, scored: "Scored", *, factor: ArrayLike = 0.0) -> Estimate | None:
+def first_token(draws: Array, scored: "Scored", *, factor: Array | float = 0.0) -> Estimate | None:
     """TTFT of `draws` [S], with what the model of it misses; None where they differ too much to tell one. `factor` as of `estimated`."""
     missed = FIRST_TOKEN_SD * np.random.default_rng(0).permutation(ndtri((np.arange(len(draws)) + 0.5) / len(draws)))
     estimate = estimated(draws * np.exp(missed), "s", scored, factor=factor + missed)

@@ -29,7 +29,7 @@ class UnrolledHead(nn.Module):
         super().__init__()
         self.head, self.within_documents = head, within_documents
         self._tables = (head.target.embed_tokens.weight, head.target.head_weight_VC)
-        self._borrowed_rows = (head.head_weight_VC,) if head.lm_head is None else ()
+        self._borrowed_rows: tuple[Tensor, ...] = (head.head_weight_VC,) if head.lm_head is None else ()
 
     def combined(self, hidden_states: HiddenStates) -> Tensor:
         """What the first step reads beside embeddings, [B, T, C]."""
