@@ -22,7 +22,7 @@ from foredraft import published, records
 from foredraft.laws.conditions import (
     EFFECTS,
     SCATTER,
-    Cell,
+    AcceptanceCell,
     ContextFade,
     Levels,
     Spreads,
@@ -38,7 +38,7 @@ OUT = HERE.parent / "src/foredraft/published/conditions.json"
 NORMAL_90 = 1.645
 
 
-def judge(measured: dict[Cell, float], every: Spreads, refit: bool) -> float:
+def judge(measured: dict[AcceptanceCell, float], every: Spreads, refit: bool) -> float:
     """Print how each document's cells are predicted from the other documents', the sds refitted without it or not; return the root mean
     square of documents' mean errors over their sds.
     """
@@ -55,7 +55,9 @@ def judge(measured: dict[Cell, float], every: Spreads, refit: bool) -> float:
     return score
 
 
-def judged(document: str, measured: dict[Cell, float], rest: dict[Cell, float], spreads: Spreads) -> float:
+def judged(
+    document: str, measured: dict[AcceptanceCell, float], rest: dict[AcceptanceCell, float], spreads: Spreads
+) -> float:
     """Print how the document's cells are predicted from the other documents'; return their mean error over its sd."""
     levels = Levels(tuple(rest), np.array(list(rest.values())), spreads)
     asked = [cell for cell in measured if cell.document == document]
@@ -69,7 +71,7 @@ def judged(document: str, measured: dict[Cell, float], rest: dict[Cell, float], 
     return float(off.mean() / np.sqrt(covariance.mean() + spreads.sds[SCATTER] ** 2 / len(asked)))
 
 
-def drops(measured: dict[Cell, float], spreads: Spreads) -> None:
+def drops(measured: dict[AcceptanceCell, float], spreads: Spreads) -> None:
     """Print the drop of τ from temperature 0 to 1 of EAGLE-3's table 1, each target's from the other targets."""
     table = [
         row

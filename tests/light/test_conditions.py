@@ -8,7 +8,7 @@ from foredraft.laws.conditions import (
     DATASETS,
     EFFECTS,
     SCATTER,
-    Cell,
+    AcceptanceCell,
     Levels,
     Spreads,
     chain_level,
@@ -34,15 +34,15 @@ SDS = {"head": 0.4, "target": 0.3, "task": 0.5, "prompts": 0.1, "prompts and hea
 SLOPE, BY_SIZE, NOISE = -0.6, 0.2, 0.03
 
 
-def cell(**fields) -> Cell:
+def cell(**fields) -> AcceptanceCell:
     base = {
         "role": "head", "kind": "eagle3", "method": "eagle3", "target": "T", "log_size": 0.0, "head": "h", "document": "d", "task": "chat",
         "prompts": "MT-bench", "temperature": 0.0,
     }  # fmt: skip
-    return Cell(**base | fields)
+    return AcceptanceCell(**base | fields)
 
 
-def planted(rng: np.random.Generator, targets: int = 12, heads: int = 3) -> dict[Cell, float]:
+def planted(rng: np.random.Generator, targets: int = 12, heads: int = 3) -> dict[AcceptanceCell, float]:
     """Levels at temperatures 0 and 1 of several heads of several targets on PROMPTS."""
     task = {name: SDS["task"] * rng.standard_normal() for name in set(PROMPTS.values())}
     prompts = {name: SDS["prompts"] * rng.standard_normal() for name in PROMPTS}
@@ -77,7 +77,7 @@ def planted(rng: np.random.Generator, targets: int = 12, heads: int = 3) -> dict
 
 
 @pytest.fixture(scope="module")
-def study() -> tuple[dict[Cell, float], Spreads]:
+def study() -> tuple[dict[AcceptanceCell, float], Spreads]:
     measured = planted(np.random.default_rng(7))
     return measured, fit_spreads(list(measured), np.array(list(measured.values())))
 
@@ -105,7 +105,7 @@ def test_what_is_shared_narrows_and_nothing_else(study):
     known = Levels(tuple(measured), np.array(list(measured.values())), spreads)
     head = next(iter(measured))
 
-    def sd(asked: Cell) -> float:
+    def sd(asked: AcceptanceCell) -> float:
         return float(np.sqrt(known.of([asked])[1][0, 0]))
 
     same, new_prompts = sd(head), sd(head._replace(prompts="new"))

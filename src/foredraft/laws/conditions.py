@@ -71,7 +71,7 @@ def plain(name: str | None) -> str:
     return re.sub(r"[^a-z0-9]+", "", (name or "").lower())
 
 
-class Cell(NamedTuple):
+class AcceptanceCell(NamedTuple):
     """Under what a level is measured or asked. None is like no other: a draft not yet trained, prompts not yet seen."""
 
     role: str  # lookup, lm, head, mtp or block, as `Kind.prior`
@@ -94,8 +94,8 @@ class Effect(NamedTuple):
     scatter but a coefficient.
     """
 
-    key: Callable[[Cell], Hashable | None]
-    slope: Callable[[Cell], float] = lambda cell: 1.0
+    key: Callable[[AcceptanceCell], Hashable | None]
+    slope: Callable[[AcceptanceCell], float] = lambda cell: 1.0
     sd: float | None = None
     warm: bool = False
 
@@ -104,16 +104,16 @@ def _both(*parts: Hashable | None) -> Hashable | None:
     return None if any(part is None for part in parts) else parts
 
 
-def _lookup(cell: Cell) -> float:
+def _lookup(cell: AcceptanceCell) -> float:
     """Of prompt lookup itself, whose acceptance hangs on the task as no other's; its kin look elsewhere than in the prompt."""
     return float(cell.role == "lookup" and cell.method == cell.kind)
 
 
-def _tree(cell: Cell) -> float:
+def _tree(cell: AcceptanceCell) -> float:
     return float(cell.tree is not None)
 
 
-def _length(cell: Cell) -> float:
+def _length(cell: AcceptanceCell) -> float:
     return cell.log_lookahead
 
 
@@ -171,7 +171,7 @@ class Spreads(Record, frozen=True):
 class Levels:
     """Measured cells with their `levels` [N] under the `spreads`: what they say of any other cell."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[AcceptanceCell, ...]
     levels: Array
     spreads: Spreads
 
@@ -182,7 +182,7 @@ class Levels:
         factor = cho_factor(covariance, lower=True)
         return factor, cho_solve(factor, self.levels)
 
-    def of(self, asked: Sequence[Cell]) -> tuple[Array, Array]:
+    def of(self, asked: Sequence[AcceptanceCell]) -> tuple[Array, Array]:
         """Mean [Q] and covariance [Q, Q] of the levels of `asked`, without the scatter of a measurement."""
         prior = _covariance(asked, asked, self.spreads)
         if not self.cells:
@@ -202,7 +202,7 @@ class Levels:
             coded[name] = numbers, np.array(codes), _slopes(effect, self.cells, self.spreads.size_power)
         return coded
 
-    def _shared_with(self, asked: Sequence[Cell]) -> Array:
+    def _shared_with(self, asked: Sequence[AcceptanceCell]) -> Array:
         """Covariance of `asked` and the measured cells, [Q, N]."""
         total = np.zeros((len(asked), len(self.cells)))
         for name, effect in EFFECTS.items():
@@ -212,13 +212,13 @@ class Levels:
             total += self.spreads.sds[name] ** 2 * (np.equal.outer(alike, codes) * np.multiply.outer(here, slopes))
         return total
 
-    def mixed(self, asked: Sequence[Cell]) -> tuple[float, float]:
+    def mixed(self, asked: Sequence[AcceptanceCell]) -> tuple[float, float]:
         """Mean and sd of a cell that is any of `asked`, each as likely; as wide as documents that were left out ask for."""
         means, covariance = self.of(asked)
         sd = float(np.sqrt(max(np.diag(covariance).mean() + means.var(), 1e-12)))
         return float(means.mean()), self.spreads.widened * sd
 
-    def shift(self, there: Sequence[Cell], here: Sequence[Cell]) -> tuple[float, float]:
+    def shift(self, there: Sequence[AcceptanceCell], here: Sequence[AcceptanceCell]) -> tuple[float, float]:
         """Mean and sd of the level of a cell of `there` less that of its fellow of `here`, each pair as likely; 0 and 0 where they are equal."""
         if tuple(there) == tuple(here):
             return 0.0, 0.0
@@ -229,7 +229,7 @@ class Levels:
         return float(off.mean()), float(np.sqrt(max(variance.mean() + off.var(), 0.0)))
 
 
-def _covariance(some: Sequence[Cell], others: Sequence[Cell], spreads: Spreads) -> Array:
+def _covariance(some: Sequence[AcceptanceCell], others: Sequence[AcceptanceCell], spreads: Spreads) -> Array:
     """Of the levels of `some` and `others`, [len(some), len(others)], without scatter. The same object on both sides is itself."""
     total = np.zeros((len(some), len(others)))
     for name, effect in EFFECTS.items():
@@ -237,17 +237,19 @@ def _covariance(some: Sequence[Cell], others: Sequence[Cell], spreads: Spreads) 
     return total
 
 
-def _warmth(cell: Cell, size_power: float) -> float:
+def _warmth(cell: AcceptanceCell, size_power: float) -> float:
     """How much temperature tells: a large target is surer of its tokens than a small one at the same temperature."""
     return cell.temperature * float(np.exp(-size_power * cell.log_size))
 
 
-def _shared(effect: Effect, some: Sequence[Cell], others: Sequence[Cell], size_power: float) -> Array:
+def _shared(
+    effect: Effect, some: Sequence[AcceptanceCell], others: Sequence[AcceptanceCell], size_power: float
+) -> Array:
     """How much of one draw of `effect` two cells share: the product of their slopes where their keys are equal, else 0."""
     numbers: dict[Hashable, int] = {}
     alone = some is others
 
-    def coded(cells: Sequence[Cell], least: int) -> Array:
+    def coded(cells: Sequence[AcceptanceCell], least: int) -> Array:
         keys = [effect.key(cell) for cell in cells]
         return np.array(
             [least - i if key is None else numbers.setdefault(key, len(numbers)) for i, key in enumerate(keys)]
@@ -259,13 +261,16 @@ def _shared(effect: Effect, some: Sequence[Cell], others: Sequence[Cell], size_p
     return np.equal.outer(left, right) * np.multiply.outer(*slopes)
 
 
-def _slopes(effect: Effect, cells: Sequence[Cell], size_power: float) -> Array:
+def _slopes(effect: Effect, cells: Sequence[AcceptanceCell], size_power: float) -> Array:
     """How many times each cell has its share of the effect."""
     return np.array([effect.slope(cell) * (_warmth(cell, size_power) if effect.warm else 1.0) for cell in cells])
 
 
 def fit_spreads(
-    cells: Sequence[Cell], levels: Array, start: Spreads | None = None, size_powers: Sequence[float] = SIZE_POWERS
+    cells: Sequence[AcceptanceCell],
+    levels: Array,
+    start: Spreads | None = None,
+    size_powers: Sequence[float] = SIZE_POWERS,
 ) -> Spreads:
     """The sds of greatest posterior: evidence of the `levels` [N] times a wide log-normal prior on each fitted sd; and the power of size.
 
@@ -277,7 +282,7 @@ def fit_spreads(
     return max(fits, key=lambda fit: fit.evidence)
 
 
-def _fit_at(cells: Sequence[Cell], levels: Array, start: Spreads | None, size_power: float) -> Spreads:
+def _fit_at(cells: Sequence[AcceptanceCell], levels: Array, start: Spreads | None, size_power: float) -> Spreads:
     if len(cells) < len(EFFECTS):
         raise ValueError(f"the spread of acceptance needs {len(EFFECTS)} measured cells, got {len(cells)}")
     cells, levels = tuple(cells), np.asarray(levels, dtype=float)

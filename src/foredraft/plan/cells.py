@@ -19,7 +19,7 @@ from foredraft.laws.acceptance import MAX_POSITIONS
 from foredraft.laws.conditions import (
     REFERENCE_LOOKAHEAD,
     REFERENCE_PARAMS,
-    Cell,
+    AcceptanceCell,
     ContextFade,
     Levels,
     Spreads,
@@ -86,9 +86,9 @@ def levels(without: frozenset[str] = evidence.NOTHING) -> Levels:
     return Levels(tuple(measured), np.array(list(measured.values())), conditions().spreads)
 
 
-def cells(rows: Iterable[Observation]) -> dict[Cell, float]:
+def cells(rows: Iterable[Observation]) -> dict[AcceptanceCell, float]:
     """The level of every cell that `rows` measure; of a tree that of a chain as deep, less what its choices are taken to lift it."""
-    taken: dict[Cell, list[float]] = defaultdict(list)
+    taken: dict[AcceptanceCell, list[float]] = defaultdict(list)
     for row in _apart(rows):
         drafting = _drafting(row)
         if drafting is None or row.tokens_per_step is None:
@@ -125,12 +125,12 @@ def _drafting(row: Observation) -> Drafting | None:
     return USUAL.get(known) if row.lookahead is None and row.batch_size == 1 and row.engine is None else None
 
 
-def cell_of(row: Observation, drafting: Drafting) -> Cell:
+def cell_of(row: Observation, drafting: Drafting) -> AcceptanceCell:
     """The cell that `row` measures."""
     kind = kinds.of_method(row.method)
     name, log_size = target_key(row.target)
     document = published.document(row.provenance.source)
-    return Cell(
+    return AcceptanceCell(
         role=kind.prior, kind=kind.name, method=row.method, target=name, log_size=log_size,
         head=(name, row.method, head_key(row.draft, kind) or document), document=document, task=task_of(row.dataset) or row.dataset,
         prompts=row.dataset, temperature=row.temperature or 0.0,

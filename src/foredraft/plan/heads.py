@@ -13,7 +13,7 @@ from foredraft.engines import ENGINES
 from foredraft.kinds import Kind
 from foredraft.plan import dials, evidence, from_study
 from foredraft.plan.candidate import Candidate, choice, head_training_flops
-from foredraft.plan.levels import Asked, Level, level_of
+from foredraft.plan.levels import Level, LevelBasis, level_of
 from foredraft.plan.study import on_target
 from foredraft.published.heads import PublicHead, heads_for
 from foredraft.records import DraftChoice, Machine
@@ -26,7 +26,7 @@ REFERENCE_TOKENS = 8e8
 OTHERS_NAMED = 3  # public heads of one kind that a note names beside the one weighed
 
 
-class Served(Asked, Protocol):
+class ServedBasis(LevelBasis, Protocol):
     """For what heads are asked: acceptance, and the machine and engine that serve them."""
 
     @property
@@ -35,7 +35,7 @@ class Served(Asked, Protocol):
     def engine(self) -> str: ...
 
 
-def heads(basis: Served) -> tuple[list[Candidate], dict[str, str]]:
+def heads(basis: ServedBasis) -> tuple[list[Candidate], dict[str, str]]:
     """Every head worth weighing for the target, and those that are left out, with the reason."""
     engine, weighed = ENGINES[basis.engine], []
     missing: dict[str, str] = {}
@@ -51,7 +51,7 @@ def heads(basis: Served) -> tuple[list[Candidate], dict[str, str]]:
     return weighed, missing
 
 
-def public(basis: Served, kind: Kind) -> list[Candidate]:
+def public(basis: ServedBasis, kind: Kind) -> list[Candidate]:
     """Heads of a kind that were made for the target: each that was measured, and of those that were not one of each depth, since nothing
     tells them apart.
     """
@@ -73,7 +73,7 @@ def public(basis: Served, kind: Kind) -> list[Candidate]:
 
 
 def _public(
-    basis: Served, head: PublicHead, shape: Shape, level: Level, others: Sequence[PublicHead] = ()
+    basis: ServedBasis, head: PublicHead, shape: Shape, level: Level, others: Sequence[PublicHead] = ()
 ) -> Candidate:
     draft = choice(head.id, shape, basis.machine, None, 0.0, hub_id=head.id)
     notes = [f"{head.id} was made for {head.target}" + (f" ({head.note})" if head.note else "")]
@@ -83,7 +83,7 @@ def _public(
     return at(level, draft, shape, *notes)
 
 
-def _measured_as(basis: Served, head: PublicHead) -> str | None:
+def _measured_as(basis: ServedBasis, head: PublicHead) -> str | None:
     """What rows of this head on the target call it; None where none gives τ."""
     names = {head.id, head.measured_as or head.id}
     rows = (row for rows in (basis.observations, evidence.observations()) for row in rows)
@@ -92,7 +92,7 @@ def _measured_as(basis: Served, head: PublicHead) -> str | None:
     )
 
 
-def in_target(basis: Served, kind: Kind) -> list[Candidate]:
+def in_target(basis: ServedBasis, kind: Kind) -> list[Candidate]:
     """The layers that come in the target's own checkpoint."""
     if not (kind.in_target and basis.target.mtp_blocks):
         return []
@@ -101,7 +101,7 @@ def in_target(basis: Served, kind: Kind) -> list[Candidate]:
     return [at(level_of(basis, kind), draft, shape)]
 
 
-def to_train(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, str]]:
+def to_train(basis: ServedBasis, kind: Kind) -> tuple[list[Candidate], dict[str, str]]:
     """Heads of a kind to train: the usual one at each budget that its law in tokens reaches, others on what the published ones read."""
     if kind.training is None or kind.training.tokens is None:
         return [], {}
@@ -113,7 +113,7 @@ def to_train(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, str]
     return [at(level_of(basis, kind, layers=shape.num_layers), draft, shape)], {}
 
 
-def _at_budgets(basis: Served, kind: Kind) -> tuple[list[Candidate], dict[str, str]]:
+def _at_budgets(basis: ServedBasis, kind: Kind) -> tuple[list[Candidate], dict[str, str]]:
     level, law = level_of(basis, kind), dials.tokens_law(basis.observations)
     low, high = law.domain["draft_tokens"]
     missing = {

@@ -20,7 +20,7 @@ from foredraft import kinds
 from foredraft.kinds import Kind
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
-from foredraft.laws.conditions import REFERENCE_LOOKAHEAD, REFERENCE_PARAMS, Cell, Levels, fade, task_of
+from foredraft.laws.conditions import REFERENCE_LOOKAHEAD, REFERENCE_PARAMS, AcceptanceCell, Levels, fade, task_of
 from foredraft.laws.draws import normals, quantiles, stratified
 from foredraft.plan import cells, evidence
 from foredraft.plan.candidate import AcceptanceDraws, level_shift, moved
@@ -39,7 +39,7 @@ SAME_SIZE = 1e-6  # of log parameters
 NAMED_HEADS = 2  # in what speaks for a level, for people
 
 
-class Asked(Protocol):
+class LevelBasis(Protocol):
     """For what acceptance is asked: a target under a load, with own observations (may be none), less some published documents."""
 
     @property
@@ -120,7 +120,7 @@ class Level:
 
 
 def level_of(
-    basis: Asked, kind: Kind, *, layers: int = 1, draft: str | None = None, method: str | None = None, context: float | None = None,
+    basis: LevelBasis, kind: Kind, *, layers: int = 1, draft: str | None = None, method: str | None = None, context: float | None = None,
     alike: Callable[[Observation], bool] | None = None, tree: tuple[int, int, int] | None = None,
 ) -> Level:  # fmt: skip
     """Acceptance of a draft of `kind`: of the one named `draft`, or of one of so many `layers` as such drafts are on the target.
@@ -152,7 +152,7 @@ def _of_role(kind: Kind, layers: int) -> Callable[[Observation], bool]:
     return lambda row: kinds.role_of(row.method) == kind.role and (row.draft_layers or 1) == layers
 
 
-def measured_level(basis: Asked, kind: Kind, draft: Shape) -> Level | None:
+def measured_level(basis: LevelBasis, kind: Kind, draft: Shape) -> Level | None:
     """Of a public model on the target, where own or published rows measured the pair; None where none did."""
     alike = named(draft)
     if level := own_level(basis, kind, alike):
@@ -174,7 +174,7 @@ class Moved:
         return moved(accept, self.shift[0] + (0.0 if "draft" in frozen else self.shift[1]) * beside)
 
 
-def from_the_mix(basis: Asked, kind: Kind) -> tuple[float, float]:
+def from_the_mix(basis: LevelBasis, kind: Kind) -> tuple[float, float]:
     """From a mix of tasks at temperature 0 (at 1, where the load's is above 0) to the load's task and temperature: the move of the logits."""
     measured, method = cells.levels(basis.without), _usual(kind)
     usual = 1.0 if basis.temperature > 0 else 0.0
@@ -186,7 +186,7 @@ def from_the_mix(basis: Asked, kind: Kind) -> tuple[float, float]:
 # Own rows.
 
 
-def own_level(basis: Asked, kind: Kind, alike: Callable[[Observation], bool]) -> Level | None:
+def own_level(basis: LevelBasis, kind: Kind, alike: Callable[[Observation], bool]) -> Level | None:
     """By own rows of such drafts on the target, of the nearest temperature and of the task if any are; None without."""
     rows = [row for row in basis.observations if row.method != "none" and _is_chain(row) and alike(row)]
     rows = _nearest([row for row in rows if on_target(row, basis.target)], basis)
@@ -207,7 +207,7 @@ def _is_chain(row: Observation) -> bool:
     return (row.topk or 1) == 1 and told and kinds.role_of(row.method) != "mixed"
 
 
-def _nearest(rows: Sequence[Observation], basis: Asked) -> Sequence[Observation]:
+def _nearest(rows: Sequence[Observation], basis: LevelBasis) -> Sequence[Observation]:
     if not rows:
         return rows
     least = min(abs((row.temperature or 0.0) - basis.temperature) for row in rows)
@@ -216,7 +216,7 @@ def _nearest(rows: Sequence[Observation], basis: Asked) -> Sequence[Observation]
 
 
 def _own_shift(
-    basis: Asked, kind: Kind, method: str, temperature: float, tasks: Sequence[str], there: str | None
+    basis: LevelBasis, kind: Kind, method: str, temperature: float, tasks: Sequence[str], there: str | None
 ) -> tuple[float, float]:
     """From own rows' temperature and tasks to the load's, `there` where it is another: mean and sd of the move of the logits."""
     if temperature == basis.temperature and not there:
@@ -231,7 +231,7 @@ def _own_shift(
 
 
 def _published(
-    basis: Asked, kind: Kind, draft: str | None, method: str, tree: tuple[int, int, int] | None = None
+    basis: LevelBasis, kind: Kind, draft: str | None, method: str, tree: tuple[int, int, int] | None = None
 ) -> Level:
     measured = cells.levels(basis.without)
     key = cells.head_key(draft, kind)
@@ -250,18 +250,20 @@ def _published(
     )
 
 
-def _cell(basis: Asked, measured: Levels, kind: Kind, method: str, task: str | None, prompts: str) -> Cell:
+def _cell(
+    basis: LevelBasis, measured: Levels, kind: Kind, method: str, task: str | None, prompts: str
+) -> AcceptanceCell:
     """A draft of the kind on the target under the load, in a harness of its own."""
     target, log_size = cells.target_key(basis.target.name)[0], float(np.log(basis.target.params / REFERENCE_PARAMS))
     if target not in {cell.target for cell in measured.cells}:  # a folder has a name of its own, and its model's size
         target = next((cell.target for cell in measured.cells if abs(cell.log_size - log_size) < SAME_SIZE), target)
-    return Cell(
+    return AcceptanceCell(
         role=kind.prior, kind=kind.name, method=method, target=target, log_size=log_size, head=ASKED, document=ASKED, task=task or ASKED,
         prompts=prompts, temperature=basis.temperature, single=True,
     )  # fmt: skip
 
 
-def _shape(basis: Asked, kind: Kind, draft: str | None) -> CurvePosterior:
+def _shape(basis: LevelBasis, kind: Kind, draft: str | None) -> CurvePosterior:
     """The shape by position: of the draft's own published curves, else of such drafts on the target, else of all such."""
     if kind.role == "lookup":
         return _any_lookup(basis.without)
@@ -294,7 +296,7 @@ def _any_lookup(without: frozenset[str]) -> CurvePosterior:
     )
 
 
-def _source(measured: Levels, asked: Cell, kind: Kind, basis: Asked) -> str:
+def _source(measured: Levels, asked: AcceptanceCell, kind: Kind, basis: LevelBasis) -> str:
     """Which published rows speak, in a few words."""
     same = [cell for cell in measured.cells if cell.kind == asked.kind]
     load = f"{basis.task or 'a mix of tasks'} at temperature {basis.temperature:g}"
@@ -311,7 +313,7 @@ def _source(measured: Levels, asked: Cell, kind: Kind, basis: Asked) -> str:
     return f"{kind.label}: {len(here)} published figures on {basis.target.name} ({', '.join(heads[:NAMED_HEADS])}{more}), moved to {load}"
 
 
-def _outside(measured: Levels, asked: Cell, task: str | None) -> tuple[str, ...]:
+def _outside(measured: Levels, asked: AcceptanceCell, task: str | None) -> tuple[str, ...]:
     """The inputs, by the names of a plan, beyond what was measured of such drafts."""
     same = [cell for cell in measured.cells if cell.role == asked.role]
     hottest = max((cell.temperature for cell in same), default=0.0)
@@ -329,7 +331,7 @@ def _outside(measured: Levels, asked: Cell, task: str | None) -> tuple[str, ...]
 # Beyond the draft's context.
 
 
-def _within_context(level: Level, basis: Asked, name: str, context: float | None) -> Level:
+def _within_context(level: Level, basis: LevelBasis, name: str, context: float | None) -> Level:
     """The level as it stands, or lower by what acceptance loses beyond the positions that the draft was trained to."""
     beyond = fade(*basis.lengths, context) if context and basis.lengths else 0.0
     if beyond <= 0:

@@ -156,7 +156,7 @@ def read_csv(path: str | Path, data: bytes, *, trust: str = "repository") -> Rea
     earlier = csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(lines, delimiter=delimiter)
     try:
-        table = Table(reading, next(reader, []), trust=trust, decimal_comma=delimiter != ",")
+        table = SourceTable(reading, next(reader, []), trust=trust, decimal_comma=delimiter != ",")
         empty = True
         for cells in reader:
             if cells:
@@ -175,11 +175,11 @@ def add_records(
     reading: Reading, records: Iterable[tuple[str, Mapping[str, Any]]], known: re.Pattern[str] | None = None
 ) -> None:
     """Add flat records of a tool's file, each at its place; columns that match `known` are the tool's, and say nothing to us."""
-    tables: dict[tuple[str, ...], Table] = {}
+    tables: dict[tuple[str, ...], SourceTable] = {}
     for place, record in records:
         key = tuple(record)
         if key not in tables:
-            tables[key] = Table(reading, key, trust="own", known=known)
+            tables[key] = SourceTable(reading, key, trust="own", known=known)
         tables[key].add(place, [str(cell) if isinstance(cell, list | dict) else cell for cell in record.values()])
 
 
@@ -194,7 +194,7 @@ def _dialect(data: bytes) -> tuple[str, io.TextIOBase]:
     return max(",;\t|", key=names.count), lines
 
 
-class Table:
+class SourceTable:
     """A header and how to read the rows below it: which column holds which field, looked up once."""
 
     def __init__(
