@@ -40,7 +40,7 @@ class Sift(NamedTuple):
 
 # Times a plan's draws, and at most: of the planned draft in its modes for the intervals that are shown; fewer where runs scatter, which
 # smooths their ends.
-FINER, SMOOTHED, MOST_DRAWS = 16, 2, 2**16
+FINER, SMOOTHED, MOST_DRAWS = 16, 4, 2**16
 SIFTS = (Sift(128, 0.02, 0.03), Sift(1024, 0.01, 0.02))
 
 
