@@ -215,6 +215,22 @@ def test_pickles_become_safetensors(tmp_path, parts):
     torch.testing.assert_close(logits(load(tmp_path / "out")), logits(model), atol=2e-4, rtol=0.0)
 
 
+def test_parts_that_lack_a_tensor_of_the_index_are_refused(tmp_path):
+    """Rather than converted without it."""
+    source = pickled(tmp_path / "source", random_model(FAMILIES["llama"]()), 3)
+    index = source / "pytorch_model.bin.index.json"
+    placed = json.loads(index.read_bytes())["weight_map"]
+    name = next(iter(placed))
+    part = torch.load(source / placed[name], weights_only=True)
+    torch.save({other: tensor for other, tensor in part.items() if other != name}, source / placed[name])
+    with pytest.raises(ValueError, match=rf"{placed[name]}: lacks tensor {name}, though {index.name} places it there"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (source / placed[name]).unlink()
+    with pytest.raises(ValueError, match=rf"{placed[name]}: no such file, though .* download the missing shard"):
+        convert(source, tmp_path / "out")
+
+
 def test_a_pickled_head_keeps_its_ids(tmp_path):
     source = tmp_path / "head"
     source.mkdir()

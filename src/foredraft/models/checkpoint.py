@@ -42,9 +42,14 @@ class Checkpoint:
         if single.is_file():
             self.where, self.stored = single, _header(single)
         elif index.is_file():
-            self.where, self.stored = index, _sharded(index)
+            self.where, self.stored = index, sharded(index, _header)
         else:
             raise ValueError(missing_weights(self.folder))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted({tensor.file for tensor in self.stored.values()})
 
     def tensor(self, name: str) -> Tensor:
         with _opened(self.stored[name].file, name) as file:
@@ -76,8 +81,8 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         return {name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def _sharded(index: Path) -> dict[str, StoredTensor]:
-    """The index's tensors, once every shard is there and holds what the index says."""
+def sharded(index: Path, tensors_in: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    """The index's tensors, once every shard is there and holds, as `tensors_in` reads it, what the index places in it."""
     try:
         placed = json.loads(index.read_bytes())["weight_map"]
         shards = sorted({str(shard) for shard in placed.values()})
@@ -85,21 +90,21 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{index}: no usable weight_map ({type(error).__name__}: {error})") from None
     stored: dict[str, StoredTensor] = {}
     for shard in shards:
-        stored |= _shard(index, shard)
+        stored |= tensors_in(_shard(index, shard))
     for name, shard in placed.items():
         if name not in stored or stored[name].file.name != shard:
             raise ValueError(f"{index.parent / shard}: lacks tensor {name}, though {index.name} places it there")
     return stored
 
 
-def _shard(index: Path, shard: str) -> dict[str, StoredTensor]:
+def _shard(index: Path, shard: str) -> Path:
     if Path(shard).name != shard:
         raise ValueError(f"{index}: shard {shard!r} must be the name of a file in the same folder")
     if not (index.parent / shard).is_file():
         raise ValueError(
             f"{index.parent / shard}: no such file, though {index.name} names it; download the missing shard"
         )
-    return _header(index.parent / shard)
+    return index.parent / shard
 
 
 def check(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], ignore: Callable[[str], bool]) -> None:

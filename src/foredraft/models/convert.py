@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def convert(
     ):
         conversion = Conversion(
             source=source.name, sha256=_sha256(checkpoint, progress), dtype=dtype, num_tensors=len(checkpoint.stored),
-            num_values=sum(_product(stored.shape) for stored in checkpoint.stored.values()),
+            num_values=sum(prod(stored.shape) for stored in checkpoint.stored.values()),
             tokenizer=None if tokenizer is None else str(tokenizer),
         )  # fmt: skip
         if _is_done(out, conversion, force):
@@ -92,18 +93,10 @@ def _pickles(source: Path) -> PickleCheckpoint:
     return PickleCheckpoint(source)
 
 
-def _product(sizes: Iterable[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
-
-
 def _sha256(checkpoint: Checkpoint, progress: Progress) -> str:
     """Of all bytes of the source's weight files, in their order."""
-    files = checkpoint.files if isinstance(checkpoint, PickleCheckpoint) else [checkpoint.where]
-    digest, done, total = hashlib.sha256(), 0, sum(file.stat().st_size for file in files)
-    for path in files:
+    digest, done, total = hashlib.sha256(), 0, sum(file.stat().st_size for file in checkpoint.files)
+    for path in checkpoint.files:
         with path.open("rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)

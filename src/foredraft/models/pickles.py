@@ -4,7 +4,6 @@ Promises: nothing but tensors is unpickled (`torch.load(weights_only=True)`), so
 tensors mean. Used by `foredraft convert` alone.
 """
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foredraft.models.checkpoint import Checkpoint, StoredTensor
+from foredraft.models.checkpoint import Checkpoint, StoredTensor, sharded
 from foredraft.shapes.folder import WEIGHTS
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -31,32 +30,19 @@ class PickleCheckpoint(Checkpoint):
             raise ValueError(
                 f"{folder}: holds neither {SINGLE} nor {INDEX}; give a GGUF file or a folder with one of them"
             )
-        self.files = _parts(self.where) if self.where.name == INDEX else [self.where]
         self._tensors: dict[str, Tensor] = {}
-        self.stored = {}
-        for file in self.files:
-            tensors = _unpickled(file)
-            self._tensors |= tensors
-            self.stored |= {
-                name: StoredTensor(file, _KINDS.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
-                for name, tensor in tensors.items()
-            }
+        self.stored = sharded(self.where, self._read) if self.where.name == INDEX else self._read(self.where)
 
     def tensor(self, name: str) -> Tensor:
         return self._tensors[name]
 
-
-def _parts(index: Path) -> list[Path]:
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: no usable weight_map ({type(error).__name__}: {error})") from None
-    for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise ValueError(
-                f"{index.parent / name}: no such file, though {index.name} names it; download the missing part"
-            )
-    return [index.parent / name for name in names]
+    def _read(self, file: Path) -> dict[str, StoredTensor]:
+        tensors = _unpickled(file)
+        self._tensors |= tensors
+        return {
+            name: StoredTensor(file, _KINDS.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            for name, tensor in tensors.items()
+        }
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
