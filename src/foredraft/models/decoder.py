@@ -94,16 +94,9 @@ class Decoder(nn.Module):
         "all", "last", "none", or rows [B, R] of the T. `attend` computes attention in the layers' stead.
         """
         positions_BT, metadata = attention_metadata(
-            tokens_BT,
-            positions_BT,
-            cache,
-            slots_BT,
-            mask_BTS,
-            self.rotary,
-            self.dtype,
-            self.kernel_dtypes,
-            self.shape.num_heads // self.shape.num_kv_heads,
-        )
+            tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes,
+            groups=self.shape.num_heads // self.shape.num_kv_heads,
+        )  # fmt: skip
         metadata = metadata._replace(attend=attend)
         if cache is None:
             check_context(tokens_BT.shape[1], self.shape, self.config)

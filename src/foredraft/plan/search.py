@@ -217,9 +217,8 @@ def finer(problem: Problem, scored: Scored, times: int | None = None) -> Scored:
     ranked by among them: the ends of its intervals move less with the seed, its mean does not.
     """
     pairs, times = Pairs.each(scored.modes), times or (SMOOTHED if scored.outcome.scatter.any() else FINER)
-    drawn = outcome(
-        problem, scored.candidate, pairs, _tau(problem, scored.candidate, pairs.modes, _finer(scored, times))
-    )
+    num = max(len(scored.gains), min(times * len(scored.gains), MOST_DRAWS))
+    drawn = outcome(problem, scored.candidate, pairs, _tau(problem, scored.candidate, pairs.modes, num))
     gains = problem.weights @ drawn.lift
     return replace(scored, outcome=drawn, gains=gains, gain=float(gains.mean()))
 
@@ -231,10 +230,6 @@ def finer_tau(problem: Problem, scored: Scored) -> Array:
         return scored.outcome.tau
     pairs = Pairs.each(scored.modes)
     return _tau(problem, scored.candidate, pairs.modes, num)[pairs.places]
-
-
-def _finer(scored: Scored, times: int) -> int:
-    return max(len(scored.gains), min(times * len(scored.gains), MOST_DRAWS))
 
 
 def simulate(
