@@ -9,7 +9,7 @@ import pytest
 from foredraft import kinds
 from foredraft.laws.draws import Lattice
 from foredraft.machines import machine
-from foredraft.plan.beside_lookup import FIRST_ACCEPTED, MIN_MATCH, OF_ALL_MATCHES, LookupShare, OwnShare, own_share
+from foredraft.plan.beside_lookup import MIN_MATCH, LookupShare, OwnShare, lookup_matches, own_share
 from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
@@ -45,8 +45,10 @@ def test_without_matches_the_draft_is_as_it_is_alone() -> None:
 
 def test_the_mixture_is_looked_up_steps_and_the_drafts_in_their_shares() -> None:
     """At the centre of what is uncertain, by hand: prompt lookup accepts 0.5 of any next token."""
-    survival = np.array(OF_ALL_MATCHES) * 0.5 ** np.arange(1, 9)
-    share = survival[0] * (1 + np.exp(-FIRST_ACCEPTED))
+    matches = lookup_matches()
+    assert matches.min_match == MIN_MATCH
+    survival = np.array(matches.of_all_matches) * 0.5 ** np.arange(1, 9)
+    share = survival[0] * (1 + np.exp(-matches.first_accepted))
     tau = mixed(LookupShare(Alone(0.5)), 1.8, frozenset({"draft"}))
     assert np.allclose(tau[1:, 0], 1 + np.cumsum(survival) + (1 - share) * 0.8)
     drawn = mixed(LookupShare(Alone(0.5)), 1.8)

@@ -15,6 +15,8 @@ Shapes: S draws, K positions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from typing import NamedTuple
 
 import msgspec
@@ -31,20 +33,34 @@ from foredraft.plan.problem import Problem
 from foredraft.plan.search import Scored, rank
 from foredraft.plan.study import on_target
 from foredraft.plan.ties import identity
-from foredraft.records import Observation
+from foredraft.records import Observation, Record, decode
 
 Array = NDArray[np.float64]
 
 MIN_MATCH = kinds.Lookup().min_match
-# Of SmolLM2-135M-Instruct's greedy answers to 39 prompts of Spec-Bench (docs/log.md, 2026-11-26): looked-up tokens that survive to each
-# position after matches of MIN_MATCH tokens, over those after matches of any length; beyond, the last. The sd of its logarithm over the 13
-# categories. Then the logit of the share of such matches whose first token is accepted, 0.68, and its sd over categories; and the
-# acceptance of each looked-up token given all before it.
-OF_ALL_MATCHES = (0.46, 0.53, 0.60, 0.63, 0.67, 0.66, 0.73, 0.77)
-OF_ALL_MATCHES_SD = 0.3
-FIRST_ACCEPTED, FIRST_ACCEPTED_SD = 0.75, 0.6
-GIVEN_MATCH = (0.68, 0.69, 0.77, 0.80, 0.83, 0.83, 0.90, 0.89)
 MOST_SHARE = 0.95  # of steps that may be looked up
+
+
+class LookupMatches(Record, frozen=True):
+    """What matches of `min_match` tokens bring, by `source`. `of_all_matches`: looked-up tokens that survive to each position, over those after
+    matches of any length, and the sd of its logarithm over categories of prompts; beyond, the last. `first_accepted`: logit of the share of
+    matches whose first token is accepted, and its sd. `given_match`: acceptance of each looked-up token given all before it.
+    """
+
+    min_match: int
+    of_all_matches: tuple[float, ...]
+    of_all_matches_sd: float
+    first_accepted: float
+    first_accepted_sd: float
+    given_match: tuple[float, ...]
+    source: str
+
+
+@cache
+def lookup_matches() -> LookupMatches:
+    """As shipped."""
+    text = (files("foredraft") / "published" / "lookup_matches.json").read_text(encoding="utf-8")
+    return decode(LookupMatches, text, name="lookup_matches.json")
 
 
 class OwnShare(NamedTuple):
@@ -79,10 +95,10 @@ class LookupShare:
         positions = alone.shape[1]
         if self.own:
             return self._as_counted(self.own, positions, part, first)
-        of_all = np.array(OF_ALL_MATCHES + OF_ALL_MATCHES[-1:] * positions)[:positions]
-        brought = np.exp(OF_ALL_MATCHES_SD * part)[:, None] * of_all
+        matches = lookup_matches()
+        brought = np.exp(matches.of_all_matches_sd * part)[:, None] * _as_far_as(matches.of_all_matches, positions)
         looked_up = np.minimum.accumulate(np.minimum(brought, 1.0) * alone, axis=1)
-        accepted = expit(FIRST_ACCEPTED + FIRST_ACCEPTED_SD * first)
+        accepted = expit(matches.first_accepted + matches.first_accepted_sd * first)
         share = looked_up[:, 0] / accepted
         return looked_up, np.minimum(share, np.maximum(MOST_SHARE, looked_up[:, 0]))
 
@@ -91,10 +107,15 @@ class LookupShare:
         spread = np.sqrt(1 / (own.lookup_steps + 0.5) + 1 / (own.steps - own.lookup_steps + 0.5))
         share = expit(logit((own.lookup_steps + 0.5) / (own.steps + 1)) + spread * first)
         accepted = own.lookup_accepted / max(own.lookup_steps, 1) * np.exp(part / np.sqrt(own.lookup_accepted + 0.5))
-        usual = np.array(GIVEN_MATCH + GIVEN_MATCH[-1:] * positions)[:positions]
+        usual = _as_far_as(lookup_matches().given_match, positions)
         counted = usual[: own.lookahead]
         given = moved(np.tile(usual, (len(part), 1)), level_shift(counted, accepted / np.cumprod(counted).sum()))
         return share[:, None] * np.cumprod(given, axis=1), share
+
+
+def _as_far_as(by_position: tuple[float, ...], positions: int) -> Array:
+    """So many positions; beyond the last it stays."""
+    return np.array(by_position + by_position[-1:] * positions)[:positions]
 
 
 def with_lookup(problem: Problem, basis: Basis, ranked: list[Scored]) -> tuple[list[Scored], list[Candidate]]:
