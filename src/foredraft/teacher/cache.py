@@ -29,7 +29,7 @@ from foredraft.decode.batch import Request
 from foredraft.models.decoder import Decoder
 from foredraft.records import write_bytes
 from foredraft.teacher.hidden_states import HiddenStates, HiddenStateSource, OnlineHiddenStates
-from foredraft.teacher.teacher import Text
+from foredraft.teacher.teacher import GROUP_BYTES, Text
 
 SPARE_BYTES = 2**20  # that the disk keeps
 
@@ -63,11 +63,17 @@ class TargetCache:
         return self._through("costs", question, lambda: {"costs": torch.from_numpy(compute(texts))})["costs"].numpy()
 
     def hidden_states(
-        self, layers: tuple[int, ...] | None = None, *, within_documents: bool = False, complete: bool = False
+        self,
+        layers: tuple[int, ...] | None = None,
+        *,
+        within_documents: bool = False,
+        complete: bool = False,
+        argmax: bool = False,
     ) -> HiddenStateSource:
         """A source of the final hidden state and those of `layers` (None: the final one alone), a file per window and state.
 
-        A window that is not there yet is computed and written; with `complete` it raises ValueError.
+        A window that is not there yet is computed and written; with `complete` it raises ValueError. `argmax`: the target's likeliest
+        ids too, four bytes a token, which come of the final state when they are first read.
         """
         source = OnlineHiddenStates(self.target, layers or (self._final,), within_documents=within_documents)
 
@@ -82,9 +88,28 @@ class TargetCache:
                 self._write_windows(batch, paths, missing, source)
             device = batch.tokens_BT.device
             states = {i: torch.stack([_read(files[i])["state"] for files in paths]).to(device) for i in paths[0]}
-            return HiddenStates(torch.cat([states[i] for i in source.layers], -1), states[self._final])
+            final_BTW = states[self._final]
+            best = (
+                [self._argmax(final_BTW[row], files[self._final]) for row, files in enumerate(paths)]
+                if argmax
+                else None
+            )
+            return HiddenStates(
+                torch.cat([states[i] for i in source.layers], -1),
+                final_BTW,
+                torch.stack(best).to(device) if best else None,
+            )
 
         return cached
+
+    def _argmax(self, final_TW: Tensor, of: Path) -> Tensor:
+        """The likeliest ids of one window [T], beside the file `of` its final states."""
+        path = of.with_name(f"argmax-{of.stem.removeprefix('state-')}.safetensors")
+        if not path.is_file():
+            head_UW = self.target.head_weight_VC.to(final_TW.dtype)
+            size = max(1, GROUP_BYTES["cpu"] // (4 * len(head_UW)))
+            _write(path, {"ids": torch.cat([(part @ head_UW.T).argmax(-1) for part in final_TW.split(size)])})
+        return _read(path)["ids"]
 
     def fill(
         self, packing: Packing, windows: int, layers: tuple[int, ...], *, within_documents: bool = False,

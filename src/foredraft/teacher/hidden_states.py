@@ -16,10 +16,13 @@ from foredraft.data.tokens import Batch
 
 
 class HiddenStates(NamedTuple):
-    """`aux_BTF`, joined low to high as `DraftHead.combine` takes them; `final_BTW`, what the LM head reads."""
+    """`aux_BTF`, joined low to high as `DraftHead.combine` takes them; `final_BTW`, what the LM head reads; `argmax_BT`, the id
+    that it finds likeliest there, None where nobody has looked.
+    """
 
     aux_BTF: Tensor
     final_BTW: Tensor
+    argmax_BT: Tensor | None = None
 
 
 class HiddenStateSource(Protocol):

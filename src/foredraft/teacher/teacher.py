@@ -20,15 +20,17 @@ Text = tuple[Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]  # tokens,
 
 class Teacher(NamedTuple):
     """`final_MW`, the hidden states that the target's LM head `head_UW` reads; `ids_V`, ascending: the target ids that the draft
-    has in its vocabulary, None for all.
+    has in its vocabulary, None for all. `argmax_M`: the likeliest id of each place where that is known; `head_UW` then is [V, W],
+    the rows of `ids_V`, since the others say nothing more.
     """
 
     final_MW: Tensor
     head_UW: Tensor
     ids_V: Tensor | None = None
+    argmax_M: Tensor | None = None
 
     def logits(self, places_n: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        """Over the target's whole vocabulary, [n, U]."""
+        """Over the rows of `head_UW`, [n, U]."""
         return self.final_MW[places_n].to(dtype) @ self.head_UW.to(dtype).T
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class UnrolledHead(nn.Module):
         self.head, self.within_documents = head, within_documents
         self._tables = (head.target.embed_tokens.weight, head.target.head_weight_VC)
         self._borrowed_rows: tuple[Tensor, ...] = (head.head_weight_VC,) if head.lm_head is None else ()
+        self._draftable_rows: tuple[Tensor, ...] = ()  # of the target's LM head, once they are asked for
 
     def combined(self, hidden_states: HiddenStates) -> Tensor:
         """What the first step reads beside embeddings, [B, T, C]."""
@@ -48,7 +49,11 @@ class UnrolledHead(nn.Module):
 
     def teacher(self, hidden_states: HiddenStates) -> Teacher:
         """What the head's predictions are held against."""
-        return Teacher(hidden_states.final_BTW.flatten(0, 1), self._tables[1], self.head.draft_ids)
+        final_MW, ids_V, argmax_BT = hidden_states.final_BTW.flatten(0, 1), self.head.draft_ids, hidden_states.argmax_BT
+        if ids_V is None or argmax_BT is None:
+            return Teacher(final_MW, self._tables[1], ids_V)
+        self._draftable_rows = self._draftable_rows or (self._tables[1][ids_V],)
+        return Teacher(final_MW, self._draftable_rows[0], ids_V, argmax_BT.flatten())
 
     def predictions(
         self, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False

@@ -126,32 +126,38 @@ def _group(
     steps, num, device = *x_SnC.shape[:2], x_SnC.device
     truth_nU = job.teacher.logits(places, x_SnC.dtype) if job.teacher else None
     labels_n = None if job.labels_M is None else job.labels_M[places]
+    argmax_n = None if job.teacher is None or job.teacher.argmax_M is None else job.teacher.argmax_M[places]
     counted_Sn, ids_V = job.counted_SM[:, places], job.teacher.ids_V if job.teacher else None
     slopes = x_SnC.new_empty(steps, num if wants_slope else 0, len(head_VC))
     sums, live = torch.zeros(len(job.names), steps, device=device), torch.empty_like(counted_Sn)
     size = max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * steps * len(head_VC)))
     for start in range(0, num, size):
         rows = slice(start, start + size)
-        truth, labels = (None if part is None else part[rows] for part in (truth_nU, labels_n))
+        truth, argmax, labels = (None if part is None else part[rows] for part in (truth_nU, argmax_n, labels_n))
         out = slopes[:, rows] if wants_slope else None
         logits = x_SnC[:, rows] @ head_VC.T
-        chunk, live[:, rows] = job.terms(logits, truth, ids_V, labels, counted_Sn[:, rows], job.loss, job.names, out)
+        chunk, live[:, rows] = job.terms(
+            logits, truth, argmax, ids_V, labels, counted_Sn[:, rows], job.loss, job.names, out
+        )
         sums += chunk
     return sums, live, slopes
 
 
 def chunk_terms(
-    logits_SnV: Tensor, truth_nU: Tensor | None, ids_V: Tensor | None, labels_n: Tensor | None, counted_Sn: Tensor,
-    loss: dict[str, float], names: tuple[str, ...], slopes_SnV: Tensor | None,
+    logits_SnV: Tensor, truth_nU: Tensor | None, argmax_n: Tensor | None, ids_V: Tensor | None, labels_n: Tensor | None,
+    counted_Sn: Tensor, loss: dict[str, float], names: tuple[str, ...], slopes_SnV: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A chunk's sums [K, S] in the order of `names`, and which of its places count [S, n]; `slopes_SnV` takes the gradient."""
+    """A chunk's sums [K, S] in the order of `names`, and which of its places count [S, n]; `slopes_SnV` takes the gradient.
+
+    Where the target's argmax is known, `truth_nU` holds the logits of `ids_V` alone.
+    """
     soft, wants_slope = {name: share for name, share in loss.items() if name != "ce"}, slopes_SnV is not None
     values, slope, live_Sn = {}, None, counted_Sn
     if truth_nU is not None:
-        truth_nV = truth_nU if ids_V is None else truth_nU[:, ids_V]
+        truth_nV = truth_nU if ids_V is None or argmax_n is not None else truth_nU[:, ids_V]
         values, slope = against_target(logits_SnV, truth_nV, soft, wants_slope, acceptance="accept_prob" in names)
         if ids_V is not None or "agree" in names:
-            best_n = _draft_argmax(truth_nU, ids_V)
+            best_n = draft_ids_of(truth_nU.argmax(-1) if argmax_n is None else argmax_n, ids_V)
             live_Sn = counted_Sn & (best_n >= 0)
             values["agree"] = _agree(logits_SnV, best_n)
     if "ce" in loss and labels_n is not None:
@@ -168,11 +174,6 @@ def chunk_terms(
 @cache
 def _compiled_terms() -> Terms:
     return torch.compile(chunk_terms, dynamic=False)
-
-
-def _draft_argmax(truth_nU: Tensor, ids_V: Tensor | None) -> Tensor:
-    """The target's argmax by its id in the draft's vocabulary, [n]; -1 where it has none."""
-    return draft_ids_of(truth_nU.argmax(-1), ids_V)
 
 
 def draft_ids_of(target_ids_n: Tensor, ids_V: Tensor | None) -> Tensor:

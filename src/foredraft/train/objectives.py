@@ -241,7 +241,9 @@ def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder
     except (ValueError, OSError) as met:
         error = str(met)
     devices.agree(error)
-    return cache.hidden_states(head.feature_layers, within_documents=within, complete=True)
+    return cache.hidden_states(
+        head.feature_layers, within_documents=within, complete=True, argmax=head.draft_ids is not None
+    )
 
 
 def draft_vocab(size: int, vocab_size: int, data: Data) -> list[int]:
