@@ -28,11 +28,13 @@ def plan(
     settings: "PlanSettings | None" = None,
     observations: "Sequence[Observation]" = (),
     draft: "DraftAtHand | Shape | str | None" = None,
+    beside: "Sequence[DraftAtHand | str]" = (),
 ) -> "Plan":
     """Say which draft to train for `target`, how to run it at each load, and what it will gain.
 
-    `target` and `draft` (to weigh it alone): a shape, a public name or id, or a folder; `machine`: a record, its name or its file;
-    `observations`: own measurements. Raises ValueError, one line, where the target does not fit or a name is not known.
+    `target` and `draft` (to weigh it alone): a shape, a public name or id, or a folder; `beside`: drafts to weigh with all others;
+    `machine`: a record, its name or its file; `observations`: own measurements. Raises ValueError, one line, where the target does
+    not fit or a name is not known.
     """
     from foredraft import machines, shapes
     from foredraft.plan import plan as room
@@ -44,7 +46,8 @@ def plan(
         draft = draft_at_hand(draft, target)
     if isinstance(machine, str):
         machine = machines.named(machine)
-    return room.plan(target, machine, workload, settings, observations, draft)
+    named = [draft_at_hand(each, target) if isinstance(each, str) else each for each in beside]
+    return room.plan(target, machine, workload, settings, observations, draft, [each for each in named if each])
 
 
 def fit(observations: "Sequence[Observation]", draws: int = 200, seed: int = 0) -> "tuple[list[Fit], dict[str, str]]":

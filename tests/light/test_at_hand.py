@@ -18,7 +18,7 @@ from foredraft.plan.heads import heads
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
 from foredraft.published.heads import head_named, heads_for, model_id, public_heads
-from foredraft.records import Workload
+from foredraft.records import Observation, Provenance, Workload, write_lines
 from foredraft.shapes import shape
 
 H100 = machine("H100")
@@ -343,3 +343,55 @@ def test_what_to_do_for_a_named_draft_is_said_first():
         assert action.verb == verb
         assert any(words in command for command in action.commands)
         assert "checkpoint" in action.why or name != "mtp"
+
+
+# Drafts at hand beside all others.
+
+
+def folder_of(head, path, rows=()):
+    """A folder with the config of a head of QWEN, and what was measured of it."""
+    config = {
+        "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_size": head.hidden_size, "num_hidden_layers": 1,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 12288, "vocab_size": QWEN.vocab_size,
+        "draft_vocab_size": 32000, "tie_word_embeddings": False, "target_hidden_size": QWEN.hidden_size,
+    }  # fmt: skip
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    if rows:
+        write_lines(path / "observations.jsonl", rows)
+    return str(path)
+
+
+def measured_head(tau, target_params):
+    accept = (tau - 1) / 3
+    return Observation(
+        run="ours", target="as it was called there", method="eagle3", provenance=Provenance(source="test"), draft="ours", lookahead=3, topk=1,
+        tree_nodes=3, temperature=0.0, tokens_per_step=tau, survival=(accept,) * 3, target_params=target_params,
+    )  # fmt: skip
+
+
+def beside(*folders):
+    load = Workload(input_len=64, output_len=64, concurrency=(1,))
+    drafts = [given(draft_at_hand(folder, QWEN)) for folder in folders]
+    return plan(QWEN, H100, load, PlanSettings(draws=64, engine="vllm"), beside=drafts)
+
+
+def test_a_draft_at_hand_is_weighed_by_the_rows_in_its_folder_and_costs_no_training(tmp_path):
+    good = folder_of(QWEN, tmp_path / "good", [measured_head(3.97, float(QWEN.params))])
+    planned = beside(good)
+    draft = given(planned.draft)
+    assert (draft.name, draft.training_flops, given(planned.action).verb) == (good, 0.0, "use")
+    k3 = given(weighed(basis(), given(draft_at_hand(good, QWEN)))).acceptance.draws(64, np.random.default_rng(0), frozenset())
+    assert 1 + np.cumprod(np.median(k3, axis=0)[:3]).sum() == pytest.approx(3.97, abs=0.1)
+
+
+def test_rows_of_another_target_in_its_folder_do_not_count(tmp_path):
+    there = folder_of(QWEN, tmp_path / "there", [measured_head(3.97, 1e9)])
+    bare = folder_of(QWEN, tmp_path / "bare")
+    weighed_there, weighed_bare = (weighed(basis(), given(draft_at_hand(folder, QWEN))) for folder in (there, bare))
+    assert weighed_there.notes[0] == weighed_bare.notes[0]
+
+
+def test_a_poor_draft_at_hand_does_not_win(tmp_path):
+    poor = folder_of(QWEN, tmp_path / "poor", [measured_head(1.03, float(QWEN.params))])
+    assert given(beside(poor).draft).name != poor

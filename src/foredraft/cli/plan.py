@@ -30,6 +30,7 @@ def plan(
     target: of_plan.Target,
     shape_file: of_plan.ShapeFile = None,
     draft: of_plan.DraftName = None,
+    beside: of_plan.Beside = None,
     accept: of_plan.Accept = None,
     vocab_overlap: of_plan.VocabOverlap = None,
     machine: MachineName = USUAL_MACHINE,
@@ -77,6 +78,11 @@ def plan(
     from foredraft.records import Workload
 
     at_hand = draft_at_hand(draft, shape, target_name=target, accept=accept, vocab_overlap=vocab_overlap)
+    others = [given for name in beside or () if (given := draft_at_hand(name, shape, target_name=target))]
+    if draft and others:
+        raise ValueError(
+            "--draft and --beside: the one is weighed alone, the others with all that there are; give either"
+        )
     clients, weights = _loads(concurrency, load)
     workload = Workload(
         input_len=input_len, output_len=output_len, concurrency=clients, weights=weights, temperature=temperature, task=task
@@ -90,7 +96,7 @@ def plan(
         ),
     )  # fmt: skip
     rows = [row for part in rows_by_file(observations or (), target_name, shape.name).values() for row in part]
-    best = api.plan(shape, place, workload, settings, rows, at_hand)
+    best = api.plan(shape, place, workload, settings, rows, at_hand, others)
     _show(best, out, figures=figures, json=json)
 
 

@@ -38,6 +38,13 @@ DraftName = Annotated[
         help="Weigh this draft alone: a public model or head by name or id, a folder, or a kind by its name in foredraft list kinds.",
     ),
 ]
+Beside = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--beside",
+        help="Weigh this draft that is trained already beside all others: as --draft names it; repeat for more.",
+    ),
+]
 Accept = Annotated[
     str | None,
     typer.Option(

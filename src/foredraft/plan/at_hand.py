@@ -1,7 +1,8 @@
-"""The one draft that the user names: found by its name, checked against the target, and weighed by what speaks for it.
+"""A draft that the user names: found by its name, checked against the target, and weighed by what speaks for it.
 
 Promises: a draft that cannot draft for the target, or that the engine does not run, is refused in one line; an acceptance that is stated is
-never replaced by a law. Refuses to know: which drafts are worth weighing (`candidates`), step times.
+never replaced by a law, nor are the measurements that lie in a draft's folder. Refuses to know: which drafts
+are worth weighing (`candidates`), step times.
 
 Shapes: S draws, K positions.
 """
@@ -27,7 +28,7 @@ from foredraft.plan.heads import at
 from foredraft.plan.levels import level_of
 from foredraft.plan.study import shape_of
 from foredraft.published import heads
-from foredraft.records import DraftChoice, Observation, with_hint
+from foredraft.records import DraftChoice, Observation, read_lines, with_hint
 from foredraft.shapes import Shape
 
 Array = NDArray[np.float64]
@@ -37,12 +38,14 @@ SAME_VOCABULARY = 0.01  # rows that an exporter pads
 # tokens that the target has. From vLLM#38174's pairs with Qwen2.5-7B: 0.61 at 99.8 %, 0.25 at 79.8 %, 0.15 at 69.6 %, of which the last two
 # ask for 3.99 and 3.89; they were measured before a mistake in it was mended, and are of other models.
 OVERLAP_POWER = 3.94
+MEASURED = "observations.jsonl"  # in a draft's folder: what was measured of this very draft
 
 
 @dataclass(frozen=True)
 class DraftAtHand:
     """A draft that the user names. `shape` None: no model. `hub_id`: where it was found on the Hub; `accepted`: what is stated of its
-    acceptance, and `stated` how; `vocab_overlap`: the share of its tokens that the target has, where their vocabularies differ.
+    acceptance, and `stated` how; `vocab_overlap`: the share of its tokens that the target has, where their vocabularies differ. `folder`:
+    where it lies here, and `observations`: what was measured of it, of all categories together, as its folder says.
     """
 
     kind: Kind
@@ -51,10 +54,12 @@ class DraftAtHand:
     accepted: Accepted | None = None
     stated: str = ""
     vocab_overlap: float | None = None
+    folder: str | None = None
+    observations: tuple[Observation, ...] = ()
 
     @property
     def name(self) -> str:
-        return self.hub_id or (self.shape.name if self.shape else self.kind.label)
+        return self.hub_id or self.folder or (self.shape.name if self.shape else self.kind.label)
 
 
 def draft_at_hand(
@@ -85,7 +90,9 @@ def draft_at_hand(
 
 def _named(name: str, target: Shape) -> DraftAtHand:
     if Path(name).exists():
-        return of_shape(kinds.shape_named(name))
+        measured = Path(name) / MEASURED
+        rows = tuple(read_lines(Observation, measured)) if measured.is_file() else ()
+        return replace(of_shape(kinds.shape_named(name)), folder=name, observations=rows)
     if name == kinds.NGRAM.name:
         return DraftAtHand(kinds.NGRAM, None)
     if (kind := kinds.PLANNED.get(name)) and kind.parts:
@@ -142,11 +149,32 @@ def weighed(basis: Basis, draft: DraftAtHand | Shape) -> Candidate:
         return _as_stated(basis, draft)
     if draft.shape is None:
         return candidates.lookup(basis)
+    if measured := _measured(basis, draft, draft.shape):
+        return measured
     if draft.shape.head:
         return _head(basis, draft, draft.shape)
     if _same_vocabulary(draft.shape, basis.target):
         return candidates.existing(basis, draft.shape)
     return _mapped(basis, draft, draft.shape)
+
+
+def _measured(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate | None:
+    """By the rows in the draft's folder that are of such a target, whatever they call it; trees as those of an own study, if there is one."""
+    sizes = float(basis.target.params), float(basis.target.non_embedding_params)
+    rows = [
+        msgspec.structs.replace(row, target=basis.target.name)
+        for row in draft.observations
+        if row.target_params in sizes
+    ]
+    if not rows:
+        return None
+    level = level_of(
+        replace(basis, observations=rows), draft.kind, layers=shape.num_layers, alike=lambda row: True, draft=draft.name,
+        context=shape.max_position_embeddings,
+    )  # fmt: skip
+    study = basis.heads if shape.head else basis.models
+    candidate = at(level, _choice(basis, draft), shape)
+    return replace(candidate, tail=study.tail) if study else candidate
 
 
 def _check(basis: Basis, draft: DraftAtHand) -> None:
@@ -190,7 +218,11 @@ def _same_vocabulary(draft: Shape, target: Shape) -> bool:
 def _choice(basis: Basis, draft: DraftAtHand) -> DraftChoice:
     if draft.shape is None:
         return candidates.LOOKUP
-    name = draft.hub_id or (from_study.head_name(draft.shape) if draft.shape.head else f"{draft.shape.name} (public)")
+    name = (
+        draft.hub_id
+        or draft.folder
+        or (from_study.head_name(draft.shape) if draft.shape.head else f"{draft.shape.name} (public)")
+    )
     hub_id = draft.hub_id or (None if draft.shape.head else heads.model_id(draft.shape))
     return choice(name, draft.shape, basis.machine, draft.shape.training_tokens, 0.0, hub_id=hub_id)
 

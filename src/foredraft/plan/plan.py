@@ -54,11 +54,12 @@ def plan(
     options: PlanSettings | None = None,
     observations: Sequence[Observation] = (),
     draft: DraftAtHand | Shape | None = None,
+    beside: Sequence[DraftAtHand] = (),
 ) -> Plan:
     """Which draft to train for `target` on `options.devices` × `machine`, how to run it, and what it brings.
 
-    `draft` narrows the choice to one model that exists. Raises ValueError, one line, where the target does not fit
-    the machine or does not divide over the devices, a size is impossible or the output would outrun the context.
+    `draft` narrows the choice to one model that exists; those `beside` are weighed with all others. Raises ValueError, one line, where
+    the target does not fit the machine or does not divide over the devices, a size is impossible or the output would outrun the context.
     """
     options = options or PlanSettings()
     options.layout.check(target)
@@ -84,6 +85,7 @@ def plan(
         everybody, missing = candidates(basis)
         everybody = [candidate for candidate in everybody if candidate.choice.kind in options.kinds]
         everybody = with_answers(problem, with_draft_vocabularies(problem, everybody))
+        everybody += [weighed(basis, each) for each in beside]
         ranked, dropped = rank(problem, everybody)
         ranked, size, nearest = with_best_size(problem, basis, ranked)
         ranked, behind = with_lookup(problem, basis, ranked)
@@ -109,7 +111,9 @@ def plan(
         settings=_settings(problem, best, schedule), lengths=lengths(problem, best),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )  # fmt: skip
-    return msgspec.structs.replace(planned, action=action(planned, at_hand=draft is not None))
+    folders = {each.folder for each in beside}
+    at_hand = draft is not None or (choice is not None and choice.name.removesuffix(kinds.BEHIND) in folders)
+    return msgspec.structs.replace(planned, action=action(planned, at_hand=at_hand))
 
 
 def _check_context(target: Shape, workload: Workload, options: PlanSettings) -> None:

@@ -134,7 +134,8 @@ def _kinds(plan: Plan) -> Titled:
 def _dials(draft: DraftChoice, edges: dict[str, str]) -> str:
     """Training tokens, and which dials end where the search did; what is not to be trained is there."""
     if not draft.training_flops:
-        return "–" if draft.kind == "lookup" else "public"
+        there = "public" if draft.hub_id or draft.name.endswith("(public)") else "at hand"
+        return "–" if draft.kind == "lookup" else there
     ends = [f"{end} {'size' if dial == 'params' else 'tokens'}" for dial, end in edges.items()]
     told = f" ({', '.join(ends)} searched)" if ends else ""
     return f"{count(draft.draft_tokens)}{told}"
