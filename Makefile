@@ -5,7 +5,7 @@ PEERS := openvino openvino-export vllm
 
 .PHONY: tour test test-engine lint size results peers peers-bench served-bench simulated-bench clean
 
-tour: .venv/.full ## the whole loop on the zoo's target: probe, plan, train, decode, measure, tour/report.html
+tour: .venv/.full ## the whole loop on SmolLM2-135M-Instruct: fetch, probe, plan, decode, train, measure, tour/report.html
 	$(BIN)/foredraft tour
 
 test: .venv/.dev ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)

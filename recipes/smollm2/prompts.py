@@ -157,12 +157,17 @@ def prompts(corpus: Path, part: str) -> list[dict[str, Any]]:
             rows[text] = row(f"{maker.category}/{maker.domain}/{name}", maker.category, text, maker.published)
     for category in ("stem", "humanities"):
         for i, topic in enumerate(TOPICS[category]):
-            if (i % 20 == 7) == (part == "val"):  # every twentieth topic is held out
+            if is_held_out(i) == (part == "val"):
                 for ask in ASKED:
                     rows[ask.format(topic)] = row(
                         f"{category}/{shuffled(ask + topic)}", category, ask.format(topic), True
                     )
     return sorted(rows.values(), key=lambda made: shuffled(made["id"]))
+
+
+def is_held_out(number: int) -> bool:
+    """Every twentieth topic."""
+    return number % 20 == 7
 
 
 def row(name: str, category: str, text: str, published: bool) -> dict[str, Any]:

