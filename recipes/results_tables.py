@@ -1,5 +1,5 @@
-"""Write what was measured into the documents: the whole table into docs/results.md, its headlines and a plan as it is printed into README, so
-that no number is typed twice; with --check, only say whether both are current.
+"""Write what was measured into the documents: the whole table into docs/results.md, its headlines, a plan as it is printed and a model with and
+without a draft into README, so that no number is typed twice; with --check, only say whether both are current.
 
 python recipes/results_tables.py [--check] [ROOT]
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import gpu_tables
 import msgspec
+import smollm2_figure
 
 from foredraft.records import write_bytes
 
@@ -172,7 +173,7 @@ def _coverage() -> tuple[int, int]:
 
 
 def _served() -> list[tuple[str, str]]:
-    """The zoo's drafts on vLLM's server (benchmarks/served.py)."""
+    """Four drafts of the 11 M target on vLLM's server (benchmarks/served.py)."""
     served = _read("served.json")
     speeds, prediction = served["throughput"], served["prediction"]
     loads = sorted(speeds["planned_over_none"], key=int)
@@ -248,7 +249,6 @@ def headlines() -> str:
     tables, speed = _read("validation/summary.json")["tables"], _read("plan_speed.json")
     curves, load = tables["inferencex_golden_acceptance_length"], tables["tomasruizt_vllm_scripts_throughput"]
     reports, (inside, held_out) = tables["public_points"], _coverage()
-    lead = _read("experiment/compared.json")["leads"]["temperature 0"][f"{SCYLLA} over eagle2-long-d5.05M"]
     peer = _read("peers.json")["races"]["31m-float32-b1"]["speed_over"]
     figures = [
         f"acceptance length at 3 to 8 draft tokens from 1 and 2, seven heads of today's models: **{curves['tokens_per_step_error']:.1%}** mean "
@@ -261,8 +261,6 @@ def headlines() -> str:
         f"error; the planned lookahead loses {load['best_k_regret_mean']:.1%} to the best, the best fixed one {load['best_fixed_k_regret_mean']:.1%}",
         f"speedup from shapes and machine alone, Spec-Bench: **{tables['specbench_leaderboard']['ladder_ratio_error']:.1%}** mean error",
         f"held-out outcomes inside their 90 % intervals: **{inside / held_out:.0%}** of {held_out}",
-        f"tokens per step of Scylla over EAGLE-2, as many training tokens, trees of 60 nodes: **{lead['lead']:+.2f}** "
-        f"({lead['low']:+.2f} to {lead['high']:+.2f}), on an 11 M target",
         f"plain decoding of our engine over transformers, 31 M Llama on 2 CPU threads: "
         f"**{_over(peer, 'transformers')['median']:.2f}×**, over vLLM {_over(peer, 'vllm')['median']:.2f}×; a full plan takes "
         f"{speed['plan_again_median_s']:.2f} s",
@@ -312,7 +310,7 @@ def alike(document: str, other: str) -> bool:
 
 def main(*words: str) -> None:
     root = next((Path(word) for word in words if not word.startswith("--")), ROOT)
-    readme = {"plan": printed_plan(), "results": headlines()}
+    readme = {"smollm2": smollm2_figure.figure(RESULTS / "smollm2"), "plan": printed_plan(), "results": headlines()}
     for path, parts in (
         (root / "README.md", readme),
         (root / "docs" / "results.md", {"results": table(), "gpu": gpu_tables.table(RESULTS / "gpu")}),
