@@ -1,5 +1,5 @@
 """What the tour trains on and is measured on, of topics that we name ourselves and of no corpus: answers of the target to the prompts of
-topics.json, as a token folder, and prompts of held-out topics.
+topics.json, as a token folder, and prompts of held-out topics and of own_prompts.json, in the categories of prompts.py.
 
     python recipes/smollm2/tour_data.py TARGET OUT ANSWERS.jsonl [ANSWERS.jsonl …]
 
@@ -19,6 +19,8 @@ from typing import Any
 from prompts import ASKED, TOPICS, is_held_out
 
 CATEGORIES = "stem", "humanities"
+OWN: dict[str, list[str]] = json.loads((Path(__file__).parent / "own_prompts.json").read_bytes())
+EACH = {"stem": 6, "humanities": 6, "roleplay": 4}  # prompts of held-out topics
 ROLE = "Pretend yourself to be {}. What do you tell your listeners about {}?"
 TOKEN_FILES = "tokens.bin", "mask.bin", "documents.bin", "data.json"
 
@@ -34,12 +36,13 @@ def trained_prompts() -> set[str]:
 
 
 def held_out_prompts() -> Iterator[dict[str, Any]]:
-    """Lines in Spec-Bench's form: each question on each held-out topic, and a role for each of them in turn."""
-    asked = [
-        (category, ask.format(topic)) for category in CATEGORIES for topic in topics(category, True) for ask in ASKED
-    ]
+    """Lines in Spec-Bench's form: questions on held-out topics in turn, roles that speak of them, and our other prompts."""
+    asked = [(category, text) for category, texts in OWN.items() for text in texts]
+    for category in CATEGORIES:
+        named = topics(category, True)
+        asked += [(category, ASKED[i].format(named[i % len(named)])) for i in range(EACH[category])]
     named = [topic for category in CATEGORIES for topic in topics(category, True)]
-    asked += [("roleplay", ROLE.format(role, named[i % len(named)])) for i, role in enumerate(TOPICS["role"])]
+    asked += [("roleplay", ROLE.format(TOPICS["role"][i], named[i])) for i in range(EACH["roleplay"])]
     for number, (category, text) in enumerate(asked, 1):
         yield {"question_id": number, "category": category, "turns": [text], "format": "chat"}
 

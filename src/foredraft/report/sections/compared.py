@@ -144,9 +144,9 @@ def _picture(quantity: str, pairs: Sequence[Pair]) -> Picture | None:
         return None
     pairs = sorted(pairs, key=lambda pair: pair.step.concurrency)
     spans = [pair.predicted for pair in pairs] + [pair.measured for pair in pairs]
-    row = pairs[0].row.observation
-    draft = draft_name(row.draft) if row.draft else row.method
-    caption = f"{row.target} with {draft}, {style.plural(len(pairs), 'load')}. {levels(spans)} Points side by side are one load."
+    drafts = list(dict.fromkeys(_draft(pair) for pair in pairs))
+    target = pairs[0].row.observation.target
+    caption = f"{target} with {' and '.join(drafts)}, {style.plural(len(pairs), 'load')}. {levels(spans)} Points side by side are one load."
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
@@ -156,7 +156,8 @@ def _picture(quantity: str, pairs: Sequence[Pair]) -> Picture | None:
         )
         marks.points(axes, (x + 0.08).tolist(), [p.measured for p in pairs], marks.look(1), "measured", ls="none", ms=7)
         marks.no_gain(axes)
-        axes.set_xticks(x, [f"{pair.step.concurrency}" for pair in pairs])
+        named = [f"\n{_draft(pair)}" if len(drafts) > 1 else "" for pair in pairs]
+        axes.set_xticks(x, [f"{pair.step.concurrency}{name}" for pair, name in zip(pairs, named, strict=True)])
         axes.set(xlabel="sequences at once", ylabel=QUANTITIES[quantity], xlim=(-0.6, len(pairs) - 0.4))
         axes.margins(y=0.15)
         style.legend(figure, [axes])
@@ -166,11 +167,18 @@ def _picture(quantity: str, pairs: Sequence[Pair]) -> Picture | None:
     )
 
 
+def _draft(pair: Pair) -> str:
+    """What was measured, for people."""
+    seen = pair.row.observation
+    return draft_name(seen.draft) if seen.draft else seen.method
+
+
 def _table(pairs: Sequence[Pair]) -> Table:
-    head = ("what", "sequences at once", "drafted", "predicted", "measured", "error", "inside the interval")
+    head = ("what", "draft", "sequences at once", "drafted", "predicted", "measured", "error", "inside the interval")
     rows = [
         (
             TITLES[pair.quantity],
+            _draft(pair),
             f"{load_of(pair.row)}",
             f"{pair.step.lookahead}"
             if pair.step.tree_nodes == pair.step.lookahead
