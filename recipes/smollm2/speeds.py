@@ -14,7 +14,6 @@ from foredraft.records import Estimate, Measurement, Observation
 
 PLAIN = "plain"
 Z = 1.645  # half of a 90 % interval in standard errors
-GROUPS = ("draft", "lookup", "beside")
 
 
 class Interval(records.Record, frozen=True):
@@ -77,7 +76,6 @@ class Speeds(records.Record, frozen=True):
     threads: int
     prompts: str
     max_tokens: int
-    categories: dict[str, int]
     versions: dict[str, str]
     measured: str
     drafts: dict[str, DraftFacts]
@@ -154,22 +152,51 @@ def mean(intervals: Iterable[Interval | None]) -> Interval | None:
     return Interval(value=value, low=value - away, high=value + away)
 
 
-def fastest(of: Mapping[str, Configuration], num: int = 1) -> dict[str, list[str]]:
-    """By draft (the look-up alone under "ngram", each draft behind a look-up under DRAFT+ngram): the names of its `num` fastest."""
+def finalists(of: Mapping[str, Configuration], num: int) -> list[str]:
+    """The names of each draft's `num` fastest configurations alone, and of its fastest behind a look-up; and of the fastest look-up alone."""
     by_draft: dict[str, list[str]] = {}
-    for name in sorted(of, key=lambda name: -_speed(of[name])):
-        if of[name].group and of[name].all.speedup:
-            by_draft.setdefault(name.partition("@")[0], []).append(name)
-    return {draft: ordered[:num] for draft, ordered in by_draft.items()}
+    for name in fastest_first(of):
+        by_draft.setdefault(name.partition("@")[0], []).append(name)
+    return [name for names in by_draft.values() for name in names[: num if of[names[0]].group == "draft" else 1]]
 
 
 def best(of: Mapping[str, Configuration]) -> dict[str, str]:
-    """By group the fastest configuration, by the mean over categories where there is one."""
-    ordered = sorted((name for name in of if of[name].all.speedup), key=lambda name: -_speed(of[name]))
-    tops = {group: next((name for name in ordered if of[name].group == group), None) for group in GROUPS}
-    return {group: name for group, name in tops.items() if name}
+    """By group the fastest configuration."""
+    tops: dict[str, str] = {}
+    for name in fastest_first(of):
+        tops.setdefault(of[name].group or PLAIN, name)
+    return tops
+
+
+def fastest_first(of: Mapping[str, Configuration]) -> list[str]:
+    """Names of the drafted ones, by the mean speedup over categories where there is one."""
+    timed = [name for name in of if of[name].group and of[name].all.speedup]
+    return sorted(timed, key=lambda name: -_speed(of[name]))
 
 
 def _speed(configuration: Configuration) -> float:
     speedup = configuration.speedup_mean or configuration.all.speedup
     return speedup.value if speedup else 0.0
+
+
+def by_temperature(
+    cells: Iterable[Sequence[Measurement]], names: Mapping[str, str]
+) -> dict[str, dict[str, Configuration]]:
+    """Configurations of several runs, by temperature."""
+    figures: dict[str, dict[str, Configuration]] = {}
+    for rows in cells:
+        for temperature in dict.fromkeys(row.observation.temperature or 0.0 for row in rows):
+            of = [row for row in rows if (row.observation.temperature or 0.0) == temperature]
+            figures.setdefault(f"{temperature:g}", {}).update(configurations(of, names))
+    return figures
+
+
+def facts(rows: Iterable[Measurement], names: Mapping[str, str]) -> dict[str, DraftFacts]:
+    """What each draft is, by name."""
+    drafts = {}
+    for row in (row.observation for row in rows):
+        if row.draft in names:
+            drafts[names[row.draft]] = DraftFacts(
+                method=row.method, draft_layers=row.draft_layers, draft_params=row.draft_params, draft_tokens=row.draft_tokens
+            )  # fmt: skip
+    return drafts
