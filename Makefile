@@ -32,7 +32,7 @@ results: .venv/.dev ## measure what README and docs/results.md claim (the peers 
 	$(BIN)/python benchmarks/few_rows.py results/few_rows.json
 	$(BIN)/python benchmarks/engine_speed.py results/engine_speed.json
 	$(BIN)/python benchmarks/near_ties.py results/near_ties.json
-	$(BIN)/python recipes/experiment/laws.py results/experiment/observations.jsonl.gz results/experiment/laws.json
+	$(BIN)/python recipes/laws.py results/experiment/observations.jsonl.gz results/experiment/laws.json --target results/experiment/tales-11m --machine results/experiment/machine.json
 	$(BIN)/foredraft validate results/experiment/observations.jsonl.gz --target results/experiment/tales-11m --machine results/experiment/machine.json --out results/experiment > /dev/null
 	$(BIN)/python recipes/experiment/compare.py results/experiment/hindsight.json results/experiment results/experiment/measurements.jsonl.gz > /dev/null
 	$(BIN)/foredraft tour --out build/tour && cp build/tour/tour.json results/smollm2/tour.json

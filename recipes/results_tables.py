@@ -162,7 +162,7 @@ def _experiment() -> list[tuple[str, str]]:
 
 def _laws() -> dict[tuple[str, str, str, float], dict[str, Any]]:
     """Each law's held-out errors, by law, target, family and temperature."""
-    rows = _read("experiment/laws.json")
+    rows = _read("experiment/laws.json")["laws"]
     return {(row["law"], row["target"], row["family"], row["temperature"]): row for row in rows}
 
 

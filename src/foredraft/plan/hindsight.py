@@ -49,7 +49,7 @@ def judge(target: Shape, machine: Machine, observations: Sequence[Observation], 
     nothing can be judged.
     """
     observations = [row for row in observations if ((row.temperature or 0.0) > 0) == (temperature > 0)]
-    place = _place(target, machine, observations)
+    place = place_of(target, machine, observations)
     matched = match(place, observations, temperature)
     rows = timed(place, matched.rows, matched.leave_out)
     depths = {int(row.cost.depth) for row in rows if row.cost.depth}
@@ -70,12 +70,12 @@ def judge(target: Shape, machine: Machine, observations: Sequence[Observation], 
     return Hindsight(
         target=target.name, machine=machine.name, temperature=temperature, known_lookahead=known_lookahead,
         calibration_rows=calibration.num_rows, calibration_error=calibration.error,
-        cells=tuple(_cells(calibration, judged, _plain_speeds(rows))), choices=choices,
+        cells=tuple(_cells(calibration, judged, plain_speeds(rows))), choices=choices,
         drafts=tuple(predicted(studies, machine, observations, temperature)), lacking=lacking,
     )  # fmt: skip
 
 
-def _place(target: Shape, machine: Machine, observations: Sequence[Observation]) -> Place:
+def place_of(target: Shape, machine: Machine, observations: Sequence[Observation]) -> Place:
     """The engine, dtype and number of devices that most rows with a clock state."""
     clocked = [row for row in observations if row.output_tok_s]
 
@@ -88,7 +88,7 @@ def _place(target: Shape, machine: Machine, observations: Sequence[Observation])
     )
 
 
-def _plain_speeds(rows: Sequence[TimedRow]) -> dict[int, float]:
+def plain_speeds(rows: Sequence[TimedRow]) -> dict[int, float]:
     """Mean tokens/s of plain decoding by load."""
     by_load: dict[int, list[float]] = defaultdict(list)
     for row in rows:

@@ -27,16 +27,20 @@ def predicted(
     """
     predictions = []
     for role, study in studies.items():
-        if study is None:
-            continue
-        rows, held_out = without_largest(pool(study.target, observations, temperature, role), DIALS[role])
-        smaller = study_of(study.target, rows, temperature, role)
-        if not held_out or smaller is None:
-            continue
-        names = {draft.name for draft in smaller.drafts}
-        largest = [draft for draft in study.drafts if draft.name not in names]
-        predictions += [_prediction(draft, candidate, role) for draft, candidate in _weighed(smaller, machine, largest)]
+        if study is not None:
+            rows, held_out = without_largest(pool(study.target, observations, temperature, role), DIALS[role])
+            predictions += predicted_from(rows, study, machine, role) if held_out else []
     return predictions
+
+
+def predicted_from(rows: Sequence[Observation], study: Study, machine: Machine, role: str) -> list[HeldOutPrediction]:
+    """The drafts of `study` that `rows`, a part of its own, know nothing of, as far as the laws on `rows` speak of them."""
+    smaller = study_of(study.target, rows, study.temperature, role)
+    if smaller is None:
+        return []
+    names = {draft.name for draft in smaller.drafts}
+    unseen = [draft for draft in study.drafts if draft.name not in names]
+    return [_prediction(draft, candidate, role) for draft, candidate in _weighed(smaller, machine, unseen)]
 
 
 def _weighed(study: Study, machine: Machine, drafts: Sequence[StudyDraft]) -> Iterator[tuple[StudyDraft, Candidate]]:
