@@ -258,6 +258,7 @@ def report(
 ) -> speeds.Speeds:
     """All figures. `rows`: by cell."""
     names, first = _names(bench), next(iter(rows.values()))[0].observation
+    every = [row for of in rows.values() for row in of]
     speed: dict[str, dict[str, speeds.Load]] = {}
     for cell, of in rows.items():
         part, _, at = cell.partition("-")
@@ -269,8 +270,8 @@ def report(
             )
     return speeds.Speeds(
         target=first.target, machine=first.machine or "", threads=bench.threads, prompts=prompts, max_tokens=bench.size.max_tokens,
-        versions=first.provenance.versions,
-        measured=(first.provenance.created or "")[:10], drafts=speeds.facts((row for of in rows.values() for row in of), names),
+        categories=speeds.categories(every), versions=first.provenance.versions,
+        measured=(first.provenance.created or "")[:10], drafts=speeds.facts(every, names),
         speed=speed, **{part: speeds.by_temperature(_of_part(rows, part), names) for part in ("counted", "forced")},
     )  # fmt: skip
 

@@ -67,8 +67,9 @@ class DraftFacts(records.Record, frozen=True):
 
 
 class Speeds(records.Record, frozen=True):
-    """results/smollm2/speed.json. `speed`: by dtype, then batch; T = 0. `counted`: by temperature, live tokens per step in float32;
-    `forced`: by temperature, the same of chains read from the target's own answers.
+    """results/smollm2/speed.json. `categories`: most prompts of each that a figure stands on. `speed`: by dtype, then batch; T = 0.
+    `counted`: by temperature, live tokens per step in float32; `forced`: by temperature, the same of chains read from the target's own
+    answers.
     """
 
     target: str
@@ -76,6 +77,7 @@ class Speeds(records.Record, frozen=True):
     threads: int
     prompts: str
     max_tokens: int
+    categories: dict[str, int]
     versions: dict[str, str]
     measured: str
     drafts: dict[str, DraftFacts]
@@ -189,6 +191,15 @@ def by_temperature(
             of = [row for row in rows if (row.observation.temperature or 0.0) == temperature]
             figures.setdefault(f"{temperature:g}", {}).update(configurations(of, names))
     return figures
+
+
+def categories(rows: Iterable[Measurement]) -> dict[str, int]:
+    """Most prompts of each."""
+    most: dict[str, int] = {}
+    for row in rows:
+        if row.category is not None:
+            most[row.category] = max(most.get(row.category, 0), row.observation.num_requests or 0)
+    return most
 
 
 def facts(rows: Iterable[Measurement], names: Mapping[str, str]) -> dict[str, DraftFacts]:

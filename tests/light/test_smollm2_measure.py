@@ -134,3 +134,4 @@ def test_the_report_keeps_what_was_chosen_apart_from_what_was_best(
     assert (load.best, load.chosen) == ({"draft": "scylla-L2@3"}, {"draft": "eagle2@3"})
     assert set(report.counted["0"]) == {"eagle2@3"}
     assert report.drafts["eagle2"].draft_layers == 1
+    assert report.categories == {"qa": 4, "code": 4}
