@@ -63,16 +63,16 @@ def _speeds(speeds: dict[str, Any]) -> Iterator[str]:
 
 
 def _tok_s(configuration: dict[str, Any]) -> str:
-    speed = configuration["all"]["tok_s"]
+    speed = configuration["all"].get("tok_s")
     return "–" if speed is None else f"{speed['value']:.1f} tokens/s"
 
 
 def _gain(load: dict[str, Any], group: str) -> str:
     name = load["chosen"].get(group)
-    gain = load["configurations"][name]["speedup_mean"] if name else None
+    gain = load["configurations"][name].get("speedup_mean") if name else None
     if gain is None:
         return "–"
-    interval = "" if gain["low"] is None or gain["high"] is None else f" ({gain['low']:.2f} to {gain['high']:.2f})"
+    interval = f" ({gain['low']:.2f} to {gain['high']:.2f})" if gain.get("low") and gain.get("high") else ""
     return f"{gain['value']:.2f}×{interval}"
 
 
@@ -81,7 +81,7 @@ def _least(load: dict[str, Any]) -> str:
     gains = {
         category: figures["speedup"]["value"]
         for category, figures in load["configurations"][load["chosen"][DRAFT]]["by_category"].items()
-        if figures["speedup"] is not None
+        if figures.get("speedup") is not None
     }
     if not gains:
         return "–"

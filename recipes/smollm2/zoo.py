@@ -1,9 +1,10 @@
-"""The zoo: drafts of a sweep in bfloat16, each with a model card of what was recorded and the rows that were measured of it.
+"""The zoo: trained drafts in bfloat16, each with a model card of what was recorded and the rows that were measured of it.
 
-    python recipes/smollm2/zoo.py ZOO NAME=RUN [NAME=RUN …] [MEASUREMENTS.jsonl …]
+    python recipes/smollm2/zoo.py ZOO NAME=RUN[:DATA] [NAME=RUN[:DATA] …] [MEASUREMENTS.jsonl …]
 
-RUN is a training run in a sweep's folder, SWEEP/cells/CELL, whose rows lie in SWEEP/measurements.jsonl; further files of `foredraft measure`
-or of another sweep may be named. A card says what recipes and measurements say and nothing else. ZOO is held to 30 MB in all.
+RUN is the folder of a training run, or an export in it (RUN/exports/tokens-N). Of a cell of a sweep, SWEEP/cells/CELL, rows are read from
+SWEEP/measurements.jsonl; of others from the files of `foredraft measure` that are named. DATA is the token folder that it was trained on, where no
+sweep says. A card says what recipes, data and measurements say and nothing else. ZOO is held to 30 MB in all.
 """
 
 import json
@@ -12,12 +13,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from safetensors.torch import load_file, save_file
 
 from foredraft import kinds, records, runs
+from foredraft.data.tokens import TokenData
 from foredraft.records import Measurement
 
 MOST_BYTES = 30e6
@@ -50,13 +52,33 @@ def copied(source: Path, out: Path) -> None:
     records.write(out / "config.json", config | {key: "bfloat16"})
 
 
-def measured_rows(name: str, run: Path, files: Sequence[Path]) -> list[Measurement]:
-    """What was measured of the run's last weights, under the draft's name in the zoo and the target's own, without the commands."""
+class Trained(NamedTuple):
+    """A draft's weights, the run that they come from, and the token folder it was trained on, where that is stated."""
+
+    weights: Path
+    run: Path
+    data: Path | None
+
+    @classmethod
+    def named(cls, words: str) -> "Trained":
+        """By RUN[:DATA]. Raises SystemExit where there is no such run."""
+        folder, _, data = words.partition(":")
+        weights = (Path(folder) / "final" if (Path(folder) / "final").is_dir() else Path(folder)).resolve()
+        run = runs.run_folder(weights)
+        if run is None or not (weights / WEIGHTS).is_file():
+            raise SystemExit(
+                f"{folder}: no training run that is done, nor an export of one; give the --out of foredraft train"
+            )
+        return cls(weights, run, Path(data) if data else None)
+
+
+def measured_rows(name: str, weights: Path, files: Sequence[Path]) -> list[Measurement]:
+    """What was measured of these weights, under the draft's name in the zoo and the target's own, without the commands."""
     rows: list[Measurement] = []
     for file in files:
         for row in records.read_lines(Measurement, file):
             folder, beside, lookup = (row.observation.draft or "").partition(kinds.BESIDE)
-            if folder == f"{run.name}/final":
+            if folder == runs.name_of(weights):
                 provenance = msgspec.structs.replace(row.observation.provenance, command=None)
                 renamed = msgspec.structs.replace(
                     row.observation, draft=name + beside + lookup, run=name, target=TARGET, provenance=provenance
@@ -65,20 +87,21 @@ def measured_rows(name: str, run: Path, files: Sequence[Path]) -> list[Measureme
     return rows
 
 
-def card(name: str, run: Path, weights: Path, rows: Sequence[Measurement]) -> str:
+def card(name: str, draft: Trained, rows: Sequence[Measurement]) -> str:
     """A model card in Hugging Face's form."""
+    run = draft.run
     model = json.loads((run / runs.RECIPE).read_bytes())["model"]
-    kind, layers = kinds.CHECKPOINTS[model.get("kind", kinds.LM.name)], model.get("layers", 1)
+    kind, layers = kind_of(model), model.get("layers", 1)
     what = f"{kind.label_at(layers)} head" if kind.role == "head" else kinds.LM.label
     deep = f" of {layers} layers" if layers > 1 and kind.role == "head" else ""
     parts = [
         f"---\nlicense: {LICENCE}\nlanguage: en\nbase_model: {HUB_ID}\ntags: [speculative-decoding, foredraft]\n---\n# {name}\n",
-        f"{what[0].upper()}{what[1:]}{deep} that drafts for [{HUB_ID}](https://huggingface.co/{HUB_ID}) (Apache-2.0). {parameters(weights)} "
+        f"{what[0].upper()}{what[1:]}{deep} that drafts for [{HUB_ID}](https://huggingface.co/{HUB_ID}) (Apache-2.0). {parameters(draft.weights)} "
         "The text stays the target's own, token for token, whatever it drafts.\n",
-        usage(name),
+        usage(name, model),
         "**Data.** English text of the sources below, and answers of the target, greedy and sampled, to prompts made of them "
         f"(recipes/smollm2/prompts.py). Of all this only answers to the topics lie in this repository, in zoo/answers.\n\n{SOURCES}\n",
-        *(f"**{'Then' if i else 'Training'}.** {trained(each)}\n" for i, each in enumerate(trainings(run))),
+        *(f"**{'Then' if i else 'Training'}.** {trained(each, draft)}\n" for i, each in enumerate(trainings(run))),
     ]
     if loss := held_out(run):
         parts.append(f"**Held out.** {loss}\n")
@@ -91,13 +114,22 @@ def card(name: str, run: Path, weights: Path, rows: Sequence[Measurement]) -> st
     return "\n".join(parts)
 
 
-def usage(name: str) -> str:
-    """Commands that run it."""
+def usage(name: str, model: dict[str, Any]) -> str:
+    """Commands that run it. Engines draft by the whole vocabulary of an independent model, so one of fewer words is for ours."""
     draft = f"--draft zoo/{name} --stats"
-    return (
-        f"```sh\nforedraft generate {TARGET}/ 'Why is the sky blue?' --chat {draft}   # make tour leaves {TARGET}/ in build/smollm2\n"
-        f"foredraft deploy zoo/{name} --target {TARGET}/ --out served     # for vLLM, checked, with its launch script\n```\n"
-    )
+    lines = [
+        f"foredraft generate {TARGET}/ 'Why is the sky blue?' --chat {draft}   # make tour leaves {TARGET}/ in build/smollm2"
+    ]
+    if kind_of(model).role == "head" or not model.get("draft_vocab"):
+        lines.append(
+            f"foredraft deploy zoo/{name} --target {TARGET}/ --out served     # for vLLM, checked, with its launch script"
+        )
+    return "\n".join(("```sh", *lines, "```\n"))
+
+
+def kind_of(model: dict[str, Any]) -> kinds.Kind:
+    """Of a recipe's model."""
+    return kinds.CHECKPOINTS[model.get("kind", kinds.LM.name)]
 
 
 def parameters(weights: Path) -> str:
@@ -106,22 +138,37 @@ def parameters(weights: Path) -> str:
 
 
 def trainings(run: Path) -> list[Path]:
-    """The trainings behind a draft, the first first: a recipe's `init` names the cell that it goes on from."""
+    """The trainings behind a draft, the first first: a recipe's `init` names the run that it goes on from, if it is one."""
     init = Path(json.loads((run / runs.RECIPE).read_bytes())["model"].get("init") or "")
-    if "cells" not in init.parts:
-        return [run]
-    return [*trainings(run.parent / init.parts[init.parts.index("cells") + 1]), run]
+    if "cells" in init.parts:
+        return [*trainings(run.parent / init.parts[init.parts.index("cells") + 1]), run]
+    before = runs.run_folder(init) if init.parts else None
+    return [*([] if before is None else trainings(before)), run]
 
 
-def trained(run: Path) -> str:
+def trained(run: Path, draft: Trained) -> str:
     """Tokens, data and recipe of one training."""
     recipe = json.loads((run / runs.RECIPE).read_bytes())
+    init = Path(recipe["model"].get("init") or "")
+    begun = f", from weights set by hand, `{init.name}`" if init.parts and len(trainings(run)) == 1 else ""
     budgets = " and then ".join(f"{stage['tokens']:,.0f} tokens" for stage in recipe["stages"])
+    export = draft.weights.relative_to(draft.run).parts
+    if run == draft.run and export[0] == runs.EXPORTS:
+        budgets = f"{float(export[1].removeprefix('tokens-')):,.0f} of {budgets}"
+    said = f"{budgets}{_data(run, draft)}, seed {recipe.get('seed', 0)}{begun}."
+    return f"{said} The recipe:\n\n```json\n{json.dumps(shown(recipe), indent=1)}\n```"
+
+
+def _data(run: Path, draft: Trained) -> str:
+    """What a run was trained on: as was stated of the last one, else as its cell says."""
+    if run == draft.run and draft.data:
+        data = records.read(TokenData, draft.data / "data.json")
+        answers = f", {data.predicted_tokens:,} of them in answers" if data.regenerated_tokens else ""
+        return f" of `{draft.data.name}` ({data.num_tokens:,} tokens of {data.num_documents:,} documents{answers})"
     cell = run / "cell.json"
     words = json.loads(cell.read_bytes())["definition"]["words"] if cell.is_file() else []
     folders = [Path(words[i + 1]).name for i, word in enumerate(words) if word == "--data"]
-    data = f" of {' and '.join(f'`{folder}`' for folder in folders)}" if folders else ""
-    return f"{budgets}{data}, seed {recipe.get('seed', 0)}. The recipe:\n\n```json\n{json.dumps(shown(recipe), indent=1)}\n```"
+    return f" of {' and '.join(f'`{folder}`' for folder in folders)}" if folders else ""
 
 
 def shown(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -218,15 +265,15 @@ def num_bytes(path: Path) -> int:
     )
 
 
-def main(zoo: Path, drafts: dict[str, Path], files: Sequence[Path]) -> None:
+def main(zoo: Path, drafts: dict[str, Trained], files: Sequence[Path]) -> None:
     zoo.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=zoo.resolve().parent, prefix=".zoo-") as work:
         folders = {name: Path(work) / name for name in drafts}
-        for name, run in drafts.items():
-            copied(run / "final", folders[name])
-            own = run.parent.parent / "measurements.jsonl"
-            rows = measured_rows(name, run, [*([own] if own.is_file() else []), *files])
-            records.write_bytes(folders[name] / CARD, card(name, run, folders[name], rows).encode())
+        for name, draft in drafts.items():
+            copied(draft.weights, folders[name])
+            own = draft.run.parent.parent / "measurements.jsonl"
+            rows = measured_rows(name, draft.weights, [*([own] if own.is_file() else []), *files])
+            records.write_bytes(folders[name] / CARD, card(name, draft, rows).encode())
             if together := [row.observation for row in rows if row.category is None]:
                 records.write_lines(folders[name] / ROWS, together)
         check_size(folders, zoo)
@@ -238,6 +285,5 @@ def main(zoo: Path, drafts: dict[str, Path], files: Sequence[Path]) -> None:
 if __name__ == "__main__":
     zoo, *words = sys.argv[1:]
     drafts = dict(word.split("=", 1) for word in words if "=" in word)
-    main(
-        Path(zoo), {name: Path(run) for name, run in drafts.items()}, [Path(word) for word in words if "=" not in word]
-    )
+    files = [Path(word) for word in words if "=" not in word]
+    main(Path(zoo), {name: Trained.named(run) for name, run in drafts.items()}, files)

@@ -20,8 +20,8 @@ from foredraft.tour_outcome import TourOutcome, drafting, lines, outcome, spec
 
 
 class Itinerary(NamedTuple):
-    """Whom the tour is of, with what, and how far it goes. `data` (a token folder) and `prompts` lie in the zoo beside the drafts,
-    `observations` (what was measured on the target, which they call `row_name`) in the repository.
+    """Whom the tour is of, with what, and how far it goes. `data` (a token folder, with what was measured of drafts that were trained on it) and
+    `prompts` lie in the zoo beside the drafts, `observations` (what was measured on the target, which they call `row_name`) in the repository.
     """
 
     package: PackagedFile
@@ -48,7 +48,7 @@ ITINERARY = Itinerary(
 )  # fmt: skip
 
 
-LONGER = 1, 4, 16  # times the training hours, where a machine is slow
+LONGER = 1, 4  # times the training hours, where a machine is slow
 
 
 class TourStep(NamedTuple):
@@ -67,6 +67,13 @@ class Places(NamedTuple):
     observations: Path
     out: Path
 
+    trained_on: Path  # the token folder
+
+    @property
+    def short_runs(self) -> Path:
+        """What was measured of drafts that were trained on the token folder."""
+        return self.trained_on / "observations.jsonl"
+
     @property
     def machine(self) -> Path:
         return self.out / "machine.json"
@@ -76,13 +83,15 @@ class Places(NamedTuple):
         return self.out / name / "Plan.json"
 
 
-def planning(places: Places, name: str, hours: float, *more: str, route: Itinerary = ITINERARY) -> tuple[str, ...]:
+def planning(
+    places: Places, name: str, hours: float, observations: Sequence[Path], *more: str, route: Itinerary = ITINERARY
+) -> tuple[str, ...]:
     """The words of a plan into the folder `name` of the tour, for one request at a time on this machine and `hours` of training there."""
     return (
         "plan", f"{places.target}", "--machine", f"{places.machine}", "--engine", "foredraft", "--dtype", route.dtype,
-        "--observations", f"{places.observations}", "--target-name", route.row_name, "--concurrency", "1", "--input-len", f"{route.input_len}",
-        "--output-len", f"{route.answer_len}", "--max-gpu-hours", f"{hours:g}", "--no-answers", "--served-tokens", "1e12", "--always",
-        "--out", f"{places.out / name}", "--no-figures", *more,
+        *(word for path in observations for word in ("--observations", f"{path}")), "--target-name", route.row_name, "--concurrency", "1",
+        "--input-len", f"{route.input_len}", "--output-len", f"{route.answer_len}", "--max-gpu-hours", f"{hours:g}", "--no-answers",
+        "--served-tokens", "1e12", "--always", "--out", f"{places.out / name}", "--no-figures", *more,
     )  # fmt: skip
 
 
@@ -90,18 +99,19 @@ def before_decoding(places: Places, route: Itinerary = ITINERARY) -> Iterator[To
     """What this machine reaches; and which draft to run on it, of those at hand and those that train in a minute."""
     yield TourStep("Measure this machine", ("probe", "--out", f"{places.machine}", "--repeats", "3"))
     beside = [word for draft in places.drafts for word in ("--beside", f"{draft}")]
+    measured = places.observations, places.short_runs
     yield TourStep(
         f"Plan a draft for {places.target.name}, of the zoo's and of those that train in a minute",
-        planning(places, "plan", route.training_hours, "--kinds", "head,lm", *beside, route=route),
+        planning(places, "plan", route.training_hours, measured, "--kinds", "head,lm", *beside, route=route),
     )
 
 
 def minute(places: Places, times: int, route: Itinerary = ITINERARY) -> TourStep:
-    """What a minute of training is worth, or so many `times` as much."""
+    """What a minute of training is worth, or so many `times` as much, by what was trained on the same data."""
     hours = times * route.training_hours
     return TourStep(
-        f"Plan what {60 * hours:.1f} minutes of training would bring by themselves",
-        planning(places, "minute", hours, "--kinds", "head,lm", route=route),
+        f"Plan what at most {60 * hours:.1f} minutes of training would bring by themselves",
+        planning(places, "minute", hours, [places.short_runs], "--kinds", "head,lm", route=route),
     )
 
 
@@ -109,7 +119,7 @@ def training(places: Places, route: Itinerary = ITINERARY) -> TourStep:
     """The minute that was planned."""
     return TourStep(
         "Train it",
-        ("train", f"{places.plan('minute')}", "--target", f"{places.target}", "--data", f"{places.zoo / route.data}",
+        ("train", f"{places.plan('minute')}", "--target", f"{places.target}", "--data", f"{places.trained_on}",
          "--out", f"{places.out / 'run'}"),
     )  # fmt: skip
 
@@ -151,7 +161,7 @@ def tour(
             raise ValueError(
                 f"{need} is missing: take the tour in a checkout of the repository, or name --zoo and --observations"
             )
-    places = Places(target or converted(cache, route), zoo, drafts, observations, out)
+    places = Places(target or converted(cache, route), zoo, drafts, observations, out, zoo / route.data)
     for step in before_decoding(places, route):
         run(step)
     shipped, plan = of_the_zoo(places, records.read(Plan, places.plan("plan")), route)
@@ -183,7 +193,7 @@ def of_the_zoo(places: Places, plan: Plan, route: Itinerary = ITINERARY) -> tupl
     run(
         TourStep(
             "The plan prefers another. Plan the best of the zoo by itself",
-            planning(places, "plan", route.training_hours, "--draft", folder, route=route),
+            planning(places, "plan", route.training_hours, [places.observations], "--draft", folder, route=route),
         )
     )
     return folder, records.read(Plan, places.plan("plan"))

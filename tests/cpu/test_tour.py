@@ -1,6 +1,7 @@
 """The tour on a tiny model: its steps are words that the verbs take, a draft of the zoo goes through all of them, and texts are the target's own."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_zoo_holds_a_runs_weights_in_bfloat16_its_card_and_its_rows(
     recipe: Any, sweep: Path, tmp_path: Path
 ) -> None:
-    recipe.main(tmp_path / "zoo", {"eagle2": sweep / "cells" / "head-L1-512"}, [])
+    recipe.main(tmp_path / "zoo", {"eagle2": recipe.Trained.named(f"{sweep / 'cells' / 'head-L1-512'}")}, [])
     folder = tmp_path / "zoo" / "eagle2"
     weights, source = (
         recipe.load_file(path / "model.safetensors") for path in (folder, sweep / "cells" / "head-L1-512" / "final")
@@ -118,10 +119,33 @@ def test_the_zoo_holds_a_runs_weights_in_bfloat16_its_card_and_its_rows(
     )
 
 
+def test_an_export_of_a_run_outside_a_sweep_says_its_tokens_and_data(recipe: Any, sweep: Path, tmp_path: Path) -> None:
+    run, measured = tmp_path / "alone", tmp_path / "measurements.jsonl"
+    shutil.copytree(sweep / "cells" / "head-L1-512", run)
+    (run / "cell.json").unlink()
+    (run / "exports").mkdir()
+    (run / "final").rename(run / "exports" / "tokens-256")
+    rows = records.read_lines(Measurement, sweep / "measurements.jsonl")
+    named = [msgspec.structs.replace(row.observation, draft="alone/exports/tokens-256") for row in rows]
+    records.write_lines(
+        measured, [msgspec.structs.replace(row, observation=o) for row, o in zip(rows, named, strict=True)]
+    )
+    recipe.main(
+        tmp_path / "zoo",
+        {"short": recipe.Trained.named(f"{run / 'exports' / 'tokens-256'}:{sweep / 'text'}")},
+        [measured],
+    )
+    card = (tmp_path / "zoo" / "short" / "README.md").read_text()
+    assert "256 of 512 tokens of `text` (3,602 tokens of 1 documents)" in card
+    assert "| stem | 0 | 1.20 |" in card
+    with pytest.raises(SystemExit, match="no training run that is done"):
+        recipe.Trained.named(f"{run}")
+
+
 def test_a_zoo_that_is_too_large_is_refused_with_each_size(
     recipe: Any, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = sweep / "cells" / "head-L1-512"
+    run = recipe.Trained.named(f"{sweep / 'cells' / 'head-L1-512'}")
     recipe.main(tmp_path / "zoo", {"first": run}, [])
     monkeypatch.setattr(recipe, "MOST_BYTES", 1.5 * recipe.num_bytes(tmp_path / "zoo"))
     with pytest.raises(SystemExit, match=r"are more than .* MB: .*first 0\.\d MB.*; leave one out") as refused:
@@ -137,15 +161,16 @@ def test_a_zoo_that_is_too_large_is_refused_with_each_size(
 @pytest.fixture
 def places(checkpoint: Path, recipe: Any, sweep: Path, tmp_path: Path) -> Places:
     zoo, out = tmp_path / "zoo", tmp_path / "out"
-    recipe.main(zoo, {"eagle2": sweep / "cells" / "head-L1-512"}, [])
-    (zoo / "answers").symlink_to(sweep / "text")
+    recipe.main(zoo, {"eagle2": recipe.Trained.named(f"{sweep / 'cells' / 'head-L1-512'}")}, [])
+    shutil.copytree(sweep / "text", zoo / "answers")
     prompts = [
         {"question_id": i, "category": "stem", "turns": ["the quick brown fox"], "format": "raw"} for i in range(3)
     ]
     records.write_lines(zoo / "prompts.jsonl", prompts)
     observations = tmp_path / "observations.jsonl"
-    records.write_lines(observations, rows_of(shapes.named(f"{checkpoint}"), (256.0, 512.0, 1024.0)))
-    return Places(checkpoint, zoo, (zoo / "eagle2",), observations, out)
+    for path in (observations, zoo / "answers" / "observations.jsonl"):
+        records.write_lines(path, rows_of(shapes.named(f"{checkpoint}"), (256.0, 512.0, 1024.0)))
+    return Places(checkpoint, zoo, (zoo / "eagle2",), observations, out, zoo / "answers")
 
 
 def test_every_step_is_one_that_its_verb_takes(places: Places) -> None:
@@ -214,7 +239,7 @@ def test_a_slow_machine_trains_longer_than_a_minute(places: Places, monkeypatch:
 
     def run(step: TourStep) -> None:
         hours.append(float(step.words[step.words.index("--max-gpu-hours") + 1]))
-        if len(hours) < 3:
+        if len(hours) < len(tour.LONGER):
             raise ValueError("no draft is left to plan")
 
     monkeypatch.setattr(tour, "run", run)

@@ -1,0 +1,86 @@
+"""README's first figure says what results/smollm2 holds, column by column, and nothing where nothing was measured."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foredraft import records
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """recipes/smollm2_figure.py, and recipes/smollm2/speeds.py, whose records it reads."""
+    for folder in (RECIPES / "smollm2", RECIPES):
+        monkeypatch.syspath_prepend(folder)
+    for name in ("smollm2_figure", "speeds"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module("smollm2_figure"), importlib.import_module("speeds")
+
+
+def speeds_of(speeds: Any, gain: float) -> Any:
+    """Plain decoding, a draft and a look-up at batch 1 in float32, on two categories."""
+
+    def configuration(tok_s: float, over: float | None, group: str | None) -> Any:
+        def figures(value: float | None) -> Any:
+            return speeds.Figures(
+                num_requests=3, tok_s=speeds.Interval(tok_s), speedup=value and speeds.Interval(value)
+            )
+
+        by_category = {"qa": figures(over), "open_writing": figures(over and over - 0.2)}
+        mean = over and speeds.Interval(over, over - 0.1, over + 0.1)
+        return speeds.Configuration(all=figures(over), by_category=by_category, group=group, speedup_mean=mean)
+
+    load = speeds.Load(
+        configurations={"plain": configuration(30.0, None, None), "eagle@3": configuration(30.0 * gain, gain, "draft"),
+                        "ngram@3": configuration(31.0, 1.05, "lookup")},
+        best={"draft": "eagle@3", "lookup": "ngram@3"}, chosen={"draft": "eagle@3", "lookup": "ngram@3"},
+    )  # fmt: skip
+    known = {"target": "SmolLM2", "machine": "a CPU", "threads": 2, "prompts": "p", "max_tokens": 64, "categories": {"qa": 3, "open_writing": 3},
+             "versions": {}, "measured": "today", "drafts": {}, "counted": {}, "forced": {}}  # fmt: skip
+    return speeds.Speeds(**known, speed={"float32": {"1": load}})
+
+
+def test_nothing_stands_where_nothing_was_measured(modules: tuple[Any, Any], tmp_path: Path) -> None:
+    assert modules[0].figure(tmp_path) == ""
+
+
+def test_the_draft_chosen_before_stands_beside_plain_decoding(modules: tuple[Any, Any], tmp_path: Path) -> None:
+    figure, speeds = modules
+    records.write(tmp_path / "speed.json", speeds_of(speeds, 1.62))
+    lines = figure.figure(tmp_path).splitlines()
+    assert lines[0] == "| SmolLM2 on 2 threads of a CPU, T = 0 | float32, 1 at once |"
+    assert lines[2:] == [
+        "| without a draft | 30.0 tokens/s |", "| with a draft | **48.6 tokens/s** |", "| which | `eagle@3` |",
+        "| gain, mean over 2 categories | **1.62× (1.52 to 1.72)** |", "| the least of them | 1.42×, open writing |",
+        "| prompt look-up instead, the mean | 1.05× (0.95 to 1.15) |", "",
+    ]  # fmt: skip
+
+
+def test_the_tour_stands_with_what_it_had_been_told(modules: tuple[Any, Any], tmp_path: Path) -> None:
+    estimate = {"value": 1.5, "low": 1.4, "high": 1.6}
+    draft = {
+        "draft": "zoo/eagle",
+        "output_tok_s": 45.0,
+        "speedup": estimate,
+        "predicted_speedup": estimate | {"value": 1.45},
+    }
+    known = {
+        "machine": "a CPU",
+        "prompts": 11,
+        "dtype": "float32",
+        "plain_tok_s": 30.0,
+        "same_tokens": 64,
+        "shipped": draft,
+        "trained": draft,
+    }
+    records.write(tmp_path / "tour.json", known)
+    text = modules[0].figure(tmp_path)
+    assert text.startswith(
+        "`make tour` on a CPU, 11 prompts, float32: 30.0 tokens/s without a draft, **45.0** with `zoo/eagle`, 1.50× (1.40 to 1.60)"
+    )
+    assert "predicted 1.45× (1.40 to 1.60)" in text
