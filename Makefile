@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := openvino openvino-export vllm
 
-.PHONY: tour test test-engine lint size results peers peers-bench served-bench simulated-bench clean
+.PHONY: tour test test-engine lint size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
 
 tour: .venv/.full ## the whole loop on SmolLM2-135M-Instruct: fetch, probe, plan, decode, train, measure, tour/report.html
 	$(BIN)/foredraft tour
@@ -42,6 +42,12 @@ peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is me
 
 peers-bench: peers ## ours and theirs in turn: same checkpoints, prompts, precision and threads
 	$(BIN)/python benchmarks/peers/run.py results/peers.json
+
+smollm2-bench: .venv/.dev ## SmolLM2 with and without the zoo's drafts, by precision, batch and category; an hour and a half on a quiet machine
+	$(BIN)/python recipes/smollm2/measure.py build/smollm2/SmolLM2-135M-Instruct results/smollm2/speed.json --prompts zoo/prompts.jsonl $(foreach draft,$(dir $(wildcard zoo/*/config.json)),--draft $(notdir $(draft:/=))=$(draft:/=))
+
+drafted-bench: peers .venv-peers/llama-cpp/.ready ## the zoo's drafts on our engine, vLLM, OpenVINO and llama.cpp in turn
+	$(BIN)/python benchmarks/peers/drafted.py results/smollm2/peers.json
 
 served-bench: .venv/.dev .venv-peers/vllm/.ready ## the drafts on vLLM's server: acceptance, tokens/s under load, and what was foretold; an hour on a quiet machine
 	$(BIN)/python benchmarks/served.py results/served.json

@@ -1,14 +1,16 @@
-"""The zoo's drafts on vLLM's own server: acceptance there and here, tokens/s under load, and what was predicted of both.
+"""Drafts on vLLM's own server: acceptance there and here, tokens/s under load, and what was predicted of both.
 
-    python benchmarks/served.py OUT.json [--quick] [--only PATTERN] [--rounds N] [--dtype D] [--threads N] [--eager] [--python PATH]
+    python benchmarks/served.py OUT.json [--target DIR] [--draft NAME=DIR …] [--planned NAME] [--published NAME] [--prompts FILE] [--num N]
+        [--quick] [--only PATTERN] [--rounds N] [--dtype D] [--threads N] [--eager] [--python PATH]
 
 Three questions. Acceptance: each draft's chain by vLLM (float32), by our engine, and our tree, on the same prompts. Throughput: no
-speculation, EAGLE-2 and Scylla at fixed lookaheads, and Scylla with the planner's schedule, each under every concurrency. Prediction: the
-cost law, calibrated on no speculation and one lookahead, against the other cells; the schedule against each fixed lookahead.
+speculation, the published and the planned draft at fixed lookaheads, and the planned one with the planner's schedule, each under every
+concurrency. Prediction: the cost law, calibrated on no speculation and one lookahead, against the other cells; the schedule against each
+fixed lookahead. By default the zoo's drafts, Scylla planned beside EAGLE-2.
 
 A setting is a server, in turn with one of the bare target, whose tokens/s are thus known over the whole run: they swing most. What a setting
 gave lies in the folder OUT/ and is not measured again (delete its file to repeat it). PATTERN is a regular expression on settings, such as
-scylla@ or accept. The planner sees what its user would: one lookahead, no speculation beside it, and our own engine's acceptance. Times mean
+scylla-L2@ or accept. The planner sees what its user would: one lookahead, no speculation beside it, and our own engine's acceptance. Times mean
 something on a quiet machine only; on two cores, --threads 1 leaves one to the client. vLLM comes from `make peers` or `make test-engine`.
 """
 
@@ -28,8 +30,10 @@ from typing import Any, NamedTuple
 import msgspec
 import served_figures
 import vllm_server
+import zoo_drafts
+from zoo_drafts import Draft
 
-from foredraft import kinds, records, shapes
+from foredraft import records, shapes
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
 from foredraft.deploy.export import ExportSettings, export
@@ -40,28 +44,19 @@ from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
 from foredraft.records import Machine, Observation, Plan, Workload
 
-ROOT = Path(__file__).parents[1]
-ZOO = ROOT / "zoo"
-TARGET, PROMPTS = ZOO / "tales-11m", ZOO / "prompts.jsonl"
+ROOT = zoo_drafts.ROOT
 PYTHON = ROOT / ".venv-peers" / "vllm" / "bin" / "python"
 
-DRAFTS = {
-    "lm": ("draft_model", 1),
-    "eagle2": ("eagle", 1),
-    "eagle3": ("eagle3", 1),
-    "scylla-L2": ("eagle", 2),
-}  # method, layers
-EAGLE, SCYLLA = "eagle2", "scylla-L2"
 PUBLISHED = 5  # draft passes of EAGLE-2 as its authors' code sets them (depth=5), and SGLang for Llama; their tree is a chain in vLLM
 CHAIN = 5  # lookahead at which acceptance is compared
+COUNTED_AT = 8  # sequences that our engine decodes at once, since nothing is timed
 TREES = ("5,4,16", "5,10,60")  # ours: as wide as pays here, and as EAGLE-2 is published
 LOOKAHEADS = (1, 2, 3, PUBLISHED)
 PLANNED = "planned"
 NONE = "none"
-KNOWN = f"{SCYLLA}@{max(LOOKAHEADS)}"  # calibrated on beside none, so that the others lie between what was seen
 LOADS, QUICK_LOADS = (1, 2, 4, 8, 16, 32), (1, 4)
 NEW, QUICK_NEW = 96, 24
-CONTEXT = 512
+CONTEXT = 1024
 COMMAND = "python benchmarks/served.py"
 
 
@@ -74,18 +69,15 @@ class Setting(NamedTuple):
     accept: bool = False
 
 
-ACCEPT = [Setting(f"accept-{draft}", draft, CHAIN, True) for draft in DRAFTS]
-FIXED = [Setting(f"{draft}@{k}", draft, k) for draft in (SCYLLA, EAGLE) for k in LOOKAHEADS]
-SETTINGS = [
-    *ACCEPT, *sorted(FIXED, key=lambda setting: setting.name != KNOWN), Setting(PLANNED, SCYLLA),
-]  # fmt: skip
-QUICK = (f"accept-{SCYLLA}", KNOWN, f"{SCYLLA}@2", f"{EAGLE}@{PUBLISHED}", PLANNED)
-
-
 class Bench(NamedTuple):
-    """How everything is measured."""
+    """What is measured, and how. `planned`, `published`: names of `drafts`; `prompts`: a file of `num` of each category."""
 
     folder: Path
+    target: Path
+    drafts: dict[str, Draft]
+    planned: str
+    published: str
+    prompts: Path
     python: Path
     dtype: str
     threads: int
@@ -97,42 +89,106 @@ class Bench(NamedTuple):
     def of(self, setting: str) -> Path:
         return self.folder / f"{setting}.jsonl"
 
+    @property
+    def known(self) -> str:
+        """The setting that is calibrated on beside none, so that the others lie between what was seen."""
+        return f"{self.planned}@{max(LOOKAHEADS)}"
+
+    @property
+    def rival(self) -> str:
+        """The published draft as published."""
+        return f"{self.published}@{PUBLISHED}"
+
+    def settings(self, quick: bool) -> list[Setting]:
+        """Every server in turn; the known one before the schedule that is planned from it."""
+        accept = [Setting(f"accept-{draft}", draft, CHAIN, True) for draft in self.drafts]
+        fixed = [
+            Setting(f"{draft}@{k}", draft, k)
+            for draft in dict.fromkeys((self.planned, self.published))
+            for k in LOOKAHEADS
+        ]
+        every = [
+            *accept,
+            *sorted(fixed, key=lambda setting: setting.name != self.known),
+            Setting(PLANNED, self.planned),
+        ]
+        names = (f"accept-{self.planned}", self.known, f"{self.planned}@2", self.rival, PLANNED)
+        return [setting for setting in every if not quick or setting.name in names]
+
 
 def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server under way is ended too
     out = Path(arguments.out)
-    bench = Bench(
-        out.with_suffix(""), arguments.python, arguments.dtype, arguments.threads, arguments.eager or arguments.quick,
-        1 if arguments.quick else arguments.rounds,
-        QUICK_LOADS if arguments.quick else LOADS, QUICK_NEW if arguments.quick else NEW,
-    )  # fmt: skip
-    if not bench.python.is_file():
-        raise SystemExit(f"no {bench.python}; hint: make peers, or --python PATH")
+    bench = bench_of(arguments, out, LOADS, QUICK_LOADS)
     machine = machine_here(bench)
-    for draft in DRAFTS:
+    refused = _refused(bench)
+    settings = [setting for setting in bench.settings(arguments.quick) if setting.draft not in refused]
+    ours = [draft for draft in bench.drafts if not arguments.quick or draft == bench.planned]
+    for draft in ours:
         _measure_ours(bench, draft)
-    names = [setting.name for setting in SETTINGS if not arguments.quick or setting.name in QUICK]
-    for setting in SETTINGS:
-        if setting.name in names and re.search(arguments.only, setting.name) and not bench.of(setting.name).is_file():
+    for setting in settings:
+        if re.search(arguments.only, setting.name) and not bench.of(setting.name).is_file():
             records.write_lines(bench.of(setting.name), _measured(bench, setting, machine))
             say(f"wrote {bench.of(setting.name)}")
-    rows = {setting.name: _rows(bench.of(setting.name)) for setting in SETTINGS if bench.of(setting.name).is_file()}
-    our_rows = {draft: _rows(bench.of(f"own-{draft}")) for draft in DRAFTS}
-    _write(out, bench, machine, rows, our_rows)
+    rows = {setting.name: _rows(bench.of(setting.name)) for setting in settings if bench.of(setting.name).is_file()}
+    our_rows = {draft: _rows(bench.of(f"own-{draft}")) for draft in ours}
+    _write(out, bench, machine, rows, our_rows, refused)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
+def bench_of(arguments: argparse.Namespace, out: Path, loads: tuple[int, ...], quick_loads: tuple[int, ...]) -> Bench:
+    """As the command line says. Raises SystemExit where something is not there."""
+    zoo_drafts.at_hand(arguments.target, arguments.prompts)
+    drafts = zoo_drafts.drafts_of(arguments.draft)
+    for name in (arguments.planned, arguments.published):
+        if name not in drafts:
+            raise SystemExit(
+                f"no draft named {name}, of {', '.join(drafts)}; hint: --planned and --published name two of them"
+            )
+    if not arguments.python.is_file():
+        raise SystemExit(f"no {arguments.python}; hint: make peers, or --python PATH")
+    folder, quick = out.with_suffix(""), arguments.quick
+    folder.mkdir(parents=True, exist_ok=True)
+    return Bench(
+        folder, arguments.target, drafts, arguments.planned, arguments.published, zoo_drafts.first_of_each(arguments.prompts, arguments.num, folder),
+        arguments.python, arguments.dtype, arguments.threads, arguments.eager or quick, 1 if quick else arguments.rounds,
+        quick_loads if quick else loads, QUICK_NEW if quick else NEW,
+    )  # fmt: skip
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark of a server asks."""
+    zoo_drafts.add_options(parser)
+    parser.add_argument("--planned", default="scylla-L2", help="the draft that is planned for")
+    parser.add_argument("--published", default="eagle2", help="the draft that it is held against")
+    parser.add_argument("--num", type=int, default=2, help="prompts of each category")
     parser.add_argument("--quick", action="store_true", help="few settings, loads and tokens, to try it")
-    parser.add_argument("--only", default="", help="settings to measure")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", help="of throughput; acceptance is in float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--eager", action="store_true", help="vLLM without its compiler")
     parser.add_argument("--python", type=Path, default=PYTHON, help="vLLM's interpreter")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--only", default="", help="settings to measure")
+    add_options(parser)
     return parser.parse_args()
+
+
+def _refused(bench: Bench) -> dict[str, str]:
+    """Drafts that vLLM's format cannot hold, and why; said once."""
+    refused = {}
+    for draft in bench.drafts.values():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                export(draft.folder, bench.target, Path(folder, "draft"), ExportSettings())
+            except ValueError as error:
+                refused[draft.name] = str(error)
+                say(f"not served: {draft.name}: {error}")
+    return refused
 
 
 def _write(
@@ -141,23 +197,27 @@ def _write(
     machine: Machine,
     rows: dict[str, list[Observation]],
     our_rows: dict[str, list[Observation]],
+    refused: dict[str, str],
 ) -> None:
     """All that was measured as observations, and the figures."""
     records.write_lines(
         bench.folder / "observations.jsonl.gz", [row for of in (*our_rows.values(), *rows.values()) for row in of]
     )
-    target = shapes.from_config(TARGET)
-    figures = {"conditions": conditions(bench, rows), "acceptance": served_figures.acceptance(our_rows, rows)}
+    target = shapes.from_config(bench.target)
+    figures: dict[str, Any] = {
+        "conditions": conditions(bench, rows) | {"refused": refused},
+        "acceptance": served_figures.acceptance(our_rows, rows),
+    }
     speeds = _by_setting({name: of for name, of in rows.items() if not name.startswith("accept-")})
-    figures["throughput"] = served_figures.throughput(speeds, f"{EAGLE}@{PUBLISHED}", PLANNED)
-    if KNOWN in speeds:
-        fixed = {name: of for name, of in speeds.items() if name == NONE or name.startswith(f"{SCYLLA}@")}
+    figures["throughput"] = served_figures.throughput(speeds, bench.rival, PLANNED)
+    if bench.known in speeds:
+        fixed = {name: of for name, of in speeds.items() if name == NONE or name.startswith(f"{bench.planned}@")}
         figures["prediction"] = served_figures.prediction(
-            target, machine, bench.dtype, fixed, (NONE, KNOWN), our_rows[SCYLLA]
+            target, machine, bench.dtype, fixed, (NONE, bench.known), our_rows[bench.planned]
         )
     if PLANNED in speeds:
         schedule_plan = records.read(Plan, bench.folder / "Plan.json")
-        figures["schedule"] = served_figures.schedule(schedule_plan, speeds, PLANNED, f"{SCYLLA}@")
+        figures["schedule"] = served_figures.schedule(schedule_plan, speeds, PLANNED, f"{bench.planned}@")
     records.write(out, msgspec.to_builtins(figures, str_keys=True))
     say(f"wrote {out}, {bench.folder / 'observations.jsonl.gz'}")
 
@@ -171,7 +231,8 @@ def _by_setting(rows: dict[str, list[Observation]]) -> dict[str, list[Observatio
 def conditions(bench: Bench, rows: dict[str, list[Observation]]) -> dict[str, Any]:
     versions = next((row.provenance.versions for of in rows.values() for row in of), {})
     return {
-        "target": TARGET.name, "prompts": PROMPTS.name, "new_tokens": bench.new, "rounds": bench.rounds, "dtype": bench.dtype,
+        "target": bench.target.name, "planned": bench.planned, "published": bench.published, "prompts": bench.prompts.name,
+        "new_tokens": bench.new, "rounds": bench.rounds, "dtype": bench.dtype,
         "threads": bench.threads, "eager": bench.eager, "loads": bench.loads, "versions": versions,
         "preloaded": [Path(path).name for path in preload(bench.python).values()],
         "prefix_cache": False, "requests": {str(load): _num_requests(load) for load in bench.loads},
@@ -193,11 +254,11 @@ def _measure_ours(bench: Bench, draft: str) -> None:
     """Our engine's chain, at the longest lookahead too, and its trees."""
     if bench.of(f"own-{draft}").is_file():
         return
-    specs = [f"{CHAIN}", "8", *(TREES if draft != "lm" else TREES[:1])]
+    specs = [f"{CHAIN}", "8", *(TREES if bench.drafts[draft].kind.role == "head" else TREES[:1])]
     with tempfile.TemporaryDirectory() as folder:
         foredraft(
-            "measure", TARGET, "--prompts", PROMPTS, "--out", folder, "--way", "live", "--max-tokens", bench.new, "--no-stop",
-            "--threads", bench.threads, *(word for spec in specs for word in ("--draft", f"{ZOO / draft}@{spec}")),
+            "measure", bench.target, "--prompts", bench.prompts, "--out", folder, "--way", "live", "--batch", COUNTED_AT, "--max-tokens", bench.new,
+            "--no-stop", "--threads", bench.threads, *(word for spec in specs for word in ("--draft", f"{bench.drafts[draft].folder}@{spec}")),
         )  # fmt: skip
         rows = _rows(Path(folder) / "observations.jsonl")
     records.write_lines(bench.of(f"own-{draft}"), [_by_us(row) for row in rows if row.method != "none"])
@@ -214,19 +275,17 @@ def foredraft(*words: object) -> None:
 
 
 def _plan(bench: Bench, machine: Machine) -> Plan:
-    """Scylla's schedule, from the settings of CALIBRATION and our own engine's acceptance."""
-    if not bench.of(KNOWN).is_file():
-        raise SystemExit(f"{PLANNED} needs {KNOWN}: leave out --only, or measure it first")
-    known_rows = _rows(bench.of(KNOWN))
-    chains = [row for row in _rows(bench.of(f"own-{SCYLLA}")) if (row.topk or 1) == 1]
-    target = shapes.from_config(TARGET)
+    """The planned draft's schedule, from the known setting, no speculation beside it and our own engine's acceptance."""
+    if not bench.of(bench.known).is_file():
+        raise SystemExit(f"{PLANNED} needs {bench.known}: leave out --only, or measure it first")
+    known_rows = _rows(bench.of(bench.known))
+    chains = [row for row in _rows(bench.of(f"own-{bench.planned}")) if (row.topk or 1) == 1]
     workload = Workload(
         input_len=_mean(row.input_len for row in known_rows), output_len=_mean(row.output_len for row in known_rows), concurrency=bench.loads
     )  # fmt: skip
-    head = kinds.EAGLE.shape(target, DRAFTS[SCYLLA][1])
-    schedule_plan = plan(
-        target, machine, workload, PlanSettings(engine="vllm", dtype=bench.dtype), [*known_rows, *chains], head
-    )
+    settings = PlanSettings(engine="vllm", dtype=bench.dtype)
+    target, draft = shapes.from_config(bench.target), bench.drafts[bench.planned].served_shape
+    schedule_plan = plan(target, machine, workload, settings, [*known_rows, *chains], draft)
     records.write(bench.folder / "Plan.json", schedule_plan)
     return schedule_plan
 
@@ -269,13 +328,13 @@ def _command(bench: Bench, setting: Setting, machine: Machine, folder: Path) -> 
         "--uvicorn-log-level", "warning", *(["--enforce-eager"] if bench.eager or setting.accept else []),
     ]  # fmt: skip
     if setting.draft is None:
-        return [bench.python, "-m", "vllm.entrypoints.openai.api_server", "--model", TARGET, *more]
+        return [bench.python, "-m", "vllm.entrypoints.openai.api_server", "--model", bench.target, *more]
     schedule_plan = _plan(bench, machine) if setting.lookahead is None else None
     if schedule_plan is not None and "vllm" not in schedule_plan.settings:
         raise SystemExit("the plan speculates at no load: there is no schedule to serve")
     export(
-        ZOO / setting.draft,
-        TARGET,
+        bench.drafts[setting.draft].folder,
+        bench.target,
         folder / "draft",
         ExportSettings(lookahead=setting.lookahead or 1),
         plan=schedule_plan,
@@ -292,7 +351,7 @@ def _num_requests(load: int) -> int:
 
 async def _loads(bench: Bench, servers: list[tuple[Setting, str]], machine: Machine) -> list[Observation]:
     """Of one server its acceptance; of two every load, on each in turn, and the gain of the second over the first."""
-    questions = read_questions(PROMPTS, Skips("stop"))
+    questions = read_questions(bench.prompts, Skips("stop"))
     for setting, url in servers:
         await measured_load(
             bench, setting, machine, url, questions, 1 if setting.accept else max(bench.loads), 8
@@ -325,12 +384,12 @@ async def measured_load(
     settings = LoadSettings(concurrency=(load,), max_tokens=new, stop=False)
     async with started(address_of(url), requested, settings) as running:
         round = await one_round(running, settings, OfferedLoad(0.0, concurrency=load))
-    fields = {"machine": machine.name, "dataset": PROMPTS.stem, "command": COMMAND}
+    fields = {"machine": machine.name, "dataset": bench.prompts.stem, "command": COMMAND}
     if setting.draft:
         fields |= {
             "draft": setting.draft,
-            "method": DRAFTS[setting.draft][0],
-            "draft_layers": DRAFTS[setting.draft][1],
+            "method": bench.drafts[setting.draft].method,
+            "draft_layers": bench.drafts[setting.draft].layers,
         }
     load_rows = rows_of(round, base_of(running.server, round, fields), 0.1)
     if round.failures:

@@ -1,16 +1,17 @@
 """A simulated draft on vLLM's server on a CPU: tokens/s predicted, simulated, and with the real draft, which the simulation never sees.
 
-    python benchmarks/simulated.py OUT.json [--lookaheads 2,3] [--loads 1,4,8,16] [--rounds N] [--dtype D] [--threads N]
-        [--eager] [--quick] [--python PATH]
+    python benchmarks/simulated.py OUT.json [--target DIR] [--draft NAME=DIR …] [--published NAME] [--lookaheads 2,3] [--loads 1,4,8,16]
+        [--prompts FILE] [--num N] [--rounds N] [--dtype D] [--threads N] [--eager] [--quick] [--python PATH]
 
-What is known before a draft is trained: its shape, and an acceptance, here the one that our own engine measures of the zoo's EAGLE-2 head at
-that lookahead on those prompts (it stands for a prediction). For each lookahead four servers are up together, of `deploy` and `deploy simulate`:
+What is known before a draft is trained: its shape, and an acceptance, here the one that our own engine measures of the published draft (the
+zoo's EAGLE-2 head) at that lookahead on those prompts (it stands for a prediction). For each lookahead four servers are up together, of
+`deploy` and `deploy simulate`:
 
 - none: the bare target;
 - untrained: a head of that shape with random weights, which costs what it costs and is hardly ever right;
 - simulated: `--cpu`, first with free drafts that are accepted as seldom as the untrained head's, so that the difference of their steps is
   the seconds of a draft's passes, then with the acceptance asked and those seconds;
-- real: the EAGLE-2 head.
+- real: the draft.
 
 Then every load is put on none, real and simulated in turn. The cost law, calibrated on none and the untrained head at the first lookahead (and, as
 served.py does, on none and the last simulated lookahead), predicts tokens/s with the acceptance asked. What a lookahead gave lies in the folder OUT/
@@ -22,7 +23,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -35,6 +35,7 @@ import numpy as np
 import served
 import served_figures
 import vllm_server
+from zoo_drafts import Draft
 
 from foredraft import records, shapes
 from foredraft.data.prompts import Question, read_questions
@@ -44,7 +45,6 @@ from foredraft.deploy.export import ExportSettings, export
 from foredraft.deploy.simulate import SimulateSettings, simulate
 from foredraft.records import Machine, Observation, Record
 
-DRAFT = served.EAGLE
 NUM_PROMPTS = 16  # so that every load's requests are whole rounds over them
 LOADS, QUICK_LOADS = (1, 4, 8, 16), (1, 4)
 LEARNING = 3  # rounds over all prompts that teach the proposer the target's answers, whose near-ties differ from batch to batch
@@ -68,14 +68,7 @@ def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers under way are ended too
     out = Path(arguments.out)
-    bench = served.Bench(
-        out.with_suffix(""), arguments.python, arguments.dtype, arguments.threads, arguments.eager or arguments.quick,
-        1 if arguments.quick else arguments.rounds, QUICK_LOADS if arguments.quick else arguments.loads,
-        served.QUICK_NEW if arguments.quick else served.NEW,
-    )  # fmt: skip
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    if not bench.python.is_file():
-        raise SystemExit(f"no {bench.python}; hint: make peers, or --python PATH")
+    bench = served.bench_of(arguments, out, arguments.loads, QUICK_LOADS)
     machine = served.machine_here(bench)
     for lookahead in arguments.lookaheads:
         file = bench.folder / f"lookahead-{lookahead}.json"
@@ -92,17 +85,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("out")
     parser.add_argument("--lookaheads", type=_whole_numbers, default=[2, 3])
     parser.add_argument("--loads", type=_whole_numbers, default=LOADS, help="clients")
-    parser.add_argument("--quick", action="store_true", help="few loads and tokens, to try it")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--eager", action="store_true", help="vLLM without its compiler")
-    parser.add_argument("--python", type=Path, default=served.PYTHON, help="vLLM's interpreter")
+    served.add_options(parser)
     return parser.parse_args()
 
 
 def _whole_numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def draft_of(bench: served.Bench) -> Draft:
+    return bench.drafts[bench.published]
 
 
 # A lookahead on four servers.
@@ -112,7 +104,7 @@ async def _trial(bench: served.Bench, machine: Machine, lookahead: int) -> Trial
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
         prompts = folder / "prompts.jsonl"
-        records.write_bytes(prompts, b"".join(served.PROMPTS.read_bytes().splitlines(keepends=True)[:NUM_PROMPTS]))
+        records.write_bytes(prompts, b"".join(bench.prompts.read_bytes().splitlines(keepends=True)[:NUM_PROMPTS]))
         ours = _our_chain(bench, lookahead, prompts, folder)
         asked = ours.survival or ()
         urls = {name: running.enter_context(server) for name, server in _servers(bench, lookahead, asked, folder)}
@@ -139,7 +131,7 @@ async def _trial(bench: served.Bench, machine: Machine, lookahead: int) -> Trial
 def _our_chain(bench: served.Bench, lookahead: int, prompts: Path, folder: Path) -> Observation:
     """What our own engine measures of the head."""
     served.foredraft(
-        "measure", served.TARGET, "--draft", f"{served.ZOO / DRAFT}@{lookahead}", "--prompts", prompts, "--out", folder / "ours",
+        "measure", bench.target, "--draft", f"{draft_of(bench).folder}@{lookahead}", "--prompts", prompts, "--out", folder / "ours",
         "--way", "live", "--max-tokens", bench.new, "--no-stop", "--threads", bench.threads,
     )  # fmt: skip
     rows = records.read_lines(Observation, folder / "ours" / "observations.jsonl")
@@ -149,10 +141,10 @@ def _our_chain(bench: served.Bench, lookahead: int, prompts: Path, folder: Path)
 def _servers(
     bench: served.Bench, lookahead: int, asked: Sequence[float], folder: Path
 ) -> Iterator[tuple[str, contextlib.AbstractContextManager[str]]]:
-    accept, target = ",".join(map(str, asked)), str(served.TARGET)
-    export(served.ZOO / DRAFT, served.TARGET, folder / "real", ExportSettings(lookahead=lookahead))
-    simulate(served.ZOO / DRAFT, folder / "untrained", SimulateSettings(accept=accept), target=target)
-    simulate(served.ZOO / DRAFT, folder / "simulated", SimulateSettings(accept=accept, cpu=True), target=target)
+    accept, target = ",".join(map(str, asked)), str(bench.target)
+    export(draft_of(bench).folder, bench.target, folder / "real", ExportSettings(lookahead=lookahead))
+    simulate(draft_of(bench).folder, folder / "untrained", SimulateSettings(accept=accept), target=target)
+    simulate(draft_of(bench).folder, folder / "simulated", SimulateSettings(accept=accept, cpu=True), target=target)
     launch = folder / "untrained" / "speculative_config.json"
     config = {key: value for key, value in json.loads(launch.read_bytes()).items() if key not in SYNTHETIC}
     records.write(launch, config)
@@ -161,7 +153,7 @@ def _servers(
         "--dtype", bench.dtype, "--max-model-len", str(served.CONTEXT), "--no-enable-prefix-caching", "--max-num-seqs", str(max(LOADS)),
         "--uvicorn-log-level", "warning", *(["--enforce-eager"] if bench.eager else []),
     ]  # fmt: skip
-    plain = [bench.python, "-m", "vllm.entrypoints.openai.api_server", "--model", served.TARGET]
+    plain = [bench.python, "-m", "vllm.entrypoints.openai.api_server", "--model", bench.target]
     for name in ("none", "untrained", "simulated", "real"):
         served.say(f"starting vLLM: {name}, k = {lookahead}")
         command = plain if name == "none" else ["sh", folder / name / "serve.sh"]
@@ -177,7 +169,7 @@ class Client:
         self.bench, self.machine, self.lookahead, self.urls, self.questions = bench, machine, lookahead, urls, questions
 
     async def load(self, name: str, load: int, new: int | None = None) -> Observation:
-        setting = served.Setting(name, None if name == "none" else DRAFT, self.lookahead)
+        setting = served.Setting(name, None if name == "none" else self.bench.published, self.lookahead)
         return await served.measured_load(
             self.bench, setting, self.machine, self.urls[name], self.questions, load, new or self.bench.new
         )
@@ -229,7 +221,7 @@ def _counted(proposer: Path) -> tuple[int, int]:
 
 
 def _figures(bench: served.Bench, machine: Machine, trials: Sequence[Trial]) -> dict[str, Any]:
-    target, first, last = shapes.from_config(served.TARGET), trials[0].lookahead, trials[-1].lookahead
+    target, first, last = shapes.from_config(bench.target), trials[0].lookahead, trials[-1].lookahead
     rows = {"none": [row for trial in trials for row in trial.rows["none"]]}
     for trial in trials:
         rows |= {f"{name}@{trial.lookahead}": of for name, of in trial.rows.items() if name != "none"}
@@ -243,7 +235,7 @@ def _figures(bench: served.Bench, machine: Machine, trials: Sequence[Trial]) -> 
         for cell in cells:
             cell[f"predicted from none and {known}"] = foreseen.get((f"simulated@{cell['lookahead']}", cell["load"]))
     return {
-        "conditions": served.conditions(bench, rows) | {"draft": DRAFT, "learning_rounds": LEARNING},
+        "conditions": served.conditions(bench, rows) | {"draft": bench.published, "learning_rounds": LEARNING},
         "asked": {trial.lookahead: trial.ours.survival for trial in trials},
         "reached": {trial.lookahead: {name: _survival(trial.rows[name]) for name in ("simulated", "real")} for trial in trials},
         "unknown": {trial.lookahead: trial.unknown for trial in trials},

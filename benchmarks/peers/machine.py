@@ -58,3 +58,9 @@ def cpu_s(pid: int) -> float:
     """Processor seconds of a process, all threads, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) * TICK_S
+
+
+def with_children(pid: int) -> list[int]:
+    """A process and those that it started, which work for it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]

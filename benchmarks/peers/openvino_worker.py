@@ -11,23 +11,27 @@ PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def prepare(settings: dict[str, Any], method: str) -> Run:
-    precision, lookahead = PRECISION[settings["dtype"]], settings["lookahead"].get(method)
+    precision, lookahead, kind = (
+        PRECISION[settings["dtype"]],
+        settings["lookahead"].get(method),
+        settings["kinds"].get(method),
+    )
     device = {
         "INFERENCE_PRECISION_HINT": precision,
         "KV_CACHE_PRECISION": precision,
         "INFERENCE_NUM_THREADS": settings["threads"],
     }
     options = dict(device)
-    if method == "ngram":
+    if kind == "ngram":
         options["prompt_lookup"] = True
-    elif method != "plain":
+    elif kind:
         options["draft_model"] = genai.draft_model(settings["drafts"][method], "CPU", **device)
     pipeline = genai.LLMPipeline(settings["target"], "CPU", scheduler_config=_scheduler(settings), **options)
 
     def run(prompts: list[list[int]], max_tokens: int) -> Answered:
         ids = np.array(prompts, dtype=np.int64)
         inputs = genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
-        result = pipeline.generate(inputs, _greedy(max_tokens, lookahead, method))
+        result = pipeline.generate(inputs, _greedy(max_tokens, lookahead, kind))
         metrics = result.perf_metrics
         return Answered(result.tokens, metrics.get_ttft().mean / 1e3, len(metrics.raw_metrics.m_new_token_times))
 
@@ -42,12 +46,12 @@ def _scheduler(settings: dict[str, Any]) -> genai.SchedulerConfig:
     return scheduler
 
 
-def _greedy(max_tokens: int, lookahead: int | None, method: str) -> genai.GenerationConfig:
+def _greedy(max_tokens: int, lookahead: int | None, kind: str | None) -> genai.GenerationConfig:
     config = genai.GenerationConfig()
     config.max_new_tokens, config.ignore_eos, config.do_sample = max_tokens, True, False
     if lookahead:
         config.num_assistant_tokens = lookahead
-    if method == "ngram":
+    if kind == "ngram":
         config.max_ngram_size = 3
     return config
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import figures
 import machine
@@ -37,6 +37,7 @@ METHODS = {
     "openvino": ("plain", "self", "random", "ngram", "eagle3"),
     "vllm": ("plain", "self", "random", "ngram", "eagle3"),
 }
+KINDS = {"self": "draft_model", "random": "draft_model", "ngram": "ngram", "eagle3": "eagle3"}
 LOOKAHEAD = {"self": 4, "random": 4, "ngram": 4, "eagle3": 3}
 NOTES = {
     "all": "greedy; whole calls are timed, prompts included; drafts at batch 1 in float32; spreads are 5 to 95 % of rounds",
@@ -54,6 +55,14 @@ NEW, ROUNDS = 96, 7
 QUICK_NEW, QUICK_ROUNDS = 32, 2
 CONTEXT, WARM = 256, 8
 FOREIGN, TRIES = 0.08, 12
+
+
+class Subjects(Protocol):
+    """What engines run on."""
+
+    def of(self, engine: str) -> dict[str, Any]:
+        """The settings that an engine's worker gets beside those of the race: folders of target and drafts, and more of its own."""
+        ...
 
 
 class Race(NamedTuple):
@@ -82,10 +91,9 @@ RACES = [Race(size, dtype, batch) for size in SIZES for dtype in ("float32", "bf
 class Worker:
     """An engine's process, ready for its methods. Raises ValueError where it ends, with the last line of its log."""
 
-    def __init__(self, race: Race, engine: str, methods: list[str], checkpoints: Checkpoints, threads: int) -> None:
-        settings = checkpoints.of(engine) | {
-            "dtype": race.dtype, "batch": race.batch, "threads": threads, "context": CONTEXT, "methods": methods, "lookahead": LOOKAHEAD,
-        }  # fmt: skip
+    def __init__(self, race: Race, engine: str, methods: list[str], checkpoints: Subjects, threads: int) -> None:
+        settings = {"context": CONTEXT, "lookahead": LOOKAHEAD, "kinds": KINDS} | checkpoints.of(engine)
+        settings |= {"dtype": race.dtype, "batch": race.batch, "threads": threads, "methods": methods}
         self.log = BUILD / "logs" / f"{race.name}-{engine}-{'-'.join(methods)}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
@@ -130,16 +138,18 @@ class Worker:
 
 
 def python_of(engine: str) -> Path:
-    """Ours and transformers share this interpreter; others have theirs."""
-    return Path(sys.executable) if engine in ("foredraft", "transformers") else VENVS / engine / "bin" / "python"
+    """Ours and transformers share this interpreter, as does what asks llama.cpp's server; others have theirs."""
+    return (
+        Path(sys.executable)
+        if engine in ("foredraft", "transformers", "llama_cpp")
+        else VENVS / engine / "bin" / "python"
+    )
 
 
 class Field:
     """The workers of a race, by configuration."""
 
-    def __init__(
-        self, race: Race, configurations: list[tuple[str, str]], checkpoints: Checkpoints, threads: int
-    ) -> None:
+    def __init__(self, race: Race, configurations: list[tuple[str, str]], checkpoints: Subjects, threads: int) -> None:
         self.workers: dict[tuple[str, str], Worker] = {}
         self.started: list[Worker] = []
         self.versions: dict[str, dict[str, str]] = {}
@@ -176,7 +186,7 @@ class Field:
             worker.sleep()
 
     def _timed(self, worker: Worker, method: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
-        pids, replies = [os.getpid(), worker.process.pid], []
+        pids, replies = [os.getpid(), *machine.with_children(worker.process.pid)], []
         for attempt in range(TRIES):
             worker.answer(method, prompts, WARM)
             before = machine.Busy.read(pids)

@@ -34,12 +34,11 @@ def prepare(settings: dict[str, Any], method: str) -> Run:
 
 
 def _speculative(settings: dict[str, Any], method: str) -> dict[str, Any] | None:
-    lookahead = settings["lookahead"].get(method)
-    if method == "plain":
+    lookahead, kind = settings["lookahead"].get(method), settings["kinds"].get(method)
+    if kind is None:
         return None
-    if method == "ngram":
+    if kind == "ngram":
         return {"method": "ngram", "num_speculative_tokens": lookahead, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    kind = "eagle3" if method == "eagle3" else "draft_model"
     return {"method": kind, "model": settings["drafts"][method], "num_speculative_tokens": lookahead}
 
 

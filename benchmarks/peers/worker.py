@@ -4,8 +4,9 @@ Promises: standard output carries nothing else, whatever an engine prints; betwe
 nothing. Refuses to know: engines, checkpoints and what is compared. It runs in every peer's environment: standard library only.
 
 The settings are the JSON of the only argument: `target` and `drafts` (method -> folder), `dtype`, `threads`, `batch`, `context`,
-`methods` to prepare and `lookahead` of each. The first line out tells `versions`, and why each `failed` method did; then {"method",
-"prompts", "max_tokens"} is answered by {"seconds", "first_s", "answers", "steps"} or {"error"}.
+`methods` to prepare, `kinds` (ngram, draft_model, eagle, eagle3; plain where absent) and `lookahead` of each. The first line out tells
+`versions`, and why each `failed` method did; then {"method", "prompts", "max_tokens"} is answered by {"seconds", "first_s", "answers",
+"steps"} or {"error"}.
 """
 
 import ctypes
@@ -33,7 +34,7 @@ Run = Callable[[list[list[int]], int], Answered]
 
 def serve(prepare: Callable[[dict[str, Any], str], Run], packages: tuple[str, ...]) -> None:
     """Prepare every method of the settings, then answer until standard input ends."""
-    _end_with_parent()
+    end_with_parent()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # engines that print do so on standard error
     settings = json.loads(sys.argv[1])
@@ -61,7 +62,7 @@ def _failure(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A stopped process does not see its input end."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
