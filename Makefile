@@ -34,7 +34,7 @@ results: .venv/.dev ## measure what README and docs/results.md claim (the peers 
 	$(BIN)/python benchmarks/near_ties.py results/near_ties.json
 	$(BIN)/python recipes/laws.py results/experiment/observations.jsonl.gz results/experiment/laws.json --target results/experiment/tales-11m --machine results/experiment/machine.json
 	$(BIN)/foredraft validate results/experiment/observations.jsonl.gz --target results/experiment/tales-11m --machine results/experiment/machine.json --out results/experiment > /dev/null
-	$(BIN)/python recipes/experiment/compare.py results/experiment/hindsight.json results/experiment results/experiment/measurements.jsonl.gz > /dev/null
+	$(BIN)/python recipes/compare.py results/experiment/hindsight.json results/experiment results/experiment/measurements.jsonl.gz > /dev/null
 	$(BIN)/foredraft tour --out build/tour && cp build/tour/tour.json results/smollm2/tour.json
 	$(BIN)/python recipes/results_tables.py
 

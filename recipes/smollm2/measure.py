@@ -154,22 +154,24 @@ def _drafts(words: Sequence[str]) -> dict[str, str]:
 def write_prompts(file: Path, folder: Path, size: Size) -> None:
     """Files of the prompts that are timed, counted and forced, so many of each category, and of those chosen on, of each category in turn.
 
-    Those that are timed choose nothing. Raises SystemExit where none is left to choose on.
+    Those that are timed choose nothing: of a category of two or more, one at least is left to choose on. Raises SystemExit where none is.
     """
     of_category: dict[str | None, list[bytes]] = {}
     for line in filter(bytes.strip, file.read_bytes().splitlines()):
         of_category.setdefault(json.loads(line).get("category"), []).append(line)
-    left = [lines[size.timed :] for lines in of_category.values()]
+    timed = [lines[: min(size.timed, max(len(lines) - 1, 1))] for lines in of_category.values()]
+    left = [lines[len(first) :] for lines, first in zip(of_category.values(), timed, strict=True)]
     turns = [lines[i] for i in range(max(map(len, left))) for lines in left if i < len(lines)]
     if not turns:
         raise SystemExit(
-            f"{file}: too few prompts: no category has more than {size.timed}, and others must choose the specs"
+            f"{file}: too few prompts: every category has one, and others than are timed must choose the specs"
         )
     parts = {
         name: [line for lines in of_category.values() for line in lines[: getattr(size, name)]]
-        for name in ("timed", "counted", "forced")
+        for name in ("counted", "forced")
     }
-    for name, lines in (parts | {"chosen-on": turns[: size.chosen_on]}).items():
+    parts |= {"timed": [line for lines in timed for line in lines], "chosen-on": turns[: size.chosen_on]}
+    for name, lines in parts.items():
         records.write_bytes(folder / f"{name}.jsonl", b"".join(line + b"\n" for line in lines))
 
 

@@ -96,8 +96,11 @@ def test_prompts_that_choose_are_not_timed(recipes: tuple[ModuleType, ModuleType
         "timed": ["qa0", "qa1", "code0", "code1", "math0", "math1"],
         "chosen-on": ["qa2", "code2", "math2", "qa3"],
     }
+    measure.write_prompts(tmp_path / "all.jsonl", tmp_path, measure.FULL._replace(timed=9))
+    assert len((tmp_path / "timed.jsonl").read_text().splitlines()) == 9  # one of each is left
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[::4]))
     with pytest.raises(SystemExit, match="too few prompts"):
-        measure.write_prompts(tmp_path / "all.jsonl", tmp_path, measure.FULL._replace(timed=4))
+        measure.write_prompts(tmp_path / "few.jsonl", tmp_path, measure.FULL)
 
 
 def test_a_cell_names_folders_and_leaves_out_what_no_cpu_gains_from(

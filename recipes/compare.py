@@ -1,18 +1,18 @@
-"""Scylla against EAGLE-2 and EAGLE-3 from what a sweep of grid.json measured.
+"""Scylla against EAGLE-2 and EAGLE-3 from what a sweep measured.
 
-    python recipes/experiment/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl.gz
+    python recipes/compare.py HINDSIGHT.json OUT MEASUREMENTS.jsonl.gz [--nodes N]
 
 OUT/compared.json holds the tables, OUT/measurements.jsonl.gz those of the measurements that they and the report rest on; given that file
 again, the same comes out.
 
-Tokens per step by category and temperature, in trees as EAGLE-2 and EAGLE-3 were published (60 nodes); Scylla's lead over both,
-averaged over categories. Its interval takes the two sides' errors for independent, which on the same prompts they are not: it is
-too wide, not too narrow. Then throughput over plain decoding by batch, of the published tree and of the measured way of drafting
-that the cost law picks when it has seen plain decoding and drafts of at most two tokens (`foredraft validate --target`).
+Tokens per step by category and temperature, in trees of N nodes (59 beside the root, as EAGLE-2 and EAGLE-3 were published); Scylla's lead
+over both, averaged over categories. Its interval takes the two sides' errors for independent, which on the same prompts they are not: it is
+too wide, not too narrow. Then throughput over plain decoding by batch, of that tree and of the measured way of drafting that the cost law
+picks when it has seen plain decoding and drafts of at most two tokens (`foredraft validate --target`). Look-ups are left out.
 """
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -20,28 +20,29 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from foredraft import records
+from foredraft import kinds, records
 from foredraft.records import Estimate, Hindsight, Measurement
 
-PUBLISHED = 59  # nodes beside the root
+PUBLISHED = 59
 RIVAL, OURS = "eagle", "scylla"  # how their drafts' names begin
 Z = 1.645  # half of a 90 % interval in standard errors
 
 
 def heads(rows: Iterable[Measurement]) -> list[Measurement]:
-    return [row for row in rows if row.way == "live" and (row.observation.draft or "").startswith((RIVAL, OURS))]
+    named = [row for row in rows if row.way == "live" and (row.observation.draft or "").startswith((RIVAL, OURS))]
+    return [row for row in named if kinds.role_of(row.observation.method) == "head"]
 
 
 def name(draft: str | None) -> str:
     return (draft or "").split("/")[0]
 
 
-def trees(rows: Iterable[Measurement], temperature: float) -> dict[str, dict[str, Estimate]]:
-    """τ by draft and category, of single requests in published trees; the measurement of the most requests."""
+def trees(rows: Iterable[Measurement], temperature: float, nodes: int) -> dict[str, dict[str, Estimate]]:
+    """τ by draft and category, of single requests in trees of `nodes`; the measurement of the most requests."""
     intervals: dict[str, dict[str, Estimate]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: row.observation.num_requests or 0):
         o = row.observation
-        if (o.temperature, o.tree_nodes, o.batch_size) == (temperature, PUBLISHED, 1) and row.category:
+        if (o.temperature, o.tree_nodes, o.batch_size) == (temperature, nodes, 1) and row.category:
             intervals[name(o.draft)][row.category] = row.intervals["tokens_per_step"]
     return dict(intervals)
 
@@ -58,8 +59,8 @@ def lead(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[s
     return {"lead": mean, "low": mean - spread, "high": mean + spread, "categories": len(shared)}
 
 
-def speeds(rows: Iterable[Measurement], judged: Hindsight) -> dict[str, dict[str, dict[str, Any]]]:
-    """By draft and batch: gain of the published tree, of the cost law's pick, and of the best that was measured."""
+def speeds(rows: Iterable[Measurement], judged: Hindsight, nodes: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """By draft and batch: gain of the tree of `nodes`, of the cost law's pick, and of the best that was measured."""
     predicted = {(name(c.draft), c.load, c.lookahead, c.tree_nodes): c.predicted for c in judged.cells}
     timed: dict[tuple[str, int], dict[tuple[int, int], float]] = defaultdict(dict)
     for row in rows:
@@ -71,24 +72,29 @@ def speeds(rows: Iterable[Measurement], judged: Hindsight) -> dict[str, dict[str
         at = {way: predicted.get((draft, batch, *way), gain) for way, gain in ways.items()} | {(0, 0): 1.0}
         gains, pick = ways | {(0, 0): 1.0}, max(at, key=lambda way: at[way])
         best = max(gains, key=lambda way: gains[way])
-        published = next((gain for (_, nodes), gain in ways.items() if nodes == PUBLISHED), None)
+        published = next((gain for (_, num), gain in ways.items() if num == nodes), None)
         speedups[draft][str(batch)] = {
             "published": published, "planned": gains[pick], "planned_way": pick, "best": gains[best], "best_way": best,
         }  # fmt: skip
     return dict(speedups)
 
 
-def online_rows(rows: Iterable[Measurement]) -> list[Measurement]:
-    """Whole cells, and the categories of published trees."""
-    return [row for row in rows if row.category is None or row.observation.tree_nodes == PUBLISHED]
+def online_rows(rows: Iterable[Measurement], nodes: int) -> list[Measurement]:
+    """Whole cells, and the categories of trees of `nodes`."""
+    return [row for row in rows if row.category is None or row.observation.tree_nodes == nodes]
 
 
-def main(hindsight: Path, out: Path, measurements: Path) -> None:
-    online = online_rows(records.read_lines(Measurement, measurements))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("hindsight", "out", "measurements"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--nodes", type=int, default=PUBLISHED)
+    arguments = parser.parse_args()
+    online = online_rows(records.read_lines(Measurement, arguments.measurements), arguments.nodes)
     rows = heads(online)
     report: dict[str, Any] = {"tokens_per_step": {}, "leads": {}}
     for temperature in (0.0, 1.0):
-        table = trees(rows, temperature)
+        table = trees(rows, temperature, arguments.nodes)
         key = f"temperature {temperature:g}"
         report["tokens_per_step"][key] = {
             draft: {c: [e.value, e.low, e.high] for c, e in of.items()} for draft, of in table.items()
@@ -98,13 +104,13 @@ def main(hindsight: Path, out: Path, measurements: Path) -> None:
             for draft, rival in product(table, table)
             if draft.startswith(OURS) and rival.startswith(RIVAL)
         }
-    judged = records.read(list[Hindsight], hindsight)
+    judged = records.read(list[Hindsight], arguments.hindsight)
     greedy = next(judgement for judgement in judged if judgement.temperature == 0)
-    report["gain_by_batch"] = speeds(rows, greedy)
-    records.write(out / "compared.json", report)
-    records.write_lines(out / "measurements.jsonl.gz", online)
+    report["gain_by_batch"] = speeds(rows, greedy, arguments.nodes)
+    records.write(arguments.out / "compared.json", report)
+    records.write_lines(arguments.out / "measurements.jsonl.gz", online)
     print(json.dumps(report["leads"], indent=1))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()
