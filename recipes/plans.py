@@ -186,9 +186,8 @@ def latency(target: Shape, rows: Sequence[TimedRow], optimum: float | None) -> d
     ]  # fmt: skip
     figures: dict[str, Any] = {"optimum": optimum, "points": points}
     if len(points) > 2:
-        figures["rank_correlation"] = float(
-            spearmanr([p["distance"] for p in points], [p["tpot_s"] for p in points]).statistic
-        )
+        distances, seconds = ([point[name] for point in points] for name in ("distance", "tpot_s"))
+        figures["rank_correlation"] = float(spearmanr(distances, seconds)[0])
     return figures
 
 

@@ -206,7 +206,7 @@ def facts(rows: Iterable[Measurement], names: Mapping[str, str]) -> dict[str, Dr
     """What each draft is, by name."""
     drafts = {}
     for row in (row.observation for row in rows):
-        if row.draft in names:
+        if row.draft and row.draft in names:
             drafts[names[row.draft]] = DraftFacts(
                 method=row.method, draft_layers=row.draft_layers, draft_params=row.draft_params, draft_tokens=row.draft_tokens
             )  # fmt: skip
