@@ -1,7 +1,7 @@
 """Drafts on vLLM's own server: acceptance there and here, tokens/s under load, and what was predicted of both.
 
     python benchmarks/served.py OUT.json [--target DIR] [--draft NAME=DIR …] [--planned NAME] [--published NAME] [--prompts FILE] [--num N]
-        [--quick] [--only PATTERN] [--rounds N] [--dtype D] [--threads N] [--eager] [--python PATH]
+        [--quick] [--only PATTERN] [--loads 1,8,32] [--rounds N] [--dtype D] [--threads N] [--eager] [--python PATH]
 
 Three questions. Acceptance: each draft's chain by vLLM (float32), by our engine, and our tree, on the same prompts. Throughput: no
 speculation, the published and the planned draft at fixed lookaheads, and the planned one with the planner's schedule, each under every
@@ -55,7 +55,7 @@ LOOKAHEADS = (1, 2, 3, PUBLISHED)
 PLANNED = "planned"
 NONE = "none"
 LOADS, QUICK_LOADS = (1, 2, 4, 8, 16, 32), (1, 4)
-NEW, QUICK_NEW = 96, 24
+NEW, QUICK_NEW = 64, 24
 CONTEXT = 1024
 COMMAND = "python benchmarks/served.py"
 
@@ -120,7 +120,7 @@ def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server under way is ended too
     out = Path(arguments.out)
-    bench = bench_of(arguments, out, LOADS, QUICK_LOADS)
+    bench = bench_of(arguments, out, tuple(map(int, arguments.loads.split(","))), QUICK_LOADS)
     machine = machine_here(bench)
     refused = _refused(bench)
     settings = [setting for setting in bench.settings(arguments.quick) if setting.draft not in refused]
@@ -174,6 +174,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
     parser.add_argument("--only", default="", help="settings to measure")
+    parser.add_argument("--loads", default=",".join(map(str, LOADS)), help="clients")
     add_options(parser)
     return parser.parse_args()
 
@@ -346,7 +347,7 @@ def _command(bench: Bench, setting: Setting, machine: Machine, folder: Path) -> 
 
 def _num_requests(load: int) -> int:
     """So many that the load's beginning and end weigh little."""
-    return max(16, 4 * load)
+    return max(8, 2 * load)
 
 
 async def _loads(bench: Bench, servers: list[tuple[Setting, str]], machine: Machine) -> list[Observation]:

@@ -45,7 +45,7 @@ from foredraft.deploy.export import ExportSettings, export
 from foredraft.deploy.simulate import SimulateSettings, simulate
 from foredraft.records import Machine, Observation, Record
 
-NUM_PROMPTS = 16  # so that every load's requests are whole rounds over them
+NUM_PROMPTS = 8  # so that every load's requests are whole rounds over them
 LOADS, QUICK_LOADS = (1, 4, 8, 16), (1, 4)
 LEARNING = 3  # rounds over all prompts that teach the proposer the target's answers, whose near-ties differ from batch to batch
 COST_ROUNDS = 2
