@@ -50,10 +50,10 @@ drafted-bench: peers .venv-peers/llama-cpp/.ready ## the zoo's drafts on our eng
 	$(BIN)/python benchmarks/peers/drafted.py results/smollm2/peers.json
 
 served-bench: .venv/.dev .venv-peers/vllm/.ready ## the drafts on vLLM's server: acceptance, tokens/s under load, and what was foretold; an hour on a quiet machine
-	$(BIN)/python benchmarks/served.py results/served.json
+	$(BIN)/python benchmarks/served.py results/smollm2/served.json
 
 simulated-bench: .venv/.dev .venv-peers/vllm/.ready ## simulated drafts on vLLM's server against the real one; a quarter of an hour a lookahead on a quiet machine
-	$(BIN)/python benchmarks/simulated.py results/simulated.json
+	$(BIN)/python benchmarks/simulated.py results/smollm2/simulated.json
 
 .venv-peers/%/.ready: benchmarks/peers/requirements/%.txt
 	$(PYTHON) -m venv --clear .venv-peers/$*

@@ -15,6 +15,7 @@ from typing import Any
 import gpu_tables
 import msgspec
 import smollm2_figure
+import smollm2_results
 
 from foredraft.records import write_bytes
 
@@ -76,6 +77,7 @@ def table() -> str:
         *_experiment(),
         *_served(),
         *_simulated(),
+        *smollm2_results.rows(RESULTS / "smollm2"),
         *(_race(name, races[name]) for name in RACES if name in races),
         (
             "one step's pass in float32, 100 M Llama, 1 token: share of the memory's read rate; 5 and 16 tokens over one",
