@@ -101,8 +101,11 @@ class Kind:
         """The label of a draft of so many layers."""
         return self.deep_label if self.deep_label and (num_layers or 1) > 1 else self.label
 
-    def shape(self, target: Shape, num_layers: int | None = None, draft_vocab: int | None = None) -> Shape:
-        """The shape of such a head beside `target`; None is the usual number of layers, and the usual draft vocabulary.
+    def shape(
+        self, target: Shape, num_layers: int | None = None, draft_vocab: int | None = None, **differs: Any
+    ) -> Shape:
+        """The shape of such a head beside `target`; None is the usual number of layers, and the usual draft vocabulary. `differs`: fields of
+        `HeadParts` that are not the kind's usual ones; without a rank there are no tables and no chain.
 
         Raises ValueError, which names what is lacking, where the kind is none or its shape is not known.
         """
@@ -112,9 +115,12 @@ class Kind:
             return shapes.mtp_head(target, self.parts)
         usual = min(self.draft_vocab, target.vocab_size) if self.draft_vocab else None
         layers = self.usual_layers if num_layers is None else num_layers
-        return shapes.head(target, self.parts, layers, draft_vocab or usual)
+        parts = msgspec.structs.replace(self.parts, **(_RANKLESS if differs.get("rank") == 0 else {}), **differs)
+        return shapes.head(target, parts, layers, draft_vocab or usual)
 
 
+CONFIDENCE = "confidence_head.proj"
+_RANKLESS: dict[str, Any] = {"tables": (), "chain": ()}
 _EAGLE = HeadParts(kind="eagle", hidden_states=1, fc_embedding=True, wide_layer=False, norms=-1, own_lm_head=False)
 _EAGLE3 = HeadParts(kind="eagle3", hidden_states=3, fc_embedding=False, wide_layer=True, norms=2, own_lm_head=True)
 _MTP = HeadParts(kind="mtp", hidden_states=1, fc_embedding=True, wide_layer=False, norms=3, own_lm_head=False)
@@ -131,7 +137,7 @@ _DFLASH2 = msgspec.structs.replace(
 )  # fmt: skip
 _DSPARK = msgspec.structs.replace(
     _DFLASH, kind="dspark", block=7, rank=256, tables=(HeadMatrix("markov_head.markov_w1", "V", "r"),),
-    chain=(HeadMatrix("markov_head.markov_w2", "r", "V"), HeadMatrix("confidence_head.proj", "H+r", 1)),
+    chain=(HeadMatrix("markov_head.markov_w2", "r", "V"), HeadMatrix(CONFIDENCE, "H+r", 1), HeadMatrix(f"{CONFIDENCE}.bias", 1, 1)),
 )  # fmt: skip
 _DOMINO = msgspec.structs.replace(
     _DFLASH, kind="domino", rank=256,
@@ -177,19 +183,20 @@ MTP = Kind(
 DFLASH = Kind(
     "dflash", "DFlash", "head",
     {"dflash": "DFlash", "dfly": "DFly", "dflare": "DFlare", "d_pace": "D-PACE", "ddtree": "DDTree", "jetspec": "JetSpec"},
-    passes="block", parts=_DFLASH, usual_layers=5, training=Training(2.67, ("SpecForge", "speculators"), 2.3e9, 3),
-    spelt=("dflash",), engine_names={"vllm": "dflash", "sglang": "DFLASH"},
+    passes="block", parts=_DFLASH, usual_layers=5, training=Training(2.67, (OURS, "SpecForge", "speculators"), 2.3e9, 3),
+    spelt=("dflash",), engine_names={"vllm": "dflash", "sglang": "DFLASH", "foredraft": "dflash"},
     prior="block",
 )  # fmt: skip
 DFLASH2 = replace(
     DFLASH, name="dflash2", label="DFlash2", methods={"dflash2": "DFlash2"}, parts=_DFLASH2, spelt=("dflash2",),
     tensors=("candidate_selector.",), training=Training(1.33, ("SpecForge", "speculators")),
+    engine_names={"vllm": "dflash", "sglang": "DFLASH"},
 )  # fmt: skip
 # 512 blocks of 7 in 4,096 tokens; ten times the 1.24e9 tokens that a cache of 38 TB holds at Qwen3-4B (DeepSpec's README).
 DSPARK = replace(
     DFLASH, name="dspark", label="DSpark", methods={"dspark": "DSpark", "dspine": "DSpine"}, parts=_DSPARK, spelt=("dspark",),
-    tensors=("markov_head.", "logit_head.", "markov_w1"), training=Training(0.875, ("DeepSpec", "SpecForge", "speculators"), 1.24e10, 10),
-    engine_names={"vllm": "dspark", "sglang": "DSPARK", "tensorrt-llm": "DSpark"},
+    tensors=("markov_head.", "logit_head.", "markov_w1"), training=Training(0.875, (OURS, "DeepSpec", "SpecForge", "speculators"), 1.24e10, 10),
+    engine_names={"vllm": "dspark", "sglang": "DSPARK", "tensorrt-llm": "DSpark", "foredraft": "dspark"},
 )  # fmt: skip
 DOMINO = replace(
     DFLASH, name="domino", label="Domino", methods={"domino": "Domino"}, parts=_DOMINO, spelt=("domino", "causal_v5"),
@@ -206,7 +213,7 @@ MEDUSA = Kind("medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}
 KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, DFLASH, DFLASH2, DSPARK, DOMINO, P_EAGLE, MEDUSA)
 USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
 USUAL_HEAD = EAGLE3  # planned where own runs are of no other, and what other heads are held against
-CHECKPOINTS = {kind.name: kind for kind in (LM, EAGLE, EAGLE3)}  # kinds that foredraft trains and runs
+CHECKPOINTS = {kind.name: kind for kind in (LM, DSPARK, DFLASH, EAGLE, EAGLE3)}  # kinds that foredraft trains and runs
 PLANNED = {kind.name: kind for kind in KINDS if kind.role == "lm" or (kind.parts and kind.parts.kind == kind.name)}
 ANSWERS_SHARE = 0.1  # of the training tokens of a head of several layers: its second stage, on the target's own answers; of one layer all
 LABELS = {method: label for kind in KINDS for method, label in kind.methods.items()}
@@ -374,22 +381,24 @@ def _special(config: Mapping[str, Any], architectures: Sequence[str], names: Col
     for kind in reversed(KINDS):
         if any(name.startswith(kind.tensors) for name in names if kind.tensors):
             return kind
-    said = (*architectures, config.get("speculators_model_type"), _block_keys(config).get("projector_type"))
+    said = (*architectures, config.get("speculators_model_type"), block_keys(config).get("projector_type"))
     text = " ".join(map(str, said)).lower()
     return next((kind for kind in reversed(KINDS) if any(word in text for word in kind.spelt)), None)
 
 
-def _block_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def block_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config with the keys that only heads of blocks have beside the others, wherever they stand."""
     inner = config.get(BLOCK_CONFIG)
     return {**config, **inner} if isinstance(inner, dict) else config
 
 
-def parts_of(config: Mapping[str, Any], kind: Kind) -> HeadParts | None:
+def parts_of(config: Mapping[str, Any], kind: Kind, tensors: Collection[str] = ()) -> HeadParts | None:
     """The parts of a head of `kind` as its config has them: hidden states read, rank, tokens of a block, an LM head of its own.
 
-    `config` is unfolded. A block of B tokens drafts B − 1, its first being the target's own, unless it samples from that one too.
+    `config` is unfolded, `tensors` are the names on file, where they are known. A block of B tokens drafts B − 1, its first being the
+    target's own, unless it samples from that one too.
     """
-    parts, keys = kind.parts, _block_keys(config)
+    parts, keys = kind.parts, block_keys(config)
     if parts is None or kind.in_target:
         return parts
     entering, leaving = aux_layer_ids(config)
@@ -400,10 +409,15 @@ def parts_of(config: Mapping[str, Any], kind: Kind) -> HeadParts | None:
     if parts.hidden_states > 1 and (states or _last_state_alone(config)):
         fields["hidden_states"] = states or 1
     if ranks and parts.rank:
-        fields |= {"rank": ranks[0]} if ranks[0] else {"rank": 0, "tables": (), "chain": ()}
+        fields |= {"rank": ranks[0]} if ranks[0] else {"rank": 0, **_RANKLESS}
+    if ranks and ranks[0] and keys.get("enable_confidence_head") is False:
+        fields["chain"] = tuple(part for part in parts.chain if not part.name.startswith("confidence_head."))
     if parts.block:
         fields |= {"block": _drafted(keys, kind) or parts.block}
-        fields["own_lm_head"] = parts.own_lm_head or keys.get("draft_vocab_size") is not None
+        cut = keys.get("draft_vocab_size") is not None and (
+            not tensors or any(name.endswith("lm_head.weight") for name in tensors)
+        )
+        fields["own_lm_head"] = parts.own_lm_head or cut
     return msgspec.structs.replace(parts, **fields)
 
 
@@ -419,8 +433,12 @@ def _drafted(keys: Mapping[str, Any], kind: Kind) -> int | None:
     stated = methods[0].get("speculative_tokens") if isinstance(methods, list) and methods else None
     if stated or not keys.get("block_size"):
         return stated
-    from_anchor = keys.get("sample_from_anchor", keys.get("shift_label", kind is DSPARK))
-    return keys["block_size"] - (not from_anchor)
+    return keys["block_size"] - (not from_anchor(keys, kind))
+
+
+def from_anchor(keys: Mapping[str, Any], kind: Kind) -> bool:
+    """Whether a block's first token is predicted by the anchor's own row, by its config's keys (`block_keys`)."""
+    return bool(keys.get("sample_from_anchor", keys.get("shift_label", kind is DSPARK)))
 
 
 def shape_of_folder(folder: str | Path) -> Shape:
@@ -429,10 +447,11 @@ def shape_of_folder(folder: str | Path) -> Shape:
     place = file.parent if file.name == "config.json" else file
     config = shapes.unfolded(shapes.read_config(file))
     shape = shapes.from_config(config, shapes.folder_name(place), where=str(file))
-    kind = of_checkpoint(config, shapes.tensor_names(place))
+    tensors = shapes.tensor_names(place)
+    kind = of_checkpoint(config, tensors)
     if kind.in_target and kind.parts and shape.mtp_blocks:
         return shapes.mtp_head(shape, kind.parts)
-    parts = parts_of(config, kind)
+    parts = parts_of(config, kind, tensors)
     return shapes.as_head(shape, parts, config) if parts else shape
 
 

@@ -79,8 +79,82 @@ class Eagle3(Record, frozen=True, tag_field="kind", tag="eagle3"):
         require(self, positive=("layers", "unroll", "decay", "draft_vocab"), non_negative=("feature_layers",))
 
 
-HeadModel = Eagle | Eagle3
-HEADS: dict[str, type[HeadModel]] = {"eagle": Eagle, "eagle3": Eagle3}  # by the name of their kind
+class DFlash(Record, frozen=True, tag_field="kind", tag="dflash"):
+    """A DFlash head (arXiv 2602.06036): a block of tokens in one pass.
+
+    `block`: tokens that a pass drafts. `anchors`: blocks of a training window, as a share of its tokens. `decay`: weight of a position over
+    the one before, None for the published exp(−1/γ) by the block. `feature_layers`: hidden states that it reads, in Hugging Face's count; None
+    for five, as published. `mask_token`: the target's id that stands for a token not known yet; None for one that the first token folder does
+    not hold. `draft_vocab`: how many of the most frequent tokens it may draft, by their rows of the target's LM head alone; None for all.
+    `init`: a head's folder.
+    """
+
+    layers: int = 5
+    block: int = 15
+    anchors: float = 1 / 6
+    decay: float | None = None
+    draft_vocab: int | None = None
+    feature_layers: tuple[int, ...] | None = None
+    mask_token: int | None = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_block(self)
+
+    @property
+    def position_decay(self) -> float:
+        """`decay`, its default filled in."""
+        return block_decay(self.block) if self.decay is None else self.decay
+
+
+class DSpark(Record, frozen=True, tag_field="kind", tag="dspark"):
+    """A DSpark head (arXiv 2607.05147): DFlash's block, in which each token is corrected by the one drafted before it, and a confidence.
+
+    `rank`: of the correction. `confidence`: weight of the confidence head's loss. The rest is `DFlash`'s.
+    """
+
+    layers: int = 5
+    block: int = 7
+    anchors: float = 1 / 8
+    decay: float | None = None
+    rank: int = 256
+    confidence: float = 1.0
+    draft_vocab: int | None = None
+    feature_layers: tuple[int, ...] | None = None
+    mask_token: int | None = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self, positive=("rank", "confidence"))
+        _check_block(self)
+
+    @property
+    def position_decay(self) -> float:
+        """`decay`, its default filled in."""
+        return block_decay(self.block) if self.decay is None else self.decay
+
+
+def _check_block(model: DFlash | DSpark) -> None:
+    require(
+        model, positive=("layers", "block", "anchors", "decay", "draft_vocab"), unit=("anchors",),
+        non_negative=("feature_layers", "mask_token"),
+    )  # fmt: skip
+    if model.feature_layers is not None and not model.feature_layers:
+        raise ValueError("feature_layers must name at least one hidden state")
+
+
+def block_decay(block: int) -> float:
+    """exp(−1/γ), γ as published: 4 for blocks of 7 and 8, 5 for 10, 7 for 16 (arXiv 2602.06036, appendix A.1), in line between and beyond."""
+    return math.exp(-1 / (4 + max(block - 8, 0) * 3 / 8))
+
+
+HeadModel = Eagle | Eagle3 | DFlash | DSpark
+HEADS: dict[str, type[HeadModel]] = {
+    "eagle": Eagle,
+    "eagle3": Eagle3,
+    "dflash": DFlash,
+    "dspark": DSpark,
+}  # by the name of their kind
 
 
 class Stage(Record, frozen=True):
@@ -158,12 +232,12 @@ class Recipe(Record, frozen=True):
 
     `loss` maps names to weights: "ce" is against the text's own next token; against the target's distribution p are
     "soft_ce" −Σ p log q, "kl" KL(p‖q), "rkl" KL(q‖p), "tv" total variation = 1 − α, "nla" −log α. Left out: "ce" for a
-    language model, "soft_ce" for a head. `clip`: largest norm of the gradient. `within_documents`: attention and labels stay
-    inside a document. `precision`: of matrix products; weights and optimiser are float32. `predicted`: what the plan behind
-    the recipe expects.
+    language model and DFlash, "soft_ce" for EAGLE's heads, 0.1 "ce" and 1.8 "tv" (0.9 Σ|p − q|) for DSpark. `clip`: largest norm of the
+    gradient. `within_documents`: attention and labels stay inside a document. `precision`: of matrix products; weights and optimiser
+    are float32. `predicted`: what the plan behind the recipe expects.
     """
 
-    model: LanguageModel | Eagle | Eagle3
+    model: LanguageModel | Eagle | Eagle3 | DFlash | DSpark
     stages: tuple[Stage, ...]
     loss: dict[str, float] = msgspec.field(default_factory=dict)
     optimiser: str = "adamw"
@@ -191,7 +265,11 @@ class Recipe(Record, frozen=True):
     @property
     def losses(self) -> dict[str, float]:
         """`loss`, its default filled in."""
-        return self.loss or ({"ce": 1.0} if isinstance(self.model, LanguageModel) else {"soft_ce": 1.0})
+        if self.loss:
+            return self.loss
+        if isinstance(self.model, DSpark):
+            return {"ce": 0.1, "tv": 1.8}
+        return {"ce": 1.0} if isinstance(self.model, LanguageModel | DFlash) else {"soft_ce": 1.0}
 
     @property
     def needs_target(self) -> bool:

@@ -960,7 +960,7 @@ def test_folders_and_requests_that_are_no_head(folder, target, tmp_path_factory)
     refused(
         "an EAGLE-3 head reads hidden states 2, L/2 and L−3, but its target has 2 layers", default_feature_layers, 2
     )
-    refused("kind must be 'eagle3' or 'eagle', got 'medusa'", new_head, target, "medusa")
+    refused("kind must be one of 'eagle3', 'eagle', 'dflash', 'dspark', got 'medusa'", new_head, target, "medusa")
     refused("draft_vocab must name at least one token", new_head, target, draft_vocab=())
     refused("d2t must name each token once", new_head, target, draft_vocab=(3, 3))
     refused("d2t must hold offsets to ids below 97", new_head, target, draft_vocab=(3, 97))

@@ -538,7 +538,9 @@ def test_parts_of_heads_of_blocks_are_counted():
     V, H, r = target.vocab_size, target.hidden_size, 256
     body = kinds.DFLASH.shape(target)
     more = {kind.name: kind.shape(target).params - body.params for kind in (kinds.DSPARK, kinds.DFLASH2, kinds.DOMINO)}
-    assert more["dspark"] == 2 * V * r + (H + r)  # 77.8 M of the Markov head's two matrices, and the confidence head
+    assert more["dspark"] == 2 * V * r + (
+        H + r + 1
+    )  # 77.8 M of the Markov head's two matrices, and the confidence head with its bias
     conv = 5 * 2 * (4 * H * H // 16 + 4 * H)
     assert more["dflash2"] == 2 * V * r + r * H + conv
     assert conv / body.params == pytest.approx(0.03, abs=0.01)

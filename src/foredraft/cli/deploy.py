@@ -45,9 +45,14 @@ def export(
         Path | None, typer.Option("--plan", help="A Plan.json, whose schedule sets the lookahead by running requests.")
     ] = None,
     lookahead: Annotated[
-        int,
-        typer.Option("--lookahead", "-k", help="Draft tokens per step, without a plan.", callback=BATCH),
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--lookahead",
+            "-k",
+            help="Draft tokens per step, without a plan; 4, or all of a block, when left out.",
+            callback=BATCH,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as the draft is stored when left out.")
     ] = None,

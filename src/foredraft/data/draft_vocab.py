@@ -42,6 +42,14 @@ def most_frequent(folder: TokenFolder, size: int) -> list[int]:
     return sorted(order[:size].tolist())
 
 
+def unused_token(folder: TokenFolder) -> int:
+    """Return the id that stands least often in the folder's text, the last of several: a mask token of a head of blocks."""
+    seen = np.zeros(folder.data.vocab_size, np.int64)
+    for start in range(0, len(folder.tokens), PIECE):
+        seen += np.bincount(folder.tokens[start : start + PIECE], minlength=len(seen))
+    return int(np.flatnonzero(seen == seen.min())[-1])
+
+
 def outside(folder: TokenFolder) -> tuple[tuple[int, float, float], ...]:
     """Return by numbers of words (powers of 2 from LEAST_WORDS) the share of labels outside the most frequent ones, ranked on one half of the
     folder and counted on the other: (words, share in the second half, share in the first).

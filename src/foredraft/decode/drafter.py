@@ -63,6 +63,14 @@ def row_probabilities(logits_BV: Tensor, samplings: Listed[Sampling], model: str
     return torch.stack([probabilities(logits, sampling, model) for logits, sampling in rows])
 
 
+def over_target(probs_BKD: Tensor, draft_ids: Tensor | None, vocab_size: int) -> Tensor:
+    """Probabilities over a draft's vocabulary as q over the target's, [B, K, V]: tokens outside are never drafted. None: it has them all."""
+    if draft_ids is None:
+        return probs_BKD
+    q_BKV = probs_BKD.new_zeros(*probs_BKD.shape[:-1], vocab_size)
+    return q_BKV.index_copy_(-1, draft_ids, probs_BKD)
+
+
 def prefill(
     model: Decoder, cache: KVCache, row: int, sequence: Sequence, hidden_states: tuple[int, ...] = ()
 ) -> tuple[Tensor, ...]:

@@ -6,12 +6,16 @@ Promises: a draft that cannot draft for this target is one line. Refuses to know
 from collections.abc import Callable, Mapping
 
 from foredraft import kinds, shapes
+from foredraft.decode.block_drafter import BlockDrafter
 from foredraft.decode.drafter import Drafter
 from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.decode.lookup_first import LookupFirst
 from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.decode.ngram import NGramDrafter
+from foredraft.models.block_head import BlockHead
+from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
+from foredraft.models.draft_head import DraftHead, TokenHead
 from foredraft.models.heads import load_head
 from foredraft.models.load import load
 
@@ -42,7 +46,15 @@ def _ngram(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
 
 def _head(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
     head = load_head(draft, target, target.dtype, target.device)
-    return HeadDrafter(head, head.new_cache(max_batch, slots))
+    return head_drafter(head, head.new_cache(max_batch, slots))
+
+
+def head_drafter(head: DraftHead, cache: KVCache) -> Drafter:
+    """The drafter of a head: by blocks, or token by token."""
+    if isinstance(head, BlockHead):
+        return BlockDrafter(head, cache)
+    assert isinstance(head, TokenHead), type(head)
+    return HeadDrafter(head, cache)
 
 
 def _model(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:

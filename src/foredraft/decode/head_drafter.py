@@ -17,7 +17,7 @@ from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import require_finite
 from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import KVCache
-from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_head import TokenHead
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
 
@@ -27,7 +27,7 @@ class HeadDrafter:
 
     trees = True
 
-    def __init__(self, head: DraftHead, cache: KVCache) -> None:
+    def __init__(self, head: TokenHead, cache: KVCache) -> None:
         self.head, self.run, self.cache = head, Graphed(head), cache
         self._title = f"draft {head.shape.name}"
         self.name, self.reads = kinds.of_shape(head.shape).name, head.feature_layers

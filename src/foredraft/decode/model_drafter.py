@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafter import fitted, prefill, row_probabilities, unread
+from foredraft.decode.drafter import fitted, over_target, prefill, row_probabilities, unread
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import require_finite
 from foredraft.decode.trees import Extend, grow
@@ -90,7 +90,7 @@ class ModelDrafter:
                 output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
         if greedy:
             require_finite(torch.stack(scores, 1), self._title)  # once, since every look waits for the device
-        return in_line(torch.stack(tokens, 1), None if greedy else self._over_target(torch.stack(probs, 1)))
+        return in_line(torch.stack(tokens, 1), None if greedy else self._kept(torch.stack(probs, 1)))
 
     def _extending(self, cache: KVCache) -> Extend:
         def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
@@ -103,10 +103,6 @@ class ModelDrafter:
         assert output.logits_BTV is not None
         return output.logits_BTV if self.model.d2t is not None else fitted(output.logits_BTV, self.vocab_size)
 
-    def _over_target(self, probs_BKD: Tensor) -> Tensor:
-        """q over the target's vocabulary: tokens outside a draft vocabulary are never drafted."""
-        ids = self.model.draft_ids
-        if ids is None:
-            return probs_BKD
-        q_BKV = probs_BKD.new_zeros(*probs_BKD.shape[:-1], self.vocab_size)
-        return q_BKV.index_copy_(-1, ids, probs_BKD)
+    def _kept(self, probs_BKD: Tensor) -> Tensor:
+        """q: the probabilities drawn from, over the target's vocabulary."""
+        return over_target(probs_BKD, self.model.draft_ids, self.vocab_size)

@@ -72,6 +72,15 @@ def as_llama(head: DraftHead) -> DraftHead:
     return head.with_weights(state, shape).requires_grad_(False).eval()
 
 
+def target_lm_head(target: str | Path) -> torch.Tensor | None:
+    """The target's LM head, its embedding where these are one, or None where its folder holds no weights."""
+    try:
+        checkpoint = Checkpoint(target)
+    except ValueError:
+        return None
+    return checkpoint.tensor("lm_head.weight") if "lm_head.weight" in checkpoint.stored else target_embedding(target)
+
+
 def target_embedding(target: str | Path) -> torch.Tensor | None:
     """The target's table of embeddings, or None where its folder holds no weights."""
     try:

@@ -17,13 +17,14 @@ from foredraft import records
 from foredraft.data.tokenizer import copy_files, vocabulary
 from foredraft.deploy.card import card
 from foredraft.deploy.check import check
-from foredraft.deploy.draft import TrainedDraft, read_draft, target_embedding, token_keys
+from foredraft.deploy.draft import TrainedDraft, read_draft, target_embedding, target_lm_head, token_keys
 from foredraft.deploy.findings import Finding, errors
 from foredraft.deploy.folder import CONFIG, RECORD, SERVE, TOKEN_MAP, Deployed
 from foredraft.deploy.target_rules import config_of
 from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, lengths, speculators
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import CHECKPOINTS, Kind, of_name
+from foredraft.models.block_head import BlockHead
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.eagle import EagleHead
@@ -35,17 +36,19 @@ from foredraft.shapes.folder import SINGLE
 
 PLAIN = "hf"  # for whoever loads Hugging Face folders
 FORMATS = (*(form for engine in ENGINES.values() for form in engine.formats), PLAIN)
+LOOKAHEAD = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class ExportSettings(Record, frozen=True):
-    """How to export. `dtype`: of the weights, as they are stored where None. `lookahead`: without a plan. `verifier`: the target's
+    """How to export. `dtype`: of the weights, as they are stored where None. `lookahead`: without a plan; None for 4, or of a head of blocks
+    for all that a block drafts. `verifier`: the target's
     name in a speculators config, its folder where None. `note`: words for the card.
     """
 
     format: str = USUAL.name
     dtype: str | None = None
-    lookahead: int = 4
+    lookahead: int | None = None
     verifier: str | None = None
     note: str | None = None
 
@@ -54,7 +57,7 @@ class ExportSettings(Record, frozen=True):
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.lookahead < 1:
+        if self.lookahead is not None and self.lookahead < 1:
             raise ValueError(f"lookahead must be at least 1, got {self.lookahead}")
 
 
@@ -75,7 +78,8 @@ def export(
     config, trained = config_of(target), read_draft(draft, target)
     engine = for_format(settings.format)
     _refuse(trained, settings.format, engine)
-    launched = _launched(trained.kind, engine, plan, settings.lookahead, str(Path(out).resolve()))
+    settings = msgspec.structs.replace(settings, lookahead=_lookahead(trained, settings, plan))
+    launched = _launched(trained.kind, engine, plan, settings.lookahead or 0, str(Path(out).resolve()))
     trained, token_map, notes = _uncut(trained, engine)
     if engine is not None and token_map:
         launched |= {engine.token_map_flag: TOKEN_MAP}
@@ -102,6 +106,16 @@ def export(
     if plan is not None and Path(plan.target).name != name:
         notes.append(f"the plan is for {plan.target}, this target is {name}: its schedule may not suit")
     return Exported(record, files, findings, notes)
+
+
+def _lookahead(draft: TrainedDraft, settings: ExportSettings, plan: Plan | None) -> int:
+    """Tokens per step without a plan. Raises ValueError where these, or a plan's, are more than a block of the head has."""
+    block = draft.model.block if isinstance(draft.model, BlockHead) else None
+    stated = settings.lookahead or block or LOOKAHEAD
+    most = max((step.lookahead for step in plan.schedule), default=0) if plan else stated
+    if block and most > block:
+        raise ValueError(f"lookahead {most} is more than the {block} tokens that a block of this head has; lower it")
+    return stated
 
 
 def _launched(
@@ -145,6 +159,10 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
         )
     if kind.role != "head":
         return
+    if not owner.loads(kind) and owner.name in kind.engine_names:
+        raise ValueError(
+            f"format {format}: {owner.label} serves {kind.label} heads, but what its loader asks of one is not known here; use --format {USUAL.name}"
+        )
     if not owner.loads(kind):
         raise ValueError(f"format {format}: {owner.label} has no class for heads of kind {kind.label}")
     loader = owner.heads[kind.name]
@@ -156,6 +174,11 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
             if other.norms_qk(head)
         ]
         raise ValueError(f"format {format}: no class there norms queries and keys of a head; {', '.join(able)} does")
+    if _cut_block(draft) and not loader.cut_block:
+        raise ValueError(
+            f"format {format}: whether {owner.label} maps the words of a {kind.label} head of {shape.draft_vocab_size:,} is not known here; "
+            f"use --format {USUAL.name}, or train one without draft_vocab"
+        )
     if (shape.qkv_bias or shape.mlp_bias) and not loader.layer_biases:
         raise ValueError(
             f"format {format}: its {kind.label} layers have no biases and would skip them; use --format {USUAL.name}"
@@ -190,7 +213,13 @@ def _engines(draft: TrainedDraft, format: str) -> tuple[str, ...]:
     if format == PLAIN and _maps_nothing(draft):
         return tuple(name for name, loader in loaders.items() if loader.identity_map)
     form = loaders[owner.name].architectures[0]
-    return tuple(name for name, loader in loaders.items() if loader.architectures[0] == form)
+    alike = {name: loader for name, loader in loaders.items() if loader.architectures[0] == form}
+    return tuple(name for name, loader in alike.items() if loader.cut_block or not _cut_block(draft))
+
+
+def _cut_block(draft: TrainedDraft) -> bool:
+    """Whether a head of blocks drafts some of its target's words alone."""
+    return draft.kind.passes == "block" and draft.shape.draft_vocab_size is not None
 
 
 def _own_class(draft: TrainedDraft) -> bool:
@@ -214,6 +243,8 @@ def _weights(
     architecture = (draft.shape.qk_norm and loader.qk_norm) or loader.architectures[0]
     layout = HeadLayout(architecture, fc_bias=loader.fc_bias)
     save_head(draft.model, folder, dtype=dtype, layout=layout, more=token_keys(config))
+    if isinstance(draft.model, BlockHead) and _cut_block(draft) and draft.model.lm_head is None:
+        _with_lm_head(draft.model, target, folder, dtype)
     if settings.format in (PLAIN, "speculators"):
         notes = _with_embedding(draft.model, target, folder, dtype)
         if settings.format == "speculators":
@@ -269,6 +300,17 @@ def _with_embedding(head: DraftHead, target: Path, folder: Path, dtype: torch.dt
     return []
 
 
+def _with_lm_head(head: BlockHead, target: Path, folder: Path, dtype: torch.dtype) -> None:
+    """The rows of the target's LM head that a head of blocks drafts by: an engine that maps its words reads them from its file."""
+    table, ids = target_lm_head(target), head.draft_ids
+    if table is None or ids is None:
+        raise ValueError(
+            f"{target} holds no weights: the LM head of the draft's words is copied from it; give the target's whole folder"
+        )
+    tensors = safetensors.torch.load_file(folder / SINGLE) | {"lm_head.weight": table[ids].to(dtype).contiguous()}
+    records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+
 def _maps_nothing(draft: TrainedDraft) -> bool:
     """Whether a plain EAGLE-3 head drafts the whole vocabulary, each token under its own id."""
     d2t = draft.model.state_dict().get("d2t")
@@ -292,7 +334,9 @@ def _as_speculators(folder: Path, settings: ExportSettings, target: Path, config
     }
     records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     flat, verifier = records.read(dict[str, Any], folder / CONFIG), settings.verifier or str(target)
-    nested = speculators.nested_config(flat, settings.lookahead, verifier, config.get("architectures") or [])
+    nested = speculators.nested_config(
+        flat, settings.lookahead or LOOKAHEAD, verifier, config.get("architectures") or []
+    )
     records.write(folder / CONFIG, nested)
 
 

@@ -98,7 +98,9 @@ def _head(folder: DraftFolder, sizes: Sizes, engine: ServingEngine) -> Iterator[
         )  # fmt: skip
     for fault in engine.name_faults(folder):
         yield finding(fault, engine.name)
-    yield from _compare(folder, head_tensors(sizes, folder.kind, loader), engine, sizes.layers, sizes.hidden)
+    yield from _compare(
+        folder, head_tensors(sizes, folder.kind, loader, folder.config), engine, sizes.layers, sizes.hidden
+    )
 
 
 def _compare(

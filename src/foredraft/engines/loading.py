@@ -8,7 +8,7 @@ Shapes: H draft hidden, Ht target hidden, V target vocabulary, Vd draft vocabula
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from foredraft.kinds import AUX_CONFIG, Kind, aux_layer_ids
+from foredraft.kinds import AUX_CONFIG, CONFIDENCE, Kind, aux_layer_ids, parts_of
 
 TensorShape = tuple[int, ...]
 TensorShapes = dict[str, TensorShape]
@@ -21,7 +21,7 @@ class HeadLoader(NamedTuple):
     `architectures`: class names that it takes, of which the first is written; `qk_norm`: the name of a head that norms queries and
     keys, None where no class does. `layer_biases`: attention and MLP may have biases; `fc_bias`: `fc` has one. `later_norm`: the
     name of the norm before layers from 1 on. `norm_before_fc`: may norm the hidden states before `fc`. `identity_map`: takes a d2t
-    that maps nothing. `prefixed`: tensors may be called `model.…`.
+    that maps nothing. `prefixed`: tensors may be called `model.…`. `cut_block`: a head of blocks may draft some of the words alone.
     """
 
     architectures: tuple[str, ...]
@@ -32,6 +32,7 @@ class HeadLoader(NamedTuple):
     norm_before_fc: bool = False
     identity_map: bool = False
     prefixed: bool = False
+    cut_block: bool = True
 
 
 class Fault(NamedTuple):
@@ -115,8 +116,10 @@ class ExpectedTensors(NamedTuple):
     optional: TensorShapes
 
 
-def head_tensors(sizes: Sizes, kind: Kind, loader: HeadLoader) -> ExpectedTensors:
-    """The tensors of a head as `loader` reads them, by their names inside."""
+def head_tensors(sizes: Sizes, kind: Kind, loader: HeadLoader, config: Mapping[str, Any]) -> ExpectedTensors:
+    """The tensors of a head as `loader` reads them, by their names inside; `config` is unfolded."""
+    if kind.passes == "block":
+        return _of_blocks(sizes, kind, loader, config)
     return _with_lm_head(sizes, loader) if kind.own_lm_head else _without_lm_head(sizes, loader)
 
 
@@ -150,6 +153,26 @@ def _without_lm_head(s: Sizes, loader: HeadLoader) -> ExpectedTensors:
         needed |= _layer(s, i, loader, s.hidden)
         needed |= {f"layers.{i}.input_layernorm.weight": (s.hidden,)} if i else {}
     return ExpectedTensors(needed, {"embed_tokens.weight": (s.vocab, s.hidden)})
+
+
+def _of_blocks(s: Sizes, kind: Kind, loader: HeadLoader, config: Mapping[str, Any]) -> ExpectedTensors:
+    """Of a head that drafts blocks: its tables are its target's where it has none, and must be there where it has fewer words."""
+    parts = parts_of(config, kind)
+    assert parts is not None, kind.name
+    needed: TensorShapes = {"fc.weight": (s.hidden, parts.hidden_states * s.target_hidden)}
+    needed |= {f"{name}.weight": (s.hidden,) for name in ("hidden_norm", "norm")}
+    for i in range(s.layers):
+        needed |= _layer(s, i, loader, s.hidden) | {f"layers.{i}.input_layernorm.weight": (s.hidden,)}
+    needed |= {f"{name}.weight": sizes for name, sizes in parts.sized(parts.tables, s.hidden, s.vocab).items()}
+    chain, optional = parts.sized(parts.chain, s.hidden, s.draft_vocab), dict[str, TensorShape]()
+    for name, (inputs, outputs) in chain.items():
+        stored = {name: (outputs,)} if name.endswith(".bias") else {f"{name}.weight": (outputs, inputs)}
+        (optional if name.startswith(CONFIDENCE) else needed).update(stored)
+    optional["embed_tokens.weight"] = (s.vocab, s.hidden)
+    if s.draft_vocab != s.vocab:
+        needed |= {"d2t": (s.draft_vocab,), "lm_head.weight": (s.draft_vocab, s.hidden)}
+        return ExpectedTensors(needed, optional | {"t2d": (s.vocab,)})
+    return ExpectedTensors(needed, optional | {"lm_head.weight": (s.vocab, s.hidden)})
 
 
 def _layer(s: Sizes, index: int, loader: HeadLoader, entry: int) -> TensorShapes:

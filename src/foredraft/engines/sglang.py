@@ -167,6 +167,7 @@ class SGLang(ServingEngine):
         "eagle3": HeadLoader(
             ("LlamaForCausalLMEagle3",), layer_biases=False, later_norm="hidden_norm", identity_map=True, prefixed=True
         ),
+        "dflash": HeadLoader(("DFlashDraftModel",), qk_norm="DFlashDraftModel", cut_block=False),
     }  # fmt: skip
     bias_key = "SGLang adds a bias to fc"
     never_null: ClassVar = {

@@ -165,6 +165,10 @@ class VLLM(ServingEngine):
     heads: ClassVar = {
         "eagle": HeadLoader(("LlamaForCausalLM", "EagleLlamaForCausalLM")),
         "eagle3": HeadLoader((*_LLAMA, _QWEN3, "Qwen3ForCausalLM", speculators.ARCHITECTURE), qk_norm=_QWEN3, norm_before_fc=True),
+        "dflash": HeadLoader(("DFlashDraftModel", "DFlashSpeculator"), qk_norm="DFlashDraftModel", prefixed=True),
+        "dspark": HeadLoader(
+            ("Qwen3DSparkModel", "DSparkDraftModel", "DSparkSpeculator"), qk_norm="Qwen3DSparkModel", prefixed=True
+        ),
     }  # fmt: skip
     strict = True
     equal_vocab = True
@@ -174,7 +178,7 @@ class VLLM(ServingEngine):
     def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
         if head.kind.hidden_states > 1:
             yield from self._hidden_states(head.config)
-        if speculators.is_one(head.raw):
+        if speculators.is_one(head.raw) and head.kind.passes == "token":
             yield from speculators.faults(head.raw)
 
     def _hidden_states(self, config: dict[str, Any]) -> Iterator[Fault]:

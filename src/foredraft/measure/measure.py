@@ -144,7 +144,7 @@ class _Study:
         self.progress(1, f"perplexities of {name}")
         costs = self._costs(model)
         self.progress(1, "")
-        kinds = ("point",) if isinstance(model, DraftHead) else ("sampled", "point")
+        kinds = ("point",) if isinstance(model, DraftHead) and not model.draws else ("sampled", "point")
         measurements = []
         for part, chosen in self.parts.items():
             fields = self._fields(configuration, part, "the target's own answers, read once") | {

@@ -1,11 +1,12 @@
-"""What all draft heads share: small decoders that read their target's hidden states.
+"""What all draft heads share: small decoders that read their target's hidden states; and those that draft token by token.
 
-Promises: every kind is driven alike. Ask the target for `hidden_states=head.feature_layers`, join them, `combine` them once,
-then run the head with the tokens one place ahead; feed `pre_norm_BTC` of its output back as the next `hidden_BTC`.
+Promises: every kind is driven alike. Ask the target for `hidden_states=head.feature_layers`, join them and `combine` them once.
+A `TokenHead` then runs with the tokens one place ahead; feed `pre_norm_BTC` of its output back as the next `hidden_BTC`. A head that
+drafts a block in one pass is a `BlockHead` (`block_head`).
 Refuses to know: trees, sampling, losses.
 
-Alignment: row t holds the embedding of token t+1 and the hidden state of token t, stands at position t, and its logits
-predict token t+2.
+Alignment of a `TokenHead`: row t holds the embedding of token t+1 and the hidden state of token t, stands at position t, and its
+logits predict token t+2.
 """
 
 from abc import ABC, abstractmethod
@@ -38,6 +39,7 @@ class DraftHead(nn.Module, ABC):
     """A head whose target's tables are borrowed: they are no parameters of this module."""
 
     predicts_hidden_state: ClassVar[bool] = False  # whether its output stands for its target's final hidden state
+    draws: ClassVar[bool] = False  # whether sampled requests get a draw from q, and not its argmax
     layout: HeadLayout  # of the flat format, where nobody asks for another
     d2t: Tensor | None
     t2d: Tensor | None
@@ -68,8 +70,9 @@ class DraftHead(nn.Module, ABC):
         num_layers: int = 1,
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
+        **options: Any,
     ) -> Self:
-        """A head for `target` before `initialise`. Raises ValueError on what the kind does not have."""
+        """A head for `target` before `initialise`; `options` are the kind's own. Raises ValueError on what the kind does not have."""
 
     @classmethod
     @abstractmethod
@@ -84,11 +87,7 @@ class DraftHead(nn.Module, ABC):
 
     @abstractmethod
     def combine(self, features_BTF: Tensor) -> Tensor:
-        """The target's hidden states, joined, as `hidden_BTC` of a first step."""
-
-    @abstractmethod
-    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
-        """All layers."""
+        """The target's hidden states, joined, as the head reads them: `hidden_BTC`."""
 
     @property
     def target(self) -> Decoder:
@@ -146,6 +145,28 @@ class DraftHead(nn.Module, ABC):
             return self.lm_head(final_BTC)
         return linear(final_BTC, self.head_weight_VC.to(self.dtype))
 
+    # On file
+
+    @staticmethod
+    def names_on_file(checkpoint: Checkpoint) -> "NamesOnFile":
+        return NamesOnFile(checkpoint)
+
+    def tensors_on_file(self, layout: HeadLayout) -> dict[str, Tensor]:
+        """The tensors of the flat format by their names there."""
+        return self.state_dict()
+
+    def keys_on_file(self) -> dict[str, Any]:
+        """The config keys of this kind alone."""
+        return {}
+
+
+class TokenHead(DraftHead):
+    """A head that drafts token by token, reading its own output."""
+
+    @abstractmethod
+    def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """All layers."""
+
     def forward(
         self, tokens_BT: Tensor, hidden_BTC: Tensor, positions_BT: Tensor | None = None, cache: KeyValues | None = None,
         slots_BT: Tensor | None = None, mask_BTS: Tensor | None = None, *, logits: LogitsAt = "all",
@@ -163,20 +184,6 @@ class DraftHead(nn.Module, ABC):
         final = self.norm(pre_norm)
         return Output(read_out(final, logits, self.head), final, pre_norm)
 
-    # On file
-
-    @staticmethod
-    def names_on_file(checkpoint: Checkpoint) -> "NamesOnFile":
-        return NamesOnFile(checkpoint)
-
-    def tensors_on_file(self, layout: HeadLayout) -> dict[str, Tensor]:
-        """The tensors of the flat format by their names there."""
-        return self.state_dict()
-
-    def keys_on_file(self) -> dict[str, Any]:
-        """The config keys of this kind alone."""
-        return {}
-
 
 class NamesOnFile:
     """What the parameters of a head are called in a folder: by their own names."""
@@ -193,6 +200,12 @@ class NamesOnFile:
 
     def check(self) -> None:
         """Raise ValueError where two tensors of the folder contradict each other."""
+
+
+def no_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError where a kind that has no options of its own is given one."""
+    if options:
+        raise ValueError(f"{next(iter(options))} is not an option of this kind of head")
 
 
 def llama_like(target: Decoder) -> ModelConfig:

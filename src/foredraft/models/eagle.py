@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from foredraft import kinds
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
-from foredraft.models.draft_head import DraftHead, HeadLayout, llama_like
+from foredraft.models.draft_head import HeadLayout, TokenHead, llama_like, no_options
 from foredraft.models.draft_vocab import cut_offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, Layer, ModelConfig
 from foredraft.models.linear import Linear
@@ -21,7 +21,7 @@ CUT_LAYOUT = HeadLayout(
 )  # a draft vocabulary alone would make it an EAGLE-3 head, see kinds.of_checkpoint
 
 
-class EagleHead(DraftHead):
+class EagleHead(TokenHead):
     """`fc` joins embedding and hidden state at every step; the target's LM head, or its rows of a draft vocabulary alone (as
     FR-Spec, arXiv 2502.14856, cuts it).
 
@@ -49,7 +49,9 @@ class EagleHead(DraftHead):
         num_layers: int = 1,
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
+        **options: Any,
     ) -> Self:
+        no_options(options)
         if feature_layers is not None:
             raise ValueError("feature_layers are for 'eagle3': an 'eagle' head reads the target's last hidden state")
         d2t = cut_offsets(draft_vocab, target.shape.vocab_size)

@@ -11,14 +11,14 @@ from foredraft import kinds
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
-from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like
+from foredraft.models.draft_head import HeadLayout, NamesOnFile, TokenHead, llama_like, no_options
 from foredraft.models.draft_vocab import offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, FusionLayer, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear
 from foredraft.shapes import Shape
 
 
-class Eagle3Head(DraftHead):
+class Eagle3Head(TokenHead):
     """`fc` joins three of the target's hidden states and never sees the head's own output.
 
     A map `d2t` it always has, over the whole vocabulary one that maps nothing.
@@ -48,7 +48,9 @@ class Eagle3Head(DraftHead):
         num_layers: int = 1,
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
+        **options: Any,
     ) -> Self:
+        no_options(options)
         d2t = offsets(draft_vocab, target.shape.vocab_size)
         feature_layers = feature_layers or default_feature_layers(target.shape.num_layers)
         check_features(feature_layers, target)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from foredraft import kinds, shapes
+from foredraft.models.block_head import BlockHead
 from foredraft.models.checkpoint import Checkpoint, TensorError, fill
 from foredraft.models.decoder import INIT_STD, Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
+from foredraft.models.dspark import DSparkHead
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.load import parse_config
@@ -25,7 +27,9 @@ from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape
 from foredraft.shapes.folder import SINGLE
 
-HEADS: dict[str, type[DraftHead]] = {kinds.EAGLE3.name: Eagle3Head, kinds.EAGLE.name: EagleHead}
+HEADS: dict[str, type[DraftHead]] = {
+    kinds.EAGLE3.name: Eagle3Head, kinds.EAGLE.name: EagleHead, kinds.DFLASH.name: BlockHead, kinds.DSPARK.name: DSparkHead,
+}  # fmt: skip
 # Variants that change the numbers and are not built here; absent means false.
 _VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "use_aux_norm", "norm_output")
 
@@ -33,14 +37,15 @@ _VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "use_aux_norm"
 def new_head(
     target: Decoder, kind: str = kinds.EAGLE3.name, num_layers: int = 1, draft_vocab: Iterable[int] | None = None, *,
     seed: int = 0, feature_layers: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> DraftHead:  # fmt: skip
     """An untrained head for `target` in its widths and rope: normal weights of deviation 0.02, norms of one.
 
-    `kind` is a name of `HEADS`. `draft_vocab` are the target ids it may draft, all by default.
+    `kind` is a name of `HEADS`. `draft_vocab` are the target ids it may draft, all by default. `options` are the kind's own (`new`).
     """
     if kind not in HEADS:
-        raise ValueError(f"kind must be {' or '.join(map(repr, HEADS))}, got {kind!r}")
-    head = HEADS[kind].new(target, num_layers, draft_vocab, feature_layers)
+        raise ValueError(f"kind must be one of {', '.join(map(repr, HEADS))}, got {kind!r}")
+    head = HEADS[kind].new(target, num_layers, draft_vocab, feature_layers, **options)
     head.initialise(seed)
     return head.to(device=target.device, dtype=dtype)
 
@@ -58,8 +63,9 @@ def load_head(
             raise ValueError("not a draft head: architectures names none, and there is no tensor fc.weight")
         if kind.name not in HEADS:
             raise ValueError(f"a {kind.label} head, which foredraft plans but does not run; it runs {', '.join(HEADS)}")
-        shape = shapes.as_head(shape, kind.parts, keys)
-        _check_fit(shape, keys, target, checkpoint)
+        parts = kinds.parts_of(keys, kind, checkpoint.stored) if kind.passes == "block" else kind.parts
+        shape = shapes.as_head(shape, parts or kind.parts, keys)
+        _check_fit(shape, kind, keys, target, checkpoint)
         head = HEADS[kind.name].from_checkpoint(shape, config, target, keys, checkpoint)
     except TensorError:
         raise
@@ -71,9 +77,11 @@ def load_head(
     return head.to(device).requires_grad_(False).eval()
 
 
-def _check_fit(shape: Shape, keys: Mapping[str, Any], target: Decoder, checkpoint: Checkpoint) -> None:
+def _check_fit(
+    shape: Shape, kind: kinds.Kind, keys: Mapping[str, Any], target: Decoder, checkpoint: Checkpoint
+) -> None:
     """The head is one of those built here, and made for this target."""
-    variants = [key for key in _VARIANTS if keys.get(key)]
+    variants = [key for key in _VARIANTS if keys.get(key) and kind.passes == "token"]
     if variants:
         raise ValueError(f"{variants[0]} is true, which is not supported")
     width, hidden = target.shape.hidden_size, shape.target_hidden_size or shape.hidden_size

@@ -80,12 +80,25 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor: ...
 
 
+class ContextAttention(Protocol):
+    """Attention of the caller's own where each layer makes keys and values of `hidden_BTC` too, of tokens that are no rows of the pass."""
+
+    @property
+    def hidden_BTC(self) -> Tensor: ...
+    @property
+    def rotation(self) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(
+        self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context_k: Tensor, context_v: Tensor
+    ) -> Tensor: ...
+
+
 class AttentionMetadata(NamedTuple):
     """Where a pass's tokens stand and what they see; the same for all layers. `mask` None: causal among themselves.
 
     `bias` says on a GPU what `mask` says, as `grouped_attention` takes it.
     `kernel`: the same for our own kernels, where they run this pass.
-    `attend` stands in for cache, slots and mask where none of them can say what is seen (training of draft heads).
+    `attend` stands in for cache, slots and mask where none of them can say what is seen (training of draft heads), `context` too.
     """
 
     rotation: tuple[Tensor, Tensor] | None
@@ -95,6 +108,7 @@ class AttentionMetadata(NamedTuple):
     attend: Attend | None = None
     kernel: kernels.KernelPass | None = None
     bias_B1RS: Tensor | None = None
+    context: ContextAttention | None = None
 
 
 def grouped_bias(mask_B1TS: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
@@ -131,11 +145,16 @@ class Attention(nn.Module):
 
     def forward(self, x_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         q_BNTD = self.q_norm(self._split(self.q_proj(x_BTC))).transpose(1, 2)
+        k_BKTD, v_BKTD = self.keys_values(x_BTC, metadata.rotation)
+        if metadata.rotation is not None:
+            q_BNTD = rotate(q_BNTD, metadata.rotation)
+        return self.o_proj(self._attend(q_BNTD, k_BKTD, v_BKTD, metadata).transpose(1, 2).flatten(2))
+
+    def keys_values(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Keys, rotated, and values of `x_BTC`, [B, K, T, D] each."""
         k_BKTD = self.k_norm(self._split(self.k_proj(x_BTC))).transpose(1, 2)
         v_BKTD = self._split(self.v_proj(x_BTC)).transpose(1, 2)
-        if metadata.rotation is not None:
-            q_BNTD, k_BKTD = rotate(q_BNTD, metadata.rotation), rotate(k_BKTD, metadata.rotation)
-        return self.o_proj(self._attend(q_BNTD, k_BKTD, v_BKTD, metadata).transpose(1, 2).flatten(2))
+        return k_BKTD if rotation is None else rotate(k_BKTD, rotation), v_BKTD
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, T, heads·D] to [B, T, heads, D]."""
@@ -145,6 +164,8 @@ class Attention(nn.Module):
         """The mask's width says how many slots are read, so that short contexts do not pay for a long cache."""
         if metadata.attend is not None:
             return metadata.attend(self.index, q_BNTD, k, v)
+        if (context := metadata.context) is not None:
+            return context(self.index, q_BNTD, k, v, *self.keys_values(context.hidden_BTC, context.rotation))
         mask = metadata.mask_B1TS
         if metadata.cache is not None:
             k, v = metadata.cache.write(self.index, k, v, metadata.slots_BT)

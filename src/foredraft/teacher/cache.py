@@ -34,6 +34,12 @@ from foredraft.teacher.teacher import GROUP_BYTES, Text
 SPARE_BYTES = 2**20  # that the disk keeps
 
 Tensors = dict[str, Tensor]
+OF_LOGITS: dict[
+    str, tuple[str, Callable[[Tensor], Tensor]]
+] = {  # by name: the tensor on file, and how it comes of logits [n, U]
+    "argmax": ("ids", lambda logits_nU: logits_nU.argmax(-1)),
+    "log_sum": ("log_sum", lambda logits_nU: logits_nU.logsumexp(-1)),
+}
 
 
 class TargetCache:
@@ -69,11 +75,12 @@ class TargetCache:
         within_documents: bool = False,
         complete: bool = False,
         argmax: bool = False,
+        log_sum: bool = False,
     ) -> HiddenStateSource:
         """A source of the final hidden state and those of `layers` (None: the final one alone), a file per window and state.
 
         A window that is not there yet is computed and written; with `complete` it raises ValueError. `argmax`: the target's likeliest
-        ids too, four bytes a token, which come of the final state when they are first read.
+        ids too, which come of the final state when they are first read; `log_sum`: and the logarithm of the sum of its exponents.
         """
         source = OnlineHiddenStates(self.target, layers or (self._final,), within_documents=within_documents)
 
@@ -89,27 +96,29 @@ class TargetCache:
             device = batch.tokens_BT.device
             states = {i: torch.stack([_read(files[i])["state"] for files in paths]).to(device) for i in paths[0]}
             final_BTW = states[self._final]
-            best = (
-                [self._argmax(final_BTW[row], files[self._final]) for row, files in enumerate(paths)]
-                if argmax
-                else None
-            )
-            return HiddenStates(
-                torch.cat([states[i] for i in source.layers], -1),
-                final_BTW,
-                torch.stack(best).to(device) if best else None,
-            )
+            known = [name for name, wanted in (("argmax", argmax), ("log_sum", log_sum)) if wanted]
+            more = {
+                f"{name}_BT": torch.stack(
+                    [self._of_logits(name, final_BTW[row], files[self._final]) for row, files in enumerate(paths)]
+                ).to(device)
+                for name in known
+            }
+            return HiddenStates(torch.cat([states[i] for i in source.layers], -1), final_BTW, **more)
 
         return cached
 
-    def _argmax(self, final_TW: Tensor, of: Path) -> Tensor:
-        """The likeliest ids of one window [T], beside the file `of` its final states."""
-        path = of.with_name(f"argmax-{of.stem.removeprefix('state-')}.safetensors")
+    def _of_logits(self, name: str, final_TW: Tensor, of: Path) -> Tensor:
+        """What one window's logits say at each place [T], beside the file `of` its final states: the ids of "argmax", or "log_sum"."""
+        path = of.with_name(f"{name.replace('_', '')}-{of.stem.removeprefix('state-')}.safetensors")
+        key, reduce = OF_LOGITS[name]
         if not path.is_file():
-            head_UW = self.target.head_weight_VC.to(final_TW.dtype)
+            dtype = (
+                torch.float32 if name == "log_sum" else final_TW.dtype
+            )  # a sum of rounded logits is off, their order hardly
+            head_UW = self.target.head_weight_VC.to(dtype)
             size = max(1, GROUP_BYTES["cpu"] // (4 * len(head_UW)))
-            _write(path, {"ids": torch.cat([(part @ head_UW.T).argmax(-1) for part in final_TW.split(size)])})
-        return _read(path)["ids"]
+            _write(path, {key: torch.cat([reduce(part.to(dtype) @ head_UW.T) for part in final_TW.split(size)])})
+        return _read(path)[key]
 
     def fill(
         self, packing: Packing, windows: int, layers: tuple[int, ...], *, within_documents: bool = False,

@@ -17,12 +17,13 @@ from foredraft.data.tokens import Batch
 
 class HiddenStates(NamedTuple):
     """`aux_BTF`, joined low to high as `DraftHead.combine` takes them; `final_BTW`, what the LM head reads; `argmax_BT`, the id
-    that it finds likeliest there, None where nobody has looked.
+    that it finds likeliest there, and `log_sum_BT`, the logarithm of the sum of its exponents, None where nobody has looked.
     """
 
     aux_BTF: Tensor
     final_BTW: Tensor
     argmax_BT: Tensor | None = None
+    log_sum_BT: Tensor | None = None
 
 
 class HiddenStateSource(Protocol):

@@ -19,19 +19,21 @@ Text = tuple[Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]  # tokens,
 
 
 class Teacher(NamedTuple):
-    """`final_MW`, the hidden states that the target's LM head `head_UW` reads; `ids_V`, ascending: the target ids that the draft
-    has in its vocabulary, None for all. `argmax_M`: the likeliest id of each place where that is known; `head_UW` then is [V, W],
-    the rows of `ids_V`, since the others say nothing more.
+    """`final_MW`, the hidden states that the target's LM head `head_UW` reads, or [S, M, W] where steps are held against places of their own;
+    `ids_V`, ascending: the target ids that the draft has in its vocabulary, None for all. `argmax_M`: the likeliest id of each place (or
+    [S, M]) where that is known; `head_UW` then is [V, W], the rows of `ids_V`, since the others say nothing more, but for `log_sum_M`, the
+    logarithm of the sum of all exponents, which is then known too where what is accepted is asked for.
     """
 
     final_MW: Tensor
     head_UW: Tensor
     ids_V: Tensor | None = None
     argmax_M: Tensor | None = None
+    log_sum_M: Tensor | None = None
 
     def logits(self, places_n: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        """Over the rows of `head_UW`, [n, U]."""
-        return self.final_MW[places_n].to(dtype) @ self.head_UW.to(dtype).T
+        """Over the rows of `head_UW`, [n, U], or [S, n, U]."""
+        return self.final_MW[..., places_n, :].to(dtype) @ self.head_UW.to(dtype).T
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Ids in the draft's vocabulary as the target's."""

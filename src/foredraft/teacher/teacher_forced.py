@@ -19,9 +19,11 @@ from torch import Tensor
 
 from foredraft.data.tokens import Batch
 from foredraft.decode.drafter import fitted
+from foredraft.models.block_head import BlockHead
 from foredraft.models.decoder import Decoder
-from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_head import DraftHead, TokenHead
 from foredraft.teacher.acceptance import tally
+from foredraft.teacher.blocks import PackedHead
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.hidden_states import HiddenStates
 from foredraft.teacher.predictions import Predictions, drafted_mask, emitted_mask, predictions
@@ -82,7 +84,10 @@ def draft_predictions(
     """Of a head beside its target, or of an independent language model, cut where its vocabulary is wider by padding. A token that the
     draft cannot draft is never accepted.
     """
+    if isinstance(draft, BlockHead):
+        return PackedHead(draft).predictions(batch, hidden_states, lookahead, probs=probs)
     if isinstance(draft, DraftHead):
+        assert isinstance(draft, TokenHead), type(draft)
         return UnrolledHead(draft).predictions(batch, hidden_states, lookahead, probs=probs)
     states = draft(batch.tokens_BT, logits="none").final_BTC
     width, ids = min(draft.shape.vocab_size, target.shape.vocab_size), draft.draft_ids

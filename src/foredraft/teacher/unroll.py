@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foredraft.data.tokens import Batch
-from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_head import TokenHead
 from foredraft.models.layers import AttentionMetadata
 from foredraft.teacher.chains import Chains
 from foredraft.teacher.hidden_states import HiddenStates
@@ -25,7 +25,7 @@ from foredraft.teacher.teacher import Teacher
 class UnrolledHead(nn.Module):
     """A head beside its target's tables, which are read, never copied, and are no parameters of this module."""
 
-    def __init__(self, head: DraftHead, *, within_documents: bool = False) -> None:
+    def __init__(self, head: TokenHead, *, within_documents: bool = False) -> None:
         super().__init__()
         self.head, self.within_documents = head, within_documents
         self._tables = (head.target.embed_tokens.weight, head.target.head_weight_VC)
@@ -66,7 +66,7 @@ class UnrolledHead(nn.Module):
 
 
 def unroll(
-    head: DraftHead,
+    head: TokenHead,
     table_VC: Tensor,
     hidden_BTC: Tensor,
     tokens_BT: Tensor,

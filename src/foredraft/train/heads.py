@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
-from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_head import DraftHead, TokenHead
 from foredraft.models.heads import save_head
 from foredraft.models.layers import FusionLayer, Layer
 from foredraft.shapes import Shape
@@ -57,7 +57,7 @@ EAGLE3 = HeadSettings()
 class TrainedHead(UnrolledHead):
     """A head with all that is computed from its parameters as one module, so that devices may wrap and shard it."""
 
-    def __init__(self, head: DraftHead, settings: HeadSettings) -> None:
+    def __init__(self, head: TokenHead, settings: HeadSettings) -> None:
         super().__init__(head, within_documents=settings.within_documents)
         self.settings = settings
 
@@ -112,22 +112,42 @@ class HeadObjective:
     Raises ValueError where the settings do not fit the head.
     """
 
+    settings: Any
+
     def __init__(
-        self, target: Decoder, head: DraftHead, settings: HeadSettings = EAGLE3, *,
+        self, target: Decoder, head: DraftHead, settings: Any = EAGLE3, *,
         source: HiddenStateSource | None = None, length: int = 512, dtype: torch.dtype = torch.float32,
         keys: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        if settings.unroll < 1 or settings.lookahead < 1:
-            raise ValueError(f"unroll ({settings.unroll}) and lookahead ({settings.lookahead}) must be at least 1")
-        if settings.feature_weight and not head.predicts_hidden_state:
-            raise ValueError("feature_weight is EAGLE-1/2's: an EAGLE-3 head's state stands for no state of its target")
+        if settings.lookahead < 1:
+            raise ValueError(f"lookahead ({settings.lookahead}) must be at least 1")
         if head.target is not target:
             raise ValueError("head borrows the tables of another target")
         self.settings, self.frozen = settings, target.requires_grad_(False).eval()
-        self.trained: nn.Module = TrainedHead(head.requires_grad_(True), settings)
+        self.trained: nn.Module = self.module(head.requires_grad_(True), settings)
         self._online = OnlineHiddenStates(target, head.feature_layers, within_documents=settings.within_documents)
         self._head, self._source, self._dtype, self._keys = head, source or self._online, dtype, dict(keys or {})
-        self.flops_per_token = training_flops(head.shape, target.shape, settings, length)
+        self.flops_per_token = self.flops(head.shape, target.shape, settings, length)
+
+    @staticmethod
+    def module(head: DraftHead, settings: Any) -> nn.Module:
+        """What is trained. Raises ValueError where the settings do not fit the head."""
+        if settings.unroll < 1:
+            raise ValueError(f"unroll ({settings.unroll}) must be at least 1")
+        if settings.feature_weight and not head.predicts_hidden_state:
+            raise ValueError("feature_weight is EAGLE-1/2's: an EAGLE-3 head's state stands for no state of its target")
+        if not isinstance(head, TokenHead):
+            raise ValueError("unrolling is for heads that draft token by token")
+        return TrainedHead(head, settings)
+
+    @staticmethod
+    def flops(shape: Shape, target: Shape, settings: Any, length: int) -> float:
+        """Training FLOPs of one token of a window."""
+        return training_flops(shape, target, settings, length)
+
+    def sums(self, batch: Batch, hidden_states: HiddenStates, step: int) -> Any:
+        """Summed loss, its weight, and the sums by step of `trained`, as step `step` of training has them."""
+        return self.trained(batch, hidden_states)
 
     def compile(self) -> None:
         """Layers one by one, of the target and the head, around their attention."""
@@ -139,7 +159,7 @@ class HeadObjective:
         """Terms are sums that divided by the weight give each step's means: loss on tokens, and share of agreement on
         the argmax ("agree", over all places, not conditional on earlier steps).
         """
-        total, weight, sums = self.trained(batch, self._source(batch))
+        total, weight, sums = self.sums(batch, self._source(batch), step)
         scale = weight.detach() / sums[1].clamp(min=1)
         terms = {f"loss_{s}": value for s, value in enumerate((sums[0] * scale).unbind())}
         return Loss(total, weight.detach(), terms | {f"agree_{s}": x for s, x in enumerate((sums[2] * scale).unbind())})

@@ -67,7 +67,8 @@ def _soft_cross_entropy(
     """−Σ p log q alone, the usual one, in a third of the passes over the vocabulary."""
     p = target_nV.softmax(-1, dtype=torch.float32)
     log_q = draft_SnV.log_softmax(-1, dtype=torch.float32)
-    values = {"soft_ce": -(log_q.transpose(0, 1) @ p[..., None])[..., 0].T}
+    shared = p.dim() == 2  # one row of p for all steps: a product of matrices
+    values = {"soft_ce": -((log_q.transpose(0, 1) @ p[..., None])[..., 0].T if shared else (p * log_q).sum(-1))}
     slope = log_q.exp_().sub_(p) if wants_slope else None
     return values, slope if slope is None or weight == 1 else slope.mul_(weight)
 

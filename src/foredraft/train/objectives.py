@@ -4,6 +4,7 @@ A new kind of head is a row of `HEADS`. Promises: shape and cost are known befor
 read once. Refuses to know: the loop, how a loss is computed.
 """
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -14,20 +15,23 @@ import msgspec
 import torch
 
 from foredraft import kinds, shapes
-from foredraft.data.draft_vocab import coverage, most_frequent
+from foredraft.data.draft_vocab import coverage, most_frequent, unused_token
 from foredraft.data.tokens import TOKENIZER, check
+from foredraft.models.block_head import BlockHead, default_feature_layers
 from foredraft.models.decoder import Decoder, cut, new_decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.models.draft_vocab import offsets
+from foredraft.models.dspark import DSparkHead
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.models.load import load, parse_config
-from foredraft.recipe import Eagle, Eagle3, LanguageModel, Recipe
+from foredraft.recipe import DFlash, DSpark, Eagle, Eagle3, HeadModel, LanguageModel, Recipe
 from foredraft.records import with_hint
 from foredraft.shapes import Shape
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.hidden_states import HiddenStateSource
-from foredraft.train import heads, language_model
+from foredraft.train import language_model
+from foredraft.train.blocks import BlockObjective, BlockSettings
 from foredraft.train.devices import Devices
 from foredraft.train.heads import HeadObjective, HeadSettings
 from foredraft.train.language_model import LanguageModelObjective, Served
@@ -153,25 +157,61 @@ def _of_config(keys: dict[str, Any]) -> tuple[Shape, ModelConfig, Mapping[str, A
 
 
 class HeadKind(NamedTuple):
-    """A kind of head in a recipe: the `HeadSettings` that its model states, and what `models.heads.new_head` is told."""
+    """A kind of head in a recipe: what is made of the model that it states.
+
+    `settings`: of its objective, beside those that all have; `options`: what `models.heads.new_head` is told; `parts`: fields of its
+    `HeadParts`, from its target's number of layers; `passes`: of the head for a token of a window.
+    """
 
     kind: kinds.Kind
-    settings: Callable[[Any], Mapping[str, Any]]
+    objective: type[HeadObjective]
+    settings: Callable[[Any, Mapping[str, Any]], Any]
     options: Callable[[Any], Mapping[str, Any]] = lambda model: {}
+    parts: Callable[[Any, int], Mapping[str, Any]] = lambda model, num_layers: {}
+    passes: Callable[[Any, Any], int] = lambda model, settings: settings.unroll
+
+
+def _block_options(model: Any) -> dict[str, Any]:
+    fields = ("draft_vocab", "feature_layers", "block", "mask_token")
+    return {name: getattr(model, name) for name in fields}
+
+
+def _block_parts(head: type[BlockHead], model: Any, num_layers: int, **options: Any) -> dict[str, Any]:
+    return head.part_fields(len(model.feature_layers or default_feature_layers(num_layers)), model.block, **options)
 
 
 HEADS: dict[type, HeadKind] = {
     Eagle: HeadKind(
         kinds.EAGLE,
-        lambda model: {
-            "unroll": 1, "noise": model.noise, "feature_weight": model.feature_weight, "token_weight": model.token_weight,
-        },
+        HeadObjective,
+        lambda model, shared: HeadSettings(
+            unroll=1, noise=model.noise, feature_weight=model.feature_weight, token_weight=model.token_weight, **shared
+        ),
         lambda model: {"draft_vocab": model.draft_vocab},
     ),
     Eagle3: HeadKind(
         kinds.EAGLE3,
-        lambda model: {"unroll": model.unroll, "decay": model.decay},
+        HeadObjective,
+        lambda model, shared: HeadSettings(unroll=model.unroll, decay=model.decay, **shared),
         lambda model: {"draft_vocab": model.draft_vocab, "feature_layers": model.feature_layers},
+    ),
+    DFlash: HeadKind(
+        kinds.DFLASH,
+        BlockObjective,
+        lambda model, shared: BlockSettings(anchors=model.anchors, decay=model.position_decay, **shared),
+        _block_options,
+        lambda model, num_layers: _block_parts(BlockHead, model, num_layers),
+        lambda model, settings: math.ceil(settings.anchors * (model.block + 1)),
+    ),
+    DSpark: HeadKind(
+        kinds.DSPARK,
+        BlockObjective,
+        lambda model, shared: BlockSettings(
+            anchors=model.anchors, decay=model.position_decay, confidence=model.confidence, **shared
+        ),
+        lambda model: _block_options(model) | {"rank": model.rank},
+        lambda model, num_layers: _block_parts(DSparkHead, model, num_layers, rank=model.rank),
+        lambda model, settings: math.ceil(settings.anchors * model.block),
     ),
 }  # fmt: skip
 
@@ -186,30 +226,33 @@ class HeadTrainee(Trainee):
         assert target is not None, "trainee_of came first"
         assert not isinstance(recipe.model, LanguageModel)
         row, vocab_size = HEADS[type(recipe.model)], target.shape.vocab_size
-        self.model: Eagle | Eagle3 = recipe.model
-        self.kind, self.options = row.kind, dict(row.options(self.model))
-        self.settings = HeadSettings(
-            loss=recipe.losses, within_documents=recipe.within_documents, lookahead=recipe.watch.lookahead,
-            **row.settings(self.model),
-        )  # fmt: skip
-        self.passes, self.draft_vocab = self.settings.unroll, self.options.pop("draft_vocab", None)
+        self.model: HeadModel = recipe.model
+        self.row, self.kind, self.options = row, row.kind, dict(row.options(self.model))
+        shared = {
+            "loss": recipe.losses,
+            "within_documents": recipe.within_documents,
+            "lookahead": recipe.watch.lookahead,
+        }
+        self.settings = row.settings(self.model, shared)
+        self.passes, self.draft_vocab = row.passes(self.model, self.settings), self.options.pop("draft_vocab", None)
         whole = vocab_size if row.kind.own_lm_head else None
         draft_vocab = self.draft_vocab if self.draft_vocab and self.draft_vocab < vocab_size else whole
+        parts = row.parts(self.model, target.shape.num_layers)
         self.shape = (
             kinds.shape_of_folder(self.model.init)
             if self.model.init is not None
-            else row.kind.shape(target.shape, self.model.layers, draft_vocab)
+            else row.kind.shape(target.shape, self.model.layers, draft_vocab, **parts)
         )
 
     def flops_per_token(self, length: int) -> float:
-        return heads.training_flops(self.shape, self.target.shape, self.settings, length)
+        return self.row.objective.flops(self.shape, self.target.shape, self.settings, length)
 
     def objective(self, data: Data, devices: Devices, cache_folder: Path | None = None) -> Objective:
         teacher = self.teacher(devices)
         assert teacher is not None
         self.check(data, teacher.shape.vocab_size)
         head = self.head(teacher, data)
-        return HeadObjective(
+        return self.row.objective(
             teacher, head, self.settings, length=self.recipe.stages[0].length, dtype=self.served_dtype,
             keys=token_ids(self.target.keys),
             source=cached(self.recipe, head, data, devices, cache_folder) if cache_folder else None,
@@ -220,7 +263,10 @@ class HeadTrainee(Trainee):
         if self.model.init is not None:
             return load_head(self.model.init, teacher, torch.float32, teacher.device)
         ids = draft_vocab(self.draft_vocab, teacher.shape.vocab_size, data) if self.draft_vocab else None
-        return new_head(teacher, self.kind.name, self.model.layers, ids, seed=self.recipe.seed, **self.options)
+        options = dict(self.options)
+        if options.get("mask_token", 0) is None:
+            options["mask_token"] = unused_token(data.stages[0].folder)
+        return new_head(teacher, self.kind.name, self.model.layers, ids, seed=self.recipe.seed, **options)
 
 
 TRAINEES: Mapping[type, type[Trainee]] = {LanguageModel: LanguageModelTrainee} | dict.fromkeys(HEADS, HeadTrainee)
@@ -241,9 +287,11 @@ def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder
     except (ValueError, OSError) as met:
         error = str(met)
     devices.agree(error)
+    judged = head.draft_ids is not None and set(recipe.losses) != {"ce"}
     return cache.hidden_states(
-        head.feature_layers, within_documents=within, complete=True, argmax=head.draft_ids is not None
-    )
+        head.feature_layers, within_documents=within, complete=True, argmax=judged,
+        log_sum=judged and isinstance(recipe.model, DSpark),
+    )  # fmt: skip
 
 
 def draft_vocab(size: int, vocab_size: int, data: Data) -> list[int]:
