@@ -29,6 +29,8 @@ from foredraft.decode.lookup_first import LookupFirst
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.decode.verify import verify_chain
+from foredraft.deploy.check import check
+from foredraft.deploy.export import ExportSettings, export
 from foredraft.models.block_head import BlockHead, default_feature_layers
 from foredraft.models.decoder import Decoder
 from foredraft.models.dspark import DSparkHead
@@ -244,6 +246,43 @@ def test_options_of_new_heads_are_checked():
 )
 def test_hidden_states_are_spread_as_in_published_heads(depth: int, left: list[int]):
     assert [layer - 1 for layer in default_feature_layers(depth)] == left
+
+
+@pytest.fixture(scope="module")
+def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    save(TARGET.state_dict(), TARGET.shape, TARGET.config, folder)
+    return folder
+
+
+def test_exported_heads_pass_the_check_of_the_engines_that_load_them(head: Any, target_folder: Path, tmp_path: Path):
+    """One of a draft vocabulary carries its rows of the target's LM head; launch settings draft a whole block; more is refused."""
+    save_head(head, tmp_path / "head")
+    written = export(tmp_path / "head", target_folder, tmp_path / "out", ExportSettings())
+    settings = json.loads((tmp_path / "out/speculative_config.json").read_bytes())
+    assert (settings["method"], settings["num_speculative_tokens"]) == (kinds.of_shape(head.shape).name, head.block)
+    stored, cut = load_file(tmp_path / "out/model.safetensors"), head.draft_ids is not None
+    assert ("lm_head.weight" in stored) == cut
+    if cut:
+        assert torch.equal(stored["lm_head.weight"], TARGET.head_weight_VC[list(CUT)])
+    assert load_head(tmp_path / "out", TARGET).lm_head is None
+    assert not check(tmp_path / "out", target_folder)
+    assert written.record.engines == (("vllm", "sglang") if (head.reads_drafts, cut) == (False, False) else ("vllm",))
+    with pytest.raises(ValueError, match=f"is more than the {head.block} tokens that a block of this head has"):
+        export(tmp_path / "head", target_folder, tmp_path / "long", ExportSettings(lookahead=9))
+    spoilt = load_file(tmp_path / "out/model.safetensors")
+    spoilt["layers.0.mlp.spare.weight"] = spoilt.pop("hidden_norm.weight")
+    safetensors.torch.save_file(spoilt, tmp_path / "out/model.safetensors")
+    assert {finding.code for finding in check(tmp_path / "out", target_folder, "vllm")} == {"missing", "unknown"}
+
+
+def test_a_head_that_an_engine_serves_by_rules_unknown_here_is_not_condemned(target_folder: Path, tmp_path: Path):
+    save_head(random_head("dspark"), tmp_path)
+    assert [(finding.code, finding.level) for finding in check(tmp_path, target_folder, "sglang")] == [
+        ("unjudged", "warning")
+    ]
+    with pytest.raises(ValueError, match="what its loader asks of one is not known here; use --format vllm"):
+        export(tmp_path, target_folder, tmp_path / "out", ExportSettings(format="sglang"))
 
 
 # The forward pass, by the definition

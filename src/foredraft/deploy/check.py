@@ -15,6 +15,7 @@ from foredraft.deploy.target_rules import target_rules
 from foredraft.deploy.tensor_rules import tensor_rules
 from foredraft.engines import LOADERS, USUAL
 from foredraft.engines.engine import ServingEngine
+from foredraft.kinds import CHECKPOINTS
 
 
 def check(folder: str | Path, target: str | Path | None = None, engine: str | None = None) -> list[Finding]:
@@ -34,7 +35,9 @@ def check(folder: str | Path, target: str | Path | None = None, engine: str | No
     for name in [engine] if engine else engines_of(draft):
         loader = LOADERS[name]
         if not loader.loads(draft.kind):
-            served = name in draft.kind.engine_names
+            served = name in draft.kind.engine_names and (
+                draft.kind.name not in CHECKPOINTS or draft.kind.name in loader.unjudged
+            )
             findings.append((_unjudged if served else _no_class)(draft, loader))
             continue
         findings += config_rules(draft, loader)

@@ -159,7 +159,7 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
         )
     if kind.role != "head":
         return
-    if not owner.loads(kind) and owner.name in kind.engine_names:
+    if kind.name in owner.unjudged:
         raise ValueError(
             f"format {format}: {owner.label} serves {kind.label} heads, but what its loader asks of one is not known here; use --format {USUAL.name}"
         )

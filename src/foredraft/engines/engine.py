@@ -124,8 +124,9 @@ class ServingEngine:
 
     # Loading. `heads`: by kind's name; `strict`: stops at a tensor it does not know, else skips it in silence; `equal_vocab`: refuses
     # a draft model of another vocabulary size; `bias_key`: what a config's `bias: true` does; `never_null`: keys whose null is a
-    # value to it, with what comes of that.
+    # value to it, with what comes of that. `unjudged`: kinds of head that it serves, whose loader is not known here.
     heads: ClassVar[Mapping[str, HeadLoader]] = {}
+    unjudged: ClassVar[frozenset[str]] = frozenset()
     strict: ClassVar[bool] = False
     equal_vocab: ClassVar[bool] = False
     bias_key: ClassVar[str] = ""

@@ -169,6 +169,7 @@ class SGLang(ServingEngine):
         ),
         "dflash": HeadLoader(("DFlashDraftModel",), qk_norm="DFlashDraftModel", cut_block=False),
     }  # fmt: skip
+    unjudged: ClassVar = frozenset({"dspark"})
     bias_key = "SGLang adds a bias to fc"
     never_null: ClassVar = {
         "draft_vocab_size": "SGLang takes null for 'load the target's LM head' and leaves the draft's own"
