@@ -1,15 +1,15 @@
 """A target alone and with drafts, in one run after another on a quiet machine: tokens per step by category, and speed by precision and batch.
 
     python recipes/smollm2/measure.py TARGET OUT.json --prompts FILE --draft NAME=DIR [--draft NAME=DIR …] [--quick] [--parts speed,counted,forced]
-        [--dtypes float32,bfloat16] [--batches 1,8,32] [--specs "@2 @3 …"] [--finalists N] [--threads N] [--work DIR]
+        [--dtypes float32,bfloat16] [--batches 1,8,32] [--max-tokens N] [--specs "@2 @3 …"] [--finalists N] [--threads N] [--work DIR]
 
 Speed, by precision and batch: first every draft in every spec, alone and behind a look-up, on prompts that are measured no more, which chooses
 its N fastest specs; then plain decoding, those, and the look-up alone, in turn for each group of prompts, so that a slow minute hurts all alike.
 Counted: tokens per step of a chain, of a tree as EAGLE-2 was published and of the chain behind a look-up, in the engine, at temperatures 0 and 1.
 Forced: the same of chains, read from more of the target's own answers. FILE: prompts with categories, as `foredraft measure` reads them.
 
-Everything is a sweep of `foredraft measure` below DIR: the same command goes on where it was interrupted, and a draft more costs no
-more than itself but in the speeds. OUT.json holds the figures (speeds.py), OUT.jsonl.gz the rows.
+Everything is a sweep of `foredraft measure` below DIR: the same command goes on where it was interrupted; other drafts or settings need another
+DIR. OUT.json holds the figures (speeds.py), OUT.jsonl.gz the rows.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(3, 14, 2, 8, 80, "@1 @2 @3 @5 @7 @4,4,8 @5,4,16", "@3 @5 @7", "1,8,32", ",".join(PARTS))
-QUICK = Size(1, 4, 1, 2, 48, "@2 @3 @5 @4,4,8", "@5", "1,8", "speed")
+QUICK = Size(1, 4, 1, 2, 48, "@2 @3 @5 @4,4,8", "@5", "1", "speed")
 
 
 class Bench(NamedTuple):
@@ -95,6 +95,7 @@ class Bench(NamedTuple):
 def main() -> None:
     arguments = _arguments()
     size = QUICK if arguments.quick else FULL
+    size = size._replace(max_tokens=arguments.max_tokens or size.max_tokens)
     bench = Bench(
         arguments.target, _drafts(arguments.draft), arguments.work, size, tuple((arguments.specs or size.specs).split()), arguments.finalists,
         arguments.threads,
@@ -125,11 +126,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--draft", action="append", required=True, metavar="NAME=DIR")
     parser.add_argument(
-        "--quick", action="store_true", help="speed alone: a prompt of each category, short answers, batches 1 and 8"
+        "--quick", action="store_true", help="speed alone: a prompt of each category, short answers, batch 1"
     )
     parser.add_argument("--parts", help=", ".join(PARTS))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--batches", help="1,8,32")
+    parser.add_argument("--max-tokens", type=int, help="of an answer")
     parser.add_argument("--specs", help="chains and trees of every draft to choose from")
     parser.add_argument("--finalists", type=int, default=2, help="specs of each draft that are measured")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
