@@ -1,6 +1,6 @@
 """The laws on what a sweep measured, held to what they were not shown; and with --target, the plans.
 
-    python recipes/laws.py OBSERVATIONS.jsonl.gz OUT.json [--target DIR --machine MACHINE.json]
+    python recipes/laws.py OBSERVATIONS.jsonl.gz OUT.json [--target DIR --machine MACHINE.json [--target-name NAME]]
 
 Held out are, of each target and recipe, the largest draft, the deepest head and the longest budget; of the laws in width the widest tree.
 `laws`: by law, target, recipe and temperature, rows held out, mean error absolute and relative, how many lay inside the 90 % interval of
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import plans
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("observations", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--target", help="the study's target; judges plans too, with --machine")
+    parser.add_argument("--target-name", help="what the observations call it, where that is not the folder's name")
     parser.add_argument("--machine", help="a Machine record, as foredraft probe writes it")
     arguments = parser.parse_args()
     if bool(arguments.target) != bool(arguments.machine):
@@ -49,7 +51,12 @@ def main() -> None:
     rows = records.read_lines(Observation, arguments.observations)
     report = judged_laws(rows)
     if arguments.target:
-        report["plans"] = plans.judged(shapes.named(arguments.target), machines.named(arguments.machine), rows)
+        target = shapes.named(arguments.target)
+        named = [
+            msgspec.structs.replace(row, target=target.name) if row.target == arguments.target_name else row
+            for row in rows
+        ]
+        report["plans"] = plans.judged(target, machines.named(arguments.machine), named)
     records.write(arguments.out, report)
     for each in report["chosen"]:
         if each["family"] is None:
