@@ -323,7 +323,7 @@ def figures(replies: Replies, lengths: Sequence[int]) -> dict[str, Any]:
         steps = sum(reply["steps"] or 0 for reply in of)
         arms[f"{engine}/{method}"] = {
             "tok_s": _pooled(tokens, spent), "over_plain": None if plain is None or method == "plain" else _pooled(plain, spent),
-            "tokens_per_step": tokens.sum() / steps if steps else None,
+            "tokens_per_step": float(tokens.sum()) / steps if steps else None,
             "same_answers": sum(reply["answers"] == plain_reply["answers"] for reply, plain_reply in zip(of, own, strict=False)),
             "foreign_most": max((reply["foreign"] for reply in of if "foreign" in reply), default=None),
         }  # fmt: skip

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import served
@@ -109,6 +110,7 @@ def test_a_race_is_told_by_pooled_tokens_and_paired_ratios(drafted: Any) -> None
     assert report["arms"]["foredraft/s@3"]["tok_s"]["value"] == pytest.approx(96 / (0.5 * spent.sum()))
     assert [report["arms"][name]["same_answers"] for name in ("foredraft/s@3", "vllm/e@2")] == [12, 0]
     assert report["arms"]["foredraft/s@3"]["tokens_per_step"] == 2.0
+    assert msgspec.json.decode(msgspec.json.encode(report)) == report  # plain values, as the record is written
 
 
 def test_a_server_is_measured_after_the_one_that_it_is_planned_from(
