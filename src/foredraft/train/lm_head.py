@@ -229,7 +229,7 @@ def draft_ids_of(target_ids_n: Tensor, ids_V: Tensor | None) -> Tensor:
     """Target ids by their place among `ids_V`, ascending; -1 where they are not among them. None: all are."""
     if ids_V is None:
         return target_ids_n
-    draft_n = torch.searchsorted(ids_V, target_ids_n).clamp(max=len(ids_V) - 1)
+    draft_n = torch.searchsorted(ids_V, target_ids_n.contiguous()).clamp(max=len(ids_V) - 1)
     return torch.where(ids_V[draft_n] == target_ids_n, draft_n, -1)
 
 
