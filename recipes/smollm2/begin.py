@@ -11,8 +11,6 @@ where one of plain weights had 1.17 and 1.37 on the same windows (one seed; no l
 import argparse
 from pathlib import Path
 
-import torch
-
 from foredraft.data.draft_vocab import most_frequent
 from foredraft.data.tokens import TokenFolder
 from foredraft.models.heads import new_head, save_head
@@ -20,6 +18,8 @@ from foredraft.models.load import load
 
 
 def main() -> None:
+    import torch
+
     parser = argparse.ArgumentParser(
         description="An untrained head that passes its target's state on; see the file's head."
     )
