@@ -21,7 +21,7 @@ def tour(
     ] = None,
     cache: Annotated[Path, typer.Option(help="Folder in which what is fetched stays.")] = Path("build/smollm2"),
 ) -> None:
-    """The whole loop in five minutes: fetch, convert, probe, plan, decode, train for a minute, measure, report."""
+    """The whole loop in minutes: fetch, convert, probe, plan, decode, train for a minute, measure, report."""
     from foredraft.cli.console import check_models
     from foredraft.tour import ITINERARY
     from foredraft.tour import tour as run
