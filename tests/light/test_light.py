@@ -141,7 +141,7 @@ MAY = {
     "sweep": {"records", "recipe", "kinds"},
     "packaged": {"records"},
     "tour_outcome": {"records", "runs", "kinds"},
-    "tour": {"records", "kinds", "text", "models", "decode", "packaged", "tour_outcome"},
+    "tour": {"records", "shapes", "kinds", "text", "models", "decode", "packaged", "tour_outcome"},
     "api": {
         "records",
         "recipe",
