@@ -58,7 +58,7 @@ CONFIG = {
 CUT = tuple(range(1, VOCAB, 2))  # of a draft vocabulary
 OPTIONS: dict[str, dict[str, Any]] = {"dflash": {"block": 5}, "dspark": {"block": 4, "rank": 8}}
 HEADS = [("dflash", None), ("dflash", CUT), ("dspark", None), ("dspark", CUT)]
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def model(seed: int = 0) -> Decoder:
@@ -730,7 +730,7 @@ def test_a_run_learns_from_cached_states_and_goes_on_bit_for_bit(
 ):
     target, train, held = run_folders
     recipe = recipe_of(kind)
-    given = {"target": target, "data": [train], "held_out": held, "features": tmp_path / "states"}
+    given: dict[str, Any] = {"target": target, "data": [train], "held_out": held, "features": tmp_path / "states"}
     launch(recipe, tmp_path / "whole", Devices(), **given)
     losses = {line["step"]: line["loss"] for line in lines(tmp_path / "whole") if "loss" in line}
     early, late = (np.mean([losses[i] for i in steps]) for steps in (range(1, 6), range(20, 25)))
