@@ -12,6 +12,10 @@ import msgspec
 
 TYPES = "float32", "bfloat16"
 BATCHES = "1", "8"
+OPENING = (
+    "**SmolLM2-135M-Instruct with and without a draft** of `zoo/`, which was planned, trained and measured here. The text is the model's own, token\n"
+    "for token; `make tour` shows it on your machine.\n"
+)
 DRAFT, LOOKUP = "draft", "lookup"
 
 
@@ -28,7 +32,7 @@ def figure(folder: Path) -> str:
         if name in measured
         for part in part(measured[name])
     ]
-    return "\n".join(parts) + "\n" if parts else ""
+    return "\n".join([OPENING, *parts]) + "\n" if parts else ""
 
 
 def _speeds(speeds: dict[str, Any]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def test_nothing_stands_where_nothing_was_measured(modules: tuple[Any, Any], tmp
 def test_the_draft_chosen_before_stands_beside_plain_decoding(modules: tuple[Any, Any], tmp_path: Path) -> None:
     figure, speeds = modules
     records.write(tmp_path / "speed.json", speeds_of(speeds, 1.62))
-    lines = figure.figure(tmp_path).splitlines()
+    lines = figure.figure(tmp_path).removeprefix(figure.OPENING + "\n").splitlines()
     assert lines[0] == "| SmolLM2 on 2 threads of a CPU, T = 0 | float32, 1 at once |"
     assert lines[2:] == [
         "| without a draft | 30.0 tokens/s |", "| with a draft | **48.6 tokens/s** |", "| which | `eagle@3` |",
@@ -79,7 +79,7 @@ def test_the_tour_stands_with_what_it_had_been_told(modules: tuple[Any, Any], tm
         "trained": draft,
     }
     records.write(tmp_path / "tour.json", known)
-    text = modules[0].figure(tmp_path)
+    text = modules[0].figure(tmp_path).removeprefix(modules[0].OPENING + "\n")
     assert text.startswith(
         "`make tour` on a CPU, 11 prompts, float32: 30.0 tokens/s without a draft, **45.0** with `zoo/eagle`, 1.50× (1.40 to 1.60)"
     )
