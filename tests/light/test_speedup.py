@@ -120,11 +120,16 @@ def test_best_tree_curve_is_nested_concave_and_within_limits():
     assert law.best_tree([[0.0, 0.0]], 3).tokens_per_step.tolist() == [1, 1, 1, 1]
 
 
-def test_rank_acceptance_covers_by_a_power_law():
-    table = law.rank_acceptance(np.array([0.5, 0.8]), 6, 0.7)
+def test_rank_acceptance_covers_by_a_power_law_at_its_reference_and_by_as_many_tries_elsewhere():
+    usual = law.TAIL_ACCEPT
+    table = law.rank_acceptance(np.array([0.05, usual]), 6, 0.7)
     assert table.shape == (2, 6)
-    np.testing.assert_allclose(table[:, 0], [0.5, 0.8])
-    np.testing.assert_allclose(table.cumsum(axis=1)[0], 1 - 0.5 * np.arange(1, 7) ** -0.7, rtol=1e-13)
+    np.testing.assert_allclose(table[:, 0], [0.05, usual])
+    covered = table.cumsum(axis=1)
+    np.testing.assert_allclose(covered[1], 1 - (1 - usual) * np.arange(1, 7) ** -0.7, rtol=1e-13)
+    tries = np.log(1 - covered[1]) / np.log(1 - usual)
+    np.testing.assert_allclose(covered[0], 1 - 0.95**tries, rtol=1e-13)
+    assert covered[0, -1] < 3 * 0.05  # no draft that accepts next to nothing is saved by a tree
     assert law.rank_acceptance(0.6, 1, 0.7).tolist() == [0.6]
     np.testing.assert_allclose(law.rank_acceptance(0.6, 3, 0.0), [0.6, 0, 0], atol=1e-16)
 

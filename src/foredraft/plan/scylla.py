@@ -21,6 +21,7 @@ from foredraft.laws.cost import Prefill, ServerCost, serve
 from foredraft.laws.draws import stratified
 from foredraft.laws.passes import Array, Layout
 from foredraft.laws.scylla import BatchTheorem, LogTheorem, published_scylla
+from foredraft.laws.speedup import TAIL_ACCEPT
 from foredraft.machines import machine
 from foredraft.plan.trees import grown
 
@@ -285,7 +286,7 @@ def _assumptions(costs: Table5Costs) -> tuple[str, ...]:
         f"EAGLE-2's tree has the {r.nodes} nodes of {r.depth} levels, the {r.topk} best expanded in each, that its paper sets for 70 B "
         "(arXiv:2406.16858), at every batch; Scylla's the same, but no more verified tokens a sequence than theorem 1.3's k_opt",
         f"a tree of fewer nodes keeps what a static one would: acceptance the same at each level, further choices as "
-        f"rank^-{TAIL:g}, which is how our own trees gained by width",
+        f"rank^-{TAIL:g} at α = {TAIL_ACCEPT}, which is how our own trees gained by width",
         f"EAGLE-2's head has one layer, Scylla's {r.layers}: the paper does not say of which depth",
         f"weights in 16 bits ({weights:.0f} GB: in 8 they would be read in half the measured step), the cache in 8 ({narrow:.0f} GB at "
         f"batch {most}; the {wide:.0f} GB in 16 would not fit beside the weights in {room:.0f} GB)",

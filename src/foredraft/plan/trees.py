@@ -1,6 +1,7 @@
 """What a tree gains over a chain: how far a draft's further choices cover what its first misses.
 
-P(the target's token is beyond the draft's r-th choice) falls as r^-tail. Promises: where own trees were measured beside
+P(the target's token is beyond the draft's r-th choice) falls as r^-tail for a draft of usual acceptance, and by less for a lesser one
+(`laws.speedup.rank_acceptance`). Promises: where own trees were measured beside
 chains of the same draft, the tail is theirs. Refuses to know: drafts, costs.
 """
 
@@ -63,12 +64,10 @@ def tokens_per_step_in(trees: Sequence[BestTree], accept: Array, tails: Array) -
         np.concatenate([tree.ranks for tree in trees]),
         np.concatenate([node_depths(tree.parents) for tree in trees]),
     )
-    places = np.arange(1.0, ranks.max() + 2)[:, None]
-    of_missed = np.concatenate([np.ones((1, len(tails))), -np.diff(np.exp(-tails * np.log(places)), axis=0)])
     reach = np.empty((len(depths), len(tails)))
     for depth in range(depths.max() + 1):
-        level, alpha = np.flatnonzero(depths == depth), accept[:, depth]
-        shares = np.concatenate([alpha[None], (1 - alpha) * of_missed[1:]])[ranks[level]]
+        level = np.flatnonzero(depths == depth)
+        shares = rank_acceptance(accept[:, depth], int(ranks[level].max()) + 1, tails).T[ranks[level]]
         reach[level] = shares * reach[parents[level]] if depth else shares
     none = np.ones((1, len(tails)))
     return [np.cumsum(np.concatenate([none, reach[start:stop]]), axis=0) for start, stop in pairwise(starts)]

@@ -9,6 +9,7 @@ import msgspec
 
 from foredraft import kinds, published
 from foredraft.engines import ENGINES
+from foredraft.laws.speedup import TAIL_ACCEPT
 from foredraft.plan import evidence
 from foredraft.plan.backing import Backing, backings
 from foredraft.plan.best_of_kinds import label_of
@@ -163,7 +164,8 @@ def assumptions(problem: Problem, best: Scored, basis: Basis) -> tuple[str, ...]
     if best.candidate and any(mode != Mode(mode.depth, 1, mode.depth) for mode in best.modes):
         tail = best.candidate.tail
         notes.append(
-            f"the draft's further choices cover what the first misses as rank^-{tail.middle:.2g}, read off {tail.source}"
+            f"the draft's further choices cover what the first misses as rank^-{tail.middle:.2g} at α = {TAIL_ACCEPT}, by less at a lower one, "
+            f"read off {tail.source}"
         )
     if kinds.NGRAM.role in settings.kinds:
         notes.append(level_of(basis, kinds.NGRAM).source)
