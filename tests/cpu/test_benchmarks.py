@@ -31,7 +31,9 @@ def drafted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(run, "BUILD", tmp_path / "build")
     for module in (run, drafted):
         monkeypatch.setattr(module, "VENVS", tmp_path / "none")
-    return drafted
+    yield drafted
+    for name in ("drafted", "run"):  # benchmarks/gpu has a run.py too
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")

@@ -635,7 +635,7 @@ def test_the_verbs(tmp_path):
     table = run(app, ["validate", str(rows_path), "--target", *common])
     assert "chosen independent draft" in table.stdout
     done = run(app, ["plan", *common, "--engine", "foredraft", "--dtype", "float32", "-c", "1", "--input-len", "40",
-                     "--output-len", "90", "--draws", "16", "--observations", str(rows_path), "--json"])  # fmt: skip
+                     "--output-len", "90", "--draws", "16", "--observations", str(rows_path), "--kinds", "lm", "--json"])  # fmt: skip
     assert done.exit_code == 0, done.output
     choice = json.loads(done.stdout)["draft"]
     assert choice["draft_tokens"] <= max(LM_BUDGETS)

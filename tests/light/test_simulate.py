@@ -206,7 +206,7 @@ BAD = {
         "--method",
         "eagle",
     ): "TensorRT-LLM serves no drafts of kind EAGLE-1/2",
-    ("--accept", "2@2", "--method", "medusa"): "--method must be one of eagle, eagle3",
+    ("--accept", "2@2", "--method", "medusa"): "--method must be one of dspark, dflash, eagle, eagle3",
     ("--accept", "2@2", "--engine", "sglang", "--cpu"): "--cpu: SGLang takes no proposer",
     ("--accept", "2@2", "--draft-cost", "0.1"): "--draft-cost goes with --cpu alone",
     ("--accept", "2@2", "--cpu", "--draft-cost", "-1"): "--draft-cost must be seconds",
