@@ -18,7 +18,7 @@ from foredraft.decode.ngram import NGramDrafter, NGramIndex
 from foredraft.decode.proposals import PAD, Budget, Proposal
 from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.models.decoder import Decoder, cut
-from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_head import TokenHead
 from foredraft.models.draft_vocab import offsets
 from foredraft.models.forward import Output
 from foredraft.models.graphs import rounded
@@ -93,9 +93,10 @@ def lm(draft: Decoder) -> Drafter:
     return ModelDrafter(draft, draft.new_cache(ROWS, 300))
 
 
-def trained(kind: str, layers: int = 1, steps: int = 60) -> DraftHead:
+def trained(kind: str, layers: int = 1, steps: int = 60) -> TokenHead:
     """A head that has learned a little of its target's greedy answers here: enough for some tokens to be accepted."""
     head = new_head(TARGET, kind, layers, feature_layers=(0, 1, 2) if kind == "eagle3" else None)
+    assert isinstance(head, TokenHead)
     texts = [torch.tensor([[*prompt, *plain(prompt)]]) for prompt in PROMPTS]
     joined = [torch.cat(TARGET(text, hidden_states=head.feature_layers).hidden_states, -1) for text in texts]
     optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
@@ -109,7 +110,7 @@ def trained(kind: str, layers: int = 1, steps: int = 60) -> DraftHead:
 
 
 @cache
-def a_head(kind: str, layers: int = 1) -> DraftHead:
+def a_head(kind: str, layers: int = 1) -> TokenHead:
     return trained(kind, layers)
 
 
@@ -124,6 +125,7 @@ FREQUENT = tuple(range(0, VOCAB, 2))  # that drafts of a vocabulary of their own
 def cut_head() -> HeadDrafter:
     """The EAGLE head of these tests over half the vocabulary."""
     head = new_head(TARGET, "eagle", 1, FREQUENT)
+    assert isinstance(head, TokenHead)
     head.load_state_dict(dict(head.state_dict()) | dict(a_head("eagle").state_dict()))
     return HeadDrafter(head.requires_grad_(False).eval(), head.new_cache(8, 300))
 
@@ -491,11 +493,11 @@ class Checked:
         assert sorted(map(tuple, paths)) == sorted(expected_ranks)
 
 
-def naive_ranked(head: DraftHead, tokens: list[int], path: list[int]) -> list[int]:
+def naive_ranked(head: TokenHead, tokens: list[int], path: list[int]) -> list[int]:
     return head.target_ids(naive_law(head, tokens, path).argsort(descending=True)).tolist()
 
 
-def naive_law(head: DraftHead, tokens: list[int], path: list[int]) -> torch.Tensor:
+def naive_law(head: TokenHead, tokens: list[int], path: list[int]) -> torch.Tensor:
     """log q of the token after `tokens` + `path`, from whole passes: true hidden states, then the head's own outputs."""
     hidden_states = TARGET(torch.tensor([tokens[:-1]]), hidden_states=head.feature_layers).hidden_states
     hidden = head.combine(torch.cat(hidden_states, -1))
@@ -507,11 +509,11 @@ def naive_law(head: DraftHead, tokens: list[int], path: list[int]) -> torch.Tens
     return head(ids, hidden).logits_BTV[0, -1].log_softmax(-1)
 
 
-def naive(head: DraftHead, tokens: list[int], path: list[int]) -> float:
+def naive(head: TokenHead, tokens: list[int], path: list[int]) -> float:
     return sum(float(naive_law(head, tokens, path[:i])[token]) for i, token in enumerate(path))
 
 
-def naive_best(head: DraftHead, tokens: list[int], path: list[int] | None = None) -> int:
+def naive_best(head: TokenHead, tokens: list[int], path: list[int] | None = None) -> int:
     return int(head.target_ids(naive_law(head, tokens, path or []).argmax()))
 
 

@@ -15,6 +15,7 @@ from foredraft import kinds, records, shapes, tour
 from foredraft.cli import main as cli
 from foredraft.records import Estimate, Machine, Measurement, Observation, Plan, Provenance, Workload
 from foredraft.tour import ITINERARY, Places, TourStep
+from foredraft.tour_outcome import drafting
 
 ROOT = Path(__file__).parents[2]
 ROUTE = ITINERARY._replace(input_len=8, answer_len=12, num_prompts=2, training_hours=1e-4, question="the quick brown")
@@ -217,7 +218,7 @@ def test_a_draft_of_the_zoo_goes_through_the_whole_tour(
     planned = records.read(Plan, places.plan("minute"))
     assert planned.draft is not None
     assert planned.draft.training_flops > 0
-    assert came["trained"]["predicted_tokens_per_step"]["value"] == tour.drafting(planned).tokens_per_step.value
+    assert came["trained"]["predicted_tokens_per_step"]["value"] == drafting(planned).tokens_per_step.value
     rows = records.read_lines(Measurement, places.out / "measured" / "measurements.jsonl")
     assert came["plain_tok_s"] == next(row.observation.output_tok_s for row in rows if row.observation.method == "none")
     shown = capsys.readouterr().out
@@ -230,7 +231,7 @@ def test_the_best_of_the_zoo_is_planned_by_itself_where_another_was_chosen(
 ) -> None:
     plans = []
     monkeypatch.setattr(tour, "run", lambda step: plans.append(step.words))
-    monkeypatch.setattr(tour.records, "read", lambda kind, path: "its plan")
+    monkeypatch.setattr(records, "read", lambda kind, path: "its plan")
     gain = Estimate(value=1.0, low=1.0, high=1.0, unit="x", source="test")
     none = Plan(
         objective="throughput", engine="foredraft", target="target", machine="M", devices=1, dtype="float32", speedup=gain, schedule=(),
@@ -250,7 +251,7 @@ def test_a_slow_machine_trains_longer_than_a_minute(places: Places, monkeypatch:
             raise ValueError("no draft is left to plan")
 
     monkeypatch.setattr(tour, "run", run)
-    monkeypatch.setattr(tour.records, "read", lambda kind, path: "the plan")
+    monkeypatch.setattr(records, "read", lambda kind, path: "the plan")
     assert tour.plan_a_minute(places) == "the plan"
     assert hours == [times * ITINERARY.training_hours for times in tour.LONGER]
 

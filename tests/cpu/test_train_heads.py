@@ -19,7 +19,7 @@ from foredraft.decode.batch import Request
 from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.models.decoder import Decoder
-from foredraft.models.draft_head import DraftHead
+from foredraft.models.draft_head import TokenHead
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.rope import rope_from_config
@@ -58,10 +58,11 @@ def model(seed: int, std: float, tie: bool = False) -> Decoder:
 
 def head_for(
     target: Decoder, kind: str, layers: int, std: float = 0.0, draft_vocab: range | None = DRAFTABLE
-) -> DraftHead:
+) -> TokenHead:
     eagle3 = kind == "eagle3"
     layers_read, ids = (1, 2, 3) if eagle3 else None, None if kind == "eagle" else draft_vocab
     head = new_head(target, kind.removesuffix("-cut"), layers, ids, feature_layers=layers_read)
+    assert isinstance(head, TokenHead)
     for parameter in head.parameters():
         if parameter.dim() > 1 and std:
             torch.nn.init.normal_(parameter, std=std)
@@ -72,7 +73,7 @@ RANDOM = model(0, 0.2).requires_grad_(False).eval()
 
 
 @pytest.fixture(params=KINDS)
-def random_head(request: pytest.FixtureRequest) -> DraftHead:
+def random_head(request: pytest.FixtureRequest) -> TokenHead:
     torch.manual_seed(5)
     return head_for(RANDOM, *KINDS[request.param], std=0.15).requires_grad_(False).eval()
 
@@ -86,7 +87,7 @@ def windows(rows: int, length: int, seed: int = 0, documents: list[int] | None =
 # What is unrolled
 
 
-def test_the_unrolled_head_is_the_head_that_drafts(random_head: DraftHead):
+def test_the_unrolled_head_is_the_head_that_drafts(random_head: TokenHead):
     """Logits of step s at row t are those of the head drafting from a cache after token t + 1, s tokens accepted."""
     head, steps, batch = random_head, 4, windows(2, 12)
     aux = OnlineHiddenStates(RANDOM, head.feature_layers)(batch).aux_BTF
@@ -107,7 +108,7 @@ def test_the_unrolled_head_is_the_head_that_drafts(random_head: DraftHead):
     assert compared == 32
 
 
-def test_the_unrolled_head_reads_its_own_chain(random_head: DraftHead):
+def test_the_unrolled_head_reads_its_own_chain(random_head: TokenHead):
     """Negative control: without the keys of the chain, or at the wrong token, step 2 says something else."""
     batch = windows(1, 12)
     aux = OnlineHiddenStates(RANDOM, random_head.feature_layers)(batch).aux_BTF
@@ -154,7 +155,7 @@ def test_merged_attention_is_one_softmax(kernel: str, split: bool, monkeypatch: 
         torch.testing.assert_close(ours_g, theirs_g, rtol=1e-4, atol=1e-5)
 
 
-def kept_bytes(head: DraftHead, length: int, steps: int) -> int:
+def kept_bytes(head: TokenHead, length: int, steps: int) -> int:
     """Bytes that a training pass keeps for its backward, each piece of memory once."""
     sizes: dict[int, int] = {}
 
@@ -179,7 +180,7 @@ def test_memory_grows_with_tokens_and_steps_not_with_their_squares():
 # The loss
 
 
-def written(head: DraftHead, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor]:
+def written(head: TokenHead, batch: Batch, settings: HeadSettings) -> tuple[Tensor, Tensor]:
     """The loss and its weight as `drafts.md` has them: step by step, row by row, all logits at once."""
     read_states = OnlineHiddenStates(RANDOM, head.feature_layers)(batch)
     states = unroll(
@@ -380,7 +381,7 @@ def answers() -> list[list[int]]:
     return [sequence.answer for sequence in Engine(speaker(), max_batch=8, max_context=64).generate(REQUESTS)]
 
 
-def drafted(head: DraftHead) -> tuple[list[list[int]], float, float]:
+def drafted(head: TokenHead) -> tuple[list[list[int]], float, float]:
     """Answers, 1 + accepted per step, and tokens emitted per step, at chains of 4."""
     engine = Engine(speaker(), HeadDrafter(head, head.new_cache(8, 160)), lookahead=4, max_batch=8, max_context=64)
     sequences = [engine.add(request) for request in REQUESTS]
@@ -416,11 +417,12 @@ def test_training_raises_acceptance_and_the_engine_agrees(name: str, tmp_path: P
     assert judged_acceptance.tokens_per_step.value == pytest.approx(after, rel=0.02)
     objective.save(tmp_path, objective.trained.state_dict())
     again = load_head(tmp_path, target)
+    assert isinstance(again, TokenHead)
     assert all(torch.equal(a, b) for a, b in zip(head.state_dict().values(), again.state_dict().values(), strict=True))
     assert drafted(again)[1] == after
 
 
-def judged(head: DraftHead, texts: list, lookahead: int) -> TeacherForcedAcceptance:
+def judged(head: TokenHead, texts: list, lookahead: int) -> TeacherForcedAcceptance:
     """Of texts that stand alone."""
     rows = tallies(head, TargetCache(head.target), texts, lookahead)
     return acceptance({name: torch.stack([row[name] for row in rows]).sum(0) for name in rows[0]})

@@ -13,6 +13,7 @@ from foredraft.decode.ngram import NGramDrafter
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
 from foredraft.models.decoder import Decoder
+from foredraft.models.draft_head import TokenHead
 from foredraft.models.heads import new_head
 from foredraft.models.layers import model_config_of
 from foredraft.shapes import from_config
@@ -45,6 +46,7 @@ def drafter(kind: str, target: Decoder) -> Drafter | None:
         return ModelDrafter(small, small.new_cache(8, 400))
     if kind in ("eagle", "eagle3"):
         head = new_head(target, kind, 2, dtype=target.dtype).requires_grad_(False).eval()
+        assert isinstance(head, TokenHead)
         return HeadDrafter(head, head.new_cache(8, 600))
     return NGramDrafter() if kind == "ngram" else None
 

@@ -1,6 +1,7 @@
 """What a tour came to: each draft's measured row beside its plan's prediction, and whether it lies inside."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def plan(*schedule: ScheduleStep) -> Plan:
     )  # fmt: skip
 
 
-def row(draft: str | None, lookahead: int, nodes: int, speed: float, **more: object) -> Measurement:
+def row(draft: str | None, lookahead: int, nodes: int, speed: float, **more: Any) -> Measurement:
     seen = Observation(
         run="r", target="T", method="eagle" if draft else "none", provenance=Provenance(source="test"), draft=draft, dtype="float32",
         machine="M", lookahead=lookahead, tree_nodes=nodes, topk=1, batch_size=1, output_len=20.0, num_requests=12, output_tok_s=speed,
@@ -35,7 +36,7 @@ def row(draft: str | None, lookahead: int, nodes: int, speed: float, **more: obj
     )  # fmt: skip
     return Measurement(
         observation=seen, way="live", intervals={"speedup": estimate(speed / 10, 0.05)} if draft else {}, **more
-    )  # type: ignore[arg-type]
+    )
 
 
 def measured(folder: Path, *rows: Measurement) -> Path:
