@@ -13,8 +13,8 @@ import msgspec
 TYPES = "float32", "bfloat16"
 BATCHES = "1", "8"
 OPENING = (
-    "**SmolLM2-135M-Instruct with and without a draft** of `zoo/`, which was planned, trained and measured here. The text is the model's own, token\n"
-    "for token; `make tour` shows it on your machine.\n"
+    "**SmolLM2-135M-Instruct with and without a draft** of `zoo/`, trained and measured here. The text is the model's own, token for token;\n"
+    "`make tour` shows it on your machine.\n"
 )
 DRAFT, LOOKUP = "draft", "lookup"
 

@@ -57,7 +57,7 @@ class TourStep(NamedTuple):
     words: tuple[str, ...]
 
 
-class Places(NamedTuple):
+class TourPlaces(NamedTuple):
     """Where everything of a tour lies: the target's folder, the zoo's and its drafts', the shipped observations, and `out`, which is made."""
 
     target: Path
@@ -91,7 +91,7 @@ def names_of(target: Path, observations: Sequence[Path]) -> list[str]:
 
 
 def planning(
-    places: Places, name: str, hours: float, observations: Sequence[Path], *more: str, route: Itinerary = ITINERARY
+    places: TourPlaces, name: str, hours: float, observations: Sequence[Path], *more: str, route: Itinerary = ITINERARY
 ) -> tuple[str, ...]:
     """The words of a plan into the folder `name` of the tour, for one request at a time on this machine and `hours` of training there."""
     return (
@@ -103,7 +103,7 @@ def planning(
     )  # fmt: skip
 
 
-def before_decoding(places: Places, route: Itinerary = ITINERARY) -> Iterator[TourStep]:
+def before_decoding(places: TourPlaces, route: Itinerary = ITINERARY) -> Iterator[TourStep]:
     """What this machine reaches; and which draft to run on it, of those at hand and those that train in a minute."""
     yield TourStep("Measure this machine", ("probe", "--out", f"{places.machine}", "--repeats", "3"))
     beside = [word for draft in places.drafts for word in ("--beside", f"{draft}")]
@@ -114,7 +114,7 @@ def before_decoding(places: Places, route: Itinerary = ITINERARY) -> Iterator[To
     )
 
 
-def minute(places: Places, times: int, route: Itinerary = ITINERARY) -> TourStep:
+def minute(places: TourPlaces, times: int, route: Itinerary = ITINERARY) -> TourStep:
     """What a minute of training is worth, or so many `times` as much, by what was trained on the same data."""
     hours = times * route.training_hours
     return TourStep(
@@ -123,7 +123,7 @@ def minute(places: Places, times: int, route: Itinerary = ITINERARY) -> TourStep
     )
 
 
-def training(places: Places, route: Itinerary = ITINERARY) -> TourStep:
+def training(places: TourPlaces, route: Itinerary = ITINERARY) -> TourStep:
     """The minute that was planned."""
     return TourStep(
         "Train it",
@@ -132,7 +132,7 @@ def training(places: Places, route: Itinerary = ITINERARY) -> TourStep:
     )  # fmt: skip
 
 
-def measuring(places: Places, specs: Sequence[str], route: Itinerary = ITINERARY) -> Iterator[TourStep]:
+def measuring(places: TourPlaces, specs: Sequence[str], route: Itinerary = ITINERARY) -> Iterator[TourStep]:
     """The drafts beside plain decoding and prompt lookup, in one run; and all of the tour on a page."""
     drafts = [word for each in (*specs, f"{kinds.NGRAM.name}@4") for word in ("--draft", each)]
     yield TourStep(
@@ -169,7 +169,7 @@ def tour(
             raise ValueError(
                 f"{need} is missing: take the tour in a checkout of the repository, or name --zoo and --observations"
             )
-    places = Places(target or converted(cache, route), zoo, drafts, observations, out, zoo / route.data)
+    places = TourPlaces(target or converted(cache, route), zoo, drafts, observations, out, zoo / route.data)
     for step in before_decoding(places, route):
         run(step)
     shipped, plan = of_the_zoo(places, records.read(Plan, places.plan("plan")), route)
@@ -192,7 +192,7 @@ def converted(cache: Path, route: Itinerary = ITINERARY) -> Path:
     return folder
 
 
-def of_the_zoo(places: Places, plan: Plan, route: Itinerary = ITINERARY) -> tuple[str, Plan]:
+def of_the_zoo(places: TourPlaces, plan: Plan, route: Itinerary = ITINERARY) -> tuple[str, Plan]:
     """The best draft of the zoo, in words of --draft, and its plan: the one that was chosen, or, where one to train was, its own."""
     if plan.draft and (words := _at_hand(places, plan.draft)):
         return words, plan
@@ -207,7 +207,7 @@ def of_the_zoo(places: Places, plan: Plan, route: Itinerary = ITINERARY) -> tupl
     return folder, records.read(Plan, places.plan("plan"))
 
 
-def plan_a_minute(places: Places, route: Itinerary = ITINERARY) -> Plan:
+def plan_a_minute(places: TourPlaces, route: Itinerary = ITINERARY) -> Plan:
     """The plan of what to train here: of a minute, or, on a machine on which nothing that was studied trains in one, of the first of LONGER."""
     for times in LONGER:
         try:
@@ -219,7 +219,7 @@ def plan_a_minute(places: Places, route: Itinerary = ITINERARY) -> Plan:
     return records.read(Plan, places.plan("minute"))
 
 
-def _at_hand(places: Places, draft: DraftChoice) -> str | None:
+def _at_hand(places: TourPlaces, draft: DraftChoice) -> str | None:
     """The zoo's draft that a plan names, in words of --draft; None where it is none of them."""
     folder = draft.name.removesuffix(kinds.BEHIND)
     return f"{folder}{_lookup(draft)}" if Path(folder) in places.drafts else None

