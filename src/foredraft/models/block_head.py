@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from foredraft import kinds
 from foredraft.models.checkpoint import Checkpoint
-from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like, no_options
 from foredraft.models.draft_vocab import all_target_ids, cut_offsets, stored_offsets
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, read_out
 from foredraft.models.layers import AttentionMetadata, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
 
 USUAL_FEATURES = 5  # hidden states that published heads of five layers read
@@ -41,7 +41,7 @@ class BlockHead(DraftHead):
     reads_drafts: ClassVar[bool] = False  # whether a token's logits depend on the token drafted before it
 
     def __init__(
-        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], mask_token: int,
+        self, shape: Shape, config: ModelConfig, target: Target, feature_layers: tuple[int, ...], mask_token: int,
         d2t: Tensor | None = None, *, from_anchor: bool | None = None, own_tables: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(shape, config, target, feature_layers, TABLES[0] in own_tables, d2t)
@@ -74,7 +74,7 @@ class BlockHead(DraftHead):
     @classmethod
     def new(
         cls,
-        target: Decoder,
+        target: Target,
         num_layers: int = 1,
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
@@ -101,7 +101,7 @@ class BlockHead(DraftHead):
 
     @classmethod
     def from_checkpoint(
-        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
+        cls, shape: Shape, config: ModelConfig, target: Target, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         keys = kinds.block_keys(config_keys)
         refuse_variants(keys, config)
@@ -214,7 +214,7 @@ def default_feature_layers(num_layers: int, num: int = USUAL_FEATURES) -> tuple[
     return tuple(1 + round(1 + i * (num_layers - 4) / (num - 1)) for i in range(num))
 
 
-def check_block(feature_layers: tuple[int, ...], mask_token: int, target: Decoder) -> None:
+def check_block(feature_layers: tuple[int, ...], mask_token: int, target: Target) -> None:
     """Raise ValueError unless these are hidden states before the last layer's, and a token of the target's."""
     depth, vocab_size = target.shape.num_layers, target.shape.vocab_size
     if not feature_layers or not all(0 <= layer < depth for layer in feature_layers):
@@ -223,7 +223,7 @@ def check_block(feature_layers: tuple[int, ...], mask_token: int, target: Decode
         raise ValueError(f"mask_token must be an id below the target's vocab_size {vocab_size}, got {mask_token}")
 
 
-def stated_feature_layers(keys: Mapping[str, Any], target: Decoder) -> tuple[int, ...]:
+def stated_feature_layers(keys: Mapping[str, Any], target: Target) -> tuple[int, ...]:
     """By the layers left (`target_layer_ids`), or in the speculators format by the layers entered; the default where neither is there."""
     if left := keys.get("target_layer_ids"):
         return tuple(layer + 1 for layer in left)
@@ -239,7 +239,7 @@ def refuse_variants(keys: Mapping[str, Any], config: ModelConfig) -> None:
         raise ValueError("layer_types: sliding layers of a head of blocks are not supported")
 
 
-def _differs(name: str, checkpoint: Checkpoint, target: Decoder, d2t: Tensor | None) -> bool:
+def _differs(name: str, checkpoint: Checkpoint, target: Target, d2t: Tensor | None) -> bool:
     """Whether a folder has a table that is not its target's own: published heads often carry copies."""
     if name not in checkpoint.stored:
         return False

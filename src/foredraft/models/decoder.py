@@ -15,6 +15,7 @@ from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import Attend, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rotary
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
 from foredraft.shapes.families import runnable
 
@@ -22,7 +23,7 @@ INIT_STD = 0.02
 POSITION_OFFSET = 2  # OPT's table begins with two rows for padding
 
 
-class Decoder(nn.Module):
+class Decoder(Target):
     """A causal language model with weights of shape `shape`; parameters are named as in Hugging Face's Llama.
 
     A draft that may draft some of its vocabulary alone reads all of it and has logits of `d2t`'s ids (see `draft_vocab`): by an LM head of
@@ -49,14 +50,6 @@ class Decoder(nn.Module):
         self.lm_head = None if shape.tie_embeddings else Linear(width, rows, bias=False)
         self.register_buffer("d2t", d2t)
         self._gathered = GatheredRows()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embed_tokens.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.embed_tokens.weight.device
 
     @property
     def head_weight_VC(self) -> Tensor:

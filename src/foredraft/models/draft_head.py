@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.checkpoint import Checkpoint
-from foredraft.models.decoder import INIT_STD, Decoder
+from foredraft.models.decoder import INIT_STD
 from foredraft.models.draft_vocab import GatheredRows, all_target_ids, draftable, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rope, Rotary
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
 
 
@@ -48,7 +49,7 @@ class DraftHead(nn.Module, ABC):
     norm: nn.Module
 
     def __init__(
-        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], own_embedding: bool,
+        self, shape: Shape, config: ModelConfig, target: Target, feature_layers: tuple[int, ...], own_embedding: bool,
         d2t: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -66,7 +67,7 @@ class DraftHead(nn.Module, ABC):
     @abstractmethod
     def new(
         cls,
-        target: Decoder,
+        target: Target,
         num_layers: int = 1,
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
@@ -77,7 +78,7 @@ class DraftHead(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_checkpoint(
-        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
+        cls, shape: Shape, config: ModelConfig, target: Target, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         """The head of a folder on the meta device, its vocabulary's map apart. `config_keys`: its config.json, unfolded."""
 
@@ -90,7 +91,7 @@ class DraftHead(nn.Module, ABC):
         """The target's hidden states, joined, as the head reads them: `hidden_BTC`."""
 
     @property
-    def target(self) -> Decoder:
+    def target(self) -> Target:
         return self._borrowed[0]
 
     @property
@@ -208,6 +209,6 @@ def no_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"{next(iter(options))} is not an option of this kind of head")
 
 
-def llama_like(target: Decoder) -> ModelConfig:
+def llama_like(target: Target) -> ModelConfig:
     """The config of a new head's layers: Llama's, with the target's rope and norm."""
     return ModelConfig(norm_eps=target.config.norm_eps, activation="silu", rope=target.config.rope or Rope())

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from foredraft import kinds
 from foredraft.models.block_head import BlockHead
 from foredraft.models.checkpoint import Checkpoint
-from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import HeadLayout, no_options
 from foredraft.models.layers import ModelConfig
 from foredraft.models.linear import Linear
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
 
 
@@ -47,7 +47,7 @@ class DSparkHead(BlockHead):
     reads_drafts: ClassVar[bool] = True
 
     def __init__(
-        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], mask_token: int,
+        self, shape: Shape, config: ModelConfig, target: Target, feature_layers: tuple[int, ...], mask_token: int,
         d2t: Tensor | None = None, *, from_anchor: bool | None = None, own_tables: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(
@@ -67,7 +67,7 @@ class DSparkHead(BlockHead):
 
     @classmethod
     def from_checkpoint(
-        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
+        cls, shape: Shape, config: ModelConfig, target: Target, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         keys = kinds.block_keys(config_keys)
         kind = keys.get("markov_head_type", "vanilla")

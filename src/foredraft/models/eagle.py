@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from foredraft import kinds
 from foredraft.models.checkpoint import Checkpoint
-from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import HeadLayout, TokenHead, llama_like, no_options
 from foredraft.models.draft_vocab import cut_offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, Layer, ModelConfig
 from foredraft.models.linear import Linear
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
 
 CUT_LAYOUT = HeadLayout(
@@ -32,7 +32,7 @@ class EagleHead(TokenHead):
     layout = HeadLayout("LlamaForCausalLM")
 
     def __init__(
-        self, shape: Shape, config: ModelConfig, target: Decoder, d2t: Tensor | None = None, *,
+        self, shape: Shape, config: ModelConfig, target: Target, d2t: Tensor | None = None, *,
         own_embedding: bool = False, fc_bias: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(shape, config, target, (target.shape.num_layers,), own_embedding, d2t)
@@ -45,7 +45,7 @@ class EagleHead(TokenHead):
     @classmethod
     def new(
         cls,
-        target: Decoder,
+        target: Target,
         num_layers: int = 1,
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
@@ -60,7 +60,7 @@ class EagleHead(TokenHead):
 
     @classmethod
     def from_checkpoint(
-        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
+        cls, shape: Shape, config: ModelConfig, target: Target, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         width = target.shape.embed_width
         if shape.hidden_size != width:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from foredraft import kinds
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.checkpoint import Checkpoint
-from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import HeadLayout, NamesOnFile, TokenHead, llama_like, no_options
 from foredraft.models.draft_vocab import offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, FusionLayer, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
 
 
@@ -27,7 +27,7 @@ class Eagle3Head(TokenHead):
     layout = HeadLayout("LlamaForCausalLMEagle3")
 
     def __init__(
-        self, shape: Shape, config: ModelConfig, target: Decoder, feature_layers: tuple[int, ...], d2t: Tensor,
+        self, shape: Shape, config: ModelConfig, target: Target, feature_layers: tuple[int, ...], d2t: Tensor,
         own_embedding: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(shape, config, target, feature_layers, own_embedding, d2t)
@@ -44,7 +44,7 @@ class Eagle3Head(TokenHead):
     @classmethod
     def new(
         cls,
-        target: Decoder,
+        target: Target,
         num_layers: int = 1,
         draft_vocab: Iterable[int] | None = None,
         feature_layers: tuple[int, ...] | None = None,
@@ -60,7 +60,7 @@ class Eagle3Head(TokenHead):
 
     @classmethod
     def from_checkpoint(
-        cls, shape: Shape, config: ModelConfig, target: Decoder, config_keys: Mapping[str, Any], checkpoint: Checkpoint
+        cls, shape: Shape, config: ModelConfig, target: Target, config_keys: Mapping[str, Any], checkpoint: Checkpoint
     ) -> Self:
         feature_layers, d2t = _feature_layers(config_keys, target), stored_offsets(shape, checkpoint)
         d2t = offsets(None, shape.vocab_size) if d2t is None else d2t
@@ -129,14 +129,14 @@ def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
     return 2, num_layers // 2, num_layers - 3
 
 
-def check_features(layers: tuple[int, ...], target: Decoder) -> None:
+def check_features(layers: tuple[int, ...], target: Target) -> None:
     """Raise unless these are three of the target's hidden states."""
     depth = target.shape.num_layers
     if len(layers) != 3 or not all(0 <= layer <= depth for layer in layers):
         raise ValueError(f"feature_layers must be three hidden states from 0 to {depth}, got {list(layers)}")
 
 
-def _feature_layers(config_keys: Mapping[str, Any], target: Decoder) -> tuple[int, ...]:
+def _feature_layers(config_keys: Mapping[str, Any], target: Target) -> tuple[int, ...]:
     """vLLM counts hidden states by the layer they enter, SGLang (under eagle_config) by the layer they leave."""
     entered, left_layers = aux_layer_ids(config_keys)
     if entered and left_layers and [i + 1 for i in left_layers] != list(entered):

@@ -16,13 +16,14 @@ from torch import Tensor
 from foredraft import kinds, shapes
 from foredraft.models.block_head import BlockHead
 from foredraft.models.checkpoint import Checkpoint, TensorError, fill
-from foredraft.models.decoder import INIT_STD, Decoder
+from foredraft.models.decoder import INIT_STD
 from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.dspark import DSparkHead
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.load import parse_config
 from foredraft.models.rope import Rope, rope_to_config
+from foredraft.models.target import Target
 from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape
 from foredraft.shapes.folder import SINGLE
@@ -35,7 +36,7 @@ _VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "use_aux_norm"
 
 
 def new_head(
-    target: Decoder, kind: str = kinds.EAGLE3.name, num_layers: int = 1, draft_vocab: Iterable[int] | None = None, *,
+    target: Target, kind: str = kinds.EAGLE3.name, num_layers: int = 1, draft_vocab: Iterable[int] | None = None, *,
     seed: int = 0, feature_layers: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> DraftHead:  # fmt: skip
@@ -51,7 +52,7 @@ def new_head(
 
 
 def load_head(
-    folder: str | Path, target: Decoder, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | Path, target: Target, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> DraftHead:
     """The draft head in a folder, frozen, beside the target whose embedding (and, EAGLE-1/2, LM head) it borrows."""
     checkpoint, file = Checkpoint(folder), Path(folder) / "config.json"
@@ -77,9 +78,7 @@ def load_head(
     return head.to(device).requires_grad_(False).eval()
 
 
-def _check_fit(
-    shape: Shape, kind: kinds.Kind, keys: Mapping[str, Any], target: Decoder, checkpoint: Checkpoint
-) -> None:
+def _check_fit(shape: Shape, kind: kinds.Kind, keys: Mapping[str, Any], target: Target, checkpoint: Checkpoint) -> None:
     """The head is one of those built here, and made for this target."""
     variants = [key for key in _VARIANTS if keys.get(key) and kind.passes == "token"]
     if variants:
