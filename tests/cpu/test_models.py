@@ -984,6 +984,12 @@ def test_new_heads_follow_their_seed_and_begin_as_the_targets_head(target):
     assert sum(p.numel() for p in first_head.parameters()) == first_head.shape.params
 
 
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+def test_a_new_head_of_any_kind_takes_nothing_from_torchs_global_generator(target: Decoder, kind: str):
+    states = [(torch.manual_seed(drawn_before), new_head(target, kind).state_dict())[1] for drawn_before in (1, 2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 @pytest.mark.parametrize("kind", ["eagle3", "eagle"])
 def test_heads_for_every_target(pair, kind):
     if pair.ours.shape.embed_dim:

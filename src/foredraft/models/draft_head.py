@@ -124,11 +124,16 @@ class DraftHead(nn.Module, ABC):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Normal weights of deviation 0.02 in the order of the parameters, on the CPU, so that a seed gives one head everywhere."""
+        """Normal weights of deviation 0.02 in the order of the parameters, on the CPU, so that a seed gives one head everywhere; biases of
+        zero, which torch would draw by its global generator.
+        """
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, INIT_STD, generator=generator)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
         """Room for `batch` sequences of `slots` rows, draft nodes included."""
