@@ -15,8 +15,10 @@ RUN_PARTS = ("final", "best", EXPORTS)  # folders inside a run's folder, which b
 
 def name_of(folder: str | Path) -> str:
     """A folder's own name, or a GGUF file's without its ending; of what a training run exported, the run's before it: "eagle3/final",
-    "lm/exports/tokens-1e6".
+    "lm/exports/tokens-1e6"; org/model of a snapshot in the Hub's cache.
     """
+    if name := records.hub_name(folder):
+        return name
     path = Path(folder).resolve()
     parts = (path.with_suffix("") if path.suffix == ".gguf" and path.is_file() else path).parts
     start = len(parts) - 1
@@ -27,7 +29,7 @@ def name_of(folder: str | Path) -> str:
 
 def run_name(folder: str | Path) -> str:
     """The name of the run that made a folder: all exports of one run are one cluster of a bootstrap over runs."""
-    return name_of(folder).split("/")[0]
+    return records.hub_name(folder) or name_of(folder).split("/")[0]
 
 
 def run_folder(folder: str | Path) -> Path | None:

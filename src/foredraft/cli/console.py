@@ -18,20 +18,58 @@ if TYPE_CHECKING:
 
 WIDTH = 110  # columns of tables into a pipe or file
 FULL = "pip install 'foredraft[full]'"
+SHOWN = 300  # characters of another program's message
 PLOT = "pip install 'foredraft[plot]'"
 
 
-def fail(error: Exception, options: Mapping[str, str] | None = None) -> NoReturn:
-    """End with exit code 2: the error as one line on stderr, then its notes as hints (see `records.with_hint`).
+def fail(error: BaseException, options: Mapping[str, str] | None = None) -> NoReturn:
+    """End with exit code 2: the error as one line on stderr, then its notes as hints (see `records.with_hint`); control characters in it,
+    which may be others', are shown.
 
     `options`: by a field's name the option that sets it, as it is typed; a message that begins with a field begins with its option.
     """
+    from foredraft.records import visible
+
     message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     field, space, rest = " ".join(message.split()).partition(" ")
-    print(f"error: {(options or {}).get(field, field)}{space}{rest}", file=sys.stderr)
+    print(f"error: {(options or {}).get(field, field)}{space}{visible(rest)}", file=sys.stderr)
     for hint in getattr(error, "__notes__", ()) or _usual_hints(error):
-        print(f"\nhint: {hint}", file=sys.stderr)
+        print(f"\nhint: {visible(hint)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def fail_memory(error: BaseException) -> NoReturn:
+    """The same where memory ran out, whoever asked for it."""
+    reason = next(iter(str(error).splitlines()), "") or "Python could not allocate"
+    failure = MemoryError(f"out of memory ({reason[:SHOWN]})")
+    failure.add_note("lower --batch or --context, choose a smaller --dtype, or give a smaller file")
+    fail(failure)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python's words or in torch's."""
+    words = ("can't allocate memory", "out of memory", "Unable to allocate")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def fail_bug(error: BaseException) -> NoReturn:
+    """End with exit code 1 where the fault is this program's: what failed and where, in one line, and how to report it."""
+    import traceback
+
+    from foredraft.records import visible
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "foredraft" in Path(frame.filename).parts]
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    reason = " ".join(str(error).split())[:SHOWN]
+    print(
+        f"error: {visible(f'{type(error).__name__}: {reason}')}{where}: a bug of foredraft, or a file it misreads",
+        file=sys.stderr,
+    )
+    print(
+        "\nhint: report it on the project's issue tracker, with what the same command says with --debug",
+        file=sys.stderr,
+    )
+    raise SystemExit(1)
 
 
 def fail_usage(error: Any) -> NoReturn:
@@ -53,7 +91,7 @@ def options_of(app: typer.Typer, words: Sequence[str]) -> dict[str, str]:
     return {param.name: max(param.opts, key=len) for param in command.params if param.opts[0].startswith("-")}
 
 
-def _usual_hints(error: Exception) -> tuple[str, ...]:
+def _usual_hints(error: BaseException) -> tuple[str, ...]:
     """What helps against an error that Python itself raised."""
     if isinstance(error, FileNotFoundError):
         return ("check the path",)

@@ -4,14 +4,16 @@ A file per verb, which holds its options and how its result is shown. Refuses to
 its room when it runs, so that `--help` stays instant.
 """
 
+import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
 from foredraft import __version__
 from foredraft.cli.bench import bench
-from foredraft.cli.console import fail, fail_usage, options_of
+from foredraft.cli.console import fail, fail_bug, fail_memory, fail_usage, is_out_of_memory, options_of
 from foredraft.cli.convert import convert
 from foredraft.cli.data import app as data_app
 from foredraft.cli.deploy import app as deploy_app
@@ -43,21 +45,44 @@ app.command("list")(show)
 
 
 def main() -> None:
-    """Run the command line; a ValueError, a missing file or a mistyped option becomes one line on stderr and exit code 2."""
+    """Run the command line; whatever stops it becomes one line on stderr: exit code 2 where the user can mend it, 1 where it is a bug.
+
+    With --debug, anywhere on the line, the traceback stands before it.
+    """
+    words = sys.argv[1:]
+    debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
+    if debug:
+        sys.argv.remove("--debug")
     try:
         raise SystemExit(app(standalone_mode=False) or 0)
-    except (OSError, ValueError, ImportError) as error:
-        fail(error, options_of(app, sys.argv[1:]))
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read our output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's own complaints, whose class moves from version to version
-            raise
+        if debug:
+            traceback.print_exc()
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    if is_out_of_memory(error):
+        fail_memory(error)
+    if isinstance(error, OSError | ValueError | ImportError):
+        fail(error, options_of(app, sys.argv[1:]))
+    if hasattr(error, "format_message"):  # typer's own complaints, whose class moves from version to version
         fail_usage(error)
+    fail_bug(error)
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")
+    ] = False,
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit

@@ -258,8 +258,7 @@ def regenerate(
     if folder := text.draft_folder(draft):
         check_folder(folder)
     out, skips = Path(out), skips or Skips("stop")
-    busy = f"{out}: another run is at work on it; wait for it or choose another --out"
-    with records.lock(out.with_name(f".{out.name}.lock"), busy):
+    with records.reserved(out):
         import torch
 
         tokenizer = tokenizers.load(target)

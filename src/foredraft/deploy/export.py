@@ -32,7 +32,7 @@ from foredraft.models.heads import save_head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
 from foredraft.runs import name_of
-from foredraft.shapes.folder import SINGLE
+from foredraft.shapes.absent import SINGLE
 
 PLAIN = "hf"  # for whoever loads Hugging Face folders
 FORMATS = (*(form for engine in ENGINES.values() for form in engine.formats), PLAIN)

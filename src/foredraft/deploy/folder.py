@@ -16,7 +16,7 @@ from foredraft.kinds import CHECKPOINTS, Kind, of_checkpoint
 from foredraft.models.checkpoint import Checkpoint, StoredTensor
 from foredraft.records import Record
 from foredraft.shapes import unfolded
-from foredraft.shapes.folder import INDEX, SINGLE
+from foredraft.shapes.absent import INDEX, SINGLE
 
 CONFIG, RECORD, SERVE = "config.json", "deploy.json", "serve.sh"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -16,8 +16,8 @@ from foredraft.engines.loading import ExpectedTensors, Sizes, TensorShape, head_
 from foredraft.models.checkpoint import FLOATS
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import read_config, stored_name
+from foredraft.shapes.absent import SINGLE
 from foredraft.shapes.families import prefixes
-from foredraft.shapes.folder import SINGLE
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may

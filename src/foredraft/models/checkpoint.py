@@ -4,7 +4,6 @@ Promises: a module is filled completely or not at all, and what is wrong is one 
 Refuses to know: pickle (loading one can run code), what the tensors mean.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from foredraft.shapes.folder import INDEX, SINGLE, missing_weights
+from foredraft.records import read_json
+from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -39,12 +39,14 @@ class Checkpoint:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         single, index = self.folder / SINGLE, self.folder / INDEX
+        if problem := missing_weights(self.folder):
+            raise problem
         if single.is_file():
             self.where, self.stored = single, _header(single)
         elif index.is_file():
             self.where, self.stored = index, sharded(index, _header)
         else:
-            raise ValueError(missing_weights(self.folder))
+            raise ValueError(f"{self.folder}: holds no weights")
 
     @property
     def files(self) -> list[Path]:
@@ -84,7 +86,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
 def sharded(index: Path, tensors_in: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
     """The index's tensors, once every shard is there and holds, as `tensors_in` reads it, what the index places in it."""
     try:
-        placed = json.loads(index.read_bytes())["weight_map"]
+        placed = read_json(index)["weight_map"]
         shards = sorted({str(shard) for shard in placed.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: no usable weight_map ({type(error).__name__}: {error})") from None

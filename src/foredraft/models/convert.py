@@ -5,12 +5,10 @@ Refuses to know: how sources are read.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,10 +20,11 @@ from foredraft.models.gguf import GgufCheckpoint
 from foredraft.models.gguf_tokenizer import gguf_tokenizer
 from foredraft.models.load import parse_config, stored_name
 from foredraft.models.pickles import PickleCheckpoint
-from foredraft.records import Record, lock, read, whole_folder, write
+from foredraft.records import Record, read, reserved, whole_folder, write
+from foredraft.shapes.absent import INDEX, SINGLE
 from foredraft.shapes.config import read_config
 from foredraft.shapes.families import prefixes
-from foredraft.shapes.folder import INDEX, SINGLE, TOKENIZER_FILES
+from foredraft.shapes.folder import TOKENIZER_FILES
 from foredraft.shapes.gguf import is_gguf
 from foredraft.shapes.gguf_config import generation_keys
 
@@ -69,9 +68,7 @@ def convert(
     dtype = dtype or ("bfloat16" if isinstance(checkpoint, GgufCheckpoint) else None)
     if tokenizer is not None and not any((Path(tokenizer) / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"{tokenizer}: no tokenizer (has none of {', '.join(TOKENIZER_FILES)})")
-    with lock(
-        out.with_name(f".{out.name}.lock"), f"{out}: another run is at work on it; wait for it or choose another folder"
-    ):
+    with reserved(out):
         conversion = Conversion(
             source=source.name, sha256=_sha256(checkpoint, progress), dtype=dtype, num_tensors=len(checkpoint.stored),
             num_values=sum(prod(stored.shape) for stored in checkpoint.stored.values()),
@@ -79,7 +76,7 @@ def convert(
         )  # fmt: skip
         if _is_done(out, conversion, force):
             return conversion
-        with _Replacement(out) as folder:
+        with whole_folder(out, replace=True, locked=True) as folder:
             _write(checkpoint, folder, dtype, tokenizer, progress)
             write(folder / RECORD, conversion)
     return conversion
@@ -120,26 +117,6 @@ def _is_done(out: Path, conversion: Conversion, force: bool) -> bool:
     ):
         raise ValueError(f"{out}: is no model's folder, which --force does not replace; choose another folder")
     return False
-
-
-class _Replacement:
-    """`whole_folder` that takes the place of a folder that is there, once the new one is whole."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.old = out, out.with_name(f".{out.name}.{os.getpid()}.old")
-        self.taken = out.exists() and any(out.iterdir())
-        self.staged = out.with_name(f".{out.name}.{os.getpid()}.new") if self.taken else out
-        self.whole = whole_folder(self.staged)
-
-    def __enter__(self) -> Path:
-        return self.whole.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.whole.__exit__(*error)
-        if self.taken and error[0] is None:
-            os.replace(self.out, self.old)
-            os.replace(self.staged, self.out)
-            shutil.rmtree(self.old)
 
 
 def _write(

@@ -26,7 +26,7 @@ from foredraft.models.rope import Rope, rope_to_config
 from foredraft.models.target import Target
 from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape
-from foredraft.shapes.folder import SINGLE
+from foredraft.shapes.absent import SINGLE
 
 HEADS: dict[str, type[DraftHead]] = {
     kinds.EAGLE3.name: Eagle3Head, kinds.EAGLE.name: EagleHead, kinds.DFLASH.name: BlockHead, kinds.DSPARK.name: DSparkHead,

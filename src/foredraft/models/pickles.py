@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foredraft.models.checkpoint import Checkpoint, StoredTensor, sharded
-from foredraft.shapes.folder import WEIGHTS
+from foredraft.shapes.absent import WEIGHTS
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -17,8 +17,8 @@ from foredraft.models.load import stored_name
 from foredraft.models.rope import Rope, rope_to_config
 from foredraft.records import write
 from foredraft.shapes import Shape
+from foredraft.shapes.absent import SINGLE
 from foredraft.shapes.families import prefixes, runnable
-from foredraft.shapes.folder import SINGLE
 
 
 def save(

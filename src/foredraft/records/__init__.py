@@ -6,15 +6,18 @@ file or folder is written whole or not at all. Refuses to know: how anything in 
 
 from foredraft.records.files import (
     decode,
-    lock,
+    gunzipped,
+    is_lfs,
+    lfs_pointer,
     read,
+    read_json,
     read_lines,
     read_text,
-    whole_folder,
     write,
     write_bytes,
     write_lines,
 )
+from foredraft.records.folders import Lock, hub_name, lock, make_readable, reserved, whole_folder
 from foredraft.records.judged import (
     DraftRegret,
     HeldOutPrediction,
@@ -56,7 +59,7 @@ from foredraft.records.planned import (
     ServiceLevels,
     Trust,
 )
-from foredraft.records.record import Record, require, with_hint
+from foredraft.records.record import Record, require, visible, with_hint
 
 __all__ = [
     "DTYPE_SPELLINGS",
@@ -78,6 +81,7 @@ __all__ = [
     "JudgedSchedule",
     "LengthCase",
     "LengthGain",
+    "Lock",
     "Machine",
     "Measurement",
     "NearestLevel",
@@ -96,11 +100,19 @@ __all__ = [
     "concurrency_of",
     "decode",
     "dtype_name",
+    "gunzipped",
+    "hub_name",
+    "is_lfs",
+    "lfs_pointer",
     "lock",
+    "make_readable",
     "read",
+    "read_json",
     "read_lines",
     "read_text",
     "require",
+    "reserved",
+    "visible",
     "whole_folder",
     "with_hint",
     "write",

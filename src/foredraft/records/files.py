@@ -1,14 +1,13 @@
 """Records on disk: read strictly, written whole or not at all. Refuses to know: what is in them."""
 
-import errno
 import gzip
+import io
+import json
 import os
-import shutil
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +16,10 @@ from foredraft.records.record import with_hint
 
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"  # what a packed file begins with
+_LFS = b"version https://git-lfs"  # what stands in a file's place where Git LFS did not fetch it
+UNPACKED_BYTES = 2**30  # of a packed file of records at most
+JSON_BYTES = 2**28  # of a JSON document that another program wrote
+JSON_DEPTH = 100  # of its objects and lists in one another
 
 
 def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
@@ -25,6 +28,8 @@ def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
         raise with_hint(ValueError(f"{name}: not UTF-8"), f"iconv -f UTF-16 -t UTF-8 {name}")
     try:
         return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError(f"{name}: nested too deeply") from None
     except msgspec.MsgspecError as error:
         failure = ValueError(f"{name}: {error}")
         raise (with_hint(failure, "plan again: foredraft plan TARGET --out DIR") if kind is Plan else failure) from None
@@ -50,6 +55,44 @@ def read(kind: type[T], path: str | Path) -> T:
     return decode(kind, Path(path).read_bytes(), name=str(path))
 
 
+def read_json(path: str | Path) -> Any:
+    """The JSON that another program wrote, whatever it holds, NaN too. Raises ValueError, one line, where it is none, too large or nested
+    too deeply, and OSError where there is no file.
+    """
+    path = Path(path)
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes, more than the {JSON_BYTES:,} that are read of a JSON file")
+    data = path.read_bytes()
+    if data.startswith(_LFS):
+        raise lfs_pointer(path)
+    try:
+        document = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # UnicodeDecodeError and too long a number among them
+        raise ValueError(f"{path}: not valid JSON ({error}); download the file again") from None
+    if _deeper(document, JSON_DEPTH):
+        raise ValueError(f"{path}: nested more than {JSON_DEPTH} deep")
+    return document
+
+
+def is_lfs(path: Path) -> bool:
+    """Whether a file is a pointer of Git LFS."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS)) == _LFS
+
+
+def lfs_pointer(path: Path) -> ValueError:
+    """For a file that is a pointer of Git LFS."""
+    error = ValueError(f"{path}: a pointer of Git LFS, which stands for a file that was not downloaded")
+    return with_hint(error, f"git -C {path.parent} lfs pull, or hf download OWNER/NAME --local-dir DIR")
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth < 0 or any(_deeper(part, depth - 1) for part in inner if isinstance(part, dict | list))
+
+
 def read_lines(kind: type[T], path: str | Path) -> list[T]:
     """Read JSON lines, packed by gzip or not; raise ValueError naming the line; an empty file is an error."""
     lines = _unpacked(Path(path)).splitlines()  # of bytes: U+2028 in a text ends no line
@@ -64,9 +107,18 @@ def _unpacked(path: Path) -> bytes:
     if not data.startswith(GZIP):
         return data
     try:
-        return gzip.decompress(data)
+        return gunzipped(data, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: truncated or corrupt ({error})") from None
+
+
+def gunzipped(data: bytes, path: Path, most: int = UNPACKED_BYTES) -> bytes:
+    """Unpacked bytes. Raises ValueError where they are more than `most`, before they fill the memory."""
+    with gzip.open(io.BytesIO(data)) as file:
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"{path}: unpacks to more than {most:,} bytes")
+    return text
 
 
 def write(path: str | Path, record: Any) -> None:
@@ -87,63 +139,15 @@ def write_lines(path: str | Path, records: Iterable[Any]) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace the file at `path` in one step, so that a crash leaves the old file or the new one."""
+    """Replace the file at `path` in one step, on disk before it gets its name, so that a crash leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def lock(path: str | Path, busy: str) -> IO[bytes]:
-    """Return the open file at `path`, locked until it is closed or this process ends. Raises ValueError `busy` where another holds it."""
-    import fcntl
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(busy) from None
-    return file
-
-
-@contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder to fill, renamed to `path` once all in it is on disk, and removed when the block does not end well.
-
-    Raises ValueError where `path` already holds something, and OSError naming `path` where the disk is full.
-    """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already; remove it or choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        yield partial
-        _sync(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            errno.ENOSPC, f"the disk is full ({free / 1e6:,.0f} MB free before cleaning up), nothing was kept; free some or choose another --out",
-            str(path),
-        ) from None  # fmt: skip
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Have everything on disk before it gets its name; a disk that fills late says so here."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

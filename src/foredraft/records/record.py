@@ -1,6 +1,7 @@
 """The base of all records, and one-line errors that name the field. Refuses to know: any record."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from operator import attrgetter
@@ -57,6 +58,14 @@ def _require(name: str, value: Any, *, positive: bool = False, most: float = mat
             raise ValueError(f"{name} must not be negative, got {item}")
         if item > most:
             raise ValueError(f"{name} must lie in [0, 1], got {item}")
+
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Others' text for a terminal: what would move its cursor, name its window or turn the reading order is shown as \\x1b and the like."""
+    return _HIDDEN.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def with_hint(error: E, hint: str) -> E:

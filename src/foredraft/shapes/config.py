@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from foredraft.records import hub_name, is_lfs, lfs_pointer, read_json
+from foredraft.shapes.absent import no_config
 from foredraft.shapes.blocks import Block, grouped
 from foredraft.shapes.counts import Shape
 from foredraft.shapes.families import FAMILIES, ModelFamily, family_name
@@ -20,6 +22,7 @@ from foredraft.shapes.plain import plain_block
 from foredraft.shapes.quantised import read_quantisation, with_formats
 from foredraft.shapes.vision import vision_params
 
+HEADER_BYTES = 10**8  # of a safetensors file's header at most, as its library has it
 _SIZES = {
     "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
     "intermediate_size": "intermediate_size", "vocab_size": "vocab_size",
@@ -102,9 +105,11 @@ def tensor_names(folder: str | Path) -> frozenset[str]:
     try:
         if file.is_file():
             return frozenset(json.loads(_header(file))) - {"__metadata__"}
-        return frozenset(json.loads(index.read_bytes())["weight_map"]) if index.is_file() else frozenset()
-    except (ValueError, KeyError, TypeError):
+        return frozenset(read_json(index)["weight_map"]) if index.is_file() else frozenset()
+    except (ValueError, KeyError, TypeError, RecursionError):
         broken = file if file.is_file() else index
+        if is_lfs(broken):
+            raise lfs_pointer(broken) from None
         raise ValueError(f"{broken}: truncated or corrupt; export or download it again") from None
 
 
@@ -112,13 +117,13 @@ def _header(file: Path) -> bytes:
     """The header of a safetensors file, or as much of it as is there."""
     with file.open("rb") as stored:
         length = int.from_bytes(stored.read(8), "little")
-        return stored.read(min(length, file.stat().st_size))
+        return stored.read(min(length, file.stat().st_size, HEADER_BYTES))
 
 
 def folder_name(path: str | Path) -> str:
-    """The name of a model by its folder, or by its GGUF file."""
+    """The name of a model by its folder, or by its GGUF file; org/model of a snapshot in the Hub's cache."""
     resolved = Path(path).resolve()
-    return resolved.stem if is_gguf(path) else resolved.name
+    return hub_name(path) or (resolved.stem if is_gguf(path) else resolved.name)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -128,11 +133,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         return gguf_config(path)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a config.json, a directory that holds one, or shape(name)")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); download the config again") from None
+        raise no_config(path)
+    config = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
     return config

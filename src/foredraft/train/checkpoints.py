@@ -21,7 +21,7 @@ from foredraft import records
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.recipe import Recipe
 from foredraft.records import Record
-from foredraft.shapes.folder import SINGLE
+from foredraft.shapes.absent import SINGLE
 
 OPTIMISER, STATE, BEST = "optimiser.safetensors", "state.json", "best.json"
 _NAME = re.compile(r"step-(\d{8})")
