@@ -12,7 +12,7 @@ import torch
 
 from foredraft import kinds, records
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import drafter_for
+from foredraft.decode.drafters import TREE_SLOTS, drafter_for
 from foredraft.decode.engine import Engine, Schedule, budgeted
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
@@ -57,7 +57,8 @@ def engine_on(
     levels = lookahead.lookahead if isinstance(lookahead, Budget) else lookahead
     if isinstance(levels, int) and levels >= context:
         raise ValueError(f"lookahead ({levels}) must be less than the context ({context})")
-    drafter = drafter_for(model, draft, max_batch, context + NODES) if draft else None
+    extended = 0 if callable(lookahead) else budgeted(lookahead).extended
+    drafter = drafter_for(model, draft, max_batch, context + NODES + max(extended - TREE_SLOTS, 0)) if draft else None
     lookup = kinds.parted(draft)[1] if draft else None
     return Engine(
         model, drafter, lookahead=_looking_up(lookahead, lookup), max_batch=max_batch, max_context=context, max_nodes=NODES,

@@ -211,3 +211,35 @@ def test_they_are_built_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernels.missing() is None
     kernels._library.cache_clear()
     assert len(list((tmp_path / "foredraft").iterdir())) == 1
+
+
+def test_a_pass_that_leaves_its_cache_is_refused_before_it_writes() -> None:
+    """Checked in C, so that python -O, which drops asserts, writes beside no cache either."""
+    model = random_decoder(FAMILIES["llama"])
+    tokens, zeros = torch.tensor([[5, 6]]), torch.tensor([[0, 0]])
+    for slots, seen in (([[0, 8]], 8), ([[0, -1]], 8), ([[0, 1]], 9)):
+        mask = torch.ones(1, 2, seen, dtype=torch.bool)
+        cache = model.new_cache(1, 8)
+        with pytest.raises(IndexError, match="leaves a cache of 1 × 8"):
+            model(tokens, zeros, cache, torch.tensor(slots), mask)
+        assert not cache.kv.any()
+
+
+def test_a_cached_library_that_changed_or_that_others_can_write_is_not_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels._library.cache_clear()
+    assert kernels.missing() is None
+    (library,) = (tmp_path / "foredraft").iterdir()
+    sound = library.read_bytes()
+    for data, mode in ((sound[:-1] + b"!", 0o755), (sound, 0o777)):
+        library.unlink()  # what is loaded stays as it is
+        library.write_bytes(data)
+        library.chmod(mode)
+        kernels._library.cache_clear()
+        assert kernels.missing() is None  # built anew in its place
+        assert library.read_bytes() == sound
+        assert not library.stat().st_mode & 0o022
+    (tmp_path / "foredraft").chmod(0o777)
+    kernels._library.cache_clear()
+    assert "others can write there" in (kernels.missing() or "")
+    kernels._library.cache_clear()

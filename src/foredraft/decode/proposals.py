@@ -43,6 +43,13 @@ class Budget(NamedTuple):
         return max(len(self.tree) if self.tree else drafted, self.lookup or 0)
 
     @property
+    def extended(self) -> int:
+        """Nodes of a tree that get children of their own in a step; 0 of a chain."""
+        if self.tree:
+            return len({parent for parent, _ in self.tree} - {-1})
+        return self.topk * max(self.lookahead - 1, 0) if self.topk > 1 else 0
+
+    @property
     def deepest(self) -> int:
         """Positions that a step may accept, drafted or looked up."""
         return max(self.levels, self.lookup or 0)

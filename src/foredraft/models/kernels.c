@@ -183,6 +183,7 @@ typedef struct {
     const int64_t *slots;                              // [R]
     const uint8_t *mask;                               // [B or 1, T, S]
     long batch, tokens, seen, mask_batch_stride;       // B, T, S
+    long cache_batch, cache_slots;                     // what the cache has room for
     long cache_batch_stride, cache_head_stride;        // in numbers; a slot is D numbers
     int threads;
 } Pass;
@@ -308,8 +309,17 @@ static void add(num *y, const num *x, const num *more, long size) {
     for (long c = 0; c < size / LANES; c++) store(y + c * LANES, load(x + c * LANES) + load(more + c * LANES));
 }
 
-// y = layer(x). `normed`: what attention reads [R, attention_in], or NULL where it is the norm of x. `room` holds what is in between.
-void layer(const Layer *layer, const Pass *pass, const num *x, const num *normed, num *keys, num *values, num *y, num *room) {
+// Whether a pass stays within the cache that it writes to and reads.
+static int fits(const Pass *pass) {
+    if (pass->batch != pass->cache_batch || pass->seen > pass->cache_slots) return 0;
+    for (long row = 0; row < pass->batch * pass->tokens; row++)
+        if (pass->slots[row] < 0 || pass->slots[row] >= pass->cache_slots) return 0;
+    return 1;
+}
+
+// y = layer(x); returns 0, or −1 with nothing written where the pass leaves the cache. `normed`: what attention reads [R, attention_in], or NULL where it is the norm of x. `room` holds what is in between.
+int layer(const Layer *layer, const Pass *pass, const num *x, const num *normed, num *keys, num *values, num *y, num *room) {
+    if (!fits(pass)) return -1;
     const long rows = pass->batch * pass->tokens, hidden = layer->hidden, in = layer->attention_in, inner = layer->inner;
     const long wide = layer->heads * layer->head_dim, few = layer->key_heads * layer->head_dim;
     num *small = room, *q = small + rows * hidden, *k = q + rows * wide, *v = k + rows * few, *mixed = v + rows * few;
@@ -339,4 +349,5 @@ void layer(const Layer *layer, const Pass *pass, const num *x, const num *normed
 #pragma omp barrier
         add(y, y, small, rows * hidden);
     }
+    return 0;
 }

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from ctypes import c_float, c_int, c_long, c_void_p
@@ -63,7 +64,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
         raise KernelsMissing(f"{compiler} could not build them: {message.strip().splitlines()[0]}") from None
     library.linear.argtypes = [c_void_p] * 4 + [c_long] * 3 + [c_int]
     library.layer.argtypes = [c_void_p] * 8
-    library.linear.restype = library.layer.restype = None
+    library.linear.restype, library.layer.restype = None, c_int
     return library
 
 
@@ -73,15 +74,40 @@ def _compiled(compiler: str, dtype: torch.dtype) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     key = hashlib.sha256("\n".join((SOURCE.read_text(), version, *flags, _processor())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foredraft"
-    library = folder / f"kernels-{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _require_private(folder)
+    library = next(filter(_is_sound, folder.glob(f"kernels-{key}-*.so")), None)
+    if library is None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / "kernels.so"
             command = [compiler, *flags[:5], str(SOURCE), "-o", str(built), *flags[5:]]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            built.chmod(0o755)
+            library = folder / f"kernels-{key}-{_digest(built)}.so"
             built.replace(library)
     return library
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+def _is_private(path: Path) -> bool:
+    """Whether only this user, or root, can write a file or into a folder."""
+    status = path.stat()
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _require_private(folder: Path) -> None:
+    if not _is_private(folder):
+        raise KernelsMissing(
+            f"{folder}: others can write there, and what lies there is run; chmod 700 it, or name another XDG_CACHE_HOME"
+        )
+
+
+def _is_sound(library: Path) -> bool:
+    """Whether a cached library is what was built, by the digest in its name, and nobody else's."""
+    return _is_private(library) and library.stem.rpartition("-")[2] == _digest(library)
 
 
 def _cpuinfo() -> list[str]:
@@ -165,7 +191,8 @@ class _Pass(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("cos", "sin", "slots", "mask")),
-        *((name, c_long) for name in ("batch", "tokens", "seen", "mask_batch_stride", "cache_batch_stride", "cache_head_stride")),
+        *((name, c_long) for name in ("batch", "tokens", "seen", "mask_batch_stride")),
+        *((name, c_long) for name in ("cache_batch", "cache_slots", "cache_batch_stride", "cache_head_stride")),
         ("threads", c_int),
     ]  # fmt: skip
 
@@ -218,12 +245,11 @@ class KernelPass(NamedTuple):
         """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows."""
         batch, tokens = slots_BT.shape
         slots, mask = slots_BT.contiguous(), mask_BTS.contiguous()
-        assert batch == cache.batch, (slots_BT.shape, cache.batch)  # they write where they are told
-        assert mask.shape[2] <= cache.slots, (mask.shape, cache.slots)
         cos, sin = (None, None) if rotation is None else (part.contiguous() for part in rotation)
         struct = _Pass(
             cos=None if cos is None else cos.data_ptr(), sin=None if sin is None else sin.data_ptr(), slots=slots.data_ptr(), mask=mask.data_ptr(),
             batch=batch, tokens=tokens, seen=mask.shape[2], mask_batch_stride=0 if mask.shape[0] == 1 else tokens * mask.shape[2],
+            cache_batch=cache.batch, cache_slots=cache.slots,
             cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(),
         )  # fmt: skip
         return cls(struct, cache, (slots, mask, cos, sin), _library(dtype).layer)
@@ -235,8 +261,13 @@ class KernelPass(NamedTuple):
         keys = kv.data_ptr() + index * kv.stride(0) * kv.element_size()
         values = keys + kv.stride(1) * kv.element_size()
         normed = None if normed_BTI is None else normed_BTI.contiguous()
-        self.run(
+        outside = self.run(
             weights.address, ctypes.addressof(self.struct), x.data_ptr(), None if normed is None else normed.data_ptr(),
             keys, values, y.data_ptr(), room.data_ptr(),
         )  # fmt: skip
+        if outside:
+            slots, mask, *_ = self.inputs
+            raise IndexError(
+                f"a pass of {len(slots)} sequences over {mask.shape[2]} slots leaves a cache of {self.cache.batch} × {self.cache.slots}"
+            )
         return y
