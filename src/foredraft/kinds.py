@@ -45,8 +45,8 @@ class Kind:
     per "block". `unrolled`: trained on its own outputs. `parts`: what makes a head of a transformer; None for what is no head, and
     for heads of no known shape. `usual_layers`: of its published heads. `draft_vocab`: the usual rows of its own LM head, None for
     all of the target's. `deep_label`: label of one with two or more layers. `in_target`: it comes in the target's own checkpoint, where that has it.
-    `spelt`, `tensors`: words of a config's class names, and beginnings of names of tensors, that only it has. `engine_names`: what
-    each engine that serves it calls it; `engine_settings`: what must stand beside that. `prior`: how its acceptance
+    `spelt`, `tensors`, `keys`: words of a config's class names, beginnings of names of tensors, and config keys, that only it has.
+    `engine_names`: what each engine that serves it calls it; `engine_settings`: what must stand beside that. `prior`: how its acceptance
     goes by position where nothing else is known.
     """
 
@@ -64,6 +64,7 @@ class Kind:
     training: Training | None = None
     spelt: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     engine_names: Mapping[str, str] = field(default_factory=dict)
     engine_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prior: Prior = "head"
@@ -208,9 +209,16 @@ P_EAGLE = Kind(
     engine_settings={"vllm": {"parallel_drafting": True}},
     prior="block",
 )  # fmt: skip
-MEDUSA = Kind("medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}, passes="block")
+MEDUSA = Kind(
+    "medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}, passes="block", spelt=("medusa",), tensors=("lm_heads.",),
+    keys=("medusa_num_heads",),
+)  # fmt: skip
+MLP_SPECULATOR = Kind(
+    "mlp_speculator", "MLP speculator", "head", {"mlp_speculator": "MLP speculator", "arctic_lstm": "Arctic LSTM"},
+    spelt=("mlp_speculator", "mlpspeculator"), tensors=("speculator.",),
+)  # fmt: skip
 
-KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, DFLASH, DFLASH2, DSPARK, DOMINO, P_EAGLE, MEDUSA)
+KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, DFLASH, DFLASH2, DSPARK, DOMINO, P_EAGLE, MEDUSA, MLP_SPECULATOR)
 USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
 USUAL_HEAD = EAGLE3  # planned where own runs are of no other, and what other heads are held against
 CHECKPOINTS = {kind.name: kind for kind in (LM, DSPARK, DFLASH, EAGLE, EAGLE3)}  # kinds that foredraft trains and runs
@@ -348,25 +356,32 @@ def aux_layer_ids(config: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[in
     return config.get(AUX_LAYER_IDS) or (), (inner.get(AUX_LAYER_IDS) if isinstance(inner, dict) else None) or ()
 
 
+def entered_layers(left: Sequence[int], depth: int) -> list[int]:
+    """Hidden states named by the layers that they leave, by those that they enter. An id that no layer of a target of `depth` layers has
+    can only be the last hidden state, counted by the layer entered, and then all are.
+    """
+    return list(left) if left and max(left) == depth else [i + 1 for i in left]
+
+
 _HEAD_NAME = re.compile(r"^Eagle3?(?=[A-Z])|Eagle3?$|^Eagle3?Speculator$")
 
 
 def of_checkpoint(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Kind:
     """What a folder's weights are, by the names of its tensors, and where they do not say by its config.
 
-    Only a head joins hidden states (`fc`); only EAGLE-3 norms them. A draft vocabulary is EAGLE-3's in all that is published; ours of
-    other kinds say what they are: an EAGLE-1/2 head by its class, an independent model by its embedding and no `fc`. Kinds that have
-    tensors or words of their own say so in their rows, the more special later. `config` is unfolded (see `shapes.unfolded`); published
-    heads call themselves LlamaForCausalLM as often as not.
+    Only a head joins hidden states (`fc`); only EAGLE-3 norms them inside its first layer, whatever its class is called. A draft vocabulary
+    is EAGLE-3's in all that is published; ours of other kinds say what they are: an EAGLE-1/2 head by its class, an independent model by its
+    embedding and no `fc`. Kinds that have tensors or words of their own say so in their rows, the more special later. `config` is unfolded
+    (see `shapes.unfolded`); published heads call themselves LlamaForCausalLM as often as not.
     """
     names = {name.removeprefix("model.") for name in tensors}
     architectures = [str(name) for name in config.get("architectures") or ()]
-    if special := _special(config, architectures, names):
+    marks = any(".hidden_norm." in name or name.startswith("midlayer.") for name in names)
+    if special := _special(config, architectures, names, wide=marks):
         return special
     spelt = [match[0] for name in architectures if (match := _HEAD_NAME.search(name))]
     third = any("3" in name for name in spelt)
     mapped = config.get("draft_vocab_size") is not None or not names.isdisjoint(("d2t", "t2d"))
-    marks = any(".hidden_norm." in name or name.startswith("midlayer.") for name in names)
     joins = "fc.weight" in names
     if third or marks or (joins and ("norm.weight" in names or (mapped and "lm_head.weight" in names))):
         return EAGLE3
@@ -376,14 +391,17 @@ def of_checkpoint(config: Mapping[str, Any], tensors: Collection[str] = ()) -> K
     return EAGLE3 if mapped and not whole else LM
 
 
-def _special(config: Mapping[str, Any], architectures: Sequence[str], names: Collection[str]) -> Kind | None:
-    """The kind that a tensor or a word of the config is of alone."""
+def _special(
+    config: Mapping[str, Any], architectures: Sequence[str], names: Collection[str], *, wide: bool
+) -> Kind | None:
+    """The kind that a tensor, a key or a word of the config is of alone; `wide`: of those whose first layer is EAGLE-3's, whose tensors say so."""
     for kind in reversed(KINDS):
         if any(name.startswith(kind.tensors) for name in names if kind.tensors):
             return kind
-    said = (*architectures, config.get("speculators_model_type"), block_keys(config).get("projector_type"))
+    said = (*architectures, *(config.get(key) for key in ("model_type", "speculators_model_type")), block_keys(config).get("projector_type"))
     text = " ".join(map(str, said)).lower()
-    return next((kind for kind in reversed(KINDS) if any(word in text for word in kind.spelt)), None)
+    able = (kind for kind in reversed(KINDS) if not wide or (kind.parts and kind.parts.wide_layer))
+    return next((kind for kind in able if any(word in text for word in kind.spelt) or any(key in config for key in kind.keys)), None)
 
 
 def block_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -406,8 +424,12 @@ def parts_of(config: Mapping[str, Any], kind: Kind, tensors: Collection[str] = (
     states = keys.get("num_aux_hidden_states") or (len(ids) if isinstance(ids, list | tuple) else 0)
     ranks = [keys[name] for name in ("markov_rank", "selector_rank", "emb_dim") if name in keys]
     fields: dict[str, Any] = {}
-    if parts.hidden_states > 1 and (states or _last_state_alone(config)):
+    if parts.hidden_states > 1 and (states or last_state_alone(config)):
         fields["hidden_states"] = states or 1
+    if parts.wide_layer and tensors:
+        stored = {name.removeprefix("model.") for name in tensors}
+        fields |= {"hidden_states": 0} if last_state_alone(config) and "fc.weight" not in stored else {}
+        fields["own_lm_head"] = "lm_head.weight" in stored
     if ranks and parts.rank:
         fields |= {"rank": ranks[0]} if ranks[0] else {"rank": 0, **_RANKLESS}
     if ranks and ranks[0] and keys.get("enable_confidence_head") is False:
@@ -421,7 +443,8 @@ def parts_of(config: Mapping[str, Any], kind: Kind, tensors: Collection[str] = (
     return msgspec.structs.replace(parts, **fields)
 
 
-def _last_state_alone(config: Mapping[str, Any]) -> bool:
+def last_state_alone(config: Mapping[str, Any]) -> bool:
+    """Whether a head reads its target's last hidden state and no inner ones (`eagle_config.use_aux_hidden_state`)."""
     inner = config.get(AUX_CONFIG)
     return isinstance(inner, dict) and inner.get("use_aux_hidden_state") is False
 

@@ -254,14 +254,7 @@ def _differs(name: str, checkpoint: Checkpoint, target: Target, d2t: Tensor | No
 
 
 class _Names(NamesOnFile):
-    """As they are, or all behind `model.`; copies of the target's tables may be there."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        self.prefix = "model." if "model.fc.weight" in checkpoint.stored else ""
-
-    def of_parameter(self, name: str) -> str:
-        return self.prefix + name
+    """Copies of the target's tables may be there."""
 
     def is_spare(self, name: str) -> bool:
         return name in TABLES or super().is_spare(name)

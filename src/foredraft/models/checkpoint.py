@@ -54,8 +54,12 @@ class Checkpoint:
         return sorted({tensor.file for tensor in self.stored.values()})
 
     def tensor(self, name: str) -> Tensor:
-        with _opened(self.stored[name].file, name) as file:
-            return file.get_tensor(name)
+        return self.read(name, name)
+
+    def read(self, name: str, on_file: str) -> Tensor:
+        """The tensor `name`, which its file calls `on_file`."""
+        with _opened(self.stored[name].file, on_file) as file:
+            return file.get_tensor(on_file)
 
     def spelled(self, name: str) -> str:
         """A tensor's name as its file writes it."""
@@ -63,7 +67,7 @@ class Checkpoint:
 
     def fail(self, name: str, problem: str) -> TensorError:
         where = self.stored[name].file if name in self.stored else self.where
-        return TensorError(f"{where}: tensor {name} {problem}")
+        return TensorError(f"{where}: tensor {self.spelled(name)} {problem}")
 
 
 @contextmanager
@@ -118,7 +122,7 @@ def check(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], ignore: Ca
     if unexpected:
         where = checkpoint.stored[unexpected[0]].file
         raise ValueError(
-            f"{where}: unexpected tensor {_first(unexpected)}; {checkpoint.config} describes another model"
+            f"{where}: unexpected tensor {_first([*map(checkpoint.spelled, unexpected)])}; {checkpoint.config} describes another model"
         )
     for name, shape in shapes.items():
         stored = checkpoint.stored[name]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD
-from foredraft.models.draft_vocab import GatheredRows, all_target_ids, draftable, target_ids
+from foredraft.models.draft_vocab import GatheredRows, draftable, maps_nothing, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
-from foredraft.models.layers import AttentionMetadata, KeyValues, ModelConfig
+from foredraft.models.layers import AttentionMetadata, DecoderBlock, KeyValues, ModelConfig
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rope, Rotary
 from foredraft.models.target import Target
@@ -44,7 +44,7 @@ class DraftHead(nn.Module, ABC):
     layout: HeadLayout  # of the flat format, where nobody asks for another
     d2t: Tensor | None
     t2d: Tensor | None
-    fc: Linear
+    fc: Linear | None  # None: the target's last hidden state enters as it is
     layers: nn.ModuleList
     norm: nn.Module
 
@@ -60,6 +60,7 @@ class DraftHead(nn.Module, ABC):
         self.lm_head: Linear | None = None  # None: the target's is read
         self.register_buffer("d2t", d2t)  # see `draft_vocab`; None: the whole vocabulary
         self.register_buffer("t2d", None if d2t is None else draftable(d2t, shape.vocab_size))
+        self.maps_nothing = d2t is not None and maps_nothing(d2t, shape.vocab_size)
         self._borrowed = (target,)  # in a tuple, where nn.Module does not register it
         self._gathered = GatheredRows()
 
@@ -96,7 +97,14 @@ class DraftHead(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.fc.weight.dtype
+        return self._matrix.dtype
+
+    @property
+    def _matrix(self) -> Tensor:
+        """A weight that every head has."""
+        layer = self.layers[0]
+        assert isinstance(layer, DecoderBlock)
+        return layer.self_attn.o_proj.weight
 
     @property
     def draft_ids(self) -> Tensor | None:
@@ -112,8 +120,10 @@ class DraftHead(nn.Module, ABC):
         """What makes logits over the head's vocabulary: its own LM head, or the target's rows of what it can draft."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        table, ids = self.target.head_weight_VC, all_target_ids(self.d2t)
-        return table if ids is None else self._gathered(table, ids)
+        table = self.target.head_weight_VC
+        if self.d2t is None or self.maps_nothing:
+            return table
+        return self._gathered(table, self.target_ids(torch.arange(len(self.d2t), device=self.d2t.device)))
 
     def with_weights(self, state: Mapping[str, Tensor], shape: Shape | None = None) -> Self:
         """A head like this one (in `shape`, where it changes) that holds `state`, not copied."""
@@ -138,7 +148,7 @@ class DraftHead(nn.Module, ABC):
     def new_cache(self, batch: int, slots: int) -> KVCache:
         """Room for `batch` sequences of `slots` rows, draft nodes included."""
         check_context(slots, self.shape, self.config)
-        return new_cache(self.shape, batch, slots, self.dtype, self.fc.weight.device)
+        return new_cache(self.shape, batch, slots, self.dtype, self._matrix.device)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings of target token ids: the head's own table if its file carries one, else the target's."""
@@ -165,6 +175,11 @@ class DraftHead(nn.Module, ABC):
         """The config keys of this kind alone."""
         return {}
 
+    @property
+    def null_keys(self) -> tuple[str, ...]:
+        """Config keys whose null says something to the engines."""
+        return ()
+
 
 class TokenHead(DraftHead):
     """A head that drafts token by token, reading its own output."""
@@ -173,11 +188,15 @@ class TokenHead(DraftHead):
     def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         """All layers."""
 
+    def fed_back(self, pre_norm_BTC: Tensor, final_BTC: Tensor) -> Tensor:
+        """What the next step reads in place of the target's hidden states: what the layers left, before the final norm."""
+        return pre_norm_BTC
+
     def forward(
         self, tokens_BT: Tensor, hidden_BTC: Tensor, positions_BT: Tensor | None = None, cache: KeyValues | None = None,
         slots_BT: Tensor | None = None, mask_BTS: Tensor | None = None, *, logits: LogitsAt = "all",
     ) -> Output:  # fmt: skip
-        """One draft step. `tokens_BT` are target ids, `hidden_BTC` what `combine` or the last step's `pre_norm_BTC` gave.
+        """One draft step. `tokens_BT` are target ids, `hidden_BTC` what `combine` or the last step's `pre_norm_BTC` gave (see `fed_back`).
 
         The rest is as in `Decoder.forward`; logits are over the head's own vocabulary (see `target_ids`).
         """
@@ -188,11 +207,11 @@ class TokenHead(DraftHead):
         )  # fmt: skip
         pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, metadata)
         final = self.norm(pre_norm)
-        return Output(read_out(final, logits, self.head), final, pre_norm)
+        return Output(read_out(final, logits, self.head), final, self.fed_back(pre_norm, final))
 
 
 class NamesOnFile:
-    """What the parameters of a head are called in a folder: by their own names."""
+    """What the parameters of a head are called in its folder (see `head_files`): by their own names."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -202,7 +221,7 @@ class NamesOnFile:
 
     def is_spare(self, name: str) -> bool:
         """Whether a tensor is no parameter of ours, and may be there."""
-        return name in ("d2t", "t2d") or name.endswith("rotary_emb.inv_freq")
+        return name in ("d2t", "t2d") or name.startswith("verifier_") or name.endswith("rotary_emb.inv_freq")
 
     def check(self) -> None:
         """Raise ValueError where two tensors of the folder contradict each other."""

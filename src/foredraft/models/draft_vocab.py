@@ -36,6 +36,11 @@ def target_ids(d2t: Tensor | None, draft_ids: Tensor) -> Tensor:
     return draft_ids if d2t is None else draft_ids + d2t[draft_ids]
 
 
+def maps_nothing(d2t: Tensor, vocab_size: int) -> bool:
+    """Whether every token of the whole vocabulary keeps its own id."""
+    return len(d2t) == vocab_size and not bool(d2t.any())
+
+
 def all_target_ids(d2t: Tensor | None) -> Tensor | None:
     """The target ids that can be drafted, [D]; None for all."""
     return None if d2t is None else d2t + torch.arange(len(d2t), device=d2t.device)
@@ -55,12 +60,18 @@ def draftable(d2t: Tensor, vocab_size: int) -> Tensor:
     return mask
 
 
+def draft_size(shape: Shape, checkpoint: Checkpoint) -> int:
+    """How many tokens a draft may draft: by its config, and where that does not say by its map."""
+    stored = checkpoint.stored.get("d2t")
+    return shape.draft_vocab_size or (stored.shape[0] if stored and len(stored.shape) == 1 else shape.vocab_size)
+
+
 def stored_offsets(shape: Shape, checkpoint: Checkpoint) -> Tensor | None:
     """A folder's d2t, checked against t2d where the file has it; None where it has none, as a draft over the whole vocabulary may.
 
     Raises ValueError where the map is of another vocabulary or contradicts itself.
     """
-    size = shape.draft_vocab_size or shape.vocab_size
+    size = draft_size(shape, checkpoint)
     if "d2t" not in checkpoint.stored and size == shape.vocab_size:
         return None
     if "d2t" not in checkpoint.stored:
@@ -74,8 +85,8 @@ def stored_offsets(shape: Shape, checkpoint: Checkpoint) -> Tensor | None:
     except ValueError as error:
         raise TensorError(f"{checkpoint.stored['d2t'].file}: {error}") from None
     if "t2d" in checkpoint.stored:
-        _check_map(checkpoint, "t2d", ("BOOL",), shape.vocab_size)
-        if not torch.equal(checkpoint.tensor("t2d"), mask):
+        _check_map(checkpoint, "t2d", ("BOOL", "U8", "I8", "I32", "I64"), shape.vocab_size)
+        if not torch.equal(checkpoint.tensor("t2d").bool(), mask):
             raise checkpoint.fail("t2d", "must mark the tokens of d2t, which holds offsets: target id less own id")
     return d2t
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foredraft import kinds
 from foredraft.models.checkpoint import Checkpoint
-from foredraft.models.draft_head import HeadLayout, TokenHead, llama_like, no_options
+from foredraft.models.draft_head import HeadLayout, NamesOnFile, TokenHead, llama_like, no_options
 from foredraft.models.draft_vocab import cut_offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, Layer, ModelConfig
 from foredraft.models.linear import Linear
@@ -38,7 +38,7 @@ class EagleHead(TokenHead):
         super().__init__(shape, config, target, (target.shape.num_layers,), own_embedding, d2t)
         if d2t is not None:
             self.layout = CUT_LAYOUT
-        self.fc = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
+        self.fc: Linear = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
         self.layers = nn.ModuleList(Layer(shape, config, i, input_norm=i > 0) for i in range(shape.num_layers))
         self.norm = nn.Identity()
 
@@ -90,6 +90,10 @@ class EagleHead(TokenHead):
             x_BTC = layer(x_BTC, metadata)
         return x_BTC
 
+    @staticmethod
+    def names_on_file(checkpoint: Checkpoint) -> NamesOnFile:
+        return _Names(checkpoint)
+
     def tensors_on_file(self, layout: HeadLayout) -> dict[str, Tensor]:
         """`fc` with a bias or without, as the engine has it. Raises ValueError where a bias would be lost."""
         tensors, bias = dict(self.state_dict()), self.fc.bias
@@ -104,3 +108,10 @@ class EagleHead(TokenHead):
 
     def keys_on_file(self) -> dict[str, Any]:
         return {"draft_vocab_size": self.shape.draft_vocab_size}
+
+
+class _Names(NamesOnFile):
+    """An LM head may be there, which no loader reads: it is the target's."""
+
+    def is_spare(self, name: str) -> bool:
+        return name == "lm_head.weight" or super().is_spare(name)

@@ -15,31 +15,65 @@ from foredraft.models.draft_vocab import offsets, stored_offsets
 from foredraft.models.layers import AttentionMetadata, FusionLayer, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear
 from foredraft.models.target import Target
+from foredraft.records import Record
 from foredraft.shapes import Shape
+
+USUAL_FEATURES = 3  # hidden states that published heads read
+
+
+class Eagle3Switches(Record, frozen=True):
+    """What a config may switch of an EAGLE-3 head, by the keys that vLLM and speculators give them; absent means false in the flat format.
+
+    `norm_before_residual`: layer 0 adds to its normed input. `norm_before_fc`: all hidden states, joined, are normed before `fc` joins them;
+    `fc_norm`: each by itself. `norm_output`: the head feeds itself its normed output (EAGLE-3.1 has these two, vLLM #42764).
+    """
+
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+
+
+PLAIN = Eagle3Switches()
+
+
+def switches_of(config_keys: Mapping[str, Any]) -> Eagle3Switches:
+    """As a config has them; ModelOpt nests one, and SGLang has an older name of another."""
+    nested = config_keys.get(AUX_CONFIG)
+    keys = {**config_keys, **(nested if isinstance(nested, dict) else {})}
+    keys["fc_norm"] = keys.get("fc_norm") or keys.get("use_aux_norm")
+    return Eagle3Switches(**{name: bool(keys.get(name)) for name in Eagle3Switches.__struct_fields__})
 
 
 class Eagle3Head(TokenHead):
-    """`fc` joins three of the target's hidden states and never sees the head's own output.
+    """`fc` joins some of the target's hidden states, usually three, and never sees the head's own output.
 
-    A map `d2t` it always has, over the whole vocabulary one that maps nothing.
+    A map `d2t` it always has, over the whole vocabulary one that maps nothing. With `own_lm_head` False it reads its target's. Without `fc`
+    it takes the target's last hidden state as it is (ModelOpt's `use_aux_hidden_state: false`).
     """
 
     layout = HeadLayout("LlamaForCausalLMEagle3")
+    d2t: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    t2d: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self, shape: Shape, config: ModelConfig, target: Target, feature_layers: tuple[int, ...], d2t: Tensor,
-        own_embedding: bool = False,
+        own_embedding: bool = False, *, switches: Eagle3Switches = PLAIN,
     ) -> None:  # fmt: skip
         super().__init__(shape, config, target, feature_layers, own_embedding, d2t)
+        assert shape.head is not None
+        self.switches = switches
         hidden, width = shape.hidden_size, shape.target_hidden_size or shape.hidden_size
-        self.fc = Linear(3 * width, hidden, bias=False)
+        joined = len(feature_layers) * width
+        self.fc = Linear(joined, hidden, bias=False) if shape.head.hidden_states else None
+        self.input_norm = norm(joined, shape, config) if switches.norm_before_fc else None
+        self.fc_norm = nn.ModuleList(norm(width, shape, config) for _ in feature_layers) if switches.fc_norm else None
         later_layers = (Layer(shape, config, i) for i in range(1, shape.num_layers))
-        self.layers = nn.ModuleList([FusionLayer(shape, config), *later_layers])
+        first_layer = FusionLayer(shape, config, norm_before_residual=switches.norm_before_residual)
+        self.layers = nn.ModuleList([first_layer, *later_layers])
         self.norm = norm(hidden, shape, config)
-        self.lm_head = Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
-
-    d2t: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
-    t2d: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+        if shape.head.own_lm_head:
+            self.lm_head = Linear(hidden, shape.draft_vocab_size or shape.vocab_size, bias=False)
 
     @classmethod
     def new(
@@ -54,9 +88,8 @@ class Eagle3Head(TokenHead):
         d2t = offsets(draft_vocab, target.shape.vocab_size)
         feature_layers = feature_layers or default_feature_layers(target.shape.num_layers)
         check_features(feature_layers, target)
-        return cls(
-            kinds.EAGLE3.shape(target.shape, num_layers, len(d2t)), llama_like(target), target, feature_layers, d2t
-        )
+        shape = kinds.EAGLE3.shape(target.shape, num_layers, len(d2t), hidden_states=len(feature_layers))
+        return cls(shape, llama_like(target), target, feature_layers, d2t)
 
     @classmethod
     def from_checkpoint(
@@ -64,25 +97,38 @@ class Eagle3Head(TokenHead):
     ) -> Self:
         feature_layers, d2t = _feature_layers(config_keys, target), stored_offsets(shape, checkpoint)
         d2t = offsets(None, shape.vocab_size) if d2t is None else d2t
+        own_embedding = "embed_tokens.weight" in checkpoint.stored
         with torch.device("meta"):
-            return cls(shape, config, target, feature_layers, d2t, "embed_tokens.weight" in checkpoint.stored)
+            return cls(shape, config, target, feature_layers, d2t, own_embedding, switches=switches_of(config_keys))
 
     def hollow(self, shape: Shape) -> Self:
-        return type(self)(shape, self.config, self.target, self.feature_layers, self.d2t, self.embed_tokens is not None)
+        own_embedding = self.embed_tokens is not None
+        return type(self)(
+            shape, self.config, self.target, self.feature_layers, self.d2t, own_embedding, switches=self.switches
+        )
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """The LM head and the final norm begin as the target's, cut to what the head can draft."""
         super().initialise(seed)
         ids = torch.nonzero(self.t2d)[:, 0]
-        assert self.lm_head is not None
-        self.lm_head.weight.copy_(self.target.head_weight_VC[ids.to(self.target.device)])
+        if self.lm_head is not None:
+            self.lm_head.weight.copy_(self.target.head_weight_VC[ids.to(self.target.device)])
         if isinstance(self.target.norm, nn.RMSNorm) and self.target.norm.weight is not None:
             self.norm.weight.copy_(self.target.norm.weight)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def combine(self, features_BTF: Tensor) -> Tensor:
-        """[B, T, 3 × target's hidden size], hidden states low to high, to [B, T, C]."""
-        return self.fc(features_BTF.to(self.dtype))
+        """[B, T, n × target's hidden size], hidden states low to high, to [B, T, C]."""
+        features_BTF = features_BTF.to(self.dtype)
+        if self.input_norm is not None:
+            features_BTF = self.input_norm(features_BTF)
+        if self.fc_norm is not None:
+            parts = features_BTF.chunk(len(self.fc_norm), -1)
+            features_BTF = torch.cat([normed(part) for normed, part in zip(self.fc_norm, parts, strict=True)], -1)
+        return features_BTF if self.fc is None else self.fc(features_BTF)
+
+    def fed_back(self, pre_norm_BTC: Tensor, final_BTC: Tensor) -> Tensor:
+        return final_BTC if self.switches.norm_output else pre_norm_BTC
 
     def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         first_layer, *later_layers = self.layers
@@ -98,10 +144,15 @@ class Eagle3Head(TokenHead):
     def tensors_on_file(self, layout: HeadLayout) -> dict[str, Tensor]:
         """A head over the whole vocabulary has no map: vLLM 0.32 refuses one that maps nothing."""
         state = self.state_dict()
-        if len(self.d2t) == self.shape.vocab_size and not self.d2t.any():
+        if self.maps_nothing:
             state = {name: tensor for name, tensor in state.items() if name not in ("d2t", "t2d")}
         tensors = {re.sub(r"^layers\.0\.", "midlayer.", name): tensor for name, tensor in state.items()}
         return tensors | {twin: tensor for name, tensor in tensors.items() if (twin := _twin(name))}
+
+    @property
+    def null_keys(self) -> tuple[str, ...]:
+        """Without an LM head in the file both engines share the target's where its rows are not said (SGLang: null; vLLM takes both)."""
+        return () if self.lm_head is not None else ("draft_vocab_size",)
 
     def keys_on_file(self) -> dict[str, Any]:
         """The ids of the hidden states are left out where they are the default."""
@@ -109,13 +160,15 @@ class Eagle3Head(TokenHead):
         keys: dict[str, Any] = {
             "draft_vocab_size": shape.draft_vocab_size or shape.vocab_size,
             "target_hidden_size": shape.target_hidden_size or shape.hidden_size,
-            "norm_before_residual": False,
-            "fc_norm": False,
-            "norm_output": False,
+            **{name: getattr(self.switches, name) for name in self.switches.__struct_fields__},
         }
         depth = self.target.shape.num_layers
+        if self.fc is None:
+            return keys | {AUX_CONFIG: {AUX_LAYER_IDS: [], "use_aux_hidden_state": False}}
         if depth >= 3 and entered == list(default_feature_layers(depth)):
             return keys
+        if len(entered) != USUAL_FEATURES:
+            keys["num_aux_hidden_states"] = len(entered)
         left_layers = {AUX_LAYER_IDS: [i - 1 for i in entered], "use_aux_hidden_state": True}
         return keys | {AUX_LAYER_IDS: entered, AUX_CONFIG: left_layers}
 
@@ -130,34 +183,33 @@ def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
 
 
 def check_features(layers: tuple[int, ...], target: Target) -> None:
-    """Raise unless these are three of the target's hidden states."""
+    """Raise unless these are hidden states of the target."""
     depth = target.shape.num_layers
-    if len(layers) != 3 or not all(0 <= layer <= depth for layer in layers):
-        raise ValueError(f"feature_layers must be three hidden states from 0 to {depth}, got {list(layers)}")
+    if not layers or not all(0 <= layer <= depth for layer in layers):
+        raise ValueError(f"feature_layers must be hidden states from 0 to {depth}, got {list(layers)}")
 
 
 def _feature_layers(config_keys: Mapping[str, Any], target: Target) -> tuple[int, ...]:
     """vLLM counts hidden states by the layer they enter, SGLang (under eagle_config) by the layer they leave."""
-    entered, left_layers = aux_layer_ids(config_keys)
+    depth, (entered, left_layers) = target.shape.num_layers, aux_layer_ids(config_keys)
+    if kinds.last_state_alone(config_keys):
+        return (depth,)
     if entered and left_layers and [i + 1 for i in left_layers] != list(entered):
         raise ValueError(f"{AUX_LAYER_IDS} {entered} must be one more than {AUX_CONFIG}'s {left_layers}")
-    layers = entered or [i + 1 for i in left_layers] or default_feature_layers(target.shape.num_layers)
+    layers = entered or kinds.entered_layers(left_layers, depth) or default_feature_layers(depth)
     check_features(tuple(layers), target)
     return tuple(layers)
 
 
 class _Names(NamesOnFile):
-    """Layer 0 is `midlayer.` or `layers.0.`, the norms of later layers `input_layernorm` (vLLM), `hidden_norm` (SGLang) or both."""
+    """The norms of later layers are `input_layernorm` (vLLM), `hidden_norm` (SGLang) or both."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        has_midlayer = any(name.startswith("midlayer.") for name in checkpoint.stored)
-        self.first_layer = "midlayer." if has_midlayer else "layers.0."
         pairs = {_twin(name): name for name in checkpoint.stored}
         self.twins = {twin: name for twin, name in pairs.items() if twin in checkpoint.stored}
 
     def of_parameter(self, name: str) -> str:
-        name = re.sub(r"^layers\.0\.", self.first_layer, name)
         twin, stored = _twin(name), self.checkpoint.stored
         return twin if twin and name not in stored and twin in stored else name
 

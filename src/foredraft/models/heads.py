@@ -21,18 +21,18 @@ from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.dspark import DSparkHead
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
+from foredraft.models.head_files import HeadCheckpoint
 from foredraft.models.load import parse_config
 from foredraft.models.rope import Rope, rope_to_config
 from foredraft.models.target import Target
 from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape
 from foredraft.shapes.absent import SINGLE
+from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, NORMED_HEAD_FAMILY
 
 HEADS: dict[str, type[DraftHead]] = {
     kinds.EAGLE3.name: Eagle3Head, kinds.EAGLE.name: EagleHead, kinds.DFLASH.name: BlockHead, kinds.DSPARK.name: DSparkHead,
 }  # fmt: skip
-# Variants that change the numbers and are not built here; absent means false.
-_VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "use_aux_norm", "norm_output")
 
 
 def new_head(
@@ -55,18 +55,18 @@ def load_head(
     folder: str | Path, target: Target, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> DraftHead:
     """The draft head in a folder, frozen, beside the target whose embedding (and, EAGLE-1/2, LM head) it borrows."""
-    checkpoint, file = Checkpoint(folder), Path(folder) / "config.json"
+    checkpoint, file = HeadCheckpoint(folder), Path(folder) / "config.json"
     keys = shapes.unfolded(shapes.read_config(folder))
-    shape, config = parse_config(keys, folder)
     kind = kinds.of_checkpoint(keys, checkpoint.stored)
+    if kind.role == "head" and kind.name not in HEADS:
+        raise ValueError(f"{file}: a {kind.label} head, which foredraft does not run; it runs {', '.join(HEADS)}")
+    if kind.parts is None:
+        raise ValueError(f"{file}: not a draft head: architectures names none, and there is no tensor fc.weight")
+    keys = _own_layers(keys, checkpoint, target) if kind.passes == "token" else keys
+    shape, config = parse_config(keys, folder)
     try:
-        if kind.parts is None:
-            raise ValueError("not a draft head: architectures names none, and there is no tensor fc.weight")
-        if kind.name not in HEADS:
-            raise ValueError(f"a {kind.label} head, which foredraft plans but does not run; it runs {', '.join(HEADS)}")
-        parts = kinds.parts_of(keys, kind, checkpoint.stored) if kind.passes == "block" else kind.parts
-        shape = shapes.as_head(shape, parts or kind.parts, keys)
-        _check_fit(shape, kind, keys, target, checkpoint)
+        shape = shapes.as_head(shape, kinds.parts_of(keys, kind, checkpoint.stored) or kind.parts, keys)
+        _check_fit(shape, target, checkpoint)
         head = HEADS[kind.name].from_checkpoint(shape, config, target, keys, checkpoint)
     except TensorError:
         raise
@@ -78,18 +78,41 @@ def load_head(
     return head.to(device).requires_grad_(False).eval()
 
 
-def _check_fit(shape: Shape, kind: kinds.Kind, keys: Mapping[str, Any], target: Target, checkpoint: Checkpoint) -> None:
-    """The head is one of those built here, and made for this target."""
-    variants = [key for key in _VARIANTS if keys.get(key) and kind.passes == "token"]
-    if variants:
-        raise ValueError(f"{variants[0]} is true, which is not supported")
+def _own_layers(keys: dict[str, Any], checkpoint: HeadCheckpoint, target: Target) -> dict[str, Any]:
+    """The config of a head that drafts token by token as its tensors have it, where it says otherwise or speaks of its target.
+
+    Its layers are Llama's, or Qwen3's where they norm queries and keys, even where `model_type` is a target's that is not run here; the
+    width of the MLP, and how many tokens it drafts, are the tensors'. A vocabulary that is only filled up is the target's.
+    """
+    stored, keys = checkpoint.stored, dict(keys)
+    family = FAMILIES.get(str(keys.get("model_type")))
+    if family is None or family.architecture is None or family.traits is not None:
+        normed = "layers.0.self_attn.q_norm.weight" in stored
+        keys["model_type"] = NORMED_HEAD_FAMILY if normed else HEAD_FAMILY
+        keys["num_key_value_heads"] = keys.get("num_key_value_heads") or keys.get("num_attention_heads")
+    gate, d2t = stored.get("layers.0.mlp.gate_proj.weight"), stored.get("d2t")
+    if gate is not None:
+        keys["intermediate_size"] = gate.shape[0]
+    if d2t is not None:
+        keys["draft_vocab_size"] = keys.get("draft_vocab_size") or d2t.shape[0]
+        if "embed_tokens.weight" not in stored:
+            keys["vocab_size"] = target.shape.vocab_size
+    return keys
+
+
+def _check_fit(shape: Shape, target: Target, checkpoint: Checkpoint) -> None:
+    """The head was made for this target."""
     width, hidden = target.shape.hidden_size, shape.target_hidden_size or shape.hidden_size
     if hidden != width:
         raise ValueError(f"made for a target of hidden_size {hidden}, but {target.shape.name} has {width}")
     if shape.vocab_size != target.shape.vocab_size:
         raise ValueError(f"vocab_size {shape.vocab_size}, but {target.shape.name} has {target.shape.vocab_size}")
-    if shape.hidden_size != target.shape.embed_width and "embed_tokens.weight" not in checkpoint.stored:
-        raise ValueError(f"hidden_size {shape.hidden_size}, not the target's {width}, needs tensor embed_tokens.weight")
+    for table in ("embed_tokens.weight", "lm_head.weight"):
+        borrowed = table not in checkpoint.stored and not (
+            table == "lm_head.weight" and shape.head and shape.head.own_lm_head
+        )
+        if borrowed and shape.hidden_size != target.shape.embed_width:
+            raise ValueError(f"hidden_size {shape.hidden_size}, not the target's {width}, needs tensor {table}")
 
 
 def save_head(
@@ -127,4 +150,4 @@ def head_config(head: DraftHead, dtype: torch.dtype, layout: HeadLayout) -> dict
         "torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True, "initializer_range": INIT_STD,
     }  # fmt: skip
     keys |= rope_to_config(config.rope or Rope()) | head.keys_on_file()
-    return {key: value for key, value in keys.items() if value is not None}
+    return {key: value for key, value in keys.items() if value is not None} | dict.fromkeys(head.null_keys)

@@ -244,14 +244,17 @@ class Layer(DecoderBlock):
 
 
 class FusionLayer(DecoderBlock):
-    """Layer 0 of an EAGLE-3 head: attention reads the embedding beside the feature, the residual is the raw feature."""
+    """Layer 0 of an EAGLE-3 head: attention reads the embedding beside the feature; the residual is the raw feature, or the normed one
+    (`norm_before_residual`).
+    """
 
-    def __init__(self, shape: Shape, model_config: ModelConfig) -> None:
+    def __init__(self, shape: Shape, model_config: ModelConfig, *, norm_before_residual: bool = False) -> None:
         super().__init__(shape, model_config, 0, input_size=2 * shape.hidden_size)
+        self.norm_before_residual = norm_before_residual
         self.input_layernorm = norm(shape.hidden_size, shape, model_config)
         self.hidden_norm = norm(shape.hidden_size, shape, model_config)
 
     def forward(self, embeds_BTC: Tensor, x_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
-        return self.block(
-            x_BTC, torch.cat((self.input_layernorm(embeds_BTC), self.hidden_norm(x_BTC)), dim=-1), metadata
-        )
+        normed_BTC = self.hidden_norm(x_BTC)
+        read_BTI = torch.cat((self.input_layernorm(embeds_BTC), normed_BTC), dim=-1)
+        return self.block(normed_BTC if self.norm_before_residual else x_BTC, read_BTI, metadata)

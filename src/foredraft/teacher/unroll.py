@@ -82,8 +82,9 @@ def unroll(
     for step in range(steps):
         rotation = head.rotary(places_BR[:1] + step, head.dtype)
         metadata = AttentionMetadata(rotation, None, places_BR, None, chains)
-        hidden = head.run(embeds_BTC[:, 1 + step : 1 + step + rows], hidden, metadata)
-        states.append(head.norm(hidden))
+        pre_norm = head.run(embeds_BTC[:, 1 + step : 1 + step + rows], hidden, metadata)
+        states.append(head.norm(pre_norm))
+        hidden = head.fed_back(pre_norm, states[-1])
     return states
 
 
