@@ -59,7 +59,9 @@ def load_head(
     keys = shapes.unfolded(shapes.read_config(folder))
     kind = kinds.of_checkpoint(keys, checkpoint.stored)
     if kind.role == "head" and kind.name not in HEADS:
-        raise ValueError(f"{file}: a {kind.label} head, which foredraft does not run; it runs {', '.join(HEADS)}")
+        raise ValueError(
+            f"{file}: a head of kind {kind.label}, which foredraft does not run; it runs {', '.join(HEADS)}"
+        )
     if kind.parts is None:
         raise ValueError(f"{file}: not a draft head: architectures names none, and there is no tensor fc.weight")
     keys = _own_layers(keys, checkpoint, target) if kind.passes == "token" else keys

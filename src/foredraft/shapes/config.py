@@ -141,15 +141,19 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def unfolded(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of the speculators format with its `transformer_layer_config` beside its own keys; any other as it is.
+    """A config of the speculators format with its `transformer_layer_config` beside its own keys, one of vLLM's older EAGLE format with its
+    `model`; any other as it is.
 
-    There an absent `norm_before_residual` means true, and a null key is an absent one.
+    In the first an absent `norm_before_residual` means true of an EAGLE-3 head, and a null key is an absent one.
     """
+    if config.get("model_type") == "eagle" and isinstance(model := config.get("model"), dict):
+        return config | model
     inner = config.get("transformer_layer_config")
     if not isinstance(inner, dict):
         return config
     outer = {key: value for key, value in config.items() if value is not None and key != "transformer_layer_config"}
-    return {"norm_before_residual": True} | inner | outer
+    normed = {"norm_before_residual": True} if config.get("speculators_model_type") == "eagle3" else {}
+    return normed | inner | outer
 
 
 _INNER = ("text_config", "language_config", "llm_config", "thinker_config")
