@@ -47,6 +47,7 @@ from foredraft.teacher.hidden_states import OnlineHiddenStates
 from foredraft.teacher.teacher_forced import tallies
 from foredraft.train.blocks import BlockObjective, BlockSettings, block_training_flops, drawn_anchors
 from foredraft.train.devices import Devices
+from foredraft.train.heads import EVERYTHING, Computed
 from foredraft.train.launch import launch
 from foredraft.train.objectives import trainee_of
 
@@ -776,9 +777,17 @@ def test_flops_count_rows_places_and_what_is_frozen():
     context = 2 * (96 * 32 + 2 * 2 * 32 * 16)
     chain = 2 * (8 * 32 + 40 + 1)
     rows = 0.25 * 4
-    expected = 3 * (context + rows * (2 * 2 * layer + attention) + rows * chain) + rows * 4 * 32 * 32
-    of_target = TARGET.shape.flops_per_token(length / 2) - 2 * 64 * 32 + rows * 2 * 64 * 32
-    assert block_training_flops(shape, TARGET.shape, settings, length) == pytest.approx(expected + of_target)
+    blocks = 3 * (context + rows * (2 * 2 * layer + attention)) - 2 * 96 * 32
+    of_place, of_target = 3 * chain + 4 * 32 * 32, TARGET.shape.flops_per_token(length / 2) - 2 * 64 * 32
+    stated = [
+        block_training_flops(shape, TARGET.shape, settings, length, computed)
+        for computed in (EVERYTHING, Computed(0.125), Computed(0.125, cached=True))
+    ]
+    expected = blocks + of_target + rows * (of_place + 2 * 64 * 32)
+    few = rows / 2  # places, where an eighth of the tokens are to be predicted and a quarter would begin blocks
+    assert stated == pytest.approx(
+        [expected, blocks + of_target + few * (of_place + 2 * 64 * 32), blocks + few * (of_place + 2 * 32 * 32)]
+    )
 
 
 def test_weights_by_position_are_the_published_ones():

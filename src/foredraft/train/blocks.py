@@ -30,7 +30,7 @@ from foredraft.teacher.acceptance import tally
 from foredraft.teacher.blocks import PackedHead
 from foredraft.teacher.hidden_states import HiddenStates
 from foredraft.teacher.predictions import emitted_mask
-from foredraft.train.heads import HeadObjective
+from foredraft.train.heads import EVERYTHING, Computed, HeadObjective
 from foredraft.train.lm_head import draft_ids_of, lm_head_loss
 
 HELD_OUT = -1  # a step that no training has
@@ -165,27 +165,29 @@ class BlockObjective(HeadObjective):
         return TrainedBlocks(head, settings)
 
     @staticmethod
-    def flops(shape: Shape, target: Shape, settings: Any, length: int) -> float:
-        return block_training_flops(shape, target, settings, length)
+    def flops(shape: Shape, target: Shape, settings: Any, length: int, computed: Computed = EVERYTHING) -> float:
+        return block_training_flops(shape, target, settings, length, computed)
 
     def sums(self, batch: Batch, hidden_states: HiddenStates, step: int) -> Any:
         return self.trained(batch, hidden_states, False, step)
 
 
-def block_training_flops(shape: Shape, target: Shape, settings: BlockSettings, length: int) -> float:
-    """FLOPs per token of a window, forward and twice that backward: `fc` and the keys and values of every token, the layers over the rows of
-    the blocks, what follows them over the drafted places; the LM head, which is the target's, gets no gradient of its own. And the frozen
-    target's forward: its layers over every token, its LM head over the drafted places where the loss is against its distribution.
+def block_training_flops(
+    shape: Shape, target: Shape, settings: BlockSettings, length: int, computed: Computed = EVERYTHING
+) -> float:
+    """FLOPs per token of a window, forward and twice that backward: `fc` (into whose inputs nothing goes back) and the keys and values of
+    every token, the layers over the rows of the blocks, what follows them over the drafted places; the LM head, which is the target's, gets
+    no gradient of its own. And of the frozen target what `computed` leaves, its LM head over the drafted places where the loss is against
+    its distribution. A window with fewer tokens to be predicted than blocks asks no LM head of those beyond.
     """
     assert shape.head is not None
     blocks, context = settings.num(length) / length, length / 2
-    rows, places = blocks * _rows(shape), blocks * shape.head.block
+    rows, places = blocks * _rows(shape), min(blocks, computed.labelled) * shape.head.block
     chain = sum(inputs * outputs for inputs, outputs in shape.chain.values())
     layers = shape.flops_per_token(context, recurrent=True) - 2 * shape.head_params
-    context_keys = 2 * shape.context_weights
-    head = 3 * (context_keys + rows * layers + places * 2 * chain) + places * 2 * 2 * shape.head_params
-    judged = places if settings.confidence or set(settings.loss) != {"ce"} else 0.0
-    return float(head + target.flops_per_token(context) - 2 * target.head_params * (1 - judged))
+    head = 3 * (2 * shape.context_weights + rows * layers + places * 2 * chain) - 2 * shape.fc_params
+    judged = computed.target_head_flops(shape, target, settings.loss if not settings.confidence else {})
+    return float(head + computed.target_flops(target, context) + places * (2 * 2 * shape.head_params + judged))
 
 
 def _rows(shape: Shape) -> int:

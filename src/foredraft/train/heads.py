@@ -54,6 +54,29 @@ EAGLE = HeadSettings(unroll=1, feature_weight=1.0, token_weight=0.1, noise=1.0)
 EAGLE3 = HeadSettings()
 
 
+class Computed(NamedTuple):
+    """What of a token is computed besides the head's layers. `labelled`: the share of tokens to be predicted. `cached`: the target's hidden
+    states come from disk, and with a draft vocabulary its argmax (which the first look at a window computes, and this leaves out).
+    """
+
+    labelled: float = 1.0
+    cached: bool = False
+
+    def target_flops(self, target: Shape, context: float) -> float:
+        """Of the target's layers, per token."""
+        return 0.0 if self.cached else target.flops_per_token(context) - 2 * target.head_params
+
+    def target_head_flops(self, shape: Shape, target: Shape, loss: Mapping[str, float]) -> float:
+        """Of the target's LM head, per place that is held against it."""
+        if set(loss) == {"ce"}:
+            return 0.0
+        rows = shape.draft_vocab_size if self.cached else None
+        return 2.0 * (rows or target.vocab_size) * target.embed_width
+
+
+EVERYTHING = Computed()
+
+
 class TrainedHead(UnrolledHead):
     """A head with all that is computed from its parameters as one module, so that devices may wrap and shard it."""
 
@@ -108,7 +131,7 @@ class HeadObjective:
     """An `Objective`: trains `head`, which borrows `target`, on hidden states from `source` (the target itself by default,
     as always on held-out text).
 
-    `length`: tokens of a window, for `flops_per_token`. `dtype`: of the served weights, `keys`: more of their config.
+    `length`: tokens of a window, and `computed`, for `flops_per_token`. `dtype`: of the served weights, `keys`: more of their config.
     Raises ValueError where the settings do not fit the head.
     """
 
@@ -117,7 +140,7 @@ class HeadObjective:
     def __init__(
         self, target: Decoder, head: DraftHead, settings: Any = EAGLE3, *,
         source: HiddenStateSource | None = None, length: int = 512, dtype: torch.dtype = torch.float32,
-        keys: Mapping[str, Any] | None = None,
+        keys: Mapping[str, Any] | None = None, computed: Computed = EVERYTHING,
     ) -> None:  # fmt: skip
         if settings.lookahead < 1:
             raise ValueError(f"lookahead ({settings.lookahead}) must be at least 1")
@@ -127,7 +150,7 @@ class HeadObjective:
         self.trained: nn.Module = self.module(head.requires_grad_(True), settings)
         self._online = OnlineHiddenStates(target, head.feature_layers, within_documents=settings.within_documents)
         self._head, self._source, self._dtype, self._keys = head, source or self._online, dtype, dict(keys or {})
-        self.flops_per_token = self.flops(head.shape, target.shape, settings, length)
+        self.flops_per_token = self.flops(head.shape, target.shape, settings, length, computed)
 
     @staticmethod
     def module(head: DraftHead, settings: Any) -> nn.Module:
@@ -141,9 +164,9 @@ class HeadObjective:
         return TrainedHead(head, settings)
 
     @staticmethod
-    def flops(shape: Shape, target: Shape, settings: Any, length: int) -> float:
+    def flops(shape: Shape, target: Shape, settings: Any, length: int, computed: Computed = EVERYTHING) -> float:
         """Training FLOPs of one token of a window."""
-        return training_flops(shape, target, settings, length)
+        return training_flops(shape, target, settings, length, computed)
 
     def sums(self, batch: Batch, hidden_states: HiddenStates, step: int) -> Any:
         """Summed loss, its weight, and the sums by step of `trained`, as step `step` of training has them."""
@@ -192,12 +215,18 @@ class HeadObjective:
         save_head(self._head.with_weights(weights), folder, dtype=self._dtype, more=self._keys)
 
 
-def training_flops(shape: Shape, target: Shape, settings: HeadSettings, length: int) -> float:
-    """FLOPs per token of a window: the target forward, the head's steps forward and twice that backward.
-
-    A borrowed LM head gets no gradient of its own. Attention at half the window.
+def training_flops(
+    shape: Shape, target: Shape, settings: HeadSettings, length: int, computed: Computed = EVERYTHING
+) -> float:
+    """FLOPs per token of a window: the head's steps forward and twice that backward, but nothing backward into the hidden states and
+    embeddings that are given, and what `computed` leaves of the target. LM heads meet the places that count alone; a borrowed one gets no
+    gradient of its own. Attention at half the window.
     """
+    assert shape.head is not None
     context, later = length / 2, settings.unroll - 1
-    steps = shape.flops_per_token(context) + later * shape.flops_per_token(context, recurrent=True)
-    borrowed = 0 if shape.head and shape.head.own_lm_head else 2 * shape.head_params * settings.unroll
-    return float(target.flops_per_token(context) + 3 * steps - borrowed)
+    layers = shape.flops_per_token(context) + later * shape.flops_per_token(context, recurrent=True)
+    layers -= settings.unroll * 2 * shape.head_params
+    given = 2 * (shape.fc_params + later * shape.head.fc_embedding * shape.hidden_size**2)
+    lm_head = settings.unroll * 2 * shape.head_params * (3 if shape.head.own_lm_head else 2)
+    judged = computed.target_head_flops(shape, target, settings.loss)
+    return float(3 * layers - given + computed.target_flops(target, context) + computed.labelled * (lm_head + judged))

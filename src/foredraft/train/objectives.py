@@ -33,7 +33,7 @@ from foredraft.teacher.hidden_states import HiddenStateSource
 from foredraft.train import language_model
 from foredraft.train.blocks import BlockObjective, BlockSettings
 from foredraft.train.devices import Devices
-from foredraft.train.heads import HeadObjective, HeadSettings
+from foredraft.train.heads import Computed, HeadObjective, HeadSettings
 from foredraft.train.language_model import LanguageModelObjective, Served
 from foredraft.train.loop import Data
 from foredraft.train.objective import Objective
@@ -254,7 +254,7 @@ class HeadTrainee(Trainee):
         head = self.head(teacher, data)
         return self.row.objective(
             teacher, head, self.settings, length=self.recipe.stages[0].length, dtype=self.served_dtype,
-            keys=token_ids(self.target.keys),
+            keys=token_ids(self.target.keys), computed=Computed(labelled_share(data), cache_folder is not None),
             source=cached(self.recipe, head, data, devices, cache_folder) if cache_folder else None,
         )  # fmt: skip
 
@@ -275,6 +275,12 @@ TRAINEES: Mapping[type, type[Trainee]] = {LanguageModel: LanguageModelTrainee} |
 def token_ids(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Token ids of a config, which a trained model's own config must name too."""
     return {key: keys[key] for key in TOKEN_IDS if keys.get(key) is not None}
+
+
+def labelled_share(data: Data) -> float:
+    """The share of the first stage's tokens that are to be predicted."""
+    counts = data.stages[0].folder.data
+    return counts.predicted_tokens / counts.num_tokens
 
 
 def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder: Path) -> HiddenStateSource:
