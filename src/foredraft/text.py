@@ -20,10 +20,11 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.forward import context_limit
 from foredraft.models.gguf_tokenizer import gguf_tokenizer
 from foredraft.models.load import load
-from foredraft.records import Plan, StepRecord, with_hint
+from foredraft.records import Plan, StepRecord
 from foredraft.shapes import check_folder, read_config
 from foredraft.shapes.gguf import GgufFile, is_gguf
 from foredraft.shapes.gguf_config import generation_keys
+from foredraft.tokenization import of_folder, template_errors
 
 NODES = 64  # drafted nodes that a step may verify beyond the context
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for half a character
@@ -163,7 +164,10 @@ def stop_ids(target: str | Path, tokenizer: Any) -> frozenset[int]:
         inner = keys.get("text_config")
         for part in (keys, inner if isinstance(inner, dict) else {}):
             stated = part.get("eos_token_id")
-            ids += stated if isinstance(stated, list) else [stated]
+            listed = stated if isinstance(stated, list) else [stated]
+            if not all(i is None or type(i) is int for i in listed):
+                raise ValueError(f"{target}: eos_token_id must be a whole number or a list of them, got {stated!r:.80}")
+            ids += listed
     return frozenset(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
 
 
@@ -202,9 +206,10 @@ def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
         return tokenizer(prompt)["input_ids"]
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat_template; leave out --chat")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
+    with template_errors():
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -221,13 +226,7 @@ def tokenizer_of(target: str | Path) -> Any:
     check_folder(target, weights=False, tokenizer=True)
     if is_gguf(target):
         return gguf_tokenizer(target)
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(target), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        message = f"{target}: no tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json beside config.json"
-        raise with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
+    return of_folder(target)
 
 
 def report(prompt: str, answer: Completion, sequence: Sequence) -> dict[str, Any]:

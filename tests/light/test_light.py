@@ -110,8 +110,9 @@ MAY = {
     "report": {"records", "shapes", "machines", "published", "kinds", "laws", "validate", "plan.sdsl"},
     "models": {"records", "hardware", "shapes", "kinds"},
     "decode": {"records", "shapes", "kinds", "models"},
-    "text": {"records", "shapes", "kinds", "models", "decode"},
-    "data": {"records", "shapes", "text", "decode", "published.opened"},
+    "tokenization": {"records", "shapes"},
+    "text": {"records", "shapes", "kinds", "models", "decode", "tokenization"},
+    "data": {"records", "shapes", "text", "decode", "tokenization", "published.opened"},
     "teacher": {"records", "shapes", "kinds", "models", "decode", "data"},
     "train": {"records", "recipe", "runs", "hardware", "shapes", "kinds", "models", "decode", "data", "teacher"},
     "measure": {

@@ -6,11 +6,10 @@ tokens.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from foredraft.data.sources import Message
+from foredraft.tokenization import template_errors
 
 _MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _MARK_IN_MACRO = re.compile(r"\{%[-+]?\s*macro\b(?:(?!\bendmacro\b).)*" + _MARK.pattern, re.DOTALL)
@@ -68,7 +67,7 @@ class ChatTemplate:
         return self._apply(messages, add_generation_prompt=True)
 
     def _apply(self, messages: tuple[Message, ...], add_generation_prompt: bool = False) -> str:
-        with _template_errors():
+        with template_errors():
             return self.tokenizer.apply_chat_template(
                 _turns(messages), chat_template=self.text, tokenize=False, add_generation_prompt=add_generation_prompt
             )
@@ -78,7 +77,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         render: Any = render_jinja_template  # annotated as giving a str
-        with _template_errors():
+        with template_errors():
             (text,), (blocks,) = render(
                 [_turns(messages)], chat_template=self.text, return_assistant_tokens_mask=True, **self.tokenizer.special_tokens_map
             )  # fmt: skip
@@ -131,14 +130,3 @@ class ChatTemplate:
 
 def _turns(messages: tuple[Message, ...]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
-
-
-@contextmanager
-def _template_errors() -> Iterator[None]:
-    """Raise ValueError for what a chat template raises."""
-    from jinja2 import TemplateError
-
-    try:
-        yield
-    except (TemplateError, TypeError) as error:
-        raise ValueError(f"the chat template fails: {error}") from None

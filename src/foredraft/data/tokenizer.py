@@ -5,7 +5,6 @@ AutoTokenizer. Refuses to know: what is done with the ids.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 from foredraft import records
 from foredraft.data.tokens import TOKENIZER
-from foredraft.shapes.folder import TOKENIZER_FILES
 from foredraft.shapes.gguf import is_gguf
+from foredraft.tokenization import of_folder
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 BYTES = 256  # a byte-level BPE holds each byte as an id of its own
@@ -66,7 +65,7 @@ def load(path: str | Path) -> Any:
 
     Raises ValueError where there is none, or where it has no end token; Python that a folder brings is never run.
     """
-    tokenizer = _of_gguf(path) if is_gguf(path) else _of_folder(path)
+    tokenizer = _of_gguf(path) if is_gguf(path) else of_folder(path)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{path}: the tokenizer has no eos_token, which ends documents; name one in tokenizer_config.json"
@@ -78,27 +77,6 @@ def _of_gguf(path: str | Path) -> Any:
     from foredraft.text import tokenizer_of
 
     return tokenizer_of(path)
-
-
-def _of_folder(path: str | Path) -> Any:
-    _check(Path(path))
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        message = f"{path}: no tokenizer ({str(error).splitlines()[0]}); give a folder with {TOKENIZER}, or train one with foredraft data tokenizer"
-        raise records.with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
-
-
-def _check(path: Path) -> None:
-    """Raise ValueError, before anything heavy is imported, unless `path` may hold a tokenizer."""
-    if not path.is_dir():
-        message = f"{path}: no tokenizer (no such folder); give a folder with {TOKENIZER}"
-        raise records.with_hint(ValueError(message), "for a model on the Hub: hf download OWNER/NAME --local-dir DIR")
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        message = f"{path}: no tokenizer (it has none of {', '.join(TOKENIZER_FILES)}); give a folder with {TOKENIZER}"
-        raise records.with_hint(ValueError(message), "train one with foredraft data tokenizer")
 
 
 def num_ids(tokenizer: Any) -> int:
@@ -126,7 +104,7 @@ def copy_files(source: str | Path, folder: Path) -> None:
 def vocabulary(folder: str | Path) -> dict[str, int] | None:
     """Words and their ids in a folder's tokenizer.json, or None where there is none that lists them."""
     try:
-        tokenizer = json.loads((Path(folder) / TOKENIZER).read_bytes())
+        tokenizer = records.read_json(Path(folder) / TOKENIZER)
         words = tokenizer["model"]["vocab"]
         ids = dict(words) if isinstance(words, dict) else {entry[0]: i for i, entry in enumerate(words)}
         return ids | {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or ()}

@@ -11,7 +11,7 @@ from typing import Any
 from foredraft.deploy.draft import TrainedDraft
 from foredraft.deploy.folder import SERVE, Deployed
 from foredraft.engines import for_format
-from foredraft.records import Observation, Plan
+from foredraft.records import Observation, Plan, read_json
 from foredraft.runs import RECIPE, run_folder
 
 CARDS = ("CARD.md", "card.md", "README.md")  # where a run speaks of its data and licences
@@ -67,7 +67,7 @@ def _training(folder: Path) -> str:
     if run is None:
         return ""
     try:
-        recipe = json.loads((run / RECIPE).read_bytes())
+        recipe = read_json(run / RECIPE)
         lines = list(_recipe(recipe, folder))
     except (ValueError, KeyError, TypeError):
         return ""

@@ -4,7 +4,6 @@ Promises: every fault has a code, the tensor or key, what would happen, and the 
 not a traceback. Refuses to know: how a folder is made.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from foredraft.deploy.tensor_rules import tensor_rules
 from foredraft.engines import LOADERS, USUAL
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import CHECKPOINTS
+from foredraft.records import read_json
 
 
 def check(folder: str | Path, target: str | Path | None = None, engine: str | None = None) -> list[Finding]:
@@ -50,7 +50,7 @@ def check(folder: str | Path, target: str | Path | None = None, engine: str | No
 def engines_of(folder: DraftFolder) -> Sequence[str]:
     """The engines that a folder is for: those its own record names, else those its architecture can mean."""
     try:
-        names = json.loads((folder.path / RECORD).read_bytes())["engines"]
+        names = read_json(folder.path / RECORD)["engines"]
         if names and set(names) <= set(LOADERS):
             return names
     except (OSError, ValueError, KeyError, TypeError):

@@ -3,13 +3,13 @@
 Promises: a head is held against its target's sizes without the target's weights. Refuses to know: engines.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
 
+from foredraft import shapes
 from foredraft.kinds import LM, Kind, of_shape
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
@@ -87,7 +87,7 @@ def target_embedding(target: str | Path) -> torch.Tensor | None:
         checkpoint = Checkpoint(target)
     except ValueError:
         return None
-    family = json.loads((Path(target) / "config.json").read_bytes()).get("model_type", "")
+    family = shapes.read_config(target).get("model_type", "")
     names = [f"{prefix}embed_tokens.weight" for prefix in prefixes(family)]
     return next((checkpoint.tensor(name) for name in names if name in checkpoint.stored), None)
 

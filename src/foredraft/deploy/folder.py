@@ -4,7 +4,6 @@ Promises: whatever is in the folder, reading it ends in a `Folder` and findings,
 a loader makes of it.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from foredraft.deploy.key_types import typed
 from foredraft.engines import LOADERS, speculators
 from foredraft.kinds import CHECKPOINTS, Kind, of_checkpoint
 from foredraft.models.checkpoint import Checkpoint, StoredTensor
-from foredraft.records import Record
+from foredraft.records import Record, read_json
 from foredraft.shapes import unfolded
 from foredraft.shapes.absent import INDEX, SINGLE
 
@@ -80,11 +79,11 @@ def opened(path: str | Path) -> tuple[DraftFolder | None, list[Finding]]:
 def _config(path: Path) -> tuple[dict[str, Any] | None, Finding | None]:
     file = path / CONFIG
     try:
-        raw = json.loads(file.read_bytes())
+        raw = read_json(file)
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
     except ValueError as error:
-        why = f"is not JSON ({error})"
+        why = str(error).removeprefix(f"{file}: ")
     else:
         if isinstance(raw, dict):
             return raw, None
@@ -131,7 +130,7 @@ def read_settings(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        settings = json.loads(file.read_bytes())
+        settings = read_json(file)
     except ValueError:
         return {}
     return settings if isinstance(settings, dict) else {}

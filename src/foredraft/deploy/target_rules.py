@@ -3,7 +3,6 @@
 Refuses to know: how a loader names tensors.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from foredraft.deploy.folder import CONFIG, DraftFolder
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.rope import Rope, rope_from_config
-from foredraft.shapes import unfolded
+from foredraft.shapes import read_config, unfolded
 from foredraft.shapes.families import FAMILIES, ModelFamily
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -23,13 +22,11 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def config_of(target: str | Path) -> dict[str, Any]:
     """A target's config.json, of a multimodal one the language model's part; token ids that it lacks as generation_config.json has them."""
     file = Path(target) / CONFIG
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; --target is the folder of the target's Hugging Face checkpoint")
-    config = unfolded(json.loads(file.read_bytes()))
+    config = unfolded(read_config(file))
     inner = config.get("text_config")
     config = config | inner if isinstance(inner, dict) else config
     generation = Path(target) / "generation_config.json"
-    generated = json.loads(generation.read_bytes()) if generation.is_file() else {}
+    generated = read_config(generation) if generation.is_file() else {}
     return config | {
         key: generated[key] for key in TOKEN_IDS if config.get(key) is None and generated.get(key) is not None
     }

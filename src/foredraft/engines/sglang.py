@@ -154,7 +154,10 @@ class SGLang(ServingEngine):
             return
         missing = [flag for flag in (_STEPS, _TOPK, _TOKENS) if flag not in settings]
         stated = [flag for flag in (_STEPS, _TOPK, _TOKENS) if flag in settings]
-        if stated and missing:
+        mistyped = [flag for flag in stated if type(settings[flag]) is not int]
+        if mistyped:
+            yield mistyped[0], f"is {settings[mistyped[0]]!r}, no whole number, at which the server stops"
+        elif stated and missing:
             yield stated[0], f"stands without {', '.join(missing)}, which SGLang refuses"
         elif stated and settings[_TOPK] == 1 and settings[_TOKENS] != settings[_STEPS] + 1:
             steps = settings[_STEPS]

@@ -4,7 +4,6 @@ Promises: whatever is wrong with a folder, a spec or a prompt is a ValueError be
 nor the settings say stays unknown. Refuses to know: what is counted.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from foredraft.measure.probe import device_name, provenance
 from foredraft.measure.settings import MeasureSettings
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
+from foredraft.records import read_json
 from foredraft.runs import name_of, run_name, trained_tokens
 
 Fields = dict[str, Any]
@@ -110,5 +110,6 @@ def tokenizer_name(folder: str | Path) -> str:
     file = Path(folder) / TOKENIZER
     if not file.is_file():
         return name_of(folder)
-    vocabulary = json.loads(file.read_bytes()).get("model", {}).get("vocab", ())
+    model = document.get("model") if isinstance(document := read_json(file), dict) else None
+    vocabulary = model.get("vocab", ()) if isinstance(model, dict) else ()
     return f"{len(vocabulary)} words, sha256 {tokenizers.sha256(folder)[:12]}"

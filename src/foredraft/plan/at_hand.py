@@ -7,7 +7,6 @@ are worth weighing (`candidates`), step times.
 Shapes: S draws, K positions.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from foredraft.plan.heads import at
 from foredraft.plan.levels import level_of
 from foredraft.plan.study import shape_of
 from foredraft.published import heads
-from foredraft.records import DraftChoice, Observation, read_lines, with_hint
+from foredraft.records import DraftChoice, Observation, read_json, read_lines, with_hint
 from foredraft.shapes import Shape
 
 Array = NDArray[np.float64]
@@ -135,7 +134,7 @@ def _tokens(file: Path) -> frozenset[str] | None:
     if not file.is_file():
         return None
     try:
-        vocabulary = json.loads(file.read_bytes())["model"]["vocab"]
+        vocabulary = read_json(file)["model"]["vocab"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file}: holds no vocabulary under model.vocab; copy the tokenizer again") from None
     return frozenset(vocabulary if isinstance(vocabulary, dict) else (piece[0] for piece in vocabulary))

@@ -84,7 +84,8 @@ def is_hub_id(name: str) -> bool:
 def download(name: str, *files: str) -> str:
     """The command that fetches a model of the Hub, or some of its files, and what to give then."""
     local = name.rsplit("/", 1)[-1]
-    return f"{' '.join(('hf download', name, *files))} --local-dir {local}, then give {local}"
+    chosen = f" --include {' '.join(map(repr, files))}" if files else ""
+    return f"hf download {name}{chosen} --local-dir {local}, then give {local}"
 
 
 def missing_weights(folder: Path) -> ValueError | None:

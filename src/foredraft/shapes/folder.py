@@ -6,7 +6,7 @@ Promises: what is missing is one line, in a moment. Refuses to know: tensors, to
 from pathlib import Path
 
 from foredraft.records import is_lfs, lfs_pointer, with_hint
-from foredraft.shapes.absent import missing_weights, no_folder
+from foredraft.shapes.absent import ADAPTER, adapter, download, is_hub_id, missing_weights, no_folder
 from foredraft.shapes.config import read_config
 from foredraft.shapes.gguf import is_gguf
 
@@ -38,11 +38,18 @@ def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = Fa
 def check_tokenizer(folder: Path) -> None:
     """Raise ValueError unless a folder holds a tokenizer's files."""
     if not folder.is_dir():
-        raise no_folder(str(folder), folder)
+        what = "it is a file" if folder.is_file() else "no such folder"
+        error = ValueError(f"{folder}: no tokenizer ({what}); give a folder with {TOKENIZER_FILES[0]}")
+        name = str(folder) if is_hub_id(str(folder)) else "OWNER/NAME"
+        raise with_hint(
+            error, f"for a model on the Hub: {download(name, 'tokenizer*', 'chat_template*', '*config.json')}"
+        )
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if pointer := next((file for file in files if is_lfs(file)), None):
         raise lfs_pointer(pointer)
     if not files:
+        if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
+            raise adapter(folder)
         error = ValueError(
             f"{folder}: no tokenizer (has none of {', '.join(TOKENIZER_FILES)}); copy tokenizer.json beside config.json"
         )

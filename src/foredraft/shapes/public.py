@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from foredraft.records import Record, with_hint
+from foredraft.shapes.absent import download, is_hub_id
 from foredraft.shapes.config import from_config, read_config
 from foredraft.shapes.counts import Shape
 from foredraft.shapes.quantised import format_of_name
@@ -67,7 +68,12 @@ def shape(name: str) -> Shape:
     if (public_name := known_name(name)) is None:
         near = _nearest(name)
         message = f"no shape named {name!r}; nearest: {', '.join(near)}"
-        raise with_hint(ValueError(message), "foredraft list models; or pass the folder of a Hugging Face config.json")
+        hint = (
+            f"{download(name, 'config.json')}; or foredraft list models"
+            if is_hub_id(name)
+            else "foredraft list models; or pass the folder of a Hugging Face config.json"
+        )
+        raise with_hint(ValueError(message), hint)
     return _built(public_name, format_of_name(name))
 
 
