@@ -22,8 +22,9 @@ from foredraft.data import regenerate as room
 from foredraft.data import tokenizer as tokenizers
 from foredraft.data.chat import ChatTemplate
 from foredraft.data.prepare import Prepared, prepare
+from foredraft.data.rows import Message
 from foredraft.data.samples import samples
-from foredraft.data.sources import Message, Skips
+from foredraft.data.sources import Skips
 from foredraft.data.token_writer import TokenWriter
 from foredraft.data.tokens import Packing, TokenFolder, check, shuffled
 from foredraft.models.load import load
@@ -424,7 +425,7 @@ def test_marked_templates_are_rendered_and_masked_as_transformers_does(chatml: P
     theirs = tokenizer.apply_chat_template(
         turns, chat_template=MARKED, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    rendered = ChatTemplate(tokenizer, MARKED).render(TALK)
+    (rendered,) = ChatTemplate(tokenizer, MARKED).render(TALK).texts
     assert rendered.text == tokenizer.apply_chat_template(turns, chat_template=MARKED, tokenize=False)
     encoding = tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     ours = [int(any(start < b and a < end for start, end in rendered.spans)) for a, b in encoding.offsets]
@@ -443,7 +444,7 @@ def test_marks_inside_a_macro_are_refused(chatml: Path) -> None:
     outside = "{% macro say(m) %}{{ m.role }}: {% endmacro %}" + loop
     with pytest.raises(ValueError, match="inside a macro"):
         ChatTemplate(tokenizers.load(chatml), inside)
-    rendered = ChatTemplate(tokenizers.load(chatml), outside).render(TALK[4:5])
+    (rendered,) = ChatTemplate(tokenizers.load(chatml), outside).render(TALK[4:5]).texts
     assert [rendered.text[slice(*span)] for span in rendered.spans] == ["fox"]
 
 
@@ -462,21 +463,24 @@ THINKING = CHATML.replace(
 )
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused_not_guessed_at(chatml: Path) -> None:
+def answers_of(tokenizer: Any, template: str, messages: tuple[Message, ...]) -> list[list[str]]:
+    texts = ChatTemplate(tokenizer, template).render(messages).texts
+    return [[text.text[slice(*span)] for span in text.spans] for text in texts]
+
+
+def test_a_template_that_rewrites_what_was_said_makes_a_text_of_every_turn(chatml: Path) -> None:
+    """Each as the target would have read it when it was to speak."""
     tokenizer: Any = tokenizers.load(chatml)
-    last = ChatTemplate(tokenizer, THINKING).render(
-        (TALK[1], Message(role="assistant", content="<think>fox?</think>fox"))
-    )
-    assert last.text[slice(*last.spans[0])] == "<think>fox?</think>fox<|im_end|>"
-    plain = ChatTemplate(tokenizer, THINKING).render(TALK[:5])
-    assert [plain.text[slice(*span)] for span in plain.spans][1:] == ["fox<|im_end|>"]
+    alone = (TALK[1], Message(role="assistant", content="<think>fox?</think>fox"))
+    assert answers_of(tokenizer, THINKING, alone) == [["<think>fox?</think>fox<|im_end|>"]]
+    fox = "The fox, of course: é ∑ 狐.<|im_end|>"
+    assert answers_of(tokenizer, THINKING, TALK[:5]) == [[fox, "fox<|im_end|>"]]
     thought = (TALK[1], Message(role="assistant", content="<think>dog?</think>fox"), *TALK[3:5])
-    with pytest.raises(ValueError, match="does not keep the words of turn 2"):
-        ChatTemplate(tokenizer, THINKING).render(thought)
+    assert answers_of(tokenizer, THINKING, thought) == [["<think>dog?</think>fox<|im_end|>"], ["fox<|im_end|>"]]
     shouting = CHATML.replace(
         "message['content'] | trim", "(message['content'] | upper if not loop.last else message['content'])"
     )
-    with pytest.raises(ValueError, match="does not keep the words of turn 5"):
+    with pytest.raises(ValueError, match="does not keep the words of turn 5"):  # not even where it is to be answered
         ChatTemplate(tokenizer, shouting).render(TALK[:5])
 
 

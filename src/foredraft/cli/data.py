@@ -38,7 +38,7 @@ app = typer.Typer(
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="JSONL or text files (plain, .gz, .zst), folders of them, or hf:NAME[@CONFIG][:SPLIT[:COLUMN]]."
+        help="JSONL, JSON, Parquet or text files (plain, .gz, .zst), folders of them, or hf:NAME[@CONFIG][:SPLIT[:COLUMN]]."
     ),
 ]
 OnError = Annotated[
@@ -116,6 +116,7 @@ def prepare(
         )  # fmt: skip
     seconds = time.perf_counter() - start
     _print_skips(prepared.skipped, prepared.named)
+    _print_warnings(prepared.warnings)
     print(f"wrote {out}: {prepared.characters / 1e6:.1f} million characters in {seconds:.1f} s", file=sys.stderr)
     if json:
         print_json({name or "data": data for name, data in prepared.folders.items()})
@@ -173,21 +174,23 @@ def regenerate(
     """Let a target answer prompts, into JSONL for `prepare --chat`. Interrupted, the same command goes on."""
     check_models(target, [draft] if draft else [])
     from foredraft.data import regenerate as room
+    from foredraft.data.remarks import Remarks
     from foredraft.data.sources import Skips
 
     settings = room.RegenerateSettings(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, batch=batch, plain=plain, turns=turns,
         prompt_tokens=prompt_tokens, lookahead=lookahead, context=context, dtype=dtype, device=device,
     )  # fmt: skip
-    skips = Skips(on_error)
-    prompts = room.prompts(inputs, plain, skips, num)
+    skips, remarks = Skips(on_error), Remarks()
+    prompts = room.prompts(inputs, plain, skips, num, remarks)
     with progress_bar() as bar:
         task = bar.add_task("loading")
         done = room.regenerate(
-            prompts, target, out, settings, draft=draft, skips=skips,
+            prompts, target, out, settings, draft=draft, skips=skips, remarks=remarks,
             progress=lambda work, part, total: bar.update(task, description=work, completed=part, total=total),
         )  # fmt: skip
     _print_skips(skips.count, skips.named)
+    _print_warnings(remarks.lines())
     print(f"wrote {done.written:,} answered prompts to {out}, {done.existing:,} were there", file=sys.stderr)
     if done.steps:
         from foredraft.text import summary
@@ -209,6 +212,11 @@ def _print_skips(count: int, named: list[str]) -> None:
     if count:
         more = f"; and {count - len(named)} more" if count > len(named) else ""
         print(f"skipped {count} broken: {'; '.join(named)}{more}", file=sys.stderr)
+
+
+def _print_warnings(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _print_counts(folder: Path, data: "TokenData") -> None:

@@ -1,10 +1,10 @@
 """Documents as token ids with a loss mask, a batch at a time on all cores.
 
-Promises: ids are those transformers gives for the same text; plain text counts whole, of a conversation only what the
-assistant said, of a regenerated document only the very tokens the target wrote; every document ends with the end
-token. Refuses to know: files.
+Promises: ids are those transformers gives for the same text, with the beginning token once; plain text counts whole, of a conversation only
+what the assistant said, of a regenerated document only the very tokens the target wrote; every document ends with the end token. Refuses to
+know: files.
 
-Shapes: T tokens of a document.
+Shapes: T tokens of a text.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foredraft.data.chat import ChatTemplate, Rendered
-from foredraft.data.sources import Document
-from foredraft.data.tokenizer import num_ids
+from foredraft.data.left_out import Words
+from foredraft.data.rows import Document, Regenerated
+from foredraft.data.tokenizer import num_ids, twice_begun
+
+Array = np.ndarray[Any, Any]
+
+
+class EncodedText(NamedTuple):
+    """`ids` uint32 [T] and `mask` uint8 [T]."""
+
+    ids: Array
+    mask: Array
 
 
 class Encoded(NamedTuple):
-    """`ids` uint32 [T] and `mask` uint8 [T], or what is wrong with the document."""
+    """A document's texts, or what is wrong with it; `left_out`: words that its chat template leaves out."""
 
     document: Document
-    ids: np.ndarray[Any, Any]
-    mask: np.ndarray[Any, Any]
+    texts: tuple[EncodedText, ...] = ()
+    left_out: tuple[Words, ...] = ()
     error: str | None = None
 
 
@@ -30,7 +40,7 @@ class Encoder:
     """Encodes with a transformers tokenizer whose tokenizer.json has the hash `sha256`; conversations need a template."""
 
     def __init__(self, tokenizer: Any, sha256: str, template: ChatTemplate | None = None) -> None:
-        self.eos_id, self.num_ids = tokenizer.eos_token_id, num_ids(tokenizer)
+        self.eos_id, self.bos_id, self.num_ids = tokenizer.eos_token_id, tokenizer.bos_token_id, num_ids(tokenizer)
         self.sha256, self.template = sha256, template
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
@@ -38,52 +48,56 @@ class Encoder:
 
     def batch(self, documents: Sequence[Document]) -> list[Encoded]:
         """Return all of `documents` encoded, in their order."""
-        rows: list[Encoded | None] = [None] * len(documents)
+        rows: dict[int, Encoded] = {}
         plain, spanned = [], []
         for i, document in enumerate(documents):
             try:
                 if document.regenerated:
-                    rows[i] = self._exact(document)
+                    rows[i] = Encoded(document, tuple(self._exact(answer) for answer in document.regenerated))
                 elif document.messages:
-                    spanned.append((i, self._rendered(document), False))
+                    assert self.template is not None, "conversations are read with a template only"
+                    rendering = self.template.render(document.messages, document.tools, document.options)
+                    rows[i] = Encoded(document, left_out=rendering.left_out)
+                    spanned += [(i, rendered, False) for rendered in rendering.texts]
                 elif document.prompt:
                     text = document.prompt + document.text
+                    rows[i] = Encoded(document)
                     spanned.append((i, Rendered(text, ((len(document.prompt), len(text)),)), True))
                 else:
                     plain.append(i)
             except ValueError as error:
-                rows[i] = _failed(document, str(error))
+                rows[i] = Encoded(document, error=str(error))
         texts = [documents[i].text for i in plain]
         for i, encoding in zip(plain, self.backend.encode_batch_fast(texts, add_special_tokens=True), strict=True):
-            rows[i] = self._plain(documents[i], np.array(encoding.ids, np.uint32))
+            ids = np.array(encoding.ids, np.uint32)[int(twice_begun(encoding.ids, self.bos_id)) :]
+            rows[i] = Encoded(documents[i], (self._ended(ids, np.ones(len(ids), np.uint8), True),))
+        self._add_spanned(rows, spanned)
+        return [rows[i] for i in range(len(documents))]
+
+    def _add_spanned(self, rows: dict[int, Encoded], spanned: list[tuple[int, Rendered, bool]]) -> None:
+        """Encode rendered texts, each of the row with its number, with the tokenizer's special tokens or without."""
         for special in (False, True):
             part = [(i, rendered) for i, rendered, prefixed in spanned if prefixed == special]
             encodings = self.backend.encode_batch([rendered.text for _, rendered in part], add_special_tokens=special)
             for (i, rendered), encoding in zip(part, encodings, strict=True):
-                rows[i] = self._spanned(documents[i], rendered, encoding)
-        return [row for row in rows if row is not None]
+                try:
+                    text = self._spanned(rendered, encoding)
+                    rows[i] = rows[i]._replace(texts=(*rows[i].texts, text))
+                except ValueError as error:
+                    rows[i] = rows[i]._replace(error=str(error))
 
-    def _rendered(self, document: Document) -> Rendered:
-        assert self.template is not None, "conversations are read with a template only"
-        return self.template.render(document.messages)
-
-    def _plain(self, document: Document, ids: np.ndarray[Any, Any]) -> Encoded:
-        return self._ended(document, ids, np.ones(len(ids), np.uint8), True)
-
-    def _spanned(self, document: Document, rendered: Rendered, encoding: Any) -> Encoded:
+    def _spanned(self, rendered: Rendered, encoding: Any) -> EncodedText:
         """A token counts where any of its characters does; what follows the last answer is cut off."""
         ids, offsets = np.array(encoding.ids, np.uint32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
         mask = np.zeros(len(ids), np.uint8)
         for start, end in rendered.spans:
             mask |= ((offsets[:, 1] > start) & (offsets[:, 0] < end)).astype(np.uint8)
         if not mask.any():
-            return _failed(document, "no token of it is to be predicted")
-        stop = int(mask.nonzero()[0][-1]) + 1
-        return self._ended(document, ids[:stop], mask[:stop], not rendered.closed)
+            raise ValueError("no token of it is to be predicted")
+        begin, stop = int(twice_begun(encoding.ids, self.bos_id)), int(mask.nonzero()[0][-1]) + 1
+        return self._ended(ids[begin:stop], mask[begin:stop], not rendered.closed)
 
-    def _exact(self, document: Document) -> Encoded:
-        answer = document.regenerated
-        assert answer is not None
+    def _exact(self, answer: Regenerated) -> EncodedText:
         if answer.tokenizer_sha256 != self.sha256:
             raise ValueError(
                 f"regenerated with the tokenizer {answer.tokenizer_sha256[:12]}, this is {self.sha256[:12]}; prepare it with the target's"
@@ -95,16 +109,10 @@ class Encoder:
             mask[start:end] = 1
         if ids.max() >= self.num_ids:
             raise ValueError(f"token {ids.max()} is none of the tokenizer's {self.num_ids}")
-        return self._ended(document, ids, mask, False)
+        return self._ended(ids, mask, False)
 
-    def _ended(
-        self, document: Document, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], counts: bool
-    ) -> Encoded:
+    def _ended(self, ids: Array, mask: Array, counts: bool) -> EncodedText:
         """Append the end token, to be predicted where it `counts`, unless it is there."""
         if len(ids) == 0 or ids[-1] != self.eos_id:
             ids, mask = np.append(ids, np.uint32(self.eos_id)), np.append(mask, np.uint8(counts))
-        return Encoded(document, ids, mask)
-
-
-def _failed(document: Document, error: str) -> Encoded:
-    return Encoded(document, np.empty(0, np.uint32), np.empty(0, np.uint8), error)
+        return EncodedText(ids, mask)

@@ -5,19 +5,22 @@ counted and named; an empty corpus is an error. Refuses to know: how documents a
 """
 
 import hashlib
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from foredraft import records
 from foredraft.data import tokenizer as tokenizers
 from foredraft.data.chat import ChatTemplate
 from foredraft.data.encoding import Encoder
-from foredraft.data.sources import Document, Mode, Origin, Skips, origins, read
+from foredraft.data.remarks import Remarks
+from foredraft.data.rows import Document, Mode
+from foredraft.data.sources import Origin, Skips, origins, read
 from foredraft.data.token_writer import TokenWriter
 from foredraft.data.tokens import Source, TokenData
 
@@ -32,12 +35,15 @@ Done = TypeVar("Done")
 
 
 class Prepared(NamedTuple):
-    """What was made: data by folder name ("" for the folder itself), characters read, rows skipped and the first of them."""
+    """What was made: data by folder name ("" for the folder itself), characters read, rows skipped and the first of them, and `warnings`
+    of what rows have that the data has not.
+    """
 
     folders: dict[str, TokenData]
     characters: int
     skipped: int
     named: list[str]
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(
@@ -65,7 +71,10 @@ def prepare(
         }
         shas = [tokenizers.keep(loaded, tokenizer, folder / name, template) for name in names]
         reads = islice(_reads(sources, "chat" if chat else "text", skips), documents)
-        counts, characters = _fill(writers, reads, Encoder(loaded, shas[0], shape), skips, sources, val_share, progress)
+        remarks = Remarks()
+        counts, characters = _fill(
+            writers, reads, Encoder(loaded, shas[0], shape), skips, remarks, sources, val_share, progress
+        )
         for name, writer in writers.items():
             if not writer.num_documents:
                 raise ValueError(_nothing(out, name, inputs, skips))
@@ -73,7 +82,7 @@ def prepare(
             name: writer.finish(shas[0], _sources(sources, counts[name], licence), shape.text if shape else None)
             for name, writer in writers.items()
         }
-    return Prepared(folders, characters, skips.count, skips.named)
+    return Prepared(folders, characters, skips.count, skips.named, remarks.lines())
 
 
 def _reads(sources: list[Origin], mode: Mode, skips: Skips) -> Iterator[Read]:
@@ -81,8 +90,8 @@ def _reads(sources: list[Origin], mode: Mode, skips: Skips) -> Iterator[Read]:
 
 
 def _fill(
-    writers: dict[str, TokenWriter], reads: Iterable[Read], encoder: Encoder, skips: Skips, sources: list[Origin], val_share: float,
-    progress: Progress | None,
+    writers: dict[str, TokenWriter], reads: Iterable[Read], encoder: Encoder, skips: Skips, remarks: Remarks, sources: list[Origin],
+    val_share: float, progress: Progress | None,
 ) -> tuple[dict[str, Counter[str]], int]:  # fmt: skip
     """Encode and write everything; give the documents written by folder and origin, and the characters read."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in writers}
@@ -94,7 +103,9 @@ def _fill(
                 skips(f"{document.where}: {encoding.error}")
                 continue
             name = _side(document, val_share) if val_share else ""
-            writers[name].add(encoding.ids, encoding.mask, document.regenerated is not None)
+            for text in encoding.texts:
+                writers[name].add(text.ids, text.mask, bool(document.regenerated))
+            remarks.note(document, encoding.left_out, in_chat=encoder.template is not None)
             counts[name][origin.name] += 1
             characters += document.characters()
         if progress:
@@ -131,13 +142,17 @@ def _ahead(work: Callable[[In], Done], items: Iterable[In]) -> Iterator[tuple[In
 
 def _side(document: Document, val_share: float) -> str:
     """Train or held out, by the document's contents alone."""
-    parts = (
-        document.prompt,
-        document.text,
-        *(part for turn in document.messages for part in (turn.role, turn.content)),
-    )
+    parts = [document.prompt, document.text]
+    for turn in document.messages:
+        parts += [turn.role, turn.content if isinstance(turn.content, str) else _json(turn.content)]
+        parts += [_json(turn.more)] if turn.more else []
+    parts += [_json(document.tools)] if document.tools else []
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
     return HELD_OUT if int.from_bytes(digest) < val_share * 2**64 else TRAIN
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _sources(sources: list[Origin], counts: Counter[str], licence: str | None) -> tuple[Source, ...]:

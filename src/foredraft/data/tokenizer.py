@@ -6,7 +6,7 @@ AutoTokenizer. Refuses to know: what is done with the ids.
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -82,6 +82,11 @@ def _of_gguf(path: str | Path) -> Any:
 def num_ids(tokenizer: Any) -> int:
     """One more than the largest id, which with gaps is more than the number of words."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def twice_begun(ids: Sequence[int], bos_id: int | None) -> bool:
+    """Whether ids begin with two beginning tokens: the tokenizer's own before a text that has it already."""
+    return bos_id is not None and len(ids) > 1 and ids[0] == ids[1] == bos_id
 
 
 def keep(tokenizer: Any, path: str | Path, folder: Path, template: str | None = None) -> str:

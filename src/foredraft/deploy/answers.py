@@ -32,11 +32,12 @@ def token_answers(path: Path, target: str) -> Iterator[dict[str, list[int]]]:
 
 def _pairs(row: dict[str, Any], target: str) -> Iterator[tuple[list[int], list[int]]]:
     regenerated = row.get("regenerated")
-    if isinstance(regenerated, dict):
-        if regenerated.get("tokenizer_sha256") != _fingerprint(target):
-            raise ValueError(f"answers are in the tokens of another tokenizer than that of {target}")
-        for start, end in regenerated["answers"]:
-            yield regenerated["tokens"][:start], regenerated["tokens"][start:end]
+    if isinstance(regenerated, dict | list):
+        for part in [regenerated] if isinstance(regenerated, dict) else regenerated:
+            if part.get("tokenizer_sha256") != _fingerprint(target):
+                raise ValueError(f"answers are in the tokens of another tokenizer than that of {target}")
+            for start, end in part["answers"]:
+                yield part["tokens"][:start], part["tokens"][start:end]
     elif isinstance(row.get("prompt_ids"), list) and isinstance(row.get("answer_ids"), list):
         yield row["prompt_ids"], row["answer_ids"]
     elif isinstance(row.get("prompt"), str) and isinstance(words := row.get("completion", row.get("answer")), str):

@@ -1,0 +1,155 @@
+"""Rows out of files: JSON lines, JSON lists, Parquet and texts, packed or not.
+
+Promises: lines end at line feeds alone; rows come one at a time with their place, but for a JSON list, which is read whole; a file that ends
+too early is an error. Refuses to know: what a row says.
+"""
+
+import gzip
+import importlib
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+LINES, TEXTS, LISTS, PARQUET = (".jsonl", ".ndjson"), (".txt", ".md"), ".json", ".parquet"
+ENDINGS = (*LINES, LISTS, PARQUET, *TEXTS)
+MARK = b"\xef\xbb\xbf"  # of UTF-8, before the first line
+CHUNK = 2**18  # bytes of a packed file unpacked at a time
+WINDOW = 2**31  # bytes; the widest that zstd --long=31 writes
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)  # what a packed file that is cut off or no such file raises
+
+Row = bytes | dict[str, Any]
+
+
+def ending(path: Path) -> str | None:
+    """The kind of a file, ".jsonl" or ".txt" and their like, without its packing; None of another."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    return next((known for known in ENDINGS if name.endswith(known)), None)
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file in a folder is data: by its ending, and a .json file by being a list, since folders hold other JSON too."""
+    if ending(path) != LISTS:
+        return ending(path) is not None
+    try:
+        with path.open("rb") as raw:
+            return unpacked(path, raw).read(CHUNK).removeprefix(MARK).lstrip()[:1] == b"["
+    except (*DAMAGED, OSError):
+        return False
+
+
+def lines(path: Path, raw: IO[bytes]) -> Iterator[tuple[str, Row]]:
+    """Each row with its place in the file, ":3" or "[3]". Raises UnicodeDecodeError of a text, and what is in DAMAGED."""
+    if ending(path) == PARQUET:
+        yield from ((f"[{number}]", row) for number, row in enumerate(_parquet_rows(path), 1))
+        return
+    stream = unpacked(path, raw)
+    if ending(path) in TEXTS:
+        yield "", {"text": stream.read().decode("utf-8-sig")}
+        return
+    if ending(path) == LISTS:
+        yield from _listed(stream.read().removeprefix(MARK), 1)
+        return
+    begun = False
+    for number, line in enumerate(stream, 1):
+        line = line.removeprefix(MARK) if number == 1 else line
+        if not begun and line.lstrip()[:1] == b"[":  # all of it may be a list
+            yield from _listed(line + stream.read(), number)
+            return
+        if line.strip():
+            begun = True
+            yield f":{number}", line
+
+
+def _listed(data: bytes, first: int) -> Iterator[tuple[str, Row]]:
+    """The elements of a list that is all of `data`; of anything else its lines, from number `first` on."""
+    elements = _elements(data)
+    if elements is not None:
+        yield from ((f"[{place}]", element) for place, element in enumerate(elements, 1))
+        return
+    for number, line in enumerate(data.split(b"\n"), first):
+        if line.strip():
+            yield f":{number}", line
+
+
+def _elements(data: bytes) -> list[bytes] | None:
+    """The elements of a JSON list, or of an object that is a list under one name; such an object of another kind alone; None of no JSON."""
+    if data.lstrip()[:1] == b"[":
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return [bytes(element) for element in msgspec.json.decode(data, type=list[msgspec.Raw])]
+    try:  # objects; and NaN and half characters, each in its own row
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict):
+        (*parts,) = value.values()
+        value = parts[0] if len(parts) == 1 and isinstance(parts[0], list) else [value]
+    return [json.dumps(element).encode() for element in value] if isinstance(value, list) else None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ImportError(f"{path}: Parquet needs the package pyarrow: pip install 'foredraft[hub]'") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from map(without_nulls, batch.to_pylist())
+    except (OSError, ValueError) as error:  # pyarrow's own are both
+        raise EOFError(str(error).splitlines()[0]) from None
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of a table without the keys whose value is null: a table gives every row the keys of all."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    """The bytes of a file, unpacked as its name says."""
+    if path.suffix == ".gz":
+        return gzip.open(raw)  # type: ignore[return-value]
+    return io.BufferedReader(_Zstandard(raw), CHUNK) if path.suffix == ".zst" else raw
+
+
+class _Zstandard(io.RawIOBase):
+    """The text of a .zst file of any number of frames; EOFError where it ends inside one, which the package's reader takes for an end."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw, self.packed, self.text = raw, b"", memoryview(b"")
+        self.frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.text:
+            packed = self.packed or self.raw.read(CHUNK)
+            if not packed:
+                if self.frame is not None:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            self.text = memoryview(self._unpack(packed))
+        size = min(len(buffer), len(self.text))
+        buffer[:size], self.text = self.text[:size], self.text[size:]
+        return size
+
+    def _unpack(self, packed: bytes) -> bytes:
+        import zstandard
+
+        self.frame = self.frame or zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
+        try:
+            text = self.frame.decompress(packed)
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+        self.packed = b""
+        if self.frame.eof:
+            self.packed, self.frame = self.frame.unused_data, None
+        return text
