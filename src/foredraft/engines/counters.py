@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from foredraft.records import Record, require
 
+MOST, POSITIONS = 10**15, 1024  # that a server can have counted; drafted tokens of a step
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([^\s]+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -22,7 +23,7 @@ class PageSample(NamedTuple):
 
 
 def samples(page: str) -> list[PageSample]:
-    """The lines of a Prometheus page that hold a number."""
+    """The lines of a Prometheus page that hold a number, NaN and infinite ones too."""
     lines = []
     for line in page.splitlines():
         match = None if line.startswith("#") else _SAMPLE.match(line)
@@ -37,9 +38,18 @@ def samples(page: str) -> list[PageSample]:
 
 
 def total(page: Sequence[PageSample], name: str) -> float | None:
-    """The sum of a counter over all engines behind a server; None where the page has none of that name."""
-    values = [sample.value for sample in page if sample.name == name]
+    """The sum of a counter over all engines behind a server; None where the page has none of that name. Raises ValueError where it is no
+    finite number.
+    """
+    values = [finite(sample) for sample in page if sample.name == name]
     return sum(values) if values else None
+
+
+def finite(sample: PageSample) -> float:
+    """A sample's value. Raises ValueError where it is NaN, infinite, or more than can have been counted."""
+    if not abs(sample.value) <= MOST:
+        raise ValueError(f"the server's page of counters: {sample.name} is {sample.value}")
+    return sample.value
 
 
 NEAR = 0.05  # how far drafted tokens per step may lie from a whole number that stands for all steps
@@ -117,17 +127,30 @@ def nested(event: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def whole_number(counts: Mapping[str, Any], *names: str) -> int | None:
-    """The first count that is there, newer and older names of the same in order."""
-    return next((int(counts[name]) for name in names if isinstance(counts.get(name), int | float)), None)
+    """The first count that is there, newer and older names of the same in order. Raises ValueError where it counts nothing."""
+    return next((count_of(counts[name], name) for name in names if counts.get(name) is not None), None)
+
+
+def count_of(value: Any, name: str, most: int = MOST) -> int:
+    """A count that a server states. Raises ValueError where it is no whole number from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value != int(value):
+        raise ValueError(f"the server counts {name} as {value!r:.60}")
+    return int(value)
+
+
+def position_of(key: Any) -> int:
+    """A drafted position that a server states, in digits or as a number. Raises ValueError beyond `POSITIONS`."""
+    number = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 9 else key
+    return count_of(number, "a position", POSITIONS)
 
 
 def reached(histogram: Any, longest: int | None = None) -> tuple[int, ...]:
     """From steps by how many tokens they accepted, dense or by number, to steps that accepted more than i."""
     if isinstance(histogram, dict):
-        counts = {int(key): int(value) for key, value in histogram.items()}
-    elif isinstance(histogram, list):
-        counts = {i: int(value) for i, value in enumerate(histogram)}
+        counts = {position_of(key): count_of(value, "steps") for key, value in histogram.items()}
+    elif isinstance(histogram, list) and len(histogram) <= POSITIONS:
+        counts = {i: count_of(value, "steps") for i, value in enumerate(histogram)}
     else:
         return ()
-    most = max([*counts, longest or 0], default=0)
+    most = max([*counts, position_of(longest or 0)], default=0)
     return tuple(sum(count for accepted, count in counts.items() if accepted > i) for i in range(most))

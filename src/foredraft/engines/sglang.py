@@ -297,4 +297,4 @@ def _counts(place: Mapping[str, Any]) -> RequestCounts:
     by_position = reached(place.get("spec_correct_drafts_histogram") or place.get("spec_accept_histogram"))
     if accepted is None and by_position:
         accepted = sum(by_position)
-    return RequestCounts(int(place["spec_verify_ct"]), drafted, accepted, by_position)
+    return RequestCounts(whole_number(place, "spec_verify_ct") or 0, drafted, accepted, by_position)

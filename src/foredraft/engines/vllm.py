@@ -15,7 +15,9 @@ from foredraft.engines.counters import (
     PageSample,
     RequestCounts,
     Totals,
+    finite,
     nested,
+    position_of,
     reached,
     samples,
     total,
@@ -226,7 +228,7 @@ class VLLM(ServingEngine):
         if not counts:
             return None
         return RequestCounts(
-            int(counts.get("num_spec_steps") or 0), whole_number(counts, "num_draft_tokens"), whole_number(counts, "num_accepted_draft_tokens"),
+            whole_number(counts, "num_spec_steps") or 0, whole_number(counts, "num_draft_tokens"), whole_number(counts, "num_accepted_draft_tokens"),
             reached(counts.get("acceptance_histogram"), whole_number(counts, "num_spec_tokens")),
         )  # fmt: skip
 
@@ -275,8 +277,8 @@ def counters_of(lines: Sequence[PageSample]) -> Counters | None:
     steps, drafted, accepted = (round(count) for count in counts if count is not None)
     places: dict[int, float] = {}
     for sample in lines:
-        if sample.name == f"{_DRAFTED}accepted_tokens_per_pos_total" and sample.labels.get("position", "").isdigit():
-            place = int(sample.labels["position"])
-            places[place] = places.get(place, 0.0) + sample.value
+        if sample.name == f"{_DRAFTED}accepted_tokens_per_pos_total" and "position" in sample.labels:
+            place = position_of(sample.labels["position"])
+            places[place] = places.get(place, 0.0) + finite(sample)
     by_position = tuple(round(places.get(i, 0.0)) for i in range(max(places, default=-1) + 1))
     return Counters(steps=steps, drafted=drafted, accepted=accepted, by_position=by_position)

@@ -144,7 +144,10 @@ async def _way(
 
     chat = settings.chat == "always" or (settings.chat == "auto" and question.format == "chat")
     if settings.chat == "auto" and question.format is None:
-        chat = isinstance(await trial("chat"), StreamedAnswer)
+        tried = await trial("chat")
+        if isinstance(tried, Failure) and not tried.refused:  # no answer to whether it has a template
+            raise ValueError(tried.reason)
+        chat = isinstance(tried, StreamedAnswer)
     way = "chat" if chat else "raw"
     result = await trial(way)
     silent = isinstance(result, StreamedAnswer) and result.counts is None

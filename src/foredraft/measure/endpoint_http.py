@@ -6,6 +6,7 @@ fills the memory. Refuses to know: what is asked.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, Self
@@ -13,11 +14,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = (
-    2**24,
-    2**26,
-    2**30,
-)  # bytes of a line (an event may fill it), an answer, a stream
+from foredraft.records import visible
+
+LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = 2**20, 2**26, 2**30  # bytes of a line (an event may fill it), an answer, a stream
 END_LIMIT, END_S = 2**16, 1.0  # what is read behind a stream's end, so that its connection can serve again
 CONNECT_S = 10.0
 IDLE_S = 4.0  # then a connection is dropped, before a server does (uvicorn: 5 s) and fails the next request
@@ -167,6 +166,7 @@ class Reply:
         async for piece in self.pieces():
             *lines, begun = (begun + piece).split(b"\n")
             for line in lines:
+                self._bound("a line of the answer", len(line), LINE_LIMIT)
                 yield line.rstrip(b"\r")
             size += len(piece)
             self._bound("a line of the answer", len(begun), LINE_LIMIT)
@@ -175,33 +175,41 @@ class Reply:
             yield begun
 
     async def body(self) -> bytes:
-        """Raises CutOff on one beyond BODY_LIMIT."""
-        body = bytearray()
+        """Raises CutOff on one beyond BODY_LIMIT, and on one that is not whole in the address's time."""
+        body, began = bytearray(), time.monotonic()
         async for piece in self.pieces():
             body += piece
             self._bound("the answer", len(body), BODY_LIMIT)
+            self._in_time(began, "the answer was not whole")
         return bytes(body)
 
     def _bound(self, name: str, size: int, most: int) -> None:
         if size > most:
             raise CutOff(f"{self.address}: {name} is longer than {most} bytes")
 
+    def _in_time(self, began: float, what: str) -> None:
+        if time.monotonic() - began > self.address.timeout_s:
+            raise CutOff(f"{self.address}: {what} within {self.address.timeout_s:g} s; raise --timeout if it needs more")
+
     async def message(self) -> str:
         """What the server says is wrong, as far as it can be read: the message in its JSON, or the beginning of its text."""
-        body = bytearray()
+        body, began = bytearray(), time.monotonic()
         with suppress(CutOff):
             async for piece in self.pieces():
                 body += piece
+                self._in_time(began, "no message")
                 if len(body) > END_LIMIT:
                     break
         return _message(bytes(body))
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The JSON of each server-sent event, up to [DONE]. Raises CutOff where that never comes."""
-        lines = self.lines()
+        """The JSON of each server-sent event, up to [DONE]. Raises CutOff where that never comes, or no event for the address's time."""
+        lines, last = self.lines(), time.monotonic()
         async for line in lines:
+            self._in_time(last, "no event of the stream came")
             if not line.startswith(b"data:"):
                 continue
+            last = time.monotonic()
             data = line[5:].strip()
             if data == b"[DONE]":
                 await self._finish(lines)
@@ -229,7 +237,7 @@ def _message(body: bytes) -> str:
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
-        return " ".join(text.split())[:SHOWN] or "no message"
+        return visible(" ".join(text.split()))[:SHOWN] or "no message"
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     words = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return " ".join(str(words or text).split())[:SHOWN]
+    return visible(" ".join(str(words or text).split()))[:SHOWN]

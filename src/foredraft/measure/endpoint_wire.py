@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from foredraft.data.prompts import Question
 from foredraft.engines import SERVERS
-from foredraft.engines.counters import RequestCounts, Totals
+from foredraft.engines.counters import RequestCounts, Totals, count_of, nested
 from foredraft.engines.engine import ServingEngine
-from foredraft.measure.endpoint_http import Connections, NotJson, Refused
+from foredraft.measure.endpoint_http import SHOWN, Connections, NotJson, Refused
+from foredraft.records import visible
 
+SPARE = 16  # pieces and tokens beyond those asked for, such as an end token that a server counts or shows
 CHOICES = ("auto", *SERVERS)
 MODELS = "/v1/models"
 PATHS = {"chat": "/v1/chat/completions", "raw": "/v1/completions"}
@@ -53,11 +55,12 @@ class StreamedAnswer(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A question that got no whole answer. `chunks`: pieces of text that came all the same."""
+    """A question that got no whole answer. `chunks`: pieces of text that came all the same; `refused`: the server says so itself."""
 
     question: Question
     reason: str
     chunks: int
+    refused: bool = False
 
 
 async def find_server(connections: Connections, model: str | None = None, engine: str = "auto") -> Endpoint:
@@ -66,8 +69,9 @@ async def find_server(connections: Connections, model: str | None = None, engine
     if engine not in CHOICES:
         raise ValueError(f"engine must be one of {', '.join(CHOICES)}, got {engine!r}")
     listing = await connections.get_json(MODELS)
-    cards = [card for card in listing.get("data") or [] if isinstance(card, dict)] if isinstance(listing, dict) else []
-    names = [str(card.get("id")) for card in cards]
+    listed = listing.get("data") if isinstance(listing, dict) else None
+    cards = [card for card in listed if isinstance(card, dict)] if isinstance(listed, list) else []
+    names = [card["id"] for card in cards if isinstance(card.get("id"), str)]
     if not names:
         raise ValueError(f"{address}{MODELS}: lists no model; is this a server of the OpenAI API?")
     if model is not None and model not in names:
@@ -132,25 +136,25 @@ def request_of(server: Endpoint, question: Question, way: str, settings: AnswerS
 
 async def answer(server: Endpoint, question: Question, way: str, settings: AnswerSettings) -> StreamedAnswer | Failure:
     """Ask one question and read its stream to the end."""
-    stream = _Stream(server.engine)
+    stream = _Stream(server.engine, settings.max_tokens)
     try:
         async with server.connections.ask(*request_of(server, question, way, settings), on_send=stream.begin) as reply:
             async for event in reply.events():
                 stream.take(event)
     except ValueError as error:
-        return Failure(question, str(error), stream.chunks)
+        return Failure(question, str(error), stream.chunks, isinstance(error, Refused))
     if stream.error or stream.first_s is None:
-        return Failure(question, stream.error or "the stream ended without any text", stream.chunks)
+        return Failure(question, stream.error or "the stream ended without any text", stream.chunks, bool(stream.error))
     return StreamedAnswer(
         question, stream.first_s, stream.last_s, stream.tokens, stream.prompt_tokens, stream.chunks, stream.counts
     )
 
 
 class _Stream:
-    """A stream as it is read."""
+    """A stream as it is read. `take` raises ValueError where the server counts what cannot be, or sends more than it was asked for."""
 
-    def __init__(self, engine: ServingEngine) -> None:
-        self.engine = engine
+    def __init__(self, engine: ServingEngine, max_tokens: int) -> None:
+        self.engine, self.max_tokens = engine, max_tokens
         self.start = 0.0
         self.first_s: float | None = None
         self.last_s = 0.0
@@ -167,29 +171,35 @@ class _Stream:
         now = time.perf_counter() - self.start
         if event.get("error"):
             error = event["error"]
-            self.error = f"the server says: {error.get('message', error) if isinstance(error, dict) else error}"
+            words = error.get("message", error) if isinstance(error, dict) else error
+            self.error = f"the server says: {visible(' '.join(str(words).split()))[:SHOWN]}"
             return
         if _has_text(event):
             self.chunks += 1
+            if self.chunks > self.max_tokens + SPARE:
+                raise ValueError(f"the server sends more pieces of text than the {self.max_tokens} tokens that it was asked for")
             self.first_s = now if self.first_s is None else self.first_s
             self.last_s = now
         self._count(event)
         self.counts = self.engine.request_counts(event) or self.counts
 
     def _count(self, event: dict[str, Any]) -> None:
-        usage, meta = event.get("usage") or {}, event.get("meta_info") or {}
-        for counts in (meta, usage):
-            if isinstance(counts.get("completion_tokens"), int):
-                self.tokens = counts["completion_tokens"]
-                self.prompt_tokens = counts.get("prompt_tokens", self.prompt_tokens)
+        for counts in (nested(event, "meta_info"), nested(event, "usage")):
+            if (tokens := counts.get("completion_tokens")) is not None:
+                self.tokens = count_of(tokens, "completion_tokens", self.max_tokens + SPARE)
+                prompt = counts.get("prompt_tokens")
+                self.prompt_tokens = self.prompt_tokens if prompt is None else count_of(prompt, "prompt_tokens")
 
 
 def _has_text(event: dict[str, Any]) -> bool:
     """Whether an event brings text of the answer, thoughts included."""
     if event.get("text") or event.get("output_ids"):
         return True
-    for choice in event.get("choices") or ():
-        delta = choice.get("delta") or {}
+    choices = event.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        delta = nested(choice, "delta")
         if choice.get("text") or any(delta.get(key) for key in ("content", "reasoning_content", "reasoning")):
             return True
     return False
