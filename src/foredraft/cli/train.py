@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foredraft.cli.console import check_models, print_json, set_threads
-from foredraft.cli.options import JSON, Device, Threads
+from foredraft.cli.options import JSON, Device, Threads, each, numbers, whole
 
 if TYPE_CHECKING:
     from foredraft.recipe import Recipe
@@ -32,6 +32,22 @@ def train(
         Path | None,
         typer.Option("--features", help="Folder to cache a head's hidden states in; their size is told first."),
     ] = None,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher",
+            help="What computes the target's hidden states for a head: foredraft (families that it decodes), transformers (any causal LM "
+            "that it knows), or a FOLDER of files that a serving engine wrote.",
+        ),
+    ] = "foredraft",
+    state_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--state-layers",
+            callback=each(int, whole(least=0)),
+            help="The states in FOLDER's files, such as 2,16,29,32 (the default of 32 layers).",
+        ),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     shard: Annotated[
@@ -55,13 +71,17 @@ def train(
     for folder in (*(data or ()), *([held_out] if held_out else [])):
         TokenFolder.open(folder)
     from foredraft.train.devices import started
+    from foredraft.train.objectives import OURS, TeacherChoice
 
+    choice = TeacherChoice(teacher, numbers(state_layers or "", int) or None)
     set_threads(threads)
     with started(device, shard) as devices:
+        if shard and teacher != OURS:
+            raise ValueError("--shard spreads targets of our own decoder: leave it or --teacher out")
         if dry_run:
             from foredraft.train.needs import needs
 
-            estimate = needs(training, devices, target)
+            estimate = needs(training, devices, target, choice)
             if devices.first:
                 _print(estimate, json)
             return
@@ -69,7 +89,9 @@ def train(
             raise ValueError("--out is missing: name the folder of the run, or pass --dry-run")
         from foredraft.train.launch import launch
 
-        state = launch(training, out, devices, target=target, data=data or (), held_out=held_out, features=features)
+        state = launch(
+            training, out, devices, target=target, data=data or (), held_out=held_out, features=features, teacher=choice
+        )
         if devices.first:
             _print_end(out, state, json)
 

@@ -192,6 +192,8 @@ def _shape_of(config: dict[str, Any], name: str | None, stated: dict[str, Any] |
 
 def _plain(keys: dict[str, Any], family_type: str, family: ModelFamily, name: str) -> tuple[Shape, list[Block]]:
     """A shape of plain layers, and these one by one."""
+    if keys.get("num_local_experts"):  # transformers 5 writes num_experts so
+        keys = {"num_experts": keys["num_local_experts"]} | keys
     sizes = _SIZES | dict(family.sizes)
     missing = [key for key in sizes.values() if keys.get(key) is None]
     if missing:

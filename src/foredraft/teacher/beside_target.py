@@ -17,6 +17,7 @@ class HeadBesideTarget(nn.Module):
         super().__init__()
         self.head, self.within_documents = head, within_documents
         self._tables = (head.target.embed_tokens.weight, head.target.head_weight_VC)
+        self._form = head.target.logits_form
         self._borrowed_rows: tuple[Tensor, ...] = (head.head_weight_VC,) if head.lm_head is None else ()
         self._draftable_rows = (
             self._borrowed_rows

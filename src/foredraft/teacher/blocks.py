@@ -109,8 +109,9 @@ class PackedHead(HeadBesideTarget):
         assert final_kMW is not None
         ids_V = self.head.draft_ids
         if ids_V is None or argmax_kM is None:
-            return Teacher(final_kMW, self._tables[1], ids_V)
-        return Teacher(final_kMW, self.draftable_rows(ids_V), ids_V, argmax_kM, log_sum_kM)
+            return Teacher(final_kMW, self._tables[1], ids_V, form=self._form)
+        form = self._form.rows(ids_V)
+        return Teacher(final_kMW, self.draftable_rows(ids_V), ids_V, argmax_kM, log_sum_kM, form)
 
     def predictions(
         self, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False
@@ -127,7 +128,8 @@ class PackedHead(HeadBesideTarget):
         anchors_BA, valid_BA = marked(F.pad(emitted[:, 1:], (0, 1)))
         states_BAkC = self.states(batch, hidden_states, anchors_BA)[:, :, :lookahead]
         states, drafted = by_place(states_BAkC, anchors_BA, valid_BA, batch.documents_BT)
-        teacher = Teacher(hidden_states.final_BTW.flatten(0, 1), self._tables[1], self.head.draft_ids)
+        final_MW = hidden_states.final_BTW.flatten(0, 1)
+        teacher = Teacher(final_MW, self._tables[1], self.head.draft_ids, form=self._form)
         matrix = self.lm_head()
         if (
             correction := self.head.correction(batch.tokens_BT)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from foredraft.data.tokens import Batch, Packing
 from foredraft.decode.batch import Request
-from foredraft.models.decoder import Decoder
+from foredraft.models.target import Target
 from foredraft.records import write_bytes
 from foredraft.teacher.hidden_states import HiddenStates, HiddenStateSource, OnlineHiddenStates
 from foredraft.teacher.teacher import GROUP_BYTES, Text
@@ -45,7 +45,7 @@ OF_LOGITS: dict[
 class TargetCache:
     """Of one target, below `folder`; without one every question is put to the target."""
 
-    def __init__(self, target: Decoder, folder: str | Path | None = None) -> None:
+    def __init__(self, target: Target, folder: str | Path | None = None) -> None:
         self.target, self.folder = target, None if folder is None else Path(folder)
         self._target_key = f"{fingerprint(target)} {target.dtype}".encode()
 
@@ -115,9 +115,9 @@ class TargetCache:
             dtype = (
                 torch.float32 if name == "log_sum" else final_TW.dtype
             )  # a sum of rounded logits is off, their order hardly
-            head_UW = self.target.head_weight_VC.to(dtype)
+            head_UW, form = self.target.head_weight_VC.to(dtype), self.target.logits_form
             size = max(1, GROUP_BYTES["cpu"] // (4 * len(head_UW)))
-            _write(path, {key: torch.cat([reduce(part.to(dtype) @ head_UW.T) for part in final_TW.split(size)])})
+            _write(path, {key: torch.cat([reduce(form(part.to(dtype) @ head_UW.T)) for part in final_TW.split(size)])})
         return _read(path)[key]
 
     def fill(
@@ -205,7 +205,7 @@ class TargetCache:
         return self.folder / f"{kind}-{hashlib.sha256(self._target_key + question).hexdigest()[:32]}.safetensors"
 
 
-def fingerprint(target: Decoder) -> str:
+def fingerprint(target: Target) -> str:
     """A digest of the first values of every weight, in float32."""
     digest = hashlib.sha256()
     for name, parameter in target.named_parameters():

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foredraft.models.target import LogitsForm
+
 # Logits of a group of places, in the type they are multiplied in.
 GROUP_BYTES = {"cpu": 2**25, "cuda": 2**29}
 
@@ -23,6 +25,7 @@ class Teacher(NamedTuple):
     `ids_V`, ascending: the target ids that the draft has in its vocabulary, None for all. `argmax_M`: the likeliest id of each place (or
     [S, M]) where that is known; `head_UW` then is [V, W], the rows of `ids_V`, since the others say nothing more, but for `log_sum_M`, the
     logarithm of the sum of all exponents, which is then known too where what is accepted is asked for.
+    `form`: what else makes logits of their products.
     """
 
     final_MW: Tensor
@@ -30,10 +33,11 @@ class Teacher(NamedTuple):
     ids_V: Tensor | None = None
     argmax_M: Tensor | None = None
     log_sum_M: Tensor | None = None
+    form: LogitsForm = LogitsForm()
 
     def logits(self, places_n: Tensor | slice, dtype: torch.dtype) -> Tensor:
         """Over the rows of `head_UW`, [n, U], or [S, n, U]."""
-        return self.final_MW[..., places_n, :].to(dtype) @ self.head_UW.to(dtype).T
+        return self.form(self.final_MW[..., places_n, :].to(dtype) @ self.head_UW.to(dtype).T)
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Ids in the draft's vocabulary as the target's."""

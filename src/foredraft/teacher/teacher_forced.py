@@ -22,6 +22,7 @@ from foredraft.decode.drafter import fitted
 from foredraft.models.block_head import BlockHead
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, TokenHead
+from foredraft.models.target import Target
 from foredraft.teacher.acceptance import tally
 from foredraft.teacher.blocks import PackedHead
 from foredraft.teacher.cache import TargetCache
@@ -79,7 +80,7 @@ def padded(texts: Iterable[Text], tokens_per_batch: int, device: torch.device) -
 
 
 def draft_predictions(
-    draft: DraftHead | Decoder, target: Decoder, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False
+    draft: DraftHead | Decoder, target: Target, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False
 ) -> Predictions:  # fmt: skip
     """Of a head beside its target, or of an independent language model, cut where its vocabulary is wider by padding. A token that the
     draft cannot draft is never accepted.
@@ -93,7 +94,7 @@ def draft_predictions(
     width, ids = min(draft.shape.vocab_size, target.shape.vocab_size), draft.draft_ids
     if ids is None and width != target.shape.vocab_size:
         ids = torch.arange(width, device=target.device)
-    teacher = Teacher(hidden_states.final_BTW.flatten(0, 1), target.head_weight_VC, ids)
+    teacher = Teacher(hidden_states.final_BTW.flatten(0, 1), target.head_weight_VC, ids, form=target.logits_form)
     emitted, drafted = emitted_mask(batch.mask_BT, batch.documents_BT), drafted_mask(batch.documents_BT, lookahead)
     matrix = draft.head_weight_VC[:width]  # a draft vocabulary has fewer rows
     return predictions(states[None], matrix, teacher, batch.tokens_BT, emitted, drafted, probs=probs)

@@ -46,8 +46,9 @@ class UnrolledHead(HeadBesideTarget):
         """What the head's predictions are held against."""
         final_MW, ids_V, argmax_BT = hidden_states.final_BTW.flatten(0, 1), self.head.draft_ids, hidden_states.argmax_BT
         if ids_V is None or argmax_BT is None:
-            return Teacher(final_MW, self._tables[1], ids_V)
-        return Teacher(final_MW, self.draftable_rows(ids_V), ids_V, argmax_BT.flatten())
+            return Teacher(final_MW, self._tables[1], ids_V, form=self._form)
+        form = self._form.rows(ids_V)
+        return Teacher(final_MW, self.draftable_rows(ids_V), ids_V, argmax_BT.flatten(), form=form)
 
     def predictions(
         self, batch: Batch, hidden_states: HiddenStates, lookahead: int, *, probs: bool = False

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foredraft.data.tokens import Batch
-from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, TokenHead
 from foredraft.models.heads import save_head
 from foredraft.models.layers import FusionLayer, Layer
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
 from foredraft.teacher.acceptance import tally
 from foredraft.teacher.hidden_states import HiddenStates, HiddenStateSource, OnlineHiddenStates
@@ -56,11 +56,13 @@ EAGLE3 = HeadSettings()
 
 class Computed(NamedTuple):
     """What of a token is computed besides the head's layers. `labelled`: the share of tokens to be predicted. `cached`: the target's hidden
-    states come from disk, and with a draft vocabulary its argmax (which the first look at a window computes, and this leaves out).
+    states come from disk, and with a draft vocabulary, where it is `known`, its argmax (which the first look at a window computes, and this
+    leaves out).
     """
 
     labelled: float = 1.0
     cached: bool = False
+    known: bool = True
 
     def target_flops(self, target: Shape, context: float) -> float:
         """Of the target's layers, per token."""
@@ -70,7 +72,7 @@ class Computed(NamedTuple):
         """Of the target's LM head, per place that is held against it."""
         if set(loss) == {"ce"}:
             return 0.0
-        rows = shape.draft_vocab_size if self.cached else None
+        rows = shape.draft_vocab_size if self.cached and self.known else None
         return 2.0 * (rows or target.vocab_size) * target.embed_width
 
 
@@ -129,7 +131,7 @@ def regression(states_SBTC: Tensor, final_BTW: Tensor, counted_SBT: Tensor) -> T
 
 class HeadObjective:
     """An `Objective`: trains `head`, which borrows `target`, on hidden states from `source` (the target itself by default,
-    as always on held-out text).
+    as on held-out text, where `held_out` has none).
 
     `length`: tokens of a window, and `computed`, for `flops_per_token`. `dtype`: of the served weights, `keys`: more of their config.
     Raises ValueError where the settings do not fit the head.
@@ -138,9 +140,9 @@ class HeadObjective:
     settings: Any
 
     def __init__(
-        self, target: Decoder, head: DraftHead, settings: Any = EAGLE3, *,
-        source: HiddenStateSource | None = None, length: int = 512, dtype: torch.dtype = torch.float32,
-        keys: Mapping[str, Any] | None = None, computed: Computed = EVERYTHING,
+        self, target: Target, head: DraftHead, settings: Any = EAGLE3, *,
+        source: HiddenStateSource | None = None, held_out: HiddenStateSource | None = None, length: int = 512,
+        dtype: torch.dtype = torch.float32, keys: Mapping[str, Any] | None = None, computed: Computed = EVERYTHING,
     ) -> None:  # fmt: skip
         if settings.lookahead < 1:
             raise ValueError(f"lookahead ({settings.lookahead}) must be at least 1")
@@ -148,8 +150,9 @@ class HeadObjective:
             raise ValueError("head borrows the tables of another target")
         self.settings, self.frozen = settings, target.requires_grad_(False).eval()
         self.trained: nn.Module = self.module(head.requires_grad_(True), settings)
-        self._online = OnlineHiddenStates(target, head.feature_layers, within_documents=settings.within_documents)
-        self._head, self._source, self._dtype, self._keys = head, source or self._online, dtype, dict(keys or {})
+        online = OnlineHiddenStates(target, head.feature_layers, within_documents=settings.within_documents)
+        self._source, self._held_out = source or online, held_out or online
+        self._head, self._dtype, self._keys = head, dtype, dict(keys or {})
         self.flops_per_token = self.flops(head.shape, target.shape, settings, length, computed)
 
     @staticmethod
@@ -190,7 +193,7 @@ class HeadObjective:
     @torch.no_grad()
     def held_out(self, batch: Batch) -> dict[str, Tensor]:
         """Loss as in training, without noise, and what `acceptance` needs of every document in the windows."""
-        training, hidden_states = self.trained.training, self._online(batch)
+        training, hidden_states = self.trained.training, self._held_out(batch)
         total, weight, steps = self.trained.eval()(batch, hidden_states)
         sums = self.trained(batch, hidden_states, tallied=True)
         self.trained.train(training)

@@ -14,19 +14,20 @@ from foredraft.recipe import Recipe
 from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
 from foredraft.train.loop import Data, train
-from foredraft.train.objectives import trainee_of
+from foredraft.train.objectives import TeacherChoice, trainee_of
 
 
 def launch(
     recipe: Recipe, out: Path, devices: Devices, *, target: Path | None = None, data: Sequence[Path] = (),
-    held_out: Path | None = None, features: Path | None = None,
+    held_out: Path | None = None, features: Path | None = None, teacher: TeacherChoice | None = None,
 ) -> State:  # fmt: skip
     """Run `recipe` in `out`. `data`: token folders, one per stage; the last serves those that follow, a stage's own goes first.
-    `features`: a folder to cache a head's hidden states in, instead of computing them as each batch comes.
+    `features`: a folder to cache a head's hidden states in, instead of computing them as each batch comes. `teacher`: what computes
+    them, our decoder where it is left out.
 
     Raises ValueError where a target is lacking, where data and target do not match, and as `loop.train` does.
     """
-    trainee, packings = trainee_of(recipe, target), open_data(recipe, data, held_out)
+    trainee, packings = trainee_of(recipe, target, teacher), open_data(recipe, data, held_out)
     objective = trainee.objective(packings, devices, features)
     return train(recipe, objective, packings, out, devices, matmul_rate(devices.device, recipe.precision))
 

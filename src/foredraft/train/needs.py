@@ -12,10 +12,12 @@ from foredraft.hardware import matmul_rate
 from foredraft.recipe import Prediction, Recipe
 from foredraft.records import Estimate, Record
 from foredraft.shapes import Shape, bytes_per_value
+from foredraft.teacher.state_files import StateFolder
 from foredraft.teacher.teacher import GROUP_BYTES
+from foredraft.teacher.transformers_target import TransformersFolder
 from foredraft.train.devices import Devices
 from foredraft.train.loop import micro_batches
-from foredraft.train.objectives import Trainee, trainee_of
+from foredraft.train.objectives import TargetFolder, TeacherChoice, Trainee, trainee_of
 from foredraft.train.optimiser import MOMENTS
 
 # Share of the ceiling that training reaches: from small models in eager mode to large or compiled ones (results/train_speed.json).
@@ -44,9 +46,9 @@ class Needs(Record, frozen=True):
     predicted: Prediction | None = None
 
 
-def needs(recipe: Recipe, devices: Devices, target: Path | None = None) -> Needs:
+def needs(recipe: Recipe, devices: Devices, target: Path | None = None, teacher: TeacherChoice | None = None) -> Needs:
     """Raises ValueError where the recipe needs a target and has none, or a batch does not spread over the devices."""
-    trainee = trainee_of(recipe, target)
+    trainee = trainee_of(recipe, target, teacher)
     trained, frozen = trainee.shape, trainee.target.shape if trainee.target else None
     flops = sum(stage.steps * stage.tokens_per_step * trainee.flops_per_token(stage.length) for stage in recipe.stages)
     rate = matmul_rate(devices.device, recipe.precision)
@@ -66,12 +68,22 @@ def memory(trainee: Trainee, devices: Devices) -> float:
     spread = devices.world if devices.shard else 1
     narrow = bytes_per_value(recipe.precision)
     states = trained.params * FLOAT * (2 + MOMENTS) / spread + trained.params * narrow
-    target = frozen.shape.params * narrow / spread if frozen else 0.0
+    target = frozen_bytes(frozen, narrow) / spread if frozen else 0.0
     rows = max(len(range(stage.batch)[micro_batches(stage, devices)[0]]) * stage.length for stage in recipe.stages)
     length = max(stage.length for stage in recipe.stages)
     activations = rows * trainee.passes * trained.num_layers * _activation_bytes(trained, narrow, length)
     logits = GROUP_BYTES.get(devices.device.type, GROUP_BYTES["cuda"]) * 4
     return ROOM * (states + target + activations + logits)
+
+
+def frozen_bytes(target: TargetFolder, narrow: float) -> float:
+    """Bytes of the target's weights as its teacher holds them: those of its tables where its states are on file, quantised ones as stored."""
+    shape = target.shape
+    if isinstance(target, StateFolder):
+        return (shape.params - shape.non_embedding_params) * narrow
+    if isinstance(target, TransformersFolder) and target.quantised:
+        return shape.weight_bytes()
+    return shape.params * narrow
 
 
 def _activation_bytes(shape: Shape, narrow: float, length: int) -> float:

@@ -25,11 +25,15 @@ from foredraft.models.dspark import DSparkHead
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.models.load import load, parse_config
+from foredraft.models.target import Target
 from foredraft.recipe import DFlash, DSpark, Eagle, Eagle3, HeadModel, LanguageModel, Recipe
 from foredraft.records import with_hint
 from foredraft.shapes import Shape
+from foredraft.shapes.gguf import is_gguf
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.hidden_states import HiddenStateSource
+from foredraft.teacher.state_files import StateFiles, StateFolder, TargetTables
+from foredraft.teacher.transformers_target import NAME, TransformersFolder
 from foredraft.train import language_model
 from foredraft.train.blocks import BlockObjective, BlockSettings
 from foredraft.train.devices import Devices
@@ -53,13 +57,48 @@ class ModelFolder:
         return load(self.path, dtype, device, config=(self.shape, self.config))
 
 
+TargetFolder = ModelFolder | TransformersFolder  # by what computes the target's hidden states
+OURS = "foredraft"
+
+
+class TeacherChoice(NamedTuple):
+    """What computes the target's hidden states: `name` is "foredraft" (our decoder), "transformers", or the path of a folder of files that a
+    serving engine wrote, of which `layers` are the states (None for 2, L/2, L−3 and L of L layers).
+    """
+
+    name: str = OURS
+    layers: tuple[int, ...] | None = None
+
+    def folder(self, target: Path) -> TargetFolder:
+        """The target's, opened by it. Raises ValueError, one line, where it cannot."""
+        if self.layers and self.name in (OURS, NAME):
+            raise ValueError("--state-layers names the states in a folder of files: give it with --teacher FOLDER")
+        if self.name == OURS:
+            return _ours(target)
+        if is_gguf(target):
+            raise ValueError(f"{target}: a GGUF file, which --teacher {self.name} does not read; leave --teacher out")
+        return TransformersFolder(target) if self.name == NAME else StateFolder(target, self.name, self.layers)
+
+
+def _ours(target: Path) -> ModelFolder:
+    """Raises ValueError, which says what else can compute its states, on one that our decoder does not run."""
+    try:
+        return ModelFolder(target)
+    except ValueError as error:
+        if is_gguf(target):
+            raise
+        raise with_hint(
+            error, "for a draft head: --teacher transformers, or --teacher FOLDER of states that its server wrote"
+        ) from None
+
+
 class Trainee(ABC):
     """A recipe's model beside its target. `shape`: what is trained; `passes`: forward passes of it for a token of a window."""
 
     shape: Shape
     passes: int = 1
 
-    def __init__(self, recipe: Recipe, target: ModelFolder | None) -> None:
+    def __init__(self, recipe: Recipe, target: TargetFolder | None) -> None:
         self.recipe, self.target = recipe, target
 
     @abstractmethod
@@ -74,7 +113,7 @@ class Trainee(ABC):
     def served_dtype(self) -> torch.dtype:
         return getattr(torch, self.recipe.watch.export_dtype)
 
-    def teacher(self, devices: Devices) -> Decoder | None:
+    def teacher(self, devices: Devices) -> Target | None:
         """The target, its weights in the type it computes in."""
         dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else torch.float32
         return self.target.load(dtype, devices.device) if self.target else None
@@ -87,23 +126,29 @@ class Trainee(ABC):
             check(packing.folder, vocab_size, tokenizer)
 
 
-def trainee_of(recipe: Recipe, target: Path | None) -> Trainee:
-    """Raises ValueError where the recipe learns from a target and there is none."""
+def trainee_of(recipe: Recipe, target: Path | None, teacher: TeacherChoice | None = None) -> Trainee:
+    """Raises ValueError where the recipe learns from a target and there is none, or one that `teacher` cannot open."""
     if recipe.needs_target and target is None:
         raise with_hint(
             ValueError("this recipe learns from a target: give --target"), "--target DIR, a Hugging Face folder"
         )
-    folder = ModelFolder(target) if target else None
+    folder = (teacher or TeacherChoice()).folder(target) if target else None
     return TRAINEES[type(recipe.model)](recipe, folder)
 
 
 class LanguageModelTrainee(Trainee):
     """A decoder of its own; a target that is there without being learned from judges it on held-out text."""
 
-    def __init__(self, recipe: Recipe, target: ModelFolder | None) -> None:
+    target: ModelFolder | None
+
+    def __init__(self, recipe: Recipe, target: TargetFolder | None) -> None:
         super().__init__(recipe, target)
         model = recipe.model
         assert isinstance(model, LanguageModel)
+        if isinstance(target, TransformersFolder):
+            raise ValueError(
+                "--teacher is for draft heads; a language model learns from a target of our own decoder, or from text"
+            )
         self.init = None if model.init is None else ModelFolder(model.init)
         shape, self.config, self.keys = (
             _of_config(model.config) if model.config is not None else self._of_folder(model.params)
@@ -219,9 +264,9 @@ HEADS: dict[type, HeadKind] = {
 class HeadTrainee(Trainee):
     """A head on the hidden states of its target."""
 
-    target: ModelFolder
+    target: TargetFolder
 
-    def __init__(self, recipe: Recipe, target: ModelFolder | None) -> None:
+    def __init__(self, recipe: Recipe, target: TargetFolder | None) -> None:
         super().__init__(recipe, target)
         assert target is not None, "trainee_of came first"
         assert not isinstance(recipe.model, LanguageModel)
@@ -245,20 +290,42 @@ class HeadTrainee(Trainee):
         )
 
     def flops_per_token(self, length: int) -> float:
-        return self.row.objective.flops(self.shape, self.target.shape, self.settings, length)
+        return self.row.objective.flops(self.shape, self.target.shape, self.settings, length, self._computed)
+
+    @property
+    def _computed(self) -> Computed:
+        """Of files that a server wrote nothing but states is known."""
+        on_file = isinstance(self.target, StateFolder)
+        return Computed(cached=on_file, known=not on_file)
 
     def objective(self, data: Data, devices: Devices, cache_folder: Path | None = None) -> Objective:
         teacher = self.teacher(devices)
         assert teacher is not None
         self.check(data, teacher.shape.vocab_size)
-        head = self.head(teacher, data)
+        head, on_disk = self.head(teacher, data), cache_folder is not None or self._computed.cached
+        on_file = self._on_file(teacher, head, data, cache_folder)
         return self.row.objective(
-            teacher, head, self.settings, length=self.recipe.stages[0].length, dtype=self.served_dtype,
-            keys=token_ids(self.target.keys), computed=Computed(labelled_share(data), cache_folder is not None),
-            source=cached(self.recipe, head, data, devices, cache_folder) if cache_folder else None,
+            teacher, head, self.settings, length=self.recipe.stages[0].length, dtype=self.served_dtype, held_out=on_file,
+            keys=token_ids(self.target.keys), computed=self._computed._replace(labelled=labelled_share(data), cached=on_disk),
+            source=on_file or (cached(self.recipe, head, data, devices, cache_folder) if cache_folder else None),
         )  # fmt: skip
 
-    def head(self, teacher: Decoder, data: Data) -> DraftHead:
+    def _on_file(self, teacher: Target, head: DraftHead, data: Data, cache_folder: Path | None) -> StateFiles | None:
+        """The states that a serving engine wrote of all that the run reads; None where the target computes them."""
+        if not isinstance(self.target, StateFolder):
+            return None
+        assert isinstance(teacher, TargetTables)
+        if cache_folder:
+            raise ValueError("--features: the hidden states are on file already")
+        if not self.recipe.within_documents:
+            raise ValueError(
+                "within_documents must be true with --teacher FOLDER: each file holds the states of one document alone"
+            )
+        stages = zip(data.stages, (stage.steps * stage.batch for stage in self.recipe.stages), strict=True)
+        held_out = ((packing, len(packing)) for packing in (data.held_out,) if packing)
+        return StateFiles(self.target, teacher, head.feature_layers, (*stages, *held_out))
+
+    def head(self, teacher: Target, data: Data) -> DraftHead:
         """The head to train, float32: new, its draft vocabulary counted over the first stage's folder, or from `init`."""
         if self.model.init is not None:
             return load_head(self.model.init, teacher, torch.float32, teacher.device)
