@@ -40,7 +40,7 @@ class Kind:
     """One kind of draft.
 
     `name`: as recipes, plans, configs and checkpoints write it. `role`: none, lookup (prompt lookup and kin: no model), lm (an
-    independent model), head (on the target's hidden states) or mixed (a look-up before one of these). `methods`: how measurements
+    independent model), head (on the target's hidden states) or mixed (one behind a look-up or of adaptive length). `methods`: how measurements
     spell it, with the label of each spelling. `passes`: forward passes of the draft per step: none, one per drafted "token", or one
     per "block". `unrolled`: trained on its own outputs. `parts`: what makes a head of a transformer; None for what is no head, and
     for heads of no known shape. `usual_layers`: of its published heads. `draft_vocab`: the usual rows of its own LM head, None for
@@ -248,6 +248,11 @@ BEHIND = " + look-up"  # the same behind a planned draft's name, for people
 _LOOKUP = re.compile(rf"(?P<draft>.+){re.escape(BESIDE)}(?::(?P<min_match>\d+)(?:,(?P<lookahead>\d+))?)?")
 
 
+ADAPTIVE = "~"  # behind a draft, in words and in measurements: lengths follow its confidence
+LENGTHS = "lengths.json"  # in a draft's folder: what its confidence and its steps were measured to be
+_ADAPTIVE = re.compile(rf"(?P<draft>.+){ADAPTIVE}(?P<file>(?:.+\.json)?)")
+
+
 class Lookup(NamedTuple):
     """A look-up before a draft: it takes matches of `min_match` tokens or more, and drafts `lookahead` (None: as deep as the draft).
 
@@ -265,10 +270,17 @@ class Lookup(NamedTuple):
 
 
 def parted(draft: str) -> tuple[str, Lookup | None]:
-    """A draft's words, `DIR` or `DIR+ngram[:MIN_MATCH[,LOOKAHEAD]]`, as what drafts and the look-up before it, if any.
+    """A draft's words, `DIR`, `DIR~[FILE.json]` or `DIR+ngram[:MIN_MATCH[,LOOKAHEAD]]`, as what drafts and the look-up before it, if any.
 
-    Raises ValueError where a look-up stands before a look-up, or asks for no token.
+    Raises ValueError where a look-up stands before a look-up, or asks for no token, or where lengths are to follow a look-up.
     """
+    if adaptive := _ADAPTIVE.fullmatch(draft):
+        folder, lookup = parted(adaptive["draft"])
+        if lookup or folder == NGRAM.name:
+            raise ValueError(
+                f"draft {draft!r}: a look-up has no confidence that lengths could follow; leave {ADAPTIVE} out"
+            )
+        return folder, None
     match = _LOOKUP.fullmatch(draft)
     if not match:
         return draft, None
@@ -285,12 +297,20 @@ def parted(draft: str) -> tuple[str, Lookup | None]:
     return match["draft"], lookup
 
 
+def lengths_file(draft: str) -> Path | None:
+    """Where a draft's words, `DIR~` or `DIR~FILE.json`, say that its lengths were measured; None where they do not follow its confidence."""
+    adaptive = _ADAPTIVE.fullmatch(draft)
+    return (Path(adaptive["file"]) if adaptive["file"] else Path(adaptive["draft"]) / LENGTHS) if adaptive else None
+
+
 @cache
 def of_method(method: str) -> Kind:
     """The kind that a measurement's `method` names, itself or by a word of it (samd_eagle2); an unknown one is a head without a shape."""
     method = SPELLINGS.get(method, method)
     if method.endswith(BESIDE):
-        return _beside_lookup(of_method(method.removesuffix(BESIDE)))
+        return _changed(of_method(method.removesuffix(BESIDE)), BESIDE, f" + {NGRAM.label}")
+    if method.endswith(ADAPTIVE):
+        return _changed(of_method(method.removesuffix(ADAPTIVE)), ADAPTIVE, ", adaptive length")
     if method in _BY_METHOD:
         return _BY_METHOD[method]
     words = re.split(r"[_\-]", method)
@@ -298,12 +318,17 @@ def of_method(method: str) -> Kind:
     return next(heads, Kind(method, method, "head", {method: method}))
 
 
-def _beside_lookup(kind: Kind) -> Kind:
-    """A draft of `kind` with a look-up before it: a kind of its own, so that no law takes it for the draft alone."""
-    label = f"{kind.label} + {NGRAM.label}"
-    methods = {method + BESIDE: f"{label} + {NGRAM.label}" for method, label in kind.methods.items()}
+def _changed(kind: Kind, ending: str, words: str) -> Kind:
+    """A draft of `kind` with a look-up before it, or of adaptive length: a kind of its own, so that no law takes it for the draft alone."""
+    methods = {method + ending: label + words for method, label in kind.methods.items()}
     return replace(
-        kind, name=kind.name + BESIDE, label=label, role="mixed", methods=methods, parts=None, engine_names={}
+        kind,
+        name=kind.name + ending,
+        label=kind.label + words,
+        role="mixed",
+        methods=methods,
+        parts=None,
+        engine_names={},
     )
 
 

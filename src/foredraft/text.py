@@ -12,7 +12,7 @@ import torch
 
 from foredraft import kinds, records
 from foredraft.decode.batch import Request, Sequence
-from foredraft.decode.drafters import TREE_SLOTS, drafter_for
+from foredraft.decode.drafters import TREE_SLOTS, drafter_for, rule_for
 from foredraft.decode.engine import Engine, Schedule, budgeted
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
@@ -36,7 +36,8 @@ def load_engine(
     cache_bytes: int | None = None,
 ) -> Engine:  # fmt: skip
     """The engine for the Hugging Face folder `target`, drafted for by "ngram", by the model in the folder `draft`, or by that behind a
-    look-up: "DIR+ngram", "DIR+ngram:MIN_MATCH" or "DIR+ngram:MIN_MATCH,LOOKAHEAD".
+    look-up: "DIR+ngram", "DIR+ngram:MIN_MATCH" or "DIR+ngram:MIN_MATCH,LOOKAHEAD"; "DIR~" or "DIR~FILE.json": of chains as many tokens as
+    their confidence is worth, by what was measured of them.
 
     `max_context` defaults to the model's own, at most 4,096. Raises ValueError, one line, on a lookahead that does not fit
     the context, a draft no smaller than its target or one of another vocabulary.
@@ -63,7 +64,7 @@ def engine_on(
     lookup = kinds.parted(draft)[1] if draft else None
     return Engine(
         model, drafter, lookahead=_looking_up(lookahead, lookup), max_batch=max_batch, max_context=context, max_nodes=NODES,
-        cache_bytes=cache_bytes,
+        cache_bytes=cache_bytes, lengths=rule_for(model, draft) if draft else None,
     )  # fmt: skip
 
 
@@ -83,16 +84,21 @@ def draft_folder(draft: str | None) -> str | None:
 
 
 def schedule_of(plan: Plan) -> Callable[[int], Budget]:
-    """What the plan drafts by running sequences, chain or static tree: as for the smallest batch planned for that is no smaller, else the largest."""
+    """What the plan drafts by running sequences, chain or static tree: as for the smallest batch planned for that is no smaller, else the largest.
+    Lengths follow a draft's confidence (`DIR~`) where the plan says that it is worth it.
+    """
     if not plan.schedule:
         raise records.with_hint(
             ValueError("--plan: its schedule is empty"), "plan again: foredraft plan TARGET --out DIR"
         )
-    steps = sorted(plan.schedule, key=lambda step: step.running)
+    steps, longest = sorted(plan.schedule, key=lambda step: step.running), max(step.lookahead for step in plan.schedule)
+    verdicts = {gain.concurrency: gain.adaptive_verdict for gain in plan.lengths}
 
     def budget(running: int) -> Budget:
         step = next((step for step in steps if step.running >= running), steps[-1])
-        return Budget(step.lookahead, tree=step.tree)
+        if verdicts.get(step.concurrency) == "worth it" and not step.tree:
+            return Budget(longest)
+        return Budget(step.lookahead, tree=step.tree, fixed=verdicts.get(step.concurrency) is not None)
 
     return budget
 

@@ -11,14 +11,14 @@ from foredraft.cli.console import check_models, command, print_blocks, print_jso
 from foredraft.cli.options import JSON, Device, Devices, MachineName, Seed, Threads, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from foredraft.data.sources import Skips
-    from foredraft.records import Measurement
+    from foredraft.records import DraftLengths, Measurement
 
 OBSERVATIONS, MEASUREMENTS = "observations.jsonl", "measurements.jsonl"
 OF_OURS = "float32", "bfloat16", "float16"  # types that our own engine runs in
-OF_ENGINE = "target", "batch", "way", "rounds", "kept", "params", "device", "threads"
+OF_ENGINE = "target", "batch", "adaptive", "way", "rounds", "kept", "params", "device", "threads"
 OF_ENDPOINT = (
     "concurrency",
     "request_rate",
@@ -44,6 +44,7 @@ def measure(
     max_tokens: of_measure.MaxTokens = 128,
     batch: of_measure.Batch = "1",
     temperature: of_measure.Temperatures = "0",
+    adaptive: of_measure.Adaptive = False,
     way: of_measure.Way = "both",
     chat: of_measure.Chat = "auto",
     stop: of_measure.Stop = True,
@@ -99,7 +100,7 @@ def measure(
             "batches": numbers(batch, int), "way": way, "rounds": rounds, "params": params, "num": num, "dtype": dtype or "float32",
             "device": device, "cache": kept,
         }  # fmt: skip
-        rows = _of_engine(target or "", draft or (), prompts, shared, skips, out)
+        rows = _of_engine(target or "", draft or (), prompts, shared, skips, out, adaptive)
     if json:
         print_json(rows)
         return
@@ -126,9 +127,16 @@ def _of_server(
 
 
 def _of_engine(
-    target: str, drafts: "Sequence[str]", prompts: Path, settings: dict[str, Any], skips: "Skips", out: Path
+    target: str,
+    drafts: "Sequence[str]",
+    prompts: Path,
+    settings: dict[str, Any],
+    skips: "Skips",
+    out: Path,
+    adaptive: bool,
 ) -> "list[Measurement]":
-    """Of our own engine."""
+    """Of our own engine; where `adaptive`, what lengths by confidence rest on before it."""
+    from foredraft.measure.lengths import learn_all, work_of_learning
     from foredraft.measure.measure import measure as rows_of
     from foredraft.measure.measure import work
     from foredraft.measure.settings import MeasureSettings
@@ -138,7 +146,16 @@ def _of_engine(
     subject = subject_of(target, drafts, prompts, decoding, skips, command())
     _say_skipped(skips)
     with progress_bar() as bar:
-        task = bar.add_task("loading", total=work(subject, decoding))
+        learning = work_of_learning(subject, decoding) if adaptive else 0
+        task = bar.add_task("loading", total=work(subject, decoding) + learning)
+        if adaptive:
+            measured = learn_all(
+                subject,
+                decoding,
+                lambda what: bar.update(task, advance=1, description=f"how sure {what} is"),
+                command(),
+            )
+            _write_lengths(measured, out)
         rows = rows_of(subject, decoding, lambda done, what: bar.update(task, advance=done, description=what))
     _write(rows, (), out)
     _say_read(prompts, len(subject.prompts), out)
@@ -167,6 +184,15 @@ def _write(rows: "Sequence[Measurement]", warnings: "Sequence[str]", out: Path) 
         print(f"warning: {warning}", file=sys.stderr)
     records.write_lines(out / OBSERVATIONS, [row.observation for row in rows if row.category is None])
     records.write_lines(out / MEASUREMENTS, rows)
+
+
+def _write_lengths(measured: "Mapping[str, DraftLengths]", out: Path) -> None:
+    from foredraft import records
+
+    for draft, lengths in measured.items():
+        file = out / f"{lengths.draft.replace('/', '-')}-lengths.json"
+        records.write(file, lengths)
+        print(f"wrote {file}: --draft {draft}~{file}@{lengths.lookahead} follows it", file=sys.stderr)
 
 
 def _say_skipped(skips: "Skips") -> None:

@@ -25,8 +25,16 @@ Drafts = Annotated[
     typer.Option(
         "--draft",
         "-d",
-        help="ngram or a folder (dir+ngram: behind a look-up), with @k for its lookahead (dir@5) or a tree "
-        "(dir@5,4,16: depth, top-k, nodes); repeat for more arms.",
+        help="ngram or a folder (dir+ngram: behind a look-up; dir~ or dir~FILE.json: lengths by confidence), with @k for its lookahead "
+        "(dir@5) or a tree (dir@5,4,16: depth, top-k, nodes); repeat for more arms.",
+    ),
+]
+Adaptive = Annotated[
+    bool,
+    typer.Option(
+        "--adaptive",
+        help="First measure what lengths by confidence rest on, of each chain (dir@7), into OUT/NAME-lengths.json: "
+        "then dir~OUT/NAME-lengths.json is an arm.",
     ),
 ]
 Num = Annotated[int | None, typer.Option(help="Prompts of each category at most.", callback=whole())]

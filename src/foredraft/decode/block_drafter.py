@@ -15,13 +15,15 @@ Shapes: B running sequences, M tokens not read yet, k places of the block, V the
 """
 
 from collections.abc import Sequence as Listed
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from foredraft import kinds
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafter import over_target, row_probabilities
+from foredraft.decode.drafter import over_target, row_probabilities, top_confidence
+from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import require_finite
 from foredraft.decode.trees import Extend, grow
@@ -50,7 +52,7 @@ class BlockDrafter:
     def move(self, source: int, row: int, num: int) -> None:
         self.cache.copy_row(source, row, num)
 
-    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+    def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
         """Read the hidden states that came since, then draft. Raises ValueError where more is asked for than a block has."""
         if budget.levels > self.head.block:
             raise ValueError(
@@ -58,14 +60,15 @@ class BlockDrafter:
             )
         cache, known = self.cache.rows(0, len(running)), [sequence.cached for sequence in running]
         self._read_fresh(running, known, cache)
-        logits_BkV = self._block(running, known, cache, budget.levels)
+        logits_BkV, final_BkC = self._block(running, known, cache, budget.levels)
         anchors_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in running], device=cache.kv.device)
         if budget.branches:
             root, base_B1 = self.head.corrected(logits_BkV[:, :1], anchors_B1), anchors_B1 * 0
             return grow(root, base_B1, budget, self._extending(logits_BkV), self.head.target_ids, model=self._title)
+        told = None if lengths is None else _Told(self.head, lengths, final_BkC)
         if self.head.draws and any(sequence.request.sampling.temperature for sequence in running):
-            return self._drawn(running, logits_BkV, anchors_B1[:, 0])
-        return self._most_probable(logits_BkV, anchors_B1[:, 0])
+            return self._drawn(running, logits_BkV, anchors_B1[:, 0], told)
+        return self._most_probable(logits_BkV, anchors_B1[:, 0], told)
 
     def _read_fresh(self, running: Listed[Sequence], known: list[int], cache: KVCache) -> None:
         """What all sequences gained, padded on the right by each one's last; one that gained nothing writes where its block will."""
@@ -89,8 +92,8 @@ class BlockDrafter:
         slots_BM = known_B1 - counts_B1 + places_BM
         self.head.read(self.head.combine(features_BMF), slots_BM, cache, slots_BM)
 
-    def _block(self, running: Listed[Sequence], known: list[int], cache: KVCache, num: int) -> Tensor:
-        """The pass: logits of the first `num` places, before any correction, over the head's vocabulary."""
+    def _block(self, running: Listed[Sequence], known: list[int], cache: KVCache, num: int) -> tuple[Tensor, Tensor]:
+        """The pass: logits of the first `num` places, before any correction, over the head's vocabulary, and the states that they are of."""
         device, head = cache.kv.device, self.head
         tokens = head.blocks(torch.tensor([[sequence.tokens[-1]] for sequence in running], device=device))
         known_B1 = torch.tensor(known, device=device)[:, None]
@@ -100,33 +103,44 @@ class BlockDrafter:
         rows = torch.arange(head.first_row, head.first_row + num, device=device).expand(len(running), -1)
         output = self.run(tokens, slots, cache=cache, slots_BT=slots, mask_BTS=mask, logits=rows.contiguous())
         assert output.logits_BTV is not None
-        return output.logits_BTV
+        return output.logits_BTV, output.final_BTC[:, head.first_row : head.first_row + num]
 
-    def _most_probable(self, logits_BkV: Tensor, previous_B: Tensor) -> Proposal:
+    def _most_probable(self, logits_BkV: Tensor, previous_B: Tensor, told: "_Told | None") -> Proposal:
         if not self.head.reads_drafts:
+            if told is not None:
+                logits_BkV = logits_BkV[:, : told.places(logits_BkV)]
             largest, ids = logits_BkV.max(-1)
             require_finite(largest, self._title)
             return in_line(self.head.target_ids(ids))
         tokens: list[Tensor] = []
         scores: list[Tensor] = []
         for place in range(logits_BkV.shape[1]):
-            largest, ids = self.head.corrected(logits_BkV[:, place], previous_B).max(-1)
+            logits = self.head.corrected(logits_BkV[:, place], previous_B)
+            more = told is None or told.goes_on(place, logits, previous_B)
+            largest, ids = logits.max(-1)
             previous_B = self.head.target_ids(ids)
             tokens.append(previous_B)
             scores.append(largest)
+            if not more:
+                break
         require_finite(torch.stack(scores, 1), self._title)  # once, since every look waits for the device
         return in_line(torch.stack(tokens, 1))
 
-    def _drawn(self, running: Listed[Sequence], logits_BkV: Tensor, previous_B: Tensor) -> Proposal:
+    def _drawn(
+        self, running: Listed[Sequence], logits_BkV: Tensor, previous_B: Tensor, told: "_Told | None"
+    ) -> Proposal:
         samplings = [sequence.request.sampling for sequence in running]
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for place in range(logits_BkV.shape[1]):
             logits = self.head.corrected(logits_BkV[:, place], previous_B)
+            more = told is None or told.goes_on(place, logits, previous_B)
             probs.append(row_probabilities(logits, samplings, self._title))
             uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
             previous_B = self.head.target_ids(draw(probs[-1].double(), uniforms))
             tokens.append(previous_B)
+            if not more:
+                break
         q_BKV = over_target(torch.stack(probs, 1), self.head.draft_ids, self.head.target.shape.vocab_size)
         return in_line(torch.stack(tokens, 1), q_BKV)
 
@@ -141,3 +155,23 @@ class BlockDrafter:
             return self.head.corrected(place, tokens)
 
         return extend
+
+
+class _Told(NamedTuple):
+    """A step's lengths, and where a block's confidence comes from: its confidence head, which reads a place's state and the token before
+    it, or the probabilities that the place's tokens have.
+    """
+
+    head: BlockHead
+    lengths: StepLengths
+    final_BkC: Tensor
+
+    def goes_on(self, place: int, logits_BV: Tensor, previous_B: Tensor) -> bool:
+        stated = self.head.acceptance(self.final_BkC[:, place : place + 1], previous_B[:, None])
+        confidence = top_confidence(logits_BV) if stated is None else stated[:, 0].float()
+        return self.lengths.tell(confidence.cpu().numpy())
+
+    def places(self, logits_BkV: Tensor) -> int:
+        """How many places of a block whose tokens know nothing of one another."""
+        confidence_kB = top_confidence(logits_BkV).T.cpu().numpy()
+        return next((i + 1 for i, each in enumerate(confidence_kB) if not self.lengths.tell(each)), len(confidence_kB))

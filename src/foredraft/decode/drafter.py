@@ -1,6 +1,7 @@
 """What every drafter offers the engine: all stand behind `propose`, and none can change what is emitted. What they share.
 
-Promises: each row's proposal depends on that row's text and settings alone. Refuses to know: what becomes of a proposal.
+Promises: each row's proposal depends on that row's text and settings alone, but for its length where that follows the batch.
+Refuses to know: what becomes of a proposal.
 
 Shapes: B running sequences, M tokens that a drafter has not read yet, V vocabulary.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
+from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal
 from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.models.cache import KVCache
@@ -36,8 +38,8 @@ class Drafter(Protocol):
         """A sequence enters at `row`: read its prompt but for the last token."""
         ...
 
-    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
-        """Draft for rows 0 … n-1."""
+    def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
+        """Draft for rows 0 … n-1. `lengths` is told each position's confidence before its token, and says whether to draft on."""
         ...
 
     def move(self, source: int, row: int, num: int) -> None:
@@ -61,6 +63,19 @@ def row_probabilities(logits_BV: Tensor, samplings: Listed[Sampling], model: str
         return probabilities(logits_BV, samplings[0], model)
     rows = zip(logits_BV, samplings, strict=True)
     return torch.stack([probabilities(logits, sampling, model) for logits, sampling in rows])
+
+
+def goes_on(lengths: StepLengths | None, logits_BV: Tensor, position: int, lookahead: int) -> bool:
+    """Whether a position more is drafted after `position`, counted from 0, once `lengths` has been told that position's confidence."""
+    wanted = lengths is None or lengths.tell(top_confidence(logits_BV).cpu().numpy())
+    return wanted and position + 1 < lookahead
+
+
+def top_confidence(logits_BV: Tensor) -> Tensor:
+    """The logit of the probability of each row's most probable token, whatever is drawn [B]: a confidence that every draft has."""
+    logits = logits_BV.float()
+    log_prob = logits.max(-1).values - logits.logsumexp(-1)
+    return log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-7)))
 
 
 def over_target(probs_BKD: Tensor, draft_ids: Tensor | None, vocab_size: int) -> Tensor:

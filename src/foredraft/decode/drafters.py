@@ -5,32 +5,71 @@ Promises: a draft that cannot draft for this target is one line. Refuses to know
 
 from collections.abc import Callable, Mapping
 
+import torch
+
 from foredraft import kinds, shapes
 from foredraft.decode.block_drafter import BlockDrafter
 from foredraft.decode.drafter import Drafter
 from foredraft.decode.head_drafter import HeadDrafter
+from foredraft.decode.lengths import LengthRule
 from foredraft.decode.lookup_first import LookupFirst
 from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.decode.ngram import NGramDrafter
+from foredraft.models import kernels
 from foredraft.models.block_head import BlockHead
 from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, TokenHead
 from foredraft.models.heads import load_head
 from foredraft.models.load import load
+from foredraft.records import DraftLengths, read, with_hint
 
 TREE_SLOTS = 192  # nodes of a tree that a drafter may extend, beyond those that a step may verify
 
 
 def drafter_for(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
     """The drafter for "ngram", or from the folder of a language model or of a draft head; caches of `slots` slots. Behind a folder
-    `+ngram[:MIN_MATCH[,LOOKAHEAD]]` puts a look-up before it.
+    `+ngram[:MIN_MATCH[,LOOKAHEAD]]` puts a look-up before it; what `~` asks for is `rule_for`'s.
 
     Raises ValueError on a draft no smaller than its target, or one of another vocabulary.
     """
     draft, lookup = kinds.parted(draft)
     drafter = DRAFTERS[role_of(draft)](target, draft, max_batch, slots + TREE_SLOTS)
     return LookupFirst(drafter, lookup) if lookup else drafter
+
+
+def rule_for(target: Decoder, draft: str) -> LengthRule | None:
+    """The rule by which lengths follow the confidence of a draft written as `DIR~` or `DIR~FILE.json`; None of any other.
+
+    Raises ValueError where it was not measured, or elsewhere: what passes cost there says nothing of here.
+    """
+    file = kinds.lengths_file(draft)
+    if file is None:
+        return None
+    if not file.is_file():
+        folder = kinds.parted(draft)[0]
+        raise with_hint(
+            ValueError(f"draft {draft}: no {file}, which says when a longer draft pays"),
+            f"measure it: foredraft measure TARGET --draft {folder}@7 --adaptive --prompts FILE --out DIR, then --draft {folder}~DIR/NAME.json",
+        )
+    measured, here = (
+        read(DraftLengths, file),
+        (machine_name(target.device), str(target.dtype)[6:], torch.get_num_threads()),
+    )
+    there = measured.machine, measured.dtype, measured.threads or here[2]
+    if there != here:
+        raise with_hint(
+            ValueError(
+                f"{file}: measured on {there[0]}, {there[1]}, {there[2]} threads, and this is {here[0]}, {here[1]}, {here[2]} threads"
+            ),
+            "measure again with --adaptive: what passes cost is another",
+        )
+    return LengthRule(measured)
+
+
+def machine_name(device: torch.device) -> str:
+    """The processor's or accelerator's name as it gives it."""
+    return kernels.processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def role_of(draft: str) -> kinds.Role:

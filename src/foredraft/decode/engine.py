@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from foredraft.decode.batch import Request, Sequence
 from foredraft.decode.drafter import Drafter, prefill, prefill_together, row_probabilities
 from foredraft.decode.layout import lay_out
-from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
+from foredraft.decode.lengths import Lengths
+from foredraft.decode.proposals import PAD, Budget, Proposal, in_line, shortened
 from foredraft.decode.sampling import argmax
 from foredraft.decode.verify import Verdict, depths, verify_greedy, verify_rows, verify_tree
 from foredraft.models.decoder import Decoder
@@ -35,19 +36,20 @@ class Engine:
     """Decodes requests on `target`, `max_batch` at a time, each within `max_context` tokens.
 
     `lookahead` is a number, a `Budget`, or the planner's schedule by running sequences (0: no speculation). `max_nodes`
-    bounds a drafted tree. Raises ValueError where target's and drafter's caches would exceed `cache_bytes`, with the
+    bounds a drafted tree. `lengths`: how many tokens of a chain are drafted and verified, by the draft's confidence. Raises
+    ValueError where target's and drafter's caches would exceed `cache_bytes`, with the
     numbers.
     """
 
     def __init__(
         self, target: Decoder, drafter: Drafter | None = None, *, lookahead: int | Budget | Schedule = 4,
-        max_batch: int = 8, max_context: int = 2048, max_nodes: int = 64, cache_bytes: int | None = None,
+        max_batch: int = 8, max_context: int = 2048, max_nodes: int = 64, cache_bytes: int | None = None, lengths: Lengths | None = None,
     ) -> None:  # fmt: skip
         if target.d2t is not None:
             raise ValueError(
                 f"target {target.shape.name} knows {len(target.d2t):,} of its {target.shape.vocab_size:,} tokens: it is a draft; give its target"
             )
-        self.target, self.score, self.drafter = target, Graphed(target), drafter
+        self.target, self.score, self.drafter, self.lengths = target, Graphed(target), drafter, lengths
         self.schedule: Schedule = lookahead if callable(lookahead) else lambda running: lookahead
         if not callable(lookahead):
             self._check(budgeted(lookahead), max_nodes)
@@ -72,6 +74,8 @@ class Engine:
             )
         if self.drafter and not self.drafter.trees and budget.branches:
             raise ValueError(f"{self.drafter.name} drafts no trees; leave the tree out")
+        if self.lengths and budget.branches and not budget.fixed:
+            raise ValueError("a tree's nodes are as many in every step: leave the tree out, or the ~ behind the draft")
 
     def add(self, request: Request, on_tokens: Callable[[list[int]], None] | None = None) -> Sequence:
         """Queue a request; `on_tokens` gets what each step emits. Raises ValueError where it cannot fit or holds unknown tokens."""
@@ -172,7 +176,19 @@ class Engine:
         if not self.drafter or not budget.levels:
             return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
         self._check(budget, self.max_nodes)
-        return self.drafter.propose(self.running, budget), budget.levels
+        if self.lengths is None or budget.fixed:
+            return self.drafter.propose(self.running, budget), budget.levels
+        return self._propose_by_confidence(self.drafter, budget, self.lengths)
+
+    def _propose_by_confidence(self, drafter: Drafter, budget: Budget, rule: Lengths) -> tuple[Proposal, int]:
+        """As many tokens of each chain as the rule wants verified, and how deep was drafted."""
+        chosen = rule.begin([sequence.request.sampling.temperature for sequence in self.running], budget.lookahead)
+        if chosen == 0:
+            return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
+        if isinstance(chosen, int):
+            return drafter.propose(self.running, budget._replace(lookahead=chosen)), chosen
+        proposal = drafter.propose(self.running, budget, chosen)
+        return shortened(proposal, chosen.lengths.tolist()), proposal.tokens.shape[1]
 
     def _score(self, proposal: Proposal) -> tuple[Tensor, Tensor | None]:
         """One target pass over root and nodes: logits [B, N, V], and the hidden states that the drafter reads [B, N, F]."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from foredraft import kinds
 from foredraft.decode.batch import Sequence
+from foredraft.decode.drafter import goes_on
+from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import require_finite
 from foredraft.decode.trees import Extend, grow, rows
@@ -46,7 +48,7 @@ class HeadDrafter:
     def move(self, source: int, row: int, num: int) -> None:
         self.cache.copy_row(source, row, num)
 
-    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+    def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
         """Read the pairs that came since, then draft; a sequence without features yet proposes nothing."""
         cache, silent = self.cache.rows(0, len(running)), [sequence.fresh is None for sequence in running]
         output, hidden_B1C, base_B1 = self._read(running, cache)
@@ -56,7 +58,7 @@ class HeadDrafter:
             extend = self._extending(hidden_B1C, cache)
             proposal = grow(output.logits_BTV, base_B1, budget, extend, self.head.target_ids, model=self._title)
         else:
-            proposal = self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead)
+            proposal = self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead, lengths)
         none = [PAD] * proposal.tokens.shape[1]
         parents = [none if quiet else row for quiet, row in zip(silent, proposal.parents, strict=True)]
         return proposal._replace(parents=parents)
@@ -81,20 +83,24 @@ class HeadDrafter:
         hidden_B1C = output.pre_norm_BTC.gather(1, last_B1[..., None].expand(-1, -1, output.pre_norm_BTC.shape[-1]))
         return output, hidden_B1C, base_B1
 
-    def _chain(self, output: Output, hidden_B1C: Tensor, base_B1: Tensor, cache: KVCache, lookahead: int) -> Proposal:
+    def _chain(
+        self, output: Output, hidden_B1C: Tensor, base_B1: Tensor, cache: KVCache, lookahead: int, lengths: StepLengths | None
+    ) -> Proposal:  # fmt: skip
         tokens: list[Tensor] = []
         scores: list[Tensor] = []
         width = int(base_B1.max()) + lookahead - 1
         for depth in range(lookahead):
             assert output.logits_BTV is not None
+            more = goes_on(lengths, output.logits_BTV[:, 0], depth, lookahead)
             largest, ids = output.logits_BTV.max(-1)
             scores.append(largest)
             tokens.append(self.head.target_ids(ids))
-            if depth + 1 < lookahead:
-                positions = base_B1 + depth
-                mask = causal_mask(positions, width)
-                output = self.run(tokens[-1], hidden_B1C, positions, cache=cache, slots_BT=positions, mask_BTS=mask)
-                hidden_B1C = output.pre_norm_BTC
+            if not more:
+                break
+            positions = base_B1 + depth
+            mask = causal_mask(positions, width)
+            output = self.run(tokens[-1], hidden_B1C, positions, cache=cache, slots_BT=positions, mask_BTS=mask)
+            hidden_B1C = output.pre_norm_BTC
         require_finite(torch.cat(scores, 1), self._title)  # once, since every look waits for the device
         return in_line(torch.cat(tokens, 1))
 

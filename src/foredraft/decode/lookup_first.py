@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from foredraft.decode.batch import Sequence
 from foredraft.decode.drafter import Drafter
+from foredraft.decode.lengths import StepLengths
 from foredraft.decode.ngram import NGramIndex
 from foredraft.decode.proposals import PAD, Budget, Proposal
 from foredraft.kinds import BESIDE, Lookup
@@ -44,7 +45,8 @@ class LookupFirst:
         self.rows[row] = self.rows[source]
         self.inner.move(source, row, num)
 
-    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+    def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
+        assert lengths is None, "a look-up has no confidence"
         num = budget.levels if budget.lookup is None else budget.lookup
         chains = [self.rows[row].after(sequence.tokens, num) for row, sequence in enumerate(running)]
         if all(chains):

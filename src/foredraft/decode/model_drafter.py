@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafter import fitted, over_target, prefill, row_probabilities, unread
+from foredraft.decode.drafter import fitted, goes_on, over_target, prefill, row_probabilities, unread
+from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import require_finite
 from foredraft.decode.trees import Extend, grow
@@ -48,7 +49,7 @@ class ModelDrafter:
         self.cache.copy_row(source, row, num)
         self.num_read[row] = self.num_read[source]
 
-    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+    def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
         """Read the tokens since, then extend by a token or a tree's level at a time; the next reading overwrites what was drafted."""
         cache = self.cache.rows(0, len(running))
         tokens_BM, positions_BM, last_B = unread(running, self.num_read, self.model.device)
@@ -62,11 +63,11 @@ class ModelDrafter:
         if budget.branches:
             extend = self._extending(cache)
             return grow(self._logits(output), base_B1, budget, extend, self.model.target_ids, model=self._title)
-        return self._chain(running, output, base_B1, cache, budget.lookahead)
+        return self._chain(running, output, base_B1, cache, budget.lookahead, lengths)
 
     def _chain(
-        self, running: Listed[Sequence], output: Output, base_B1: Tensor, cache: KVCache, lookahead: int
-    ) -> Proposal:
+        self, running: Listed[Sequence], output: Output, base_B1: Tensor, cache: KVCache, lookahead: int, lengths: StepLengths | None
+    ) -> Proposal:  # fmt: skip
         """Where all requests are greedy, chance has no part in it."""
         samplings = [sequence.request.sampling for sequence in running]
         greedy = not any(sampling.temperature for sampling in samplings)
@@ -76,6 +77,7 @@ class ModelDrafter:
         probs: list[Tensor] = []
         for depth in range(lookahead):
             logits = self._logits(output)[:, 0]
+            more = goes_on(lengths, logits, depth, lookahead)
             if greedy:
                 largest, ids = logits.max(-1)
                 scores.append(largest)
@@ -84,10 +86,11 @@ class ModelDrafter:
                 uniforms = torch.stack([sequence.uniforms(1) for sequence in running]).to(logits.device)[:, 0]
                 ids = draw(probs[-1].double(), uniforms)
             tokens.append(self.model.target_ids(ids))
-            if depth + 1 < lookahead:
-                tokens_B1, position_B1 = tokens[-1][:, None], base_B1 + depth
-                mask = causal_mask(position_B1, width)
-                output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
+            if not more:
+                break
+            tokens_B1, position_B1 = tokens[-1][:, None], base_B1 + depth
+            mask = causal_mask(position_B1, width)
+            output = self.run(tokens_B1, position_B1, cache=cache, slots_BT=position_B1, mask_BTS=mask)
         if greedy:
             require_finite(torch.stack(scores, 1), self._title)  # once, since every look waits for the device
         return in_line(torch.stack(tokens, 1), None if greedy else self._kept(torch.stack(probs, 1)))

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Listed
 import torch
 
 from foredraft.decode.batch import Sequence
+from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import PAD, Budget, Proposal
 
 
@@ -28,7 +29,8 @@ class NGramDrafter:
     def move(self, source: int, row: int, num: int) -> None:
         self.rows[row] = self.rows[source]
 
-    def propose(self, running: Listed[Sequence], budget: Budget) -> Proposal:
+    def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
+        assert lengths is None, "a look-up has no confidence"
         chains = [self.rows[row].after(sequence.tokens, budget.lookahead) for row, sequence in enumerate(running)]
         width = max(map(len, chains))
         tokens = torch.tensor([chain + [0] * (width - len(chain)) for chain in chains], dtype=torch.long)

@@ -6,6 +6,7 @@ from, or that chance had no part in it (q None). Refuses to know: who drafts, an
 Shapes: B running sequences, W drafted nodes, K positions of a chain, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,7 +20,7 @@ class Budget(NamedTuple):
     """How much to draft in a step: `lookahead` positions (0: nothing). A head drafts a chain where `topk` is 1, else
     EAGLE-2's tree: `topk` children of each of `topk` nodes a level, and of all those the most probable `nodes`; or the static
     `tree`, (parent, rank) of each node, parents first, which sets its own depth. `lookup`: positions of a look-up that stands
-    before the draft, where its match stands; None: as many levels as the draft's.
+    before the draft, where its match stands; None: as many levels as the draft's. `fixed`: no length follows the draft's confidence.
     """
 
     lookahead: int
@@ -27,6 +28,7 @@ class Budget(NamedTuple):
     nodes: int | None = None
     tree: tuple[tuple[int, int], ...] = ()
     lookup: int | None = None
+    fixed: bool = False
 
     @property
     def branches(self) -> bool:
@@ -87,3 +89,14 @@ def in_line(tokens_BK: Tensor, q_BKV: Tensor | None = None) -> Proposal:
     """Chains of full length."""
     line = list(range(-1, tokens_BK.shape[1] - 1))
     return Proposal(tokens_BK, [line] * len(tokens_BK), q_BKV, chain=True)
+
+
+def shortened(proposal: Proposal, lengths: Sequence[int]) -> Proposal:
+    """Chains cut to so many nodes each."""
+    width = max(lengths, default=0)
+    parents = [
+        [parent if i < num else PAD for i, parent in enumerate(row[:width])]
+        for row, num in zip(proposal.parents, lengths, strict=True)
+    ]
+    q = None if proposal.q is None else proposal.q[:, :width]
+    return proposal._replace(tokens=proposal.tokens[:, :width], parents=parents, q=q)

@@ -18,6 +18,9 @@ emit from max(p_i - q_i, 0), renormalised; after no refusal, from p_{k+1}. Proof
 q(x)·min(1, p(x)/q(x)) + P(refuse)·(p(x) - min(p(x), q(x))) / Σ(p - min(p, q)) = min(p, q)(x) + (p - min(p, q))(x) =
 p(x), since P(refuse) = 1 - Σ min(p, q) = Σ(p - min(p, q)) (Leviathan et al., arXiv 2211.17192, appendix A.1).
 
+**Chains of several lengths in one batch.** A chain that ends after L tokens is a chain of length L, and the proof holds for it as it stands, provided
+that whether x_i is in the chain was decided without x_i: else x_i, given that it is in, would not be distributed as q_i. `lengths` keeps that.
+
 **Both in one batch** (a sampled chain beside look-ups). Rows are independent given their own prefixes, so each is verified by its own
 rule. A look-up could as well be called a chain drawn from a one-hot q, by the same proof: q_i(x_i) = 1, so x_i is accepted with
 probability min(1, p_i(x_i)) = p_i(x_i), and after a refusal max(p_i - q_i, 0) is p_i without x_i, renormalised. That is "draw t from
@@ -109,20 +112,20 @@ def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Ve
 def verify_rows(
     p_BNV: Any, q_BKV: Any, tokens_BW: Any, parents: Sequence[Sequence[int]], sampled: Sequence[bool], uniforms_BD: Any
 ) -> Verdict:
-    """Each row by its own rule: `sampled` rows by `verify_chain`, their first K nodes being a chain drawn from q, others by `verify_tree`."""
-    length, verdict = q_BKV.shape[1], Verdict([[]] * len(parents), [0] * len(parents))
-    chains, trees = ([row for row, drawn in enumerate(sampled) if drawn is by_chance] for by_chance in (True, False))
-    parts: list[tuple[list[int], Verdict]] = []
-    if chains:
-        chain = verify_chain(
-            p_BNV[chains, : length + 1], q_BKV[chains], tokens_BW[chains, :length], uniforms_BD[chains, : length + 1]
-        )
-        parts.append((chains, chain))
-    if trees:
-        parts.append(
-            (trees, verify_tree(p_BNV[trees], tokens_BW[trees], [parents[row] for row in trees], uniforms_BD[trees]))
-        )
-    for rows, part in parts:
+    """Each row by its own rule: `sampled` rows, whose nodes are a chain drawn from q, by `verify_chain` with those of as many nodes; others by
+    `verify_tree`.
+    """
+    verdict = Verdict([[]] * len(parents), [0] * len(parents))
+    counts = [
+        sum(parent > -2 for parent in above) if drawn else -1 for above, drawn in zip(parents, sampled, strict=True)
+    ]
+    for num in sorted(set(counts)):
+        rows = [row for row, count in enumerate(counts) if count == num]
+        p, tokens, uniforms = p_BNV[rows], tokens_BW[rows], uniforms_BD[rows]
+        if num < 0:
+            part = verify_tree(p, tokens, [parents[row] for row in rows], uniforms)
+        else:
+            part = verify_chain(p[:, : num + 1], q_BKV[rows, :num], tokens[:, :num], uniforms[:, : num + 1])
         for row, path, bonus in zip(rows, part.path, part.bonus, strict=True):
             verdict.path[row], verdict.bonus[row] = path, bonus
     return verdict

@@ -15,12 +15,12 @@ import torch
 
 from foredraft import text
 from foredraft.decode.batch import Request
+from foredraft.decode.drafters import machine_name
 from foredraft.decode.sampling import Sampling
 from foredraft.hardware import read_rate
 from foredraft.measure.bootstrap import Array, ratio
 from foredraft.measure.configurations import PLAIN, EngineConfiguration, configurations_on, spec_of
 from foredraft.measure.live import TIMES, Decoding, decode_in_turn, turns
-from foredraft.measure.probe import device_name
 from foredraft.measure.settings import MeasureSettings
 from foredraft.models import kernels
 from foredraft.models.load import load
@@ -118,5 +118,5 @@ def _conditions(target: str | Path, num_prompts: int, settings: MeasureSettings)
     return {
         "target": Path(target).name, "prompts": num_prompts, "max_tokens": settings.max_tokens, "batch": settings.batches[0],
         "rounds": settings.rounds, "dtype": settings.dtype, "device": settings.device, "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__), "machine": device_name(torch.device(settings.device)),
+        "torch": str(torch.__version__), "machine": machine_name(torch.device(settings.device)),
     } | ({"kernels": kernels.missing() or "own"} if on_cpu else {})  # fmt: skip

@@ -21,7 +21,7 @@ LEVELS = 4  # drafted in a step where a spec names no number
 
 class DraftSpec(NamedTuple):
     """A draft and its budget: `DIR@5` a chain of 5, `DIR@5,4,16` a dynamic tree 5 deep, 4 wide, of 16 nodes; `DIR+ngram@5` the same behind
-    a look-up; None is plain decoding.
+    a look-up; `DIR~@5` a chain of at most 5, by confidence; None is plain decoding.
     """
 
     name: str
@@ -38,7 +38,9 @@ class EngineConfiguration(NamedTuple):
     @property
     def method(self) -> str:
         """As Observations spell it: none, or the drafter's own name."""
-        return self.engine.drafter.name if self.engine.drafter else "none"
+        if self.engine.drafter is None:
+            return "none"
+        return self.engine.drafter.name + (kinds.ADAPTIVE if self.engine.lengths else "")
 
     @property
     def model(self) -> Decoder | DraftHead | None:

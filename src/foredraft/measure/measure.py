@@ -62,6 +62,17 @@ def chains(configurations: Sequence[EngineConfiguration]) -> list[EngineConfigur
     return list(by_depth.values())
 
 
+def requests_of(subject: Subject, settings: MeasureSettings, temperature: float) -> list[Request]:
+    """The prompts as requests, each with a seed of its own."""
+    return [
+        Request(
+            prompt=prompt.ids, max_tokens=settings.max_tokens, stop_ids=subject.stop_ids,
+            sampling=Sampling(temperature=temperature, seed=settings.seed * SEEDS + i),
+        )
+        for i, prompt in enumerate(subject.prompts)
+    ]  # fmt: skip
+
+
 class _Study:
     """A subject under settings, and the target's own answers by temperature as they come."""
 
@@ -86,7 +97,7 @@ class _Study:
     def _online_at(self, temperature: float, batch: int) -> list[Measurement]:
         configurations = {each.spec.name: each for each in self.subject.configurations}
         decodings = decode_in_turn(
-            {name: each.engine for name, each in configurations.items()}, self._requests(temperature), batch,
+            {name: each.engine for name, each in configurations.items()}, requests_of(self.subject, self.settings, temperature), batch,
             rounds=self.settings.rounds,
             progress=lambda: self.progress(1, f"decoding, batch {batch}, temperature {temperature:g}"),
         )  # fmt: skip
@@ -115,16 +126,6 @@ class _Study:
             fields, [run.counts[i] for i in chosen], run.times_GT[pure], plain.times_GT[pure], self.settings.width
         )
         return msgspec.structs.replace(row, category=part)
-
-    def _requests(self, temperature: float) -> list[Request]:
-        settings = self.settings
-        return [
-            Request(
-                prompt=prompt.ids, max_tokens=settings.max_tokens, stop_ids=self.subject.stop_ids,
-                sampling=Sampling(temperature=temperature, seed=settings.seed * SEEDS + i),
-            )
-            for i, prompt in enumerate(self.subject.prompts)
-        ]  # fmt: skip
 
     # teacher-forced
 
@@ -165,7 +166,8 @@ class _Study:
         if temperature not in self.own_answers:
             plain = self.subject.configurations[0].engine
             self.own_answers[temperature] = self.cache.answers(
-                self._requests(temperature), lambda requests: [list(text.answer) for text in plain.generate(requests)]
+                requests_of(self.subject, self.settings, temperature),
+                lambda requests: [list(text.answer) for text in plain.generate(requests)],
             )
         answers = self.own_answers[temperature]
         return [

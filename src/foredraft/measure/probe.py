@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from foredraft import __version__, shapes
 from foredraft.decode.batch import Request
+from foredraft.decode.drafters import machine_name
 from foredraft.decode.engine import Engine
 from foredraft.hardware import MATMUL_SIZE, SWEPT_BYTES, matmul_rate, memory_bytes, read_rate, seconds, write_rate
-from foredraft.models import kernels
 from foredraft.models.decoder import Decoder, new_decoder
 from foredraft.models.forward import causal_mask
 from foredraft.models.graphs import Graphed
@@ -64,7 +64,7 @@ def probe(
         f"a pass of {Path(target).resolve().name} at {CONTEXT} tokens of context" if target else _stack(where, dtype)
     )
     return Machine(
-        name=device_name(where), memory_bytes=memory_bytes(where), cache_bytes=cache_bytes(where),
+        name=machine_name(where), memory_bytes=memory_bytes(where), cache_bytes=cache_bytes(where),
         bandwidth_bytes_per_s=_median(lambda: read_rate(where, 3), repeats),
         write_bytes_per_s=_median(lambda: write_rate(where, 3), repeats),
         flops_per_s={name: _median(lambda name=name: matmul_rate(where, name), min(repeats, 3)) for name in DTYPES[where.type]},
@@ -109,11 +109,6 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: this torch sees no GPU; leave --device out")
     return torch.device(name)
-
-
-def device_name(device: torch.device) -> str:
-    """The processor's or accelerator's name as it gives it."""
-    return kernels.processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def cache_bytes(device: torch.device) -> float | None:

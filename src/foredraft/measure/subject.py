@@ -15,9 +15,10 @@ from foredraft.data import tokenizer as tokenizers
 from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.data.tokens import TOKENIZER
+from foredraft.decode.drafters import machine_name
 from foredraft.kinds import NGRAM, parted
 from foredraft.measure.configurations import EngineConfiguration, configurations_on, longest, spec_of
-from foredraft.measure.probe import device_name, provenance
+from foredraft.measure.probe import provenance
 from foredraft.measure.settings import MeasureSettings
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
@@ -62,7 +63,7 @@ def subject_of(
     note = _note(Path(prompts), requests, settings, skips.count, bool(stop_ids))
     fields = {
         "run": settings.run or name_of(target), "target": name_of(target), "target_tokens": trained_tokens(target),
-        "dataset": Path(prompts).stem, "engine": "foredraft", "machine": device_name(torch.device(settings.device)),
+        "dataset": Path(prompts).stem, "engine": "foredraft", "machine": machine_name(torch.device(settings.device)),
         "dtype": settings.dtype, "target_tokenizer": tokenizer_name(target),
         "provenance": provenance("foredraft measure", command, note),
     }  # fmt: skip

@@ -170,6 +170,12 @@ class BlockHead(DraftHead):
         """Logits of a block's places once the token before each is known, by its target id."""
         return logits_BkV
 
+    def acceptance(self, final_BkC: Tensor, previous_Bk: Tensor) -> Tensor | None:
+        """The logit of how probable the token drafted at each place is to be accepted, [B, k], from the states that the LM head reads and
+        the token before; None of a head that says nothing of it.
+        """
+        return None
+
     def correction(self, previous_BT: Tensor) -> tuple[Tensor, Tensor] | None:
         """What `corrected` adds, as rows [B, T, r] and a matrix [V, r] whose products it is; None for nothing."""
         return None

@@ -86,13 +86,10 @@ class DSparkHead(BlockHead):
             return None
         return self.markov_head.markov_w1(previous_BT), self.markov_head.markov_w2.weight
 
-    def acceptance(self, final_BkC: Tensor, previous_Bk: Tensor) -> Tensor:
-        """The logit of how probable the token drafted at each place is to be accepted, [B, k], from the states that the LM head reads.
-
-        Raises ValueError where the head has no confidence head.
-        """
+    def acceptance(self, final_BkC: Tensor, previous_Bk: Tensor) -> Tensor | None:
+        """By the confidence head, where it has one."""
         if self.confidence_head is None:
-            raise ValueError(f"{self.shape.name} has no confidence head")
+            return None
         parts = [final_BkC] if self.markov_head is None else [final_BkC, self.markov_head.markov_w1(previous_Bk)]
         return self.confidence_head.proj(torch.cat(parts, -1))[..., 0]
 

@@ -28,6 +28,7 @@ from foredraft.records.judged import (
     JudgedSchedule,
     LengthCase,
 )
+from foredraft.records.lengths import Confidence, DraftLengths, StepCosts
 from foredraft.records.measured import (
     DTYPE_SPELLINGS,
     MOST_CLIENTS,
@@ -68,8 +69,10 @@ __all__ = [
     "TASKS",
     "Action",
     "BreakEven",
+    "Confidence",
     "CostSheet",
     "DraftChoice",
+    "DraftLengths",
     "DraftRegret",
     "Estimate",
     "Fit",
@@ -94,6 +97,7 @@ __all__ = [
     "RunnerUp",
     "ScheduleStep",
     "ServiceLevels",
+    "StepCosts",
     "StepRecord",
     "Trust",
     "Workload",

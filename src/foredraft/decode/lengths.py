@@ -1,0 +1,214 @@
+"""How many drafted tokens a step verifies, by sequence: chosen as they are drafted, by the draft's confidence and what passes cost.
+
+The rule. Let ρ be the tokens per second that decoding reaches with this rule, S the probability that a drafted token and all before it
+are accepted. A token is worth verifying if S > ρ · (what one more token adds to the target's pass), and another position is worth
+drafting if what is expected to be gained by it is more than ρ · (what drafting it takes). At the right ρ no other choice of lengths has
+more tokens per second (Dinkelbach 1967); taking tokens by descending survival over a batch is DSpark's scheduling (arXiv 2607.05147).
+
+Promises: losslessness. Of every position, the rule decides which sequences verify a token there before any of these tokens is told to
+it, by confidences that are functions of the tokens before. So whether x_i is verified does not depend on x_i: given that it is, x_i is
+distributed as q_i, which is all that `verify`'s proof asks, and a chain that stops at length L is verified as a chain of length L. (A rule
+that looks at deeper confidences first, which hang on x_i, or that drops x_i after seeing it, is not lossless.) Deterministic drafts are
+lossless whatever the length. Refuses to know: models, how confidences come about, files.
+
+Shapes: B running sequences, k positions.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foredraft.records import Confidence, DraftLengths, StepCosts
+
+Array = NDArray[np.float64]
+
+MOST_LOGIT = 15.0  # a confidence beyond is as good as sure, and would weigh for too much in a fit
+
+
+class StepLengths(Protocol):
+    """The choice of one step, position by position."""
+
+    lengths: NDArray[np.int64]
+
+    def tell(self, confidence_B: ArrayLike) -> bool:
+        """Take each sequence's confidence at the next position, a logit, before its token is told to anyone; give whether another
+        position is to be drafted.
+        """
+        ...
+
+
+class Lengths(Protocol):
+    """What the engine asks for each step: a choice to be made as drafting goes on, or a length for all sequences."""
+
+    def begin(self, temperatures: Sequence[float], most: int) -> StepLengths | int: ...
+
+
+class PassTimes:
+    """Seconds of parts of a step. `packs`: a pass computes the tokens that are verified alone; else as many for each sequence as the
+    longest has.
+    """
+
+    def __init__(self, costs: StepCosts, packs: bool) -> None:
+        tokens = sorted(costs.pass_s)
+        self.tokens, self.packs = np.array(tokens, dtype=float), packs
+        lowest_behind = np.minimum.accumulate([costs.pass_s[num] for num in reversed(tokens)])[::-1]
+        self.seconds = np.asarray(lowest_behind, dtype=float)  # no pass takes longer than one of more tokens
+        self.batches = np.array(sorted(costs.draft_s), dtype=float)
+        self.drafting = np.array([costs.draft_s[num] for num in sorted(costs.draft_s)])
+        self._added: dict[tuple[int, int], Array] = {}
+
+    def of_pass(self, tokens: ArrayLike) -> Array:
+        """Of a target's pass over so many tokens; on a straight line beyond what was measured."""
+        tokens = np.asarray(tokens, dtype=float)
+        inside = np.interp(tokens, self.tokens, self.seconds)
+        if len(self.tokens) < 2:
+            return inside
+        slope = (self.seconds[-1] - self.seconds[-2]) / (self.tokens[-1] - self.tokens[-2])
+        return inside + slope * np.maximum(tokens - self.tokens[-1], 0)
+
+    def of_drafting(self, batch: int) -> tuple[float, float]:
+        """What drafting takes whatever is drafted, and for each position."""
+        whole, each = (float(np.interp(batch, self.batches, column)) for column in self.drafting.T)
+        return whole, each
+
+    def added(self, batch: int, most: int) -> Array:
+        """What each further token adds to a pass of `batch` roots, up to `most` for each: the slopes of the times' lower convex hull,
+        since a step in them (a tile more) is passed by several tokens together.
+        """
+        if (batch, most) not in self._added:
+            tokens = np.arange(batch, batch * (1 + most) + 1)
+            self._added[batch, most] = np.diff(_hull(tokens, self.of_pass(tokens)))
+        return self._added[batch, most]
+
+
+def _hull(x: NDArray[np.int64], y: Array) -> Array:
+    """The greatest convex function below the points, at each of them."""
+    corners: list[int] = []
+    for c in range(len(x)):
+        while len(corners) > 1 and _lies_above(x, y, corners[-2], corners[-1], c):
+            corners.pop()
+        corners.append(c)
+    return np.interp(x, x[corners], y[corners])
+
+
+def _lies_above(x: NDArray[np.int64], y: Array, a: int, b: int, c: int) -> bool:
+    """Whether the point b lies on or above the line from a to c."""
+    return bool((y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a]))
+
+
+class Regime(NamedTuple):
+    """What a step is decided by: each sequence's confidence, ρ in tokens per second of the whole batch, and the times."""
+
+    confidences: Sequence[Confidence]
+    rate: float
+    times: PassTimes
+    most: int
+
+
+class LengthRule:
+    """The rule with what was measured of a draft: adaptive lengths where they are the fastest there, else the best fixed one, or none."""
+
+    def __init__(self, measured: DraftLengths, packs: bool = False) -> None:
+        self.measured, self.times = measured, PassTimes(measured.costs, packs)
+
+    def begin(self, temperatures: Sequence[float], most: int) -> StepLengths | int:
+        if most > self.measured.lookahead:
+            raise ValueError(
+                f"lookahead {most} is more than the {self.measured.lookahead} positions that lengths.json was measured at; ask for fewer"
+            )
+        confidences, batch = [self.nearest(temperature) for temperature in temperatures], len(temperatures)
+        fixed = np.mean([fixed_rates(each, batch)[: most + 1] for each in confidences], axis=0)
+        adaptive = float(np.mean([rule_rate(each, batch) for each in confidences]))
+        return (
+            Choice(Regime(confidences, adaptive, self.times, most)) if adaptive > fixed.max() else int(fixed.argmax())
+        )
+
+    def nearest(self, temperature: float) -> Confidence:
+        """What was measured at the nearest temperature."""
+        return min(self.measured.confidences, key=lambda each: abs(each.temperature - temperature))
+
+
+def rule_rate(confidence: Confidence, batch: int) -> float:
+    """Tokens/s of the rule with so many sequences, between those that were replayed."""
+    batches = sorted(confidence.rates)
+    return float(np.interp(batch, batches, [confidence.rates[each] for each in batches]))
+
+
+def fixed_rates(confidence: Confidence, batch: int) -> Array:
+    """Tokens/s of chains of 0, 1, … tokens, likewise."""
+    batches = sorted(confidence.fixed)
+    return np.array(
+        [
+            np.interp(batch, batches, column)
+            for column in zip(*(confidence.fixed[each] for each in batches), strict=True)
+        ]
+    )
+
+
+class Choice:
+    """One step's lengths by the rule."""
+
+    def __init__(self, regime: Regime) -> None:
+        batch = len(regime.confidences)
+        self.regime, self.lengths = regime, np.zeros(batch, dtype=np.int64)
+        self.survival, self.told = np.ones(batch), np.zeros((batch, 0))
+        self.added = regime.rate * regime.times.added(batch, regime.most)  # in tokens: what each further one costs
+        self.position = regime.rate * regime.times.of_drafting(batch)[1]
+
+    def tell(self, confidence_B: ArrayLike) -> bool:
+        self.told = np.column_stack((self.told, np.clip(np.nan_to_num(confidence_B), -MOST_LOGIT, MOST_LOGIT)))
+        survival = self.survival * accepted(self._here, features(self.told))
+        taken = self._worth(survival)
+        self.lengths += taken
+        self.survival = np.where(taken, survival, 0.0)
+        if self.told.shape[1] == self.regime.most or not taken.any():
+            return False
+        ahead = self.survival * accepted(self._ahead, features(self.told))
+        gained = ahead[(more := self._worth(ahead))].sum() - self._price(int(more.sum()))
+        return bool(gained > self.position)
+
+    def _worth(self, survival_B: Array) -> NDArray[np.bool_]:
+        """Which sequences verify a token more, of such survivals; 0 of those that have stopped."""
+        if not self.regime.times.packs:
+            batch = len(survival_B)
+            return np.full(batch, survival_B.sum() > self._price(batch))
+        order = np.argsort(-survival_B, kind="stable")
+        used = int(self.lengths.sum())
+        prices = self.added[used : used + len(order)]
+        num = int(np.argmin([*(survival_B[order[: len(prices)]] > prices), False]))
+        worth = np.zeros(len(order), dtype=bool)
+        worth[order[:num]] = True
+        return worth
+
+    def _price(self, num: int) -> float:
+        """In tokens: what so many further ones cost."""
+        used = int(self.lengths.sum())
+        return float(self.added[used : used + num].sum())
+
+    @cached_property
+    def _here(self) -> Array:
+        return np.array([each.here for each in self.regime.confidences])
+
+    @cached_property
+    def _ahead(self) -> Array:
+        return np.array([each.ahead for each in self.regime.confidences])
+
+
+def features(told_Bk: Array) -> Array:
+    """What the logit of acceptance is linear in, [B, 4]: one, the last position's confidence, the mean of those before it, log of the place."""
+    batch, place = told_Bk.shape
+    before = told_Bk[:, :-1].mean(axis=1) if place > 1 else np.zeros(batch)
+    return np.column_stack((np.ones(batch), told_Bk[:, -1], before, np.full(batch, np.log(place))))
+
+
+def accepted(weights_B4: Array, features_B4: Array) -> Array:
+    """The probability of acceptance [B] under weights of its logit."""
+    return 1 / (1 + np.exp(-(weights_B4 * features_B4).sum(axis=-1)))
+
+
+def packs(target: object) -> bool:
+    """Whether a pass of this target computes only what is verified of a batch of different lengths."""
+    return False
