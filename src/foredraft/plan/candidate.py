@@ -74,17 +74,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CurveAcceptance:
-    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less training data does."""
+    """Acceptance of a draft whose kind has measured curves: a posterior, its logits moved by what more or less training data does, and off
+    by what the few prompts of the curves leave open.
+    """
 
     posterior: CurvePosterior
     gain: tuple[float, ...] = (1.0,)  # draws of (τ-1) over (τ-1) at the reference tokens
+    sampling_sd: float = 0.0
 
     def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array:
         drawn = self.posterior.draws(num, rng)
         picked = quantiles(self.gain, stratified(num, rng))
         base = np.tile(self.posterior.median_accept, (num, 1)) if "draft" in frozen else drawn
         gain = np.full(num, np.median(self.gain)) if "data" in frozen else picked
-        return moved(base, level_shift(self.posterior.median_accept, gain))
+        off = 0.0 if "draft" in frozen else self.sampling_sd * normals(num, rng)
+        return moved(base, level_shift(self.posterior.median_accept, gain) + off)
 
 
 class _Predicted(NamedTuple):

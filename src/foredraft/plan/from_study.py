@@ -15,6 +15,7 @@ from foredraft import kinds
 from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.fit import far_outside, predict_draws, run_sd
+from foredraft.laws.sampling import sampling_sd
 from foredraft.plan import evidence
 from foredraft.plan.candidate import Candidate, CurveAcceptance, SizeAcceptance, StudyRange, choice, head_training_flops
 from foredraft.plan.study import Study, StudyDraft
@@ -71,11 +72,17 @@ def _head(study: Study, machine: Machine, like: StudyDraft, tokens: float, law: 
     return Candidate(
         choice(name, like.shape, machine, tokens, flops),
         like.shape,
-        CurveAcceptance(_posterior(same, like.kind.prior), _gain(law, like.shape.num_layers, tokens, near.tokens)),
+        _acceptance(same, like.kind.prior, _gain(law, like.shape.num_layers, tokens, near.tokens)),
         _far(law, like.shape.num_layers, tokens),
         study_range=_range(study, f"nearest measured head, moved by {law.law} in tokens" if law else "measured heads"),
         tail=study.tail,
     )
+
+
+def _acceptance(drafts: Sequence[StudyDraft], kind: kinds.Prior, gain: tuple[float, ...] = (1.0,)) -> CurveAcceptance:
+    posterior = _posterior(drafts, kind)
+    rows = [row for draft in drafts for row in draft.rows]
+    return CurveAcceptance(posterior, gain, sampling_sd(rows, posterior.median_accept))
 
 
 def _posterior(drafts: Sequence[StudyDraft], kind: kinds.Prior) -> CurvePosterior:
@@ -182,7 +189,7 @@ def _model(study: Study, machine: Machine, shape: Shape, tokens: float, law: Fit
 
 
 def _as_measured(study: Study, machine: Machine, draft: StudyDraft) -> Candidate:
-    accept = CurveAcceptance(_posterior([draft], kinds.LM.prior))
+    accept = _acceptance([draft], kinds.LM.prior)
     choice, study_range = _choice(draft.shape, machine, draft.tokens), _range(study, "measured drafts")
     return Candidate(choice, draft.shape, accept, study_range=study_range, tail=study.tail)
 

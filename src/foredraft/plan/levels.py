@@ -22,6 +22,7 @@ from foredraft.laws import acceptance
 from foredraft.laws.acceptance import CurvePosterior
 from foredraft.laws.conditions import REFERENCE_LOOKAHEAD, REFERENCE_PARAMS, AcceptanceCell, Levels, fade, task_of
 from foredraft.laws.draws import normals, quantiles, stratified
+from foredraft.laws.sampling import sampling_sd
 from foredraft.plan import cells, evidence
 from foredraft.plan.candidate import AcceptanceDraws, level_shift, moved
 from foredraft.plan.cells import Drafting
@@ -187,7 +188,9 @@ def from_the_mix(basis: LevelBasis, kind: Kind) -> tuple[float, float]:
 
 
 def own_level(basis: LevelBasis, kind: Kind, alike: Callable[[Observation], bool]) -> Level | None:
-    """By own rows of such drafts on the target, of the nearest temperature and of the task if any are; None without."""
+    """By own rows of such drafts on the target, of the nearest temperature and of the task if any are, with what their few prompts leave
+    open; None without.
+    """
     rows = [row for row in basis.observations if row.method != "none" and _is_chain(row) and alike(row)]
     rows = _nearest([row for row in rows if on_target(row, basis.target)], basis)
     if not (mean := mean_curve(rows)):
@@ -197,7 +200,8 @@ def own_level(basis: LevelBasis, kind: Kind, alike: Callable[[Observation], bool
     temperature = rows[0].temperature or 0.0
     tasks = sorted(task for task in {task_of(row.dataset) for row in rows} if task)
     there = basis.task if tasks and basis.task not in tasks else None
-    shift = _own_shift(basis, kind, rows[0].method, temperature, tasks, there)
+    move, sd = _own_shift(basis, kind, rows[0].method, temperature, tasks, there)
+    shift = move, float(np.hypot(sd, sampling_sd(rows, posterior.median_accept)))
     source = f"{len(rows)} own rows of {rows[0].draft or kind.label}"
     return Level(LevelAcceptance(posterior, shift=shift), source)
 

@@ -35,7 +35,7 @@ Line = tuple[str, str | None, int]  # heads by kind, family and depth
 
 @dataclass(frozen=True)
 class StudyDraft:
-    """A draft of the study: its kind, the recipe it shares with others, its shape, training tokens, and τ by lookahead."""
+    """A draft of the study: its kind, the recipe it shares with others, its shape, training tokens, τ by lookahead, and its rows."""
 
     run: str
     name: str
@@ -44,6 +44,7 @@ class StudyDraft:
     shape: Shape
     tokens: float
     curve: Curve
+    rows: tuple[Observation, ...] = ()
 
     @property
     def accept_prob(self) -> float | None:
@@ -192,7 +193,7 @@ def _draft(target: Shape, group: Sequence[Observation], number: int) -> StudyDra
     if shape is None or row.draft_tokens is None or not curve:
         return None
     name = row.draft or f"draft {number}"
-    return StudyDraft(row.run, name, kinds.of_shape(shape), row.family, shape, row.draft_tokens, curve)
+    return StudyDraft(row.run, name, kinds.of_shape(shape), row.family, shape, row.draft_tokens, curve, tuple(group))
 
 
 def pool(target: Shape, observations: Iterable[Observation], temperature: float, role: str) -> list[Observation]:
