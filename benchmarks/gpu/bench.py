@@ -26,10 +26,7 @@ class Settings(NamedTuple):
     drafts: tuple[Path, ...] = ()
     grid: Path | None = None
     data: Path | None = None
-    tokens_factor: float = 10.0
-    batch_factor: int = 4
-    workers: int = 6
-    worth: tuple[str, ...] = ()
+    workers: int = 8
 
 
 class Step:

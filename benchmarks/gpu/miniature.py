@@ -8,17 +8,22 @@ import msgspec
 import torch
 from models import LLAMA_1B, SMALL, random_decoder
 
+from foredraft.data.prepare import prepare
 from foredraft.data.tokenizer import train
 from foredraft.models.save import save
 
 WORDS = "the a cat dog hat tree sat ran saw and then under over small big red blue sun moon rain wind said went home".split()  # noqa: SIM905
+STAGE = {"tokens": 256, "length": 16, "batch": 2, "learning_rate": 1e-3}
 GRID = {
-    "target": "tiny/target", "data": "tiny/text", "held_out": "tiny/answers-val",
-    "recipe": {"stages": [{"length": 16, "batch": 2}], "precision": "float32", "watch": {"held_out_tokens": 64, "export_dtype": "bfloat16"}},
-    "drafts": {
-        "eagle3": {"data": "tiny/answers", "tokens": [64], "runs": "each",
-                   "recipe": {"model": {"kind": "eagle3", "unroll": 2}, "stages": [{"learning_rate": 1e-3}]}},
-        "lm": {"params": [5e4], "tokens": [64], "recipe": {"stages": [{"learning_rate": 1e-3, "schedule": "constant"}]}},
+    "target": "target", "held_out": "answers-val",
+    "recipe": {"stages": [STAGE], "watch": {"held_out_tokens": 64, "held_out_every": 4, "save_every": 10**6, "export_dtype": "bfloat16"}},
+    "cells": {
+        "eagle2": {"data": ["answers"], "recipe": {"model": {"kind": "eagle", "draft_vocab": 64}}},
+        "eagle3": {"data": ["answers"], "recipe": {"model": {"kind": "eagle3", "unroll": 2, "draft_vocab": 64}}},
+        "dspark": {"data": ["answers"], "recipe": {"model": {"kind": "dspark", "layers": 1, "rank": 8, "draft_vocab": 64}}},
+        "dflash": {"data": ["answers"], "recipe": {"model": {"kind": "dflash", "layers": 1, "block": 5, "draft_vocab": 64}}},
+        "scylla": {"data": ["text", "answers"], "recipe": {"model": {"kind": "eagle", "layers": 2}, "stages": [{}, STAGE]}},
+        "lm": {"data": ["text", "answers"], "recipe": {"model": {"kind": "lm", "params": 5e4}, "stages": [{}, STAGE]}},
     },
 }  # fmt: skip
 
@@ -51,8 +56,14 @@ def _make(target: Path, data: Path) -> None:
         for row, text in zip(asked, texts, strict=False)
     ]
     _write(data / "prompts-train.jsonl", asked)
-    _write(data / "answers-val.jsonl", answered)
-    _write(data / "text.jsonl", [{"text": text} for text in texts])
+    _tokens(data / "answers-val", answered, target, chat=True)
+    _tokens(data / "text", [{"text": text} for text in texts], target, chat=False)
+
+
+def _tokens(folder: Path, rows: list[dict[str, Any]], target: Path, *, chat: bool) -> None:
+    rows_file = folder.with_suffix(".jsonl")
+    _write(rows_file, rows)
+    prepare([str(rows_file)], folder, target, chat=chat)
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,13 +1,14 @@
 """All that a GPU is needed for, in one command of a few minutes on a bare machine with an NVIDIA GPU, torch and transformers.
 
-    python benchmarks/gpu/run.py --out OUT --target MODEL.gguf --grid recipes/smollm2/grid.json --data DATA [--site DIR] [--minutes 8]
+    python benchmarks/gpu/run.py --out OUT --target MODEL.gguf --grid recipes/smollm2/kinds.json --data DATA [--site DIR] [--minutes 8]
 
 Steps, each in a process of its own with its own time; what it knows it writes at once to OUT/STEP.json, what it says to OUT/STEP.log:
     rates    the device's ceilings: copy, triad, matrix products
     checks   tests/gpu
     decode   plain, chain and tree decoding against transformers, of the target and of a random Llama of 1 B parameters
     train    tokens per second and MFU of a 100 M model and of an EAGLE-3 head
-    grid     the target's answers, then the sweep document's drafts at more tokens, until the time is spent
+    answers  the target's answers to DATA's prompts
+    grid     the document's drafts, all kinds at the same tokens, until the time is spent
 A step that fails or runs out of time is recorded with its last lines, and the others go on. See README.md beside this for what must
 lie beside it, what comes back, and where the time goes.
 """
@@ -31,9 +32,9 @@ sys.path[:0] = [str(HERE), str(ROOT / "src")]
 from parcels import join, pack, use_site  # noqa: E402
 
 # Share of the whole time that a step may take at most; the last takes what is left.
-SHARES = {"rates": 0.06, "checks": 0.15, "decode": 0.32, "train": 0.17, "grid": 1.0}
+SHARES = {"rates": 0.06, "checks": 0.15, "decode": 0.32, "train": 0.17, "answers": 0.2, "grid": 1.0}
 RESERVE_S, GRACE_S, POLL_S = 8.0, 8.0, 0.1
-PACKED_FIRST = ("recipe.json", "metrics.jsonl")
+PACKED_FIRST = ("recipe.json", "metrics.jsonl", "done.json")
 
 
 def options(words: list[str] | None = None) -> argparse.Namespace:
@@ -58,12 +59,7 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--grid", type=Path, help="a sweep document")
     parser.add_argument("--data", type=Path, help="folder of what the document's paths name last")
-    parser.add_argument("--tokens-factor", type=float, default=10.0, help="of the document's budgets")
-    parser.add_argument("--batch-factor", type=int, default=4, help="of the document's sequences per step")
-    parser.add_argument("--workers", type=int, default=6, help="trainings at once")
-    parser.add_argument(
-        "--worth", default="", help="names of drafts with * and ?, the most worthwhile first, comma-separated"
-    )
+    parser.add_argument("--workers", type=int, default=8, help="trainings at once")
     parser.add_argument("--site", type=Path, help="folder of packages or wheels that this Python lacks")
     parser.add_argument("--pack", type=Path, help="folder for all results in one archive, in parts of 15 MiB")
     parser.add_argument(
@@ -115,8 +111,7 @@ def settings_of(given: argparse.Namespace, work: Path) -> Any:
         inputs = {name: value or made[name] for name, value in inputs.items()}
     return Settings(
         out=given.out, work=work, device=given.device, small=given.small, drafts=tuple(given.draft),
-        tokens_factor=given.tokens_factor, batch_factor=given.batch_factor, workers=given.workers,
-        worth=tuple(filter(None, given.worth.split(","))), **inputs,
+        workers=given.workers, **inputs,
     )  # fmt: skip
 
 
@@ -219,7 +214,14 @@ def work(name: str) -> Callable[[Any], None]:
     """The step's function; imported here, where a failure is the step's own."""
     import importlib
 
-    modules = {"rates": "rates", "checks": "checks", "decode": "decoding", "train": "training", "grid": "drafts"}
+    modules = {
+        "rates": "rates",
+        "checks": "checks",
+        "decode": "decoding",
+        "train": "training",
+        "answers": "answers",
+        "grid": "drafts",
+    }
     return importlib.import_module(modules[name]).run
 
 
@@ -242,33 +244,29 @@ def _waited(child: int, budget: float) -> bool:
 
 
 def packed(given: argparse.Namespace, settings: Any) -> dict[str, Any]:
-    """All records and logs, then the drafts that are done, in order of worth."""
+    """All records and logs, the drafts that are done, in the order of the document, then the answers."""
+    import msgspec
+
     entries = [(path, path.name) for path in sorted(given.out.iterdir()) if path.is_file()]
-    cells = settings.work / "sweep" / "cells"
-    finished = sorted(cells.glob("*/done.json"), key=lambda path: path.stat().st_mtime) if cells.is_dir() else []
-    order = grid_order(settings.work)
-    folders = sorted((path.parent for path in finished), key=lambda folder: order.get(folder.name, len(order)))
-    for folder in folders:
-        entries += [
-            (folder / name, f"drafts/{folder.name}/{name}") for name in PACKED_FIRST if (folder / name).is_file()
-        ]
-    for part in ("final", "exports"):
-        for folder in folders:
-            files = sorted(
-                path for path in (folder / part).rglob("*") if path.is_file() and path.name != "tokenizer.json"
-            )
-            entries += [(path, f"drafts/{folder.name}/{path.relative_to(folder)}") for path in files]
+    drafts = sorted((settings.work / "drafts").glob("*/done.json"), key=lambda path: path.stat().st_mtime)
+    drafts = [path.parent for path in drafts]
+    if given.grid:
+        order = list(msgspec.json.decode(given.grid.read_bytes()).get("cells", {}))
+        drafts.sort(key=lambda folder: order.index(folder.name) if folder.name in order else len(order))
+    entries += [(path, f"drafts/{folder.name}/{path.name}") for folder in drafts for path in packed_first(folder)]
+    for folder in drafts:
+        files = sorted(
+            path for path in (folder / "final").rglob("*") if path.is_file() and path.name != "tokenizer.json"
+        )
+        entries += [(path, f"drafts/{folder.name}/{path.relative_to(folder)}") for path in files]
+    answers = sorted(settings.work.glob("answers-t*.jsonl"))
+    entries += [(path, path.name) for path in answers if not path.name.endswith("-prompts.jsonl")]
     parts, left = pack(entries, given.pack, int(given.pack_mib * 2**20))
     return {"packed": [part.name for part in parts], "left_out_of_the_archive": left}
 
 
-def grid_order(work: Path) -> dict[str, int]:
-    """Places of the grid's cells, which the sweep keeps in order of worth."""
-    import msgspec
-
-    path = work / "sweep" / "sweep.json"
-    cells = msgspec.json.decode(path.read_bytes())["cells"] if path.is_file() else []
-    return {cell["name"]: place for place, cell in enumerate(cells)}
+def packed_first(folder: Path) -> list[Path]:
+    return [path for name in PACKED_FIRST if (path := folder / name).is_file()]
 
 
 def write_summary(given: argparse.Namespace, summary: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ where one of plain weights had 1.17 and 1.37 on the same windows (one seed; no l
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from foredraft.data.draft_vocab import most_frequent
 from foredraft.data.tokens import TokenFolder
@@ -18,8 +19,6 @@ from foredraft.models.load import load
 
 
 def main() -> None:
-    import torch
-
     parser = argparse.ArgumentParser(
         description="An untrained head that passes its target's state on; see the file's head."
     )
@@ -32,12 +31,19 @@ def main() -> None:
     given = parser.parse_args()
     target = load(given.target)
     head = new_head(target, given.kind, given.layers, most_frequent(TokenFolder.open(given.data), given.draft_vocab))
+    pass_state_on(head)
+    save_head(head, given.out)
+
+
+def pass_state_on(head: Any) -> None:
+    """Set an EAGLE head's fusing layer, and an EAGLE-3 head's norm, so."""
+    import torch
+
     with torch.no_grad():
         width = head.fc.weight.shape[0]
-        head.fc.weight.mul_(0.1)[:, -width:].add_(torch.eye(width))
-        if given.kind == "eagle3":
-            head.norm.weight.copy_(target.norm.weight)
-    save_head(head, given.out)
+        head.fc.weight.mul_(0.1)[:, -width:].add_(torch.eye(width, device=head.fc.weight.device))
+        if not head.predicts_hidden_state:
+            head.norm.weight.copy_(head.target.norm.weight)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 
 from foredraft.data.tokens import Batch
 from foredraft.decode.batch import Request
+from foredraft.decode.block_drafter import BlockDrafter
 from foredraft.decode.drafter import Drafter
 from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
@@ -12,6 +13,7 @@ from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.decode.ngram import NGramDrafter
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling
+from foredraft.models.block_head import BlockHead
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import TokenHead
 from foredraft.models.heads import new_head
@@ -48,6 +50,10 @@ def drafter(kind: str, target: Decoder) -> Drafter | None:
         head = new_head(target, kind, 2, dtype=target.dtype).requires_grad_(False).eval()
         assert isinstance(head, TokenHead)
         return HeadDrafter(head, head.new_cache(8, 600))
+    if kind in ("dflash", "dspark"):
+        head = new_head(target, kind, 1, range(256), block=4).to(target.dtype).requires_grad_(False).eval()
+        assert isinstance(head, BlockHead)
+        return BlockDrafter(head, head.new_cache(8, 600))
     return NGramDrafter() if kind == "ngram" else None
 
 
@@ -79,6 +85,8 @@ def plain() -> list[list[int]]:
         ("eagle", Budget(3)),
         ("eagle3", Budget(3)),
         ("eagle3", Budget(3, 3, 8)),
+        ("dflash", Budget(4)),
+        ("dspark", Budget(4)),
     ],
 )
 def test_greedy_text_is_the_cpus(

@@ -186,7 +186,7 @@ class LanguageModelTrainee(Trainee):
         )  # fmt: skip
 
     def decoder(self, data: Data) -> Decoder:
-        """The model to train, float32: new or from `init`, its draft vocabulary counted over the first stage's folder."""
+        """The model to train, float32: new or from `init`, its draft vocabulary counted over the last stage's folder."""
         d2t = None
         if self.draft_vocab:
             d2t = offsets(draft_vocab(self.draft_vocab, self.shape.vocab_size, data), self.shape.vocab_size)
@@ -326,7 +326,7 @@ class HeadTrainee(Trainee):
         return StateFiles(self.target, teacher, head.feature_layers, (*stages, *held_out))
 
     def head(self, teacher: Target, data: Data) -> DraftHead:
-        """The head to train, float32: new, its draft vocabulary counted over the first stage's folder, or from `init`."""
+        """The head to train, float32: new, its draft vocabulary counted over the last stage's folder, or from `init`."""
         if self.model.init is not None:
             return load_head(self.model.init, teacher, torch.float32, teacher.device)
         ids = draft_vocab(self.draft_vocab, teacher.shape.vocab_size, data) if self.draft_vocab else None
@@ -368,8 +368,9 @@ def cached(recipe: Recipe, head: DraftHead, data: Data, devices: Devices, folder
 
 
 def draft_vocab(size: int, vocab_size: int, data: Data) -> list[int]:
-    """The tokens a draft may draft; says what share of each folder's labels they are, which bounds what it can draft rightly."""
-    ids = most_frequent(data.stages[0].folder, size)
+    """The tokens a draft may draft, by the last stage's folder, which is nearest to what it will serve; says what share of each folder's labels
+    they are, which bounds what it can draft rightly."""
+    ids = most_frequent(data.stages[-1].folder, size)
     folders = {packing.folder.path: packing.folder for packing in data.packings}
     shares = ", ".join(f"{coverage(folder, ids):.1%} of {path}" for path, folder in folders.items())
     _say(f"draft vocabulary: {len(ids):,} of {vocab_size:,} ids hold {shares}")
