@@ -55,6 +55,24 @@ def test_the_first_line_is_what_to_do(head_plan):
     assert next_commands(model, Path("p")).startswith("next: foredraft train p/Plan.json")
 
 
+@pytest.mark.parametrize(
+    ("fields", "why"), [({"family": "gpt_neox"}, "models of family 'gpt_neox'"), ({"weight_format": "fp8-block"}, "weights in fp8-block")]
+)  # fmt: skip
+def test_a_target_that_our_decoder_does_not_run_is_told_what_is_possible(head_plan, fields, why):
+    other = msgspec.structs.replace(SMALL, **fields)
+    chosen = plan(other, H100, LOAD, HEADS)
+    (told,) = (line for line in chosen.assumptions if "our decoder does not run" in line)
+    assert why in told
+    assert "measure --endpoint" in told
+    assert chosen.action is not None
+    assert "--target TARGET --teacher transformers --data" in chosen.action.commands[0]
+    assert "--teacher" not in head_plan.action.commands[0]
+    assert not any("our decoder" in line for line in head_plan.assumptions)
+    model = plan(other, H100, LOAD, msgspec.structs.replace(HEADS, kinds=("lm",)))
+    assert model.action is not None
+    assert (model.action.verb, model.action.commands) == ("train", ())
+
+
 def test_a_public_head_is_downloaded():
     chosen = plan(PUBLIC, H100, LOAD, msgspec.structs.replace(HEADS, horizon_tokens=1.0))
     assert chosen.action is not None

@@ -7,18 +7,36 @@ from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.kinds import CHECKPOINTS
 from foredraft.records import Action, DraftChoice, Plan
+from foredraft.shapes import Shape, bytes_per_value
+from foredraft.shapes.families import runs
 
 PLAN, TARGET, DATA, RUN, SERVED = "PLAN", "TARGET", "DATA", "run", "served"  # folders in the commands
 PUBLIC = " (public)"  # ends the name of a model that is on the Hub
 
 
-def action(plan: Plan, *, at_hand: bool = False) -> Action:
-    """What to do for `plan`; `at_hand`: its draft is the user's own."""
+def not_run(target: Shape) -> tuple[str, ...]:
+    """What is possible with a target that our decoder does not run, as an assumption of a plan; none where it runs it."""
+    why = None
+    if not runs(target.family):
+        why = f"models of family {target.family!r}"
+    elif bytes_per_value(target.weight_format) < bytes_per_value("bfloat16"):
+        why = f"weights in {target.weight_format}"
+    if why is None:
+        return ()
+    return (
+        f"our decoder does not run {why}: measure {target.name} on a server (measure --endpoint) and train heads for it through transformers, or "
+        f"from hidden states that its server wrote (train --teacher); it is planned and deployed for as any other, and not run by generate, "
+        f"bench or measure without a server",
+    )
+
+
+def action(plan: Plan, *, at_hand: bool = False, runs_here: bool = True) -> Action:
+    """What to do for `plan`; `at_hand`: its draft is the user's own; `runs_here`: our decoder runs its target."""
     draft = plan.draft
     if draft is None or not any(step.lookahead for step in plan.schedule):
         return Action(verb="nothing", why=_why_none(plan), commands=_served(plan, None))
     if draft.training_flops:
-        return _training(plan, draft)
+        return _training(plan, draft, runs_here)
     if draft.kind == kinds.NGRAM.role:
         return Action(verb="use", why=f"{ENGINES[plan.engine].label} has it built in", commands=_served(plan, None))
     if kinds.of_choice(draft).in_target and draft.hub_id is None:
@@ -42,11 +60,16 @@ def _why_none(plan: Plan) -> str:
     return f"no draft pays at these loads; the nearest, {best.draft.name}: {best.reason}"
 
 
-def _training(plan: Plan, draft: DraftChoice) -> Action:
+def _training(plan: Plan, draft: DraftChoice, runs_here: bool) -> Action:
     if (kind := kinds.of_name(draft.method) if draft.method else kinds.LM).name not in CHECKPOINTS:
         trainers = ", ".join(draft.trained_by) or "its authors' code"
         return Action(verb="train", why=f"with {trainers}: foredraft has no recipe for {kind.label}")
-    train = f"foredraft train {PLAN}/Plan.json --target {TARGET} --data {DATA} --out {RUN}"
+    if not runs_here and kind is kinds.LM:
+        return Action(
+            verb="train", why="with a trainer that knows its family: foredraft trains the models that it runs"
+        )
+    through = "" if runs_here else " --teacher transformers"
+    train = f"foredraft train {PLAN}/Plan.json --target {TARGET}{through} --data {DATA} --out {RUN}"
     return Action(verb="train", why="none to download is as good", commands=(train, _deployed(plan, f"{RUN}/final")))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from foredraft import kinds
 from foredraft.engines import ENGINES
-from foredraft.plan.actions import action
+from foredraft.plan.actions import action, not_run
 from foredraft.plan.at_hand import DraftAtHand, weighed
 from foredraft.plan.beside_lookup import with_lookup
 from foredraft.plan.best_of_kinds import best_of_kinds, edges, label, reason
@@ -66,7 +66,7 @@ def plan(
     _check_context(target, workload, options)
     whole = completed(target, observations, draft.shape if isinstance(draft, DraftAtHand) else draft)
     problem, matched = _problem(target, machine, workload, options, whole.rows)
-    observations, notes = whole.rows, (*whole.notes(), *matched.notes())
+    observations, notes, unrun = whole.rows, (*whole.notes(), *matched.notes()), not_run(target)
     basis = Basis(
         target,
         problem.train_machine,
@@ -107,13 +107,13 @@ def plan(
         costs=cost_sheet(problem, shown), service_levels=service_levels(problem, schedule), trust=trust(problem, best, basis.observations),
         edges=edges(everybody, choice) if choice else {}, continuous_params=size, buildable=nearest, theory_params=theory(target),
         runners_up=_runners_up(problem, ranked, everybody), next_runs=next_runs(problem, best), not_considered=not_considered,
-        extrapolates=extrapolates(problem, best), assumptions=(*target.notes, *notes, *assumptions(problem, best, basis)),
+        extrapolates=extrapolates(problem, best), assumptions=(*target.notes, *unrun, *notes, *assumptions(problem, best, basis)),
         settings=_settings(problem, best, schedule), lengths=lengths(problem, best),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )  # fmt: skip
     folders = {each.folder for each in beside}
     at_hand = draft is not None or (choice is not None and choice.name.removesuffix(kinds.BEHIND) in folders)
-    return msgspec.structs.replace(planned, action=action(planned, at_hand=at_hand))
+    return msgspec.structs.replace(planned, action=action(planned, at_hand=at_hand, runs_here=not unrun))
 
 
 def _check_context(target: Shape, workload: Workload, options: PlanSettings) -> None:

@@ -178,6 +178,11 @@ def family_name(keys: Keys) -> str:
     return next(by_class, model_type)
 
 
+def runs(model_type: str) -> bool:
+    """Whether our decoder runs models of that family."""
+    return FAMILIES.get(model_type, ModelFamily()).architecture is not None
+
+
 def runnable(model_type: str) -> ModelFamily:
     """The family of a model that our decoder runs and writes. Raises ValueError on any other."""
     family = FAMILIES.get(model_type, ModelFamily())
