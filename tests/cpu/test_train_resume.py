@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folders, uninterrupted, tmp
 def test_a_cut_optimiser_and_torn_metrics_are_named_or_dropped(uninterrupted, tmp_path):
     checkpoint = sorted((uninterrupted / "checkpoints").glob("step-*"))[-1]
     (tmp_path / OPTIMISER).write_bytes((checkpoint / OPTIMISER).read_bytes()[:-100])
-    with pytest.raises(ValueError, match=rf"{OPTIMISER}: .*; remove {tmp_path} to go on from the checkpoint before"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/{OPTIMISER}: truncated or corrupt"):
         optimiser_state(tmp_path)
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{}\n[]\n{"step": ""}\n{"step": 2}\n{"step": 9}\n{"step"')

@@ -21,7 +21,14 @@ ENDINGS = (*LINES, LISTS, PARQUET, *TEXTS)
 MARK = b"\xef\xbb\xbf"  # of UTF-8, before the first line
 CHUNK = 2**18  # bytes of a packed file unpacked at a time
 WINDOW = 2**31  # bytes; the widest that zstd --long=31 writes
+PIECE = 2**12  # bytes of a .zst file unpacked at a time, which are never more than 2**27
+RATIO, SPARE = 500, 2**26  # how many times its size a packed file may unpack to, beyond the first bytes; text packs to a tenth
+LINE_BYTES, TEXT_BYTES = 2**26, 2**30  # of a row of JSON lines, and of a text, which is a row
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)  # what a packed file that is cut off or no such file raises
+
+class LongLine(bytes):
+    """The beginning of a line of more than LINE_BYTES, the rest of which was passed over."""
+
 
 Row = bytes | dict[str, Any]
 
@@ -50,20 +57,35 @@ def lines(path: Path, raw: IO[bytes]) -> Iterator[tuple[str, Row]]:
         return
     stream = unpacked(path, raw)
     if ending(path) in TEXTS:
-        yield "", {"text": stream.read().decode("utf-8-sig")}
+        text = stream.read(TEXT_BYTES + 1)
+        if len(text) > TEXT_BYTES:
+            raise EOFError(f"a text of more than {TEXT_BYTES:,} bytes; cut it into files")
+        yield "", {"text": text.decode("utf-8-sig")}
         return
     if ending(path) == LISTS:
         yield from _listed(stream.read().removeprefix(MARK), 1)
         return
     begun = False
-    for number, line in enumerate(stream, 1):
-        line = line.removeprefix(MARK) if number == 1 else line
+    for number, line in enumerate(_bounded(stream), 1):
+        line = line.removeprefix(MARK) if number == 1 and not isinstance(line, LongLine) else line
         if not begun and line.lstrip()[:1] == b"[":  # all of it may be a list
             yield from _listed(line + stream.read(), number)
             return
         if line.strip():
             begun = True
             yield f":{number}", line
+
+
+def _bounded(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a stream, those that are too long as `LongLine`."""
+    while line := stream.readline(LINE_BYTES + 1):
+        if len(line) <= LINE_BYTES or line.lstrip()[:1] == b"[":  # a list may well be one line
+            yield line
+            continue
+        begun = LongLine(line[:PIECE])
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(LINE_BYTES)
+        yield begun
 
 
 def _listed(data: bytes, first: int) -> Iterator[tuple[str, Row]]:
@@ -115,8 +137,25 @@ def without_nulls(value: Any) -> Any:
 def unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
     """The bytes of a file, unpacked as its name says."""
     if path.suffix == ".gz":
-        return gzip.open(raw)  # type: ignore[return-value]
-    return io.BufferedReader(_Zstandard(raw), CHUNK) if path.suffix == ".zst" else raw
+        return io.BufferedReader(_Measured(raw, gzip.open(raw)), CHUNK)
+    return io.BufferedReader(_Measured(raw, _Zstandard(raw)), CHUNK) if path.suffix == ".zst" else raw
+
+
+class _Measured(io.RawIOBase):
+    """What a packed file unpacks to; EOFError where that is far more than texts do, before it is all read."""
+
+    def __init__(self, raw: IO[bytes], text: Any) -> None:
+        self.raw, self.text, self.size = raw, text, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self.text.readinto(buffer)
+        self.size += size
+        if self.size > RATIO * self.raw.tell() + SPARE:
+            raise EOFError(f"it unpacks to more than {RATIO} times its size, as no text does")
+        return size
 
 
 class _Zstandard(io.RawIOBase):
@@ -131,7 +170,7 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.text:
-            packed = self.packed or self.raw.read(CHUNK)
+            packed = self.packed or self.raw.read(PIECE)
             if not packed:
                 if self.frame is not None:
                     raise EOFError("the file ends within a frame")

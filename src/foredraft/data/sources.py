@@ -110,6 +110,8 @@ def read(origin: Origin, mode: Mode, broken: Broken) -> Iterator[Document]:
 def _object(row: files.Row) -> dict[str, Any]:
     if isinstance(row, dict):
         return row
+    if isinstance(row, files.LongLine):
+        raise ValueError(f"longer than {files.LINE_BYTES:,} bytes")
     try:
         value = parsed(row)
     except ValueError as error:

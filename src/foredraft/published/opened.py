@@ -9,7 +9,7 @@ import gzip
 import zlib
 from pathlib import Path
 
-from foredraft.records import with_hint
+from foredraft.records import UNPACKED_BYTES, gunzipped, with_hint
 
 GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -44,11 +44,14 @@ def _unpacked(path: Path) -> bytes:
     data = path.read_bytes()
     try:
         if data.startswith(GZIP):
-            return gzip.decompress(data)
+            return gunzipped(data, path)
         if data.startswith(ZSTANDARD):
             import zstandard
 
-            return zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
+            text = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read(UNPACKED_BYTES + 1)
+            if len(text) > UNPACKED_BYTES:
+                raise ValueError(f"{path}: unpacks to more than {UNPACKED_BYTES:,} bytes")
+            return text
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path.name}: truncated or corrupt ({error})") from None
     except ModuleNotFoundError:

@@ -5,6 +5,7 @@ file or folder is written whole or not at all. Refuses to know: how anything in 
 """
 
 from foredraft.records.files import (
+    UNPACKED_BYTES,
     decode,
     gunzipped,
     is_lfs,
@@ -67,6 +68,7 @@ __all__ = [
     "MOST_CLIENTS",
     "RATES",
     "TASKS",
+    "UNPACKED_BYTES",
     "Action",
     "BreakEven",
     "Confidence",

@@ -17,7 +17,7 @@ from foredraft.records.record import with_hint
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"  # what a packed file begins with
 _LFS = b"version https://git-lfs"  # what stands in a file's place where Git LFS did not fetch it
-UNPACKED_BYTES = 2**30  # of a packed file of records at most
+UNPACKED_BYTES = 2**29  # of a packed file of records at most
 JSON_BYTES = 2**28  # of a JSON document that another program wrote
 JSON_DEPTH = 100  # of its objects and lists in one another
 

@@ -47,7 +47,7 @@ class TargetCache:
 
     def __init__(self, target: Target, folder: str | Path | None = None) -> None:
         self.target, self.folder = target, None if folder is None else Path(folder)
-        self._target_key = f"{fingerprint(target)} {target.dtype}".encode()
+        self._target_key = b"" if folder is None else f"{fingerprint(target)} {target.dtype}".encode()
 
     def answers(self, requests: list[Request], generate: Callable[[list[Request]], list[list[int]]]) -> list[list[int]]:
         """The target's own answers to requests, tokens of each."""
@@ -206,10 +206,11 @@ class TargetCache:
 
 
 def fingerprint(target: Target) -> str:
-    """A digest of the first values of every weight, in float32."""
+    """A digest of every byte of every weight, as it is held."""
     digest = hashlib.sha256()
     for name, parameter in target.named_parameters():
-        digest.update(name.encode() + parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()[:16]
 
 

@@ -9,12 +9,13 @@ Promises: what is listed is whole; the newest `keep` and the best stay. Refuses 
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from foredraft import records
@@ -112,6 +113,30 @@ class Checkpoints:
         latest = self.latest()
         return f"the last good checkpoint is {latest.folder}" if latest else "there is no checkpoint yet"
 
+    def newest_whole(self, speaks: bool = True) -> Saved | None:
+        """The newest checkpoint that reads; None where there is none. Damaged ones after it are set aside as damaged-step-…, which `speaks`
+        does and says on stderr.
+
+        Raises ValueError where all are damaged.
+        """
+        damaged: dict[Path, str] = {}
+        for saved in reversed(self.list()):
+            try:
+                self.read(saved)
+                Checkpoint(saved.folder)
+                _check_optimiser(saved.folder)
+            except (ValueError, OSError) as error:
+                damaged[saved.folder] = str(error)
+                continue
+            for folder, why in damaged.items() if speaks else ():
+                folder.rename(folder.with_name(f"damaged-{folder.name}"))
+                print(f"warning: {why}: set aside, going on from {saved.folder}", file=sys.stderr)
+            return saved
+        if damaged:
+            error = ValueError(f"{next(iter(damaged.values()))}; no checkpoint before it is whole")
+            raise records.with_hint(error, f"remove {self.folder} to begin anew")
+        return None
+
     def read(self, saved: Saved) -> State:
         return records.read(State, saved.folder / STATE)
 
@@ -133,12 +158,16 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def optimiser_state(folder: Path) -> dict[str, Tensor]:
     """The optimiser's tensors of a checkpoint, on the CPU; empty where it was saved before a first step."""
+    _check_optimiser(folder)
+    return safetensors.torch.load_file(folder / OPTIMISER)
+
+
+def _check_optimiser(folder: Path) -> None:
     try:
-        return safetensors.torch.load_file(folder / OPTIMISER)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / OPTIMISER}: {error}; remove {folder} to go on from the checkpoint before"
-        ) from None
+        with safe_open(folder / OPTIMISER, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / OPTIMISER}: truncated or corrupt ({str(error).splitlines()[0]})") from None
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

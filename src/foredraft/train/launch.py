@@ -5,9 +5,11 @@ inside, kinds of model.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
+from foredraft import records
 from foredraft.data.tokens import DATA, Packing, TokenFolder
 from foredraft.hardware import matmul_rate
 from foredraft.recipe import Recipe
@@ -28,8 +30,9 @@ def launch(
     Raises ValueError where a target is lacking, where data and target do not match, and as `loop.train` does.
     """
     trainee, packings = trainee_of(recipe, target, teacher), open_data(recipe, data, held_out)
-    objective = trainee.objective(packings, devices, features)
-    return train(recipe, objective, packings, out, devices, matmul_rate(devices.device, recipe.precision))
+    with records.reserved(out) if devices.first else nullcontext():
+        objective = trainee.objective(packings, devices, features)
+        return train(recipe, objective, packings, out, devices, matmul_rate(devices.device, recipe.precision))
 
 
 def open_data(recipe: Recipe, data: Sequence[Path], held_out: Path | None) -> Data:

@@ -86,7 +86,7 @@ class TrainingRun:
     def __init__(self, recipe: Recipe, objective: Objective, data: Data, out: Path, devices: Devices) -> None:
         self.recipe, self.objective, self.data, self.out, self.devices = recipe, objective, data, out, devices
         self.checkpoints = Checkpoints(out / CHECKPOINTS, recipe.watch.keep)
-        self.saved = self.checkpoints.latest()
+        self.saved = self.checkpoints.newest_whole(devices.first)
         self.state = self._resumed()
         if recipe.compile:
             objective.compile()
@@ -283,7 +283,12 @@ class TrainingRun:
     def export(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """The model in its served format."""
         tensors = dict(self._weights() if state is None else state)
-        self._on_first(lambda: self.objective.save(folder, tensors))
+
+        def write() -> None:
+            with records.whole_folder(folder, replace=True) as partial:
+                self.objective.save(partial, tensors)
+
+        self._on_first(write)
 
     def finish(self) -> None:
         """Export the last weights, and the best ones where they are others."""
