@@ -49,7 +49,9 @@ def taus(run: Path) -> tuple[float, float]:
 
 def greedy(target: Path, prompts: Path, *options: Any) -> list[Any]:
     """Token ids of the target's greedy answers."""
-    replies = json.loads(foredraft("generate", target, "--file", prompts, "--max-tokens", 64, "--json", *options))
+    replies = json.loads(
+        foredraft("generate", target, "--file", prompts, "--max-tokens", 64, "--chat", "never", "--json", *options)
+    )
     return [answer["tokens"] for answer in replies]
 
 

@@ -118,7 +118,7 @@ def usage(name: str, model: dict[str, Any]) -> str:
     """Commands that run it. Engines draft by the whole vocabulary of an independent model, so one of fewer words is for ours."""
     draft = f"--draft zoo/{name} --stats"
     lines = [
-        f"foredraft generate {TARGET}/ 'Why is the sky blue?' --chat {draft}   # make tour leaves {TARGET}/ in build/smollm2"
+        f"foredraft generate {TARGET}/ 'Why is the sky blue?' {draft}   # make tour leaves {TARGET}/ in build/smollm2"
     ]
     if kind_of(model).role == "head" or not model.get("draft_vocab"):
         lines.append(

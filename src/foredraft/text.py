@@ -4,7 +4,7 @@ Promises: text is given out as soon as it cannot change any more, and ends befor
 tokens are decoded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,13 @@ class Completion:
     def __init__(
         self, tokenizer: Any, stops: tuple[str, ...] = (), on_text: Callable[[str, bool], None] | None = None
     ) -> None:
-        self.tokenizer, self.stops, self.on_text = tokenizer, stops, on_text
+        self.tokenizer, self.on_text = tokenizer, on_text
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special] if stops else []
+        visible = {stop: _without(stop, special) for stop in stops}
+        self.stops = tuple(stop for stop in stops if visible[stop] == stop)
+        self.special_stops = {
+            stop: words for stop, words in visible.items() if words != stop
+        }  # each with what a text shows of it
         self.tokens: list[int] = []
         self.text, self.shown, self.stopped = "", 0, False
 
@@ -140,6 +146,9 @@ class Completion:
         self.tokens.append(token)
         self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         stops_at = [at for stop in self.stops if (at := self.text.find(stop)) >= 0]
+        if self.special_stops:
+            whole = self.tokenizer.decode(self.tokens, skip_special_tokens=False)
+            stops_at += [max(self.text.rfind(words), 0) for stop, words in self.special_stops.items() if stop in whole]
         if stops_at:
             self.text, self.stopped = self.text[: min(stops_at)], True
         self._show(self.text if self.stopped else self._final_part(), drafted)
@@ -147,9 +156,9 @@ class Completion:
     def _final_part(self) -> str:
         """The text less what the next token may still change: half a character, or the beginning of a stop string."""
         text = self.text.rstrip(UNFINISHED)
-        partial_stop = max(
-            (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
-        )
+        begun = [stop[:n] for stop in self.stops for n in range(1, len(stop))]
+        begun += [words[:n] for words in self.special_stops.values() for n in range(1, len(words) + 1)]
+        partial_stop = max((len(part) for part in begun if text.endswith(part)), default=0)
         return text[: len(text) - partial_stop]
 
     def finish(self) -> str:
@@ -161,6 +170,13 @@ class Completion:
         if self.on_text and len(text) > self.shown:
             self.on_text(text[self.shown :], drafted)
         self.shown = max(self.shown, len(text))
+
+
+def _without(stop: str, special: list[str]) -> str:
+    """A stop string without its special tokens, of which texts show nothing."""
+    for token in special:
+        stop = stop.replace(token, "")
+    return stop
 
 
 def stop_ids(target: str | Path, tokenizer: Any) -> frozenset[int]:
@@ -178,17 +194,19 @@ def stop_ids(target: str | Path, tokenizer: Any) -> frozenset[int]:
 
 
 def generate(
-    engine: Engine, tokenizer: Any, prompts: list[str], *, max_tokens: int = 256, sampling: Sampling | None = None,
+    engine: Engine, tokenizer: Any, prompts: Iterable[str | list[int]], *, max_tokens: int = 256, sampling: Sampling | None = None,
     ends: frozenset[int] = frozenset(), stops: tuple[str, ...] = (), chat: bool = False,
     on_text: Callable[[int, str, bool], None] | None = None, on_step: Callable[[StepRecord], object] | None = None,
 ) -> list[tuple[Completion, Sequence]]:  # fmt: skip
-    """Answer `prompts` together; `on_text(index, piece, drafted)` streams, `on_step` counts. Answers hold texts, sequences counts."""
+    """Answer `prompts`, words or token ids, together; `on_text(index, piece, drafted)` streams, `on_step` counts. Answers hold texts, sequences
+    counts.
+    """
     completions = []
     for index, prompt in enumerate(prompts):
         show = None if on_text is None else lambda piece, drafted, index=index: on_text(index, piece, drafted)
         answer = Completion(tokenizer, stops, show)
         request = Request(
-            prompt=tuple(encode(tokenizer, prompt, chat)),
+            prompt=tuple(encode(tokenizer, prompt, chat) if isinstance(prompt, str) else prompt),
             max_tokens=max_tokens,
             sampling=sampling or Sampling(),
             stop_ids=ends,
@@ -207,11 +225,12 @@ def generate(
 
 
 def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
-    """Token ids of a prompt, as a user's turn where `chat`."""
+    """Token ids of a prompt, as a user's turn where `chat`; else with the beginning token once."""
     if not chat:
-        return tokenizer(prompt)["input_ids"]
+        ids = tokenizer(prompt)["input_ids"]
+        return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat_template; leave out --chat")
+        raise ValueError("the tokenizer has no chat_template; pass --chat never")
     with template_errors():
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True

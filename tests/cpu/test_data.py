@@ -644,7 +644,7 @@ def test_rows_hold_the_very_tokens_of_the_target_and_prepare_counts_them(
             greedy = model(torch.tensor([tokens])).logits_BTV[0].argmax(-1).tolist()
         for start, end in answers:  # every answered token is the target's own choice at its place
             assert tokens[start:end] == greedy[start - 1 : end - 1]
-        assert tokenizer.decode(tokens[: answers[0][0]]) == f"User: {prompt.turns[0].content.strip()}\nAssistant:"
+        assert tokenizer.decode(tokens[: answers[0][0]]) == f"User: {str(prompt.turns[0].content).strip()}\nAssistant:"
         assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * len(answers)
     assert {len(row["regenerated"]["answers"]) for row in rows} == {1, 2}  # some were cut off, some ended and went on
     prepared: Prepared = prepare(

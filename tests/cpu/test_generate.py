@@ -100,7 +100,9 @@ def test_stats_stand_on_stderr(cli: Cli, checkpoint: Path) -> None:
         (("--cache-gb", "inf"), "--cache-gb must be a number above 0"),
         (("--context", "100000000"), "GB, and this machine has"),
         (("--device", "xyz"), "--device must be cpu, cuda or cuda:N"),
-        (("--chat",), "no chat_template"),
+        (("--chat", "always"), "no chat_template"),
+        (("--chat", "maybe"), "--chat must be one of"),
+        (("--system", "Be brief."), "asked as it stands, without a chat template"),
     ],
 )
 def test_impossible_requests_are_one_line(cli: Cli, checkpoint: Path, args: tuple[str, ...], says: str) -> None:

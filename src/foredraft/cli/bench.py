@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli import measure_options as of_measure
 from foredraft.cli.console import check_models, print_blocks, print_json, progress_bar, prompts_of, set_threads
 from foredraft.cli.options import BATCH, JSON, TEMPERATURE, Device, Dtype, Threads, whole
 
@@ -22,12 +23,16 @@ def bench(
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Prompts: a line each, or Spec-Bench JSONL.")
+        Path | None,
+        typer.Option(
+            "--file", "-f", help="Prompts: a line each, or rows of JSON (Spec-Bench with all turns, chats) or Parquet."
+        ),
     ] = None,
     num: Annotated[int, typer.Option(help="Prompts to take.", callback=whole())] = 16,
     max_tokens: Annotated[int, typer.Option(help="Tokens per answer.", callback=whole())] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", callback=TEMPERATURE)] = 0.0,
     batch: Annotated[int, typer.Option(help="Requests decoded together.", callback=BATCH)] = 1,
+    chat: of_measure.Chat = "auto",
     rounds: Annotated[int, typer.Option(help="Counted rounds; a warm-up comes before.", callback=whole())] = 3,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -38,16 +43,22 @@ def bench(
     """Time plain decoding and every draft on the same prompts, in turn, in one run."""
     check_models(target, draft or ())
     from foredraft import records
-    from foredraft.data.prompts import read_questions
+    from foredraft.data.conversation import asked, question_of
     from foredraft.data.sources import Skips
     from foredraft.measure.bench import bench as run
     from foredraft.measure.settings import MeasureSettings
 
     set_threads(threads)
     settings = MeasureSettings(
-        max_tokens=max_tokens, temperatures=(temperature,), batches=(batch,), rounds=rounds, dtype=dtype, device=device
+        max_tokens=max_tokens,
+        temperatures=(temperature,),
+        batches=(batch,),
+        rounds=rounds,
+        chat=chat,
+        dtype=dtype,
+        device=device,
     )
-    prompts = [question.words for question in read_questions(file, Skips("stop"))] if file else prompts_of(None, None)
+    prompts = asked(file, Skips("stop")) if file else [question_of(prompts_of(None, None))]
     with progress_bar() as bar:
         task = bar.add_task("decoding", total=None)
         result = run(

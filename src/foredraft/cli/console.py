@@ -144,23 +144,18 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
-    """The prompt, the lines of the file, or what stands on stdin. Raises ValueError where that is none or two of them."""
+def prompts_of(prompt: str | None, file: Path | None) -> str:
+    """The prompt, or what stands on stdin; "" where a file has them. Raises ValueError where there is none or two of them."""
     if prompt is not None and file is not None:
         raise ValueError("prompt and --file: give one of them")
     if file is not None:
-        from foredraft.records import read_text
-
-        lines = [line for line in read_text(file).splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f"{file}: no prompts in the file")
-        return lines
+        return ""
     words = prompt if prompt is not None else "" if sys.stdin.isatty() else sys.stdin.read()
     if not words.strip():
         raise ValueError("prompt: give one as an argument, with --file or on stdin")
     if any("\ud800" <= character <= "\udfff" for character in words):
         raise ValueError("prompt: it is not UTF-8")
-    return [words]
+    return words
 
 
 def check_models(target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True, gguf: bool = True) -> None:

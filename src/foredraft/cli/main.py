@@ -13,6 +13,7 @@ import typer
 
 from foredraft import __version__
 from foredraft.cli.bench import bench
+from foredraft.cli.chat import chat
 from foredraft.cli.console import fail, fail_bug, fail_memory, fail_usage, is_out_of_memory, options_of
 from foredraft.cli.convert import convert
 from foredraft.cli.data import app as data_app
@@ -39,7 +40,22 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
-for verb in (train, report, probe, measure, sweep, plan, fit, validate, reproduce, generate, bench, tour, convert):
+for verb in (
+    train,
+    report,
+    probe,
+    measure,
+    sweep,
+    plan,
+    fit,
+    validate,
+    reproduce,
+    generate,
+    chat,
+    bench,
+    tour,
+    convert,
+):
     app.command()(verb)
 app.command("list")(show)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foredraft.data.chat import ChatTemplate
 from foredraft.data.left_out import Words
-from foredraft.data.rows import Document, Message, Regenerated
+from foredraft.data.rows import Document, Message, Regenerated, words_of_turn
 from foredraft.data.tokenizer import twice_begun
 from foredraft.records import Record, require
 
@@ -85,7 +85,7 @@ def unanswered(document: Document, name: str, plain: bool) -> UnansweredPrompt |
         turn for turn, keep in zip(document.messages, recorded, strict=True) if keep or turn.role != "assistant"
     )
     first = next((turn for turn in turns if turn.role == "user"), None)
-    words = _words(first) if first else document.text
+    words = words_of_turn(first) if first else document.text
     if not words:
         return None
     if plain:
@@ -93,11 +93,6 @@ def unanswered(document: Document, name: str, plain: bool) -> UnansweredPrompt |
     return UnansweredPrompt(
         name, turns or (Message(role="user", content=words),), tools=document.tools, options=document.options
     )
-
-
-def _words(turn: Message) -> str:
-    parts = turn.content if isinstance(turn.content, list) else [{"text": turn.content or ""}]
-    return "\n".join(part["text"] for part in parts)
 
 
 class Dialogue:
@@ -229,7 +224,7 @@ class Dialogue:
 
     def _since(self, text: str) -> str | None:
         """What a text has beyond the last answer and its end token; None where the template says anew what was said before."""
-        words = next(_words(turn) for turn in reversed(self.messages) if turn.role == "assistant")
+        words = next(words_of_turn(turn) for turn in reversed(self.messages) if turn.role == "assistant")
         answer = text[len(self.rendered) :].lstrip() if text.startswith(self.rendered) else None
         ended = self.tokenizer.decode(self.ids[-1:], skip_special_tokens=True) == ""  # by a token that is no word
         end = self.tokenizer.decode(self.ids[-1:], skip_special_tokens=False) if ended else ""

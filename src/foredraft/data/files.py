@@ -4,6 +4,7 @@ Promises: lines end at line feeds alone; rows come one at a time with their plac
 too early is an error. Refuses to know: what a row says.
 """
 
+import codecs
 import gzip
 import importlib
 import io
@@ -18,13 +19,16 @@ import msgspec
 
 LINES, TEXTS, LISTS, PARQUET = (".jsonl", ".ndjson"), (".txt", ".md"), ".json", ".parquet"
 ENDINGS = (*LINES, LISTS, PARQUET, *TEXTS)
-MARK = b"\xef\xbb\xbf"  # of UTF-8, before the first line
 CHUNK = 2**18  # bytes of a packed file unpacked at a time
 WINDOW = 2**31  # bytes; the widest that zstd --long=31 writes
 PIECE = 2**12  # bytes of a .zst file unpacked at a time, which are never more than 2**27
-RATIO, SPARE = 500, 2**26  # how many times its size a packed file may unpack to, beyond the first bytes; text packs to a tenth
+RATIO, SPARE = (
+    500,
+    2**26,
+)  # how many times its size a packed file may unpack to, beyond the first bytes; text packs to a tenth
 LINE_BYTES, TEXT_BYTES = 2**26, 2**30  # of a row of JSON lines, and of a text, which is a row
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)  # what a packed file that is cut off or no such file raises
+
 
 class LongLine(bytes):
     """The beginning of a line of more than LINE_BYTES, the rest of which was passed over."""
@@ -45,7 +49,7 @@ def holds_rows(path: Path) -> bool:
         return ending(path) is not None
     try:
         with path.open("rb") as raw:
-            return unpacked(path, raw).read(CHUNK).removeprefix(MARK).lstrip()[:1] == b"["
+            return unpacked(path, raw).read(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
     except (*DAMAGED, OSError):
         return False
 
@@ -63,11 +67,11 @@ def lines(path: Path, raw: IO[bytes]) -> Iterator[tuple[str, Row]]:
         yield "", {"text": text.decode("utf-8-sig")}
         return
     if ending(path) == LISTS:
-        yield from _listed(stream.read().removeprefix(MARK), 1)
+        yield from _listed(_begun(stream.read()), 1)
         return
     begun = False
     for number, line in enumerate(_bounded(stream), 1):
-        line = line.removeprefix(MARK) if number == 1 and not isinstance(line, LongLine) else line
+        line = _begun(line) if number == 1 and not isinstance(line, LongLine) else line
         if not begun and line.lstrip()[:1] == b"[":  # all of it may be a list
             yield from _listed(line + stream.read(), number)
             return
@@ -86,6 +90,13 @@ def _bounded(stream: IO[bytes]) -> Iterator[bytes]:
         while line and not line.endswith(b"\n"):
             line = stream.readline(LINE_BYTES)
         yield begun
+
+
+def _begun(data: bytes) -> bytes:
+    """The beginning of a file without UTF-8's mark. Raises UnicodeDecodeError where it has UTF-16's."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data.decode()
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def _listed(data: bytes, first: int) -> Iterator[tuple[str, Row]]:

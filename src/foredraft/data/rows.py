@@ -27,6 +27,7 @@ ROLES_RENAMED = {
 CALL_ROLES = ("function_call", "tool_call")  # turns that are the assistant's calls, in JSON
 TURNS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt", "system_message")
+BESIDE = ("tools", "functions", "chat_template_kwargs")  # of a conversation; functions where there are no tools
 ASKS, ANSWERS = ("prompt", "instruction", "question", "query", "input"), ("response", "output", "answer", "completion")
 THOUGHTS = (
     "reasoning_content",
@@ -49,6 +50,12 @@ class Message(Record, frozen=True):
         return {"role": self.role, "content": self.content, **self.more}
 
 
+def words_of_turn(turn: Message) -> str:
+    """Return the words of a turn, parts below each other."""
+    parts = turn.content if isinstance(turn.content, list) else [{"text": turn.content or ""}]
+    return "\n".join(part["text"] for part in parts)
+
+
 class Regenerated(Record, frozen=True):
     """What a target answered, token by token: `tokens` as it read and wrote them, `answers` the [start, end) of its
     own, and why each ended. Ids of the tokenizer whose tokenizer.json has this hash.
@@ -62,8 +69,8 @@ class Regenerated(Record, frozen=True):
 
 class Document(NamedTuple):
     """A row. Plain text is `text`, after a `prompt` that is given and not to be predicted; a conversation is `messages`, with `tools` and
-    `options` for the template. `regenerated`: its answers' tokens, in parts where the target never read it in one piece. `unread`: keys that
-    were not read; `remarks`: what else is to be known of it.
+    `options` for the template; `form`: "chat" or "raw", how its prompt is asked, where it says. `regenerated`: its answers' tokens, in parts
+    where the target never read it in one piece. `unread`: keys that were not read; `remarks`: what else is to be known of it.
     """
 
     where: str
@@ -76,6 +83,7 @@ class Document(NamedTuple):
     options: Mapping[str, Any] = {}
     unread: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    form: str | None = None
 
     def texts(self) -> tuple[str, ...]:
         """All that is written in it."""
@@ -93,7 +101,10 @@ class Document(NamedTuple):
 def document_of(where: str, row: Mapping[str, Any], mode: Mode) -> Document | None:
     """Return a row as a document of the mode; None where it holds nothing. Raises ValueError with what is wrong."""
     name = next((row[key] for key in ("id", "question_id") if row.get(key) is not None), None)
-    document = Document(where, id=None if name is None else str(name), regenerated=_regenerated(row.get("regenerated")))
+    form = row.get("format") if row.get("format") in ("chat", "raw") else None
+    document = Document(
+        where, id=None if name is None else str(name), regenerated=_regenerated(row.get("regenerated")), form=form
+    )
     for kind in _ORDER[mode]:
         if (filled := _FILL[kind](document, row)) is None:
             continue
@@ -144,14 +155,13 @@ def _with_prompt(document: Document, row: Mapping[str, Any]) -> Filled | None:
     ask = next((key for key in ASKS if row.get(key) is not None), None)
     if ask is None:
         return None
+    keys = (ask, *ANSWERS, *(("input",) if ask == "instruction" else ()))
     if isinstance(row[ask], list):
-        return _conversation(document, row, row[ask], (ask, *ANSWERS))
-    system, read = _system(row)
-    words = Message(role="user", content=_asked(row, ask))
-    extra = ("input",) if ask == "instruction" else ()
-    if not system:
-        return document._replace(text=_asked(row, ask)), (ask, *extra, *ANSWERS)
-    return document._replace(messages=(*system, words)), (ask, *extra, *read, *ANSWERS)
+        return _conversation(document, row, row[ask], keys)
+    words = _asked(row, ask)
+    if any(row.get(key) is not None for key in (*SYSTEMS, *BESIDE)):
+        return _conversation(document, row, [{"role": "user", "content": words}], keys)
+    return document._replace(text=words), keys
 
 
 def _with_pair(document: Document, row: Mapping[str, Any]) -> Filled | None:
@@ -201,9 +211,9 @@ def _conversation(document: Document, row: Mapping[str, Any], turns: list[Any], 
     if not (options is None or isinstance(options, dict)):
         raise ValueError(f"'chat_template_kwargs' must be an object, got {type(options).__name__}")
     document = document._replace(
-        messages=(*system, *messages), tools=_tools(row.get("tools", row.get("functions"))), options=options or {}, remarks=tuple(remarks)
+        messages=(*system, *messages), tools=_tools(row.get("tools") or row.get("functions")), options=options or {}, remarks=tuple(remarks)
     )  # fmt: skip
-    return document, (*keys, *read, "tools", "chat_template_kwargs", *(() if "tools" in row else ("functions",)))
+    return document, (*keys, *read, *(key for key in BESIDE if key != "functions" or row.get("tools") is None))
 
 
 def _system(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:

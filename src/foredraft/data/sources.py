@@ -131,7 +131,7 @@ def _file_rows(origin: Origin, broken: Broken) -> Iterator[tuple[str, files.Row]
                 yield f"{origin.name}{place}", row
         except UnicodeDecodeError as error:
             origin.skipped += 1
-            broken(f"{origin.name}: not UTF-8 ({error.reason} at byte {error.start:,})")
+            broken(f"{origin.name}: not UTF-8 (byte {error.start:,})")
         except files.DAMAGED as error:
             origin.skipped += 1
             number = int(place.strip(":[]") or 0) + 1

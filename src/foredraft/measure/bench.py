@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from foredraft import text
+from foredraft.data.conversation import Asked, Conversation, answer_turns, conversations, question_of
 from foredraft.decode.batch import Request
 from foredraft.decode.drafters import machine_name
 from foredraft.decode.sampling import Sampling
@@ -23,6 +24,7 @@ from foredraft.measure.configurations import PLAIN, EngineConfiguration, configu
 from foredraft.measure.live import TIMES, Decoding, decode_in_turn, turns
 from foredraft.measure.settings import MeasureSettings
 from foredraft.models import kernels
+from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
 from foredraft.records import Estimate, Record
 
@@ -52,25 +54,29 @@ class Bench(NamedTuple):
 def bench(
     target: str | Path,
     drafts: Sequence[str],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Asked],
     settings: MeasureSettings,
     progress: Callable[[int], object] | None = None,
 ) -> Bench:
-    """Time the folder `target` alone and with each of `drafts`, as specs write them, on `prompts`, at the first batch and
-    temperature of `settings`. `progress` hears after each group how many there are in all. Raises ValueError without prompts.
+    """Time the folder `target` alone and with each of `drafts`, as specs write them, on `prompts`, all turns of each, at the first batch and
+    temperature of `settings`. Later turns stand behind the target's own answers to earlier ones, which are not timed.
+
+    `progress` hears after each group how many there are in all. Raises ValueError without prompts.
     """
     if not prompts:
         raise ValueError("bench needs at least one prompt")
     specs, tokenizer, batch = [spec_of(draft) for draft in drafts], text.tokenizer_of(target), settings.batches[0]
+    questions = [question_of(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    talks = conversations(questions, tokenizer, settings.chat)
+    model = load(target, settings.torch_dtype, settings.device)
+    ids = _turns(model, questions, talks, batch, settings, text.stop_ids(target, tokenizer))
     requests = [
         Request(
-            prompt=tuple(text.encode(tokenizer, prompt, False)), max_tokens=settings.max_tokens,
-            sampling=Sampling(temperature=settings.temperatures[0], seed=seed),
+            prompt=tuple(prompt), max_tokens=settings.max_tokens, sampling=Sampling(temperature=settings.temperatures[0], seed=seed)
         )
-        for seed, prompt in enumerate(prompts)
+        for seed, prompt in enumerate(ids)
     ]  # fmt: skip
-    context = max(len(request.prompt) for request in requests) + settings.max_tokens
-    model = load(target, settings.torch_dtype, settings.device)
+    context = max(map(len, ids)) + settings.max_tokens
     configurations = {each.spec.name: each for each in configurations_on(model, specs, batch, context)}
     engines = {name: each.engine for name, each in configurations.items()}
     total = turns(engines, len(requests), batch, settings.rounds)
@@ -79,7 +85,38 @@ def bench(
     )
     ceiling = read_rate(model.device)
     rows = [_row(each, decodings[name], decodings[PLAIN], batch, ceiling) for name, each in configurations.items()]
-    return Bench(_conditions(target, len(requests), settings), rows)
+    chats = {"in_chat": sum(talk.template is not None for talk in talks), "later_turns": len(ids) - len(questions)}
+    return Bench(_conditions(target, len(questions), settings) | chats, rows)
+
+
+def _turns(
+    model: Decoder,
+    questions: Sequence[Asked],
+    talks: Sequence[Conversation],
+    batch: int,
+    settings: MeasureSettings,
+    ends: frozenset[int],
+) -> list[list[int]]:
+    """The token ids of every turn, first turns first; what later ones stand behind, the target says plainly, up to an end token."""
+    ids: list[list[int]] = []
+    later = (
+        max(len(question.turns) if talk.template else 1 for question, talk in zip(questions, talks, strict=True)) > 1
+    )
+
+    def answer(prompts: list[list[int]]) -> list[str]:
+        ids.extend(prompts)
+        if not later:
+            return [""] * len(prompts)
+        context = max(map(len, prompts)) + settings.max_tokens
+        engine = text.engine_on(model, max_batch=min(batch, len(prompts)), max_context=context)
+        sampling = Sampling(temperature=settings.temperatures[0])
+        answers = text.generate(
+            engine, talks[0].tokenizer, prompts, max_tokens=settings.max_tokens, sampling=sampling, ends=ends
+        )
+        return [completion.text for completion, _ in answers]
+
+    answer_turns(questions, talks, answer)
+    return ids
 
 
 def _row(configuration: EngineConfiguration, run: Decoding, plain: Decoding, batch: int, ceiling: float) -> BenchRow:
