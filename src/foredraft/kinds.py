@@ -218,7 +218,22 @@ MLP_SPECULATOR = Kind(
     spelt=("mlp_speculator", "mlpspeculator"), tensors=("speculator.",),
 )  # fmt: skip
 
-KINDS = (NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, DFLASH, DFLASH2, DSPARK, DOMINO, P_EAGLE, MEDUSA, MLP_SPECULATOR)
+KINDS = (
+    NONE,
+    NGRAM,
+    LM,
+    EAGLE,
+    EAGLE3,
+    MULTI_LAYER,
+    MTP,
+    DFLASH,
+    DFLASH2,
+    DSPARK,
+    DOMINO,
+    P_EAGLE,
+    MEDUSA,
+    MLP_SPECULATOR,
+)
 USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
 USUAL_HEAD = EAGLE3  # planned where own runs are of no other, and what other heads are held against
 CHECKPOINTS = {kind.name: kind for kind in (LM, DSPARK, DFLASH, EAGLE, EAGLE3)}  # kinds that foredraft trains and runs
@@ -408,7 +423,8 @@ def of_checkpoint(config: Mapping[str, Any], tensors: Collection[str] = ()) -> K
     third = any("3" in name for name in spelt)
     mapped = config.get("draft_vocab_size") is not None or not names.isdisjoint(("d2t", "t2d"))
     joins = "fc.weight" in names
-    if third or marks or (joins and ("norm.weight" in names or (mapped and "lm_head.weight" in names))):
+    plain = joins and not mapped and "norm.weight" not in names and any(name.startswith("layers.0.") for name in names)
+    if (third and not plain) or marks or (joins and ("norm.weight" in names or (mapped and "lm_head.weight" in names))):
         return EAGLE3
     if spelt or (joins and not mapped):
         return EAGLE
@@ -423,10 +439,17 @@ def _special(
     for kind in reversed(KINDS):
         if any(name.startswith(kind.tensors) for name in names if kind.tensors):
             return kind
-    said = (*architectures, *(config.get(key) for key in ("model_type", "speculators_model_type")), block_keys(config).get("projector_type"))
+    said = (
+        *architectures,
+        *(config.get(key) for key in ("model_type", "speculators_model_type")),
+        block_keys(config).get("projector_type"),
+    )
     text = " ".join(map(str, said)).lower()
     able = (kind for kind in reversed(KINDS) if not wide or (kind.parts and kind.parts.wide_layer))
-    return next((kind for kind in able if any(word in text for word in kind.spelt) or any(key in config for key in kind.keys)), None)
+    return next(
+        (kind for kind in able if any(word in text for word in kind.spelt) or any(key in config for key in kind.keys)),
+        None,
+    )
 
 
 def block_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -486,7 +509,8 @@ def _drafted(keys: Mapping[str, Any], kind: Kind) -> int | None:
 
 def from_anchor(keys: Mapping[str, Any], kind: Kind) -> bool:
     """Whether a block's first token is predicted by the anchor's own row, by its config's keys (`block_keys`)."""
-    return bool(keys.get("sample_from_anchor", keys.get("shift_label", kind is DSPARK)))
+    usual = kind is DSPARK and "speculators_model_type" not in keys  # whose reader takes an absent key for false
+    return bool(keys.get("sample_from_anchor", keys.get("shift_label", usual)))
 
 
 def shape_of_folder(folder: str | Path) -> Shape:

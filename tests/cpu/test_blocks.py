@@ -277,11 +277,27 @@ def test_exported_heads_pass_the_check_of_the_engines_that_load_them(head: Any, 
     assert {finding.code for finding in check(tmp_path / "out", target_folder, "vllm")} == {"missing", "unknown"}
 
 
+def test_the_speculators_format_holds_heads_of_blocks(head: Any, target_folder: Path, tmp_path: Path):
+    """Hidden states by the layers entered, the block and its layout said; read back it computes the same."""
+    save_head(head, tmp_path / "head")
+    export(tmp_path / "head", target_folder, tmp_path / "out", ExportSettings(format="speculators"))
+    config, back = json.loads((tmp_path / "out/config.json").read_bytes()), load_head(tmp_path / "out", TARGET)
+    assert config["aux_hidden_state_layer_ids"] == list(head.feature_layers)
+    assert (config["block_size"], config["sample_from_anchor"]) == (head.rows, head.from_anchor)
+    assert (config["speculators_model_type"], config["mask_token_id"]) == (head.kind.name, head.mask_token)
+    assert (back.block, back.feature_layers, back.from_anchor) == (head.block, head.feature_layers, head.from_anchor)
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in head.state_dict().items())
+    assert not check(tmp_path / "out", target_folder)
+    for key in ("mask_token_id", "aux_hidden_state_layer_ids"):
+        (tmp_path / "out/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != key}))
+        assert key in {finding.where for finding in check(tmp_path / "out", target_folder) if finding.level == "error"}
+
+
 def test_a_head_that_an_engine_serves_by_rules_unknown_here_is_not_condemned(target_folder: Path, tmp_path: Path):
     save_head(random_head("dspark"), tmp_path)
-    assert [(finding.code, finding.level) for finding in check(tmp_path, target_folder, "sglang")] == [
-        ("unjudged", "warning")
-    ]
+    findings = check(tmp_path, target_folder, "sglang")
+    assert [(finding.code, finding.level) for finding in findings] == [("not-judged", "note")]
+    assert findings[0].effect.startswith("not judged: this is a DSpark head for vLLM, SGLang")
     with pytest.raises(ValueError, match="what its loader asks of one is not known here; use --format vllm"):
         export(tmp_path, target_folder, tmp_path / "out", ExportSettings(format="sglang"))
 

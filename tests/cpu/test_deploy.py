@@ -18,7 +18,7 @@ from torch import Tensor
 from foredraft import records
 from foredraft.cli import main as cli
 from foredraft.deploy.check import check
-from foredraft.deploy.draft import hollow, read_draft
+from foredraft.deploy.draft import TargetSizes, read_draft
 from foredraft.deploy.export import ExportSettings, export, fit_rows
 from foredraft.deploy.findings import errors
 from foredraft.deploy.folder import SERVE
@@ -134,6 +134,9 @@ REFUSED = {
     ("eagle biases", "speculators"),
 }  # fmt: skip
 
+# What is told of heads as they are: one reads the target's last hidden state, one has a random table of its own.
+BORNE = {"scylla": {"stream-last"}, "eagle3 own embedding": {"embedding-differs"}}
+
 
 @pytest.mark.parametrize("form", ["vllm", "sglang", "speculators", "hf"])
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ def test_a_head_computes_the_same_in_every_format(
     before, after = load_head(drafts[name], target), load_head(out, target)
     assert torch.equal(chain_of(before, target), chain_of(after, target))
     assert before.feature_layers == after.feature_layers
-    assert check(out, checkpoint) == []
+    assert {finding.code for finding in check(out, checkpoint)} == BORNE.get(name, set())
 
 
 @pytest.mark.parametrize("form", ["vllm", "sglang", "hf"])
@@ -511,7 +514,7 @@ def test_a_head_of_other_makers_is_judged(target: Decoder, checkpoint: Path, tmp
 # Launch settings, card, command line.
 
 
-def plan_for(kind: str) -> Plan:
+def plan_for(kind: str, target: Path) -> Plan:
     def estimate(value: float) -> Estimate:
         return Estimate(value=value, low=value - 0.1, high=value + 0.1, unit="×", source="test")
 
@@ -524,7 +527,7 @@ def plan_for(kind: str) -> Plan:
     )  # fmt: skip
     ranges = [[1, 4, 6], [5, 20, 3], [21, 32, 0]]
     return Plan(
-        objective="throughput", engine="vllm", target="target", machine="H100", devices=2, dtype="bfloat16",
+        objective="throughput", engine="vllm", target=target.name, machine="H100", devices=2, dtype="bfloat16",
         workload=Workload(input_len=64, output_len=32, concurrency=(1, 8, 32)), speedup=estimate(1.4), schedule=steps,
         draft=DraftChoice(kind=kind, name="planned", params=1e6, non_embedding_params=1e6),
         settings={
@@ -541,7 +544,7 @@ def plan_for(kind: str) -> Plan:
 
 
 def test_each_engine_gets_what_the_plan_holds_for_it(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
-    plan = plan_for("head")
+    plan = plan_for("head", checkpoint)
     for form in ("vllm", "sglang"):
         export(drafts["scylla"], checkpoint, tmp_path / form, ExportSettings(format=form), plan=plan)
     config = json.loads((tmp_path / "vllm" / LOADERS["vllm"].launch_file).read_text())
@@ -639,7 +642,7 @@ def test_a_table_is_cut_or_filled_with_its_mean() -> None:
 def test_a_draft_is_read_without_the_targets_weights(drafts: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
     shutil.copyfile(checkpoint / "config.json", tmp_path / "config.json")
     assert read_draft(drafts["scylla"], tmp_path).kind is EAGLE3
-    assert next(hollow(tmp_path).parameters()).is_meta
+    assert next(TargetSizes(tmp_path).parameters()).is_meta
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -653,7 +656,7 @@ def test_the_verb_exports_and_checks(
     drafts: dict[str, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     out, plan = tmp_path / "out", tmp_path / "Plan.json"
-    records.write(plan, plan_for("head"))
+    records.write(plan, plan_for("head", checkpoint))
     arguments = [str(drafts["scylla"]), "--target", str(checkpoint), "--out", str(out)]
     assert run_cli(monkeypatch, "deploy", *arguments, "--plan", str(plan)) == 0
     assert capsys.readouterr().out == f"sh {out / 'serve.sh'}\n"

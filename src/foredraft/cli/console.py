@@ -158,14 +158,16 @@ def prompts_of(prompt: str | None, file: Path | None) -> str:
     return words
 
 
-def check_models(target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True, gguf: bool = True) -> None:
+def check_models(
+    target: str | Path, drafts: Iterable[str] = (), *, tokenizer: bool = True, gguf: bool = True, weights: bool = True
+) -> None:  # fmt: skip
     """Raise ValueError where the target's folder or a draft's (DIR, DIR@5, DIR+ngram@5, …) is missing or none, before anything heavy is
-    loaded; where not `gguf`, for a GGUF file too.
+    loaded; where not `gguf`, for a GGUF file too. `weights`: whether the target needs them.
     """
     from foredraft.kinds import NGRAM, parted
     from foredraft.shapes import check_folder
 
-    check_folder(target, tokenizer=tokenizer, gguf=gguf)
+    check_folder(target, tokenizer=tokenizer, gguf=gguf, weights=weights)
     for draft in drafts:
         folder, _, budget = draft.rpartition("@")
         folder, _ = parted(folder or budget)

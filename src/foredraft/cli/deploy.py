@@ -69,7 +69,7 @@ def export(
     json: JSON = False,
 ) -> None:
     """Write DRAFT as a folder that an engine loads, with launch settings, serve.sh and a model card; checked before it appears."""
-    check_models(target, [str(draft)], tokenizer=False, gguf=False)
+    check_models(target, [str(draft)], tokenizer=False, gguf=False, weights=False)
     from foredraft import records
     from foredraft.deploy.export import ExportSettings
     from foredraft.deploy.export import export as run
@@ -122,8 +122,10 @@ def check(
             print(
                 f"{finding.level} {finding.code} [{finding.engine}] {finding.where}: {finding.effect}\n  remedy: {finding.remedy}"
             )
-        num_errors = len(errors(findings))
-        print(f"{folder}: {num_errors} errors, {len(findings) - num_errors} warnings", file=sys.stderr)
+        num_errors, num_warnings = (
+            sum(finding.level == level for finding in findings) for level in ("error", "warning")
+        )
+        print(f"{folder}: {num_errors} errors, {num_warnings} warnings", file=sys.stderr)
     if errors(findings):
         raise typer.Exit(1)
 

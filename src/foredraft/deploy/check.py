@@ -4,17 +4,18 @@ Promises: every fault has a code, the tensor or key, what would happen, and the 
 not a traceback. Refuses to know: how a folder is made.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from foredraft.deploy.config_rules import config_rules
 from foredraft.deploy.findings import Finding, finding, merged
-from foredraft.deploy.folder import RECORD, DraftFolder, opened, read_settings
+from foredraft.deploy.folder import RECORD, DraftFolder, not_judged, opened, read_settings
 from foredraft.deploy.target_rules import target_rules
 from foredraft.deploy.tensor_rules import tensor_rules
-from foredraft.engines import LOADERS, USUAL
+from foredraft.engines import ENGINES, LOADERS, USUAL
 from foredraft.engines.engine import ServingEngine
-from foredraft.kinds import CHECKPOINTS
+from foredraft.kinds import CHECKPOINTS, parts_of
 from foredraft.records import read_json
 
 
@@ -33,22 +34,47 @@ def check(folder: str | Path, target: str | Path | None = None, engine: str | No
     if draft is None:
         return merged(findings)
     for name in [engine] if engine else engines_of(draft):
-        loader = LOADERS[name]
-        if not loader.loads(draft.kind):
-            served = name in draft.kind.engine_names and (
-                draft.kind.name not in CHECKPOINTS or draft.kind.name in loader.unjudged
-            )
-            findings.append((_unjudged if served else _no_class)(draft, loader))
-            continue
-        findings += config_rules(draft, loader)
-        findings += tensor_rules(draft, loader)
-        findings += target_rules(draft, target, loader) if target is not None else []
+        findings += _judged(draft, LOADERS[name], target)
     findings += launch_rules(draft)
     return merged(findings)
 
 
+def _judged(draft: DraftFolder, engine: ServingEngine, target: str | Path | None) -> list[Finding]:
+    """What one engine's loader makes of a folder."""
+    kind, named = draft.kind, engine.name in draft.kind.engine_names
+    known = kind.name in CHECKPOINTS and kind.name not in engine.unjudged
+    if not engine.loads(kind) and (known or (kind.engine_names and not named)):
+        return [_no_class(draft, engine)]
+    if (more := _other_layers(draft, engine)) is not None:
+        return [not_judged(draft.kind, more)]
+    if fault := engine.refusal(draft):
+        return [finding(fault, engine.name)]
+    findings = [*config_rules(draft, engine), *tensor_rules(draft, engine)]
+    return findings + (list(target_rules(draft, target, engine)) if target is not None else [])
+
+
+_LAYERS = {".self_attn.kv_a_proj": "multi-head latent attention", ".mlp.experts.": "experts"}
+
+
+def _other_layers(draft: DraftFolder, engine: ServingEngine) -> str | None:
+    """What a folder has that is not known of the engine's loader, in words; None where it is judged."""
+    if draft.kind.name not in CHECKPOINTS or draft.kind.name in engine.unjudged or not engine.loads(draft.kind):
+        return ""
+    if draft.kind.role != "head":
+        return None
+    layers = next((words for part, words in _LAYERS.items() if any(part in name for name in draft.names)), None)
+    if layers:
+        return f" with {layers}"
+    names = draft.config.get("architectures") or [None]
+    return (
+        f" of class {names[0]}"
+        if names[0] in engine.heads[draft.kind.name].unjudged and not draft.speculators
+        else None
+    )
+
+
 def engines_of(folder: DraftFolder) -> Sequence[str]:
-    """The engines that a folder is for: those its own record names, else those its architecture can mean."""
+    """The engines that a folder is for: those its own record names, else those that have a class of its name, else all that serve its kind."""
     try:
         names = read_json(folder.path / RECORD)["engines"]
         if names and set(names) <= set(LOADERS):
@@ -57,30 +83,24 @@ def engines_of(folder: DraftFolder) -> Sequence[str]:
         pass
     if folder.speculators:
         return [name for name, engine in LOADERS.items() if "speculators" in engine.formats]
-    written = {
-        name: engine.heads[folder.kind.name].architectures[:1]
-        for name, engine in LOADERS.items()
-        if folder.kind.role == "head" and engine.loads(folder.kind)
-    }
-    if len(set(written.values())) < 2:
-        return list(written) or list(LOADERS)
-    stated = tuple(folder.config.get("architectures") or ())
-    return [name for name, names in written.items() if names == stated] or [USUAL.name]
+    kind = folder.kind
+    serving = [name for name, engine in LOADERS.items() if engine.loads(kind) or name in kind.engine_names]
+    meant = [
+        name
+        for name in serving
+        if kind.name in LOADERS[name].heads and LOADERS[name].heads[kind.name].takes(folder.config)
+    ]
+    return meant or serving or [USUAL.name]
 
 
 def _no_class(folder: DraftFolder, engine: ServingEngine) -> Finding:
-    able = ", ".join(other.label for other in LOADERS.values() if other.loads(folder.kind)) or "none that is known here"
+    able = (
+        ", ".join(other.label for other in ENGINES.values() if other.name in folder.kind.engine_names)
+        or "none that is known here"
+    )
     return Finding(
         code="architecture", where="architectures", engine=engine.name, remedy=f"engines that serve it: {able}",
         effect=f"it is a head of kind {folder.kind.label}, for which {engine.label} has no class",
-    )  # fmt: skip
-
-
-def _unjudged(folder: DraftFolder, engine: ServingEngine) -> Finding:
-    method = folder.kind.engine_names[engine.name]
-    return Finding(
-        code="unjudged", where="architectures", engine=engine.name, level="warning", remedy="load it there",
-        effect=f"{engine.label} serves it by method {method}, but what its loader asks of such a head is not known here",
     )  # fmt: skip
 
 
@@ -90,9 +110,24 @@ def launch_rules(folder: DraftFolder) -> Iterator[Finding]:
         settings = read_settings(folder.path / engine.launch_file)
         for fault in engine.settings_faults(settings, folder.kind) if settings is not None else ():
             yield finding(fault, name)
+        yield from _long(folder, engine, settings or {})
         file = (settings or {}).get(engine.token_map_flag)
         if file is not None and not (folder.path / str(file)).is_file():
             yield Finding(
                 code="token-map", where=f"{engine.launch_file}: {engine.token_map_flag}", engine=name,
                 effect=f"names {file}, which is not there: the server stops", remedy="export again, or leave the flag out",
             )  # fmt: skip
+
+
+def _long(folder: DraftFolder, engine: ServingEngine, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """More drafted tokens than a block was trained on."""
+    parts = parts_of(folder.config, folder.kind, folder.checkpoint.stored)
+    try:
+        lookahead = engine.lookahead(settings)
+    except (KeyError, TypeError):
+        return
+    if parts and parts.block and isinstance(lookahead, int) and lookahead > parts.block:
+        yield Finding(
+            code="lookahead", where=engine.launch_file, engine=engine.name, level="warning", remedy=f"draft {parts.block}",
+            effect=f"drafts {lookahead} tokens, of which the block has {parts.block}: the others are hardly ever accepted",
+        )  # fmt: skip

@@ -4,14 +4,13 @@ Refuses to know: tensors, targets, what one engine alone does.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from foredraft.deploy.findings import Finding, finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
 from foredraft.engines import speculators
 from foredraft.engines.engine import ServingEngine
 from foredraft.engines.loading import lacking
-from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
+from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids, last_state_alone
 
 # Keys that engines ask for with hasattr or as an attribute, so that null is a value to them: they compute null × 3, or pass it on.
 NEVER_NULL = {
@@ -35,7 +34,7 @@ def config_rules(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding
     if folder.kind.role != "head":
         return
     yield from _architecture(folder, engine)
-    yield from _flags(folder.config, engine)
+    yield from _flags(folder, engine)
     yield from _hidden_states(folder)
     for fault in engine.config_faults(folder):
         yield finding(fault, engine.name)
@@ -63,24 +62,23 @@ def _nulls(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
 
 
 def _architecture(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
-    names, accepted = folder.raw.get("architectures"), engine.heads[folder.kind.name].architectures
-    if folder.speculators and speculators.ARCHITECTURE not in accepted:
-        return  # which `config_faults` tells
-    if isinstance(names, list) and names and names[0] in accepted:
+    """Of a flat config; that of the speculators format is overwritten by its reader."""
+    loader = engine.heads[folder.kind.name]
+    if folder.speculators or loader.takes(folder.config):
         return
     yield Finding(
-        code="architecture", where="architectures", engine=engine.name, remedy=f"write [{accepted[0]!r}]",
-        effect=f"{names!r} names no class for an {folder.kind.name} head there",
+        code="architecture", where="architectures", engine=engine.name, remedy=f"write [{loader.architectures[0]!r}]",
+        effect=f"{folder.config.get('architectures')!r} names no class for an {folder.kind.label} head there",
     )  # fmt: skip
 
 
-def _flags(config: dict[str, Any], engine: ServingEngine) -> Iterator[Finding]:
-    if config.get("bias"):
+def _flags(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
+    if folder.config.get("bias"):
         yield Finding(
             code="bias-flag", where="bias", engine=engine.name, effect=f"is true: {engine.bias_key}, for which there is no tensor",
             remedy="leave the key out; attention_bias says what the layers have",
         )  # fmt: skip
-    if config.get("tie_word_embeddings"):
+    if folder.config.get("tie_word_embeddings") and folder.kind.own_lm_head and engine.ties_lm_head:
         yield Finding(
             code="tied-head", where="tie_word_embeddings", engine=engine.name, remedy="write false",
             effect="is true: the embedding takes the place of the head's own lm_head",
@@ -88,10 +86,27 @@ def _flags(config: dict[str, Any], engine: ServingEngine) -> Iterator[Finding]:
 
 
 def _hidden_states(folder: DraftFolder) -> Iterator[Finding]:
-    """Where the two ways to say which of the target's hidden states are read say different things."""
+    """Where the two ways to say which of the target's hidden states are read say different things, or one stands alone; and heads that
+    read the last state alone, a design in which both engines leave `fc` out.
+    """
     entering, leaving = aux_layer_ids(folder.config)
-    if folder.kind.hidden_states > 1 and entering and leaving and [i + 1 for i in leaving] != list(entering):
+    if not folder.kind.own_lm_head:
+        return
+    if entering and leaving and [i + 1 for i in leaving] != list(entering):
         yield Finding(
             code="stream-ids", where=AUX_LAYER_IDS, effect=f"{entering} and {AUX_CONFIG}'s {leaving} mean different hidden states",
             remedy=f"{AUX_CONFIG} counts one less: [1, 15, 28] beside [2, 16, 29]; or leave both out where they are the default",
+        )  # fmt: skip
+    if leaving and not entering:
+        yield Finding(
+            code="stream-ids-alone", where=f"{AUX_CONFIG}.{AUX_LAYER_IDS}", level="warning",
+            effect=f"{leaving} alone is ambiguous: SGLang counts by the layer left, vLLM by the layer entered, so that one of them reads each "
+            "hidden state a layer off, and nothing says for which the head was trained",
+            remedy=f"if by the layer left, write {AUX_LAYER_IDS} {[i + 1 for i in leaving]} beside it; else {leaving}, and one less each here",
+        )  # fmt: skip
+    if last_state_alone(folder.config) and "fc.weight" in folder.names:
+        yield Finding(
+            code="streams-off", where=f"{AUX_CONFIG}.use_aux_hidden_state", level="warning",
+            effect="is false: engines leave fc out and hand on the target's last hidden state, but the file has an fc.weight",
+            remedy="write true where it was trained on hidden states, or leave fc.weight out",
         )  # fmt: skip

@@ -8,16 +8,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from torch import nn
 
 from foredraft import shapes
-from foredraft.kinds import LM, Kind, of_shape
+from foredraft.kinds import LM, Kind, of_checkpoint, of_shape
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.models.heads import load_head
-from foredraft.models.load import load, read_config
+from foredraft.models.layers import ModelConfig
+from foredraft.models.load import load
+from foredraft.models.rope import Rope, rope_from_config
+from foredraft.models.target import Target
 from foredraft.shapes import Shape
-from foredraft.shapes.families import HEAD_FAMILY, prefixes
+from foredraft.shapes.config import text_part
+from foredraft.shapes.families import HEAD_FAMILY
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -39,21 +44,32 @@ def read_draft(folder: str | Path, target: str | Path) -> TrainedDraft:
     """The draft in a folder; a head beside its target. Raises ValueError, one line, on one that is no draft of it."""
     path = Path(folder)
     checkpoint = Checkpoint(path)
-    fc = checkpoint.stored.get("fc.weight")
-    if fc is None:
-        kinds = [stored.kind for stored in checkpoint.stored.values() if stored.kind in TYPES]
-        dtype = TYPES[kinds[0]] if kinds else torch.float32
+    kinds_stored = [stored.kind for stored in checkpoint.stored.values() if stored.kind in TYPES]
+    dtype = TYPES[max(set(kinds_stored), key=kinds_stored.count)] if kinds_stored else torch.float32
+    if of_checkpoint(shapes.unfolded(shapes.read_config(path)), checkpoint.stored).role != "head":
         return TrainedDraft(path, LM, load(path, dtype), dtype)
-    dtype = TYPES.get(fc.kind, torch.float32)
-    head = as_llama(load_head(path, hollow(target), dtype))
+    head = as_llama(load_head(path, TargetSizes(target), dtype))
     return TrainedDraft(path, of_shape(head.shape), head, dtype)
 
 
-def hollow(target: str | Path) -> Decoder:
-    """A decoder of the target's shape without weights, which is all that a head's file needs of it."""
-    shape, model_config = read_config(target)
-    with torch.device("meta"):
-        return Decoder(shape, model_config)
+class TargetSizes(Target):
+    """A target's sizes and no weights, which is all that a head's file needs of it: of any family, in any number format."""
+
+    def __init__(self, target: str | Path) -> None:
+        super().__init__()
+        self.shape = shapes.from_config(Path(target))
+        try:
+            rope = rope_from_config(text_part(shapes.read_config(target)))
+        except ValueError:  # of another kind of positions: a head's own config says its
+            rope = Rope()
+        self.config = ModelConfig(norm_eps=1e-6, activation="silu", rope=rope)
+        self.norm = nn.Identity()
+        with torch.device("meta"):
+            self.embed_tokens = nn.Embedding(self.shape.vocab_size, self.shape.embed_width)
+
+    @property
+    def head_weight_VC(self) -> torch.Tensor:
+        return self.embed_tokens.weight
 
 
 def as_llama(head: DraftHead) -> DraftHead:
@@ -67,29 +83,38 @@ def as_llama(head: DraftHead) -> DraftHead:
     shape = msgspec.structs.replace(shape, family=HEAD_FAMILY, o_bias=shape.qkv_bias)
     state = dict(head.state_dict())
     if shape.o_bias and not head.shape.o_bias:
-        zeros = {f"layers.{i}.self_attn.o_proj.bias": head.fc.weight.new_zeros(shape.hidden_size) for i in range(shape.num_layers)}  # fmt: skip
+        zeros = {f"layers.{i}.self_attn.o_proj.bias": torch.zeros(shape.hidden_size, dtype=head.dtype) for i in range(shape.num_layers)}  # fmt: skip
         state |= zeros
     return head.with_weights(state, shape).requires_grad_(False).eval()
 
 
 def target_lm_head(target: str | Path) -> torch.Tensor | None:
     """The target's LM head, its embedding where these are one, or None where its folder holds no weights."""
-    try:
-        checkpoint = Checkpoint(target)
-    except ValueError:
-        return None
-    return checkpoint.tensor("lm_head.weight") if "lm_head.weight" in checkpoint.stored else target_embedding(target)
+    table = _table(target, "lm_head.weight")
+    return target_embedding(target) if table is None else table
 
 
 def target_embedding(target: str | Path) -> torch.Tensor | None:
-    """The target's table of embeddings, or None where its folder holds no weights."""
+    """The target's table of embeddings, or None where its folder holds no weights, or none of a number format that is read here."""
+    return _table(target, "embed_tokens.weight")
+
+
+def _table(target: str | Path, name: str) -> torch.Tensor | None:
+    """The language model's table of that name, wherever its checkpoint hangs it; the outermost of several."""
     try:
         checkpoint = Checkpoint(target)
     except ValueError:
         return None
-    family = shapes.read_config(target).get("model_type", "")
-    names = [f"{prefix}embed_tokens.weight" for prefix in prefixes(family)]
-    return next((checkpoint.tensor(name) for name in names if name in checkpoint.stored), None)
+    rows = shapes.from_config(Path(target)).vocab_size
+    names = [
+        stored
+        for stored, tensor in checkpoint.stored.items()
+        if f".{stored}".endswith(f".{name}")
+        and len(tensor.shape) == 2
+        and tensor.shape[0] == rows
+        and tensor.kind in TYPES
+    ]
+    return checkpoint.tensor(min(names, key=len)) if names else None
 
 
 def token_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import msgspec
 import safetensors.torch
 import torch
 
-from foredraft import records
+from foredraft import records, shapes
 from foredraft.data.tokenizer import copy_files, vocabulary
 from foredraft.deploy.card import card
 from foredraft.deploy.check import check
@@ -28,6 +28,7 @@ from foredraft.models.block_head import BlockHead
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.eagle import EagleHead
+from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.heads import save_head
 from foredraft.models.save import save
 from foredraft.records import Observation, Plan, Record
@@ -75,7 +76,12 @@ def export(
     observations: Sequence[Observation] = (),
 ) -> Exported:  # fmt: skip
     """Write the draft as an engine's folder. Raises ValueError where the format cannot hold it or the folder does not pass `check`."""
-    config, trained = config_of(target), read_draft(draft, target)
+    config = config_of(target)
+    if plan is not None:
+        _check_target(plan, Path(target))
+    trained = read_draft(draft, target)
+    if plan is not None:
+        _check_plan(plan, trained.kind)
     engine = for_format(settings.format)
     _refuse(trained, settings.format, engine)
     settings = msgspec.structs.replace(settings, lookahead=_lookahead(trained, settings, plan))
@@ -103,8 +109,6 @@ def export(
         if bad := errors(findings):
             raise ValueError(f"{out}: not written, since it would not serve: {bad[0]}")
         files = sorted(path.name for path in folder.iterdir())
-    if plan is not None and Path(plan.target).name != name:
-        notes.append(f"the plan is for {plan.target}, this target is {name}: its schedule may not suit")
     return Exported(record, files, findings, notes)
 
 
@@ -122,8 +126,6 @@ def _launched(
     kind: Kind, engine: ServingEngine | None, plan: Plan | None, lookahead: int, folder: str
 ) -> dict[str, Any]:
     """The engine's settings for a draft in `folder`: what the plan holds for it, else a chain; {} of a folder for no engine."""
-    if plan is not None:
-        _check_plan(plan, kind)
     if engine is None:
         return {}
     if plan is not None and engine.name not in plan.settings:
@@ -132,6 +134,23 @@ def _launched(
         )
     planned = lengths.adapted(engine, plan.settings[engine.name], plan, kind) if plan else engine.chain(lookahead)
     return engine.launched(planned, kind, folder)
+
+
+def _check_target(plan: Plan, target: Path) -> None:
+    """Raise where a plan is of another target: neither of its name nor, where that is a public model's, of its sizes."""
+    shape, name = shapes.from_config(target), plan.target.rstrip("/").split("/")[-1].lower()
+    if name in (shape.name.split("/")[-1].lower(), target.resolve().name.lower()):
+        return
+    try:
+        planned = shapes.shape(plan.target)
+    except ValueError:
+        planned = None
+    sizes = [(of.num_layers, of.hidden_size, of.vocab_size) for of in (shape, planned) if of is not None]
+    if sizes[0] not in sizes[1:]:
+        raise records.with_hint(
+            ValueError(f"--plan: it is for {plan.target}, and this target is {shape.name}"),
+            f"foredraft plan {target} --out DIR, then --plan DIR/Plan.json",
+        )
 
 
 def _check_plan(plan: Plan, kind: Kind) -> None:
@@ -152,8 +171,8 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
             f"draft_vocab {shape.draft_vocab_size}: engines run a draft model over its whole vocabulary, most of which this one was never "
             "taught to draft; train one whose recipe leaves draft_vocab out"
         )
-    if format == "speculators" and not kind.own_lm_head:
-        labels = ", ".join(head.label for head in CHECKPOINTS.values() if head.own_lm_head)
+    if format == "speculators" and kind.name not in speculators.CLASSES:
+        labels = ", ".join(head.label for name, head in CHECKPOINTS.items() if name in speculators.CLASSES)
         raise ValueError(
             f"format {format}: {owner.label} reads {labels} heads from it, not {kind.name}; use --format {USUAL.name}, or {PLAIN}"
         )
@@ -179,10 +198,21 @@ def _refuse(draft: TrainedDraft, format: str, engine: ServingEngine | None) -> N
             f"format {format}: whether {owner.label} maps the words of a {kind.label} head of {shape.draft_vocab_size:,} is not known here; "
             f"use --format {USUAL.name}, or train one without draft_vocab"
         )
+    if isinstance(draft.model, Eagle3Head) and draft.model.reads_last_alone and draft.model.fc is not None:
+        raise ValueError(
+            "eagle_config.use_aux_hidden_state is false, but the head has an fc, which every engine would leave out"
+        )
+    if isinstance(draft.model, Eagle3Head) and (variant := _variant(draft.model, owner)):
+        raise ValueError(f"format {format}: {owner.label}'s EAGLE-3 class has no {variant}; use --format {USUAL.name}")
     if (shape.qkv_bias or shape.mlp_bias) and not loader.layer_biases:
         raise ValueError(
             f"format {format}: its {kind.label} layers have no biases and would skip them; use --format {USUAL.name}"
         )
+
+
+def _variant(head: Eagle3Head, owner: ServingEngine) -> str | None:
+    """What a head computes that an engine's class does not, by its config key."""
+    return next((name for name in owner.lacks if getattr(head.switches, name)), None)
 
 
 def _uncut(draft: TrainedDraft, engine: ServingEngine | None) -> tuple[TrainedDraft, list[int], list[str]]:
@@ -225,6 +255,8 @@ def _cut_block(draft: TrainedDraft) -> bool:
 def _own_class(draft: TrainedDraft) -> bool:
     """Whether a head with its own LM head has what one engine alone computes: biases, or norms of queries and keys."""
     shape = draft.shape
+    if isinstance(draft.model, Eagle3Head) and any(_variant(draft.model, engine) for engine in LOADERS.values()):
+        return True
     return draft.kind.own_lm_head and (shape.qkv_bias or shape.mlp_bias or shape.qk_norm)
 
 
@@ -243,12 +275,14 @@ def _weights(
     architecture = (draft.shape.qk_norm and loader.qk_norm) or loader.architectures[0]
     layout = HeadLayout(architecture, fc_bias=loader.fc_bias)
     save_head(draft.model, folder, dtype=dtype, layout=layout, more=token_keys(config))
-    if isinstance(draft.model, BlockHead) and _cut_block(draft) and draft.model.lm_head is None:
+    if draft.model.lm_head is None and (
+        _cut_block(draft) or (isinstance(draft.model, Eagle3Head) and not draft.model.maps_nothing)
+    ):
         _with_lm_head(draft.model, target, folder, dtype)
     if settings.format in (PLAIN, "speculators"):
         notes = _with_embedding(draft.model, target, folder, dtype)
         if settings.format == "speculators":
-            _as_speculators(folder, settings, target, config)
+            _as_speculators(folder, draft.kind, settings, target, config)
         elif _maps_nothing(draft):
             _with_map(folder, draft.shape.vocab_size)
         return notes
@@ -300,22 +334,22 @@ def _with_embedding(head: DraftHead, target: Path, folder: Path, dtype: torch.dt
     return []
 
 
-def _with_lm_head(head: BlockHead, target: Path, folder: Path, dtype: torch.dtype) -> None:
-    """The rows of the target's LM head that a head of blocks drafts by: an engine that maps its words reads them from its file."""
-    table, ids = target_lm_head(target), head.draft_ids
-    if table is None or ids is None:
+def _with_lm_head(head: DraftHead, target: Path, folder: Path, dtype: torch.dtype) -> None:
+    """The rows of the target's LM head that a head drafts by, in the order of its map: an engine that maps its words reads them from its file."""
+    table = target_lm_head(target)
+    if table is None or head.d2t is None:
         raise ValueError(
             f"{target} holds no weights: the LM head of the draft's words is copied from it; give the target's whole folder"
         )
-    tensors = safetensors.torch.load_file(folder / SINGLE) | {"lm_head.weight": table[ids].to(dtype).contiguous()}
+    tensors = safetensors.torch.load_file(folder / SINGLE) | {
+        "lm_head.weight": table[head.target_ids(torch.arange(len(head.d2t)))].to(dtype).contiguous()
+    }
     records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
 def _maps_nothing(draft: TrainedDraft) -> bool:
     """Whether a plain EAGLE-3 head drafts the whole vocabulary, each token under its own id."""
-    d2t = draft.model.state_dict().get("d2t")
-    identity = d2t is not None and len(d2t) == draft.shape.vocab_size and not bool(d2t.any())
-    return identity and not _own_class(draft)
+    return isinstance(draft.model, Eagle3Head) and draft.model.maps_nothing and not _own_class(draft)
 
 
 def _with_map(folder: Path, vocab_size: int) -> None:
@@ -325,17 +359,17 @@ def _with_map(folder: Path, vocab_size: int) -> None:
     records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors | maps, metadata={"format": "pt"}))
 
 
-def _as_speculators(folder: Path, settings: ExportSettings, target: Path, config: dict[str, Any]) -> None:
+def _as_speculators(folder: Path, kind: Kind, settings: ExportSettings, target: Path, config: dict[str, Any]) -> None:
     """A head's flat folder in the speculators format: config nested, layer 0 as `layers.0.`, norms once."""
     tensors = safetensors.torch.load_file(folder / SINGLE)
     named = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()}
     tensors = {
-        name: tensor for name, tensor in named.items() if "hidden_norm" not in name or name.startswith("layers.0.")
+        name: tensor for name, tensor in named.items() if ".hidden_norm" not in name or name.startswith("layers.0.")
     }
     records.write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     flat, verifier = records.read(dict[str, Any], folder / CONFIG), settings.verifier or str(target)
     nested = speculators.nested_config(
-        flat, settings.lookahead or LOOKAHEAD, verifier, config.get("architectures") or []
+        flat, kind, settings.lookahead or LOOKAHEAD, verifier, config.get("architectures") or []
     )
     records.write(folder / CONFIG, nested)
 

@@ -12,12 +12,14 @@ from foredraft.engines.loading import Fault
 from foredraft.records import Record
 
 BOTH = "both"  # what every judged engine does alike
+LEVELS = ("error", "warning", "note")
 
 
 class Finding(Record, frozen=True):
     """One fault: a short `code`, the tensor, key or file, what the loader of `engine` ("both": of any) does about it, and the remedy.
 
-    `level`: "error", it would not load or compute something else; "warning", it works but loses, or only some versions fail.
+    `level`: "error", it would not load or compute something else; "warning", it works but loses, or only some versions fail; "note", nothing
+    is known to be wrong.
     """
 
     code: str
@@ -49,4 +51,4 @@ def merged(findings: Sequence[Finding]) -> list[Finding]:
         key = (finding.code, finding.where, finding.effect, finding.level)
         alike = key in distinct and distinct[key].engine != finding.engine
         distinct[key] = msgspec.structs.replace(finding, engine=BOTH) if alike else finding
-    return sorted(distinct.values(), key=lambda finding: (finding.level != "error", finding.code, finding.where))
+    return sorted(distinct.values(), key=lambda finding: (LEVELS.index(finding.level), finding.code, finding.where))

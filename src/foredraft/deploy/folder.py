@@ -4,24 +4,25 @@ Promises: whatever is in the folder, reading it ends in a `Folder` and findings,
 a loader makes of it.
 """
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.key_types import typed
-from foredraft.engines import LOADERS, speculators
+from foredraft.engines import ENGINES, LOADERS, speculators
 from foredraft.kinds import CHECKPOINTS, Kind, of_checkpoint
+from foredraft.models import pickles
 from foredraft.models.checkpoint import Checkpoint, StoredTensor
+from foredraft.models.head_files import canonical
+from foredraft.models.pickles import PickleCheckpoint
 from foredraft.records import Record, read_json
 from foredraft.shapes import unfolded
-from foredraft.shapes.absent import INDEX, SINGLE
+from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
 
 CONFIG, RECORD, SERVE = "config.json", "deploy.json", "serve.sh"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKEN_MAP = "token_map.pt"  # no weights: the list of ids that SGLang reads
-# What older heads call some tensors.
-_ALIASES = {"midlayer.": "layers.0.", "aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2."}  # fmt: skip
+QUANTISED = "hf_quant_config.json"  # ModelOpt's record of what it quantised
 
 
 class Deployed(Record, frozen=True):
@@ -64,13 +65,18 @@ def opened(path: str | Path) -> tuple[DraftFolder | None, list[Finding]]:
     raw, unreadable = _config(path)
     if raw is None:
         return None, [*findings, unreadable] if unreadable else findings
-    try:
-        checkpoint = Checkpoint(path)
-    except ValueError as error:
-        return None, [*findings, _unreadable(path, str(error))]
     raw, mistyped = typed(raw)
-    findings += mistyped
     config = unfolded(raw)
+    if (path / QUANTISED).is_file():
+        config = {"quantization_config": QUANTISED} | config
+    try:
+        checkpoint = _checkpoint(path)
+    except ValueError as error:
+        kind = of_checkpoint(config)
+        if kind.role == "head" and kind.name not in CHECKPOINTS:  # whose files may have names of their own
+            return None, [not_judged(kind)]
+        return None, [*findings, _unreadable(path, str(error))]
+    findings += mistyped
     kind = of_checkpoint(config, checkpoint.stored)
     kind = kind if kind.role == "head" else _launched_as(path) or kind
     return DraftFolder(path, raw, config, checkpoint, kind, _names(checkpoint, kind)), findings
@@ -103,15 +109,32 @@ def _unreadable(path: Path, why: str) -> Finding:
     return Finding(code=code, where=INDEX if truncated else SINGLE, effect=short, remedy="export or download it again")
 
 
+def _checkpoint(path: Path) -> Checkpoint:
+    """The tensors of safetensors, or where there are none of pickles, of which nothing but tensors is read."""
+    if missing_weights(path) and any((path / name).is_file() for name in (pickles.SINGLE, pickles.INDEX)):
+        return PickleCheckpoint(path)
+    return Checkpoint(path)
+
+
 def _pickles(path: Path) -> list[Finding]:
-    """Files that run code when a loader that falls back on them opens them."""
+    """Files that run code when a loader that falls back on them opens them, if it does not take care."""
     return [
         Finding(
-            code="pickle", where=file.name, remedy="delete it; keep safetensors only",
-            effect="a pickled file can run code when loaded, and loaders fall back on it where they find no safetensors",
+            code="pickle", where=file.name, remedy=f"foredraft convert {path} OUT/, and keep safetensors only", level="warning",
+            effect="is pickled: engines read it where they find no safetensors, and loading one can run code",
         )
         for pattern in PICKLES for file in sorted(path.glob(pattern)) if file.name != TOKEN_MAP
     ]  # fmt: skip
+
+
+def not_judged(kind: Kind, more: str = "") -> Finding:
+    """A folder of a kind, or with layers (`more`), whose loader is not known here: no fault of it is, and none is claimed."""
+    served = ", ".join(engine.label for name, engine in ENGINES.items() if name in kind.engine_names)
+    article = "an" if kind.label[0] in "AEIO" or kind.label.split()[0] in ("MTP", "MLP") else "a"
+    return Finding(
+        code="not-judged", where="architectures", level="note", remedy="load it there, and measure it: foredraft measure --endpoint",
+        effect=f"not judged: this is {article} {kind.label} head{more} for {served or 'no engine that is known here'}",
+    )  # fmt: skip
 
 
 def _launched_as(path: Path) -> Kind | None:
@@ -140,11 +163,3 @@ def _names(checkpoint: Checkpoint, kind: Kind) -> dict[str, str]:
     if kind.role != "head":
         return {name: name for name in checkpoint.stored}
     return {canonical(name): name for name in checkpoint.stored}
-
-
-def canonical(name: str) -> str:
-    """A head's tensor as loaders name it inside: no `model.`, layer 0 as `layers.0.`."""
-    name = name.removeprefix("model.")
-    for old, new in _ALIASES.items():
-        name = re.sub(rf"^{re.escape(old)}", new, name)
-    return name

@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foredraft.data.tokenizer import WORD_FILES, vocabulary
+from foredraft.deploy.draft import target_embedding
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
 from foredraft.engines.engine import ServingEngine
-from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids
+from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids, block_keys
 from foredraft.models.rope import Rope, rope_from_config
 from foredraft.shapes import read_config, unfolded
+from foredraft.shapes.config import text_part
 from foredraft.shapes.families import FAMILIES, ModelFamily
 
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -23,8 +28,7 @@ def config_of(target: str | Path) -> dict[str, Any]:
     """A target's config.json, of a multimodal one the language model's part; token ids that it lacks as generation_config.json has them."""
     file = Path(target) / CONFIG
     config = unfolded(read_config(file))
-    inner = config.get("text_config")
-    config = config | inner if isinstance(inner, dict) else config
+    config = config | text_part(config)
     generation = Path(target) / "generation_config.json"
     generated = read_config(generation) if generation.is_file() else {}
     return config | {
@@ -42,33 +46,52 @@ def target_rules(folder: DraftFolder, target: str | Path, engine: ServingEngine)
     if folder.kind.role == "head":
         yield from _widths(config, other, folder)
         yield from _rope(config, other)
-        yield from _range(config, other)
+        yield from _range(config, other, folder, engine)
+        yield from _embedding(folder, Path(target), engine)
 
 
 def _vocabulary(
     config: dict[str, Any], other: dict[str, Any], folder: DraftFolder, engine: ServingEngine
 ) -> Iterator[Finding]:  # fmt: skip
     if config.get("vocab_size") != other.get("vocab_size"):
+        mapped = folder.kind.own_lm_head and _maps_into(folder, other.get("vocab_size"))
         does = (
             f"{engine.label} refuses a draft model of another size" if folder.kind.role == "lm" and engine.equal_vocab
-            else "ids of one are not ids of the other"
+            else "what it drafts are the target's ids all the same" if mapped else "ids of one are not ids of the other"
         )  # fmt: skip
         yield Finding(
             code="vocab-differs", where="vocab_size", engine=engine.name,
             effect=f"is {config.get('vocab_size')}, the target's {other.get('vocab_size')}: {does}",
             remedy="export it with foredraft deploy, which pads a model's rows; a head must be trained on its target's",
+            level="warning" if mapped else "error",
         )  # fmt: skip
 
 
+def _maps_into(folder: DraftFolder, vocab_size: Any) -> bool:
+    """Whether a head drafts ids of a vocabulary of that size alone, and reads no table of its own."""
+    if "d2t" not in folder.names or "embed_tokens.weight" in folder.names or not isinstance(vocab_size, int):
+        return False
+    offsets = folder.checkpoint.tensor(folder.names["d2t"]).flatten().long()
+    ids = offsets + torch.arange(len(offsets))
+    return bool(((ids >= 0) & (ids < vocab_size)).all())
+
+
 def _positions(config: dict[str, Any], other: dict[str, Any], folder: DraftFolder) -> Iterator[Finding]:
+    """vLLM raises that of EAGLE heads since #48894 (0.32 has it); of heads of blocks it does not."""
     length, longest = config.get("max_position_embeddings"), other.get("max_position_embeddings")
     if isinstance(longest, int) and (length is None or (isinstance(length, int) and length < longest)):
         head = folder.kind.role == "head"
         yield Finding(
-            code="positions", where="max_position_embeddings", level="error" if head else "warning",
+            code="positions", where="max_position_embeddings", level="warning",
             effect=f"is {length}, the target's {longest}: "
-            + ("positions beyond it leave the head's rotary table" if head else "longer sequences are served without drafts or worse"),
-            remedy=f"write {longest}" if head else "serve with --max-model-len of the draft, or use a draft with a longer context",
+            + (
+                "in engines that do not raise it, positions beyond it leave the head's rotary table" if head
+                else "longer sequences are served without drafts or worse"
+            ),
+            remedy=(
+                f"write {longest}, or serve with --max-model-len {length}" if head
+                else "serve with --max-model-len of the draft, or use a draft with a longer context"
+            ),
         )  # fmt: skip
 
 
@@ -77,12 +100,12 @@ def _token_ids(config: dict[str, Any], other: dict[str, Any]) -> Iterator[Findin
         draft_ids, target_ids, size = config.get(key), other.get(key), other.get("vocab_size")
         if draft_ids is not None and isinstance(size, int) and any(not 0 <= i < size for i in _listed(draft_ids)):
             yield Finding(
-                code="token-ids", where=key, effect=f"is {draft_ids}, beyond a vocabulary of {size}: no answer ever meets it",
+                code="token-ids", where=key, effect=f"is {draft_ids}, beyond a vocabulary of {size}: no answer ever meets it", level="warning",
                 remedy="write the target's" if target_ids is None else f"write {target_ids}",
             )  # fmt: skip
         elif draft_ids is not None and target_ids is not None and _listed(draft_ids) != _listed(target_ids):
             yield Finding(
-                code="token-ids", where=key, effect=f"is {draft_ids}, the target's {target_ids}: an engine that reads it ends or pads elsewhere",
+                code="token-ids", where=key, effect=f"is {draft_ids}, the target's {target_ids}; engines read the target's", level="warning",
                 remedy=f"write {target_ids}",
             )  # fmt: skip
 
@@ -144,12 +167,63 @@ def _in_words(rope: Rope) -> str:
     return f"{rope.kind}, theta {rope.theta:g}, factor {rope.factor:g}"
 
 
-def _range(config: dict[str, Any], other: dict[str, Any]) -> Iterator[Finding]:
-    depth = other.get("num_hidden_layers")
+def _range(
+    config: dict[str, Any], other: dict[str, Any], folder: DraftFolder, engine: ServingEngine
+) -> Iterator[Finding]:
+    """Hidden states that the target does not have, as the engine counts them; and the mask token of a block."""
+    depth, vocab_size, keys = other.get("num_hidden_layers"), other.get("vocab_size"), block_keys(config)
+    if not isinstance(depth, int):
+        return
     entering, leaving = aux_layer_ids(config)
-    entering = entering or [i + 1 for i in leaving]
-    if isinstance(depth, int) and any(not 0 <= i <= depth for i in entering):
+    named = list(entering) or [i + (not engine.counts_entered) for i in leaving]
+    where = AUX_LAYER_IDS
+    if folder.kind.passes == "block" and isinstance(left := keys.get("target_layer_ids"), list):
+        named, where = [i + 1 for i in left if isinstance(i, int)], "target_layer_ids"
+    if depth in named and folder.kind.own_lm_head:
         yield Finding(
-            code="stream-range", where=AUX_LAYER_IDS, effect=f"{entering} are not all hidden states of a target of {depth} layers",
+            code="stream-last", where=where, level="warning", effect=f"names hidden state {depth}, the last: vLLM hands on what the last layer left, "
+            "transformers and foredraft what the final norm made of it",
+            remedy="measure it where it is to be served: foredraft measure --endpoint",
+        )  # fmt: skip
+    if any(not 0 <= i <= depth for i in named):
+        yield Finding(
+            code="stream-range", where=where, engine=engine.name,
+            effect=f"{named}, by the layer entered, are not all hidden states of a target of {depth} layers",
             remedy=f"name hidden states from 0 to {depth}, as the head was trained on",
         )  # fmt: skip
+    mask = keys.get("mask_token_id")
+    if (
+        folder.kind.passes == "block"
+        and isinstance(vocab_size, int)
+        and not (isinstance(mask, int) and 0 <= mask < vocab_size)
+    ):
+        yield Finding(
+            code="mask-token", where="mask_token_id", engine=engine.name,
+            effect=f"is {mask!r}, no token of a vocabulary of {vocab_size}: no block can be drafted",
+            remedy="write the id that stood for unknown tokens in training",
+        )  # fmt: skip
+
+
+ROWS = 1024  # of two tables that are compared
+ALIKE = 0.5  # mean cosine of their rows, above which one grew out of the other; of random or foreign ones it is near 0
+
+
+def _embedding(folder: DraftFolder, target: Path, engine: ServingEngine) -> Iterator[Finding]:
+    """A table as wide as its target's that is not its target's: some trainers save one that they never filled (TorchSpec #38)."""
+    if "embed_tokens.weight" not in folder.names or (table := target_embedding(target)) is None:
+        return
+    stored = folder.checkpoint.tensor(folder.names["embed_tokens.weight"])
+    if stored.shape != table.shape or stored.dtype not in FLOAT_TYPES:
+        return
+    rows = torch.linspace(0, len(table) - 1, min(ROWS, len(table))).long()
+    own, others = stored[rows].float(), table[rows].float()
+    if torch.allclose(own, others, rtol=0.02, atol=1e-6):
+        return
+    alike = float(torch.cosine_similarity(own, others, dim=-1).mean())
+    does = "drafts by it" if engine.keeps_embedding else "puts the target's in its place"
+    yield Finding(
+        code="embedding-differs", where=folder.names["embed_tokens.weight"], engine=engine.name, level="warning",
+        effect=f"{'is near' if alike >= ALIKE else 'is random or of another model, not'} the target's (mean cosine of rows {alike:.2f}); "
+        f"{engine.label} {does}",
+        remedy="leave it out, unless the head was trained on it",
+    )  # fmt: skip

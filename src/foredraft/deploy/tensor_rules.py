@@ -38,15 +38,18 @@ def tensor_rules(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding
 
 def _types(folder: DraftFolder) -> Iterator[Finding]:
     stated = folder.config.get("torch_dtype") or folder.config.get("dtype")
-    kinds = {}
+    kinds, others = {}, dict[str, list[str]]()
     for name, stored in folder.checkpoint.stored.items():
         if name.split(".")[-1] in ("d2t", "t2d"):
             continue
-        if stored.kind not in FLOATS and not folder.config.get("quantization_config"):
-            yield Finding(
-                code="dtype", where=name, effect=f"is {stored.kind}, which loaders cast or refuse", remedy=f"save weights as {', '.join(FLOATS)}",
-            )  # fmt: skip
+        if stored.kind not in FLOATS:
+            others.setdefault(stored.kind, []).append(name)
         kinds.setdefault(DTYPES.get(stored.kind), name)
+    for kind, names in others.items() if not folder.config.get("quantization_config") else ():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        yield Finding(
+            code="dtype", where=names[0], effect=f"is {kind}{more}, which loaders cast or refuse", remedy=f"save weights as {', '.join(FLOATS)}",
+        )  # fmt: skip
     kinds.pop(None, None)
     if stated and kinds and str(stated).removeprefix("torch.") not in (*kinds, "auto"):
         first = next(iter(kinds))
@@ -209,7 +212,23 @@ def _shapes(folder: DraftFolder, tensors: Mapping[str, TensorShape], hidden: int
         return
     for name, shape in tensors.items():
         stored = folder.stored(name)
-        if stored is not None and stored.shape != shape:
+        if stored is None or stored.shape == shape:
+            continue
+        width = sizes_of(folder.config).target_hidden if folder.kind.own_lm_head else 0
+        if name == "fc.weight" and width and stored.shape[1:] and stored.shape[1] % width == 0:
+            num, built = stored.shape[1] // width, shape[1] // width
+            yield Finding(
+                code="stream-count", where=folder.names[name], engine=judge,
+                effect=f"joins {num} hidden states, but the loader builds it for {built} and stops: it counts num_aux_hidden_states or the ids "
+                "of eagle_config",
+                remedy=f"write num_aux_hidden_states {num} (into transformer_layer_config, where there is one)",
+            )  # fmt: skip
+        elif name == "t2d":
+            yield Finding(
+                code="t2d", where="t2d", level="warning", effect=f"is {list(stored.shape)}, but vocab_size makes it {list(shape)}; engines skip it",
+                remedy="make it from d2t",
+            )  # fmt: skip
+        else:
             code, remedy = _wrong(name)
             yield Finding(
                 code=code, where=folder.names[name], engine=judge, remedy=remedy,
@@ -280,6 +299,12 @@ def _mask(folder: DraftFolder, ids: Tensor, sizes: Sizes) -> Iterator[Finding]:
     if not torch.equal(folder.checkpoint.tensor(folder.names["t2d"]).bool(), mask):
         yield Finding(
             code="t2d", where="t2d", effect="does not mark the tokens of d2t: one of the two is of another vocabulary", remedy="make it from d2t",
+        )  # fmt: skip
+    if stored.kind != "BOOL":
+        yield Finding(
+            code="t2d-kind", where="t2d", level="warning",
+            effect=f"is {stored.kind}: engines skip it, but whoever picks columns by it takes 0 and 1 for ids",
+            remedy="save it as bool",
         )  # fmt: skip
 
 

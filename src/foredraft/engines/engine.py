@@ -122,14 +122,21 @@ class ServingEngine:
         """What is wrong with launch settings beside a draft."""
         yield from ()
 
-    # Loading. `heads`: by kind's name; `strict`: stops at a tensor it does not know, else skips it in silence; `equal_vocab`: refuses
-    # a draft model of another vocabulary size; `bias_key`: what a config's `bias: true` does; `never_null`: keys whose null is a
-    # value to it, with what comes of that. `unjudged`: kinds of head that it serves, whose loader is not known here.
+    # Loading. `heads`: by kind's name; `unjudged`: kinds of head that it serves, whose loader is not known here. `strict`: stops at a tensor
+    # it does not know, else skips it in silence; `equal_vocab`: refuses a draft model of another vocabulary size; `bias_key`: what a config's
+    # `bias: true` does; `never_null`: keys whose null is a value to it, with what comes of that. `ties_lm_head`: a head's
+    # `tie_word_embeddings` puts its embedding in the place of its LM head; `keeps_embedding`: a head's own table is read even where it is as
+    # wide as its target's; `counts_entered`: it takes ids of hidden states in `eagle_config` for those of layers entered; `lacks`: switches
+    # of an EAGLE-3 head's config that it has no place for.
     heads: ClassVar[Mapping[str, HeadLoader]] = {}
     unjudged: ClassVar[frozenset[str]] = frozenset()
     strict: ClassVar[bool] = False
     equal_vocab: ClassVar[bool] = False
     bias_key: ClassVar[str] = ""
+    ties_lm_head: ClassVar[bool] = False
+    keeps_embedding: ClassVar[bool] = True
+    counts_entered: ClassVar[bool] = True
+    lacks: ClassVar[tuple[str, ...]] = ()
     never_null: ClassVar[Mapping[str, str]] = {}
 
     def loads(self, kind: Kind) -> bool:
@@ -139,6 +146,10 @@ class ServingEngine:
     def norms_qk(self, kind: Kind) -> bool:
         """Whether it has a class for heads of this kind that norm queries and keys."""
         return kind.name in self.heads and self.heads[kind.name].qk_norm is not None
+
+    def refusal(self, head: HeadFolder) -> Fault | None:
+        """Why it reads no tensor of such a folder; None where it does."""
+        return None
 
     def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
         """What this loader alone would misread in a head's config."""

@@ -8,7 +8,8 @@ Shapes: H draft hidden, Ht target hidden, V target vocabulary, Vd draft vocabula
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from foredraft.kinds import AUX_CONFIG, CONFIDENCE, Kind, aux_layer_ids, parts_of
+from foredraft.kinds import AUX_CONFIG, CONFIDENCE, Kind, aux_layer_ids, last_state_alone, parts_of
+from foredraft.shapes.families import NORMED_HEAD_FAMILY
 
 TensorShape = tuple[int, ...]
 TensorShapes = dict[str, TensorShape]
@@ -19,13 +20,18 @@ class HeadLoader(NamedTuple):
     """How one engine loads heads of one kind.
 
     `architectures`: class names that it takes, of which the first is written; `qk_norm`: the name of a head that norms queries and
-    keys, None where no class does. `layer_biases`: attention and MLP may have biases; `fc_bias`: `fc` has one. `later_norm`: the
-    name of the norm before layers from 1 on. `norm_before_fc`: may norm the hidden states before `fc`. `identity_map`: takes a d2t
-    that maps nothing. `prefixed`: tensors may be called `model.…`. `cut_block`: a head of blocks may draft some of the words alone.
+    keys, None where no class does, and `qk_normed`: all names of that class. `unjudged`: names of its classes of other layers, whose
+    tensors are not known here. `shares_lm_head`: a head without one reads its target's. `layer_biases`: attention and MLP may have
+    biases; `fc_bias`: `fc` has one. `later_norm`: the name of the norm before layers from 1 on. `norm_before_fc`: may norm the hidden
+    states before `fc`. `identity_map`: takes a d2t that maps nothing. `prefixed`: tensors may be called `model.…`. `cut_block`: a head of
+    blocks may draft some of the words alone.
     """
 
     architectures: tuple[str, ...]
     qk_norm: str | None = None
+    qk_normed: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    shares_lm_head: bool = False
     layer_biases: bool = True
     fc_bias: bool = False
     later_norm: str = "input_layernorm"
@@ -33,6 +39,11 @@ class HeadLoader(NamedTuple):
     identity_map: bool = False
     prefixed: bool = False
     cut_block: bool = True
+
+    def takes(self, config: Mapping[str, Any]) -> bool:
+        """Whether the class that a config names is one of its own."""
+        names = config.get("architectures")
+        return bool(isinstance(names, list) and names and names[0] in (*self.architectures, *self.unjudged))
 
 
 class Fault(NamedTuple):
@@ -76,7 +87,7 @@ class Sizes(NamedTuple):
     head_dim: int
     attention_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    last_state: bool
     fc_norm: bool
     norm_before_fc: bool
 
@@ -91,22 +102,28 @@ def _is_count(value: Any) -> bool:
 
 
 def sizes_of(config: dict[str, Any]) -> Sizes:
-    """The sizes of a config that lacks none. A null is taken for an absence: it is told of by itself."""
+    """The sizes of a config that lacks none, of heads that join inner hidden states as vLLM's and SGLang's Llama classes count them. A null is
+    taken for an absence: it is told of by itself.
+    """
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     width = config.get("head_dim") or hidden // heads
-    nested = config.get(AUX_CONFIG) or {}
-    entering, leaving = aux_layer_ids(config)
-    qwen2, qwen3 = config.get("model_type") == "qwen2", config.get("model_type") == "qwen3"
+    leaving, qwen2 = aux_layer_ids(config)[1], config.get("model_type") == "qwen2"
     return Sizes(
         layers=config["num_hidden_layers"], hidden=hidden, target_hidden=config.get("target_hidden_size") or hidden,
         vocab=config["vocab_size"], draft_vocab=config.get("draft_vocab_size") or config["vocab_size"], queries=heads * width,
         keys=(config.get("num_key_value_heads") or heads) * width, inner=config["intermediate_size"],
-        hidden_states=config.get("num_aux_hidden_states") or len(leaving or entering) or 3, head_dim=width,
+        hidden_states=config.get("num_aux_hidden_states") or len(leaving) or 3, head_dim=width,
         attention_bias=bool(config.get("attention_bias") or (qwen2 and config.get("qkv_bias", False))),
-        mlp_bias=bool(config.get("mlp_bias")), qk_norm=qwen3,
+        mlp_bias=bool(config.get("mlp_bias")), last_state=last_state_alone(config),
         fc_norm=bool(config.get("fc_norm") or config.get("use_aux_norm")),
-        norm_before_fc=bool(nested.get("norm_before_fc", config.get("norm_before_fc"))),
+        norm_before_fc=norms_before_fc(config),
     )  # fmt: skip
+
+
+def norms_before_fc(config: Mapping[str, Any]) -> bool:
+    """Whether a head norms its hidden states, joined, before `fc`; ModelOpt nests the key."""
+    nested = config.get(AUX_CONFIG)
+    return bool((nested if isinstance(nested, dict) else {}).get("norm_before_fc", config.get("norm_before_fc")))
 
 
 class ExpectedTensors(NamedTuple):
@@ -120,16 +137,40 @@ def head_tensors(sizes: Sizes, kind: Kind, loader: HeadLoader, config: Mapping[s
     """The tensors of a head as `loader` reads them, by their names inside; `config` is unfolded."""
     if kind.passes == "block":
         return _of_blocks(sizes, kind, loader, config)
-    return _with_lm_head(sizes, loader) if kind.own_lm_head else _without_lm_head(sizes, loader)
+    normed = _norms_qk(loader, config)
+    if not kind.own_lm_head:
+        return _without_lm_head(sizes, loader)
+    if normed and (entering := aux_layer_ids(config)[0]) and not config.get("num_aux_hidden_states"):
+        sizes = sizes._replace(hidden_states=len(entering))  # which the class counts too
+    return _with_lm_head(
+        sizes, loader, qk_norm=normed, null_rows="draft_vocab_size" in config and config["draft_vocab_size"] is None
+    )
 
 
-def _with_lm_head(s: Sizes, loader: HeadLoader) -> ExpectedTensors:
-    """Of a head on several of the target's hidden states, with an LM head of its own."""
-    needed: TensorShapes = {"fc.weight": (s.hidden, s.hidden_states * s.target_hidden), "norm.weight": (s.hidden,)}
-    needed |= {"lm_head.weight": (s.draft_vocab, s.hidden)}
+def _norms_qk(loader: HeadLoader, config: Mapping[str, Any]) -> bool:
+    """Whether the class that a config names norms queries and keys; in the speculators format its layers' family says so."""
+    if loader.qk_norm is None:
+        return False
+    if "speculators_model_type" in config:
+        return config.get("model_type") == NORMED_HEAD_FAMILY
+    names = config.get("architectures") or [""]
+    return names[0] in loader.qk_normed
+
+
+def _with_lm_head(s: Sizes, loader: HeadLoader, *, qk_norm: bool, null_rows: bool) -> ExpectedTensors:
+    """Of a head on several of the target's hidden states, with an LM head of its own unless it drafts all tokens and the engine shares the
+    target's; `null_rows`: its config asks for that.
+    """
+    needed: TensorShapes = {"norm.weight": (s.hidden,)}
     optional: TensorShapes = {"t2d": (s.vocab,)}
+    if s.last_state:
+        optional["fc.weight"] = (s.hidden, s.target_hidden)
+    else:
+        needed["fc.weight"] = (s.hidden, s.hidden_states * s.target_hidden)
+    shared = s.draft_vocab == s.vocab and s.hidden == s.target_hidden and (loader.shares_lm_head or null_rows)
+    (optional if shared else needed)["lm_head.weight"] = (s.draft_vocab, s.hidden)
     for i in range(s.layers):
-        needed |= _layer(s, i, loader, 2 * s.hidden if i == 0 else s.hidden)
+        needed |= _layer(s, i, loader, 2 * s.hidden if i == 0 else s.hidden, qk_norm=qk_norm)
         for name in ("input_layernorm", "hidden_norm"):
             used = i == 0 or name == loader.later_norm
             (needed if used else optional)[f"layers.{i}.{name}.weight"] = (s.hidden,)
@@ -150,7 +191,7 @@ def _without_lm_head(s: Sizes, loader: HeadLoader) -> ExpectedTensors:
     needed: TensorShapes = {"fc.weight": (s.hidden, 2 * s.hidden)}
     needed |= {"fc.bias": (s.hidden,)} if loader.fc_bias else {}
     for i in range(s.layers):
-        needed |= _layer(s, i, loader, s.hidden)
+        needed |= _layer(s, i, loader, s.hidden, qk_norm=False)
         needed |= {f"layers.{i}.input_layernorm.weight": (s.hidden,)} if i else {}
     return ExpectedTensors(needed, {"embed_tokens.weight": (s.vocab, s.hidden)})
 
@@ -162,7 +203,7 @@ def _of_blocks(s: Sizes, kind: Kind, loader: HeadLoader, config: Mapping[str, An
     needed: TensorShapes = {"fc.weight": (s.hidden, parts.hidden_states * s.target_hidden)}
     needed |= {f"{name}.weight": (s.hidden,) for name in ("hidden_norm", "norm")}
     for i in range(s.layers):
-        needed |= _layer(s, i, loader, s.hidden) | {f"layers.{i}.input_layernorm.weight": (s.hidden,)}
+        needed |= _layer(s, i, loader, s.hidden, qk_norm=True) | {f"layers.{i}.input_layernorm.weight": (s.hidden,)}
     needed |= {f"{name}.weight": sizes for name, sizes in parts.sized(parts.tables, s.hidden, s.vocab).items()}
     chain, optional = parts.sized(parts.chain, s.hidden, s.draft_vocab), dict[str, TensorShape]()
     for name, (inputs, outputs) in chain.items():
@@ -175,7 +216,7 @@ def _of_blocks(s: Sizes, kind: Kind, loader: HeadLoader, config: Mapping[str, An
     return ExpectedTensors(needed, optional | {"lm_head.weight": (s.vocab, s.hidden)})
 
 
-def _layer(s: Sizes, index: int, loader: HeadLoader, entry: int) -> TensorShapes:
+def _layer(s: Sizes, index: int, loader: HeadLoader, entry: int, *, qk_norm: bool) -> TensorShapes:
     """Attention, MLP and the norm between them; `entry`: width of what enters the attention."""
     widths = {"q_proj": (s.queries, entry), "k_proj": (s.keys, entry), "v_proj": (s.keys, entry), "o_proj": (s.hidden, s.queries)}  # fmt: skip
     inner = {"gate_proj": (s.inner, s.hidden), "up_proj": (s.inner, s.hidden), "down_proj": (s.hidden, s.inner)}
@@ -185,6 +226,6 @@ def _layer(s: Sizes, index: int, loader: HeadLoader, entry: int) -> TensorShapes
             shapes[f"layers.{index}.{part}.{name}.weight"] = shape
             if biased and loader.layer_biases:
                 shapes[f"layers.{index}.{part}.{name}.bias"] = shape[:1]
-    if s.qk_norm and loader.qk_norm:
+    if qk_norm:
         shapes |= {f"layers.{index}.self_attn.{name}.weight": (s.head_dim,) for name in ("q_norm", "k_norm")}
     return shapes | {f"layers.{index}.post_attention_layernorm.weight": (s.hidden,)}

@@ -20,8 +20,8 @@ from foredraft.engines.engine import (
     one_line,
     quoted,
 )
-from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
-from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, of_choice
+from foredraft.engines.loading import Fault, HeadFolder, HeadLoader, norms_before_fc
+from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, KINDS, Kind, aux_layer_ids, last_state_alone, of_choice
 from foredraft.laws.passes import Efficiency
 from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep, dtype_name
@@ -174,9 +174,16 @@ class SGLang(ServingEngine):
     }  # fmt: skip
     unjudged: ClassVar = frozenset({"dspark"})
     bias_key = "SGLang adds a bias to fc"
-    never_null: ClassVar = {
-        "draft_vocab_size": "SGLang takes null for 'load the target's LM head' and leaves the draft's own"
-    }
+    ties_lm_head = True
+    keeps_embedding = False
+    counts_entered = False
+    lacks = ("norm_before_residual", "norm_before_fc")
+
+    def refusal(self, head: HeadFolder) -> Fault | None:
+        if not speculators.is_one(head.raw):
+            return None
+        where, effect = "speculators_config", "SGLang has no class for this format"
+        return Fault("architecture", where, effect, "export it with --format sglang")
 
     def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
         config = head.config
@@ -185,26 +192,22 @@ class SGLang(ServingEngine):
                 "key-missing", "draft_vocab_size", "SGLang reads it as an attribute and stops",
                 "write it; over the whole vocabulary it equals vocab_size",
             )  # fmt: skip
+        if config.get("draft_vocab_size", 0) is None and "lm_head.weight" in head.names:
+            effect = "is null, which SGLang takes for 'load the target's LM head': it leaves the draft's own"
+            yield Fault("null-key", "draft_vocab_size", effect, "write the rows of lm_head.weight")
         if config.get("norm_before_residual"):
             yield Fault(
                 "norm-before-residual", "norm_before_residual",
                 "is true, but SGLang's residual is always the raw hidden state: it computes something else", "serve it on vLLM",
             )  # fmt: skip
-        if config.get("norm_before_fc"):
+        if norms_before_fc(config):
             effect = "is true, but SGLang has no such norm and skips its weights"
             yield Fault("norm-before-fc", "norm_before_fc", effect, "serve it on vLLM")
         if config.get("attention_bias") and not self.heads[head.kind.name].layer_biases:
             effect = "is true, but SGLang's EAGLE-3 layers have none and skip them"
             yield Fault("attention-bias", "attention_bias", effect, "serve it on vLLM")
-        if head.kind.hidden_states > 1:
+        if head.kind.own_lm_head and not last_state_alone(config):
             yield from self._hidden_states(config)
-        if speculators.is_one(head.raw):
-            yield Fault(
-                "architecture",
-                "speculators_config",
-                "SGLang has no class for this format",
-                "export it with --format sglang",
-            )
 
     def _hidden_states(self, config: dict[str, Any]) -> Iterator[Fault]:
         """SGLang counts the target's hidden states by the layer left, under `eagle_config`."""

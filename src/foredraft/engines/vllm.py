@@ -34,7 +34,7 @@ from foredraft.engines.engine import (
     quoted,
 )
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
-from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, Kind, aux_layer_ids, of_choice
+from foredraft.kinds import Kind, block_keys, from_anchor, of_choice
 from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Plan, ScheduleStep
 
@@ -56,8 +56,21 @@ exec "${{PYTHON:-python3}}" -m vllm.entrypoints.openai.api_server --model "${{TA
 """
 _BY_BATCH = "num_speculative_tokens_per_batch_size"
 _ADAPTIVE = "enable_adaptive_verification"
-_LLAMA = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM", "PEagleDraftModel")
-_QWEN3 = "Eagle3Qwen3ForCausalLM"
+# Classes of heads by method: it puts "Eagle3" or "Eagle" before a name that has it not.
+_LLAMA_LIKE = ("Llama", "MiniMaxM2", "Qwen2_5vl", "Qwen3vl")
+_LLAMA = (
+    "LlamaForCausalLMEagle3",
+    *(f"{prefix}{name}ForCausalLM" for name in _LLAMA_LIKE for prefix in ("Eagle3", "")),
+)
+_QWEN3 = ("Eagle3Qwen3ForCausalLM", "Qwen3ForCausalLM")
+_MLA = ("Eagle3DeepseekV2ForCausalLM", "Eagle3DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
+_EAGLE_OTHERS = tuple(
+    f"{prefix}{name}ForCausalLM" for name in ("Llama4", "MiniCPM", "Cohere", "Mistral", "MistralLarge3") for prefix in ("Eagle", "")
+)  # fmt: skip
+_DFLASH_OTHERS = (
+    "DFlashLagunaForCausalLM", "LagunaForCausalLM", "MuseGlimmerAssistantModel", "DFlashMuseGlimmerAssistantModel", "LiLiCorrDraftModel",
+)  # fmt: skip
+_DSPARK_OTHERS = ("Gemma4DSparkModel", "K3DSparkModel", "Qwen3OmniDSparkModel", "DSparkV41DraftModel")
 _DRAFTED = "vllm:spec_decode_num_"
 
 
@@ -165,38 +178,34 @@ class VLLM(ServingEngine):
     # Loading.
 
     heads: ClassVar = {
-        "eagle": HeadLoader(("LlamaForCausalLM", "EagleLlamaForCausalLM")),
-        "eagle3": HeadLoader((*_LLAMA, _QWEN3, "Qwen3ForCausalLM", speculators.ARCHITECTURE), qk_norm=_QWEN3, norm_before_fc=True),
-        "dflash": HeadLoader(("DFlashDraftModel", "DFlashSpeculator"), qk_norm="DFlashDraftModel", prefixed=True),
-        "dspark": HeadLoader(
-            ("Qwen3DSparkModel", "DSparkDraftModel", "DSparkSpeculator"), qk_norm="Qwen3DSparkModel", prefixed=True
+        "eagle": HeadLoader(("LlamaForCausalLM", "EagleLlamaForCausalLM"), unjudged=_EAGLE_OTHERS),
+        "eagle3": HeadLoader(
+            (*_LLAMA, *_QWEN3), qk_norm=_QWEN3[0], qk_normed=_QWEN3, unjudged=_MLA, shares_lm_head=True, norm_before_fc=True
         ),
+        "dflash": HeadLoader(("DFlashDraftModel",), qk_norm="DFlashDraftModel", unjudged=_DFLASH_OTHERS),
+        "dspark": HeadLoader(("Qwen3DSparkModel", "DSparkDraftModel"), qk_norm="Qwen3DSparkModel", unjudged=_DSPARK_OTHERS),
     }  # fmt: skip
     strict = True
     equal_vocab = True
     bias_key = "vLLM adds biases to the attention"
     never_null: ClassVar = {"use_cache": "vLLM refuses the config"}
 
+    def refusal(self, head: HeadFolder) -> Fault | None:
+        return speculators.unread(head.raw)
+
     def config_faults(self, head: HeadFolder) -> Iterator[Fault]:
-        if head.kind.hidden_states > 1:
-            yield from self._hidden_states(head.config)
-        if speculators.is_one(head.raw) and head.kind.passes == "token":
+        if head.kind.passes == "block":
+            yield from self._blocks(head)
+        if speculators.is_one(head.raw):
             yield from speculators.faults(head.raw)
 
-    def _hidden_states(self, config: dict[str, Any]) -> Iterator[Fault]:
-        """vLLM counts the target's hidden states by the layer entered, `eagle_config` by the layer left."""
-        inner = config.get(AUX_CONFIG)
-        if isinstance(inner, dict) and inner.get("use_aux_hidden_state", True) is False:
+    def _blocks(self, head: HeadFolder) -> Iterator[Fault]:
+        """DFlash predicts from the masks' rows alone; the token before the block is always the target's own."""
+        if head.kind.engine_names[self.name] == "dflash" and from_anchor(block_keys(head.config), head.kind):
             yield Fault(
-                "streams-off", f"{AUX_CONFIG}.use_aux_hidden_state", "is false: vLLM leaves fc out and hands on the target's last hidden state",
-                "write true, or leave it out",
-            )  # fmt: skip
-        entering, leaving = aux_layer_ids(config)
-        if leaving and not entering:
-            yield Fault(
-                "stream-ids-alone", f"{AUX_CONFIG}.{AUX_LAYER_IDS}",
-                f"vLLM takes {leaving} as its own count and reads each hidden state one layer too early",
-                f"write {AUX_LAYER_IDS} {[i + 1 for i in leaving]} beside it",
+                "from-anchor", "sample_from_anchor",
+                "is true, which vLLM's dflash refuses, or older versions do not see and read each row one too late",
+                "serve it by a class that samples from the anchor (dspark), or train without",
             )  # fmt: skip
 
     def name_faults(self, head: HeadFolder) -> Iterator[Fault]:

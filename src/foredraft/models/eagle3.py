@@ -150,6 +150,11 @@ class Eagle3Head(TokenHead):
         return tensors | {twin: tensor for name, tensor in tensors.items() if (twin := _twin(name))}
 
     @property
+    def reads_last_alone(self) -> bool:
+        """Whether it reads its target's last hidden state, normed, and no inner one."""
+        return self.feature_layers == (self.target.shape.num_layers,)
+
+    @property
     def null_keys(self) -> tuple[str, ...]:
         """Without an LM head in the file both engines share the target's where its rows are not said (SGLang: null; vLLM takes both)."""
         return () if self.lm_head is not None else ("draft_vocab_size",)
@@ -163,7 +168,7 @@ class Eagle3Head(TokenHead):
             **{name: getattr(self.switches, name) for name in self.switches.__struct_fields__},
         }
         depth = self.target.shape.num_layers
-        if self.fc is None:
+        if self.reads_last_alone:
             return keys | {AUX_CONFIG: {AUX_LAYER_IDS: [], "use_aux_hidden_state": False}}
         if depth >= 3 and entered == list(default_feature_layers(depth)):
             return keys

@@ -13,7 +13,8 @@ from foredraft.models.checkpoint import Checkpoint, StoredTensor
 
 # What other trainers and older versions call some tensors.
 ALIASES = {
-    "midlayer.": "layers.0.", "transformer.": "layers.0.", "fusion_fc.": "fc.", "midlayers.": "layers.", "aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2.",
+    "midlayer.": "layers.0.", "transformer.": "layers.0.", "fusion_fc.": "fc.", "midlayers.": "layers.",
+    "aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2.",
 }  # fmt: skip
 
 

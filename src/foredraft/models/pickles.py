@@ -1,7 +1,7 @@
 """The tensors of `pytorch_model.bin`, one file or parts with an index.
 
 Promises: nothing but tensors is unpickled (`torch.load(weights_only=True)`), so that no code of the file runs. Refuses to know: what the
-tensors mean. Used by `foredraft convert` alone.
+tensors mean. Used by `foredraft convert` and `deploy check` alone.
 """
 
 import pickle
@@ -15,7 +15,9 @@ from foredraft.models.checkpoint import Checkpoint, StoredTensor, sharded
 from foredraft.shapes.absent import WEIGHTS
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_KINDS = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class PickleCheckpoint(Checkpoint):

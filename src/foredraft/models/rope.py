@@ -51,6 +51,9 @@ def rope_from_config(config: dict[str, Any]) -> Rope:
     """The rope of a Hugging Face config: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
     keys = _rope_keys(config)
     kind = keys.get("rope_type") or keys.get("type") or "default"
+    kind = "default" if kind == "mrope" else kind  # of text alone all three of its positions are one
+    if kind == "dynamic" and keys.get("alpha") is not None:
+        return Rope(theta=_stretched_theta(keys, config))
     if kind not in KINDS:
         raise ValueError(f"rope_type {kind!r} is not supported (have {', '.join(KINDS)})")
     lacks = [key for key in _NEEDS[kind] if keys.get(key) is None]
@@ -62,6 +65,15 @@ def rope_from_config(config: dict[str, Any]) -> Rope:
     if kind == "default":
         return Rope(theta=theta)
     return Rope(kind=kind, theta=theta, **(_yarn if kind == "yarn" else _stretched)(kind, keys, config))
+
+
+def _stretched_theta(keys: dict[str, Any], config: dict[str, Any]) -> float:
+    """HunYuan's `dynamic` with an `alpha`, which stretches the base once and for all: theta · alpha^(d / (d − 2))."""
+    theta = _number("rope_theta", keys.get("rope_theta", config.get("rope_theta")) or 10000.0)
+    dim = config.get("head_dim") or _number("hidden_size", config.get("hidden_size")) / _number(
+        "num_attention_heads", config.get("num_attention_heads")
+    )
+    return theta * _number("alpha", keys["alpha"]) ** (dim / (dim - 2))
 
 
 def _rope_keys(config: dict[str, Any]) -> dict[str, Any]:
