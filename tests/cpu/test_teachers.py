@@ -37,6 +37,7 @@ TARGETS: dict[str, tuple[str, dict[str, Any]]] = {
         GROUPED | {"head_dim": 8, "final_logit_softcapping": 0.5},
     ),  # scaled embedding, capped logits
     "phi": ("PhiConfig", {}),  # an LM head with a bias
+    "llama4": ("Llama4TextConfig", GROUPED | {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}),
     "granite": ("GraniteConfig", GROUPED | {"logits_scaling": 4.0}),
 }
 """Names of configs of transformers, with what they need."""

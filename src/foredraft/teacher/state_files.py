@@ -48,6 +48,10 @@ class StateFolder(TransformersFolder):
         """The tables alone. Raises ValueError where the checkpoint lacks one, or where the logits are not made of them."""
         model, lacking = loaded(self.path, dtype, cut_to_one_layer)
         parts = TransformersTarget(model.to(device), self.shape, self.config, self.path, layers=1)
+        if parts.trunk_norm is None:
+            raise ValueError(
+                f"{self.path}: no final norm is seen at work in its model, so states from before it are of no use"
+            )
         for module in (*ends(model)[:2], parts.trunk_norm):
             name = next(name for name, part in model.named_modules() if part is module)
             if absent := [key for key in lacking if key.rpartition(".")[0] == name]:

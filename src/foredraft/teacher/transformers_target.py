@@ -9,7 +9,7 @@ Promises: states are transformers' own `hidden_states`, logits as its model woul
 Shapes: B texts, T tokens, n places, W hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,8 +61,8 @@ class TransformersFolder:
         model, lacking = loaded(self.path, dtype)
         if lacking:
             raise ValueError(f"{self.path}: lacks tensor {lacking[0]}, or has it in another shape; download it again")
-        if not self.quantised:
-            model = model.to(device)
+        with as_one_line(self.path):  # a quantised one may be where it runs already, and refuse to move
+            model = model if model.device == torch.device(device) else model.to(device)
         return TransformersTarget(model, self.shape, self.config, self.path)
 
 
@@ -85,7 +85,8 @@ def loaded(
 class TransformersTarget(Target):
     """`model`: what `AutoModelForCausalLM` gave. Its documents are put to it one by one, since not every family takes a mask.
 
-    `layers`: how many it has, where these are not all that its shape says.
+    `layers`: how many it has, where these are not all that its shape says. `trunk_norm`: its final norm as it is, None where it has none;
+    `norm`: the same as torch's own, where there is one.
     """
 
     masked = False
@@ -94,17 +95,20 @@ class TransformersTarget(Target):
         super().__init__()
         self.model, self.shape, self.config, self.path = model, shape, config, path
         tables = ends(model)
-        self.embed_tokens, self.trunk_norm = embedding_of(tables, shape), final_norm(model)
-        self.norm = as_rms_norm(self.trunk_norm, self.embed_tokens.weight, config.norm_eps)
+        self.embed_tokens, self._trunk = embedding_of(tables, shape), (trunk_of(model),)
         tokens_1T = torch.arange(PROBED, device=self.device)[None] % shape.vocab_size
         with torch.no_grad(), as_one_line(path):
             logits_nV = model(tokens_1T, use_cache=False).logits[0]
-            states = self._hidden_states(tokens_1T)
+            with outputs_of(self._trunk[0].children()) as outputs:
+                states = self._hidden_states(tokens_1T)
         if len(states) != (num_layers := layers or shape.num_layers) + 1:
             raise ValueError(
                 f"{path}: transformers gives {len(states)} hidden states of {num_layers} layers; there should be one more"
             )
         self._head, self.logits_form = read_out_of(tables, shape, states[-1][0], logits_nV, path)
+        ending = [part for part, output in outputs if isinstance(output, Tensor) and torch.equal(output, states[-1])]
+        self.trunk_norm = ending[-1] if ending else None
+        self.norm = as_rms_norm(self.trunk_norm or nn.Identity(), states[-1][0], config.norm_eps)
 
     @property
     def head_weight_VC(self) -> Tensor:
@@ -117,7 +121,7 @@ class TransformersTarget(Target):
         return Output(None, states[-1], states[-1], tuple(states[i] for i in hidden_states))
 
     def _hidden_states(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
-        output = self.model.base_model(input_ids=tokens_BT, use_cache=False, output_hidden_states=True)
+        output = self._trunk[0](input_ids=tokens_BT, use_cache=False, output_hidden_states=True)
         if not getattr(output, "hidden_states", None):
             raise ValueError(f"{self.path}: its class in transformers gives no hidden states")
         return output.hidden_states
@@ -150,28 +154,32 @@ def embedding_of(tables: Tables, shape: Shape) -> nn.Embedding:
     return embedding
 
 
-def final_norm(model: Any) -> nn.Module:
-    """The norm before the LM head: the last part of the model's trunk that is as wide as its states and no layer; nothing where there is none."""
-    trunk = getattr(model.base_model, "language_model", None) or model.base_model
-    trunk = getattr(trunk, "decoder", None) or trunk
-    named = [
-        module for name, module in trunk.named_children() if "norm" in name or name in ("ln_f", "final_layer_norm")
-    ]
-    plain = [module for module in named if all(weight.dim() == 1 for weight in module.parameters())]
-    return plain[-1] if plain else nn.Identity()
+def trunk_of(model: Any) -> Any:
+    """The part of a model that holds the embedding beside the layers: tokens in, hidden states out."""
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+@contextmanager
+def outputs_of(parts: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, Any]]]:
+    """What modules give while they are called, in order, each with its module."""
+    given: list[tuple[nn.Module, Any]] = []
+    hooks = [part.register_forward_hook(lambda part, _, output: given.append((part, output))) for part in parts]
+    try:
+        yield given
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
 def as_rms_norm(norm: nn.Module, states_nW: Tensor, eps: float) -> nn.Module:
     """A norm of some class as torch's own, whose weight is its gain whatever the class stores (Gemma's); itself where it is no RMSNorm."""
-    plain = nn.RMSNorm(states_nW.shape[-1], eps=eps, dtype=states_nW.dtype, device=states_nW.device).requires_grad_(
-        False
-    )
+    plain = nn.RMSNorm(states_nW.shape[-1], eps=eps, dtype=states_nW.dtype, device=states_nW.device)
     plain.weight.copy_(norm(torch.ones_like(states_nW[:1]))[0])
-    sample_nW = states_nW[:PROBED] / states_nW[:PROBED].float().square().mean(-1, keepdim=True).sqrt().clamp(
-        min=1e-6
-    ).to(states_nW.dtype)
-    return plain if _apart(plain(sample_nW), norm(sample_nW)) <= MATCH[torch.bfloat16] else norm
+    alike = _apart(plain(states_nW), norm(states_nW)) <= MATCH[torch.bfloat16]
+    return plain.requires_grad_(False) if alike else norm
 
 
 def read_out_of(
