@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 NOT_RUN = "Not run: `benchmarks/gpu/run.py` awaits a machine with an NVIDIA GPU.\n"
-STEPS = "rates", "checks", "decode", "train", "grid"
+STEPS = "rates", "checks", "decode", "train", "answers", "grid", "more"
 
 
 def table(folder: Path) -> str:
@@ -80,19 +80,20 @@ def _train(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
             )
 
 
+def _answers(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if row := figures.get("answers"):
+        where = f"{row['processes']} processes of batch {row['batch']}"
+        yield "the target's answers", f"{row['answer_tokens']:,} tokens at {row['tokens_per_s']:,.0f} tokens/s, {where}"
+
+
 def _grid(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, row in figures.items():
-        if name.startswith("answers"):
-            yield (
-                f"the target's {name}",
-                f"{row['answer_tokens']:,} tokens at {row['tokens_per_s']:,.0f} tokens/s, batch {row['batch']}",
-            )
-    for name, row in figures.get("cells", {}).items():
-        if row["state"] == "done":
-            held_out = (
-                "" if row["tokens_per_step"] is None else f", {row['tokens_per_step']:.2f} tokens a step held out"
-            )
-            yield f"draft {name}", f"{row['tokens'] or 0:,.0f} tokens in {row['seconds'] or 0:,.0f} s{held_out}"
+    drafts = {name: row for name, row in figures.items() if isinstance(row, dict) and row.get("held_out")}
+    for name, row in sorted(drafts.items(), key=lambda item: -item[1]["held_out"]["tokens_per_step"]):
+        value, low, high = (row["held_out"][f"tokens_per_step{end}"] for end in ("", "_low", "_high"))
+        yield (
+            f"draft {name}",
+            f"{row['tokens']:,} tokens in {row['seconds']:,.0f} s, {value:.2f} ({low:.2f} to {high:.2f}) tokens a step held out",
+        )
 
 
 def _undone(records: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -103,4 +104,12 @@ def _undone(records: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{step}: left", "; ".join(f"{name} ({why})" for name, why in record["left"].items())
 
 
-ROWS = {"rates": _rates, "checks": _checks, "decode": _decode, "train": _train, "grid": _grid}
+ROWS = {
+    "rates": _rates,
+    "checks": _checks,
+    "decode": _decode,
+    "train": _train,
+    "answers": _answers,
+    "grid": _grid,
+    "more": _grid,
+}

@@ -6,27 +6,27 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import msgspec
+import numpy as np
 import pytest
 
-from foredraft.recipe import Recipe
+from foredraft import records
+from foredraft.data.tokens import TokenData, TokenFolder
+from foredraft.recipe import Eagle, Recipe, Stage
 
 ROOT = Path(__file__).parents[2]
-GRID = {
-    "target": "own/target", "data": "own/text", "held_out": "own/answers-val", "features": "own/states",
-    "recipe": {"stages": [{"length": 64, "batch": 8}], "watch": {"save_every": 100, "export_dtype": "bfloat16"}},
-    "drafts": {
-        "scylla": {"layers": [1, 2], "tokens": [5e5, 1e6], "recipe": {"model": {"kind": "eagle"}, "stages": [{"schedule": "constant"}]},
-                   "then": {"data": "own/answers", "recipe": {"stages": [{"tokens": 2e5, "learning_rate": 1e-3}]}}},
-        "lm": {"params": [1e6], "tokens": [1e6, 4e6], "runs": "each", "rate": {"value": 4e-3, "params": 1e6, "power": -0.2}},
-        "eagle3": {"data": "own/answers", "tokens": [1e6, 5e6], "runs": "each",
-                   "recipe": {"model": {"kind": "eagle3"}, "stages": [{"learning_rate": 1e-3}]}},
+KINDS = {
+    "target": "target", "held_out": "answers-val",
+    "recipe": {"stages": [{"tokens": 4096, "length": 64, "batch": 4}]},
+    "cells": {
+        "eagle2": {"data": ["answers"], "recipe": {"model": {"kind": "eagle"}}},
+        "scylla": {"data": ["text", "answers"], "recipe": {"model": {"kind": "eagle", "layers": 2},
+                   "stages": [{}, {"tokens": 4096, "length": 64, "batch": 4}]}},
     },
-    "measure": [{"spec": ["@5"], "prompts": "own/prompts.jsonl"}],
 }  # fmt: skip
-MODULES = "run", "bench", "parcels", "drafts", "gpu_tables"
+MODULES = "run", "bench", "parcels", "answers", "drafts", "timed_training", "gpu_tables"
 
 
 @pytest.fixture
@@ -131,44 +131,83 @@ def test_wheels_beside_are_importable(run: Any, tmp_path: Path) -> None:
     assert lent_name.value == 3
 
 
-def test_the_grid_grows_in_tokens_and_steps_and_comes_in_order_of_worth(run: Any, tmp_path: Path) -> None:
+def test_trainings_are_the_documents_cells_in_its_order(run: Any, tmp_path: Path) -> None:
     import drafts
     from bench import Settings
 
-    from foredraft.sweep.expand import grid_of
-
-    (tmp_path / "grid.json").write_text(json.dumps(GRID))
-    grid = grid_of(tmp_path / "grid.json")
-    cells = drafts.cells_of(grid, Settings(out=tmp_path, work=tmp_path, tokens_factor=10, batch_factor=4))
-    names = [cell.name for cell in cells]
-    assert names[:3] == ["eagle3-d50M", "eagle3-d10M", "lm-n1M-d40M"]
-    assert names.index("scylla-L1-d10M-then") < names.index("scylla-L2-d10M-then") < names.index("scylla-L1-d5M-then")
-    assert all(names.index(need) < names.index(cell.name) for cell in cells for need in cell.needs)
-    stages = {cell.name: msgspec.convert(cell.recipe, Recipe).stages[0] for cell in cells}
-    told = {name: (stage.tokens, stage.batch, stage.learning_rate) for name, stage in stages.items()}
-    assert told["eagle3-d50M"] == (5e7, 32, 2e-3)
-    assert told["lm-n1M-d40M"] == (4e7, 32, 8e-3)
-    assert told["scylla-L2"] == (1e7, 32, 2e-3)
-    assert told["scylla-L2-d10M-then"] == (2e6, 32, 2e-3)
-    assert all({"--device", "cuda"} <= set(cell.words) and "--features" not in cell.words for cell in cells)
-    assert drafts.data_paths(grid) == {"own/text", "own/answers-val", "own/answers"}
+    (tmp_path / "kinds.json").write_text(json.dumps(KINDS))
+    trainings = drafts.trainings(Settings(out=tmp_path, work=tmp_path, grid=tmp_path / "kinds.json", device="cpu"))
+    assert [training.name for training in trainings] == ["eagle2", "scylla"]
+    assert [training.data for training in trainings] == [("answers",), ("text", "answers")]
+    assert [training.recipe.tokens for training in trainings] == [4096, 8192]
+    assert all(training.begins and training.recipe.precision == "float32" for training in trainings)
+    (tmp_path / "none.json").write_text(json.dumps(KINDS | {"cells": {}, "measure": [{"prompts": "p"}]}))
+    with pytest.raises(ValueError, match="give cells"):
+        drafts.trainings(Settings(out=tmp_path, work=tmp_path, grid=tmp_path / "none.json"))
 
 
-def test_tokens_are_no_more_than_the_time_allows_the_first_draft(run: Any, tmp_path: Path) -> None:
+def test_budgets_fill_the_time_that_the_first_rates_leave(run: Any) -> None:
+    """Two trainings measured side by side had half of the device each; a third costs what they cost on average."""
     import drafts
-    from bench import Settings, Step
 
-    from foredraft.sweep.expand import grid_of
+    def training(name: str, tokens: float) -> Any:
+        return drafts.Training(name, Recipe(model=Eagle(), stages=(Stage(tokens=tokens),)), ("answers",), "answers-val")
 
-    (tmp_path / "grid.json").write_text(json.dumps(GRID))
-    grid, settings = grid_of(tmp_path / "grid.json"), Settings(out=tmp_path, work=tmp_path, device="cpu")
-    budget_s = drafts.GRACE_S + drafts.START_S + 100.0
-    assert drafts.factor_within(Step("grid", settings, budget_s), grid) == 10.0
-    (tmp_path / "train.json").write_text(json.dumps({"figures": {"eagle3 head": {"tokens_per_s": 2e5}}}))
-    assert drafts.factor_within(Step("grid", settings, budget_s), grid) == pytest.approx(
-        2.0, abs=0.11
-    )  # 100 s × 100,000 of 5 M
-    assert drafts.factor_within(Step("grid", settings, 1.0), grid) == 1.0
+    trainings = [training("a", 819_200), training("b", 819_200), training("c", 819_200)]
+    factor = drafts.factor_of(trainings, {"a": 1000.0, "b": 500.0}, left_s=1000.0)
+    assert factor * 819_200 * (1 / 2000 + 1 / 1000 + 0.75e-3) == pytest.approx(drafts.FILL * 1000)
+
+
+def test_a_schedule_ends_with_the_time(run: Any, tmp_path: Path) -> None:
+    """At 1,000 tokens per second and 50 s left for steps, the rest of a run is 0.97 of 50,000 tokens, whatever its recipe asked for."""
+    import timed_training
+    from timed_training import Clock, Job, Pace
+
+    stages = (Stage(tokens=1e6, length=64, batch=1), Stage(tokens=1e6, length=64, batch=1))
+    recipe = Recipe(model=Eagle(), stages=stages)
+    (tmp_path / "out").mkdir()
+    now = time.time()
+    job = Job(
+        recipe=recipe, data=("a", "b"), held_out="c", target="t", out=str(tmp_path / "out"), pace=str(tmp_path / "pace.json"),
+        until=now + timed_training.LAST_S + 50.0,
+    )  # fmt: skip
+    training = SimpleNamespace(
+        recipe=recipe, stage_steps_left=99, state=SimpleNamespace(tokens=10_000, stage=0, stage_step=156)
+    )
+    clock = Clock(job)
+    clock.looked = now - 10
+    clock.look(training)
+    assert training.recipe.tokens == pytest.approx(10_000 + 0.97 * 50_000, rel=0.01)
+    records.write(tmp_path / "pace.json", Pace(0.005))
+    training.state.tokens, clock.looked = 11_000, now - 10
+    clock.look(training)
+    assert training.recipe.stages[0].tokens == 157 * 64  # what is done, and a step
+    assert training.recipe.stages[1].tokens == pytest.approx(5000)
+
+
+def test_answers_of_several_processes_become_one_token_folder(run: Any, tmp_path: Path) -> None:
+    import answers
+
+    folders = [
+        token_folder(tmp_path / name, documents) for name, documents in (("a", [[1, 2], [3]]), ("b", [[4, 5, 6]]))
+    ]
+    whole = TokenFolder.open(answers.joined(folders, tmp_path / "whole"))
+    assert [whole.document(i)[0].tolist() for i in range(3)] == [[1, 2], [3], [4, 5, 6]]
+    assert (whole.data.num_documents, whole.data.regenerated_tokens) == (3, 6)
+
+
+def token_folder(path: Path, documents: list[list[int]]) -> Path:
+    tokens = [token for document in documents for token in document]
+    path.mkdir()
+    np.array(tokens, "<u2").tofile(path / "tokens.bin")
+    np.ones(len(tokens), "u1").tofile(path / "mask.bin")
+    np.cumsum([0, *map(len, documents)]).astype("<i8").tofile(path / "documents.bin")
+    data = TokenData(
+        version=1, vocab_size=8, eos_id=0, tokenizer_sha256="t", dtype="uint16", num_tokens=len(tokens), num_documents=len(documents),
+        raw_tokens=0, regenerated_tokens=len(tokens), predicted_tokens=len(tokens), sources=(),
+    )  # fmt: skip
+    records.write(path / "data.json", data)
+    return path
 
 
 def test_the_table_says_what_ran_and_what_did_not(run: Any, tmp_path: Path) -> None:
