@@ -18,17 +18,30 @@ from foredraft.laws.adaptive import (
     best_common,
     best_stopping,
     budgets,
+    in_common,
     overheads,
     seen_sd,
     seen_survival,
     spreads,
 )
 from foredraft.machines import named
+from foredraft.plan.at_hand import DraftAtHand
 from foredraft.plan.evidence import adaptive_law
 from foredraft.plan.lengths import IDLE, LOSES, WORTH_IT, verdict
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
-from foredraft.records import Estimate, JudgedLength, LengthCase, LengthGain, Plan, Workload
+from foredraft.records import (
+    Confidence,
+    DraftLengths,
+    Estimate,
+    JudgedLength,
+    LengthCase,
+    LengthGain,
+    Plan,
+    Provenance,
+    StepCosts,
+    Workload,
+)
 from foredraft.report.lengths import judged_length_tables, length_table
 from foredraft.validate.lengths import grouped, judge, server_key, step_costs
 
@@ -161,7 +174,8 @@ def test_adaptive_settings_only_where_an_engine_has_them():
     assert given(sglang.adaptive(EAGLE3))[:2] == ("--speculative-adaptive", "batch")
     assert given(sglang.adaptive(dspark)).by == "sequence"
     assert sglang.adaptive(NGRAM) is None
-    assert [ours.adaptive(kind) for kind in (dspark, EAGLE3, NGRAM)] == [None] * 3
+    assert [ours.adaptive(kind) is None for kind in (dspark, EAGLE3, DSPARK, NGRAM)] == [True, False, False, True]
+    assert given(ours.adaptive(EAGLE3)).stops
 
 
 def estimate(value: float) -> Estimate:
@@ -342,3 +356,38 @@ def test_a_plan_warns_where_a_step_outgrows_captured_graphs():
     assert [gain.uncaptured for gain in chosen.lengths] == [None] * 3
     longer = replace(chosen, lengths=(*chosen.lengths[:2], replace(chosen.lengths[2], uncaptured=1152.0)))
     assert str(length_table(longer)[-1]).startswith("from 128 clients on the schedule verifies 1,152 tokens")
+
+
+def test_a_batch_shows_its_mean_and_the_less_the_larger_it_is():
+    seen = seen_survival(CURVES, 1.5, 1.0)
+    spread = [float(in_common(seen, batch).std(axis=1).mean()) for batch in (1, 4, 16)]
+    assert spread[0] > 1.5 * spread[1] > 2 * spread[2]
+    np.testing.assert_allclose(in_common(seen, 7).mean(axis=1), CURVES, rtol=1e-8)
+
+
+def measured_lengths(sd: float) -> DraftLengths:
+    """A confidence of that spread, measured of an EAGLE-3 head."""
+    confidence = Confidence(
+        temperature=0.0, here=(0.0, 1.0, 0.0, 0.0), ahead=(0.0, 1.0, 0.0, 0.0), num=100, survival=(0.7, 0.5), shared_sd=sd, single_sd=sd,
+        rates={1: 1.0}, fixed={1: (1.0, 1.0)},
+    )  # fmt: skip
+    return DraftLengths(
+        draft="d", method="eagle3", target="t", lookahead=2, machine="m", dtype="bfloat16", threads=None, confidences=(confidence,),
+        costs=StepCosts({1: 1.0}, {1: (0.1, 0.1)}), provenance=Provenance(source="test"),
+    )  # fmt: skip
+
+
+def test_a_plan_for_our_engine_follows_the_confidence_that_was_measured_of_the_draft(tmp_path):
+    """A single client gains most by its spread, 128 together the least."""
+
+    def gains(sd: float) -> list[float]:
+        target = shapes.named("Llama-3.1-8B")
+        draft = DraftAtHand(EAGLE3, EAGLE3.shape(target), lengths=measured_lengths(sd))
+        chosen = plan(target, named("H100"), LOAD, PlanSettings(engine="foredraft", trees=False, always=True, draws=256), draft=draft)
+        assert all("lengths.json" in given(gain.setting) for gain in chosen.lengths)
+        return [given(gain.adaptive).value / gain.schedule.value for gain in chosen.lengths]
+
+    blind, sharp = np.array(gains(0.0)), np.array(gains(2.0))
+    assert (blind < 1.04).all()  # what is left: a length for each draw of acceptance
+    assert (sharp - blind)[0] > 0.02
+    assert (sharp - blind)[0] > (sharp - blind)[2]

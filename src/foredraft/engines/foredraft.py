@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from foredraft.engines.engine import ServingEngine
+from foredraft.engines.engine import Adaptive, ServingEngine
+from foredraft.kinds import ADAPTIVE, LENGTHS, Kind
 from foredraft.laws.passes import Efficiency
 from foredraft.records import Machine
 
@@ -14,6 +15,12 @@ class Foredraft(ServingEngine):
     trees = True
     looks_up = True
     draft_vocabularies: ClassVar = frozenset({"eagle3", "eagle", "lm"})
+
+    def adaptive(self, kind: Kind) -> Adaptive | None:
+        """Of drafts that are models: as far as their confidence pays, position by position."""
+        if kind.role not in ("lm", "head") or self.name not in kind.engine_names:
+            return None
+        return Adaptive(f"--draft DRAFT{ADAPTIVE}", "batch", f"{LENGTHS}, of foredraft measure --adaptive", stops=True)
 
     def efficiency(self, machine: Machine | None = None) -> Efficiency:
         """Where the machine's step was probed, the rates of its record are those reached, and the fixed costs follow from the step;

@@ -31,6 +31,7 @@ BUDGETS = 32  # budgets weighed where stopping early saves passes
 NEWTON = 60  # most rounds; five or six do at usual spreads
 CAPTURED = 1024  # tokens of a step for which graphs were captured in the published cases (vLLM #47808); beyond, steps took 1 to 5 times as long
 ROUNDS = 12  # of the search for the best ratio
+SHOWN = 64  # sequences whose steps are put together at most
 
 
 class AdaptiveLaw(Record, frozen=True):
@@ -149,6 +150,14 @@ def budgets(seen: Array) -> Budgets:
     ordered = -np.sort(-seen.reshape(draws, -1), axis=1)
     tokens = 1 + np.concatenate([np.zeros((draws, 1)), np.cumsum(ordered, axis=1)], axis=1) / steps
     return Budgets(tokens, np.arange(steps * places + 1) / steps)
+
+
+def in_common(seen: Array, batch: float) -> Array:
+    """What a batch shows together, whose sequences' steps have nothing in common: means over `batch` of the steps [S, P, K], put together at
+    random; of more than SHOWN there is nothing left to see.
+    """
+    rng, num = np.random.default_rng(0), min(max(round(float(batch)), 1), SHOWN)
+    return seen if num == 1 else np.mean([seen[:, rng.permutation(seen.shape[1])] for _ in range(num)], axis=0)
 
 
 def best_common(seen: Array, step_s: Array) -> Spent:

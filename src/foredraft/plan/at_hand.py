@@ -27,7 +27,7 @@ from foredraft.plan.heads import at
 from foredraft.plan.levels import level_of
 from foredraft.plan.study import shape_of
 from foredraft.published import heads
-from foredraft.records import DraftChoice, Observation, read_json, read_lines, with_hint
+from foredraft.records import DraftChoice, DraftLengths, Observation, read, read_json, read_lines, with_hint
 from foredraft.shapes import Shape
 
 Array = NDArray[np.float64]
@@ -44,7 +44,7 @@ MEASURED = "observations.jsonl"  # in a draft's folder: what was measured of thi
 class DraftAtHand:
     """A draft that the user names. `shape` None: no model. `hub_id`: where it was found on the Hub; `accepted`: what is stated of its
     acceptance, and `stated` how; `vocab_overlap`: the share of its tokens that the target has, where their vocabularies differ. `folder`:
-    where it lies here, and `observations`: what was measured of it, of all categories together, as its folder says.
+    where it lies here, and what its folder says was measured of it: `observations`, of all categories together, and `lengths`.
     """
 
     kind: Kind
@@ -55,6 +55,7 @@ class DraftAtHand:
     vocab_overlap: float | None = None
     folder: str | None = None
     observations: tuple[Observation, ...] = ()
+    lengths: DraftLengths | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +92,9 @@ def _named(name: str, target: Shape) -> DraftAtHand:
     if Path(name).exists():
         measured = Path(name) / MEASURED
         rows = tuple(read_lines(Observation, measured)) if measured.is_file() else ()
-        return replace(of_shape(kinds.shape_named(name)), folder=name, observations=rows)
+        file = Path(name) / kinds.LENGTHS
+        lengths = read(DraftLengths, file) if file.is_file() else None
+        return replace(of_shape(kinds.shape_named(name)), folder=name, observations=rows, lengths=lengths)
     if name == kinds.NGRAM.name:
         return DraftAtHand(kinds.NGRAM, None)
     if (kind := kinds.PLANNED.get(name)) and kind.parts:
@@ -143,6 +146,10 @@ def _tokens(file: Path) -> frozenset[str] | None:
 def weighed(basis: Basis, draft: DraftAtHand | Shape) -> Candidate:
     """The named draft to weigh. Raises ValueError, one line, where it does not fit the target or the engine, or nothing speaks for it."""
     draft = of_shape(draft) if isinstance(draft, Shape) else draft
+    return replace(_weighed(basis, draft), lengths=draft.lengths)
+
+
+def _weighed(basis: Basis, draft: DraftAtHand) -> Candidate:
     _check(basis, draft)
     if draft.accepted is not None:
         return _as_stated(basis, draft)

@@ -22,7 +22,7 @@ from foredraft.laws.draws import normals, quantiles, shares, stratified
 from foredraft.laws.fit import run_sd
 from foredraft.machines import compute_rate
 from foredraft.plan.trees import PUBLISHED, Tail
-from foredraft.records import DraftChoice, Fit, Machine
+from foredraft.records import DraftChoice, DraftLengths, Fit, Machine
 from foredraft.shapes import Shape
 
 Array = NDArray[np.float64]
@@ -54,7 +54,7 @@ class StudyRange(NamedTuple):
 class Candidate:
     """A draft to weigh: what it is, its shape (None: no model), its acceptance, which inputs left their data's range, the
     own study behind it (None: published measurements), what its trees gain, what a plan should say of its acceptance, and the look-up
-    before it (None: none), of which `acceptance` knows nothing.
+    before it (None: none), of which `acceptance` knows nothing. `lengths`: what was measured of its confidence.
     """
 
     choice: DraftChoice
@@ -65,6 +65,7 @@ class Candidate:
     tail: Tail = PUBLISHED
     notes: tuple[str, ...] = ()
     lookup: Mixture | None = None
+    lengths: DraftLengths | None = None
 
     @property
     def block(self) -> int | None:

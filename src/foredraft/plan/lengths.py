@@ -26,6 +26,7 @@ from foredraft.laws.adaptive import (
     best_common,
     best_stopping,
     budgets,
+    in_common,
     realised,
     seen_survival,
     spreads,
@@ -36,13 +37,17 @@ from foredraft.plan import evidence
 from foredraft.plan.problem import Problem
 from foredraft.plan.search import Scored
 from foredraft.plan.ties import SAME_SPEED
-from foredraft.records import DraftChoice, Estimate, LengthGain
+from foredraft.records import DraftChoice, DraftLengths, Estimate, LengthGain
 
 Array = NDArray[np.float64]
 GRID_DRAWS = 1024  # at most, of every length at every load
 DRAWS = 128  # of the plan's, spread evenly over the chain that they accept, for adaptive lengths
 SURE = 0.9  # share of the draws that must agree on gain or loss for a verdict
 WORTH = 1.01  # a gain below that is nothing
+# Of our own engine with a confidence measured there: its rule decides under measured times, which hold what deciding takes.
+OWN = AdaptiveLaw(
+    auc=0.5, auc_sd=0.0, shared=0.0, request_sd=0.0, realised=1.0, realised_sd=0.0, overhead=0.0, overhead_sd=0.0, num_cases=0
+)
 SOURCE = "foredraft plan: spread of acceptance × cost law over published cases of adaptive lengths"
 WORTH_IT, IDLE, LOSES = "worth it", "nothing", "loses"
 
@@ -84,7 +89,11 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     auc, share, cost = (stratified(len(picked), rng) for _ in range(3))
     spent = []
     if candidate.choice.kind != "lookup" and candidate.lookup is None:
-        spent = _adaptive(law, some, survival[picked], auc, best.running, max(fixed, *scheduled, 1), adaptive)
+        shared_sd, single_sd = spreads(law, auc)
+        if adaptive and adaptive.stops and candidate.lengths:
+            law, (shared_sd, single_sd) = OWN, _measured_spreads(candidate.lengths, problem.workload.temperature)
+        seen = seen_survival(survival[picked], shared_sd, single_sd)
+        spent = _adaptive(law, some, survival[picked], seen, best.running, max(fixed, *scheduled, 1), adaptive)
     out = []
     for c, clients in enumerate(problem.workload.concurrency):
         here = scheduled[c]
@@ -175,17 +184,19 @@ def _grid(problem: Problem, best: Scored, tau: Array) -> _Grid:
 
 
 def _adaptive(
-    law: AdaptiveLaw, grid: _Grid, survival: Array, auc: Array, running: Array, most: int, adaptive: Adaptive | None
+    law: AdaptiveLaw, grid: _Grid, survival: Array, seen: Array, running: Array, most: int, adaptive: Adaptive | None
 ) -> list[Spent]:
-    """What the best adaptive length spends at each concurrency. Where an engine adapts each sequence's verified tokens, `most` are
-    drafted; where none adapts, drafting would stop early too.
+    """What the best adaptive length spends at each concurrency, `seen` being what a confidence sees of the survival of single sequences.
+    Where an engine adapts each sequence's verified tokens, `most` are drafted; where none adapts, drafting would stop early too.
     """
     verify, passes = np.swapaxes(grid.verify_s, 1, 2), grid.pass_s  # [C, S, N], [C, S]
+    if adaptive and adaptive.stops:
+        shown = [in_common(seen, batch) for batch in running.tolist()]
+        return [best_stopping(*parts, 1) for parts in zip(shown, verify, passes, strict=True)]
     if adaptive and adaptive.by == "batch":
         drafting = passes[:, :, None] * np.arange(verify.shape[2])
         batches = [seen_survival(survival, batch_sd(law, batch), 0.0) for batch in running]
         return [best_common(seen, step_s) for seen, step_s in zip(batches, verify + drafting, strict=True)]
-    seen = seen_survival(survival, *spreads(law, auc))
     if not passes.any():
         of_block = budgets(seen)
         return [of_block.best(step_s) for step_s in verify]
@@ -196,6 +207,12 @@ def _adaptive(
             for step_s, each in zip(verify, passes, strict=True)
         ]
     return [best_stopping(seen, *parts) for parts in zip(verify, passes, running.tolist(), strict=True)]
+
+
+def _measured_spreads(measured: DraftLengths, temperature: float) -> tuple[float, float]:
+    """(shared sd, each position's own sd) of the draft's own confidence, at the nearest temperature measured."""
+    nearest = min(measured.confidences, key=lambda each: abs(each.temperature - temperature))
+    return nearest.shared_sd, nearest.single_sd
 
 
 def _over(grid: _Grid, c: int, length: int, tau: Array, spent: Spent, by_engine: Callable[[Array], Array]) -> Array:
