@@ -57,7 +57,10 @@ def main() -> None:
     for name, draft in zoo_drafts.drafts_of(options.draft).items():
         measured[name] = _learnt(model, draft.folder, max(lengths), asked[1::2], batches, options)
         for batch in batches:
-            rows.append(_raced(model, draft.folder, lengths, measured[name], asked[::2], batch, options.rounds) | {"draft": name})
+            rows.append(
+                _raced(model, draft.folder, lengths, measured[name], asked[::2], batch, options.rounds)
+                | {"draft": name}
+            )
             print(rows[-1], flush=True)
     conditions = {key: str(value) for key, value in vars(options).items()} | {"threads": torch.get_num_threads()}
     report = {"conditions": conditions, "rows": rows, "measured": measured}
@@ -98,7 +101,10 @@ def _raced(
     model: Decoder, folder: Path, lengths: list[int], measured: DraftLengths, requests: list[Request], batch: int, rounds: int
 ) -> dict[str, Any]:  # fmt: skip
     """Tokens/s of every arm, the adaptive one's over the best fixed one's (plain decoding among them), and what was predicted of it."""
-    specs, adaptive = [spec_of(f"{folder}@{num}") for num in lengths], spec_of(f"{folder}@{max(lengths)}")._replace(name="adaptive")
+    specs, adaptive = (
+        [spec_of(f"{folder}@{num}") for num in lengths],
+        spec_of(f"{folder}@{max(lengths)}")._replace(name="adaptive"),
+    )
     arms = configurations_on(model, [*specs, adaptive], batch, _context(requests))
     arms[-1].engine.lengths = LengthRule(measured, packs(model))
     decodings = decode_in_turn({arm.spec.name: arm.engine for arm in arms}, requests, batch, rounds=rounds)
@@ -125,7 +131,9 @@ def _speed(decoding: Decoding) -> float:
 
 def _gain(adaptive: Decoding, fixed: Decoding) -> Any:
     """Ratio of tokens/s, paired by group."""
-    a, b = (each.times_GT[:, TIMES.index("tokens")] / each.times_GT[:, TIMES.index("seconds")] for each in (adaptive, fixed))
+    a, b = (
+        each.times_GT[:, TIMES.index("tokens")] / each.times_GT[:, TIMES.index("seconds")] for each in (adaptive, fixed)
+    )
     return ratio(a / b, np.ones_like(a), "× the best fixed length", "benchmarks/adaptive.py")
 
 
@@ -139,7 +147,9 @@ def _by_law(measured: DraftLengths, batch: int) -> float:
     fixed = (tau / (verify_s + np.where(counts > 0, whole + each * counts, 0.0))).max()
     seen = seen_survival(survival, confidence.shared_sd, confidence.single_sd, steps=256)
     pad = packs(None) is False
-    spent = best_stopping(in_common(seen, batch) if pad else seen, verify_s[None] + whole, np.array([each]), 1 if pad else batch)
+    spent = best_stopping(
+        in_common(seen, batch) if pad else seen, verify_s[None] + whole, np.array([each]), 1 if pad else batch
+    )
     return float(max(spent.tokens[0] / spent.seconds[0], fixed) / fixed)
 
 

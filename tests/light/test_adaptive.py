@@ -383,7 +383,13 @@ def test_a_plan_for_our_engine_follows_the_confidence_that_was_measured_of_the_d
     def gains(sd: float) -> list[float]:
         target = shapes.named("Llama-3.1-8B")
         draft = DraftAtHand(EAGLE3, EAGLE3.shape(target), lengths=measured_lengths(sd))
-        chosen = plan(target, named("H100"), LOAD, PlanSettings(engine="foredraft", trees=False, always=True, draws=256), draft=draft)
+        chosen = plan(
+            target,
+            named("H100"),
+            LOAD,
+            PlanSettings(engine="foredraft", trees=False, always=True, draws=256),
+            draft=draft,
+        )
         assert all("lengths.json" in given(gain.setting) for gain in chosen.lengths)
         return [given(gain.adaptive).value / gain.schedule.value for gain in chosen.lengths]
 

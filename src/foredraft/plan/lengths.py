@@ -46,7 +46,15 @@ SURE = 0.9  # share of the draws that must agree on gain or loss for a verdict
 WORTH = 1.01  # a gain below that is nothing
 # Of our own engine with a confidence measured there: its rule decides under measured times, which hold what deciding takes.
 OWN = AdaptiveLaw(
-    auc=0.5, auc_sd=0.0, shared=0.0, request_sd=0.0, realised=1.0, realised_sd=0.0, overhead=0.0, overhead_sd=0.0, num_cases=0
+    auc=0.5,
+    auc_sd=0.0,
+    shared=0.0,
+    request_sd=0.0,
+    realised=1.0,
+    realised_sd=0.0,
+    overhead=0.0,
+    overhead_sd=0.0,
+    num_cases=0,
 )
 SOURCE = "foredraft plan: spread of acceptance × cost law over published cases of adaptive lengths"
 WORTH_IT, IDLE, LOSES = "worth it", "nothing", "loses"
