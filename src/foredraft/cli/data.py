@@ -5,11 +5,12 @@ Refuses to know: how anything is computed; every verb imports its room when it r
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import check_models, print_json, progress_bar
+from foredraft.cli import measure_options as of_measure
+from foredraft.cli.console import check_models, print_json, progress_bar, refuse
 from foredraft.cli.options import (
     BATCH,
     CONTEXT,
@@ -150,8 +151,9 @@ def show(
 
 @app.command()
 def regenerate(
+    ctx: typer.Context,
     inputs: Inputs,
-    target: Annotated[Path, typer.Option(help="Folder of the target, with its tokenizer, or a GGUF file.")],
+    target: Annotated[Path, typer.Option(help="Folder of the target, with its tokenizer, or a GGUF file; with --endpoint the tokenizer is enough.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write or to go on with.")],
     plain: Annotated[bool, typer.Option("--plain", help="Go on from each text as it stands, without a chat template.")] = False,
     prompt_tokens: Annotated[int | None, typer.Option(help="With --plain: of each text take the first so many tokens.", callback=whole())] = None,
@@ -169,10 +171,22 @@ def regenerate(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     on_error: OnError = "stop",
+    endpoint: Annotated[str | None, typer.Option(help="URL of a running server of the OpenAI API to ask, --batch at once.")] = None,
+    model: of_measure.ModelName = None,
+    api_key: of_measure.ApiKey = None,
+    timeout: of_measure.Timeout = 600,
     json: JSON = False,
 ) -> None:  # fmt: skip
     """Let a target answer prompts, into JSONL for `prepare --chat`. Interrupted, the same command goes on."""
-    check_models(target, [draft] if draft else [])
+    if endpoint is None:
+        refuse(ctx, ("model", "api_key", "timeout"), "used with --endpoint alone; leave out, or name the server's URL")
+        check_models(target, [draft] if draft else [])
+    else:
+        refuse(
+            ctx,
+            ("draft", "lookahead", "dtype", "device"),
+            "not used with --endpoint, whose server decodes by settings of its own; leave out",
+        )
     from foredraft.data import regenerate as room
     from foredraft.data.remarks import Remarks
     from foredraft.data.sources import Skips
@@ -185,10 +199,19 @@ def regenerate(
     prompts = room.prompts(inputs, plain, skips, num, remarks)
     with progress_bar() as bar:
         task = bar.add_task("loading")
-        done = room.regenerate(
-            prompts, target, out, settings, draft=draft, skips=skips, remarks=remarks,
-            progress=lambda work, part, total: bar.update(task, description=work, completed=part, total=total),
-        )  # fmt: skip
+        beside: dict[str, Any] = {
+            "skips": skips, "remarks": remarks,
+            "progress": lambda work, part, total: bar.update(task, description=work, completed=part, total=total),
+        }  # fmt: skip
+        if endpoint is None:
+            done = room.regenerate(prompts, target, out, settings, draft=draft, **beside)
+        else:
+            from foredraft.measure.endpoint_http import address_of
+            from foredraft.measure.server_answers import regenerate_served
+
+            done = regenerate_served(
+                prompts, address_of(endpoint, api_key, timeout), target, out, settings, model=model, **beside
+            )
     _print_skips(skips.count, skips.named)
     _print_warnings(remarks.lines())
     print(f"wrote {done.written:,} answered prompts to {out}, {done.existing:,} were there", file=sys.stderr)

@@ -199,7 +199,7 @@ def _conversation(document: Document, row: Mapping[str, Any], turns: list[Any], 
     """Turns as messages, with what the row has beside them."""
     messages, remarks = [], []
     for turn in turns:
-        message, remark = _message(turn)
+        message, remark = message_of(turn)
         messages.append(message)
         remarks += [remark] if remark else []
     system, read = _system(row)
@@ -225,8 +225,8 @@ def _system(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...
     return ((Message(role="system", content=words),) if words else ()), (name,)
 
 
-def _message(turn: Any) -> tuple[Message, str | None]:
-    """A turn in either spelling, and a remark on it."""
+def message_of(turn: Any) -> tuple[Message, str | None]:
+    """Return a turn in either spelling as a message, with a remark on it. Raises ValueError with what is wrong."""
     role_key = next((key for key in ("role", "from") if isinstance(turn, dict) and key in turn), None)
     if role_key is None:
         raise ValueError("a turn must be an object with 'role' and 'content' or with 'from' and 'value'")
