@@ -242,6 +242,13 @@ def test_a_thought_that_the_prompt_opens_is_what_the_target_read_and_wrote(read:
     assert not prepared.warnings
 
 
+def test_a_thought_that_the_template_never_shows_is_learnt_as_it_was_said(read: Read) -> None:
+    never = OPENS.replace("<think>\n' }}", "' }}")
+    texts, prepared = read({"messages": [USER, *THOUGHT]}, template=never)
+    assert [text.split("⟧")[-1] for text in texts] == [f"<think>easy</think>\n\n4{END}", f"<think>hm</think>\n\n6{END}"]
+    assert not prepared.warnings
+
+
 def test_an_answer_without_the_thought_that_the_prompt_opens_is_refused(read: Read) -> None:
     with pytest.raises(
         ValueError,

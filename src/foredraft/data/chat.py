@@ -198,6 +198,10 @@ class ChatTemplate:
         )
         if not text.startswith(before):
             text = _behind_opened_thought(text, before, talk)
+        elif (thought := _thought_said(_plain(turn))) and thought.removeprefix(THINK).partition(END_THINK)[
+            0
+        ].strip() not in text[len(before) :]:
+            text = f"{before}{thought}{text[len(before) :].lstrip()}"  # a template that shows no thought, not even of the last answer
         end, closed = self._end(text, len(before), _plain(turn).strip())
         return Rendered(text, ((len(before), end),), closed)
 
@@ -282,6 +286,13 @@ def _behind_opened_thought(text: str, before: str, talk: Talk) -> str:
         )
     space = words[: len(words) - len(words.lstrip())]
     return f"{before}{thought.lstrip()}{END_THINK}{space}{rest.lstrip()}"
+
+
+def _thought_said(words: str) -> str:
+    """What stands before an answer's words: a thought between its marks, and the space behind it; "" for none."""
+    thought, mark, rest = words.lstrip().removeprefix(THINK).partition(END_THINK)
+    opened = THINK if words.lstrip().startswith(THINK) else ""
+    return f"{opened}{thought}{mark}{rest[: len(rest) - len(rest.lstrip())]}" if mark and thought.strip() else ""
 
 
 def _plain(turn: Turn) -> str:

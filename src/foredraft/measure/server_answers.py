@@ -187,13 +187,15 @@ def _choice(reply: Any) -> dict[str, Any]:
 def _served(reply: dict[str, Any]) -> ServedTokens:
     """What a reply says of tokens. Raises _Mismatch where it does not count them."""
     usage, choice = reply.get("usage"), _choice(reply)
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    if not all(type(count) is int for count in counts):
+    num_prompt, num_answer = (
+        (usage if isinstance(usage, dict) else {}).get(name) for name in ("prompt_tokens", "completion_tokens")
+    )
+    if not (isinstance(num_prompt, int) and isinstance(num_answer, int)):
         raise _Mismatch(
             "the server does not count tokens (usage), so that its answer cannot be checked against the tokenizer"
         )
     prompt, answer = reply.get("prompt_token_ids") or choice.get("prompt_token_ids"), choice.get("token_ids")
-    return ServedTokens(*(_ids(ids) for ids in (prompt, answer)), *counts)
+    return ServedTokens(_ids(prompt), _ids(answer), num_prompt, num_answer)
 
 
 def _ids(value: Any) -> list[int] | None:
