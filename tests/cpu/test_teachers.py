@@ -215,7 +215,7 @@ def test_logits_that_are_not_of_the_last_state_are_refused(tmp_path: Path, monke
     forward = transformers.LlamaForCausalLM.forward
 
     def squared(self: Any, *words: Any, **options: Any) -> Any:
-        output = forward(self, *words, **options)
+        output: Any = forward(self, *words, **options)
         output.logits = output.logits**2
         return output
 
@@ -232,7 +232,7 @@ def write_states(
 ) -> Path:
     """As vLLM's connector writes them: the last layer's states before the norm. Not `whole`: without the end token."""
     model, before_norm = transformers.AutoModelForCausalLM.from_pretrained(target), []
-    norm = getattr(model.base_model, "norm", None) or model.base_model.final_layer_norm
+    norm: Any = getattr(model.base_model, "norm", None) or model.base_model.final_layer_norm
     norm.register_forward_pre_hook(lambda _, inputs: before_norm.append(inputs[0]))
     folder.mkdir(parents=True)
     for index in range(tokens.data.num_documents):

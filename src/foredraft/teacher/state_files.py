@@ -134,6 +134,7 @@ class StateFiles:
             part = self._read(self._file(place.packing, document), begin, begin + length).to(dtype)
             states_BTnW[row, start : start + len(part)] = part
         states_BTnW = states_BTnW.to(device)
+        assert self.target.trunk_norm is not None, "it was seen at work"
         with torch.no_grad():
             final_BTW = self.target.trunk_norm(states_BTnW[:, :, self._last])
         parts = [final_BTW if i == self._last else states_BTnW[:, :, i] for i in self._columns]

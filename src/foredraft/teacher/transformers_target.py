@@ -74,10 +74,11 @@ def loaded(
 
     change(config := _auto_config(path))
     with transformers_quiet(), as_one_line(path):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype, trust_remote_code=False, local_files_only=True, output_loading_info=True,
             ignore_mismatched_sizes=True,
         )  # fmt: skip
+    model, loading = read
     lacking = [*loading["missing_keys"], *(str(key[0]) for key in loading["mismatched_keys"])]
     return model.requires_grad_(False).eval(), sorted(lacking)
 

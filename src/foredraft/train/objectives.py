@@ -177,6 +177,7 @@ class LanguageModelTrainee(Trainee):
         if cache_folder:
             raise ValueError("--features are a draft head's; a language model reads none")
         recipe, teacher = self.recipe, self.teacher(devices)
+        assert teacher is None or isinstance(teacher, Decoder)
         self.check(data, self.shape.vocab_size)
         decoder = self.decoder(data)
         return LanguageModelObjective(
