@@ -12,7 +12,7 @@ from processes import together
 from safetensors.torch import load_file
 
 from foredraft import records
-from foredraft.recipe import Eagle3, EvalSchedule, LanguageModel, Recipe, Stage
+from foredraft.recipe import DSpark, Eagle3, EvalSchedule, LanguageModel, Recipe, Stage
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
 
@@ -89,13 +89,21 @@ def forget(out, after):
     assert len(list((out / "checkpoints").glob("step-*"))) == 1
 
 
-def test_a_head_trains_beside_a_sharded_target(folders, alone, tmp_path):
-    target = tmp_path / "target"
-    deep = CONFIG | {"num_hidden_layers": 4}
-    launch(recipe(model=LanguageModel(config=deep)), target, Devices(), data=[folders[0]])
-    device_recipe = recipe(model=Eagle3(unroll=2))
-    launch(device_recipe, tmp_path / "one", Devices(), data=[folders[0]], held_out=folders[1], target=target / "final")
-    codes = together(device_recipe, tmp_path / "two", folders, shard=True, target=target / "final")
+@pytest.fixture(scope="module")
+def target(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("target") / "run"
+    launch(recipe(model=LanguageModel(config=CONFIG | {"num_hidden_layers": 4})), out, Devices(), data=[folders[0]])
+    return out / "final"
+
+
+BLOCKS = DSpark(layers=1, block=5, rank=4, feature_layers=(1, 3), anchors=0.3, mask_token=0)
+
+
+@pytest.mark.parametrize("model", [Eagle3(unroll=2), BLOCKS], ids=["EAGLE-3", "DSpark"])
+def test_a_head_trains_beside_a_sharded_target(model, folders, target, tmp_path):
+    device_recipe = recipe(model=model)
+    launch(device_recipe, tmp_path / "one", Devices(), data=[folders[0]], held_out=folders[1], target=target)
+    codes = together(device_recipe, tmp_path / "two", folders, shard=True, target=target)
     assert codes == [0, 0]
     assert figures(tmp_path / "one", "loss")[-1] < figures(tmp_path / "one", "loss")[0]
     assert same(tmp_path / "two", tmp_path / "one")
