@@ -265,6 +265,14 @@ def test_regenerated_answers_come_as_their_tokens(tmp_path: Path) -> None:
     assert list(token_answers(tmp_path / "answers.jsonl", str(target))) == [
         {"prompt": [1, 2], "answer": [3]}, {"prompt": [1, 2, 3, 4], "answer": [5, 6]},
     ]  # fmt: skip
+    parts = [
+        row["regenerated"] | {"answers": [[2, 3]]},
+        row["regenerated"] | {"tokens": [1, 7, 8], "answers": [[2, 3]]},
+    ]
+    records.write_lines(
+        tmp_path / "parts.jsonl", [row | {"regenerated": parts}]
+    )  # of a template that rewrites what was said
+    assert [pair["prompt"] for pair in token_answers(tmp_path / "parts.jsonl", str(target))] == [[1, 2], [1, 7]]
     records.write_lines(tmp_path / "other.jsonl", [row | {"regenerated": regenerated | {"tokenizer_sha256": "0"}}])
     with pytest.raises(ValueError, match="another tokenizer"):
         list(token_answers(tmp_path / "other.jsonl", str(target)))
