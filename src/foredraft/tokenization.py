@@ -31,7 +31,9 @@ def of_folder(path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        tokenizer("x")
+        return tokenizer
     except MemoryError:
         raise
     except Exception as error:  # whatever transformers and tokenizers meet in files that are not theirs

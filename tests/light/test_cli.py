@@ -279,3 +279,31 @@ def test_validate_refuses_a_table_without_outcomes(tmp_path: Path) -> None:
 def test_reproduce_sdsl_is_within_one_per_cent() -> None:
     report = json.loads(foredraft("reproduce", "sdsl", "--json").stdout)
     assert report["table_5_worst_relative_error"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyError("wei\x1brd"), 1, "error: KeyError: 'wei\\x1brd' at "),
+        (RecursionError("maximum recursion depth exceeded"), 1, "a bug of foredraft"),
+        (MemoryError(), 2, "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "error: out of memory"),
+        (ValueError("\x1b]0;owned\x07 is not it"), 2, "error: \\x1b]0;owned\\x07 is not it"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=["bug", "recursion", "memory", "torch's memory", "escapes", "interrupt"],
+)
+def test_whatever_is_left_is_one_line_and_debug_shows_where(error: BaseException, code: int, says: str) -> None:
+    with (
+        patch("foredraft.shapes.known_shapes", side_effect=error),
+        patch("foredraft.shapes.public.known_shapes", side_effect=error),
+    ):
+        done, debugged = foredraft("list", "models"), foredraft("list", "models", "--debug")
+    assert (done.returncode, debugged.returncode) == (code, code)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+    assert not done.stderr or done.stderr.splitlines()[0].startswith("error: ")
+    assert ("Traceback" in debugged.stderr) == (code != 130)
+    if code == 1:
+        assert "hint: report it" in done.stderr

@@ -1,8 +1,10 @@
 """Records: strict about keys and values, one-line errors that name file and field, files whole or not at all."""
 
+import gzip
 import json
 import math
 import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -224,3 +226,87 @@ def test_a_writer_that_opens_first_is_caught(tmp_path):
             file.write(msgspec.json.encode(object()))
 
     assert not survives(path, naive)
+
+
+def test_an_output_is_one_runs_at_a_time_and_leftovers_of_a_killed_one_go(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (tmp_path / ".run.99.partial").mkdir()
+    (out / ".metrics.99.partial").write_text("half")
+    (out / "metrics").write_text("whole")
+    with records.reserved(out):
+        assert [path.name for path in out.iterdir()] == ["metrics"]
+        with pytest.raises(ValueError, match=f"{out}: another run is at work on it"):
+            records.reserved(out)
+        with pytest.raises(ValueError, match="another run is at work"), records.whole_folder(out, replace=True):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no lock is left either
+    records.reserved(out).close()
+
+
+def test_a_folder_takes_the_place_of_another_once_it_is_whole_and_can_be_read_by_others(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    with pytest.raises(ValueError, match="exists already"), records.whole_folder(out):
+        pass
+    with pytest.raises(RuntimeError), records.whole_folder(out, replace=True) as folder:
+        raise RuntimeError
+    assert [path.name for path in out.iterdir()] == ["old"]
+    with records.whole_folder(out, replace=True) as folder:
+        for name, mode in (("weights", 0o600), ("serve.sh", 0o700)):
+            (folder / name).touch(mode=mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.name: path.stat().st_mode & 0o777 for path in out.iterdir()} == {
+        "weights": 0o666 & ~umask,
+        "serve.sh": (0o666 & ~umask) | 0o100,
+    }
+
+
+def test_a_disk_that_a_library_found_full_is_told_as_one(tmp_path):
+    """safetensors raises an error of its own."""
+
+    class LibraryError(Exception):
+        pass
+
+    def write():
+        with records.whole_folder(tmp_path / "out") as folder:
+            (folder / "half").touch()
+            raise LibraryError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="the disk is full") as caught:
+        write()
+    assert caught.value.filename == str(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 200 + b"]" * 200, "nested more than 100 deep"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"9" * 5000, "not valid JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
+    ],
+)
+def test_json_of_others_is_read_or_one_line(tmp_path, data, match):
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(ValueError, match=match) as caught:
+        records.read_json(tmp_path / "a.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: ")
+    (tmp_path / "a.json").write_text('{"a": [NaN, {"b": 1}]}')
+    assert records.read_json(tmp_path / "a.json")["a"][1] == {"b": 1}
+
+
+def test_what_unpacks_to_more_than_fits_is_one_line():
+    data = gzip.compress(b"\n" * 2**20)
+    assert len(records.gunzipped(data, Path("a.gz"), 2**20)) == 2**20
+    with pytest.raises(ValueError, match=r"a\.gz: unpacks to more than"):
+        records.gunzipped(data, Path("a.gz"), 2**20 - 1)
+
+
+def test_others_words_move_no_cursor():
+    assert records.visible("a\x1b]0;owned\x07\u202eb\tc\nd é") == "a\\x1b]0;owned\\x07\\u202eb\tc\nd é"

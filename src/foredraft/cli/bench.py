@@ -1,5 +1,6 @@
 """The verb `foredraft bench`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def bench(
         device=device,
     )
     prompts = asked(file, Skips("stop")) if file else [question_of(prompts_of(None, None))]
-    with progress_bar() as bar:
+    with records.reserved(out) if out else nullcontext(), progress_bar() as bar:
         task = bar.add_task("decoding", total=None)
         result = run(
             target, draft or ["ngram"], prompts[:num], settings, lambda total: bar.update(task, advance=1, total=total)

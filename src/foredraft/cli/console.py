@@ -32,7 +32,7 @@ def fail(error: BaseException, options: Mapping[str, str] | None = None) -> NoRe
 
     message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     field, space, rest = " ".join(message.split()).partition(" ")
-    print(f"error: {(options or {}).get(field, field)}{space}{visible(rest)}", file=sys.stderr)
+    print(f"error: {visible((options or {}).get(field, field))}{space}{visible(rest)}", file=sys.stderr)
     for hint in getattr(error, "__notes__", ()) or _usual_hints(error):
         print(f"\nhint: {visible(hint)}", file=sys.stderr)
     raise SystemExit(2)
@@ -165,7 +165,7 @@ def check_models(
     loaded; where not `gguf`, for a GGUF file too. `weights`: whether the target needs them.
     """
     from foredraft.kinds import NGRAM, parted
-    from foredraft.shapes import check_folder
+    from foredraft.shapes import check_folder, check_same_tokenizer
 
     check_folder(target, tokenizer=tokenizer, gguf=gguf, weights=weights)
     for draft in drafts:
@@ -173,6 +173,7 @@ def check_models(
         folder, _ = parted(folder or budget)
         if folder != NGRAM.name and not draft.startswith("@"):
             check_folder(folder, gguf=gguf)
+            check_same_tokenizer(target, folder)
 
 
 def refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:

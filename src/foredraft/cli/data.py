@@ -262,15 +262,18 @@ def _print_document(sample: "DocumentSample") -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from foredraft.records import visible
+
     console = Console(highlight=False, soft_wrap=True)
     last = sample.first + sum(piece.num_tokens for piece in sample.pieces)
     title = f"document {sample.document}: tokens {sample.first}…{last} of {sample.num_tokens:,}, {sample.predicted_tokens:,} to be predicted"
     console.print(Text(title, style="bold"))
     for piece in sample.pieces:
+        text = visible(piece.text)
         if piece.predicted:
-            console.print(Text(piece.text), end="")
+            console.print(Text(text), end="")
         else:
-            console.print(Text(piece.text, style="dim") if console.is_terminal else Text(f"⟦{piece.text}⟧"), end="")
+            console.print(Text(text, style="dim") if console.is_terminal else Text(f"⟦{text}⟧"), end="")
     console.print("\n")
 
 

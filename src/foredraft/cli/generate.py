@@ -133,10 +133,14 @@ def generate(
 
 
 def streamer(stats: bool) -> Any:
-    """Print pieces as they come; with --stats on a terminal, what a draft had right in green."""
+    """Print pieces as they come; on a terminal what would move its cursor is shown, and with --stats what a draft had right is green."""
+    from foredraft.records import visible
+
+    terminal = sys.stdout.isatty()
     colour = stats and sys.stdout.isatty()
 
     def show(_: int, piece: str, drafted: bool) -> None:
+        piece = visible(piece) if terminal else piece
         print(f"\033[32m{piece}\033[0m" if colour and drafted else piece, end="", flush=True)
 
     return show

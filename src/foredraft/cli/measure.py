@@ -77,6 +77,7 @@ def measure(
     """Measure TARGET alone and with each draft on the same prompts: acceptance, tokens per step, times, with intervals."""
     _check(ctx, target, draft or (), endpoint)
     from foredraft.data.sources import Skips
+    from foredraft.records import reserved
 
     skips = Skips(on_error)
     shared: dict[str, Any] = {
@@ -93,14 +94,16 @@ def measure(
             "model": model, "engine": engine, "method": method, "machine": machine, "command": command(), "dtype": dtype,
             "devices": devices, "draft": draft[0] if draft else None,
         }  # fmt: skip
-        rows = _of_server((endpoint, api_key, timeout), prompts, shared, skips, facts, num, out)
+        with reserved(out):
+            rows = _of_server((endpoint, api_key, timeout), prompts, shared, skips, facts, num, out)
     else:
         set_threads(threads)
         shared |= facts | {
             "batches": numbers(batch, int), "way": way, "rounds": rounds, "params": params, "num": num, "dtype": dtype or "float32",
             "device": device, "cache": kept,
         }  # fmt: skip
-        rows = _of_engine(target or "", draft or (), prompts, shared, skips, out, adaptive)
+        with reserved(out):
+            rows = _of_engine(target or "", draft or (), prompts, shared, skips, out, adaptive)
     if json:
         print_json(rows)
         return

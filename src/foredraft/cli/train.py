@@ -81,7 +81,7 @@ def train(
         if dry_run:
             from foredraft.train.needs import needs
 
-            estimate = needs(training, devices, target, choice)
+            estimate = needs(training, devices, target, choice, data or ())
             if devices.first:
                 _print(estimate, json)
             return
@@ -131,6 +131,8 @@ def _print(estimate: "Needs", json: bool) -> None:
         )
     for name, text in rows.items():
         print(f"{name:16} {text}")
+    for note in estimate.notes:
+        print(f"warning: {note}", file=sys.stderr)
 
 
 def _print_end(out: Path, state: "State", json: bool) -> None:

@@ -103,6 +103,8 @@ def copy_files(source: str | Path, folder: Path) -> None:
     """The tokenizer's files of `source` into `folder`."""
     for name in FILES:
         if (Path(source) / name).is_file():
+            if records.is_lfs(Path(source) / name):
+                raise records.lfs_pointer(Path(source) / name)
             shutil.copyfile(Path(source) / name, folder / name)
 
 

@@ -16,10 +16,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
 import numpy as np
 
-from foredraft.records import Record, read, require, with_hint
+from foredraft.records import Record, read, read_json, require, with_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +110,7 @@ class TokenFolder:
         tokens = _mapped(path / TOKENS, "<u2" if data.dtype == "uint16" else "<u4", data.num_tokens)
         mask = _mapped(path / MASK, "u1", data.num_tokens)
         offsets = _mapped(path / DOCUMENTS, "<i8", data.num_documents + 1)
-        if offsets[0] != 0 or offsets[-1] != data.num_tokens:
+        if offsets[0] != 0 or offsets[-1] != data.num_tokens or not (offsets[1:] > offsets[:-1]).all():
             raise ValueError(
                 f"{path / DOCUMENTS}: spans {offsets[0]}…{offsets[-1]}, {DATA} says 0…{data.num_tokens}; prepare the data again"
             )
@@ -211,13 +210,20 @@ def _same_ids(first: Path, second: Path) -> bool:
     if not first.is_file():
         return False
     parts = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
-    a, b = (msgspec.json.decode(path.read_bytes()) for path in (first, second))
+    a, b = map(_tokenizer_in, (first, second))
     return all(a.get(part) == b.get(part) for part in parts)
+
+
+def _tokenizer_in(path: Path) -> dict[str, Any]:
+    document = read_json(path)
+    if not (isinstance(document, dict) and isinstance(document.get("model", {}), dict)):
+        raise ValueError(f"{path}: expected a JSON object with a model; copy the tokenizer again")
+    return document
 
 
 def _vocabulary(path: Path) -> set[str]:
     """The words of a tokenizer.json, added ones included."""
-    tokenizer = msgspec.json.decode(path.read_bytes())
+    tokenizer = _tokenizer_in(path)
     words = tokenizer.get("model", {}).get("vocab", {})
     names = words if isinstance(words, dict) else (word[0] for word in words)  # a Unigram model lists [word, score]
     return {*names, *(token["content"] for token in tokenizer.get("added_tokens", ()))}

@@ -24,7 +24,7 @@ from foredraft.decode.sampling import argmax
 from foredraft.decode.verify import Verdict, depths, verify_greedy, verify_rows, verify_tree
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed
-from foredraft.records import StepRecord
+from foredraft.records import StepRecord, with_hint
 
 PROMPT_TOKENS = 2**16  # of a pass over several prompts on a GPU, padding included
 SHARED_ROWS = 16  # the share of rows, one of so many, that is left free until prompts are read together
@@ -81,9 +81,12 @@ class Engine:
         """Queue a request; `on_tokens` gets what each step emits. Raises ValueError where it cannot fit or holds unknown tokens."""
         needed, vocabulary = len(request.prompt) + request.max_tokens, self.target.shape.vocab_size
         if needed > self.max_context:
-            raise ValueError(
+            error = ValueError(
                 f"prompt ({len(request.prompt)}) and max_tokens ({request.max_tokens}) need {needed} tokens, max_context is {self.max_context}"
             )
+            longest = self.target.shape.max_position_embeddings or self.max_context
+            more = f"--context {needed} (the model goes up to {longest:,}), or " if needed <= longest else ""
+            raise with_hint(error, f"{more}lower --max-tokens, or a shorter prompt")
         if not all(0 <= token < vocabulary for token in request.prompt):
             raise ValueError(f"prompt holds a token outside the vocabulary of {vocabulary}")
         self._count += 1

@@ -15,7 +15,7 @@ from foredraft.models.decoder import INIT_STD
 from foredraft.models.layers import ModelConfig
 from foredraft.models.load import stored_name
 from foredraft.models.rope import Rope, rope_to_config
-from foredraft.records import write
+from foredraft.records import make_readable, write
 from foredraft.shapes import Shape
 from foredraft.shapes.absent import SINGLE
 from foredraft.shapes.families import prefixes, runnable
@@ -32,6 +32,7 @@ def save(
     partial = folder / f".{SINGLE}.partial"
     try:
         safetensors.torch.save_file(tensors, partial, {"format": "pt"})
+        make_readable(partial)
         partial.replace(folder / SINGLE)
     finally:
         partial.unlink(missing_ok=True)

@@ -137,6 +137,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    if not isinstance(config.get("architectures", []), list | None):
+        raise ValueError(f"{path}: architectures must be a list of names, got {config['architectures']!r:.60}")
     return config
 
 

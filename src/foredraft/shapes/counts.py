@@ -20,6 +20,13 @@ class MtpLayers(NamedTuple):
     params: int
 
 
+# Far beyond any transformer published; what is larger is a mistake, and would take memory and minutes to be found one.
+MOST_SIZES = {
+    "hidden_size": 2**24, "num_heads": 2**24, "num_kv_heads": 2**24, "head_dim": 2**20, "intermediate_size": 2**24, "vocab_size": 2**26,
+    "max_position_embeddings": 2**27,
+}  # fmt: skip
+
+
 class Shape(Record, frozen=True, dict=True):
     """What a transformer is made of. Sizes as in a Hugging Face `config.json`; `family` is its model_type.
 
@@ -93,6 +100,9 @@ class Shape(Record, frozen=True, dict=True):
                 "vision_params",
             ),
         )  # fmt: skip
+        for name, most in MOST_SIZES.items():
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(f"{name} must be at most {most:,}, got {getattr(self, name):,}")
         if self.num_layers > MOST_LAYERS:
             raise ValueError(f"num_layers must be at most {MOST_LAYERS:,}, got {self.num_layers:,}")
         if self.num_heads % self.num_kv_heads:

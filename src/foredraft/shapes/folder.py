@@ -5,7 +5,7 @@ Promises: what is missing is one line, in a moment. Refuses to know: tensors, to
 
 from pathlib import Path
 
-from foredraft.records import is_lfs, lfs_pointer, with_hint
+from foredraft.records import is_lfs, lfs_pointer, read_json, with_hint
 from foredraft.shapes.absent import ADAPTER, adapter, download, is_hub_id, missing_weights, no_folder
 from foredraft.shapes.config import read_config
 from foredraft.shapes.gguf import is_gguf
@@ -33,6 +33,34 @@ def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = Fa
         raise problem
     if tokenizer:
         check_tokenizer(folder)
+
+
+SAME_IDS = 0.99  # share of the ids that both have which must stand for one word: some special tokens go by other names
+
+
+def check_same_tokenizer(target: str | Path, draft: str | Path) -> None:
+    """Raise ValueError where the tokenizer.json of a draft's folder gives the ids of its target's to other words; nothing is said of folders
+    that have none, or list no words.
+    """
+    files = [Path(folder) / TOKENIZER_FILES[0] for folder in (target, draft)]
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return
+    theirs, ours = map(vocabulary_in, files)
+    shared = (theirs or {}).keys() & (ours or {}).keys()
+    if theirs and ours and (same := sum(theirs[i] == ours[i] for i in shared)) < SAME_IDS * len(shared):
+        error = ValueError(f"draft {draft}: its tokenizer is not the target's: {len(shared) - same:,} of {len(shared):,} ids are other words")
+        raise with_hint(error, "use a draft made for this target; a copied tokenizer.json would not mend it")
+
+
+def vocabulary_in(file: Path) -> dict[int, str] | None:
+    """The words of a tokenizer.json by their ids; None where it lists none. Raises ValueError where it is no JSON."""
+    try:
+        document = read_json(file)
+        words = document["model"]["vocab"]
+        by_id = {i: word for word, i in words.items()} if isinstance(words, dict) else dict(enumerate(word for word, *_ in words))
+        return by_id | {token["id"]: token["content"] for token in document.get("added_tokens") or ()}
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -6,8 +6,12 @@ as the loop holds them in eager mode, with room for what is not counted.
 Promises: nothing is written or trained. Refuses to know: laws (what a plan expects is in the recipe).
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from foredraft.data.tokens import TokenFolder
 from foredraft.hardware import matmul_rate
 from foredraft.recipe import Prediction, Recipe
 from foredraft.records import Estimate, Record
@@ -23,12 +27,14 @@ from foredraft.train.optimiser import MOMENTS
 # Share of the ceiling that training reaches: from small models in eager mode to large or compiled ones (results/train_speed.json).
 SHARES = 0.25, 0.45, 0.6
 ROOM = 1.6  # peaks were 1.11 to 1.54 times the count (five kinds of run, results/head_speed.json)
+MOST_PASSES = 4  # over the same tokens, beyond which more passes bring little (arXiv 2305.16264)
 FLOAT = bytes_per_value("float32")
 
 
 class Needs(Record, frozen=True):
     """Per run, `memory_bytes` per device. `time_s` assumes `SHARES` of `ceiling_flops_per_s`, one device's measured rate.
 
+    `notes`: what does not suit the data.
     `steps` are optimiser steps, `tokens` all positions fed. `disk_bytes`: checkpoints at their most, and exports.
     """
 
@@ -44,10 +50,15 @@ class Needs(Record, frozen=True):
     devices: int
     time_s: Estimate
     predicted: Prediction | None = None
+    notes: tuple[str, ...] = ()
 
 
-def needs(recipe: Recipe, devices: Devices, target: Path | None = None, teacher: TeacherChoice | None = None) -> Needs:
-    """Raises ValueError where the recipe needs a target and has none, or a batch does not spread over the devices."""
+def needs(
+    recipe: Recipe, devices: Devices, target: Path | None = None, teacher: TeacherChoice | None = None, data: Sequence[Path] = ()
+) -> Needs:  # fmt: skip
+    """What `recipe` needs; of `data`, token folders as in `launch`, only sizes are looked at.
+
+    Raises ValueError where the recipe needs a target and has none, or a batch does not spread over the devices."""
     trainee = trainee_of(recipe, target, teacher)
     trained, frozen = trainee.shape, trainee.target.shape if trainee.target else None
     flops = sum(stage.steps * stage.tokens_per_step * trainee.flops_per_token(stage.length) for stage in recipe.stages)
@@ -57,9 +68,29 @@ def needs(recipe: Recipe, devices: Devices, target: Path | None = None, teacher:
         params=trained.params, frozen_params=frozen.params if frozen else 0, tokens=recipe.tokens,
         steps=sum(stage.steps for stage in recipe.stages), flops_per_token=flops / recipe.tokens, flops=flops,
         memory_bytes=memory(trainee, devices), disk_bytes=disk(recipe, trained), devices=devices.world,
-        ceiling_flops_per_s=rate, predicted=recipe.predicted,
+        ceiling_flops_per_s=rate, predicted=recipe.predicted, notes=tuple(_notes(recipe, frozen or trained, data)),
         time_s=Estimate(value=times[1], low=times[2], high=times[0], unit="s", source="share of the measured rate"),
     )  # fmt: skip
+
+
+def _notes(recipe: Recipe, read_by: Shape, data: Sequence[Path]) -> Iterator[str]:
+    """In words, for each stage: windows longer than the context or than documents, and many passes over few tokens."""
+    context = read_by.max_position_embeddings
+    for i, stage in enumerate(recipe.stages):
+        where = f"stages[{i}]: " if len(recipe.stages) > 1 else ""
+        if context and stage.length > context:
+            yield f"{where}windows of {stage.length:,} tokens are longer than the context of {read_by.name}, {context:,}: lower length"
+        path = Path(stage.data) if stage.data else data[min(i, len(data) - 1)] if data else None
+        if path is None:
+            continue
+        folder = TokenFolder.open(path)
+        median = float(np.median(np.diff(folder.offsets)))
+        if stage.length > median:
+            joined = "" if recipe.within_documents else ", which see one another unless within_documents is true"
+            holds = f"a window of {stage.length:,} holds about {stage.length / median:,.1f} of them"
+            yield f"{where}documents of {path.name} have {median:,.0f} tokens at the median: {holds}{joined}"
+        if (passes := stage.tokens / folder.data.num_tokens) > MOST_PASSES:
+            yield f"{where}{passes:,.0f} passes over {folder.data.num_tokens:,} tokens of {path.name}: prepare more of them, or lower tokens"
 
 
 def memory(trainee: Trainee, devices: Devices) -> float:

@@ -1,0 +1,201 @@
+"""Files and folders as they should not be: one line, nothing lost, nothing run."""
+
+import gzip
+import json
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fuzz import READERS, here, tried, write_base
+
+from foredraft import records
+from foredraft.data import files
+from foredraft.data.sources import Skips, origins, read
+from foredraft.decode.proposals import Budget
+from foredraft.models import load
+from foredraft.teacher.cache import fingerprint
+from foredraft.text import load_engine
+from foredraft.tokenization import template_errors
+from foredraft.train import needs
+from foredraft.train.checkpoints import OPTIMISER, Checkpoints
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "base"
+    write_base(folder)
+    return folder
+
+
+def test_damaged_files_end_in_a_line_or_are_read(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 1; 26 of them, each kind of file once. `fuzz.py` tries as many as one has time for."""
+    monkeypatch.setattr(needs, "matmul_rate", lambda *_: 1e9)
+    draw = random.Random(1)
+
+    def late(*_: object) -> None:
+        raise AssertionError("no end within 20 s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        for i in range(len(READERS)):
+            signal.alarm(20)
+            verdict = tried(base, tmp_path / "out", READERS[i], draw, here)
+            assert verdict.fault is None, verdict
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+MALFORMED = {
+    "tokenizer.json": ('{"model": {"type": "Nope"}, "added_tokens": []}', "[]", "null", '{"a":'),
+    "tokenizer_config.json": ("[]", '{"tokenizer_class": 5}', '{"eos_token": {"a": 1}}', '{"auto_map": {"AutoTokenizer": ["evil.Tok", null]}}'),
+    "config.json": ("[" * 5000, '{"model_type": "llama", "mlp_bias": 0}'),
+    "generation_config.json": ("[]", '{"eos_token_id": {"a": [1]}}', '{"eos_token_id": "x"}'),
+    "chat_template.jinja": (
+        "{{ raise_exception('\x1b[2J no') }}", "{% if %}", "{{ a.b.c }}", "{{ 1/0 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", MALFORMED)
+def test_a_malformed_file_beside_the_weights_is_one_line(cli: Cli, base: Path, tmp_path: Path, file: str) -> None:
+    target = tmp_path / "target"
+    shutil.copytree(base / "target", target)
+    for text in MALFORMED[file]:
+        (target / file).write_text(text)
+        done = cli("generate", target, "hi", "--chat", "always", "--max-tokens", "1", "--no-stream")
+        errors = done.stderr.splitlines()
+        assert done.returncode == 2, (text, done.stderr)
+        assert errors[0].startswith("error: "), (text, done.stderr)
+        assert "bug" not in done.stderr
+        assert "\x1b" not in done.stderr
+        assert file == "chat_template.jinja" or str(target) in errors[0], done.stderr
+
+
+def test_a_template_that_fails_in_any_way_is_one_line() -> None:
+    for error in (ZeroDivisionError(), RecursionError("deep"), MemoryError(), OverflowError("too big"), KeyError("x")):
+        with pytest.raises(ValueError, match=r"^the chat template fails: [^\n]+$"), template_errors():
+            raise error
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_what_unpacks_to_far_more_than_text_does_is_named(
+    packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    monkeypatch.setattr(files, "SPARE", 2**19)
+    path = tmp_path / f"a.jsonl.{packing}"
+    text = b'{"text": "fine"}\n' + b"\n" * 2**22
+    path.write_bytes(gzip.compress(text) if packing == "gz" else zstandard.ZstdCompressor().compress(text))
+    skips = Skips("skip")
+    rows = [document.text for origin in origins([str(path)]) for document in read(origin, "text", skips)]
+    assert (rows, skips.count) == (["fine"], 1)
+    assert "unpacks to more than 200 times its size" in skips.named[0]
+
+
+def test_a_line_that_is_too_long_is_named_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LINE_BYTES", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one", "x" * 5000, "three")))
+    skips = Skips("skip")
+    rows = [document.text for origin in origins([str(path)]) for document in read(origin, "text", skips)]
+    assert rows == ["one", "three"]
+    assert skips.named == [f"{path}:2: longer than 1,000 bytes"]
+
+
+def test_a_tree_may_extend_more_nodes_than_a_step_verifies(cli: Cli, base: Path) -> None:
+    """Its extended nodes take slots behind the context: 64 of a level, 13 levels."""
+    assert Budget(14, 64, 64).extended == 64 * 13
+    words = ("--tree", "64,64", "--lookahead", "14", "--context", "40", "--max-tokens", "20", "--no-stream")
+    plain = cli("generate", base / "target", "once", *words[4:])
+    drafted = cli("generate", base / "target", "once", "--draft", base / "head", *words)
+    assert (drafted.returncode, drafted.stdout) == (0, plain.stdout), drafted.stderr
+
+
+def test_a_fingerprint_is_of_every_value(base: Path) -> None:
+    model = load(base / "target")
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.layers[3].mlp.down_proj.weight[-1, -1] += 1e-3
+    assert fingerprint(model) != before
+
+
+def test_another_tokenizer_is_told_in_every_verb(cli: Cli, base: Path, tmp_path: Path) -> None:
+    target, draft, prompts = base / "target", tmp_path / "draft", base / "prompts.jsonl"
+    shutil.copytree(base / "head", draft)
+    document = json.loads((target / "tokenizer.json").read_bytes())
+    words = document["model"]["vocab"]
+    document["model"]["vocab"] = dict(zip(words, reversed(words.values()), strict=True))
+    (draft / "tokenizer.json").write_text(json.dumps(document))
+    for verb in (
+        ("generate", target, "hi", "--draft", draft), ("bench", target, "--draft", f"{draft}@3", "--file", prompts),
+        ("measure", target, "--draft", f"{draft}@3", "--prompts", prompts, "--out", tmp_path / "out"),
+        ("data", "regenerate", prompts, "--target", target, "--draft", draft, "--out", tmp_path / "a.jsonl"),
+        ("deploy", draft, "--target", target, "--out", tmp_path / "out"),
+    ):  # fmt: skip
+        done = cli(*verb)
+        assert done.returncode == 2, verb
+        assert "its tokenizer is not the target's" in done.stderr, (verb, done.stderr)
+
+
+def test_a_dry_run_sees_its_data(cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "matmul_rate", lambda *_: 1e9)
+    stage = {"tokens": 512 * 400, "length": 512, "batch": 4}
+    (tmp_path / "recipe.json").write_text(json.dumps({"model": {"kind": "eagle3"}, "stages": [stage]}))
+    words = ("train", tmp_path / "recipe.json", "--dry-run", "--target", base / "target")
+    done = cli(*words, "--data", base / "tokens")
+    assert done.returncode == 0
+    assert "windows of 512 tokens are longer than the context of target, 256" in done.stderr
+    assert "at the median: a window of 512 holds about" in done.stderr
+    assert " passes over " in done.stderr
+    assert "median" not in cli(*words).stderr
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    from foredraft.recipe import Eagle3, Recipe, Stage
+    from foredraft.train.checkpoints import STATE, State
+
+    state = State(recipe=Recipe(model=Eagle3(), stages=(Stage(tokens=1e6),)), data=())
+    for step in (1, 2, 3):
+        folder = tmp_path / f"step-{step:08}"
+        folder.mkdir()
+        for name in ("model.safetensors", OPTIMISER):
+            save_file({"a": torch.ones(4)}, folder / name)
+        records.write(folder / STATE, state)
+    checkpoints = Checkpoints(tmp_path, 3)
+    assert checkpoints.newest_whole() == checkpoints.list()[-1]
+    (tmp_path / "step-00000003" / "model.safetensors").write_bytes(b"cut")
+    (tmp_path / "step-00000002" / STATE).write_text("{")
+    first = checkpoints.list()[0]
+    assert checkpoints.newest_whole() == first
+    assert capsys.readouterr().err.count("set aside, going on from") == 2
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "damaged-step-00000002",
+        "damaged-step-00000003",
+        "step-00000001",
+    ]
+    (first.folder / OPTIMISER).unlink()
+    with pytest.raises(ValueError, match="no checkpoint before it is whole"):
+        checkpoints.newest_whole()
+
+
+def test_what_is_exported_can_be_read_by_others(base: Path) -> None:
+    assert (base / "target" / "model.safetensors").stat().st_mode & 0o777 == (
+        base / "recipe.json"
+    ).stat().st_mode & 0o777
+
+
+def test_a_cache_that_does_not_fit_is_one_line(base: Path) -> None:
+    with pytest.raises(ValueError, match="lower --batch or --context"):
+        load_engine(base / "target", max_context=10**8, max_batch=2**12)
