@@ -71,7 +71,7 @@ def test_what_was_counted_goes_before_the_law():
     assert sized.choice.draft_vocab == sizes(49152)[-1] == 1536
 
 
-@pytest.mark.parametrize("kind", [kinds.EAGLE, kinds.EAGLE3], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [kinds.EAGLE, kinds.EAGLE3, kinds.DFLASH, kinds.DSPARK], ids=lambda kind: kind.name)
 def test_the_size_that_is_planned_is_the_fastest_of_those_tried(kind):
     """On a laptop the LM head of 49,152 words is most of a head's pass, and fewer words pay; draws and counts follow the size."""
     before = head(kind)
@@ -94,6 +94,9 @@ def test_the_size_that_is_planned_is_the_fastest_of_those_tried(kind):
 def test_a_vocabulary_is_no_dial_where_no_engine_or_no_training_makes_it_one():
     before = head(kinds.EAGLE)
     assert with_draft_vocabularies(problem("vllm"), [before]) == [before]
+    block = head(kinds.DSPARK)
+    assert with_draft_vocabularies(problem("sglang"), [block]) == [block]
+    assert with_draft_vocabularies(problem("vllm"), [block])[0].choice.draft_vocab is not None
     public = replace(before, choice=msgspec.structs.replace(before.choice, training_flops=0.0))
     assert with_draft_vocabularies(problem(), [public]) == [public]
     small = msgspec.structs.replace(TARGET, vocab_size=4096)

@@ -14,7 +14,7 @@ class Foredraft(ServingEngine):
     name, label = "foredraft", "Foredraft"
     trees = True
     looks_up = True
-    draft_vocabularies: ClassVar = frozenset({"eagle3", "eagle", "lm"})
+    draft_vocabularies: ClassVar = frozenset({"eagle3", "eagle", "dflash", "dspark", "lm"})
 
     def adaptive(self, kind: Kind) -> Adaptive | None:
         """Of drafts that are models: as far as their confidence pays, position by position."""

@@ -77,6 +77,9 @@ _DRAFTED = "vllm:spec_decode_num_"
 class VLLM(ServingEngine):
     name, label = "vllm", "vLLM"
 
+    draft_vocabularies: ClassVar = frozenset(
+        {"eagle3", "dflash", "dspark"}
+    )  # all by d2t and an LM head of the words in their file
     maps_vocabularies = True
 
     def adaptive(self, kind: Kind) -> Adaptive | None:
