@@ -44,7 +44,7 @@ class DraftHead(nn.Module, ABC):
     layout: HeadLayout  # of the flat format, where nobody asks for another
     d2t: Tensor | None
     t2d: Tensor | None
-    fc: Linear | None  # None: the target's last hidden state enters as it is
+    fc: Any  # a Linear; None: the target's last hidden state enters as it is
     layers: nn.ModuleList
     norm: nn.Module
 

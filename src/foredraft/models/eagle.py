@@ -38,7 +38,7 @@ class EagleHead(TokenHead):
         super().__init__(shape, config, target, (target.shape.num_layers,), own_embedding, d2t)
         if d2t is not None:
             self.layout = CUT_LAYOUT
-        self.fc: Linear = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
+        self.fc = Linear(2 * shape.hidden_size, shape.hidden_size, bias=fc_bias)
         self.layers = nn.ModuleList(Layer(shape, config, i, input_norm=i > 0) for i in range(shape.num_layers))
         self.norm = nn.Identity()
 
