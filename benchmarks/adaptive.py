@@ -21,13 +21,14 @@ from foredraft import records, text
 from foredraft.data.prompts import read_questions
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
-from foredraft.decode.lengths import LengthRule, fixed_rates, packs, rule_rate
+from foredraft.decode.lengths import LengthRule, fixed_rates, rule_rate
 from foredraft.decode.sampling import Sampling
 from foredraft.laws.adaptive import best_stopping, in_common, seen_survival
 from foredraft.measure.bootstrap import ratio
 from foredraft.measure.configurations import PLAIN, configurations_on, spec_of
 from foredraft.measure.lengths import learn
 from foredraft.measure.live import TIMES, Decoding, decode_in_turn
+from foredraft.models import kernels
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
 from foredraft.records import DraftLengths
@@ -106,20 +107,20 @@ def _raced(
         spec_of(f"{folder}@{max(lengths)}")._replace(name="adaptive"),
     )
     arms = configurations_on(model, [*specs, adaptive], batch, _context(requests))
-    arms[-1].engine.lengths = LengthRule(measured, packs(model))
+    arms[-1].engine.lengths = LengthRule(measured, kernels.most_rows(model))
     decodings = decode_in_turn({arm.spec.name: arm.engine for arm in arms}, requests, batch, rounds=rounds)
     num_of = {PLAIN: 0} | {spec.name: num for spec, num in zip(specs, lengths, strict=True)}
     speeds = {str(num_of.get(name, name)): _speed(decoding) for name, decoding in decodings.items()}
     best = max(num_of, key=lambda name: speeds[str(num_of[name])])
     confidence, counts = measured.confidences[0], decodings["adaptive"].counts
-    fixed = fixed_rates(confidence, batch)
+    fixed, steps = fixed_rates(confidence, batch), sum(c.steps for c in counts)
     raced = [0, *lengths]
     return {
         "batch": batch, "tok_s": speeds, "best_fixed": num_of[best], "gain": _gain(decodings["adaptive"], decodings[best]),
         "predicted_best": raced[int(fixed[raced].argmax())],
         "predicted_gain": max(rule_rate(confidence, batch), float(fixed.max())) / float(fixed[raced].max()) - 1,
-        "gain_by_law": _by_law(measured, batch) - 1, "drafted_per_step": sum(c.drafted for c in counts) / sum(c.steps for c in counts),
-        "tokens_per_step": sum(c.emitted for c in counts) / sum(c.steps for c in counts), "auc": confidence.auc,
+        "gain_by_law": _by_law(measured, batch, kernels.most_rows(model)) - 1, "drafted_per_step": sum(c.drafted for c in counts) / steps,
+        "tokens_per_step": sum(c.emitted for c in counts) / steps, "auc": confidence.auc,
         "same_tokens": all(decoding.answers == decodings[PLAIN].answers for decoding in decodings.values()),
     }  # fmt: skip
 
@@ -137,16 +138,16 @@ def _gain(adaptive: Decoding, fixed: Decoding) -> Any:
     return ratio(a / b, np.ones_like(a), "× the best fixed length", "benchmarks/adaptive.py")
 
 
-def _by_law(measured: DraftLengths, batch: int) -> float:
+def _by_law(measured: DraftLengths, batch: int, packed: int) -> float:
     """What a plan's law makes of the confidence's spread at the measured times: over the best fixed length, 0 among them."""
-    confidence, rule = measured.confidences[0], LengthRule(measured)
+    confidence, rule = measured.confidences[0], LengthRule(measured, packed)
     counts = np.arange(measured.lookahead + 1)
     verify_s, (whole, each) = rule.times.of_pass(batch * (1 + counts)) + 0.0, rule.times.of_drafting(batch)
     survival = np.minimum.accumulate(np.clip(confidence.survival, 1e-6, 1 - 1e-6))[None]
     tau = 1 + np.concatenate([[0.0], np.cumsum(survival[0])])
     fixed = (tau / (verify_s + np.where(counts > 0, whole + each * counts, 0.0))).max()
     seen = seen_survival(survival, confidence.shared_sd, confidence.single_sd, steps=256)
-    pad = packs(None) is False
+    pad = not rule.times.packs(batch, measured.lookahead)
     spent = best_stopping(
         in_common(seen, batch) if pad else seen, verify_s[None] + whole, np.array([each]), 1 if pad else batch
     )

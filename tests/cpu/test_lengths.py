@@ -27,6 +27,8 @@ from foredraft.decode.verify import verify_rows
 from foredraft.measure import lengths as measuring
 from foredraft.measure.configurations import DraftSpec, EngineConfiguration, spec_of
 from foredraft.measure.lengths import Judged, Recorder, fixed_rates, held_out_auc, learn, replayed_rate, weights_of
+from foredraft.models import kernels
+from foredraft.models.forward import causal_mask
 from foredraft.records import Confidence, DraftLengths, Provenance, StepCosts, write
 
 LOOKAHEAD, TOKENS = 4, 14
@@ -79,7 +81,7 @@ def plain(source: Any) -> list[list[int]]:
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_greedy_is_token_for_token_that_of_the_target(name: str):
     """In batches of three of which some end and others enter, down to one alone; lengths differ between steps."""
-    source, engine = engine_with(name, 3, LengthRule(lengths_of()))
+    source, engine = engine_with(name, 3, LengthRule(lengths_of(), 99))
     sequences = [engine.add(Request(prompt=prompt, max_tokens=TOKENS)) for prompt in source.PROMPTS]
     steps = list(engine.run())
     assert [sequence.answer for sequence in sequences] == plain(source)
@@ -123,6 +125,47 @@ def test_sequences_of_a_batch_may_have_different_lengths(name: str, temperature:
     assert all(len(sequence.answer) == TOKENS for sequence in sequences)
     if not temperature:
         assert [sequence.answer for sequence in sequences] == plain(source)
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason="no C compiler: passes are padded")
+@pytest.mark.parametrize("name", ["near", "eagle3"])
+def test_a_pass_over_what_is_verified_alone_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Drawn answers, which hang on every bit of p and of the hidden states that a head reads, are those of padded passes."""
+    sizes, (source, packed), (_, padded) = [], engine_with(name, 3, ByTurns()), engine_with(name, 3, ByTurns())
+    whole = packed._score_packed
+
+    def watched(nodes: Any, *more: Any) -> Any:
+        sizes.append(len(nodes[0]))
+        return whole(nodes, *more)
+
+    monkeypatch.setattr(packed, "_score_packed", watched)
+    monkeypatch.setattr(padded, "_packs", lambda nodes, padded: False)
+    asked = [
+        Request(prompt=prompt, max_tokens=TOKENS, sampling=Sampling(temperature=0.8, seed=i))
+        for i, prompt in enumerate(source.PROMPTS)
+    ]
+    answers = [[sequence.answer for sequence in engine.generate(asked)] for engine in (packed, padded)]
+    assert answers[0] == answers[1]
+    assert len(set(sizes)) > 2
+
+
+@pytest.mark.parametrize("by_kernel", [True, False], ids=["kernels", "torch"])
+def test_single_tokens_read_and_write_the_rows_that_they_are_told(by_kernel: bool):
+    """Three tokens of one sequence and one of another as four sequences of a pass: the logits of both padded; a row that is none is refused."""
+    tokens, model = torch.tensor([[3, 1, 4], [1, 5, 9]]), of_tokens.TARGET
+    slots, nodes = torch.arange(3).expand(2, 3), (torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2, 0]))
+    with torch.inference_mode() if by_kernel else torch.enable_grad():  # our kernels run where nothing is learned
+        cache = model.new_cache(2, 8)
+        whole = model(tokens, slots, cache, slots, causal_mask(slots, 3)).logits_BTV
+        picked = [part[nodes][:, None] for part in (tokens, slots, causal_mask(slots, 3))]
+        alone = model(picked[0], picked[1], model.new_cache(2, 8).of_rows(nodes[0]), picked[1], picked[2]).logits_BTV
+        assert whole is not None
+        assert alone is not None
+        torch.testing.assert_close(
+            alone[:, 0], whole[nodes], rtol=0 if by_kernel else 1e-4, atol=0 if by_kernel else 1e-5
+        )
+        with pytest.raises((ValueError, IndexError, AssertionError, RuntimeError)):
+            model(picked[0], picked[1], cache.of_rows(nodes[0] + 1), picked[1], picked[2])
 
 
 # Drawn chains, enumerated
@@ -177,7 +220,7 @@ def test_a_drawn_step_of_adaptive_length_is_enumerated_to_the_targets_distributi
             Regime(
                 [confidence(here=(0.0, 1.0, 0.0, 0.0), ahead=(9.0, 0.0, 0.0, 0.0))],
                 1.0,
-                PassTimes(costs, packs=True),
+                PassTimes(costs, packed=99),
                 k,
             )
         )
@@ -271,7 +314,7 @@ def test_replayed_the_rule_is_ahead_of_every_fixed_length_where_passes_cost_and_
         (False, 8, 0.05, 0.99),
         (True, 1, 0.0, 0.99),
     ):
-        times = PassTimes(StepCosts({num: 1 + token_s * num for num in (1, 64)}, {1: (0.02, 0.02)}), packs)
+        times = PassTimes(StepCosts({num: 1 + token_s * num for num in (1, 64)}, {1: (0.02, 0.02)}), 99 * packs)
         best = max(fixed_rates(judged, times, batch))
         rate = replayed_rate(confidence(here=here, ahead=ahead), judged, times, batch, best)
         assert rate > least * best, (packs, batch, token_s, rate / best)
@@ -341,6 +384,6 @@ def test_trees_do_not_adapt():
             of_tokens.TARGET,
             of_tokens.headed("eagle3"),
             lookahead=Budget(4, 3, 10),
-            lengths=LengthRule(lengths_of()),
+            lengths=LengthRule(lengths_of(), 99),
             max_context=128,
         )

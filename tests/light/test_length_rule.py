@@ -42,7 +42,7 @@ def confidence(weight: float = 1.0, **changes: Any) -> Confidence:
 def regime(batch: int, rate: float = 1.0, packs: bool = True, token_s: float = 0.1, most: int = K) -> Regime:
     """A token more of a pass costs `token_s` of a token at a rate of 1, and more the more there are; a position drafted next to nothing."""
     passes = {num: 1 + token_s * num + 0.02 * num**2 for num in range(1, 30)}
-    return Regime([confidence()] * batch, rate, PassTimes(StepCosts(passes, {1: (0.1, 0.01)}), packs), most)
+    return Regime([confidence()] * batch, rate, PassTimes(StepCosts(passes, {1: (0.1, 0.01)}), 99 * packs), most)
 
 
 def logit(p: Fraction) -> float:
@@ -191,7 +191,7 @@ def test_lengths_are_the_best_of_all_assignments():
     rule sees all of them.
     """
     told = np.array([[3.0, 2.0, 2.0], [1.0, 0.0, -1.0], [-2.0, 1.0, 1.0], [4.0, -3.0, 1.0]])
-    times = PassTimes(StepCosts({num: 1 + 0.3 * num for num in range(1, 5)}, {1: (0.1, 0.0)}), packs=True)
+    times = PassTimes(StepCosts({num: 1 + 0.3 * num for num in range(1, 5)}, {1: (0.1, 0.0)}), packed=99)
     best = max(rate_of(told, np.array(each), times) for each in product(range(4), repeat=4))
     rate = 0.5
     for _ in range(8):
@@ -207,7 +207,7 @@ def test_lengths_are_the_best_of_all_assignments():
 
 def test_drafting_stops_where_another_position_costs_more_than_it_promises():
     def positions(each_s: float) -> int:
-        times = PassTimes(StepCosts({1: 1.0, 9: 1.08}, {1: (0.0, each_s)}), packs=True)
+        times = PassTimes(StepCosts({1: 1.0, 9: 1.08}, {1: (0.0, each_s)}), packed=99)
         choice, num = Choice(Regime([confidence()], 1.0, times, 8)), 1
         while choice.tell([1.0]):
             num += 1
@@ -229,12 +229,12 @@ def test_a_batch_takes_its_surest_tokens_first_and_padding_takes_all_or_none():
 
 def test_a_step_in_the_times_is_passed_by_several_tokens_together():
     """Passes of up to 4 tokens cost the same, of 5 to 8 twice as much: each of the four behind the step bears a share of it."""
-    times = PassTimes(StepCosts({1: 1.0, 4: 1.0, 5: 2.0, 8: 2.0}, {1: (0.0, 0.0)}), packs=True)
+    times = PassTimes(StepCosts({1: 1.0, 4: 1.0, 5: 2.0, 8: 2.0}, {1: (0.0, 0.0)}), packed=99)
     added = times.added(1, 7)
     assert added[:3].tolist() == [0, 0, 0]
     assert added[3:] == pytest.approx([0.25] * 4)
     assert (np.diff(added) >= -1e-12).all()
-    noisy = PassTimes(StepCosts({1: 1.2, 2: 1.0, 3: 1.5}, {1: (0.0, 0.0)}), packs=True)
+    noisy = PassTimes(StepCosts({1: 1.2, 2: 1.0, 3: 1.5}, {1: (0.0, 0.0)}), packed=99)
     assert noisy.of_pass([1, 2, 3, 4]).tolist() == pytest.approx([1.0, 1.0, 1.5, 2.0])
 
 
@@ -247,11 +247,11 @@ def measured(rates: dict[int, float], fixed: dict[int, tuple[float, ...]]) -> Dr
 
 
 def test_where_a_fixed_length_was_faster_that_is_taken_and_where_none_pays_nothing_is_drafted():
-    rule = LengthRule(measured({1: 2.0, 8: 8.0}, {1: (1.0, 1.5, 1.8, 1.7), 8: (9.0, 6.0, 4.0, 3.0)}), packs=True)
+    rule = LengthRule(measured({1: 2.0, 8: 8.0}, {1: (1.0, 1.5, 1.8, 1.7), 8: (9.0, 6.0, 4.0, 3.0)}), packed=99)
     assert isinstance(rule.begin([0.0], 3), Choice)
     assert rule.begin([0.0] * 8, 3) == 0
     assert rule.begin([1.0], 3) == 0  # by what was measured at that temperature
-    shorter = LengthRule(measured({1: 1.0}, {1: (1.0, 1.5, 1.8, 1.7)}), packs=True)
+    shorter = LengthRule(measured({1: 1.0}, {1: (1.0, 1.5, 1.8, 1.7)}), packed=99)
     assert shorter.begin([0.0], 3) == 2
     assert shorter.begin([0.0], 1) == 1
     with pytest.raises(ValueError, match="lookahead 4 is more than the 3 positions"):

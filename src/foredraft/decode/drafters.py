@@ -64,7 +64,7 @@ def rule_for(target: Decoder, draft: str) -> LengthRule | None:
             ),
             "measure again with --adaptive: what passes cost is another",
         )
-    return LengthRule(measured)
+    return LengthRule(measured, kernels.most_rows(target))
 
 
 def machine_name(device: torch.device) -> str:

@@ -22,6 +22,8 @@ from foredraft.decode.lengths import Lengths
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line, shortened
 from foredraft.decode.sampling import argmax
 from foredraft.decode.verify import Verdict, depths, verify_greedy, verify_rows, verify_tree
+from foredraft.models import kernels
+from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
 from foredraft.models.graphs import Graphed
 from foredraft.records import StepRecord, with_hint
@@ -201,11 +203,37 @@ class Engine:
         reads = self.drafter.reads if self.drafter else ()
         tokens_BN = torch.cat((root_B1, proposal.tokens.to(device)), 1)
         cache = self.cache.rows(0, len(self.running))
+        real = [[True, *(parent > PAD for parent in row)] for row in proposal.parents]
+        if self._packs(sum(map(sum, real)), tokens_BN.numel()):
+            nodes = torch.tensor(real, device=device).nonzero(as_tuple=True)
+            return self._score_packed(nodes, (tokens_BN, positions_BN, slots_BN, mask_BNS), cache, reads)
         output = self.score(
             tokens_BN, positions_BN, cache=cache, slots_BT=slots_BN, mask_BTS=mask_BNS, hidden_states=reads
         )
         assert output.logits_BTV is not None
         return output.logits_BTV, torch.cat(output.hidden_states, -1) if reads else None
+
+    def _packs(self, nodes: int, padded: int) -> bool:
+        """Whether a pass over these nodes alone, as sequences of one token each, is shorter: by our kernels, which read a row of the cache
+        wherever it is.
+        """
+        return nodes < padded and not self.score.rounds and nodes <= kernels.most_rows(self.target)
+
+    def _score_packed(
+        self, nodes: tuple[Tensor, ...], inputs: tuple[Tensor, ...], cache: KVCache, reads: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `_score` gives, zeros at padding; `nodes` are the indices [R] of those that there are, `inputs` what a pass takes [B, N, ..]."""
+        tokens, positions, slots, mask = (part[nodes][:, None] for part in inputs)
+        output = self.score(
+            tokens, positions, cache=cache.of_rows(nodes[0]), slots_BT=slots, mask_BTS=mask, hidden_states=reads
+        )
+        assert output.logits_BTV is not None
+
+        def unpacked(x_R1C: Tensor) -> Tensor:
+            return x_R1C.new_zeros(*inputs[0].shape, x_R1C.shape[-1]).index_put_(nodes, x_R1C[:, 0])
+
+        features = torch.cat(output.hidden_states, -1) if reads else None
+        return unpacked(output.logits_BTV), None if features is None else unpacked(features)
 
     def _verify(self, logits_BNV: Tensor, proposal: Proposal) -> Verdict:
         """One rule for deterministic drafts, one for sampled chains; as many uniforms as the depth asks, from each request's own seed."""

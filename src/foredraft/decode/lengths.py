@@ -47,18 +47,22 @@ class Lengths(Protocol):
 
 
 class PassTimes:
-    """Seconds of parts of a step. `packs`: a pass computes the tokens that are verified alone; else as many for each sequence as the
-    longest has.
+    """Seconds of parts of a step. `packed`: of how many tokens at most a pass computes those that are verified alone; a larger one computes
+    as many for each sequence as the longest has.
     """
 
-    def __init__(self, costs: StepCosts, packs: bool) -> None:
+    def __init__(self, costs: StepCosts, packed: int = 0) -> None:
         tokens = sorted(costs.pass_s)
-        self.tokens, self.packs = np.array(tokens, dtype=float), packs
+        self.tokens, self.packed = np.array(tokens, dtype=float), packed
         lowest_behind = np.minimum.accumulate([costs.pass_s[num] for num in reversed(tokens)])[::-1]
         self.seconds = np.asarray(lowest_behind, dtype=float)  # no pass takes longer than one of more tokens
         self.batches = np.array(sorted(costs.draft_s), dtype=float)
         self.drafting = np.array([costs.draft_s[num] for num in sorted(costs.draft_s)])
         self._added: dict[tuple[int, int], Array] = {}
+
+    def packs(self, batch: int, most: int) -> bool:
+        """Whether passes of so many sequences of up to `most` drafted tokens compute what is verified alone."""
+        return batch * (1 + most) <= self.packed
 
     def of_pass(self, tokens: ArrayLike) -> Array:
         """Of a target's pass over so many tokens; on a straight line beyond what was measured."""
@@ -111,8 +115,8 @@ class Regime(NamedTuple):
 class LengthRule:
     """The rule with what was measured of a draft: adaptive lengths where they are the fastest there, else the best fixed one, or none."""
 
-    def __init__(self, measured: DraftLengths, packs: bool = False) -> None:
-        self.measured, self.times = measured, PassTimes(measured.costs, packs)
+    def __init__(self, measured: DraftLengths, packed: int = 0) -> None:
+        self.measured, self.times = measured, PassTimes(measured.costs, packed)
 
     def begin(self, temperatures: Sequence[float], most: int) -> StepLengths | int:
         if most > self.measured.lookahead:
@@ -154,6 +158,7 @@ class Choice:
     def __init__(self, regime: Regime) -> None:
         batch = len(regime.confidences)
         self.regime, self.lengths = regime, np.zeros(batch, dtype=np.int64)
+        self.packs = regime.times.packs(batch, regime.most)
         self.survival, self.told = np.ones(batch), np.zeros((batch, 0))
         self.added = regime.rate * regime.times.added(batch, regime.most)  # in tokens: what each further one costs
         self.position = regime.rate * regime.times.of_drafting(batch)[1]
@@ -172,7 +177,7 @@ class Choice:
 
     def _worth(self, survival_B: Array) -> NDArray[np.bool_]:
         """Which sequences verify a token more, of such survivals; 0 of those that have stopped."""
-        if not self.regime.times.packs:
+        if not self.packs:
             batch = len(survival_B)
             return np.full(batch, survival_B.sum() > self._price(batch))
         order = np.argsort(-survival_B, kind="stable")
@@ -207,8 +212,3 @@ def features(told_Bk: Array) -> Array:
 def accepted(weights_B4: Array, features_B4: Array) -> Array:
     """The probability of acceptance [B] under weights of its logit."""
     return 1 / (1 + np.exp(-(weights_B4 * features_B4).sum(axis=-1)))
-
-
-def packs(target: object) -> bool:
-    """Whether a pass of this target computes only what is verified of a batch of different lengths."""
-    return False

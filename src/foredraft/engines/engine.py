@@ -27,14 +27,15 @@ class Simulation(NamedTuple):
 
 class Adaptive(NamedTuple):
     """A length that follows the draft's confidence: what the engine calls it, whether it is one for each "sequence" (of verified tokens:
-    all are drafted) or for the "batch", what it needs, and whether it `stops` drafting too; then it is the batch's by the confidence of
-    all that run, since a pass is as long for each as for the longest.
+    all are drafted) or for the "batch", what it needs, and whether it `stops` drafting too; then it is a sequence's own in passes of up to
+    `packed` tokens on a CPU, and elsewhere the batch's by the confidence of all, a pass being as long for each as for the longest.
     """
 
     setting: str
     by: str
     needs: str = ""
     stops: bool = False
+    packed: int = 0
 
 
 class ServingEngine:

@@ -7,6 +7,7 @@ from foredraft.kinds import ADAPTIVE, LENGTHS, Kind
 from foredraft.laws.passes import Efficiency
 from foredraft.records import Machine
 
+PACKED = 64  # tokens that our kernels on a CPU compute alone, in bfloat16 without matrix units
 LAYER_S = 1e-5  # of a model's layer, beside what the probe's step of one layer holds
 
 
@@ -20,7 +21,13 @@ class Foredraft(ServingEngine):
         """Of drafts that are models: as far as their confidence pays, position by position."""
         if kind.role not in ("lm", "head") or self.name not in kind.engine_names:
             return None
-        return Adaptive(f"--draft DRAFT{ADAPTIVE}", "batch", f"{LENGTHS}, of foredraft measure --adaptive", stops=True)
+        return Adaptive(
+            f"--draft DRAFT{ADAPTIVE}",
+            "batch",
+            f"{LENGTHS}, of foredraft measure --adaptive",
+            stops=True,
+            packed=PACKED,
+        )
 
     def efficiency(self, machine: Machine | None = None) -> Efficiency:
         """Where the machine's step was probed, the rates of its record are those reached, and the fixed costs follow from the step;

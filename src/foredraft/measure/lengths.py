@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from foredraft.decode.batch import Request
 from foredraft.decode.drafters import machine_name
 from foredraft.decode.engine import Engine
-from foredraft.decode.lengths import MOST_LOGIT, Choice, PassTimes, Regime, StepLengths, accepted, features, packs
+from foredraft.decode.lengths import MOST_LOGIT, Choice, PassTimes, Regime, StepLengths, accepted, features
 from foredraft.kinds import role_of
 from foredraft.measure.configurations import EngineConfiguration
 from foredraft.measure.live import groups_of
@@ -32,6 +32,7 @@ from foredraft.measure.measure import requests_of
 from foredraft.measure.probe import provenance
 from foredraft.measure.settings import MeasureSettings
 from foredraft.measure.subject import Subject
+from foredraft.models import kernels
 from foredraft.records import Confidence, DraftLengths, StepCosts
 from foredraft.runs import name_of
 
@@ -106,7 +107,7 @@ def learn(
         pass_s={num: float(np.median(each)) for num, each in times.passes.items() if len(each) >= FEWEST},
         draft_s=_drafting(times.drafting),
     )
-    pass_times, sizes = PassTimes(costs, packs(engine.target)), _sizes(max(batches))
+    pass_times, sizes = PassTimes(costs, kernels.most_rows(engine.target)), _sizes(max(batches))
     confidences = [_confidence(temperature, rows, pass_times, sizes) for temperature, rows in judged.items()]
     return DraftLengths(
         draft=draft, method=configuration.method, target=target, lookahead=spec.budget.lookahead, machine=machine_name(engine.target.device),
@@ -331,7 +332,7 @@ def _replay(
         choice, place = Choice(regime), 0
         while choice.tell(judged.told[steps, place]):
             place += 1
-        verified = int(choice.lengths.sum()) if times.packs else batch * int(choice.lengths.max())
+        verified = int(choice.lengths.sum()) if times.packs(batch, most) else batch * int(choice.lengths.max())
         seconds += float(times.of_pass(batch + verified)) + whole + each * (place + 1)
         tokens += batch + float(np.minimum(judged.accepted[steps], choice.lengths).sum())
     return tokens / seconds

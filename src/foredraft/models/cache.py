@@ -20,19 +20,21 @@ class KVCache:
     tokens may share any slot that no query sees, but each must itself see a slot, for the same reason.
     """
 
-    def __init__(self, kv: Tensor, room: Tensor | None = None) -> None:
-        """`room`: these rows and all behind them, in the same memory; `kv` itself where nothing lies behind."""
+    def __init__(self, kv: Tensor, room: Tensor | None = None, places: Tensor | None = None) -> None:
+        """`room`: these rows and all behind them, in the same memory; `kv` itself where nothing lies behind. `places` [R]: the row that each
+        of R sequences of a pass reads and writes, which several may share; None: in order.
+        """
         assert kv.dim() == 6, f"kv must be [layers, 2, B, K, S, D], got {tuple(kv.shape)}"
         assert kv.shape[1] == 2, f"kv must hold keys and values, got {tuple(kv.shape)}"
-        self.kv, self._room = kv, kv if room is None else room
+        self.kv, self._room, self.places = kv, kv if room is None else room, places
 
     @property
     def _rows_B1(self) -> Tensor:
-        return torch.arange(self.batch, device=self.kv.device)[:, None]
+        return (torch.arange(self.batch, device=self.kv.device) if self.places is None else self.places)[:, None]
 
     @property
     def batch(self) -> int:
-        return self.kv.shape[2]
+        return self.kv.shape[2] if self.places is None else len(self.places)
 
     @property
     def slots(self) -> int:
@@ -50,17 +52,21 @@ class KVCache:
         """The same rows and those behind them, `batch` in all or as many as there are."""
         return KVCache(self._room[:, :, :batch], self._room)
 
+    def of_rows(self, places_R: Tensor) -> "KVCache":
+        """R sequences of a pass in these rows, such as single tokens of sequences that have different numbers of them."""
+        return KVCache(self.kv, places=places_R)
+
     def write(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Put the keys and values of T tokens at their slots; give the layer's whole keys and values, [B, K, S, D]."""
         assert slots_BT.shape == (self.batch, k_BKTD.shape[2]), (slots_BT.shape, self.batch, k_BKTD.shape)
         assert not k_BKTD.requires_grad, "this cache is for inference: run under torch.no_grad()"
         keys, values = self.kv[layer, 0], self.kv[layer, 1]
-        if keys.is_cuda:  # two launches instead of six
+        if keys.is_cuda and self.places is None:  # two launches instead of six
             index = slots_BT[:, None, :, None].expand(k_BKTD.shape)
             return keys.scatter_(2, index, k_BKTD), values.scatter_(2, index, v_BKTD)
         keys[self._rows_B1, :, slots_BT] = k_BKTD.transpose(1, 2)
         values[self._rows_B1, :, slots_BT] = v_BKTD.transpose(1, 2)
-        return keys, values
+        return (keys, values) if self.places is None else (keys[self.places], values[self.places])
 
     def copy_row(self, source: int, row: int, slots: int) -> None:
         """Copy the first `slots` slots of a sequence to another's; what lies behind stays, and was never in use in most."""

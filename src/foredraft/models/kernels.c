@@ -181,6 +181,7 @@ typedef struct {
 typedef struct {
     const float *cos, *sin;                            // [R, D]
     const int64_t *slots;                              // [R]
+    const int64_t *places;                             // [B]: the cache's row of each sequence; NULL: in order
     const uint8_t *mask;                               // [B or 1, T, S]
     long batch, tokens, seen, mask_batch_stride;       // B, T, S
     long cache_batch, cache_slots;                     // what the cache has room for
@@ -260,6 +261,8 @@ static void attend(const num *q, const num *keys, const num *values, const long 
     for (long i = 0; i < dim; i++) out[i] = down(sum[i] / total);
 }
 
+static long cache_row(const Pass *pass, long sequence) { return pass->places ? pass->places[sequence] : sequence; }
+
 // Writes this pass's keys and values into the cache, then lets every token attend. All threads call it together.
 static void attention(const Layer *layer, const Pass *pass, num *q, num *k, const num *v, num *keys, num *values, num *out) {
     const long dim = layer->head_dim, heads = layer->heads, few = layer->key_heads, group = heads / few, T = pass->tokens;
@@ -268,7 +271,7 @@ static void attention(const Layer *layer, const Pass *pass, num *q, num *k, cons
         place(layer, pass, q, layer->q_norm, heads, row);
         place(layer, pass, k, layer->k_norm, few, row);
         for (long h = 0; h < few; h++) {
-            long to = row / T * pass->cache_batch_stride + h * pass->cache_head_stride + pass->slots[row] * dim;
+            long to = cache_row(pass, row / T) * pass->cache_batch_stride + h * pass->cache_head_stride + pass->slots[row] * dim;
             memcpy(keys + to, k + (row * few + h) * dim, dim * sizeof(num));
             memcpy(values + to, v + (row * few + h) * dim, dim * sizeof(num));
         }
@@ -279,7 +282,7 @@ static void attention(const Layer *layer, const Pass *pass, num *q, num *k, cons
     for (long row = 0; row < pass->batch * T; row++)
         for (long h = 0; h < few; h++) {
             const uint8_t *mask = pass->mask + row / T * pass->mask_batch_stride + row % T * pass->seen;
-            long count = 0, at = row / T * pass->cache_batch_stride + h * pass->cache_head_stride;
+            long count = 0, at = cache_row(pass, row / T) * pass->cache_batch_stride + h * pass->cache_head_stride;
             for (long s = 0; s < pass->seen; s++) slots[count] = s, count += mask[s];
             for (long g = h * group; g < (h + 1) * group; g++) {
                 long head = (row * heads + g) * dim;
@@ -311,7 +314,9 @@ static void add(num *y, const num *x, const num *more, long size) {
 
 // Whether a pass stays within the cache that it writes to and reads.
 static int fits(const Pass *pass) {
-    if (pass->batch != pass->cache_batch || pass->seen > pass->cache_slots) return 0;
+    if ((!pass->places && pass->batch != pass->cache_batch) || pass->seen > pass->cache_slots) return 0;
+    for (long b = 0; pass->places && b < pass->batch; b++)
+        if (pass->places[b] < 0 || pass->places[b] >= pass->cache_batch) return 0;
     for (long row = 0; row < pass->batch * pass->tokens; row++)
         if (pass->slots[row] < 0 || pass->slots[row] >= pass->cache_slots) return 0;
     return 1;

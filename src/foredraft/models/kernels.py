@@ -131,6 +131,12 @@ def usable(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
     return 0 < rows <= FEW_ROWS.get(dtype, 0) and device.type == "cpu" and not torch.is_grad_enabled() and _have(dtype)
 
 
+def most_rows(model: Any) -> int:
+    """Of how many rows a pass of the model runs by these kernels at most; 0: none does."""
+    able = model.dtype in model.kernel_dtypes and model.device.type == "cpu" and _have(model.dtype)
+    return FEW_ROWS[model.dtype] if able else 0
+
+
 @functools.cache
 def _have(dtype: torch.dtype) -> bool:
     try:
@@ -190,7 +196,7 @@ class _Pass(ctypes.Structure):
     """kernels.c's `Pass`."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("cos", "sin", "slots", "mask")),
+        *((name, c_void_p) for name in ("cos", "sin", "slots", "places", "mask")),
         *((name, c_long) for name in ("batch", "tokens", "seen", "mask_batch_stride")),
         *((name, c_long) for name in ("cache_batch", "cache_slots", "cache_batch_stride", "cache_head_stride")),
         ("threads", c_int),
@@ -244,15 +250,16 @@ class KernelPass(NamedTuple):
     ) -> "KernelPass":
         """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows."""
         batch, tokens = slots_BT.shape
-        slots, mask = slots_BT.contiguous(), mask_BTS.contiguous()
+        slots, mask, places = slots_BT.contiguous(), mask_BTS.contiguous(), cache.places
         cos, sin = (None, None) if rotation is None else (part.contiguous() for part in rotation)
         struct = _Pass(
             cos=None if cos is None else cos.data_ptr(), sin=None if sin is None else sin.data_ptr(), slots=slots.data_ptr(), mask=mask.data_ptr(),
+            places=None if places is None else places.data_ptr(),
             batch=batch, tokens=tokens, seen=mask.shape[2], mask_batch_stride=0 if mask.shape[0] == 1 else tokens * mask.shape[2],
-            cache_batch=cache.batch, cache_slots=cache.slots,
+            cache_batch=cache.kv.shape[2], cache_slots=cache.slots,
             cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(),
         )  # fmt: skip
-        return cls(struct, cache, (slots, mask, cos, sin), _library(dtype).layer)
+        return cls(struct, cache, (slots, mask, cos, sin, places), _library(dtype).layer)
 
     def layer(self, weights: LayerWeights, index: int, x_BTC: Tensor, normed_BTI: Tensor | None) -> Tensor:
         """y = layer(x); `normed_BTI` is what attention reads, the layer's own norm of x where None."""

@@ -100,8 +100,9 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
         shared_sd, single_sd = spreads(law, auc)
         if adaptive and adaptive.stops and candidate.lengths:
             law, (shared_sd, single_sd) = OWN, _measured_spreads(candidate.lengths, problem.workload.temperature)
+        packed = adaptive.packed if adaptive and problem.machine.threads else 0
         seen = seen_survival(survival[picked], shared_sd, single_sd)
-        spent = _adaptive(law, some, survival[picked], seen, best.running, max(fixed, *scheduled, 1), adaptive)
+        spent = _adaptive(law, some, survival[picked], seen, best.running, max(fixed, *scheduled, 1), adaptive, packed)
     out = []
     for c, clients in enumerate(problem.workload.concurrency):
         here = scheduled[c]
@@ -192,15 +193,28 @@ def _grid(problem: Problem, best: Scored, tau: Array) -> _Grid:
 
 
 def _adaptive(
-    law: AdaptiveLaw, grid: _Grid, survival: Array, seen: Array, running: Array, most: int, adaptive: Adaptive | None
+    law: AdaptiveLaw,
+    grid: _Grid,
+    survival: Array,
+    seen: Array,
+    running: Array,
+    most: int,
+    adaptive: Adaptive | None,
+    packed: int,
 ) -> list[Spent]:
     """What the best adaptive length spends at each concurrency, `seen` being what a confidence sees of the survival of single sequences.
     Where an engine adapts each sequence's verified tokens, `most` are drafted; where none adapts, drafting would stop early too.
+    `packed`: tokens of a pass up to which our own engine computes nothing for padding.
     """
     verify, passes = np.swapaxes(grid.verify_s, 1, 2), grid.pass_s  # [C, S, N], [C, S]
     if adaptive and adaptive.stops:
-        shown = [in_common(seen, batch) for batch in running.tolist()]
-        return [best_stopping(*parts, 1) for parts in zip(shown, verify, passes, strict=True)]
+        alone = [batch * (1 + most) <= packed for batch in running.tolist()]
+        shown = [
+            seen if one_by_one else in_common(seen, batch)
+            for one_by_one, batch in zip(alone, running.tolist(), strict=True)
+        ]
+        batches = [batch if one_by_one else 1 for one_by_one, batch in zip(alone, running.tolist(), strict=True)]
+        return [best_stopping(*parts) for parts in zip(shown, verify, passes, batches, strict=True)]
     if adaptive and adaptive.by == "batch":
         drafting = passes[:, :, None] * np.arange(verify.shape[2])
         batches = [seen_survival(survival, batch_sd(law, batch), 0.0) for batch in running]
