@@ -100,8 +100,12 @@ def main() -> None:
         arguments.target, _drafts(arguments.draft), arguments.work, size, tuple((arguments.specs or size.specs).split()), arguments.finalists,
         arguments.threads,
     )  # fmt: skip
-    write_prompts(arguments.prompts, bench.work, size)
     batches = [int(batch) for batch in (arguments.batches or size.batches).split(",")]
+    write_prompts(arguments.prompts, bench.work, size._replace(chosen_on=max(size.chosen_on, *batches)))
+    if max(batches) > (num := len((bench.work / "timed.jsonl").read_bytes().splitlines())):
+        raise SystemExit(
+            f"--batches {max(batches)}: {num} prompts are timed, fewer than are to be decoded together; give more prompts"
+        )
     loads = [(dtype, batch) for dtype in arguments.dtypes.split(",") for batch in batches]
     parts = (arguments.parts or size.parts).split(",")
     cells: dict[str, Any] = {}

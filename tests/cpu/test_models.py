@@ -32,7 +32,6 @@ from foredraft.models.draft_vocab import GatheredRows, offsets
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head, default_feature_layers
 from foredraft.models.forward import causal_mask
-from foredraft.models.heads import HEADS as HEAD_KINDS
 from foredraft.models.rope import Rope, frequencies, rope_from_config, rope_to_config
 from foredraft.models.save import save
 

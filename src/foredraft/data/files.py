@@ -22,7 +22,10 @@ ENDINGS = (*LINES, LISTS, PARQUET, *TEXTS)
 CHUNK = 2**18  # bytes of a packed file unpacked at a time
 WINDOW = 2**31  # bytes; the widest that zstd --long=31 writes
 PIECE = 2**12  # bytes of a .zst file unpacked at a time, which are never more than 2**27
-RATIO, SPARE = 200, 2**23  # how many times its size a packed file may unpack to, beyond the first bytes; text packs to a tenth
+RATIO, SPARE = (
+    200,
+    2**23,
+)  # how many times its size a packed file may unpack to, beyond the first bytes; text packs to a tenth
 LINE_BYTES, TEXT_BYTES = 2**26, 2**30  # of a row of JSON lines, and of a text, which is a row
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)  # what a packed file that is cut off or no such file raises
 

@@ -16,7 +16,11 @@ import httpx2
 
 from foredraft.records import visible
 
-LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = 2**20, 2**26, 2**30  # bytes of a line (an event may fill it), an answer, a stream
+LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = (
+    2**20,
+    2**26,
+    2**30,
+)  # bytes of a line (an event may fill it), an answer, a stream
 END_LIMIT, END_S = 2**16, 1.0  # what is read behind a stream's end, so that its connection can serve again
 CONNECT_S = 10.0
 IDLE_S = 4.0  # then a connection is dropped, before a server does (uvicorn: 5 s) and fails the next request
@@ -189,7 +193,9 @@ class Reply:
 
     def _in_time(self, began: float, what: str) -> None:
         if time.monotonic() - began > self.address.timeout_s:
-            raise CutOff(f"{self.address}: {what} within {self.address.timeout_s:g} s; raise --timeout if it needs more")
+            raise CutOff(
+                f"{self.address}: {what} within {self.address.timeout_s:g} s; raise --timeout if it needs more"
+            )
 
     async def message(self) -> str:
         """What the server says is wrong, as far as it can be read: the message in its JSON, or the beginning of its text."""

@@ -177,7 +177,9 @@ class _Stream:
         if _has_text(event):
             self.chunks += 1
             if self.chunks > self.max_tokens + SPARE:
-                raise ValueError(f"the server sends more pieces of text than the {self.max_tokens} tokens that it was asked for")
+                raise ValueError(
+                    f"the server sends more pieces of text than the {self.max_tokens} tokens that it was asked for"
+                )
             self.first_s = now if self.first_s is None else self.first_s
             self.last_s = now
         self._count(event)

@@ -48,7 +48,9 @@ def check_same_tokenizer(target: str | Path, draft: str | Path) -> None:
     theirs, ours = map(vocabulary_in, files)
     shared = (theirs or {}).keys() & (ours or {}).keys()
     if theirs and ours and (same := sum(theirs[i] == ours[i] for i in shared)) < SAME_IDS * len(shared):
-        error = ValueError(f"draft {draft}: its tokenizer is not the target's: {len(shared) - same:,} of {len(shared):,} ids are other words")
+        error = ValueError(
+            f"draft {draft}: its tokenizer is not the target's: {len(shared) - same:,} of {len(shared):,} ids are other words"
+        )
         raise with_hint(error, "use a draft made for this target; a copied tokenizer.json would not mend it")
 
 
@@ -57,7 +59,11 @@ def vocabulary_in(file: Path) -> dict[int, str] | None:
     try:
         document = read_json(file)
         words = document["model"]["vocab"]
-        by_id = {i: word for word, i in words.items()} if isinstance(words, dict) else dict(enumerate(word for word, *_ in words))
+        by_id = (
+            {i: word for word, i in words.items()}
+            if isinstance(words, dict)
+            else dict(enumerate(word for word, *_ in words))
+        )
         return by_id | {token["id"]: token["content"] for token in document.get("added_tokens") or ()}
     except (KeyError, TypeError, AttributeError):
         return None
