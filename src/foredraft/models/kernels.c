@@ -100,14 +100,15 @@ INLINE vec sums(vec *a) {
     return a[0];
 }
 
-// y[r][o] = x[r]·w[o] + bias[o] for outputs o to o+3 and `rows` ≤ WIDE rows; `in` is a multiple of STEP. One row is a matter
-// of reading w in the order of memory; several, of using each number of w and x that is in a register as often as possible.
-INLINE void tile(const int rows, const num *x, const num *w, const num *bias, num *y, long o, long in, long out) {
+// y[r][o] = x[r]·w[o] + bias[o] for outputs o to o+3 and `rows` ≤ WIDE rows; `in` is a multiple of STEP. One row alone is a matter
+// of reading w in the order of memory; several, or one whose w is `near` since other rows just met it, of using each number of w and x
+// that is in a register as often as possible, and of sums that need not wait for each other.
+INLINE void tile(const int rows, const int near, const num *x, const num *w, const num *bias, num *y, long o, long in, long out) {
     const int wide = out - o < 4 ? out - o : 4;
     const num *from[4];
     for (int j = 0; j < 4; j++) from[j] = w + (j < wide ? o + j : o) * in;
     vec a[LANES] = {0};
-    if (rows == 1) {
+    if (rows == 1 && !near) {
         for (int j = 0; j < 4; j++) {
             vec sum = {0};
             for (long i = 0; i < in; i += STEP) {
@@ -155,10 +156,13 @@ static void multiply(const num *x, const num *w, const num *bias, num *y, long r
             const num *from = x + r * in;
             num *to = y + r * out;
             switch (rows - r < WIDE ? rows - r : WIDE) {
-            case 1: tile(1, from, w, bias, to, 4 * c, in, out); break;
-            case 2: tile(2, from, w, bias, to, 4 * c, in, out); break;
-            case 3: tile(3, from, w, bias, to, 4 * c, in, out); break;
-            default: tile(WIDE, from, w, bias, to, 4 * c, in, out);
+            case 1:
+                if (r) tile(1, 1, from, w, bias, to, 4 * c, in, out);
+                else tile(1, 0, from, w, bias, to, 4 * c, in, out);
+                break;
+            case 2: tile(2, 1, from, w, bias, to, 4 * c, in, out); break;
+            case 3: tile(3, 1, from, w, bias, to, 4 * c, in, out); break;
+            default: tile(WIDE, 1, from, w, bias, to, 4 * c, in, out);
             }
         }
 }
