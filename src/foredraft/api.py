@@ -76,11 +76,10 @@ def train(
     from foredraft.train.devices import started
     from foredraft.train.launch import launch
 
-    paths = {"target": target, "held_out": held_out, "features": features}
+    target, held_out, features = (Path(path) if path else None for path in (target, held_out, features))
     with started(device, shard) as devices:
         return launch(
-            recipe, Path(out), devices, data=[Path(folder) for folder in data],
-            **{name: Path(path) if path else None for name, path in paths.items()},
+            recipe, Path(out), devices, target=target, data=[Path(folder) for folder in data], held_out=held_out, features=features,
         )  # fmt: skip
 
 

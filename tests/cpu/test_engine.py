@@ -74,7 +74,7 @@ class Tree:
 
     def move(self, source: int, row: int, num: int) -> None: ...
 
-    def propose(self, running, budget: Budget) -> Proposal:
+    def propose(self, running, budget: Budget, lengths=None) -> Proposal:
         tokens, parents = [], [-1, -1, 0, 0, 1, PAD]
         for sequence in running:
             first = self._top(sequence.tokens)
@@ -454,7 +454,7 @@ class Checked:
     def move(self, source: int, row: int, num: int) -> None:
         self.drafter.move(source, row, num)
 
-    def propose(self, running, budget: Budget) -> Proposal:
+    def propose(self, running, budget: Budget, lengths=None) -> Proposal:
         has_fresh = [sequence.fresh is not None for sequence in running]
         proposal = self.drafter.propose(running, budget)
         for row, sequence in enumerate(running):

@@ -123,7 +123,7 @@ def test_a_fingerprint_is_of_every_value(base: Path) -> None:
     model = load(base / "target")
     before = fingerprint(model)
     with torch.no_grad():
-        model.layers[3].mlp.down_proj.weight[-1, -1] += 1e-3
+        dict(model.named_parameters())["layers.3.mlp.down_proj.weight"][-1, -1] += 1e-3
     assert fingerprint(model) != before
 
 

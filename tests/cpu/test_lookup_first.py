@@ -129,7 +129,7 @@ def test_a_model_behind_a_look_up_drafts_as_one_that_read_all_along() -> None:
     drafter = lm(draft)
     inner_propose = drafter.propose
 
-    def checked(running, budget: Budget):
+    def checked(running, budget: Budget, lengths=None):
         nonlocal compared
         proposal = inner_propose(running, budget)
         for row, sequence in enumerate(running):
@@ -139,7 +139,7 @@ def test_a_model_behind_a_look_up_drafts_as_one_that_read_all_along() -> None:
             compared += 1
         return proposal
 
-    drafter.propose = checked
+    drafter.propose = checked  # pyright: ignore[reportAttributeAccessIssue]
     engine = Engine(TARGET, LookupFirst(drafter, Lookup(1)), lookahead=Budget(3), max_batch=2, max_context=64)
     engine.generate(requests(max_tokens=16))
     assert compared > 10

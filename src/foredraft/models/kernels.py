@@ -274,6 +274,8 @@ class KernelPass(NamedTuple):
         )  # fmt: skip
         if outside:
             slots, mask, *_ = self.inputs
+            assert slots is not None, "a pass writes"
+            assert mask is not None, "a pass has a mask"
             raise IndexError(
                 f"a pass of {len(slots)} sequences over {mask.shape[2]} slots leaves a cache of {self.cache.batch} × {self.cache.slots}"
             )

@@ -210,7 +210,7 @@ def fingerprint(target: Target) -> str:
     digest = hashlib.sha256()
     for name, parameter in target.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]
 
 
