@@ -26,7 +26,15 @@ from foredraft.decode.sampling import Sampling
 from foredraft.decode.verify import verify_rows
 from foredraft.measure import lengths as measuring
 from foredraft.measure.configurations import DraftSpec, EngineConfiguration, spec_of
-from foredraft.measure.lengths import Judged, Recorder, fixed_rates, held_out_auc, learn, replayed_rate, weights_of
+from foredraft.measure.lengths import (
+    JudgedConfidence,
+    Recorder,
+    fixed_rates,
+    held_out_auc,
+    learn,
+    replayed_rate,
+    weights_of,
+)
 from foredraft.models import kernels
 from foredraft.models.forward import causal_mask
 from foredraft.records import Confidence, DraftLengths, Provenance, StepCosts, write
@@ -277,7 +285,7 @@ def test_the_confidence_of_logits_is_the_logit_of_their_largest_probability():
     assert 15 < float(top_confidence(logits)[1]) < 40
 
 
-def planted(num: int = 4000, seed: int = 0) -> tuple[Judged, np.ndarray]:
+def planted(num: int = 4000, seed: int = 0) -> tuple[JudgedConfidence, np.ndarray]:
     """Steps whose tokens are accepted as weights say that a fit should find."""
     rng, weights = np.random.default_rng(seed), np.array([0.4, 0.8, 0.3, -0.5])
     told = rng.normal(0.5, 2.0, (num, LOOKAHEAD))
@@ -286,7 +294,7 @@ def planted(num: int = 4000, seed: int = 0) -> tuple[Judged, np.ndarray]:
         before = told[:, :place].mean(axis=1) if place else np.zeros(num)
         logits = weights @ [np.ones(num), told[:, place], before, np.full(num, np.log(place + 1))]
         counts += (counts == place) & (rng.random(num) < 1 / (1 + np.exp(-logits)))
-    return Judged(told, counts, rng.integers(0, 50, num)), weights
+    return JudgedConfidence(told, counts, rng.integers(0, 50, num)), weights
 
 
 def test_planted_weights_of_confidence_are_recovered():

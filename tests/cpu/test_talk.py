@@ -10,7 +10,7 @@ import pytest
 from foredraft import records, text
 from foredraft.data import regenerate as room
 from foredraft.data import tokenizer as tokenizers
-from foredraft.data.conversation import Asked, asked, conversations, question_of
+from foredraft.data.conversation import ChatQuestion, asked, conversations, question_of
 from foredraft.data.dialogue import Dialogue
 from foredraft.data.prepare import prepare
 from foredraft.data.remarks import Remarks
@@ -172,7 +172,7 @@ def test_bench_asks_chats_with_their_second_turns(tmp_path: Path, talker: Path) 
     from foredraft.measure.bench import bench
     from foredraft.measure.settings import MeasureSettings
 
-    questions: list[str | Asked] = [*asked(lines(tmp_path / "p.jsonl", ROWS[:2]), Skips("stop")), "Why?"]
+    questions: list[str | ChatQuestion] = [*asked(lines(tmp_path / "p.jsonl", ROWS[:2]), Skips("stop")), "Why?"]
     result = bench(str(talker), ["ngram"], questions, MeasureSettings(max_tokens=4, batches=(2,), rounds=1))
     assert (result.conditions["prompts"], result.conditions["in_chat"], result.conditions["later_turns"]) == (3, 3, 1)
     assert result.rows[1].same_tokens

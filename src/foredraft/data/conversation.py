@@ -14,7 +14,7 @@ from foredraft.data.rows import Document, Message, words_of_turn
 from foredraft.data.sources import Skips, origins, read
 
 
-class Asked(NamedTuple):
+class ChatQuestion(NamedTuple):
     """What is asked: `turns` in order, each to be answered, behind `history`, with `tools` and `options` for the template. `form`: "chat",
     "raw" or, where nobody says, None.
     """
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
         return bool(tokenizer.chat_template)
 
 
-def asked(path: str | Path, skips: Skips) -> list[Asked]:
+def asked(path: str | Path, skips: Skips) -> list[ChatQuestion]:
     """Return what a file asks: of JSON rows (see `rows`) the turns of Spec-Bench, else the last turn of the user behind all before it; of any
     other file a prompt a line. Broken rows go to `skips`. Raises ValueError where nothing is asked.
     """
@@ -55,14 +55,14 @@ def asked(path: str | Path, skips: Skips) -> list[Asked]:
     return questions
 
 
-def question_of(words: str, where: str = "prompt") -> Asked:
+def question_of(words: str, where: str = "prompt") -> ChatQuestion:
     """Return the question of a user who says no more."""
-    return Asked(where, (Message(role="user", content=words),))
+    return ChatQuestion(where, (Message(role="user", content=words),))
 
 
-def _asked(document: Document, skips: Skips) -> Asked | None:
+def _asked(document: Document, skips: Skips) -> ChatQuestion | None:
     turns = document.messages or (Message(role="user", content=document.text),)
-    beside = Asked(document.where, (), (), document.tools, document.options, document.form)
+    beside = ChatQuestion(document.where, (), (), document.tools, document.options, document.form)
     said = next(
         (i for i, turn in enumerate(turns) if turn.role == "user"), len(turns)
     )  # what comes before is the system's
@@ -105,7 +105,7 @@ class Conversation:
 
 
 def conversations(
-    questions: Sequence[Asked], tokenizer: Any, chat: str, system: str | None = None
+    questions: Sequence[ChatQuestion], tokenizer: Any, chat: str, system: str | None = None
 ) -> list[Conversation]:
     """Return a talk for each question, none of them asked yet. `chat`: auto, always or never; `system`: said first, where nothing else is."""
     template = ChatTemplate(tokenizer) if tokenizer.chat_template and chat != "never" else None
@@ -126,7 +126,7 @@ def conversations(
 
 
 def answer_turns(
-    questions: Sequence[Asked], talks: Sequence[Conversation], answer: Callable[[list[list[int]]], list[str]]
+    questions: Sequence[ChatQuestion], talks: Sequence[Conversation], answer: Callable[[list[list[int]]], list[str]]
 ) -> list[tuple[int, int]]:
     """Ask the first turn of all questions, then the second of those that have one in a chat, and so on; `answer` gives the answers to token
     ids that are asked together. Return question and turn of each that was asked, in that order.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from foredraft import text
-from foredraft.data.conversation import Asked, Conversation, answer_turns, conversations, question_of
+from foredraft.data.conversation import ChatQuestion, Conversation, answer_turns, conversations, question_of
 from foredraft.decode.batch import Request
 from foredraft.decode.drafters import machine_name
 from foredraft.decode.sampling import Sampling
@@ -54,7 +54,7 @@ class Bench(NamedTuple):
 def bench(
     target: str | Path,
     drafts: Sequence[str],
-    prompts: Sequence[str | Asked],
+    prompts: Sequence[str | ChatQuestion],
     settings: MeasureSettings,
     progress: Callable[[int], object] | None = None,
 ) -> Bench:
@@ -91,7 +91,7 @@ def bench(
 
 def _turns(
     model: Decoder,
-    questions: Sequence[Asked],
+    questions: Sequence[ChatQuestion],
     talks: Sequence[Conversation],
     batch: int,
     settings: MeasureSettings,

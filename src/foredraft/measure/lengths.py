@@ -46,16 +46,16 @@ ROUNDS = 5  # of the search for the rule's own rate
 FEWEST = 2  # steps of so many tokens, for their time to count
 
 
-class Judged(NamedTuple):
+class JudgedConfidence(NamedTuple):
     """Steps of sequences that drafted all k positions: confidences [N, k], how many tokens were accepted [N], and whose steps they were [N]."""
 
     told: Array
     accepted: NDArray[np.int64]
     sequence: NDArray[np.int64]
 
-    def at(self, which: NDArray[Any]) -> "Judged":
+    def at(self, which: NDArray[Any]) -> "JudgedConfidence":
         """Some of the steps."""
-        return Judged(self.told[which], self.accepted[which], self.sequence[which])
+        return JudgedConfidence(self.told[which], self.accepted[which], self.sequence[which])
 
 
 class _Whole:
@@ -99,7 +99,7 @@ def learn(
     Raises ValueError where nothing was judged.
     """
     spec, engine = configuration.spec, configuration.engine
-    times, judged = _Times(defaultdict(list), defaultdict(list)), dict[float, Judged]()
+    times, judged = _Times(defaultdict(list), defaultdict(list)), dict[float, JudgedConfidence]()
     for temperature, asked in requests.items():
         rows = [row for batch in batches for row in _decode(engine, asked, batch, times, progress)]
         judged[temperature] = _judged(rows, spec.budget.lookahead, spec.name)
@@ -181,12 +181,14 @@ def _decode(
         engine.lengths = None
 
 
-def _judged(rows: Sequence[tuple[Array, int, int]], lookahead: int, name: str) -> Judged:
+def _judged(rows: Sequence[tuple[Array, int, int]], lookahead: int, name: str) -> JudgedConfidence:
     whole = [row for row in rows if len(row[0]) == lookahead]
     if not whole:
         raise ValueError(f"--adaptive: no step of {name} was judged; give more prompts or a larger --max-tokens")
     told, counts, sequence = zip(*whole, strict=True)
-    return Judged(np.clip(np.nan_to_num(np.stack(told)), -MOST_LOGIT, MOST_LOGIT), np.array(counts), np.array(sequence))
+    return JudgedConfidence(
+        np.clip(np.nan_to_num(np.stack(told)), -MOST_LOGIT, MOST_LOGIT), np.array(counts), np.array(sequence)
+    )
 
 
 def _drafting(seconds: dict[tuple[int, int], list[float]]) -> dict[int, tuple[float, float]]:
@@ -212,7 +214,7 @@ def _sizes(most: int) -> list[int]:
 # Fitting
 
 
-def _confidence(temperature: float, judged: Judged, times: PassTimes, sizes: Sequence[int]) -> Confidence:
+def _confidence(temperature: float, judged: JudgedConfidence, times: PassTimes, sizes: Sequence[int]) -> Confidence:
     here, ahead = weights_of(judged)
     survival = [(judged.accepted > i).mean() for i in range(judged.told.shape[1])]
     shared, single = _spread(here, judged.told)
@@ -232,14 +234,14 @@ def _four(weights: Array) -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
-def weights_of(judged: Judged) -> tuple[Array, Array]:
+def weights_of(judged: JudgedConfidence) -> tuple[Array, Array]:
     """Weights of the logit of acceptance where a token's own confidence is seen, and of the token behind the last one seen."""
     here = _logistic(*_at_risk(judged, 0))
     x_NF, accepted_N = _at_risk(judged, 1)
     return here, _logistic(x_NF, accepted_N) if len(x_NF) else here
 
 
-def _at_risk(judged: Judged, behind: int) -> tuple[Array, Array]:
+def _at_risk(judged: JudgedConfidence, behind: int) -> tuple[Array, Array]:
     """Features [N, F] of all tokens that were judged, as they are `behind` positions before, and whether each was accepted."""
     parts, labels = [np.zeros((0, 4))], [np.zeros(0)]
     for place in range(behind, judged.told.shape[1]):
@@ -263,7 +265,7 @@ def _logistic(x_NF: Array, accepted_N: Array) -> Array:
     return weights
 
 
-def held_out_auc(judged: Judged) -> float | None:
+def held_out_auc(judged: JudgedConfidence) -> float | None:
     """How often an accepted token's predicted acceptance is above a refused one's, each half of the requests predicted from the other."""
     scores, labels = [], []
     for half in (0, 1):
@@ -294,7 +296,7 @@ def _spread(weights: Array, told_Nk: Array) -> tuple[float, float]:
 # Replaying
 
 
-def fixed_rates(judged: Judged, times: PassTimes, batch: int) -> tuple[float, ...]:
+def fixed_rates(judged: JudgedConfidence, times: PassTimes, batch: int) -> tuple[float, ...]:
     """Tokens/s of chains of 0, 1, … k tokens in a batch of such steps."""
     rates, (whole, each) = [], times.of_drafting(batch)
     for num in range(judged.told.shape[1] + 1):
@@ -303,7 +305,7 @@ def fixed_rates(judged: Judged, times: PassTimes, batch: int) -> tuple[float, ..
     return tuple(rates)
 
 
-def replayed_rate(confidence: Confidence, judged: Judged, times: PassTimes, batch: int, rate: float) -> float:
+def replayed_rate(confidence: Confidence, judged: JudgedConfidence, times: PassTimes, batch: int, rate: float) -> float:
     """Tokens/s that the rule reaches on such steps, put together at random, when it is told that very rate; `rate` is where the search begins."""
     picked = _shuffled(len(judged.accepted), batch)
     for _ in range(ROUNDS):
@@ -322,7 +324,7 @@ def _shuffled(num: int, batch: int) -> NDArray[np.int64]:
 
 
 def _replay(
-    confidence: Confidence, judged: Judged, times: PassTimes, picked_SB: NDArray[np.int64], rate: float
+    confidence: Confidence, judged: JudgedConfidence, times: PassTimes, picked_SB: NDArray[np.int64], rate: float
 ) -> float:
     batch, most = picked_SB.shape[1], judged.told.shape[1]
     regime = Regime([confidence] * batch, rate, times, most)

@@ -90,7 +90,7 @@ def cut_to_one_layer(config: Any) -> None:
             del part.quantization_config
 
 
-class Place(NamedTuple):
+class StatePlace(NamedTuple):
     """Where a window begins in a token folder."""
 
     packing: Packing
@@ -118,7 +118,7 @@ class StateFiles:
             )
         self._columns = [folder.layers.index(layer) for layer in self.layers]
         self._last, self._files = folder.layers.index(folder.shape.num_layers), _by_tokens(folder)
-        self._places: dict[bytes, Place] = {}
+        self._places: dict[bytes, StatePlace] = {}
         for packing, windows in read:
             self._add(packing, windows)
 
@@ -144,7 +144,7 @@ class StateFiles:
         lacking, documents = [], set[int]()
         for sample in range(min(windows, len(packing))):
             start = int(packing.windows(sample, 1)[0]) * packing.length
-            self._places[_keys(packing.batch(sample, 1))[0]] = Place(packing, start)
+            self._places[_keys(packing.batch(sample, 1))[0]] = StatePlace(packing, start)
             first, last = (_document_at(packing, place)[0] for place in (start, start + packing.length - 1))
             documents |= set(range(first, last + 1))
         for document in sorted(documents):
