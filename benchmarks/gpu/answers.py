@@ -73,7 +73,7 @@ def answer_words(settings: Settings, asked: Path, out: Path, temperature: float)
         "--on-error": "skip",
         "--seed": "1",
     }
-    words = ["data", "regenerate", str(asked), "--target", str(settings.target), "--out", str(out)]
+    words = ["-m", "foredraft", "data", "regenerate", str(asked), "--target", str(settings.target), "--out", str(out)]
     return [*words, *(word for pair in options.items() for word in pair)]
 
 
@@ -91,7 +91,8 @@ def tokens_of(step: Step, files: dict[str, Path]) -> None:
     began, made = time.monotonic(), {name: step.settings.work / "tokens" / name for name in files}
     running = {
         name: started(step, f"{name}-tokens", [
-            "data", "prepare", str(files[name]), "--tokenizer", str(step.settings.target), "--out", str(folder), "--chat", "--on-error", "skip",
+            "-m", "foredraft", "data", "prepare", str(files[name]), "--tokenizer", str(step.settings.target), "--out", str(folder),
+            "--chat", "--on-error", "skip",
         ])
         for name, folder in made.items()
     }  # fmt: skip
@@ -103,10 +104,10 @@ def tokens_of(step: Step, files: dict[str, Path]) -> None:
 
 
 def started(step: Step, name: str, words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """`foredraft WORDS` in a process of its own, its output in OUT/NAME.log."""
+    """`python WORDS` in a process of its own, its output in OUT/NAME.log."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     with (step.settings.out / f"{name}.log").open("wb") as log:
-        return subprocess.Popen([sys.executable, "-m", "foredraft", *words], stdout=log, stderr=log, env=environment)
+        return subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=environment)
 
 
 def ended(process: "subprocess.Popen[bytes]") -> None:

@@ -7,16 +7,14 @@ multiplied by, so that the time is used up; where it would not do for one all th
 that is done is a folder in WORK/drafts; one that is not is named as left.
 """
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from answers import ANSWERS, ended, joined
+from answers import ANSWERS, ended, joined, started
 from bench import Settings, Step
 from timed_training import Job, Pace
 
@@ -86,7 +84,7 @@ class Training(NamedTuple):
 
 
 def trainings(settings: Settings) -> list[Training]:
-    """In the document's order, or those that `--worth` names first."""
+    """In the document's order. Raises ValueError where it holds anything but cells with recipes."""
     assert settings.grid is not None
     grid = grid_of(settings.grid)
     if grid.drafts or not grid.cells:
@@ -163,10 +161,8 @@ def begun(step: Step, training: Training, folders: dict[str, Path], pace: Path, 
         target=str(settings.target), out=str(folder), pace=str(pace), until=until, device=settings.device, begin=training.begins,
     )  # fmt: skip
     records.write(folder / "job.json", job)
-    words = [sys.executable, str(Path(__file__).with_name("timed_training.py")), str(folder / "job.json")]
-    with (settings.out / f"{training.name}.log").open("wb") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "2"}
-        return Running(training, subprocess.Popen(words, stdout=log, stderr=log, env=environment), folder)
+    script = Path(__file__).with_name("timed_training.py")
+    return Running(training, started(step, training.name, [str(script), str(folder / "job.json")]), folder)
 
 
 def recorded(step: Step, item: Running) -> None:
