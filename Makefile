@@ -3,13 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := openvino openvino-export vllm
 
-.PHONY: tour test test-engine lint size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
+.PHONY: tour test browser test-engine lint size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
 
 tour: .venv/.full ## the whole loop on SmolLM2-135M-Instruct: fetch, probe, plan, decode, train, measure, tour/report.html
 	$(BIN)/foredraft tour
 
-test: .venv/.dev ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)
+test: .venv/.dev browser ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
+
+browser: ## the Chromium of the browser tests, from Debian's or Ubuntu's packages where root runs this; else they are skipped
+	@command -v chromium chromium-browser google-chrome chrome > /dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null || \
+		echo "Chromium could not be installed: the browser tests are skipped"; \
+	else echo "No Chromium: the browser tests are skipped. To run them: sudo apt-get install chromium"; fi
 
 test-engine: .venv/.dev .venv-peers/vllm/.ready ## tests/engine: the drafts in the real vLLM, in its own environment
 	FOREDRAFT_VLLM_PYTHON=$(abspath .venv-peers/vllm/bin/python) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engine

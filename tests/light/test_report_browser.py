@@ -1,21 +1,15 @@
 """The page in a browser: no error, no request, readable at every width, in the dark, and with scripts switched off."""
 
-import os
-import shutil
-
 import pytest
 from report_records import write_all
 
+from browser import opened
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-
-from playwright.sync_api import sync_playwright
 
 from foredraft.report.page import write_page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path: apt-get install chromium")
 WIDTHS = {"page": 1200, "phone": 390}
 SMALLEST = 8.5  # pixels of a figure's text on a phone
 
@@ -26,30 +20,11 @@ def page_file(tmp_path_factory):
     return write_page([folder], folder / "report.html")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield chromium
-        chromium.close()
-
-
-def opened(browser, path, **options):
-    """The page, and what it complained of or asked for."""
-    tab = browser.new_context(**options).new_page()
-    messages: list[str] = []
-    tab.on("console", lambda message: messages.append(message.text))
-    tab.on("pageerror", lambda error: messages.append(str(error)))
-    tab.on("request", lambda request: messages.append(request.url) if request.url != path.as_uri() else None)
-    tab.goto(path.as_uri())
-    return tab, messages
-
-
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_without_an_error_or_a_request_and_fits(browser, page_file, scheme, width):
     tab, messages = opened(
-        browser, page_file.path, color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True
+        browser, page_file.path.as_uri(), color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True
     )
     assert messages == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -70,7 +45,7 @@ def brightness(colour: str) -> float:
 
 
 def test_text_of_figures_is_readable_on_a_phone_and_lies_within_them(browser, page_file):
-    tab, _ = opened(browser, page_file.path, viewport={"width": 390, "height": 900})
+    tab, _ = opened(browser, page_file.path.as_uri(), viewport={"width": 390, "height": 900})
     sizes, outside = tab.evaluate("""() => {
       const texts = [...document.querySelectorAll('svg text')].filter(t => t.textContent.trim());
       const scale = t => { const svg = t.ownerSVGElement; return svg.getBoundingClientRect().width / svg.viewBox.baseVal.width; };
@@ -86,7 +61,7 @@ def test_text_of_figures_is_readable_on_a_phone_and_lies_within_them(browser, pa
 def test_it_says_the_same_without_scripts(browser, page_file):
     texts = []
     for enabled in (True, False):
-        tab, messages = opened(browser, page_file.path, java_script_enabled=enabled)
+        tab, messages = opened(browser, page_file.path.as_uri(), java_script_enabled=enabled)
         assert messages == []
         texts.append(tab.inner_text("main"))
         tab.context.close()
@@ -96,7 +71,7 @@ def test_it_says_the_same_without_scripts(browser, page_file):
 
 def test_print_cuts_no_figure(browser, page_file):
     """No figure is split between pages, and tables are printed whole."""
-    tab, _ = opened(browser, page_file.path)
+    tab, _ = opened(browser, page_file.path.as_uri())
     tab.emulate_media(media="print", color_scheme="dark")
     styles = tab.evaluate("""() => [...document.querySelectorAll('figure.picture')].map(e => getComputedStyle(e).breakInside)
       .concat([...document.querySelectorAll('.scroll')].map(e => getComputedStyle(e).maxHeight == 'none' ? 'avoid' : 'cut'))""")
@@ -109,7 +84,7 @@ def test_what_is_watched_is_heard(browser, tmp_path):
     """Negative control: a page with a script that fails and an image from elsewhere."""
     path = tmp_path / "bad.html"
     path.write_text("<script>console.error('heard')</script><img src='https://example.invalid/x.png'>")
-    tab, messages = opened(browser, path)
+    tab, messages = opened(browser, path.as_uri())
     assert any("heard" in line for line in messages)
     assert any("example.invalid" in line for line in messages)
     tab.context.close()
