@@ -24,7 +24,6 @@ from foredraft.decode.batch import Request
 from foredraft.decode.lengths import LengthRule, fixed_rates, rule_rate
 from foredraft.decode.sampling import Sampling
 from foredraft.laws.adaptive import best_stopping, in_common, seen_survival
-from foredraft.measure.bootstrap import ratio
 from foredraft.measure.configurations import PLAIN, configurations_on, spec_of
 from foredraft.measure.lengths import learn
 from foredraft.measure.live import TIMES, Decoding, decode_in_turn
@@ -32,6 +31,7 @@ from foredraft.models import kernels
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
 from foredraft.records import DraftLengths
+from foredraft.serving.bootstrap import ratio
 
 
 def main() -> None:

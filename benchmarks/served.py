@@ -37,12 +37,12 @@ from foredraft import records, shapes
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
 from foredraft.deploy.export import ExportSettings, export
-from foredraft.measure.endpoint import LoadSettings, OfferedLoad, one_round, started
-from foredraft.measure.endpoint_http import address_of
-from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
 from foredraft.records import Machine, Observation, Plan, Workload
+from foredraft.serving.endpoint import LoadSettings, OfferedLoad, one_round, started
+from foredraft.serving.endpoint_http import address_of
+from foredraft.serving.endpoint_rows import base_of, rows_of
 
 ROOT = zoo_drafts.ROOT
 PYTHON = ROOT / ".venv-peers" / "vllm" / "bin" / "python"

@@ -40,10 +40,10 @@ from foredraft.data.prompts import Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.deploy.export import ExportSettings, export
-from foredraft.measure.bootstrap import figure
 from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.heads import load_head
 from foredraft.models.load import load
+from foredraft.serving.bootstrap import figure
 
 ENGINES = ("foredraft", "vllm", "openvino", "llama_cpp")
 QUANTISED = {"q8_0": "Q8_0", "q4_1": "Q4_1"}  # llama.cpp's own weights; the second as its file comes

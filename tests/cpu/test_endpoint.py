@@ -19,12 +19,12 @@ from foredraft.data.prompts import Question
 from foredraft.engines import SERVERS
 from foredraft.engines.counters import RequestCounts, samples
 from foredraft.laws.fit import fit_all
-from foredraft.measure import endpoint, endpoint_wire
-from foredraft.measure.endpoint import TRIAL, LoadSettings, OfferedLoad, Round, rounds, started
-from foredraft.measure.endpoint_http import Address, Connections, address_of
-from foredraft.measure.endpoint_rows import base_of, rows_of
-from foredraft.measure.endpoint_wire import Endpoint, find_server
 from foredraft.records import Measurement, Observation
+from foredraft.serving import endpoint, endpoint_wire
+from foredraft.serving.endpoint import TRIAL, LoadSettings, OfferedLoad, Round, rounds, started
+from foredraft.serving.endpoint_http import Address, Connections, address_of
+from foredraft.serving.endpoint_rows import base_of, rows_of
+from foredraft.serving.endpoint_wire import Endpoint, find_server
 
 STEPS = ((3, 2), (3, 0), (3, 3), (3, 1))  # drafted and accepted, over and over, in every answer
 MODEL = "org/model"
@@ -404,7 +404,7 @@ def sent(fake: Fake, monkeypatch: pytest.MonkeyPatch, rate: float, seed: int = 1
         await at_once(0)
 
     with monkeypatch.context() as patch:
-        patch.setattr("foredraft.measure.endpoint.asyncio.sleep", noted)
+        patch.setattr("foredraft.serving.endpoint.asyncio.sleep", noted)
         (measured_round,) = load(fake, concurrency=(), rates=(rate,), seed=seed)
     return measured_round, [wait for wait in waits if wait != endpoint.STEP_S]
 

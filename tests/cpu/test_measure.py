@@ -19,7 +19,6 @@ from foredraft.data.prompts import Encoding, Prompt, read_prompts, read_question
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.laws.fit import fit_all
-from foredraft.measure.bootstrap import DRAWS, divided, figure, figures, ratio, requests_for_width
 from foredraft.measure.configurations import DraftSpec, configurations_on, spec_of
 from foredraft.measure.live import Counts, decode_in_turn, groups_of, turns
 from foredraft.measure.measure import chains, measure, work
@@ -29,6 +28,7 @@ from foredraft.models import load, load_head, new_head, save_head
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement, Observation, Provenance
 from foredraft.runs import name_of, run_name, trained_tokens
+from foredraft.serving.bootstrap import DRAWS, divided, figure, figures, ratio, requests_for_width
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.teacher_forced import padded, surprise, teacher_forced
 

@@ -12,11 +12,11 @@ from foredraft import text
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
 from foredraft.engines.counters import Counters
-from foredraft.measure.endpoint import LoadSettings, Round, rounds, started
-from foredraft.measure.endpoint_http import address_of
-from foredraft.measure.endpoint_rows import base_of, rows_of
 from foredraft.models.decoder import Decoder
 from foredraft.records import Measurement
+from foredraft.serving.endpoint import LoadSettings, Round, rounds, started
+from foredraft.serving.endpoint_http import address_of
+from foredraft.serving.endpoint_rows import base_of, rows_of
 
 WITHIN = 0.02  # absolute, of acceptance at every position
 LOADS = (1, 4)

@@ -113,11 +113,13 @@ MAY = {
     "tokenization": {"records", "shapes"},
     "text": {"records", "shapes", "kinds", "models", "decode", "tokenization"},
     "data": {"records", "shapes", "text", "decode", "tokenization", "published.opened"},
+    "serving": {"records", "runs", "shapes", "kinds", "engines", "data.prompts", "data.sources"},
     "teacher": {"records", "shapes", "kinds", "models", "decode", "data"},
     "train": {"records", "recipe", "runs", "hardware", "shapes", "kinds", "models", "decode", "data", "teacher"},
     "measure": {
         "records",
         "runs",
+        "serving",
         "hardware",
         "shapes",
         "kinds",

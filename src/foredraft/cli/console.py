@@ -20,6 +20,7 @@ WIDTH = 110  # columns of tables into a pipe or file
 FULL = "pip install 'foredraft[full]'"
 SHOWN = 300  # characters of another program's message
 PLOT = "pip install 'foredraft[plot]'"
+ENDPOINT = "pip install 'foredraft[endpoint]'"
 
 
 def fail(error: BaseException, options: Mapping[str, str] | None = None) -> NoReturn:
@@ -95,7 +96,9 @@ def _usual_hints(error: BaseException) -> tuple[str, ...]:
     """What helps against an error that Python itself raised."""
     if isinstance(error, FileNotFoundError):
         return ("check the path",)
-    return (FULL,) if isinstance(error, ModuleNotFoundError) else ()
+    if not isinstance(error, ModuleNotFoundError):
+        return ()
+    return (ENDPOINT,) if error.name == "httpx2" else (FULL,)
 
 
 def print_json(record: Any) -> None:

@@ -206,8 +206,8 @@ def regenerate(
         if endpoint is None:
             done = room.regenerate(prompts, target, out, settings, draft=draft, **beside)
         else:
-            from foredraft.measure.endpoint_http import address_of
             from foredraft.measure.server_answers import regenerate_served
+            from foredraft.serving.endpoint_http import address_of
 
             done = regenerate_served(
                 prompts, address_of(endpoint, api_key, timeout), target, out, settings, model=model, **beside

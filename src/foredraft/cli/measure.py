@@ -117,9 +117,9 @@ def _of_server(
     num: int | None, out: Path,
 ) -> "list[Measurement]":  # fmt: skip
     """Of a running server; `where`: its URL, its key, and after how many seconds without a word it is given up."""
-    from foredraft.measure.endpoint import LoadSettings
-    from foredraft.measure.endpoint_http import address_of
-    from foredraft.measure.served import measure_server, server_subject_of
+    from foredraft.serving.endpoint import LoadSettings
+    from foredraft.serving.endpoint_http import address_of
+    from foredraft.serving.served import measure_server, server_subject_of
 
     loads = LoadSettings(**settings)
     server = server_subject_of(address_of(*where), prompts, loads, skips, facts, num)

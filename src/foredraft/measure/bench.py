@@ -19,7 +19,6 @@ from foredraft.decode.batch import Request
 from foredraft.decode.drafters import machine_name
 from foredraft.decode.sampling import Sampling
 from foredraft.hardware import read_rate
-from foredraft.measure.bootstrap import Array, ratio
 from foredraft.measure.configurations import PLAIN, EngineConfiguration, configurations_on, spec_of
 from foredraft.measure.live import TIMES, Decoding, decode_in_turn, turns
 from foredraft.measure.settings import MeasureSettings
@@ -27,6 +26,7 @@ from foredraft.models import kernels
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
 from foredraft.records import Estimate, Record
+from foredraft.serving.bootstrap import Array, ratio
 
 
 class BenchRow(Record, frozen=True):

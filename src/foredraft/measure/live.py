@@ -20,8 +20,8 @@ from foredraft.decode.batch import Request
 from foredraft.decode.batch import Sequence as Running
 from foredraft.decode.engine import Engine, budgeted
 from foredraft.hardware import synchronize
-from foredraft.measure.bootstrap import Array
 from foredraft.records import StepRecord
+from foredraft.serving.bootstrap import Array
 
 TIMES = (
     "seconds", "tokens", "requests", "first_s", "whole_s", "between_s", "gaps", "passes", "draft_s", "target_s", "other_s",

@@ -19,7 +19,6 @@ from foredraft.decode.batch import Request
 from foredraft.decode.sampling import Sampling
 from foredraft.kinds import role_of
 from foredraft.measure import rows
-from foredraft.measure.bootstrap import Array
 from foredraft.measure.configurations import PLAIN, EngineConfiguration, longest
 from foredraft.measure.live import Decoding, decode_in_turn, groups_of, turns
 from foredraft.measure.settings import MeasureSettings
@@ -27,6 +26,7 @@ from foredraft.measure.subject import Fields, Subject
 from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.records import Measurement
+from foredraft.serving.bootstrap import Array
 from foredraft.shapes import Shape
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.teacher import Text

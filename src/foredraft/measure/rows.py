@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, requests_for_width
 from foredraft.measure.live import TIMES, Counts
 from foredraft.records import Estimate, Measurement, Observation
+from foredraft.serving.bootstrap import Array, Figure, divided, figure, figures, requests_for_width
 from foredraft.teacher.teacher_forced import SUMS
 
 ONLINE, FORCED = "foredraft measure, live", "foredraft measure, teacher-forced"

@@ -22,7 +22,7 @@ from foredraft.data.regenerate import Progress, Regeneration, append, fits, prom
 from foredraft.data.remarks import Remarks
 from foredraft.data.rows import Message, message_of
 from foredraft.data.sources import Skips
-from foredraft.measure.endpoint_http import Address, Connections, NotJson, Refused
+from foredraft.serving.endpoint_http import Address, Connections, NotJson, Refused
 
 MODELS, CHAT, COMPLETIONS = "/v1/models", "/v1/chat/completions", "/v1/completions"
 ASKED_TOO_MUCH = (400, 422)  # what a server says that knows no more than OpenAI's own parameters

@@ -17,8 +17,9 @@ import numpy as np
 
 from foredraft.data.prompts import CHATS, Question
 from foredraft.engines.counters import Totals
-from foredraft.measure.endpoint_http import Address, Connections
-from foredraft.measure.endpoint_wire import (
+from foredraft.records import Record
+from foredraft.serving.endpoint_http import Address, Connections
+from foredraft.serving.endpoint_wire import (
     MODELS,
     AnswerSettings,
     Endpoint,
@@ -28,7 +29,6 @@ from foredraft.measure.endpoint_wire import (
     find_server,
     read_totals,
 )
-from foredraft.records import Record
 
 SETTLE_S, STEP_S = 3.0, 0.1  # how long the totals are waited for, which an engine brings up to date behind its answers
 TRIAL = "Hello"

@@ -12,8 +12,8 @@ from foredraft.data.prompts import Question
 from foredraft.engines import SERVERS
 from foredraft.engines.counters import RequestCounts, Totals, count_of, nested
 from foredraft.engines.engine import ServingEngine
-from foredraft.measure.endpoint_http import SHOWN, Connections, NotJson, Refused
 from foredraft.records import visible
+from foredraft.serving.endpoint_http import SHOWN, Connections, NotJson, Refused
 
 SPARE = 16  # pieces and tokens beyond those asked for, such as an end token that a server counts or shows
 CHOICES = ("auto", *SERVERS)

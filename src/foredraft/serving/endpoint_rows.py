@@ -16,11 +16,11 @@ import numpy as np
 
 from foredraft import __version__
 from foredraft.engines.counters import Counters, RequestCounts, chain_length
-from foredraft.measure.bootstrap import Array, Figure, divided, figure, figures, requests_for_width
-from foredraft.measure.endpoint import Round, grown, traffic
-from foredraft.measure.endpoint_wire import Endpoint, StreamedAnswer
 from foredraft.records import Estimate, Measurement, Observation, Provenance
 from foredraft.runs import name_of
+from foredraft.serving.bootstrap import Array, Figure, divided, figure, figures, requests_for_width
+from foredraft.serving.endpoint import Round, grown, traffic
+from foredraft.serving.endpoint_wire import Endpoint, StreamedAnswer
 
 SOURCE = "foredraft measure --endpoint"
 SHARES = (0.0, 1.0)

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from foredraft.data.prompts import Question, read_questions
 from foredraft.data.sources import Skips
-from foredraft.measure.endpoint import LoadSettings, rounds, started
-from foredraft.measure.endpoint_http import Address
-from foredraft.measure.endpoint_rows import base_of, rows_of
-from foredraft.models.load import read_config
+from foredraft.kinds import shape_named
 from foredraft.records import Measurement
 from foredraft.runs import name_of, trained_tokens
+from foredraft.serving.endpoint import LoadSettings, rounds, started
+from foredraft.serving.endpoint_http import Address
+from foredraft.serving.endpoint_rows import base_of, rows_of
 
 OnLoad = Callable[[list[Measurement], list[str]], object]  # takes all rows so far, and warnings about the last load
 
@@ -62,7 +62,7 @@ def _of_folder(facts: Mapping[str, Any]) -> dict[str, Any]:
     if not folder or not (Path(folder) / "config.json").is_file():
         return {}
     tokens = facts.get("draft_tokens") or trained_tokens(folder)
-    return {"draft": name_of(folder), "draft_layers": read_config(folder)[0].num_layers, "draft_tokens": tokens}
+    return {"draft": name_of(folder), "draft_layers": shape_named(str(folder)).num_layers, "draft_tokens": tokens}
 
 
 async def _each_load(subject: ServerSubject, settings: LoadSettings, on_load: OnLoad) -> list[Measurement]:
