@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    grid: Annotated[Path, typer.Argument(help="A sweep's document (docs/sweep.md).")],
+    grid: Annotated[Path, typer.Argument(help="A sweep's document (docs/guides/study.md).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep; one that is there goes on.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, in order, and stop.")] = False,
     ray: Annotated[

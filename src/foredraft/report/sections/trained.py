@@ -16,7 +16,7 @@ from foredraft.report.marks import COLOURS
 from foredraft.report.parts import NONE, Picture, Section, Table, count, number
 
 FILLED_BY = "metrics.jsonl with recipe.json, which `foredraft train RECIPE --out DIR` writes"
-MOST, LEVEL = 6, 0.9  # lines of a figure; the interval that held-out figures carry (docs/training.md)
+MOST, LEVEL = 6, 0.9  # lines of a figure; the interval that held-out figures carry (docs/guides/train.md)
 NLL = ("held_out_ce", "held_out_loss")  # nats per token first; else the objective's own
 Points = list[tuple[float, Span]]
 
