@@ -22,6 +22,7 @@ Role = Literal["none", "lookup", "lm", "head", "mixed"]
 Prior = Literal["lookup", "lm", "head", "mtp", "block"]  # of acceptance by position, see laws.acceptance
 PRIORS: tuple[Prior, ...] = ("lookup", "lm", "head", "mtp", "block")
 OURS = "foredraft"  # as a tool that trains
+BLOCK_CONFIG = "dflash_config"  # keys that only heads of blocks have, nested or beside the others
 
 
 class Training(NamedTuple):
@@ -185,22 +186,22 @@ DFLASH = Kind(
     "dflash", "DFlash", "head",
     {"dflash": "DFlash", "dfly": "DFly", "dflare": "DFlare", "d_pace": "D-PACE", "ddtree": "DDTree", "jetspec": "JetSpec"},
     passes="block", parts=_DFLASH, usual_layers=5, training=Training(2.67, (OURS, "SpecForge", "speculators"), 2.3e9, 3),
-    spelt=("dflash",), engine_names={"vllm": "dflash", "sglang": "DFLASH", "foredraft": "dflash"},
+    spelt=("dflash",), keys=(BLOCK_CONFIG,), engine_names={"vllm": "dflash", "sglang": "DFLASH", "foredraft": "dflash"},
     prior="block",
 )  # fmt: skip
 DFLASH2 = replace(
-    DFLASH, name="dflash2", label="DFlash2", methods={"dflash2": "DFlash2"}, parts=_DFLASH2, spelt=("dflash2",),
+    DFLASH, name="dflash2", label="DFlash2", methods={"dflash2": "DFlash2"}, parts=_DFLASH2, spelt=("dflash2",), keys=(),
     tensors=("candidate_selector.",), training=Training(1.33, ("SpecForge", "speculators")),
     engine_names={"vllm": "dflash", "sglang": "DFLASH"},
 )  # fmt: skip
 # 512 blocks of 7 in 4,096 tokens; ten times the 1.24e9 tokens that a cache of 38 TB holds at Qwen3-4B (DeepSpec's README).
 DSPARK = replace(
-    DFLASH, name="dspark", label="DSpark", methods={"dspark": "DSpark", "dspine": "DSpine"}, parts=_DSPARK, spelt=("dspark",),
+    DFLASH, name="dspark", label="DSpark", methods={"dspark": "DSpark", "dspine": "DSpine"}, parts=_DSPARK, spelt=("dspark",), keys=(),
     tensors=("markov_head.", "logit_head.", "markov_w1"), training=Training(0.875, (OURS, "DeepSpec", "SpecForge", "speculators"), 1.24e10, 10),
     engine_names={"vllm": "dspark", "sglang": "DSPARK", "tensorrt-llm": "DSpark", "foredraft": "dspark"},
 )  # fmt: skip
 DOMINO = replace(
-    DFLASH, name="domino", label="Domino", methods={"domino": "Domino"}, parts=_DOMINO, spelt=("domino", "causal_v5"),
+    DFLASH, name="domino", label="Domino", methods={"domino": "Domino"}, parts=_DOMINO, spelt=("domino", "causal_v5"), keys=(),
     tensors=("prefix_gru.",), training=Training(1.33, ("SpecForge",)), engine_names={"sglang": "DFLASH"},
 )  # fmt: skip
 P_EAGLE = Kind(
@@ -387,7 +388,7 @@ def of_role(role: str) -> tuple[Kind, ...]:
 # Where a head's config says which of the target's hidden states it reads: by the layer entered, and nested by the layer left.
 AUX_LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 AUX_CONFIG = "eagle_config"
-BLOCK_CONFIG = "dflash_config"  # keys that only heads of blocks have, nested or beside the others
+CHAIN_CONFIG = "dspark_config"  # where newer DSpark heads have those of their chain
 
 
 def aux_layer_ids(config: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[int]]:
@@ -454,8 +455,8 @@ def _special(
 
 def block_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A config with the keys that only heads of blocks have beside the others, wherever they stand."""
-    inner = config.get(BLOCK_CONFIG)
-    return {**config, **inner} if isinstance(inner, dict) else config
+    inner = [config.get(name) for name in (BLOCK_CONFIG, CHAIN_CONFIG)]
+    return {**config, **{key: value for part in inner if isinstance(part, dict) for key, value in part.items()}}
 
 
 def parts_of(config: Mapping[str, Any], kind: Kind, tensors: Collection[str] = ()) -> HeadParts | None:

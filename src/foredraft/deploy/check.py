@@ -12,9 +12,10 @@ from foredraft.deploy.config_rules import config_rules
 from foredraft.deploy.findings import Finding, finding, merged
 from foredraft.deploy.folder import RECORD, DraftFolder, not_judged, opened, read_settings
 from foredraft.deploy.target_rules import target_rules
-from foredraft.deploy.tensor_rules import tensor_rules
+from foredraft.deploy.tensor_rules import SPARE, tensor_rules
 from foredraft.engines import ENGINES, LOADERS, USUAL
 from foredraft.engines.engine import ServingEngine
+from foredraft.engines.loading import head_tensors, lacking, sizes_of
 from foredraft.kinds import CHECKPOINTS, parts_of
 from foredraft.records import read_json
 
@@ -58,19 +59,33 @@ _LAYERS = {".self_attn.kv_a_proj": "multi-head latent attention", ".mlp.experts.
 
 def _other_layers(draft: DraftFolder, engine: ServingEngine) -> str | None:
     """What a folder has that is not known of the engine's loader, in words; None where it is judged."""
-    if draft.kind.name not in CHECKPOINTS or draft.kind.name in engine.unjudged or not engine.loads(draft.kind):
-        return ""
-    if draft.kind.role != "head":
-        return None
+    kind = draft.kind
+    judged = kind.name in CHECKPOINTS and kind.name not in engine.unjudged and engine.loads(kind)
+    if kind.role != "head" or kind.name not in CHECKPOINTS:
+        return None if judged else ""
     layers = next((words for part, words in _LAYERS.items() if any(part in name for name in draft.names)), None)
     if layers:
         return f" with {layers}"
     names = draft.config.get("architectures") or [None]
-    return (
-        f" of class {names[0]}"
-        if names[0] in engine.heads[draft.kind.name].unjudged and not draft.speculators
-        else None
-    )
+    others = engine.heads[kind.name].unjudged if kind.name in engine.heads else ()
+    if not draft.speculators and (names[0] in others or _of_no_engine(draft)):
+        return f" of class {names[0]}"
+    return None if judged else ""
+
+
+def _of_no_engine(draft: DraftFolder) -> bool:
+    """Whether a head's class is one that no engine here has, and its tensors are of no head that they load: a design of its own."""
+    loaders = [engine.heads[draft.kind.name] for engine in LOADERS.values() if draft.kind.name in engine.heads]
+    if (
+        not draft.config.get("architectures")
+        or lacking(draft.config)
+        or any(loader.takes(draft.config) for loader in loaders)
+    ):
+        return False
+    sizes = sizes_of(draft.config)
+    expected = [head_tensors(sizes, draft.kind, loader, draft.config) for loader in loaders]
+    known = {name for tensors in expected for name in (*tensors.needed, *tensors.optional)}
+    return any(name not in known and not SPARE.search(name) for name in draft.names)
 
 
 def engines_of(folder: DraftFolder) -> Sequence[str]:

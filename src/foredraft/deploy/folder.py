@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.key_types import typed
 from foredraft.engines import ENGINES, LOADERS, speculators
-from foredraft.kinds import CHECKPOINTS, Kind, of_checkpoint
+from foredraft.kinds import CHECKPOINTS, OURS, Kind, of_checkpoint
 from foredraft.models import pickles
 from foredraft.models.checkpoint import Checkpoint, StoredTensor
 from foredraft.models.head_files import canonical
@@ -129,7 +129,9 @@ def _pickles(path: Path) -> list[Finding]:
 
 def not_judged(kind: Kind, more: str = "") -> Finding:
     """A folder of a kind, or with layers (`more`), whose loader is not known here: no fault of it is, and none is claimed."""
-    served = ", ".join(engine.label for name, engine in ENGINES.items() if name in kind.engine_names)
+    served = ", ".join(
+        engine.label for name, engine in ENGINES.items() if name in kind.engine_names and not (more and name == OURS)
+    )
     article = "an" if kind.label[0] in "AEIO" or kind.label.split()[0] in ("MTP", "MLP") else "a"
     return Finding(
         code="not-judged", where="architectures", level="note", remedy="load it there, and measure it: foredraft measure --endpoint",

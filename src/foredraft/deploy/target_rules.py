@@ -21,6 +21,7 @@ from foredraft.shapes.config import text_part
 from foredraft.shapes.families import FAMILIES, ModelFamily
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -146,7 +147,8 @@ def _widths(config: dict[str, Any], other: dict[str, Any], folder: DraftFolder) 
 
 def _rope(config: dict[str, Any], other: dict[str, Any]) -> Iterator[Finding]:
     """A head stands in its target's positions, and is nearly always trained on its rotation."""
-    if not FAMILIES.get(str(other.get("model_type")), ModelFamily()).rotary:
+    alike = all(config.get(key) == other.get(key) for key in ROPE_KEYS)  # whether or not their kind is known here
+    if alike or not FAMILIES.get(str(other.get("model_type")), ModelFamily()).rotary:
         return
     try:
         rope, target_rope = rope_from_config(config), rope_from_config(other)

@@ -34,7 +34,7 @@ from foredraft.engines.engine import (
     quoted,
 )
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
-from foredraft.kinds import Kind, block_keys, from_anchor, of_choice
+from foredraft.kinds import BLOCK_CONFIG, CHAIN_CONFIG, Kind, block_keys, from_anchor, of_choice
 from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Plan, ScheduleStep
 
@@ -71,6 +71,7 @@ _DFLASH_OTHERS = (
     "DFlashLagunaForCausalLM", "LagunaForCausalLM", "MuseGlimmerAssistantModel", "DFlashMuseGlimmerAssistantModel", "LiLiCorrDraftModel",
 )  # fmt: skip
 _DSPARK_OTHERS = ("Gemma4DSparkModel", "K3DSparkModel", "Qwen3OmniDSparkModel", "DSparkV41DraftModel")
+_CHAIN_KEYS = ("markov_rank", "enable_confidence_head", "confidence_head_with_markov")
 _DRAFTED = "vllm:spec_decode_num_"
 
 
@@ -209,6 +210,14 @@ class VLLM(ServingEngine):
                 "from-anchor", "sample_from_anchor",
                 "is true, which vLLM's dflash refuses, or older versions do not see and read each row one too late",
                 "serve it by a class that samples from the anchor (dspark), or train without",
+            )  # fmt: skip
+        keys = block_keys(head.config)
+        nested = [key for key in _CHAIN_KEYS if key in keys and key not in head.config]
+        if head.kind.engine_names[self.name] == "dspark" and nested:
+            yield Fault(
+                "nested-key", nested[0], f"stands in {' or '.join((BLOCK_CONFIG, CHAIN_CONFIG))}, where vLLM's dspark does not look: "
+                "without markov_rank it stops, without the others it builds no confidence head",
+                f"write {', '.join(nested)} beside the other keys, as foredraft deploy export does",
             )  # fmt: skip
 
     def name_faults(self, head: HeadFolder) -> Iterator[Fault]:

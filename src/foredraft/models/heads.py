@@ -64,7 +64,8 @@ def load_head(
         )
     if kind.parts is None:
         raise ValueError(f"{file}: not a draft head: architectures names none, and there is no tensor fc.weight")
-    keys = _own_layers(keys, checkpoint, target) if kind.passes == "token" else keys
+    keys = _in_own_family(keys, checkpoint)
+    keys = _in_own_sizes(keys, checkpoint, target) if kind.passes == "token" else keys
     shape, config = parse_config(keys, folder)
     try:
         shape = shapes.as_head(shape, kinds.parts_of(keys, kind, checkpoint.stored) or kind.parts, keys)
@@ -80,18 +81,23 @@ def load_head(
     return head.to(device).requires_grad_(False).eval()
 
 
-def _own_layers(keys: dict[str, Any], checkpoint: HeadCheckpoint, target: Target) -> dict[str, Any]:
-    """The config of a head that drafts token by token as its tensors have it, where it says otherwise or speaks of its target.
+def _in_own_family(keys: dict[str, Any], checkpoint: HeadCheckpoint) -> dict[str, Any]:
+    """A head's config where `model_type` is a target's that is not run here: its layers are Llama's, or Qwen3's where they norm queries."""
+    family = FAMILIES.get(str(keys.get("model_type")))
+    if family is not None and family.architecture is not None and family.traits is None:
+        return keys
+    normed = "layers.0.self_attn.q_norm.weight" in checkpoint.stored
+    return keys | {
+        "model_type": NORMED_HEAD_FAMILY if normed else HEAD_FAMILY,
+        "num_key_value_heads": keys.get("num_key_value_heads") or keys.get("num_attention_heads"),
+    }
 
-    Its layers are Llama's, or Qwen3's where they norm queries and keys, even where `model_type` is a target's that is not run here; the
-    width of the MLP, and how many tokens it drafts, are the tensors'. A vocabulary that is only filled up is the target's.
+
+def _in_own_sizes(keys: dict[str, Any], checkpoint: HeadCheckpoint, target: Target) -> dict[str, Any]:
+    """The config of a head that drafts token by token as its tensors have it: the width of the MLP, and how many tokens it drafts. A
+    vocabulary that is only filled up is the target's.
     """
     stored, keys = checkpoint.stored, dict(keys)
-    family = FAMILIES.get(str(keys.get("model_type")))
-    if family is None or family.architecture is None or family.traits is not None:
-        normed = "layers.0.self_attn.q_norm.weight" in stored
-        keys["model_type"] = NORMED_HEAD_FAMILY if normed else HEAD_FAMILY
-        keys["num_key_value_heads"] = keys.get("num_key_value_heads") or keys.get("num_attention_heads")
     gate, d2t = stored.get("layers.0.mlp.gate_proj.weight"), stored.get("d2t")
     if gate is not None:
         keys["intermediate_size"] = gate.shape[0]
