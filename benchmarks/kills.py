@@ -40,9 +40,10 @@ OF_A_PROCESS = (
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "__main__", "kills", "foredraft.train.launch", "foredraft.measure.measure", "foredraft.data.prepare", "foredraft.deploy.export",
-        "foredraft.models.convert", "foredraft.laws.fit", "foredraft.plan.plan", "foredraft.text", "transformers.models.auto.tokenization_auto",
-        "transformers.tokenization_utils_tokenizers", "foredraft.sweep.run", "foredraft.measure.lengths", "foredraft.report.measured", "foredraft.report.fit_tables",
+        "__main__", "kills", "foredraft.train.launch", "foredraft.measure.measure", "foredraft.measure.lengths", "foredraft.data.prepare",
+        "foredraft.deploy.export", "foredraft.models.convert", "foredraft.laws.fit", "foredraft.plan.plan", "foredraft.text",
+        "foredraft.sweep.run", "foredraft.report.measured", "foredraft.report.fit_tables", "transformers.models.auto.tokenization_auto",
+        "transformers.tokenization_utils_tokenizers",
     ]
 )  # fmt: skip
 
@@ -142,7 +143,9 @@ def run(words: tuple[str, ...], base: Path, out: Path, kill_after_s: float | Non
         process.kill()
     process.join()
     if kill_after_s is None and process.exitcode != 0:
-        raise RuntimeError(f"{words}: exit code {process.exitcode} after {time.monotonic() - began:.0f} s: {said.read_text()[-2000:]}")
+        raise RuntimeError(
+            f"{words}: exit code {process.exitcode} after {time.monotonic() - began:.0f} s: {said.read_text()[-2000:]}"
+        )
     said.unlink(missing_ok=True)
     return process.exitcode or 0, time.monotonic() - ready
 
@@ -200,14 +203,18 @@ def undisturbed(job: Job, base: Path, root: Path) -> Undisturbed:
         runs.append((end_of(out), seconds))
     (first, cold), (second, warm) = runs
     if first.keys() != second.keys():
-        raise RuntimeError(f"{job.verb}: two undisturbed runs leave other things: {sorted(first.keys() ^ second.keys())[:5]}")
+        raise RuntimeError(
+            f"{job.verb}: two undisturbed runs leave other things: {sorted(first.keys() ^ second.keys())[:5]}"
+        )
     clocks = frozenset(name for name in first if first[name] != second[name])
     if others := [name for name in clocks if ".json" not in name]:
         raise RuntimeError(f"{job.verb}: two undisturbed runs differ in {others[:5]}")
     return Undisturbed(first, min(cold, warm), clocks)
 
 
-def killed(job: Job, whole_run: Undisturbed, base: Path, out: Path, kills: int, draw: random.Random) -> tuple[int, list[str]]:
+def killed(
+    job: Job, whole_run: Undisturbed, base: Path, out: Path, kills: int, draw: random.Random
+) -> tuple[int, list[str]]:
     """A run killed up to so many times and then left to end: how often it was, and what is wrong with it."""
     count, kept, wrong = 0, 0, []
     for _ in range(kills):
@@ -250,7 +257,14 @@ def tally(jobs: tuple[Job, ...], kills: int, seed: int, root: Path) -> list[dict
                 print(f"  {job.verb} run {runs}: {fault}", flush=True)
         clocks = sorted({name.rpartition(":")[2].partition(".")[2] for name in whole_run.clocks})
         results.append(
-            {"verb": job.verb, "kills": count, "runs": runs, "wrong": wrong, "seconds": round(whole_run.seconds, 2), "clocks": clocks}
+            {
+                "verb": job.verb,
+                "kills": count,
+                "runs": runs,
+                "wrong": wrong,
+                "seconds": round(whole_run.seconds, 2),
+                "clocks": clocks,
+            }
         )
         print(f"{job.verb}: {count} kills in {runs} runs of {whole_run.seconds:.1f} s, {len(wrong)} wrong", flush=True)
     return results

@@ -575,10 +575,12 @@ def test_a_cache_goes_on_where_it_stopped_and_is_no_other_ones(
         cache.hidden_states((1, 2, 3), complete=True)(packing.batch(0, 12))
     cache.fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
     assert computed == [4, 4, 4, 4]
-    whole_bytes, parts = all_bytes(tmp_path / "whole"), all_bytes(tmp_path / "parts")
-    assert whole_bytes.keys() == parts.keys()
-    for name in whole_bytes:
-        torch.testing.assert_close(load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name))
+    assert all_bytes(tmp_path / "parts") == all_bytes(tmp_path / "whole")
+    for path in sorted((tmp_path / "parts").iterdir())[::3]:
+        path.unlink()
+    cache.hidden_states((1, 2, 3))(packing.batch(0, 4))  # what is lacking of these four comes of a pass over all four
+    cache.fill(packing, 12, (1, 2, 3), say=print, batch_size=4)
+    assert all_bytes(tmp_path / "parts") == all_bytes(tmp_path / "whole"), "to the last bit"
     cache.hidden_states((1, 2, 3), complete=True)(packing.batch(0, 12))
     for other in (
         TargetCache(model(1, 0.2), tmp_path / "parts").hidden_states((1, 2, 3), complete=True),

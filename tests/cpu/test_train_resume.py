@@ -115,6 +115,9 @@ def test_a_cut_optimiser_and_torn_metrics_are_named_or_dropped(uninterrupted, tm
     path.write_text('{"step": 1}\n{}\n[]\n{"step": ""}\n{"step": 2}\n{"step": 9}\n{"step"')
     Metrics(path, 5).close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_text('{"step": 0}\n{"step": 1}\n')  # of a run that was killed before its first checkpoint
+    Metrics(path, 0).close()
+    assert path.read_text() == ""
 
 
 def test_asked_to_stop_it_saves_first_and_says_so(folders, uninterrupted, tmp_path):

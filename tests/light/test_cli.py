@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from foredraft import __version__
+from foredraft import __version__, records
 from foredraft.cli.main import main
 
 PLAN = ("plan", "Llama-3.1-8B", "--machine", "H100", "--concurrency", "1,64", "--draws", "16")
@@ -308,4 +309,40 @@ def test_whatever_is_left_is_one_line_and_debug_shows_where(error: BaseException
     assert not done.stderr or done.stderr.splitlines()[0].startswith("error: ")
     assert ("Traceback" in debugged.stderr) == (code != 130)
     if code == 1:
-        assert "hint: report it" in done.stderr
+        assert "hint: report this line at " in done.stderr
+        assert f"in foredraft list (version {__version__}, Python " in done.stderr
+
+
+def test_a_bug_line_names_the_project_and_options_without_what_they_hold() -> None:
+    import email.message
+
+    named = email.message.Message()
+    for line in ("Documentation, https://docs.example", "Issues, https://git.example/issues"):
+        named["Project-URL"] = line
+    with (
+        patch("foredraft.api.fit", side_effect=KeyError("x")),
+        patch("foredraft.cli.fit.rows_by_file", return_value={}),
+        patch("importlib.metadata.metadata", return_value=named),
+    ):
+        done = foredraft("fit", "/home/me/mine.jsonl", "--draws=3133", "--seed", "987654")
+    assert done.returncode == 1
+    assert "in foredraft fit --draws --seed (version" in done.stderr
+    assert "https://git.example/issues" in done.stderr
+    assert not any(word in done.stderr for word in ("mine", "3133", "987654"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "Llama-160M"), ("fit", "x.jsonl"), ("probe",), ("report", "."), ("validate",), ("reproduce", "sdsl"), ("tour",),
+        ("deploy", "simulate", "--accept", "2@3", "--target", "Llama-160M", "--method", "eagle3"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)  # fmt: skip
+def test_the_second_of_two_runs_into_one_output_says_who_has_it(words: tuple[str, ...], tmp_path: Path) -> None:
+    with records.reserved(tmp_path / "out"):
+        done = foredraft(*words, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert f"{tmp_path / 'out'}: another run is at work on it (" in done.stderr.splitlines()[0]
+    assert f"process {os.getpid()} on " in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import msgspec
@@ -236,12 +237,29 @@ def test_an_output_is_one_runs_at_a_time_and_leftovers_of_a_killed_one_go(tmp_pa
     (out / "metrics").write_text("whole")
     with records.reserved(out):
         assert [path.name for path in out.iterdir()] == ["metrics"]
-        with pytest.raises(ValueError, match=f"{out}: another run is at work on it"):
+        with pytest.raises(
+            ValueError, match=rf"{out}: another run is at work on it \(.*, process {os.getpid()} on .+\); wait"
+        ):
             records.reserved(out)
         with pytest.raises(ValueError, match="another run is at work"), records.whole_folder(out, replace=True):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no lock is left either
     records.reserved(out).close()
+
+
+def test_who_holds_an_output_is_told_without_what_its_options_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/foredraft", "--api-key", "-secret", "x"])
+    with records.reserved(tmp_path / "out"):
+        assert "secret" not in (tmp_path / ".out.lock").read_text()
+
+
+def test_a_folder_whose_parent_cannot_be_written_is_locked_within(tmp_path, monkeypatch):
+    out = tmp_path / "mounted"
+    out.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    with records.reserved(out):
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert not list(out.iterdir())
 
 
 def test_a_folder_takes_the_place_of_another_once_it_is_whole_and_can_be_read_by_others(tmp_path):

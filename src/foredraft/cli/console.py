@@ -3,8 +3,10 @@
 Refuses to know: any verb, and any room.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -53,24 +55,71 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def fail_bug(error: BaseException) -> NoReturn:
-    """End with exit code 1 where the fault is this program's: what failed and where, in one line, and how to report it."""
+def fail_bug(error: BaseException, command: str) -> NoReturn:
+    """End with exit code 1 where the fault is this program's: what failed and where, in one line, and how to report it.
+
+    `command`: the verb and the names of its options, without what they were given.
+    """
+    import platform
     import traceback
 
+    from foredraft import __version__
     from foredraft.records import visible
 
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "foredraft" in Path(frame.filename).parts]
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     reason = " ".join(str(error).split())[:SHOWN]
+    program = f"{visible(command)} (version {__version__}, Python {platform.python_version()})"
     print(
-        f"error: {visible(f'{type(error).__name__}: {reason}')}{where}: a bug of foredraft, or a file it misreads",
+        f"error: {visible(f'{type(error).__name__}: {reason}')}{where}: a bug of foredraft, or a file it misreads, in {program}",
         file=sys.stderr,
     )
     print(
-        "\nhint: report it on the project's issue tracker, with what the same command says with --debug",
+        f"\nhint: report this line at {_tracker()}, with what the same command says with --debug; leave out what is secret",
         file=sys.stderr,
     )
     raise SystemExit(1)
+
+
+def _tracker() -> str:
+    """Where bugs are reported, as the package's own metadata says."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        lines = metadata("foredraft").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        lines = []
+    urls = {name.strip().lower(): url.strip() for name, _, url in (line.partition(",") for line in lines)}
+    return next(
+        (urls[name] for name in ("issues", "repository", "homepage") if name in urls), "the project's issue tracker"
+    )
+
+
+def command_of(app: typer.Typer, words: Sequence[str]) -> str:
+    """The verb and the names of the options that `words` hold; not what they are given, which may be secret."""
+    command: Any = typer.main.get_command(app)
+    verbs = []
+    for word in words:
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+        verbs.append(word)
+    known = {name for param in command.params for name in param.opts}
+    options = [name for word in words if (name := word.partition("=")[0]) in known and name.startswith("-")]
+    return " ".join(("foredraft", *verbs, *options))
+
+
+def one_at_a_time(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that has its output, where --out names one, to itself: a second run on the same one ends with who has it, in one line."""
+
+    @functools.wraps(verb)
+    def run(*words: Any, **options: Any) -> None:
+        from foredraft.records import reserved
+
+        with reserved(options["out"]) if options.get("out") else nullcontext():
+            verb(*words, **options)
+
+    return run
 
 
 def fail_usage(error: Any) -> NoReturn:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foredraft.cli.console import drawn, names, print_blocks, print_json, rows_by_file, say_written
+from foredraft.cli.console import drawn, names, one_at_a_time, print_blocks, print_json, rows_by_file, say_written
 from foredraft.cli.options import DRAWS, JSON, Figures, Out, Seed, TargetNames
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foredraft.records import Fit, Observation
 
 
+@one_at_a_time
 def fit(
     runs: Annotated[list[Path], typer.Argument(help="Own measurements, or another benchmark's files.")],
     law: Annotated[

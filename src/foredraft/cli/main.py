@@ -14,7 +14,7 @@ import typer
 from foredraft import __version__
 from foredraft.cli.bench import bench
 from foredraft.cli.chat import chat
-from foredraft.cli.console import fail, fail_bug, fail_memory, fail_usage, is_out_of_memory, options_of
+from foredraft.cli.console import command_of, fail, fail_bug, fail_memory, fail_usage, is_out_of_memory, options_of
 from foredraft.cli.convert import convert
 from foredraft.cli.data import app as data_app
 from foredraft.cli.deploy import app as deploy_app
@@ -89,7 +89,7 @@ def _fail(error: Exception) -> NoReturn:
         fail(error, options_of(app, sys.argv[1:]))
     if hasattr(error, "format_message"):  # typer's own complaints, whose class moves from version to version
         fail_usage(error)
-    fail_bug(error)
+    fail_bug(error, command_of(app, sys.argv[1:]))
 
 
 @app.callback(invoke_without_command=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foredraft.cli import plan_options as of_plan
-from foredraft.cli.console import drawn, names, print_blocks, print_json, rows_by_file, say_written
+from foredraft.cli.console import drawn, names, one_at_a_time, print_blocks, print_json, rows_by_file, say_written
 from foredraft.cli.options import (
     JSON,
     Devices,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 USUAL_MACHINE, USUAL_LOADS = "H100", "1-64"
 
 
+@one_at_a_time
 def plan(
     target: of_plan.Target,
     shape_file: of_plan.ShapeFile = None,

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from foredraft.cli.console import check_models, command, dtype_of, print_blocks, print_json, set_threads
+from foredraft.cli.console import check_models, command, dtype_of, one_at_a_time, print_blocks, print_json, set_threads
 from foredraft.cli.options import JSON, Device, Dtype, Threads, whole
 
 
+@one_at_a_time
 def probe(
     target: Annotated[
         Path | None, typer.Option("--target", "-t", help="Time this model's own pass instead of a stack of matrices.")

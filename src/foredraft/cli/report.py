@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli.console import one_at_a_time
 
+
+@one_at_a_time
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders that hold records, searched through.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page, one file of HTML.")] = Path("report.html"),

@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from foredraft.cli.console import check_models, one_at_a_time
 
+
+@one_at_a_time
 def tour(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the tour makes.")] = Path("tour"),
     zoo: Annotated[Path, typer.Option(help="Folder of trained drafts, of the repository.")] = Path("zoo"),
@@ -22,7 +25,6 @@ def tour(
     cache: Annotated[Path, typer.Option(help="Folder in which what is fetched stays.")] = Path("build/smollm2"),
 ) -> None:
     """The whole loop in minutes: fetch, convert, probe, plan, decode, train for a minute, measure, report."""
-    from foredraft.cli.console import check_models
     from foredraft.tour import ITINERARY
     from foredraft.tour import tour as run
 

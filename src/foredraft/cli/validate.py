@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foredraft.cli.console import print_blocks, print_json, progress_bar, rows_by_file, say_written
+from foredraft.cli.console import one_at_a_time, print_blocks, print_json, progress_bar, rows_by_file, say_written
 from foredraft.cli.options import JSON, Figures, Out, TargetNames
 
 if TYPE_CHECKING:
     from foredraft.validate import Validation
 
 
+@one_at_a_time
 def validate(
     files: Annotated[
         list[Path] | None,

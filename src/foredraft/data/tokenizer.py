@@ -50,12 +50,12 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> int:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
-    )
-    fast.chat_template = CHAT
     with records.whole_folder(out) as folder:
+        tokenizer.train_from_iterator(texts, trainer)
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+        )
+        fast.chat_template = CHAT
         fast.save_pretrained(folder)
     return tokenizer.get_vocab_size()
 

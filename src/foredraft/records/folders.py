@@ -4,12 +4,15 @@ import errno
 import glob
 import os
 import shutil
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SHOWN = 300  # characters of what a lock says
 
 
 def hub_name(folder: str | Path) -> str | None:
@@ -39,7 +42,7 @@ class Lock:
 
 
 def lock(path: str | Path, busy: str) -> Lock:
-    """Lock the file at `path`. Raises ValueError `busy` where another holds it."""
+    """Lock the file at `path`, in which stands who has it. Raises ValueError `busy`, with who that is, where another does."""
     import fcntl
 
     path = Path(path)
@@ -50,10 +53,30 @@ def lock(path: str | Path, busy: str) -> Lock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise ValueError(busy) from None
+            raise ValueError(f"{busy}{_holder(path)}; wait for it or choose another --out") from None
         if _is_at(file, path):
+            file.truncate(0)
+            file.write(_self().encode(errors="replace"))
+            file.flush()
             return Lock(path, file)
         file.close()  # removed in between by the run that had it
+
+
+def _self() -> str:
+    """This process, for those that find its lock: the words of its command that are no options, which may hold a key."""
+    program = Path(sys.argv[0])
+    words = [program.parent.name if program.stem == "__main__" else program.name, *sys.argv[1:3]]
+    command = " ".join(word for word in words if word and not word.startswith("-"))
+    return f"{command or 'python'}, process {os.getpid()} on {socket.gethostname()}"
+
+
+def _holder(path: Path) -> str:
+    """Who has a lock, as it says itself; "" where it does not."""
+    try:
+        words = " ".join(path.read_text(errors="replace")[:_SHOWN].split())
+    except OSError:
+        words = ""
+    return f" ({words})" if words else ""
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
@@ -69,9 +92,7 @@ def reserved(out: str | Path) -> Lock:
     Raises ValueError where another run is at work on it.
     """
     out = Path(os.path.abspath(out))
-    out_lock = lock(
-        out.with_name(f".{out.name}.lock"), f"{out}: another run is at work on it; wait for it or choose another --out"
-    )
+    out_lock = lock(_lock_of(out), f"{out}: another run is at work on it")
     leftovers = [
         *out.parent.glob(f".{glob.escape(out.name)}.*.partial"),
         *(out.glob(".*.partial") if out.is_dir() else ()),
@@ -79,6 +100,12 @@ def reserved(out: str | Path) -> Lock:
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     return out_lock
+
+
+def _lock_of(out: Path) -> Path:
+    """Beside an output; within a folder whose own parent may not be written, such as one mounted into a container."""
+    within = out.is_dir() and (not out.name or not os.access(out.parent, os.W_OK))
+    return out / ".lock" if within else out.with_name(f".{out.name}.lock")
 
 
 @contextmanager

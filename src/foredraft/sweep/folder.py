@@ -94,9 +94,7 @@ class Folder:
 
     def lock(self) -> None:
         """Keep other sweeps out until this process ends. Raises ValueError where one is at work."""
-        self._lock = records.lock(
-            self.out / "lock", f"{self.out}: another sweep is at work there; wait for it or give another --out"
-        )
+        self._lock = records.lock(self.out / "lock", f"{self.out}: another sweep is at work there")
 
     def release(self) -> None:
         if self._lock:

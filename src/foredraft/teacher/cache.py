@@ -88,11 +88,11 @@ class TargetCache:
             if self.folder is None:
                 return source(batch)
             paths = self._state_paths(batch, source)
-            missing = [row for row, files in enumerate(paths) if _lacks(files)]
+            missing = any(map(_lacks, paths))
             if missing and complete:
                 raise ValueError(f"{self.folder}: holds no hidden states of a window of the batch; cache that data too")
             if missing:
-                self._write_windows(batch, paths, missing, source)
+                self._write_windows(batch, paths, source)
             device = batch.tokens_BT.device
             states = {i: torch.stack([_read(files[i])["state"] for files in paths]).to(device) for i in paths[0]}
             final_BTW = states[self._final]
@@ -139,10 +139,10 @@ class TargetCache:
             f"for {windows * packing.length:,} tokens, {to_write:,} to write"
         )
         self._check_room(self.folder, to_write)
-        for first in range(0, len(missing), batch_size):
-            windows_here = list(missing)[first : first + batch_size]
-            batch = _joined([packing.batch(window, 1) for window in windows_here], self.target.device)
-            self._write_windows(batch, self._state_paths(batch, source), list(range(len(windows_here))), source)
+        for first in sorted({window // batch_size * batch_size for window in missing}):
+            batch = packing.batch(first, min(batch_size, windows - first))
+            batch = Batch(*(part.to(self.target.device) for part in batch))
+            self._write_windows(batch, self._state_paths(batch, source), source)
 
     def window_bytes(self, length: int, layers: tuple[int, ...]) -> int:
         """Of one window's files, the final state's among them."""
@@ -171,17 +171,17 @@ class TargetCache:
                 f"{folder}: {num_bytes:,} bytes of hidden states do not fit the {free:,} free there; cache fewer windows, or compute them online"
             )
 
-    def _write_windows(
-        self, batch: Batch, paths: list[dict[int, Path]], rows: list[int], source: OnlineHiddenStates
-    ) -> None:
-        """The states of these rows of the batch that are not there, by one pass of the target."""
-        states = source(Batch(*(part[rows] for part in batch)))
+    def _write_windows(self, batch: Batch, paths: list[dict[int, Path]], source: OnlineHiddenStates) -> None:
+        """The states of the batch that are not there, by one pass of the target over all of it: what shares a batch may change the last bit
+        of a state, and a write that was stopped is to go on with the same ones.
+        """
+        states = source(batch)
         parts = states.aux_BTF.split(self.target.shape.hidden_size, -1)
         by_layer = dict(zip(source.layers, parts, strict=True)) | {self._final: states.final_BTW}
-        for i, row in enumerate(rows):
-            for layer, path in paths[row].items():
+        for row, files in enumerate(paths):
+            for layer, path in files.items():
                 if not path.is_file():
-                    _write(path, {"state": by_layer[layer][i]})
+                    _write(path, {"state": by_layer[layer][row]})
 
     def _state_paths(self, batch: Batch, source: OnlineHiddenStates) -> list[dict[int, Path]]:
         """Of each window, by the state's index: a digest of its tokens and where its documents begin."""
@@ -216,10 +216,6 @@ def fingerprint(target: Target) -> str:
 
 def _lacks(files: dict[int, Path]) -> int:
     return sum(not path.is_file() for path in files.values())
-
-
-def _joined(batches: list[Batch], device: torch.device) -> Batch:
-    return Batch(*(torch.cat(parts).to(device) for parts in zip(*batches, strict=True)))
 
 
 def _write(path: Path, tensors: Tensors) -> None:

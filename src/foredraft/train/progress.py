@@ -19,10 +19,10 @@ METRICS = "metrics.jsonl"
 
 
 class Metrics:
-    """metrics.jsonl of a run. Opening it drops what lies beyond `step`, where a resumed run begins."""
+    """metrics.jsonl of a run. Opening it drops what lies beyond `step`, where a resumed run begins; all of it where that is the beginning."""
 
     def __init__(self, path: Path, step: int) -> None:
-        write_bytes(path, b"".join(line for line in _lines(path) if _step(line) <= step))
+        write_bytes(path, b"".join(line for line in _lines(path) if step and _step(line) <= step))
         self._file = path.open("ab")
 
     def write(self, figures: Mapping[str, Any]) -> None:
