@@ -8,7 +8,7 @@ Shapes: S draws.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import msgspec
 import numpy as np
@@ -65,15 +65,22 @@ class Basis:
     @cached_property
     def size_laws(self) -> tuple[Fit, ...]:
         """α of independent models against the loss gap, under Hoffmann's and Besiroglu's laws, on published pairs and own ones."""
-        rows = [row for row in map(_as_alpha, (*evidence.observations(), *self.observations)) if row is not None]
-        rows = [row for row in rows if ((row.temperature or 0.0) > 0) == (self.temperature > 0)]
-        rows = [msgspec.structs.replace(row, temperature=None) for row in rows]
-        return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
+        rows = tuple(row for row in map(_as_alpha, self.observations) if row is not None)
+        return _size_laws(self.temperature > 0, rows)
 
     @cached_property
     def model_shift(self) -> tuple[float, float]:
         """From a mix of tasks to the load's, of independent models: `levels.from_the_mix`."""
         return from_the_mix(self, kinds.LM)
+
+
+@lru_cache(8)
+def _size_laws(warm: bool, own: tuple[Observation, ...]) -> tuple[Fit, ...]:
+    """On the published pairs above temperature 0 or at it, and on `own` ones."""
+    rows = [*(row for row in map(_as_alpha, evidence.observations()) if row is not None), *own]
+    rows = [row for row in rows if ((row.temperature or 0.0) > 0) == warm]
+    rows = [msgspec.structs.replace(row, temperature=None) for row in rows]
+    return tuple(fit(forms.accept_gap(name), rows, missing="skip") for name in forms.TEXT_LOSS_LAWS[:2])
 
 
 def candidates(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:

@@ -75,6 +75,14 @@ def with_draft_vocabularies(problem: Problem, candidates: Sequence[Candidate]) -
     return sized
 
 
+def with_words(problem: Problem, candidate: Candidate, words: int | None) -> Candidate:
+    """The same draft with a vocabulary of so many `words` (None: as it stands) where that is a dial."""
+    coverage = _coverage(problem)
+    if coverage is None or words is None or candidate.shape is None or not _has_dial(candidate, problem):
+        return candidate
+    return resized(problem, candidate, words, coverage)
+
+
 def _coverage(problem: Problem) -> Coverage | None:
     """The user's counts, else the law where it speaks for such a vocabulary."""
     if problem.settings.outside:

@@ -10,8 +10,8 @@ Shapes: S draws, K positions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Protocol
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,12 +271,31 @@ def _shape(basis: LevelBasis, kind: Kind, draft: str | None) -> CurvePosterior:
     """The shape by position: of the draft's own published curves, else of such drafts on the target, else of all such."""
     if kind.role == "lookup":
         return _any_lookup(basis.without)
-    for alike in (*([named(draft)] if draft else []), lambda row: kinds.of_method(row.method).name == kind.name):
-        rows = [row for row in evidence.observations(basis.without) if row.method != "none" and _is_chain(row)]
-        if mean := mean_curve(row for row in rows if alike(row) and on_target(row, basis.target)):
-            law = evidence.position_law(basis.without)
-            return acceptance.posterior(law, mean, kind=kind.prior, extra_noise=ELSEWHERE_NOISE)
-    return any_draft(kind.prior, basis.without)
+    target = basis.target
+    return _published_shape(
+        _Sized(target.name, target.params, target.non_embedding_params), kind.name, kind.prior, draft, basis.without
+    )
+
+
+class _Sized(NamedTuple):
+    """What `on_target` asks of a target's shape, as a key."""
+
+    name: str
+    params: int
+    non_embedding_params: int
+
+
+@lru_cache(256)
+def _published_shape(
+    target: Any, kind: str, prior: kinds.Prior, draft: str | None, without: frozenset[str]
+) -> CurvePosterior:
+    """Worked out once for a target (a `_Sized`) and a draft, since neither load nor machine is in it."""
+    for alike in (*([named(draft)] if draft else []), lambda row: kinds.of_method(row.method).name == kind):
+        rows = [row for row in evidence.observations(without) if row.method != "none" and _is_chain(row)]
+        if mean := mean_curve(row for row in rows if alike(row) and on_target(row, target)):
+            law = evidence.position_law(without)
+            return acceptance.posterior(law, mean, kind=prior, extra_noise=ELSEWHERE_NOISE)
+    return any_draft(prior, without)
 
 
 @cache

@@ -3,7 +3,7 @@
 Refuses to know: how candidates are scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from foredraft.plan.beside_lookup import with_lookup
 from foredraft.plan.best_of_kinds import best_of_kinds, edges, label, reason
 from foredraft.plan.best_size import theory, with_best_size
 from foredraft.plan.candidate import Candidate
-from foredraft.plan.candidates import Basis, candidates
+from foredraft.plan.candidates import Basis
 from foredraft.plan.cost_sheet import break_even, cost_sheet, with_answers
 from foredraft.plan.draft_vocab import with_draft_vocabularies
 from foredraft.plan.estimated import SOURCE, estimated
@@ -30,6 +30,7 @@ from foredraft.plan.problem import PlanSettings, Problem
 from foredraft.plan.search import Scored, finer, finer_tau, ordered, rank, score
 from foredraft.plan.served import calibrated, timed
 from foredraft.plan.service_levels import first_token, service_levels
+from foredraft.plan.session import Manner, Session
 from foredraft.plan.ties import SAME_GAIN, rival
 from foredraft.plan.trust import assumptions, extrapolates, trust
 from foredraft.records import (
@@ -55,17 +56,19 @@ def plan(
     observations: Sequence[Observation] = (),
     draft: DraftAtHand | Shape | None = None,
     beside: Sequence[DraftAtHand] = (),
+    manner: Manner | None = None,
 ) -> Plan:
     """Which draft to train for `target` on `options.devices` × `machine`, how to run it, and what it brings.
 
-    `draft` narrows the choice to one model that exists; those `beside` are weighed with all others. Raises ValueError, one line, where
-    the target does not fit the machine or does not divide over the devices, a size is impossible or the output would outrun the context.
+    `draft` narrows the choice to one model that exists; those `beside` are weighed with all others; `manner`: one of a session of
+    plans, or a sketch. Raises ValueError, one line, where the target does not fit the machine or does not divide over the devices, a size is
+    impossible or the output would outrun the context.
     """
-    options = options or PlanSettings()
+    options, manner = options or PlanSettings(), manner or Manner()
     options.layout.check(target)
     _check_context(target, workload, options)
     whole = completed(target, observations, draft.shape if isinstance(draft, DraftAtHand) else draft)
-    problem, matched = _problem(target, machine, workload, options, whole.rows)
+    problem, matched = _problem(target, machine, workload, options, whole.rows, manner.heed)
     observations, notes, unrun = whole.rows, (*whole.notes(), *matched.notes()), not_run(target)
     basis = Basis(
         target,
@@ -82,12 +85,19 @@ def plan(
         if not_considered:
             raise ValueError(next(iter(not_considered.values())))
     else:
-        everybody, missing = candidates(basis)
+        session = manner.session or Session()
+        everybody, missing = session.candidates(basis)
         everybody = [candidate for candidate in everybody if candidate.choice.kind in options.kinds]
-        everybody = with_answers(problem, with_draft_vocabularies(problem, everybody))
+        sized = (
+            session.leading(problem, basis, everybody) if manner.sketch else with_draft_vocabularies(problem, everybody)
+        )
+        everybody = with_answers(problem, sized)
         everybody += [weighed(basis, each) for each in beside]
         ranked, dropped = rank(problem, everybody)
-        ranked, size, nearest = with_best_size(problem, basis, ranked)
+        size, nearest = None, ()
+        if not manner.sketch:
+            session.learn(basis, everybody, ranked)
+            ranked, size, nearest = with_best_size(problem, basis, ranked)
         ranked, behind = with_lookup(problem, basis, ranked)
         everybody = [*everybody, *behind]
         not_considered = missing | dropped
@@ -105,10 +115,12 @@ def plan(
         dtype=options.dtype or target.weight_format, kv_dtype=options.kv_dtype, workload=workload, draft=choice, schedule=schedule,
         speedup=_headline(problem, shown), rival=_rival(problem, ranked), break_even=break_even(problem, shown),
         costs=cost_sheet(problem, shown), service_levels=service_levels(problem, schedule), trust=trust(problem, best, basis.observations),
-        edges=edges(everybody, choice) if choice else {}, continuous_params=size, buildable=nearest, theory_params=theory(target),
-        runners_up=_runners_up(problem, ranked, everybody), next_runs=next_runs(problem, best), not_considered=not_considered,
+        edges=edges(everybody, choice) if choice else {}, continuous_params=size, buildable=nearest,
+        theory_params=None if manner.sketch else theory(target),
+        runners_up=_runners_up(problem, ranked, everybody), next_runs=() if manner.sketch else next_runs(problem, best),
+        not_considered=not_considered,
         extrapolates=extrapolates(problem, best), assumptions=(*target.notes, *unrun, *notes, *assumptions(problem, best, basis)),
-        settings=_settings(problem, best, schedule), lengths=lengths(problem, best),
+        settings=_settings(problem, best, schedule, manner.sketch), lengths=() if manner.sketch else lengths(problem, best),
         provenance=(Provenance(source=SOURCE), Provenance(source=machine.source, trust="paper", note="machine")),
     )  # fmt: skip
     folders = {each.folder for each in beside}
@@ -128,10 +140,11 @@ def _check_context(target: Shape, workload: Workload, options: PlanSettings) -> 
 
 
 def _problem(
-    target: Shape, machine: Machine, workload: Workload, options: PlanSettings, observations: Sequence[Observation]
-) -> tuple[Problem, Matched]:
+    target: Shape, machine: Machine, workload: Workload, options: PlanSettings, observations: Sequence[Observation],
+    heed: Callable[[], None],
+) -> tuple[Problem, Matched]:  # fmt: skip
     """With the cost law calibrated where own rows allow it, and which rows those are."""
-    problem = Problem(target, machine, workload, options)
+    problem = Problem(target, machine, workload, options, heed=heed)
     matched = match(problem.place, observations, workload.temperature, (workload.input_len, workload.output_len))
     rows = timed(problem.place, matched.rows, matched.leave_out)
     return replace(problem, calibrated=calibrated(problem.place, rows)), matched
@@ -179,14 +192,17 @@ def _schedule(problem: Problem, best: Scored) -> tuple[ScheduleStep, ...]:
     )  # fmt: skip
 
 
-def _settings(problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...]) -> dict[str, dict[str, Any]]:
-    """What was searched for each engine, in its own words; of those that take settings and speculate."""
+def _settings(
+    problem: Problem, best: Scored, schedule: tuple[ScheduleStep, ...], alone: bool
+) -> dict[str, dict[str, Any]]:
+    """What was searched for each engine, or for the planned one `alone`, in its own words; of those that take settings and speculate."""
     choice = best.candidate.choice if best.candidate else None
     served = kinds.of_choice(choice).engine_names if choice else ()
     by_engine = {
         name: engine.settings(choice, _as_run_by(name, problem, best, schedule), problem.settings.layout.tensor)
         for name, engine in ENGINES.items()
         if engine.plan_file and name in served and (engine.looks_up or not choice or not choice.lookup_min_match)
+        if not alone or name == problem.settings.engine
     }
     return {name: settings for name, settings in by_engine.items() if settings}
 

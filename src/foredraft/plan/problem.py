@@ -7,7 +7,7 @@ Shapes: C concurrencies, S draws, K positions.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -105,15 +105,22 @@ class Mode(NamedTuple):
     nodes: int
 
 
+def unheeded() -> None:
+    """Of a plan that nobody stops."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """One target on one machine under one workload, with the settings that hold throughout, and the cost law as own rows calibrate it."""
+    """One target on one machine under one workload, with the settings that hold throughout, and the cost law as own rows calibrate it;
+    `heed` is called between steps, and raises where the plan is no longer asked for.
+    """
 
     target: Shape
     machine: Machine
     workload: Workload
     settings: PlanSettings
     calibrated: OwnCosts | None = None
+    heed: Callable[[], None] = field(default=unheeded, compare=False, repr=False)
 
     @cached_property
     def weights(self) -> Array:

@@ -115,6 +115,7 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
 
     Raises ValueError where the draft does not fit beside the target or costs more to train than allowed.
     """
+    problem.heed()
     settings, num_loads = problem.settings, len(problem.concurrency)
     if candidate and before is None:
         _check_training(candidate, settings)
@@ -181,6 +182,8 @@ def rank(
         except ValueError as error:
             dropped.setdefault(f"{candidate.choice.name} of {candidate.choice.params:.3g} parameters", str(error))
     scored = _ahead(scored, first.drafts, _draft) + ([] if ranked else [weigh(problem, None, first)])
+    if problem.settings.num_draws <= first.draws and problem.settings.seed == 0:
+        return ordered([*ranked, *scored]), dropped  # further rounds would have the same draws
     scored = [weigh(problem, each.candidate, second, each) for each in scored]
     best = max(each.merit for each in (*scored, *ranked))
     bests = _ahead([*scored, *ranked], 0.0, identity)
