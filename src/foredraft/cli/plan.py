@@ -1,6 +1,8 @@
 """The verb `foredraft plan`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from foredraft.cli import plan_options as of_plan
@@ -19,6 +21,7 @@ from foredraft.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from foredraft.plan.session import Question
     from foredraft.plan.terms import Terms
     from foredraft.records import Plan
     from foredraft.shapes import Shape
@@ -70,35 +73,53 @@ def plan(
     json: JSON = False,
 ) -> None:
     """Which draft to download or train for TARGET, how to run it at each load, what it will gain, and how sure that is."""
-    from foredraft import api, machines
+    options = dict(locals())
+    from foredraft import api
 
-    shape = _shape(target, shape_file)
-    place, num_devices = machines.placed(machine or USUAL_MACHINE, devices)
+    _show(api.plan(*question(options)), out, figures=figures, json=json)
+
+
+def question(options: Mapping[str, Any], shape: "Shape | None" = None) -> "Question":
+    """What the planner is asked by the verb's `options`, all of them by parameter; `shape`: the target's, where it is known already."""
+    from foredraft import machines
     from foredraft.plan.at_hand import draft_at_hand
     from foredraft.plan.problem import PlanSettings
+    from foredraft.plan.session import Question
     from foredraft.records import Workload
 
-    at_hand = draft_at_hand(draft, shape, target_name=target, accept=accept, vocab_overlap=vocab_overlap)
-    others = [given for name in beside or () if (given := draft_at_hand(name, shape, target_name=target))]
-    if draft and others:
+    option = SimpleNamespace(**options)
+    target = shape or _shape(option.target, option.shape_file)
+    place, num_devices = machines.placed(option.machine or USUAL_MACHINE, option.devices)
+    name = option.target
+    at_hand = draft_at_hand(
+        option.draft, target, target_name=name, accept=option.accept, vocab_overlap=option.vocab_overlap
+    )
+    others = [given for each in option.beside or () if (given := draft_at_hand(each, target, target_name=name))]
+    if option.draft and others:
         raise ValueError(
             "--draft and --beside: the one is weighed alone, the others with all that there are; give either"
         )
-    clients, weights = _loads(concurrency, load)
+    clients, weights = _loads(option.concurrency, option.load)
     workload = Workload(
-        input_len=input_len, output_len=output_len, concurrency=clients, weights=weights, temperature=temperature, task=task
+        input_len=option.input_len, output_len=option.output_len, concurrency=clients, weights=weights,
+        temperature=option.temperature, task=option.task,
     )  # fmt: skip
     settings = PlanSettings(
-        objective=objective, engine=engine, devices=num_devices, data_parallel=data_parallel, expert_parallel=expert_parallel,
-        dtype=dtype, kv_dtype=kv_dtype, max_lookahead=max_lookahead, horizon_tokens=served_tokens, max_training_gpu_hours=max_gpu_hours,
-        kinds=names(kinds), always=always, draws=draws, seed=seed, outside=_outside(words, shape),
+        objective=option.objective, engine=option.engine, devices=num_devices, data_parallel=option.data_parallel,
+        expert_parallel=option.expert_parallel, dtype=option.dtype, kv_dtype=option.kv_dtype, max_lookahead=option.max_lookahead,
+        horizon_tokens=option.served_tokens, max_training_gpu_hours=option.max_gpu_hours, kinds=names(option.kinds), always=option.always,
+        draws=option.draws, seed=option.seed, outside=_outside(option.words, target),
         terms=_terms(
-            train_machine, answers=answers, device_hour=device_hour, train_device_hour=train_device_hour, ttft_s=ttft, tpot_s=tpot, rate=rate,
+            option.train_machine, answers=option.answers, device_hour=option.device_hour, train_device_hour=option.train_device_hour,
+            ttft_s=option.ttft, tpot_s=option.tpot, rate=option.rate,
         ),
     )  # fmt: skip
-    rows = [row for part in rows_by_file(observations or (), target_name, shape.name).values() for row in part]
-    best = api.plan(shape, place, workload, settings, rows, at_hand, others)
-    _show(best, out, figures=figures, json=json)
+    rows = [
+        row
+        for part in rows_by_file(option.observations or (), option.target_name, target.name).values()
+        for row in part
+    ]
+    return Question(target, place, workload, settings, rows, at_hand, others)
 
 
 def _shape(target: str, shape_file: Path | None) -> "Shape":
