@@ -22,6 +22,7 @@ from foredraft.cli.fit import fit
 from foredraft.cli.generate import generate
 from foredraft.cli.list import show
 from foredraft.cli.measure import measure
+from foredraft.cli.page import page
 from foredraft.cli.plan import plan
 from foredraft.cli.probe import probe
 from foredraft.cli.report import report
@@ -47,6 +48,7 @@ for verb in (
     measure,
     sweep,
     plan,
+    page,
     fit,
     validate,
     reproduce,

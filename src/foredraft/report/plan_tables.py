@@ -47,7 +47,7 @@ def headline(plan: Plan) -> str:
     if plan.rival:
         lines.append(_or(plan.rival))
     lines.append(f"{interval(plan.speedup, '.2f')} {plan.speedup.unit}, on {where}" if plan.draft else f"on {where}")
-    return "\n".join([*lines, *(_levels(plan.service_levels) if plan.service_levels else ())])
+    return "\n".join([*lines, *(level_lines(plan.service_levels) if plan.service_levels else ())])
 
 
 def _first(plan: Plan) -> str:
@@ -86,7 +86,7 @@ def next_commands(plan: Plan, out: Path | None) -> str:
     return "\n".join([f"next{first}: {written[0]}", *(f"then: {command}" for command in written[1:])])
 
 
-def _levels(levels: ServiceLevels) -> Iterator[str]:
+def level_lines(levels: ServiceLevels) -> Iterator[str]:
     """What was asked of the service, and how far it is met."""
     limits = {name: value for name in LEVELS if (value := getattr(levels, name)) is not None}
     asked = ", ".join(
@@ -123,15 +123,15 @@ def _kinds(plan: Plan) -> Titled:
     """The best draft of each kind, the chosen one first."""
     table = Titled("The best of each kind", "best of a kind", "trained on", "mean gain", "lost by")
     if plan.draft:
-        table.add_row(describe(plan.draft), _dials(plan.draft, plan.edges), interval(plan.speedup, ".2f"), "chosen")
+        table.add_row(describe(plan.draft), trained_on(plan.draft, plan.edges), interval(plan.speedup, ".2f"), "chosen")
     for lost in plan.runners_up:
         table.add_row(
-            describe(lost.draft), _dials(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
+            describe(lost.draft), trained_on(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
         )  # fmt: skip
     return table
 
 
-def _dials(draft: DraftChoice, edges: dict[str, str]) -> str:
+def trained_on(draft: DraftChoice, edges: dict[str, str]) -> str:
     """Training tokens, and which dials end where the search did; what is not to be trained is there."""
     if not draft.training_flops:
         there = "public" if draft.hub_id or draft.name.endswith("(public)") else "at hand"
@@ -196,12 +196,12 @@ def _costs(plan: Plan, costs: CostSheet) -> Titled:
         table.add_row("and without", "", *([without] if priced else []))
     if paid := plan.break_even:
         high = "∞" if paid.high is None else f"{paid.high:.1e}"
-        days = "" if paid.days is None else f", {_days(paid.days)} at these loads"
-        table.add_row(f"paid back after {paid.tokens:.1e} [{paid.low:.1e}, {high}] served tokens{days}")
+        time = "" if paid.days is None else f", {serving_time(paid.days)} at these loads"
+        table.add_row(f"paid back after {paid.tokens:.1e} [{paid.low:.1e}, {high}] served tokens{time}")
     return table
 
 
-def _days(days: float) -> str:
+def serving_time(days: float) -> str:
     return f"{days:,.0f} days" if days >= 10 else f"{days:.1f} days" if days >= 1 else f"{24 * days:.1f} hours"
 
 

@@ -1,0 +1,132 @@
+"""The inputs of the page: which of the planner's options a person may set there, and how each is shown.
+
+Promises: a field's name is the option's, so that a page's address is a command line; no option that names a file is among them. Refuses to
+know: what an option may be (the command line checks it), what a plan makes of it.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from foredraft import machines, shapes
+from foredraft.engines import ENGINES
+from foredraft.plan.problem import OBJECTIVES
+from foredraft.records import TASKS
+from foredraft.shapes.formats import FORMATS
+
+MOST_VALUE = 400  # characters of a value
+LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # bars of the histogram
+MOST_BARS = 16
+USUAL_TARGET, USUAL_LOAD = "Llama-3.1-8B", "1:3,2:4,4:6,8:8,16:10,32:7,64:4"
+VERSION = "engine_version"  # the field that is no option: by it the measured rows are chosen that stand first
+
+
+class Field(NamedTuple):
+    """One input. `kind`: text, number, select, check or load; `choices`: values with their labels, the first being what is taken when it is
+    left out; `usual`: what that is in words; `unit` stands behind the box; `about`: a line of help.
+    """
+
+    name: str
+    label: str
+    kind: str
+    usual: str = ""
+    choices: Sequence[tuple[str, str]] = ()
+    unit: str = ""
+    about: str = ""
+    step: str = "any"
+
+
+class Group(NamedTuple):
+    """Fields under a heading; `open`: shown from the start."""
+
+    title: str
+    fields: Sequence[Field]
+    open: bool = False
+
+
+def _words(names: Sequence[str], first: str) -> list[tuple[str, str]]:
+    return [("", first), *((name, name) for name in names)]
+
+
+def groups(machine_names: Sequence[str] = ()) -> list[Group]:
+    """The form, from what most people set to what few do; `machine_names`: machines of the user's own."""
+    machine_choices = [(name, name) for name in (*machine_names, *machines.MACHINES)]
+    engines = [(name, engine.label) for name, engine in ENGINES.items()]
+    return [
+        Group("Your server", [
+            Field("target", "Model you serve", "text", USUAL_TARGET, about="A public model by name or id."),
+            Field("machine", "Accelerator", "select", "H100-SXM-80GB", [("", "H100-SXM-80GB"), *machine_choices]),
+            Field("devices", "How many", "number", "1", step="1"),
+            Field("dtype", "Weights in", "select", "as stored", _words(tuple(FORMATS), "as stored")),
+            Field("engine", "Engine", "select", engines[0][1], [("", engines[0][1]), *engines[1:]]),
+            Field(VERSION, "Its version", "text", "any"),
+        ], open=True),
+        Group("Load", [
+            Field("load", "Requests at once", "load", USUAL_LOAD, about="How much of the time so many requests run at once. Drag the bars."),
+            Field("input_len", "Prompt", "number", "512", unit="tokens"),
+            Field("output_len", "Answer", "number", "256", unit="tokens"),
+            Field("temperature", "Temperature", "number", "0"),
+            Field("task", "Prompts are of", "select", "a mix", _words(TASKS, "a mix")),
+        ], open=True),
+        Group("Service levels", [
+            Field("ttft", "First token within", "number", "not asked", unit="s", about="TTFT, on average at each load."),
+            Field("tpot", "Each further token within", "number", "not asked", unit="s", about="TPOT, on average."),
+            Field("rate", "Rate to be served", "number", "not asked", unit="req/s"),
+        ]),
+        Group("Costs and training", [
+            Field("device_hour", "Price of a device-hour", "number", "not stated", unit="money", about="In any currency."),
+            Field("max_gpu_hours", "Training budget", "number", "100000", unit="device-h"),
+            Field("train_machine", "Train on", "text", "the same machine", about="Such as 8xH100."),
+            Field("train_device_hour", "Its price", "number", "the same", unit="money"),
+            Field("served_tokens", "Paid back over", "number", "1e11", unit="tokens", about="Output tokens that you will serve."),
+            Field("no_answers", "I have the target’s own answers", "check"),
+        ]),
+        Group("More", [
+            Field("objective", "Aim for", "select", OBJECTIVES[0], [("", OBJECTIVES[0]), *((o, o.replace("_", " ")) for o in OBJECTIVES[1:])]),
+            Field("kv_dtype", "Cache in", "select", "the model’s 16 bits", _words(tuple(FORMATS), "the model’s 16 bits")),
+            Field("data_parallel", "Replicas", "number", "1", step="1", about="That the devices make."),
+            Field("expert_parallel", "Experts whole on all devices together", "check"),
+            Field("max_lookahead", "Longest lookahead", "number", "8", step="1"),
+        ]),
+    ]  # fmt: skip
+
+
+FIELDS: dict[str, Field] = {field.name: field for group in groups() for field in group.fields}
+
+
+def asked(query: Sequence[tuple[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """The page's inputs of an address, without those left empty; and by field why others are none of it."""
+    inputs: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for name, value in query:
+        if name not in FIELDS:
+            faults[""] = f"{name[:40]!r} is no input of this page"
+        elif name in inputs:
+            faults[name] = "stands in the address twice"
+        elif len(value) > MOST_VALUE or not value.isprintable():
+            faults[name] = f"must be at most {MOST_VALUE} characters of plain text"
+        elif name == "load" and value.count(",") >= MOST_BARS:
+            faults[name] = f"must be at most {MOST_BARS} loads"
+        elif value.strip():
+            inputs[name] = value.strip()
+    return inputs, faults
+
+
+def words(inputs: Mapping[str, str]) -> list[str]:
+    """The command line of `foredraft plan` that asks the same."""
+    line = [inputs.get("target", USUAL_TARGET)]
+    for name, value in ({"load": USUAL_LOAD} | dict(inputs)).items():
+        if name not in ("target", VERSION):
+            flag = f"--{name.replace('_', '-')}"
+            line += [flag] if FIELDS[name].kind == "check" else [flag, value]
+    return line
+
+
+def command(inputs: Mapping[str, str]) -> str:
+    """The same as it is typed."""
+    return shlex.join(["foredraft", "plan", *words(inputs), "--out", "PLAN"])
+
+
+def suggestions(own: Sequence[str]) -> list[str]:
+    """Targets by name: the user's own, then public ones."""
+    return [*own, *shapes.known_shapes()]
