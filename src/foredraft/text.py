@@ -4,7 +4,7 @@ Promises: text is given out as soon as it cannot change any more, and ends befor
 tokens are decoded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +224,10 @@ def generate(
     return completions
 
 
-def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
-    """Token ids of a prompt, as a user's turn where `chat`; else with the beginning token once."""
+def encode(
+    tokenizer: Any, prompt: str, chat: bool, before: Iterable[Mapping[str, Any]] = (), tools: Iterable[Mapping[str, Any]] = ()
+) -> list[int]:  # fmt: skip
+    """Token ids of a prompt, as a user's turn where `chat`, behind the turns `before` it; else with the beginning token once."""
     if not chat:
         ids = tokenizer(prompt)["input_ids"]
         return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
@@ -233,7 +235,10 @@ def encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
         raise ValueError("the tokenizer has no chat_template; pass --chat never")
     with template_errors():
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            [*before, {"role": "user", "content": prompt}],
+            tools=list(tools) or None,
+            tokenize=False,
+            add_generation_prompt=True,
         )
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 

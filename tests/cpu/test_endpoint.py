@@ -313,6 +313,32 @@ def test_loads_share_no_prefix_cache_unless_it_is_to_be_warm(fake: Fake, engine:
     assert salts(prefix_cache="warm") == [{None}, {None}]
 
 
+def test_later_turns_of_chats_stand_behind_the_servers_own_answers(fake: Fake) -> None:
+    """A question each, under the load as the others are; the system and tools go with what they stand beside."""
+    system, tools = {"role": "system", "content": "S"}, ({"type": "function", "function": {"name": "f"}},)
+    questions = [
+        Question("p:1", "Who?", "qa", "chat", later=("And then?", "And?")), Question("p:2", "x", "qa", "raw", later=("no chat",)),
+        Question("p:3", "y", "qa", "chat", before=(system,), tools=tools),
+    ]  # fmt: skip
+    (measured_round,) = load(fake, questions, concurrency=(5,))
+    assert [answer.question.where for answer in measured_round.answers] == [
+        "p:1",
+        "p:2",
+        "p:3",
+        "p:1, turn 2",
+        "p:1, turn 3",
+    ]
+    third = next(body for _, body in fake.asked[::-1] if body.get("messages", [{}])[-1].get("content") == "And?")
+    assert [turn["role"] for turn in third["messages"]] == ["user", "assistant", "user", "assistant", "user"]
+    assert {turn["content"] for turn in third["messages"][1::2]} == {"".join("word " * num for num in (1, 3, 1, 2, 4))}
+    beside = next(body for _, body in fake.asked[::-1] if body.get("tools"))
+    assert beside["messages"] == [system, {"role": "user", "content": "y"}]
+    with pytest.raises(ValueError, match="concurrency 6 needs as many prompts, got 5"):
+        load(fake, questions, concurrency=(6,))
+    with pytest.raises(ValueError, match="p:3: a system or tools, which --chat never would leave out"):
+        load(fake, questions[2:], chat="never")
+
+
 def test_a_row_names_the_model_behind_a_servers_name_and_what_the_user_says(fake: Fake) -> None:
     fake.root = "/models/SmolLM2-135M"
     (measured_round,) = load(fake, concurrency=(1,))

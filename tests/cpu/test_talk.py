@@ -285,3 +285,44 @@ def test_a_row_that_the_template_refuses_is_skipped_where_asked(tmp_path: Path, 
     left = answered(strict, source, tmp_path / "b.jsonl", skips, remarks)
     assert ([row["id"] for row in left], skips.count) == (["b", "c"], 1)
     assert "the chat template leaves out tools function.name (2 rows, first prompt b ('f'))" in remarks.lines()
+
+
+def test_measure_asks_later_turns_behind_the_targets_own_answers(tmp_path: Path, talker: Path) -> None:
+    """As the engine says them plainly; what is asked as it stands has its first turn alone. A batch of more prompts than there are is none."""
+    from foredraft.measure.settings import MeasureSettings
+    from foredraft.measure.subject import subject_of
+
+    rows = [ROWS[0], ROWS[1], ROWS[3], {"turns": ["Once", "more"], "format": "raw"}]
+    settings = MeasureSettings(max_tokens=4, batches=(5,))
+    subject = subject_of(talker, [], lines(tmp_path / "p.jsonl", rows), settings, Skips("stop"))
+    tokenizer: Any = text.tokenizer_of(talker)
+    asked_words = {prompt.where.rpartition(":")[2]: tokenizer.decode(prompt.ids) for prompt in subject.prompts}
+    assert list(asked_words) == ["1", "1, turn 2", "2", "3", "4"]  # of a category together
+    first, user = subject.prompts[0], "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    answered = text.generate(
+        subject.configurations[0].engine,
+        tokenizer,
+        [list(first.ids)],
+        max_tokens=4,
+        ends=text.stop_ids(talker, tokenizer),
+    )
+    said = f"{answered[0][0].text.strip()}<|im_end|>\n"
+    assert asked_words["1, turn 2"] == f"{user.format('Who?')}{said}{user.format('And then?')}"
+    assert asked_words["2"] == "<|im_start|>system\nS<|im_end|>\n" + user.format("a")
+    assert asked_words["3"].startswith('tools: [{"type": "function"')
+    assert asked_words["4"] == "Once"
+    assert "5 prompts (1 of them later turns" in (subject.fields["provenance"].note or "")
+    with pytest.raises(ValueError, match=r"batch 6 needs as many prompts, got 5; .*lower --batch"):
+        subject_of(talker, [], tmp_path / "p.jsonl", MeasureSettings(max_tokens=4, batches=(1, 6)), Skips("stop"))
+    long = Skips("skip")
+    alone = lines(tmp_path / "q.jsonl", rows[:1])
+    assert len(subject_of(talker, [], alone, MeasureSettings(max_tokens=980), long).prompts) == 1
+    assert "q.jsonl:1, turn 2: " in long.named[0]
+
+
+def test_bench_refuses_a_batch_of_more_prompts_than_there_are(tmp_path: Path, talker: Path) -> None:
+    from foredraft.measure.bench import bench
+    from foredraft.measure.settings import MeasureSettings
+
+    with pytest.raises(ValueError, match="batch 3 needs as many prompts, got 1"):
+        bench(str(talker), [], ["Why?"], MeasureSettings(max_tokens=4, batches=(3,)))

@@ -138,6 +138,8 @@ def answer_turns(
             for i, (question, talk) in enumerate(zip(questions, talks, strict=True))
             if turn < (len(question.turns) if talk.template else 1)
         ]
+        if not chosen:
+            break
         answers = answer([talks[i].ask(questions[i].turns[turn]) for i in chosen])
         for i, words in zip(chosen, answers, strict=True):
             talks[i].hear(words)

@@ -1,7 +1,7 @@
 """Prompts for the models, by category, out of Spec-Bench's or ShareGPT's JSON or a text file, as token ids.
 
-A JSON line, or element of a list, has `turns`, of which the first counts, a conversation (`conversations`, `messages`), of which the
-first turn of the user counts, or a `prompt`. It may have `category`, `question_id`, `reference` (a text or lists of them: what a good
+A JSON line, or element of a list, has `turns`, asked one after another in a chat, a conversation (`conversations`, `messages`), of which
+the first turn of the user is asked behind the system's, with the row's `tools`, or a `prompt`. It may have `category`, `question_id`, `reference` (a text or lists of them: what a good
 answer says) and `format`: "chat" for a turn of a conversation, "raw" for text to be continued. Any other file has a prompt a line.
 Files may be packed (.gz, .zst).
 
@@ -11,11 +11,13 @@ out only where the caller says so. Refuses to know: models, what becomes of the 
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from foredraft.data.rows import message_of, tools_of
 from foredraft.data.sources import Skips
 from foredraft.published.opened import text_of
 from foredraft.records import Record
@@ -24,24 +26,43 @@ CHATS = ("auto", "always", "never")
 FORMATS = (None, "chat", "raw")
 LINES = (".jsonl", ".ndjson", ".json")
 USERS = ("human", "user")
+TURN = ", turn "  # behind the place of a later turn
 
 
 class Prompt(Record, frozen=True):
-    """One request: where it stands, its token ids, and those of its reference, none where it has none."""
+    """One request: where it stands, its token ids, and those of its reference, none where it has none. `words`: what a chat's first turn
+    asks, and `later` what its later turns ask behind the answers; none where it is asked as it stands.
+    """
 
     where: str
     category: str | None
     ids: tuple[int, ...]
     reference: tuple[int, ...] = ()
+    words: str = ""
+    later: tuple[str, ...] = ()
 
 
 class Question(NamedTuple):
-    """A prompt in words, for a server that has the tokenizer: where it stands, its category, and its `format` if it has one."""
+    """A prompt in words, for a server that has the tokenizer: where it stands, its category, and its `format` if it has one.
+
+    `before`: turns that stand before it (the system's, and of a later turn what was said so far), and `tools`, both for a chat alone;
+    `later`: what is asked behind the answer, one after another.
+    """
 
     where: str
     words: str
     category: str | None = None
     format: str | None = None
+    before: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    later: tuple[str, ...] = ()
+
+    def behind(self, answer: str) -> "Question":
+        """Return the next turn's question, behind the answer to this one."""
+        said = ({"role": "user", "content": self.words}, {"role": "assistant", "content": answer})
+        turn = 2 + sum(message["role"] == "user" for message in self.before)
+        where = f"{self.where.partition(TURN)[0]}{TURN}{turn}"
+        return self._replace(where=where, words=self.later[0], before=(*self.before, *said), later=self.later[1:])
 
 
 PromptType = TypeVar("PromptType")
@@ -74,6 +95,8 @@ class _Line(msgspec.Struct):
     category: Any = None
     format: Any = None
     reference: Any = None
+    system: Any = None
+    tools: Any = None
 
 
 class _PromptLine(NamedTuple):
@@ -83,6 +106,9 @@ class _PromptLine(NamedTuple):
     category: str | None = None
     format: str | None = None
     reference: str | None = None
+    before: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    later: tuple[str, ...] = ()
 
 
 def read_prompts(path: str | Path, encoding: Encoding, skips: Skips, num: int | None = None) -> list[Prompt]:
@@ -97,7 +123,11 @@ def read_prompts(path: str | Path, encoding: Encoding, skips: Skips, num: int | 
 
 def read_questions(path: str | Path, skips: Skips, num: int | None = None) -> list[Question]:
     """Return the same prompts as words."""
-    return _each(path, skips, num, lambda prompt, where: Question(where, prompt.words, prompt.category, prompt.format))
+    return _each(path, skips, num, _question)
+
+
+def _question(prompt: _PromptLine, where: str) -> Question:
+    return Question(where, prompt.words, prompt.category, prompt.format, prompt.before, prompt.tools, prompt.later)
 
 
 def _each(
@@ -163,7 +193,12 @@ def _jsonl(line: bytes) -> _PromptLine | None:
         raise ValueError(f"category must be a text, got {row.category!r}")
     if row.format not in FORMATS:
         raise ValueError(f"format must be chat or raw, got {row.format!r}")
-    return _PromptLine(words, row.category, row.format, _reference(row.reference))
+    later = row.turns[1:] if isinstance(row.turns, list) else []
+    if not all(isinstance(turn, str) and turn.strip() for turn in later):
+        raise ValueError("'turns' must be texts that are not empty")
+    return _PromptLine(
+        words, row.category, row.format, _reference(row.reference), _before(row), tools_of(row.tools), tuple(later)
+    )
 
 
 def _words(row: _Line) -> str:
@@ -172,7 +207,7 @@ def _words(row: _Line) -> str:
     if isinstance(row.turns, list) and row.turns:
         words = row.turns[0]
     elif isinstance(turns, list):
-        words = next((turn.get("value", turn.get("content")) for turn in turns if _is_users(turn)), None)
+        words = next((turn.get("value", turn.get("content")) for turn in turns if _role(turn) in USERS), None)
     else:
         words = row.prompt
     if isinstance(words, list):  # parts, of which some are texts
@@ -185,8 +220,19 @@ def _words(row: _Line) -> str:
     return words
 
 
-def _is_users(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("from", turn.get("role")) in USERS
+def _before(row: _Line) -> tuple[dict[str, Any], ...]:
+    """What the system says before the user: the row's own, or the turns that a conversation begins with."""
+    turns = row.conversations or row.messages
+    begins = takewhile(lambda turn: _role(turn) not in USERS, turns if isinstance(turns, list) else ())
+    said = [message_of(turn)[0].turn() for turn in begins if _role(turn) in ("system", "developer")]
+    system = (
+        [{"role": "system", "content": row.system}] if isinstance(row.system, str) and row.system and not said else []
+    )
+    return (*system, *said)
+
+
+def _role(turn: Any) -> Any:
+    return turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
 
 
 def _reference(value: Any) -> str | None:
@@ -204,7 +250,11 @@ def _encoded(prompt: _PromptLine, where: str, encoding: Encoding) -> Prompt:
     from foredraft import text
 
     chat = _as_chat(prompt, encoding)
-    ids = text.encode(encoding.tokenizer, prompt.words, chat)
+    if not chat and (prompt.before or prompt.tools):
+        raise ValueError(
+            f"{'tools' if prompt.tools else 'a system'} and no chat template for it; pass --chat always, or prompts without"
+        )
+    ids = text.encode(encoding.tokenizer, prompt.words, chat, prompt.before, prompt.tools)
     if not ids:
         raise ValueError("the prompt has no tokens")
     if encoding.longest is not None and len(ids) + encoding.max_tokens > encoding.longest:
@@ -213,7 +263,8 @@ def _encoded(prompt: _PromptLine, where: str, encoding: Encoding) -> Prompt:
         )
     answer = f"{'' if chat else ' '}{prompt.reference}" if prompt.reference else None
     reference = encoding.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else ()
-    return Prompt(where=where, category=prompt.category, ids=tuple(ids), reference=tuple(reference))
+    talk = {"words": prompt.words, "later": prompt.later} if chat and not (prompt.before or prompt.tools) else {}
+    return Prompt(where=where, category=prompt.category, ids=tuple(ids), reference=tuple(reference), **talk)
 
 
 def _as_chat(prompt: _PromptLine, encoding: Encoding) -> bool:

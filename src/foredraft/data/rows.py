@@ -211,7 +211,7 @@ def _conversation(document: Document, row: Mapping[str, Any], turns: list[Any], 
     if not (options is None or isinstance(options, dict)):
         raise ValueError(f"'chat_template_kwargs' must be an object, got {type(options).__name__}")
     document = document._replace(
-        messages=(*system, *messages), tools=_tools(row.get("tools") or row.get("functions")), options=options or {}, remarks=tuple(remarks)
+        messages=(*system, *messages), tools=tools_of(row.get("tools") or row.get("functions")), options=options or {}, remarks=tuple(remarks)
     )  # fmt: skip
     return document, (*keys, *read, *(key for key in BESIDE if key != "functions" or row.get("tools") is None))
 
@@ -314,8 +314,8 @@ def _calls(calls: Any) -> list[dict[str, Any]]:
     return normal
 
 
-def _tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """Tools as OpenAI's API has them: {"type": "function", "function": {…}}."""
+def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
+    """Return tools as OpenAI's API has them: {"type": "function", "function": {…}}. Raises ValueError with what is wrong."""
     value = _unfolded(value, "tools") if value else []
     tools = []
     for tool in [value] if isinstance(value, dict) else _list(value, "tools"):

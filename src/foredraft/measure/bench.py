@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from foredraft import text
-from foredraft.data.conversation import ChatQuestion, Conversation, answer_turns, conversations, question_of
+from foredraft.data.conversation import ChatQuestion, conversations, question_of
 from foredraft.decode.batch import Request
 from foredraft.decode.drafters import machine_name
 from foredraft.decode.sampling import Sampling
 from foredraft.hardware import read_rate
 from foredraft.measure.configurations import PLAIN, EngineConfiguration, configurations_on, spec_of
-from foredraft.measure.live import TIMES, Decoding, decode_in_turn, turns
+from foredraft.measure.live import TIMES, Decoding, check_batch, decode_in_turn, turns
 from foredraft.measure.settings import MeasureSettings
+from foredraft.measure.talks import asked_turns
 from foredraft.models import kernels
-from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
 from foredraft.records import Estimate, Record
 from foredraft.serving.bootstrap import Array, ratio
@@ -61,7 +61,7 @@ def bench(
     """Time the folder `target` alone and with each of `drafts`, as specs write them, on `prompts`, all turns of each, at the first batch and
     temperature of `settings`. Later turns stand behind the target's own answers to earlier ones, which are not timed.
 
-    `progress` hears after each group how many there are in all. Raises ValueError without prompts.
+    `progress` hears after each group how many there are in all. Raises ValueError without prompts, and where they are fewer than the batch.
     """
     if not prompts:
         raise ValueError("bench needs at least one prompt")
@@ -69,7 +69,8 @@ def bench(
     questions = [question_of(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     talks = conversations(questions, tokenizer, settings.chat)
     model = load(target, settings.torch_dtype, settings.device)
-    ids = _turns(model, questions, talks, batch, settings, text.stop_ids(target, tokenizer))
+    ids = [turn.ids for turn in asked_turns(model, questions, talks, settings, text.stop_ids(target, tokenizer))]
+    check_batch(batch, len(ids))
     requests = [
         Request(
             prompt=tuple(prompt), max_tokens=settings.max_tokens, sampling=Sampling(temperature=settings.temperatures[0], seed=seed)
@@ -87,36 +88,6 @@ def bench(
     rows = [_row(each, decodings[name], decodings[PLAIN], batch, ceiling) for name, each in configurations.items()]
     chats = {"in_chat": sum(talk.template is not None for talk in talks), "later_turns": len(ids) - len(questions)}
     return Bench(_conditions(target, len(questions), settings) | chats, rows)
-
-
-def _turns(
-    model: Decoder,
-    questions: Sequence[ChatQuestion],
-    talks: Sequence[Conversation],
-    batch: int,
-    settings: MeasureSettings,
-    ends: frozenset[int],
-) -> list[list[int]]:
-    """The token ids of every turn, first turns first; what later ones stand behind, the target says plainly, up to an end token."""
-    ids: list[list[int]] = []
-    later = (
-        max(len(question.turns) if talk.template else 1 for question, talk in zip(questions, talks, strict=True)) > 1
-    )
-
-    def answer(prompts: list[list[int]]) -> list[str]:
-        ids.extend(prompts)
-        if not later:
-            return [""] * len(prompts)
-        context = max(map(len, prompts)) + settings.max_tokens
-        engine = text.engine_on(model, max_batch=min(batch, len(prompts)), max_context=context)
-        sampling = Sampling(temperature=settings.temperatures[0])
-        answers = text.generate(
-            engine, talks[0].tokenizer, prompts, max_tokens=settings.max_tokens, sampling=sampling, ends=ends
-        )
-        return [completion.text for completion, _ in answers]
-
-    answer_turns(questions, talks, answer)
-    return ids
 
 
 def _row(configuration: EngineConfiguration, run: Decoding, plain: Decoding, batch: int, ceiling: float) -> BenchRow:

@@ -118,6 +118,14 @@ class _Group:
         ]  # fmt: skip
 
 
+def check_batch(batch: int, num: int) -> None:
+    """Raise ValueError where fewer requests are there than are to be decoded together: what was measured would not be that batch."""
+    if batch > num:
+        raise ValueError(
+            f"batch {batch} needs as many prompts, got {num}; give more prompts (or raise --num), or lower --batch"
+        )
+
+
 def groups_of(num: int, batch: int) -> list[list[int]]:
     """Indices of the requests that run together, `batch` in each group; the last is filled up from the beginning."""
     return [[i % num for i in range(start, start + batch)] for start in range(0, num, batch)]

@@ -12,14 +12,16 @@ import torch
 
 from foredraft import text
 from foredraft.data import tokenizer as tokenizers
-from foredraft.data.prompts import Encoding, Prompt, read_prompts
+from foredraft.data.prompts import TURN, Encoding, Prompt, read_prompts
 from foredraft.data.sources import Skips
 from foredraft.data.tokens import TOKENIZER
 from foredraft.decode.drafters import machine_name
 from foredraft.kinds import NGRAM, parted
 from foredraft.measure.configurations import EngineConfiguration, configurations_on, longest, spec_of
+from foredraft.measure.live import check_batch
 from foredraft.measure.probe import provenance
 from foredraft.measure.settings import MeasureSettings
+from foredraft.measure.talks import with_later_turns
 from foredraft.models.decoder import Decoder
 from foredraft.models.load import load
 from foredraft.records import read_json
@@ -56,10 +58,13 @@ def subject_of(
     specs, tokenizer = [spec_of(draft) for draft in drafts], text.tokenizer_of(target)
     model = load(target, settings.torch_dtype, settings.device)
     encoding = Encoding(tokenizer, settings.chat, settings.max_tokens, longest(model))
-    requests = by_category(read_prompts(prompts, encoding, skips, settings.num))
+    stop_ids = text.stop_ids(target, tokenizer) if settings.stop else frozenset[int]()
+    asked = read_prompts(prompts, encoding, skips, settings.num)
+    requests = by_category(with_later_turns(model, asked, tokenizer, settings, stop_ids, encoding.longest, skips))
+    if settings.way != "forced":
+        check_batch(settings.together, len(requests))
     context = max(len(prompt.ids) for prompt in requests) + settings.max_tokens
     configurations = configurations_on(model, specs, settings.together, context)
-    stop_ids = text.stop_ids(target, tokenizer) if settings.stop else frozenset[int]()
     note = _note(Path(prompts), requests, settings, skips.count, bool(stop_ids))
     fields = {
         "run": settings.run or name_of(target), "target": name_of(target), "target_tokens": trained_tokens(target),
@@ -80,9 +85,13 @@ def by_category(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _note(file: Path, prompts: Sequence[Prompt], settings: MeasureSettings, skipped: int, stops: bool) -> str:
-    references = sum(bool(prompt.reference) for prompt in prompts)
+    references, later = (
+        sum(bool(prompt.reference) for prompt in prompts),
+        sum(TURN in prompt.where for prompt in prompts),
+    )
+    behind = f" ({later} of them later turns of chats, behind the target's own answers)" if later else ""
     return (
-        f"{file.name}: {len(prompts)} prompts, {skipped} lines skipped; seed {settings.seed}, answers of at most "
+        f"{file.name}: {len(prompts)} prompts{behind}, {skipped} lines skipped; seed {settings.seed}, answers of at most "
         f"{settings.max_tokens} tokens{', ending at the end token' if stops else ''}; {settings.rounds} timed rounds; "
         f"{torch.get_num_threads()} threads; parameters {settings.params}; perplexities over {references} references and "
         f"{len(prompts) - references} prompts"

@@ -117,12 +117,10 @@ async def started(
     engine: str = "auto",
 ) -> AsyncIterator[Running]:
     """Find the server, try it once in each way, and decide how each question is asked; its connections stay open until the end.
-    Raises ValueError, in the server's words, where the trial fails or the load needs more questions.
+
+    Later turns of chats become questions of their own, behind the server's answers to earlier ones, which nobody times. Raises ValueError,
+    in the server's words, where a trial or an earlier turn fails, and where the load needs more questions.
     """
-    if settings.concurrency and max(settings.concurrency) > len(questions):
-        raise ValueError(
-            f"concurrency {max(settings.concurrency)} needs as many prompts, got {len(questions)}; raise --num or lower it"
-        )
     async with Connections(address) as connections:
         server = await find_server(connections, model, engine)
         trials: dict[str, StreamedAnswer | Failure] = {}
@@ -130,7 +128,32 @@ async def started(
         for way in dict.fromkeys(ways):
             if isinstance(trial := trials[way], Failure):
                 raise ValueError(trial.reason)
-        yield Running(server, ways, questions)
+        num = sum(1 + len(question.later) * (way == "chat") for question, way in zip(questions, ways, strict=True))
+        if settings.concurrency and max(settings.concurrency) > num:
+            raise ValueError(
+                f"concurrency {max(settings.concurrency)} needs as many prompts, got {num}; raise --num or lower it"
+            )
+        yield await _with_later_turns(Running(server, ways, questions), settings)
+
+
+async def _with_later_turns(running: Running, settings: LoadSettings) -> Running:
+    """The later turns of questions that are asked as chats, each behind the first one of its own."""
+    talks = [question for question, way in zip(running.questions, running.ways, strict=True) if way == "chat"]
+    later: list[Question] = []
+    turns = asyncio.Semaphore(max(settings.concurrency, default=1))
+
+    async def ask(i: int, question: Question) -> Question:
+        async with turns:
+            given = AnswerSettings(settings.max_tokens, settings.temperatures[0], settings.seed + i, settings.stop)
+            answered = await answer(running.server, question, "chat", given)
+        if isinstance(answered, Failure):
+            raise ValueError(f"{question.where}: {answered.reason}")
+        return question.behind(answered.text)
+
+    while talks := [question for question in talks if question.later]:
+        talks = await asyncio.gather(*(ask(i, question) for i, question in enumerate(talks)))
+        later += talks
+    return Running(running.server, [*running.ways, *["chat"] * len(later)], [*running.questions, *later])
 
 
 async def _way(
@@ -142,6 +165,8 @@ async def _way(
             trials[way] = await answer(server, Question("trial", TRIAL), way, briefly)
         return trials[way]
 
+    if settings.chat == "never" and (question.before or question.tools):
+        raise ValueError(f"{question.where}: a system or tools, which --chat never would leave out")
     chat = settings.chat == "always" or (settings.chat == "auto" and question.format == "chat")
     if settings.chat == "auto" and question.format is None:
         tried = await trial("chat")

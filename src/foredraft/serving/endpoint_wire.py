@@ -43,7 +43,7 @@ class AnswerSettings(NamedTuple):
 
 
 class StreamedAnswer(NamedTuple):
-    """Seconds since the request was sent on an open connection; `tokens` None where the server did not count them."""
+    """Seconds since the request was sent on an open connection; `tokens` None where the server did not count them. `text`: without thoughts."""
 
     question: Question
     first_s: float
@@ -52,6 +52,7 @@ class StreamedAnswer(NamedTuple):
     prompt_tokens: int | None
     chunks: int
     counts: RequestCounts | None
+    text: str = ""
 
 
 class Failure(NamedTuple):
@@ -129,7 +130,9 @@ def request_of(server: Endpoint, question: Question, way: str, settings: AnswerS
         "model": server.model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stream": True,
         "stream_options": {"include_usage": True}, **server.engine.request_fields,
     }  # fmt: skip
-    body |= {"messages": [{"role": "user", "content": question.words}]} if way == "chat" else {"prompt": question.words}
+    messages = [*question.before, {"role": "user", "content": question.words}]
+    body |= {"messages": messages} if way == "chat" else {"prompt": question.words}
+    body |= {"tools": list(question.tools)} if question.tools else {}
     body |= {server.engine.salt_field: salt} if salt else {}
     return PATHS[way], body if stop else body | {"ignore_eos": True}
 
@@ -146,7 +149,14 @@ async def answer(server: Endpoint, question: Question, way: str, settings: Answe
     if stream.error or stream.first_s is None:
         return Failure(question, stream.error or "the stream ended without any text", stream.chunks, bool(stream.error))
     return StreamedAnswer(
-        question, stream.first_s, stream.last_s, stream.tokens, stream.prompt_tokens, stream.chunks, stream.counts
+        question,
+        stream.first_s,
+        stream.last_s,
+        stream.tokens,
+        stream.prompt_tokens,
+        stream.chunks,
+        stream.counts,
+        "".join(stream.pieces),
     )
 
 
@@ -159,6 +169,7 @@ class _Stream:
         self.first_s: float | None = None
         self.last_s = 0.0
         self.chunks = 0
+        self.pieces: list[str] = []
         self.tokens: int | None = None
         self.prompt_tokens: int | None = None
         self.counts: RequestCounts | None = None
@@ -180,6 +191,7 @@ class _Stream:
                 raise ValueError(
                     f"the server sends more pieces of text than the {self.max_tokens} tokens that it was asked for"
                 )
+            self.pieces.append(_words(event))
             self.first_s = now if self.first_s is None else self.first_s
             self.last_s = now
         self._count(event)
@@ -205,3 +217,12 @@ def _has_text(event: dict[str, Any]) -> bool:
         if choice.get("text") or any(delta.get(key) for key in ("content", "reasoning_content", "reasoning")):
             return True
     return False
+
+
+def _words(event: dict[str, Any]) -> str:
+    """The text of the answer that an event of a chat brings."""
+    choices = event.get("choices")
+    deltas = (
+        [nested(choice, "delta") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    )
+    return "".join(delta["content"] for delta in deltas if isinstance(delta.get("content"), str))

@@ -69,6 +69,11 @@ async def _each_load(subject: ServerSubject, settings: LoadSettings, on_load: On
     address, questions, facts = subject
     measurements: list[Measurement] = []
     async with started(address, questions, settings, facts.get("model"), facts.get("engine") or "auto") as running:
+        if later := len(running.questions) - len(questions):
+            facts = {
+                **facts,
+                "note": f"{facts['note']}; {later} more are later turns of chats, behind the server's own answers",
+            }
         async for load in rounds(running, settings):
             rows, warnings = rows_of(load, base_of(running.server, load, facts), settings.width)
             measurements += rows
