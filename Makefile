@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := openvino openvino-export vllm
 
-.PHONY: tour test browser test-engine lint size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
+.PHONY: tour test browser test-engine lint docs size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
 
 tour: .venv/.full ## the whole loop on SmolLM2-135M-Instruct: fetch, probe, plan, decode, train, measure, tour/report.html
 	$(BIN)/foredraft tour
@@ -21,8 +21,11 @@ browser: ## the Chromium of the browser tests, from Debian's or Ubuntu's package
 test-engine: .venv/.dev .venv-peers/vllm/.ready ## tests/engine: the drafts in the real vLLM, in its own environment
 	FOREDRAFT_VLLM_PYTHON=$(abspath .venv-peers/vllm/bin/python) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engine
 
-lint: .venv/.dev
+lint: .venv/.dev docs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: .venv/.dev ## the docs site, build/site/index.html; a broken link or anchor is an error, links to elsewhere are listed in build/external_links.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 size: ## lines per file, longest first
 	@find src -name '*.py' | xargs wc -l | sort -rn
@@ -44,6 +47,7 @@ results: .venv/.dev ## measure what README and docs/results.md claim (the peers 
 	$(BIN)/python recipes/compare.py results/experiment/hindsight.json results/experiment results/experiment/measurements.jsonl.gz > /dev/null
 	$(BIN)/foredraft tour --out build/tour && cp build/tour/tour.json results/smollm2/tour.json
 	$(BIN)/python recipes/results_tables.py
+	$(BIN)/python recipes/docs_blocks.py --write
 
 peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is measured against, each in a venv of its own
 

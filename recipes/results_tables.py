@@ -1,12 +1,9 @@
-"""Write what was measured into the documents: the whole table into docs/results.md, its headlines, a plan as it is printed and a model with and
-without a draft into README, so that no number is typed twice; with --check, only say whether both are current.
+"""Write what was measured into the documents: the whole table into docs/results.md, its headlines, the tour and a model with and without a
+draft into README, so that no number is typed twice; with --check, only say whether both are current. What commands print: docs_blocks.py.
 
 python recipes/results_tables.py [--check] [ROOT]
 """
 
-import math
-import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +26,6 @@ RIVALS = {
     "of 2.65 M tokens of answers": ("eagle2-long-d2.65M", "eagle3-long-d2.65M"),
 }
 FORMATS = {"relative_error": ".1%", "error": ".3f"}
-PLAN = "plan", "Llama-3.1-8B", "-m", "H100", "-c", "1,8,64", "--device-hour", "2.5"
 
 
 def table() -> str:
@@ -275,13 +271,6 @@ def _over(speeds: dict[str, Any], peer: str) -> dict[str, float]:
     return next(speed for name, speed in speeds.items() if name == f"{peer}/plain")
 
 
-def printed_plan() -> str:
-    """A plan as the command line prints it."""
-    done = subprocess.run([sys.executable, "-m", "foredraft", *PLAN], capture_output=True, text=True, check=True)
-    lines = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
-    return f"```\n$ foredraft {' '.join(PLAN)}\n{lines}\n```\n"
-
-
 def current(document: str, parts: Mapping[str, str]) -> str:
     """`document` with each text between the marks of its name."""
     for name, text in parts.items():
@@ -291,28 +280,10 @@ def current(document: str, parts: Mapping[str, str]) -> str:
     return document
 
 
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-LAST_DIGIT = 0.02  # by how much a printed plan may differ on another processor, whose arithmetic ends elsewhere
-
-
-def alike(document: str, other: str) -> bool:
-    """Whether two documents are equal but for white space and the last digits of their numbers in the plan."""
-    (before, plan, after), (before_other, plan_other, after_other) = (
-        re.split(r"<!-- /?plan -->", text) if "<!-- plan -->" in text else (text, "", "") for text in (document, other)
-    )
-    if (before, after) != (before_other, after_other):
-        return False
-    if "".join(NUMBER.sub("0", plan).split()) != "".join(NUMBER.sub("0", plan_other).split()):
-        return False
-    numbers = zip(
-        *([float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (plan, plan_other)), strict=True
-    )
-    return all(math.isclose(here, there, rel_tol=LAST_DIGIT, abs_tol=LAST_DIGIT) for here, there in numbers)
-
-
 def main(*words: str) -> None:
     root = next((Path(word) for word in words if not word.startswith("--")), ROOT)
-    readme = {"smollm2": smollm2_figure.figure(RESULTS / "smollm2"), "plan": printed_plan(), "results": headlines()}
+    smollm2 = RESULTS / "smollm2"
+    readme = {"smollm2": smollm2_figure.figure(smollm2), "tour": smollm2_figure.toured(smollm2), "results": headlines()}
     for path, parts in (
         (root / "README.md", readme),
         (root / "docs" / "results.md", {"results": table(), "gpu": gpu_tables.table(RESULTS / "gpu")}),
@@ -320,7 +291,7 @@ def main(*words: str) -> None:
         document = path.read_text(encoding="utf-8")
         if "--check" not in words:
             write_bytes(path, current(document, parts).encode())
-        elif not alike(current(document, parts), document):
+        elif current(document, parts) != document:
             raise SystemExit(f"{path}: its figures are not those of results/; run make results")
 
 

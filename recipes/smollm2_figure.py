@@ -1,7 +1,7 @@
 """README's first figure: SmolLM2-135M-Instruct with and without a draft, from results/smollm2; nothing where that has not been measured.
 
-`speed.json` is of recipes/smollm2/speeds.py: every configuration in turn in one run. `tour.json` is what a tour leaves. The draft shown is the one
-that was chosen on other prompts. Refuses to know: how it was measured.
+`speed.json` is of recipes/smollm2/speeds.py: every configuration in turn in one run. The draft shown is the one that was chosen on other
+prompts. `tour.json` is what a tour leaves. Refuses to know: how it was measured.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from foredraft import records, tour_outcome
 
 TYPES = "float32", "bfloat16"
 BATCHES = "1", "8"
@@ -21,18 +23,15 @@ DRAFT, LOOKUP = "draft", "lookup"
 
 def figure(folder: Path) -> str:
     """Markdown; "" without measurements."""
-    measured = {
-        name: msgspec.json.decode(path.read_bytes())
-        for name in ("speed", "tour")
-        if (path := folder / f"{name}.json").is_file()
-    }
-    parts = [
-        part
-        for name, part in (("speed", _speeds), ("tour", _tour))
-        if name in measured
-        for part in part(measured[name])
-    ]
+    path = folder / "speed.json"
+    parts = [*_speeds(msgspec.json.decode(path.read_bytes()))] if path.is_file() else []
     return "\n".join([OPENING, *parts]) + "\n" if parts else ""
+
+
+def toured(folder: Path) -> str:
+    """What the tour printed at its end, as a block of the console."""
+    lines = tour_outcome.lines(records.read(tour_outcome.TourOutcome, folder / "tour.json"))
+    return "\n".join(['```console title="needs the network: 93 MB, once"', "$ make tour", "…", *lines, "```", ""])
 
 
 def _speeds(speeds: dict[str, Any]) -> Iterator[str]:
@@ -91,21 +90,3 @@ def _least(load: dict[str, Any]) -> str:
         return "–"
     category = min(gains, key=lambda name: gains[name])
     return f"{gains[category]:.2f}×, {category.replace('_', ' ')}"
-
-
-def _tour(tour: dict[str, Any]) -> Iterator[str]:
-    """What the tour measured, and what it had been told."""
-    best, trained = tour["shipped"], tour["trained"]
-    yield (
-        f"`make tour` on {tour['machine']}, {tour['prompts']} prompts, {tour['dtype']}: {tour['plain_tok_s']:.1f} tokens/s without a draft, "
-        f"**{best['output_tok_s']:.1f}** with `{best['draft']}`, {_beside(best['speedup'], best['predicted_speedup'])}; a draft trained there in a "
-        f"minute {_beside(trained['speedup'], trained['predicted_speedup'])}. The texts shown are the same with each draft and without, "
-        f"{tour['same_tokens']} tokens."
-    )
-
-
-def _beside(measured: dict[str, Any], predicted: dict[str, Any]) -> str:
-    return (
-        f"{measured['value']:.2f}× ({measured['low']:.2f} to {measured['high']:.2f}), predicted {predicted['value']:.2f}× "
-        f"({predicted['low']:.2f} to {predicted['high']:.2f})"
-    )

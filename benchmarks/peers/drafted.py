@@ -7,7 +7,7 @@ Ours runs plain, prompt lookup and what --ours names (scylla-L2@4,4,8); the othe
 load as `deploy` exports them, at every lookahead: vLLM all heads, OpenVINO and llama.cpp EAGLE-3, llama.cpp also on its own weights in 4 and 8
 bits (FILE, and as it converts the target). By turns each answers one prompt, as many tokens as the target's own greedy answer has and at most
 NEW, whatever it writes: greedy, ids in and out, prompts included. A time is taken as run.py takes it. What was exported is kept below
-build/peers and made anew for other weights. OpenVINO and vLLM come from `make peers`, llama.cpp as docs/guides/serve.md says; what is missing is named
+build/peers and made anew for other weights. OpenVINO and vLLM come from `make peers`, llama.cpp as docs/guides/runtimes.md says; what lacks is named
 under `not_run`.
 
 `tok_s` are pooled over prompts with their interval over these; `over_plain`: over the same engine's plain decoding; `ours_over`: our fastest over
@@ -137,7 +137,7 @@ class Exports(NamedTuple):
     def _ggufs(self, drafted: Sequence[tuple[str, int]]) -> dict[str, Any]:
         server = self.llama_cpp / "build" / "bin" / "llama-server"
         if not server.exists():
-            raise ValueError(f"no {server}; docs/guides/serve.md, Other runtimes, says how it is built")
+            raise ValueError(f"no {server}; docs/guides/runtimes.md says how it is built")
         bits = {"float32": "f32", "bfloat16": "bf16"}[self.dtype]
         heads = {name: self._gguf(self._exported(self.drafts[name], "hf"), bits, self.target) for name, _ in drafted}
         targets = {"plain-q8_0": str(self._gguf(self.target, "q8_0")), "plain-q4_1": str(self.gguf)}
@@ -181,7 +181,7 @@ def _hidden_layers(target: Path, draft: Path) -> tuple[int, ...]:
 def _run(words: Sequence[str | Path], **environment: str) -> None:
     """Raises ValueError, one line, where the program is missing or fails."""
     if not Path(words[0]).exists():
-        raise ValueError(f"no {words[0]}; docs/guides/serve.md, Other runtimes, says how it is installed")
+        raise ValueError(f"no {words[0]}; docs/guides/runtimes.md says how it is installed")
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         list(map(str, words)), env=variables | {"HF_HUB_OFFLINE": "1"} | environment, capture_output=True, text=True

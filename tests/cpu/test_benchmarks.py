@@ -89,7 +89,7 @@ def test_ours_runs_a_race_and_what_is_not_installed_is_named(
         f"foredraft/{method}": 2 for method in ("plain", "ngram@5", "scylla-L2@3", "eagle3@2,2,3", "eagle3+ngram@3")
     }  # fmt: skip
     assert {name.split("/")[0] for name in race["not_run"]} == {"openvino", "vllm", "llama_cpp"}
-    assert "docs/guides/serve.md" in race["not_run"]["llama_cpp/plain"]
+    assert "docs/guides/runtimes.md" in race["not_run"]["llama_cpp/plain"]
 
 
 def test_a_race_is_told_by_pooled_tokens_and_paired_ratios(drafted: Any) -> None:

@@ -59,28 +59,3 @@ def test_the_draft_chosen_before_stands_beside_plain_decoding(modules: tuple[Any
         "| gain, mean over 2 categories | **1.62× (1.52 to 1.72)** |", "| the least of them | 1.42×, open writing |",
         "| prompt look-up instead, the mean | 1.05× (0.95 to 1.15) |", "",
     ]  # fmt: skip
-
-
-def test_the_tour_stands_with_what_it_had_been_told(modules: tuple[Any, Any], tmp_path: Path) -> None:
-    estimate = {"value": 1.5, "low": 1.4, "high": 1.6}
-    draft = {
-        "draft": "zoo/eagle",
-        "output_tok_s": 45.0,
-        "speedup": estimate,
-        "predicted_speedup": estimate | {"value": 1.45},
-    }
-    known = {
-        "machine": "a CPU",
-        "prompts": 11,
-        "dtype": "float32",
-        "plain_tok_s": 30.0,
-        "same_tokens": 64,
-        "shipped": draft,
-        "trained": draft,
-    }
-    records.write(tmp_path / "tour.json", known)
-    text = modules[0].figure(tmp_path).removeprefix(modules[0].OPENING + "\n")
-    assert text.startswith(
-        "`make tour` on a CPU, 11 prompts, float32: 30.0 tokens/s without a draft, **45.0** with `zoo/eagle`, 1.50× (1.40 to 1.60)"
-    )
-    assert "predicted 1.45× (1.40 to 1.60)" in text
