@@ -10,7 +10,8 @@ pytest.importorskip("jinja2")
 
 from foredraft.report.page import write_page
 
-WIDTHS = {"page": 1200, "phone": 390}
+WIDTHS = {"page": 1280, "phone": 390}
+SCREEN = 844  # pixels of height
 SMALLEST = 8.5  # pixels of a figure's text on a phone
 
 
@@ -28,6 +29,12 @@ def test_it_opens_without_an_error_or_a_request_and_fits(browser, page_file, sch
     )
     assert messages == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    cut = tab.evaluate("[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)")
+    assert width < 1280 or max(cut) <= 0
+    for part in ("h1", ".command pre", ".arms tbody tr"):
+        box = tab.evaluate(f"document.querySelector('{part}').getBoundingClientRect().toJSON()")
+        assert 0 < box["top"] < box["bottom"] < SCREEN, f"{part} is not on the first screen"
+    assert tab.inner_text(".arms tbody th >> nth=0") == "EAGLE-3, k\u00a0=\u00a04"
     boxes = tab.evaluate("[...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().toJSON())")
     assert len(boxes) == len(page_file.pictures)
     assert all(box["width"] > 0.7 * min(width, 450) and box["height"] > 100 for box in boxes)
@@ -83,8 +90,10 @@ def test_print_cuts_no_figure(browser, page_file):
 def test_what_is_watched_is_heard(browser, tmp_path):
     """Negative control: a page with a script that fails and an image from elsewhere."""
     path = tmp_path / "bad.html"
-    path.write_text("<script>console.error('heard')</script><img src='https://example.invalid/x.png'>")
+    wide = "<div class='scroll' style='overflow:auto'><p style='width: 5000px'>x</p></div>"
+    path.write_text(f"<script>console.error('heard')</script><img src='https://example.invalid/x.png'>{wide}")
     tab, messages = opened(browser, path.as_uri())
     assert any("heard" in line for line in messages)
     assert any("example.invalid" in line for line in messages)
+    assert tab.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('.scroll'))") > 0
     tab.context.close()

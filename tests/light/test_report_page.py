@@ -14,12 +14,12 @@ from foredraft import records
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LAW_1_1
 from foredraft.laws.held_out import judge, r_squared
-from foredraft.records import Machine, Observation
+from foredraft.records import Machine, Observation, Provenance
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from foredraft.report import inline
+from foredraft.report import inline, style
 from foredraft.report.configurations import at_least_load, by_setting, config_of, names, online
 from foredraft.report.documents import Documents, Row, read_documents
 from foredraft.report.page import write_page
@@ -256,18 +256,50 @@ def beside(*rows, **fields) -> Documents:
     return Documents((), (), plans=(plan(**fields),), rows=tuple(Row(row.observation, row) for row in rows))
 
 
-def test_the_headline_gives_prediction_measurement_and_error():
-    comparison = beside(measurement(tokens_per_step=3.0, speedup=2.0))
-    top = headline.headline(comparison)
-    assert "2.20 times as fast" in top.text
-    assert "measured 2.00: within the predicted interval" in top.text
-    assert "10.0\u00a0% too high" in top.text
-    values = {tile.label: tile.value for tile in top.tiles}
-    assert values["Times as fast, error"] == values["Tokens per step, error"] == "+10.0\u00a0%"
+def test_the_first_screen_has_the_verdict_what_was_predicted_the_command_and_the_fastest_on_top():
+    command = "foredraft measure zoo/target --draft ngram@4 --draft 'my runs/eagle3/final@4' --prompts p.jsonl"
+    typed = {"provenance": Provenance(source="foredraft measure", command=command)}
+    plain = {"draft": None, "lookahead": None, "tree_nodes": None, "draft_params": None, "draft_tokens": None}
+    rows = (
+        measurement(method="ngram", speedup=1.5, **{**plain, "lookahead": 4}, **typed),
+        measurement(method="none", speedup=1.0, **plain, **typed),
+        measurement(speedup=2.0, **typed),
+        measurement(method="draft_model", draft="lm", speedup=0.8, **typed),
+    )
+    top = headline.headline(beside(*rows))
+    assert top.text.startswith("Decode zoo/target with EAGLE-3, k\u00a0=\u00a04: 2.00\u00a0(1.80–2.20) times as fast")
+    assert "A plan predicted 2.20\u00a0(1.76–2.64): the measured value lies inside." in top.remarks
+    assert top.commands == ("foredraft generate zoo/target --draft 'my runs/eagle3/final' --lookahead 4 \"PROMPT\"",)
+    assert top.arms is not None
+    assert [row[0][:7] for row in top.arms.rows] == ["EAGLE-3", "n-gram,", "no draf", "lm (lan"]
+    assert [row[-1] for row in top.arms.rows] == ["2.20\u00a0(1.76–2.64)", NONE, NONE, NONE]
+
+
+def test_a_faster_way_than_the_planned_one_is_named_first():
+    ngram = measurement(method="ngram", draft=None, draft_params=None, draft_tokens=None, speedup=2.3)
+    top = headline.headline(beside(measurement(speedup=1.0), ngram))
+    assert "with n-gram, k\u00a0=\u00a04: 2.30" in top.text
+    assert "The plan had chosen EAGLE-3, k\u00a0=\u00a04, which measured 1.00\u00a0(0.90–1.10)." in top.remarks
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"),
+    [(2.0, "Decode zoo/target with"), (1.05, "No draft is surely faster"), (0.9, "Decode zoo/target without a draft")],
+)
+def test_a_draft_is_recommended_only_where_its_interval_lies_above_plain_decoding(speedup, words):
+    top = headline.headline(beside(measurement(speedup=speedup)))
+    assert top.text.startswith(words)
+    assert ("--draft" in top.commands[0]) == (speedup > 1)
+
+
+def test_from_which_load_on_no_draft_gains_is_said():
+    loads = [measurement(batch_size=batch, speedup=gain) for batch, gain in ((1, 2.0), (2, 1.3), (4, 0.9), (8, 0.7))]
+    remarks = " ".join(headline.headline(beside(*loads)).remarks)
+    assert "From 4 requests at once no draft gains: EAGLE-3, k\u00a0=\u00a04 is the best there with 0.90" in remarks
 
 
 def test_a_prediction_outside_its_interval_is_said_to_be():
-    assert "outside the predicted interval" in headline.headline(beside(measurement(speedup=1.0))).text
+    assert "lies outside." in " ".join(headline.headline(beside(measurement(speedup=1.0))).remarks)
     assert not compared.pairs(beside(measurement(speedup=1.0, tokens_per_step=None)))[0].covered
 
 
@@ -281,7 +313,7 @@ def test_a_prediction_outside_its_interval_is_said_to_be():
 def test_only_like_is_compared_with_like(other):
     assert compared.pairs(beside(measurement()))
     assert compared.pairs(beside(measurement(**other))) == []
-    assert "none is the planned one" in headline.headline(beside(measurement(**other))).text
+    assert "none is the planned draft" in " ".join(headline.headline(beside(measurement(**other))).remarks)
 
 
 def test_categories_and_forced_rows_are_not_compared_with_a_plan():
@@ -295,10 +327,45 @@ def test_a_plan_for_latency_is_not_compared_in_throughput():
 
 def test_an_unmeasured_plan_is_called_so():
     top = headline.headline(beside())
-    assert "has not been measured yet" in top.text
-    assert [tile.value for tile in top.tiles][-1] == "not yet"
+    assert top.text.startswith("Use: EAGLE-3 head, 1.2 M, for target: predicted 1.90")
+    assert "not measured yet" in top.text
+    assert [tile.value for tile in top.tiles][-1] == "none yet"
     none = headline.headline(beside(draft=None, schedule=(step(1, lookahead=0),)))
-    assert "without a draft" in none.text
+    assert none.text.startswith("Nothing: ")
+
+
+def test_every_kind_of_folder_has_a_verdict_and_a_command(tmp_path):
+    """A fit, a sweep, a training run, a machine, and rows without a draft, each alone."""
+    write_all(tmp_path)
+    plain = measurement(method="none", draft=None, lookahead=None, tree_nodes=None, draft_params=None)
+    records.write_lines(tmp_path / "plain/observations.jsonl", [plain.observation])
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "machine.json").rename(tmp_path / "probe/machine.json")
+    words = {"fit": "Tokens per step follows draft tokens", "sweep": "The sweep has 3 cells", "train": "eagle3, EAGLE-3 head after 5",
+             "probe": "CPU reads 25.0", "plain": "Only decoding without a draft", "plan": "Use: "}  # fmt: skip
+    for folder, start in words.items():
+        top = headline.headline(read_documents([tmp_path / folder]))
+        assert top.text.startswith(start), top.text
+        assert top.commands[0].startswith("foredraft ")
+        assert top.tiles[-1].value == "none yet"
+
+
+def test_log_axes_say_so_and_have_ticks_to_read(full_page):
+    page, _ = full_page
+    seen = 0
+    for picture in page.pictures:
+        painted = inline.figure(picture)
+        painted.draw_without_rendering()  # which writes the ticks
+        for axes in painted.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                label, log = " ".join(axis.get_label_text().split()), axis.get_scale() == "log"
+                assert (log and bool(label)) == label.endswith(style.LOG.strip()), f"{picture.name}: {label!r}"
+                if log:
+                    low, high = sorted(axis.get_view_interval())
+                    named = [t for t in axis.get_major_ticks() if t.label1.get_text() and low <= t.get_loc() <= high]
+                    assert len(named) >= 2, f"{picture.name}: {label!r}"
+                    seen += 1
+    assert seen > 8
 
 
 # --- What was measured ---

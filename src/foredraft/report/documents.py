@@ -73,6 +73,7 @@ class RunLog(NamedTuple):
     name: str
     recipe: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]]
+    folder: Path = Path("RUN")
 
 
 class SweepCell(TypedDict, total=False):
@@ -208,7 +209,7 @@ def _run(path: Path) -> RunLog:
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
     complete = lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
     rows = [records.decode(dict[str, Any], line, name=f"{path}:{i}") for i, line in enumerate(complete, 1)]
-    return RunLog(_run_name(path), records.read(dict[str, Any], recipe) if recipe.is_file() else {}, rows)
+    return RunLog(_run_name(path), records.read(dict[str, Any], recipe) if recipe.is_file() else {}, rows, path.parent)
 
 
 def _run_name(path: Path) -> str:

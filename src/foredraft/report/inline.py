@@ -43,6 +43,7 @@ def figure(picture: Picture) -> Any:
     painted = Figure(figsize=(WIDTH_IN, picture.height_in), layout="constrained")
     picture.paint(painted)
     painted.suptitle("")
+    style.mark_log_axes(painted)
     for axes in painted.axes:
         axes.set_ylabel(style.wrap(axes.get_ylabel(), LABEL_WIDTH))
     return _plain(painted)

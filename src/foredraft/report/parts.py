@@ -52,10 +52,13 @@ class Tile(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """What a newcomer reads first: one sentence, and a few numbers."""
+    """What a newcomer reads first: the verdict, what qualifies it, what to type, and `arms`: what was measured, or else a few numbers."""
 
     text: str
     tiles: Sequence[Tile] = ()
+    remarks: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    arms: Table | None = None
 
 
 # --- Numbers as text ---

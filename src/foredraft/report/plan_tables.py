@@ -40,17 +40,18 @@ def plan_tables(plan: Plan, out: Path | None = None) -> Blocks:
 
 def headline(plan: Plan) -> str:
     """What to do, what it brings and where, and whether it serves as asked."""
-    lines = [_first(plan)]
+    lines = [what_to_do(plan)]
     loads = [step.concurrency for step in plan.schedule]
     clients = f"{loads[0]}" if len(loads) == 1 else f"{min(loads)} to {max(loads)}"
     where = f"{plan.devices}×{plan.machine} ({plan.engine}, {plan.objective}), {clients} clients"
     if plan.rival:
-        lines.append(_or(plan.rival))
+        lines.append(or_rival(plan.rival))
     lines.append(f"{interval(plan.speedup, '.2f')} {plan.speedup.unit}, on {where}" if plan.draft else f"on {where}")
     return "\n".join([*lines, *(level_lines(plan.service_levels) if plan.service_levels else ())])
 
 
-def _first(plan: Plan) -> str:
+def what_to_do(plan: Plan) -> str:
+    """The action, the draft and what it costs to get, in one line."""
     action, draft = plan.action, plan.draft
     if draft is None:
         return f"nothing: {action.why if action else 'no draft pays at these loads'}"
@@ -65,7 +66,7 @@ def _first(plan: Plan) -> str:
     return f"{text}, on {count(draft.draft_tokens)} tokens: {device_time(draft.training_gpu_hours)}{spent}{trainer}"
 
 
-def _or(rival: Rival) -> str:
+def or_rival(rival: Rival) -> str:
     """The draft that the draws do not tell from the planned one."""
     name = describe(rival.draft) if rival.draft else "no draft"
     train = f" on {count(rival.draft.draft_tokens)} tokens" if rival.draft and rival.draft.training_flops else ""

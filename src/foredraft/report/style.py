@@ -38,6 +38,7 @@ def draw(directory: str | Path, figures: Mapping[str, Callable[[Any], None]]) ->
         for name, paint in figures.items():
             figure = Figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
             paint(figure)
+            mark_log_axes(figure)
             paths += _save(figure, directory, name)
     return paths
 
@@ -65,7 +66,7 @@ def bars(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\u00a0%"
 
 
 def interval(estimate: Estimate) -> str:
@@ -99,6 +100,17 @@ def log_axis(axis: Any, form: Callable[[float], str] = "{:g}".format) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+LOG = " (log scale)"
+
+
+def mark_log_axes(figure: Any) -> None:
+    """Each labelled axis that is logarithmic says so."""
+    for axes in figure.axes:
+        for axis, label in ((axes.xaxis, axes.get_xlabel()), (axes.yaxis, axes.get_ylabel())):
+            if axis.get_scale() == "log" and label and not label.endswith(LOG):
+                axis.set_label_text(label + LOG)
 
 
 def load_axis(axes: Any, loads: Sequence[float]) -> None:

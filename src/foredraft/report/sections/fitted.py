@@ -21,14 +21,14 @@ from foredraft.report.parts import NONE, Picture, Section, Table, listed, number
 
 FILLED_BY = "Fit*.json, which `foredraft fit observations.jsonl --out DIR` writes"
 MOST = 6  # figures; the others are in the table
-MOST_HELD_OUT = 40  # lines of a table
+MOST_LINES, MOST_HELD_OUT = 60, 40  # lines of tables
 
 
 def section(documents: Documents) -> Section | None:
     if not documents.fits:
         return None
     rows = documents.observations
-    fits = _ranked(documents.fits)
+    fits = ranked(documents.fits)
     pictures = [_picture(fit, i, rows) for i, fit in enumerate(fits[:MOST])]
     omitted = f" Figures show {MOST} of them, the best of each kind first." if len(fits) > MOST else ""
     lede = (
@@ -40,7 +40,7 @@ def section(documents: Documents) -> Section | None:
     return Section("laws", "The laws behind it", lede, pictures, tables)
 
 
-def _ranked(fits: Sequence[Fit]) -> list[Fit]:
+def ranked(fits: Sequence[Fit]) -> list[Fit]:
     """The law with the least held-out error for each outcome and dial, then the others; those with the most data first."""
     by_data = sorted(fits, key=lambda fit: -fit.num_observations)
     best: dict[tuple[str, str], Fit] = {}
@@ -91,10 +91,11 @@ def _table(fits: Sequence[Fit], rows: Sequence[Observation]) -> Table:
             ", ".join(f"{name} {error:.3g}" for name, error in fit.rivals.items()) or NONE,
             f"{fit.num_observations} ({fit.num_clusters}{' checkpoints' if fit.checkpoints_of else ''})",
         )
-        for fit in fits
+        for fit in fits[:MOST_LINES]
     ]
+    cut = f"; the first {MOST_LINES} of {len(fits)}" if len(fits) > MOST_LINES else ""
     return Table(
-        f"Parameters with {style.percent(LEVEL)} intervals; errors are mean absolute, in the outcome's units",
+        f"Parameters with {style.percent(LEVEL)} intervals; errors are mean absolute, in the outcome's units{cut}",
         head,
         cells,
     )

@@ -1,135 +1,230 @@
-"""The first thing a newcomer reads: what was predicted, what came out, how far apart they are.
+"""The first screen: what to do, what to type, and the ways to decode that were measured, the fastest first.
 
-Promises: plain words; a prediction that was not measured is called one. Refuses to know: figures.
+Promises: plain words; a prediction that was not measured is called one; where nothing was measured the best of what lies in the folders.
+Refuses to know: figures.
 """
 
-from foredraft.report import style
-from foredraft.report.configurations import (
-    at_least_load,
-    best,
-    by_setting,
-    config_of,
-    drafted,
-    load_of,
-    metric,
-    names,
-    online,
-)
-from foredraft.report.documents import Documents, Row, Span
-from foredraft.report.parts import Headline, Tile, number, rate, signed
-from foredraft.report.sections.compared import Pair, pairs
+import shlex
+from collections import Counter
+
+from foredraft.laws.forms import law_named
+from foredraft.records import Machine, Plan
+from foredraft.report import plan_tables, style
+from foredraft.report.configurations import at_least_load, config_of, drafted, online
+from foredraft.report.documents import Documents, RunLog
+from foredraft.report.parts import Headline, Tile, count, number
+from foredraft.report.sections import arms, fitted, swept, trained
+
+NOT_YET = Tile("Best way measured", "none yet", "`foredraft measure` writes what to compare with")
 
 
 def headline(documents: Documents) -> Headline:
-    """Predicted against measured where both are there; else whichever is; else what lies in the folders."""
-    if planned_pairs := pairs(documents):
-        return _compared(planned_pairs)
-    rows = best(drafted(_first_setting(documents)), 1)
+    """By what lies there: measured drafts first, then a plan, training, laws, a sweep, a machine."""
+    if ranking := arms.ranking(documents):
+        return _measured(ranking, documents)
     if documents.plans:
-        return _planned(documents, measured=bool(rows))
-    if rows:
-        return _measured(rows[0], documents)
-    kinds = (("fitted law", documents.fits), ("training run", documents.runs), ("machine", documents.machines), ("sweep", documents.sweeps),
-             ("observation", documents.rows))  # fmt: skip
-    contents = [style.plural(len(things), name) for name, things in kinds if things]
+        return _planned(documents)
+    if documents.runs:
+        return _trained(documents)
+    if documents.fits:
+        return _fitted(documents)
+    if documents.sweeps:
+        return _swept(documents)
+    if documents.machines:
+        return _machine(documents.machines[0], documents)
+    return _plain(documents)
+
+
+def _measured(ranking: arms.Ranking, documents: Documents) -> Headline:
+    """The fastest measured, and what was planned where a plan lies there."""
+    remarks = list(arms.remarks(ranking))
+    if not documents.plans:
+        remarks.append("No plan lies beside it to compare with.")
+    elif not ranking.pairs:
+        plan = documents.plans[0]
+        remarks.append(
+            f"The plan was to {_lowered(plan_tables.what_to_do(plan))}: predicted {number(plan.speedup)} {plan.speedup.unit}. "
+            "Of what was measured none is the planned draft at a load and lookahead of its schedule."
+        )
+    planned = [pair.plan for pair in ranking.pairs if pair.row is ranking.best]
     return Headline(
-        f"These folders hold {', '.join(contents)}; neither a plan nor a measured draft, so nothing is compared."
+        arms.verdict(ranking), remarks=remarks, commands=arms.command(ranking, planned[0] if planned else None), arms=arms.table(ranking)
+    )  # fmt: skip
+
+
+def _planned(documents: Documents) -> Headline:
+    """What the best plan says to do; the loads that it is for stand in its tiles."""
+    plan = max(documents.plans, key=lambda plan: plan.speedup.value)
+    folders = [path.parent for path in documents.paths if path.name == "Plan.json"]
+    commands = plan.action.commands if plan.action else ()
+    folder = shlex.quote(str(folders[0])) if len(folders) == 1 else plan_tables.FOLDER
+    commands = tuple(line.replace(f"{plan_tables.FOLDER}/", f"{folder}/") for line in commands)
+    drafts = plan.draft is not None and any(step.lookahead for step in plan.schedule)
+    if not drafts:
+        return Headline(_sentence(plan_tables.what_to_do(plan)), (NOT_YET,), (), commands)
+    if plan.action is None:  # of an older plan
+        depth = max(step.lookahead for step in plan.schedule)
+        use = f"foredraft measure TARGET --draft DRAFT@{depth} --prompts PROMPTS --out measured"
+        train = f"foredraft train {folder}/Plan.json --target TARGET --data DATA --out run"
+        commands = (train if plan.draft and plan.draft.training_flops else use,)
+    elif not commands:  # trained by other tools
+        commands = (f"foredraft deploy simulate {folder} --out simulated",)
+    first, _, rest = plan_tables.what_to_do(plan).partition(f" for {plan.target}")
+    text = f"{first} for {plan.target}: predicted {number(plan.speedup)} {plan.speedup.unit}, not measured yet"
+    remarks = [_sentence(rest.strip(" ,()"))] if rest.strip(" ,()") else []
+    if plan.rival:
+        remarks.append(_sentence(plan_tables.or_rival(plan.rival)))
+    if plan.trust:
+        remarks.append(f"Acceptance rests on: {plan.trust.acceptance}. Costs rest on: {plan.trust.costs}.")
+    return Headline(_sentence(text), _tiles(plan), remarks, commands)
+
+
+def _tiles(plan: Plan) -> tuple[Tile, ...]:
+    loads = [step.concurrency for step in plan.schedule]
+    least, most = plan.schedule[0], plan.schedule[-1]
+    level = style.percent(plan.speedup.level)
+    mean = Tile(
+        "Gain, predicted",
+        f"{plan.speedup.value:.2f}\u00a0×",
+        f"{level} interval {_ends(plan.speedup)}, mean over {style.plural(len(loads), 'load')}",
     )
+    if len(loads) == 1:
+        tau = least.tokens_per_step
+        return (
+            mean,
+            Tile(
+                "Tokens per step, predicted",
+                f"{tau.value:.2f}",
+                f"{level} interval {_ends(tau)}, {arms.at_once(loads[0])}",
+            ),
+            NOT_YET,
+        )
+    ends = Tile(
+        f"From {least.concurrency} to {most.concurrency} requests at once", f"{least.speedup.value:.2f} to {most.speedup.value:.2f}\u00a0×",
+        f"{_ends(least.speedup)} and {_ends(most.speedup)}",
+    )  # fmt: skip
+    return mean, ends, NOT_YET
 
 
-def _first_setting(documents: Documents) -> list[Row]:
-    settings = by_setting(online(documents.rows))
-    return at_least_load(settings[0][1]) if settings else []
+def _ends(estimate: style.Estimate) -> str:
+    return f"{estimate.low:.2f}–{estimate.high:.2f}"
 
 
-def _compared(planned_pairs: list[Pair]) -> Headline:
-    """The headline at the smallest load, where waiting is felt most; the gain where it was measured."""
-    least = min(pair.step.concurrency for pair in planned_pairs)
-    here = {pair.quantity: pair for pair in planned_pairs if pair.step.concurrency == least}
-    main = here.get("speedup") or here["tokens_per_step"]
-    times = "times as fast as the target alone" if main.quantity == "speedup" else "tokens per pass of the target"
-    verdict = "within" if main.covered else "outside"
-    text = (
-        f"With the planned draft, {main.plan.target} was predicted to decode {_short(main.predicted)} {times}. "
-        f"It measured {_short(main.measured)}: {verdict} the predicted interval, the prediction {_off(main.error)}."
-    )
-    tiles = [tile for name in ("speedup", "tokens_per_step") if name in here for tile in _tiles(here[name], least)]
-    return Headline(text, tiles)
-
-
-def _short(span: Span) -> str:
-    return f"{span.value:.2f}"
-
-
-def _off(error: float) -> str:
-    if abs(error) < 0.005:
-        return "off by less than 0.5\u00a0%"
-    return f"{100 * abs(error):.1f}\u00a0% too {'high' if error > 0 else 'low'}"
-
-
-def _tiles(pair: Pair, load: int) -> list[Tile]:
-    what = "Times as fast" if pair.quantity == "speedup" else "Tokens per step"
-    ends = pair.predicted
-    inside = "" if ends.low is None or ends.high is None else f"between {ends.low:.2f} and {ends.high:.2f}"
-    return [
-        Tile(
-            f"{what}, predicted",
-            _short(pair.predicted),
-            f"{inside} ({style.percent(ends.level or 0)} interval), {_at_once(load)}",
+def _trained(documents: Documents) -> Headline:
+    """The run whose draft gains the most tokens per step on held-out text."""
+    taus = [(points[-1][1], run) for run in documents.runs if (points := trained.line(run, "held_out_tokens_per_step"))]
+    if not taus:
+        losses = [
+            (points[-1][1], run) for run in documents.runs if (points := trained.line(run, *trained.NLL, "ce", "loss"))
+        ]
+        what = f": {losses[0][1].name} ends at a loss of {number(losses[0][0], '.3f')}" if losses else ""
+        return Headline(
+            f"{_runs(documents)}{what}. No run says how much of its draft is accepted.",
+            (NOT_YET,),
+            commands=_measure(documents.runs[0]),
+        )
+    span, run = max(taus, key=lambda pair: pair[0].value)
+    tokens = count(max((row.get("tokens", 0) for row in run.lines), default=None))
+    first = "" if len(documents.runs) == 1 else f", the most of {style.plural(len(documents.runs), 'run')}"
+    remarks = [
+        "Teacher-forced on text that training never saw: what a chain of drafts would gain there, not a speed.",
+        *(
+            [f"The plan had predicted {number(trained.predicted(run))} tokens per step as decoded."]
+            if trained.predicted(run)
+            else []
         ),
-        Tile(f"{what}, measured", _short(pair.measured), _interval_words(pair.measured)),
-        Tile(f"{what}, error", signed(pair.error), "predicted over measured"),
     ]
+    text = f"{run.name}, {trained.kind(run)} after {tokens} tokens of training: {number(span)} tokens per step on held-out text{first}."
+    return Headline(text, (NOT_YET,), remarks, _measure(run))
 
 
-def _at_once(load: int) -> str:
-    return "one request at a time" if load == 1 else f"{load} requests at once"
+def _runs(documents: Documents) -> str:
+    return style.plural(len(documents.runs), "training run")
 
 
-def _interval_words(span: Span) -> str:
-    if span.low is None or span.high is None or span.level is None:
-        return "no interval recorded"
-    return f"between {span.low:.2f} and {span.high:.2f} ({style.percent(span.level)} interval)"
-
-
-def _planned(documents: Documents, measured: bool) -> Headline:
-    plan = documents.plans[0]
-    beside = (
-        "Drafts were measured too, but none is the planned one at a load and lookahead of its schedule."
-        if measured
-        else "It has not been measured yet: `foredraft measure` writes what to compare it with."
+def _measure(run: RunLog) -> tuple[str, ...]:
+    return (
+        f"foredraft measure TARGET --draft {shlex.quote(str(run.folder / 'final'))}@4 --prompts PROMPTS --out measured",
     )
-    low, high = plan.speedup.low, plan.speedup.high
-    if plan.draft is None or not any(step.lookahead for step in plan.schedule):
-        text = f"The plan for {plan.target} is to decode without a draft; none would gain anything."
-        return Headline(f"{text} {beside}")
-    text = (
-        f"With {plan.draft.name} as its draft, {plan.target} should reach {plan.speedup.value:.2f} "
-        f"{plan.speedup.unit} ({style.percent(plan.speedup.level)} interval: {low:.2f} to {high:.2f}). {beside}"
+
+
+def _fitted(documents: Documents) -> Headline:
+    """Of the laws of tokens per step (else of all) that miss least of what they never saw, the one with the most data."""
+    fits = fitted.ranked(documents.fits)
+    best = next((fit for fit in fits if fit.output == "tokens_per_step"), fits[0])
+    output, dial = best.output.replace("_", " "), law_named(best.law).leading.replace("_", " ")
+    error = (
+        ""
+        if best.held_out_error is None
+        else f"; it misses the largest run, left out of a fit of its own, by {best.held_out_error:.3g}"
     )
-    first = plan.schedule[0]
-    tau = first.tokens_per_step
-    tiles = [
-        Tile("Gain, predicted", f"{plan.speedup.value:.2f}", f"between {low:.2f} and {high:.2f}, over the loads asked for"),
-        Tile("Tokens per step, predicted", f"{tau.value:.2f}", f"between {tau.low:.2f} and {tau.high:.2f}, {_at_once(first.concurrency)}"),
-        Tile("Measured", "not yet", "no record of the planned draft"),
-    ]  # fmt: skip
-    return Headline(text, tiles)
-
-
-def _measured(row: Row, documents: Documents) -> Headline:
-    o, name = row.observation, names([config_of(row)])[config_of(row)]
-    gain, tau = row.span("speedup"), row.span("tokens_per_step")
-    at = f"at batch {load_of(row)}" if load_of(row) else "at a load not recorded"
-    parts = [
-        f"{number(gain)} times as fast as the target alone" if gain else "",
-        f"{number(tau)} tokens per step" if tau else "",
+    text = f"{output.capitalize()} follows {dial} by {best.formula}, from {style.plural(best.num_observations, 'observation')}{error}."
+    remarks = [
+        f"{style.plural(len(fits), 'law')} were fitted; this one has the most data."
+        if len(fits) > 1
+        else "The only law fitted."
     ]
-    gains = " and ".join(part for part in parts if part) or "no gain recorded"
-    ranked = "speedup" if metric([row]) == "speedup" else "tokens per step"
-    text = f"Of what was measured on {o.target}, {name} has the most {ranked}: {gains}, {at}. No plan lies beside it to compare with."
-    spans = {"Times as fast, measured": gain, "Tokens per step, measured": tau}
-    tiles = [Tile(label, _short(span), _interval_words(span)) for label, span in spans.items() if span]
-    if o.output_tok_s:
-        tiles.append(Tile("Tokens per second", rate(o.output_tok_s), at))
-    return Headline(text, tiles)
+    if best.held_out_error is None:
+        remarks.append("It was not tried on a run that it never saw.")
+    if best.at_bound:
+        remarks.append(
+            f"Parameters at the end of their range, so not to be trusted beyond the data: {', '.join(best.at_bound)}."
+        )
+    rows = _path(documents, "observations.jsonl", "ROWS.jsonl")
+    return Headline(text, (NOT_YET,), remarks, (f"foredraft plan TARGET --observations {rows}",))
+
+
+def _path(documents: Documents, name: str, otherwise: str) -> str:
+    """The only file of that name, as a word of a command."""
+    paths = [path for path in documents.paths if path.name.removesuffix(".gz") == name]
+    return shlex.quote(str(paths[0])) if len(paths) == 1 else otherwise
+
+
+def _swept(documents: Documents) -> Headline:
+    cells = [cell for sweep in documents.sweeps for cell in sweep.get("cells", ())]
+    tally = Counter(swept.state(cell) for cell in cells)
+    taus = [(cell["tokens_per_step"] or 0.0, cell.get("name", "")) for cell in cells if cell.get("tokens_per_step")]
+    best = f" The most tokens per step so far: {max(taus)[0]:.2f}, {max(taus)[1]}." if taus else ""
+    states = ", ".join(f"{tally[state]} {state}" for state in swept.ORDER if tally[state])
+    return Headline(
+        f"The sweep has {style.plural(len(cells), 'cell')}: {states or 'none'}.{best}",
+        (NOT_YET,),
+        commands=("foredraft sweep GRID.json --out DIR",),
+    )
+
+
+def _machine(machine: Machine, documents: Documents) -> Headline:
+    rates = ", ".join(f"{rate / 1e9:,.0f}\u00a0GFLOP/s in {dtype}" for dtype, rate in machine.flops_per_s.items())
+    text = f"{machine.name} reads {machine.bandwidth_bytes_per_s / 1e9:,.1f}\u00a0GB/s and computes {rates}."
+    remarks = []
+    if len(machine.verify_s) > 1:
+        first, last = (sorted(machine.verify_s)[i] for i in (0, 1))
+        times = machine.verify_s[last] / machine.verify_s[first]
+        remarks.append(
+            f"A pass over {last} tokens takes {times:.2f} times as long as over {first}: what verifying drafts costs."
+        )
+    return Headline(
+        text,
+        (NOT_YET,),
+        remarks,
+        (f"foredraft plan TARGET --machine {_path(documents, 'machine.json', 'MACHINE.json')}",),
+    )
+
+
+def _plain(documents: Documents) -> Headline:
+    """Rows without a draft."""
+    rows = at_least_load(online(documents.rows))
+    speeds = [row.span("output_tok_s") for row in rows if config_of(row).plain and row.span("output_tok_s")]
+    target = documents.rows[0].observation.target if documents.rows else "nothing"
+    told = f": {number(speeds[0], ',.1f')} tokens/s, {arms.at_once(arms.load_of(rows[0]))}" if speeds else ""
+    kind = "Acceptance of drafts was" if drafted(documents.rows) else "Only decoding without a draft was"
+    command = f"foredraft plan TARGET --observations {_path(documents, 'observations.jsonl', 'ROWS.jsonl')}"
+    return Headline(f"{kind} measured on {target}{told}.", (NOT_YET,), ["No draft's speed was measured."], (command,))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _lowered(text: str) -> str:
+    return text.replace(": ", " ", 1)

@@ -178,6 +178,9 @@ def _categories(setting: Setting, rows: Sequence[Row], i: int) -> Picture | None
     labels = names(configs)
     by_place = {(config_of(row), category_of(row)): row.span("tokens_per_step") for row in measured}
     series = {labels[config]: [by_place.get((config, name)) for name in categories] for config in configs}
+    single = all(row.observation.num_requests == 1 for row in measured)
+    if single:  # the interval of one request is all that could have come out
+        series = {label: [span and Span(span.value) for span in line] for label, line in series.items()}
     spans = [span for line in series.values() for span in line if span]
 
     def paint(figure: Any) -> None:
@@ -189,6 +192,8 @@ def _categories(setting: Setting, rows: Sequence[Row], i: int) -> Picture | None
     caption = _caption(
         setting, measured, spans, len({config_of(row) for row in measured}) - len(configs), dataset=False
     )
+    if single:
+        caption = caption.replace(levels(spans), "One request each, so no intervals.")
     height = marks.rows_height(categories, len(configs)) + 0.22 * len(configs)
     return Picture(f"measured-{i}-categories", "Tokens per step, by category", caption, paint, height)
 

@@ -24,10 +24,13 @@ PICTURES = {
 def section(documents: Documents) -> Section | None:
     if not documents.plans:
         return None
-    pictures = [picture for i, plan in enumerate(documents.plans) for picture in _pictures(plan, i)]
-    tables = [table for plan in documents.plans for table in _tables(plan)]
-    notes = [f"Assumed: {note}" for plan in documents.plans for note in plan.assumptions]
-    return Section("plan", "What the plan chose", lede(documents.plans[0]), pictures, tables, notes)
+    plans = sorted(documents.plans, key=lambda plan: -plan.speedup.value)
+    which = {id(plan): f", {plan.draft.name if plan.draft else 'no draft'}" if len(plans) > 1 else "" for plan in plans}
+    pictures = [picture for i, plan in enumerate(plans) for picture in _pictures(plan, i, which[id(plan)])]
+    tables = [table for plan in plans for table in _tables(plan, which[id(plan)])]
+    notes = dict.fromkeys(f"Assumed{which[id(plan)]}: {note}" for plan in plans for note in plan.assumptions)
+    title = "What the plan chose" if len(plans) == 1 else "What the plans chose"
+    return Section("plan", title, " ".join(map(lede, plans)), pictures, tables, list(notes))
 
 
 def lede(plan: Plan) -> str:
@@ -49,7 +52,10 @@ def _long_name(draft: DraftChoice) -> str:
     return f"{draft.name}{size}{tokens}"
 
 
-def _pictures(plan: Plan, i: int) -> list[Picture]:
+def _pictures(plan: Plan, i: int, which: str) -> list[Picture]:
+    """By load; of a single load the table says all."""
+    if len(plan.schedule) < 2:
+        return []
     load = plan.workload
     lengths = f"prompts of {load.input_len:g} and answers of {load.output_len:g} tokens"
     workload = f"{plan.target}, {plan.engine}, {plan.dtype}, {lengths}, temperature {load.temperature:g}"
@@ -61,28 +67,30 @@ def _pictures(plan: Plan, i: int) -> list[Picture]:
         level = style.percent(plan.schedule[0].speedup.level)
         caption = f"{about} Predicted, not measured: {workload}. {level} intervals from bootstrap draws of the laws."
         pictures.append(
-            Picture(f"plan-{i}-{name.replace('_', '-')}", title, caption, paint, 4.4 if "tokens" in name else 3.9)
+            Picture(
+                f"plan-{i}-{name.replace('_', '-')}", title + which, caption, paint, 4.4 if "tokens" in name else 3.9
+            )
         )
     return pictures
 
 
-def _tables(plan: Plan) -> list[Table]:
-    tables = [_schedule(plan)]
+def _tables(plan: Plan, which: str) -> list[Table]:
+    tables = [_schedule(plan, which)]
     if plan.runners_up:
         head = ("draft", "parameters", "training tokens", "mean gain", "why it lost")
-        tables.append(Table(f"Drafts that lost, for {plan.target}", head, [
+        tables.append(Table(f"Drafts that lost, for {plan.target}{which}", head, [
             (run.draft.name, count(run.draft.params or None), count(run.draft.draft_tokens), number(run.speedup), run.reason)
             for run in plan.runners_up
         ]))  # fmt: skip
     if plan.next_runs:
         head = ("run", "settles", "interval narrowed by", "cost")
-        tables.append(Table("Runs that would narrow this plan, most per device-hour first", head, [
+        tables.append(Table(f"Runs that would narrow the plan{which}, most per device-hour first", head, [
             (run.run, run.settles, style.percent(run.narrows), device_time(run.gpu_hours)) for run in plan.next_runs
         ]))  # fmt: skip
     return tables
 
 
-def _schedule(plan: Plan) -> Table:
+def _schedule(plan: Plan, which: str) -> Table:
     head = ("requests at once", "drafted per step", "tokens per step", "gain", "tokens/s", "ms per token")
     rows = [
         (
@@ -92,7 +100,7 @@ def _schedule(plan: Plan) -> Table:
         for step in plan.schedule
     ]  # fmt: skip
     level = f", {style.percent(plan.schedule[0].speedup.level)} intervals" if plan.schedule else ""
-    return Table(f"Schedule for {plan.target}: predicted{level}", head, rows)
+    return Table(f"Schedule for {plan.target}{which}: predicted{level}", head, rows)
 
 
 def _drafting(lookahead: int, nodes: int) -> str:

@@ -20,7 +20,7 @@ def section(documents: Documents) -> Section | None:
     if not documents.sweeps:
         return None
     cells = [cell for sweep in documents.sweeps for cell in sweep.get("cells", ())]
-    tally = Counter(_state(cell) for cell in cells)
+    tally = Counter(state(cell) for cell in cells)
     states = ", ".join(f"{tally[state]} {state}" for state in ORDER if tally[state])
     spent = sum(cell.get("seconds") or 0.0 for cell in cells)
     lede = f"{style.plural(len(cells), 'cell')}: {states}; {spent / 3600:.2g} hours of work in all."
@@ -28,14 +28,14 @@ def section(documents: Documents) -> Section | None:
     return Section("sweep", "The sweep", lede, (), [_table(cells)], notes)
 
 
-def _state(cell: Mapping[str, Any]) -> str:
+def state(cell: Mapping[str, Any]) -> str:
     """The state in one word: a cell that waits for another is waiting."""
     state = str(cell.get("state", "waiting"))
     return state if state in ORDER else "waiting"
 
 
 def _table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    ranked = sorted(cells, key=lambda cell: ORDER.index(_state(cell)))
+    ranked = sorted(cells, key=lambda cell: ORDER.index(state(cell)))
     rows = [
         (
             str(cell.get("name", NONE)), str(cell.get("verb", NONE)), str(cell.get("state", NONE)),
