@@ -6,33 +6,27 @@ from typing import Annotated, Any
 
 import typer
 
-from foredraft.cli.console import check_models, dtype_of
+from foredraft.cli import answer_options as of_answers
+from foredraft.cli.console import check_models
 from foredraft.cli.generate import streamer
-from foredraft.cli.options import CONTEXT, LOOKAHEAD, SHARE, TEMPERATURE, Device, Dtype, Seed, whole
+from foredraft.cli.options import Device, Dtype, Seed
 
 ANEW, END = "/new", "/bye"
 
 
 def chat(
-    target: Annotated[
-        str, typer.Argument(help="Folder of a Hugging Face checkpoint with its tokenizer, or a GGUF file.")
-    ],
-    draft: Annotated[
-        str | None,
-        typer.Option("--draft", "-d", help="ngram, a draft's folder, or DIR+ngram: the same answers, sooner."),
-    ] = None,
-    lookahead: Annotated[int, typer.Option("--lookahead", "-k", help="Draft tokens per step.", callback=LOOKAHEAD)] = 4,
-    tree: Annotated[str | None, typer.Option(help="TOPK,NODES or a JSON file, as of generate.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the system says first.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.", callback=whole())] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", callback=TEMPERATURE)] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Smallest set of this mass.", callback=SHARE)] = 1.0,
-    top_k: Annotated[int, typer.Option(help="The most probable tokens only; 0 for all.", callback=whole(0))] = 0,
+    target: of_answers.Target,
+    draft: of_answers.Draft = None,
+    lookahead: of_answers.Lookahead = 4,
+    tree: of_answers.Tree = None,
+    system: of_answers.System = None,
+    max_tokens: of_answers.MaxTokens = 512,
+    temperature: of_answers.Temperature = 0.0,
+    top_p: of_answers.TopP = 1.0,
+    top_k: of_answers.TopK = 0,
     seed: Seed = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="A string or special token that ends answers.")] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Most tokens of the talk; the model's own by default.", callback=CONTEXT)
-    ] = None,
+    stop: of_answers.Stop = None,
+    context: of_answers.Context = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     drafted: Annotated[bool, typer.Option("--drafted", help="Show in green what the draft had right.")] = False,
@@ -42,18 +36,16 @@ def chat(
     check_models(target, [draft] if draft else [])
     from foredraft import text
     from foredraft.data.conversation import conversations, question_of
-    from foredraft.decode.sampling import Sampling
 
+    options = of_answers.AnswerOptions(
+        target=target, draft=draft, lookahead=lookahead, tree=tree, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        seed=seed, stop=tuple(stop or ()), context=context, dtype=dtype, device=device,
+    )  # fmt: skip
     tokenizer = text.tokenizer_of(target)
     opening = [question_of("", "chat")]
     conversations(opening, tokenizer, "always")
-    engine = text.load_engine(
-        target, draft, lookahead=text.budget_of(lookahead, tree), dtype=dtype_of(dtype), device=device, max_batch=1, max_context=context
-    )  # fmt: skip
-    settings: dict[str, Any] = {
-        "max_tokens": max_tokens, "sampling": Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
-        "ends": text.stop_ids(target, tokenizer), "stops": tuple(stop or ()), "on_text": streamer(drafted),
-    }  # fmt: skip
+    engine = options.engine(1)
+    settings = options.answers(tokenizer) | {"on_text": streamer(drafted)}
     (talk,) = conversations(opening, tokenizer, "always", system)
     for line in _lines():
         if line == ANEW:

@@ -1,9 +1,9 @@
 """Prompts for the models, by category, out of Spec-Bench's or ShareGPT's JSON or a text file, as token ids.
 
 A JSON line, or element of a list, has `turns`, asked one after another in a chat, a conversation (`conversations`, `messages`), of which
-the first turn of the user is asked behind the system's, with the row's `tools`, or a `prompt`. It may have `category`, `question_id`, `reference` (a text or lists of them: what a good
-answer says) and `format`: "chat" for a turn of a conversation, "raw" for text to be continued. Any other file has a prompt a line.
-Files may be packed (.gz, .zst).
+the first turn of the user is asked behind the system's, with the row's `tools`, or a `prompt`. It may have `category`, `question_id`,
+`reference` (a text or lists of them: what a good answer says) and `format`: "chat" for a turn of a conversation, "raw" for
+text to be continued. Any other file has a prompt a line. Files may be packed (.gz, .zst).
 
 Promises: the same file gives the same prompts in the same order; a broken line is named file:line with the reason, and left
 out only where the caller says so. Refuses to know: models, what becomes of the answers.
