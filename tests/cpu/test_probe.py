@@ -49,6 +49,7 @@ def test_every_figure_is_there_and_says_how_it_was_measured(machine: Machine):
     assert set(machine.flops_per_s) == {"float32", "bfloat16"}
     measured = {
         "verify_s",
+        "stack_s",
         "flops_per_s",
         "memory_bytes",
         "bandwidth_bytes_per_s",
@@ -58,6 +59,7 @@ def test_every_figure_is_there_and_says_how_it_was_measured(machine: Machine):
     assert measured <= machine.measured.keys()
     assert all(getattr(machine, name) for name in measured)
     assert "256 tokens of context, float32" in machine.measured["verify_s"]
+    assert {name: tuple(rows) for name, rows in machine.stack_s.items()} == {"float32": VERIFIED, "bfloat16": VERIFIED}
     assert machine.threads == torch.get_num_threads()
     assert machine.provenance is not None
     assert machine.provenance.versions["torch"] == str(torch.__version__)

@@ -53,8 +53,8 @@ class ServingEngine:
     maps_vocabularies: ClassVar[bool] = False
     note: ClassVar[str | None] = None
 
-    def efficiency(self, machine: Machine | None = None) -> Efficiency:
-        """What it reaches of the machine's peaks, and its fixed costs."""
+    def efficiency(self, machine: Machine | None = None, dtype: str = "bfloat16") -> Efficiency:
+        """What it reaches of the machine's peaks on weights stored in `dtype`, and its fixed costs."""
         return Efficiency()
 
     def adaptive(self, kind: Kind) -> Adaptive | None:

@@ -46,7 +46,7 @@ class SGLang(ServingEngine):
     draft_vocabularies: ClassVar = frozenset({"eagle3", "eagle"})
     note = "chains only: the published SGLang trees of 5 to 7 nodes measured below chains of the same size"
 
-    def efficiency(self, machine: Machine | None = None) -> Efficiency:
+    def efficiency(self, machine: Machine | None = None, dtype: str = "bfloat16") -> Efficiency:
         """The draft's passes are captured in graphs; the host's part of a speculative step is not overlapped with the devices' (until spec v2),
         and grows with the devices that agree on it. Fitted by recipes/speculation_cost.py.
         """

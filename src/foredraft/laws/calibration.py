@@ -26,7 +26,8 @@ class Calibration(NamedTuple):
 
 class CostRow(NamedTuple):
     """A measured load for calibration: `output_tok_s` at `concurrency` clients, chain length or tree depth `depth` and
-    `tokens_per_step`; of a tree its `width`, and the `nodes` that are verified (NaN: a chain).
+    `tokens_per_step`; of a tree its `width`, and the `nodes` that are verified (NaN: a chain). Of an engine that clocks its own steps the
+    shares of its time that prompts and drafting took, else NaN.
     """
 
     concurrency: float
@@ -35,6 +36,8 @@ class CostRow(NamedTuple):
     output_tok_s: float
     width: float = 1.0
     nodes: float = np.nan
+    prompt_share: float = np.nan
+    draft_share: float = np.nan
 
 
 # Multipliers on a server's coefficients: name -> sd of its logarithm where shapes and machine are known. Calibrating
@@ -66,7 +69,7 @@ def calibrate_served(
     """The multipliers of greatest posterior given `rows`, one set for all; each row was measured on the server at its
     place in `served` (the same object for the same server).
 
-    `noise` is the sd of log throughput; `prior_width` multiplies the priors' sds, for servers whose shapes are guessed. `runs`
+    `noise` is the sd of log throughput, and of shares of it; `prior_width` multiplies the priors' sds, for servers whose shapes are guessed. `runs`
     says which rows were measured in one run (left out: all): a run's mean may lie off by `SWING`, so that its ratios weigh more
     than its level, while the level of all runs together counts in full. Raises ValueError without rows.
     """
@@ -78,9 +81,9 @@ def calibrate_served(
     run_of = np.array([number[run] for run in runs] if runs else [0] * len(rows))
 
     def misfit(log_multipliers: Array) -> Array:
-        predicted = _predicted(places, table, dict(zip(MULTIPLIERS, np.exp(log_multipliers), strict=True)))
-        off = _levelled(np.log(predicted / table[:, 3]), run_of, noise)
-        return np.concatenate([off / noise, log_multipliers / prior])
+        multipliers = dict(zip(MULTIPLIERS, np.exp(log_multipliers), strict=True))
+        off = _levelled(np.log(_predicted(places, table, multipliers) / table[:, 3]), run_of, noise)
+        return np.concatenate([off / noise, _shares_off(places, table, multipliers) / noise, log_multipliers / prior])
 
     solution = scipy.optimize.least_squares(
         misfit, np.zeros(len(MULTIPLIERS)), loss="soft_l1", x_scale=prior, max_nfev=MOST_STEPS
@@ -88,6 +91,21 @@ def calibrate_served(
     covariance = np.linalg.inv(solution.jac.T @ solution.jac)
     multipliers = dict(zip(MULTIPLIERS, np.exp(solution.x).tolist(), strict=True))
     return Calibration(multipliers, covariance, float(solution.cost))
+
+
+def _shares_off(
+    places: Sequence[tuple[ServerCost, NDArray[np.intp]]], table: Array, multipliers: Mapping[str, float]
+) -> Array:
+    """How far the modelled shares of prompts and of drafting lie off those measured, where they were; a slow minute moves neither."""
+    parts = []
+    for server, here in places:
+        clocked = here[np.isfinite(table[here, 6])]
+        if len(clocked):
+            concurrency, depth, tau, _, width, nodes, *measured = table[clocked].T
+            nodes = np.where(np.isnan(nodes), depth, nodes)
+            shares = adjusted(server, multipliers).shares(concurrency, depth, tau, width=width, nodes=nodes)
+            parts += [modelled - share for modelled, share in zip(shares, measured, strict=True)]
+    return np.concatenate([np.zeros(0), *parts])
 
 
 def _levelled(off: Array, run_of: NDArray[np.intp], noise: float) -> Array:

@@ -85,6 +85,7 @@ class ServerCost:
     request_s: float = 0.0
     block: BlockDrafting | None = None
     occupancy: float = 1.0
+    first_steps: float = 0.0
 
     def step_s(
         self, batch: ArrayLike, depth: ArrayLike, *, width: ArrayLike = 1, nodes: ArrayLike | None = None
@@ -127,19 +128,43 @@ class ServerCost:
         together; for prompts that come with it; and where the cache is full for its turn.
         """
         concurrency, tau = np.asarray(concurrency, dtype=float), np.asarray(tokens_per_step, dtype=float)
-        running = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.cached_tokens, 1.0))
+        running = self._running(concurrency)
         admitted = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.occupancy / self.cached_tokens, 1.0))
         step_s = self.step_s(running, depth, width=width, nodes=nodes)
         decode_s = self.output_len / tau * step_s
         company = np.maximum(running / self.replicas, 1.0)
-        prefill_s = self.prefill.beside + (self.prefill.alone - self.prefill.beside) / company
+        prefill_s = self._prefill_s(company)
         engines = np.minimum(self.replicas, running)
         service_s = decode_s / running + prefill_s / engines  # the engines' time for one request
         beside_s = np.minimum(company - 1, 1.0) * step_s + IN_STEP * (company - 1) / 2 * self.prefill.beside
-        ttft_s = self.request_s + self.prefill.alone + beside_s + (concurrency - admitted) * service_s
+        first_s = self.request_s + self.prefill.alone + self.first_steps * step_s
+        ttft_s = first_s + beside_s + (concurrency - admitted) * service_s
         return ServedLoad(
             self.output_len / service_s, ttft_s, (decode_s + (company - 1) * prefill_s) / self.output_len, running
         )
+
+    def shares(
+        self, concurrency: ArrayLike, depth: ArrayLike, tokens_per_step: ArrayLike, *, width: ArrayLike = 1,
+        nodes: ArrayLike | None = None,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """Of the engines' time under `load`, what prompts take, and what drafting takes."""
+        depth, running = np.asarray(depth, dtype=float), self._running(np.asarray(concurrency, dtype=float))
+        step_s = self.step_s(running, depth, width=width, nodes=nodes)
+        prompt_s = self._prefill_s(np.maximum(running / self.replicas, 1.0)) / np.minimum(self.replicas, running)
+        steps_s = self.output_len / np.asarray(tokens_per_step, dtype=float) * step_s / running
+        sequences, verified = (
+            np.maximum(running / self.replicas, 1.0),
+            1 + (depth if nodes is None else np.asarray(nodes)),
+        )
+        prompt = prompt_s / (prompt_s + steps_s)
+        return prompt, (1 - prompt) * self._drafting_s(sequences, depth, width, verified) / step_s
+
+    def _running(self, concurrency: Array) -> Array:
+        return np.minimum(concurrency, np.maximum(self.capacity_tokens / self.cached_tokens, 1.0))
+
+    def _prefill_s(self, company: Array) -> Array:
+        """Of a prompt beside so many sequences on its replica, itself among them."""
+        return self.prefill.beside + (self.prefill.alone - self.prefill.beside) / company
 
 
 def mean_running(concurrency: ArrayLike, num_requests: ArrayLike) -> Array:
@@ -193,7 +218,7 @@ def serve(
     return ServerCost(
         decoding[0], decoding[1] if draft else None, input_len, output_len, capacity * eff.occupancy, speculation_s,
         _prefill(prompt, input_len, eff.blend), eff.blend, eff.tree_level_s, layout.data,
-        eff.request_s + target.num_layers * eff.prompt_layer_s, block, eff.occupancy,
+        eff.request_s + target.num_layers * eff.prompt_layer_s, block, eff.occupancy, eff.first_steps,
     )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ class Efficiency(Record, frozen=True):
     tokens as which n of other sequences count, which favour some experts too. Seconds: `target_fixed_s` a step,
     `target_layer_s` a layer, `expert_layer_s` more of a layer with experts (routing, sorting), `exchange_s` of one exchange for each
     doubling of devices, beside the link's own latency, `request_s` of a request and `prompt_layer_s` of each layer in its prompt's pass,
-    which is launched kernel by kernel. `chain_s`: of each token that is picked
+    which is launched kernel by kernel; `first_steps` behind that pass until the first token is there. `chain_s`: of each token that is picked
     after a block's pass (DSpark's figure 4, H100 assumed). `speculation_rank_s`: more of a speculative step for each doubling of the devices
     that share a model, where they wait for each other between its parts. Fitted on published rows (recipes/cost_law.py); what a draft's pass
     and speculation cost, on vLLM's rows of Qwen3-32B and Llama-3.1-8B on H100 (docs/log.md), for SGLang on its own (recipes/speculation_cost.py).
@@ -103,6 +103,7 @@ class Efficiency(Record, frozen=True):
     exchange_s: float = 7e-6
     request_s: float = 1.5e-3
     prompt_layer_s: float = 3e-4
+    first_steps: float = 0.0
     draft_fixed_s: float = 5e-4
     draft_layer_s: float = 4.5e-5
     chain_s: float = 5e-5

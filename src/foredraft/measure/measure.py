@@ -199,6 +199,7 @@ class _Study:
         sizes: Fields = {"target_params": self._params(self.subject.target.shape)}
         if model is not None:
             sizes |= {"draft_params": self._params(model.shape), "draft_layers": model.shape.num_layers}
+            sizes |= {"draft_vocab": model.shape.draft_vocab_size}
         fields: Fields = shared | sizes | dict(self.subject.by_draft.get(configuration.spec.draft or "", {}))
         dataset, note = shared.get("dataset"), f"{how}; {fields['provenance'].note}"
         return fields | {

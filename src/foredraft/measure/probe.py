@@ -34,6 +34,7 @@ VERIFIED = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 256  # tokens in the cache where a target's pass is timed
 # Of matrix products. On a CPU float16 is worked in software here, a thousand times slower than what anyone serves in.
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+STACKED = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}  # formats of the stack
 STACKED_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of the stack's weights, beyond any cache
 WIDTH = {"cpu": 4096, "cuda": 8192}
 STEPS = 64  # of the engine, to tell its overhead
@@ -58,8 +59,9 @@ def probe(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     model = load(target, dtype, where) if target else None
-    verify_s = verification(model, repeats) if model else stacked(where, dtype, repeats)
+    stacks = {name: stacked(where, getattr(torch, name), repeats) for name in STACKED[where.type]}
     kind = str(dtype).removeprefix("torch.")
+    verify_s = verification(model, repeats) if model else stacks.get(kind) or stacked(where, dtype, repeats)
     passed = (
         f"a pass of {Path(target).resolve().name} at {CONTEXT} tokens of context" if target else _stack(where, dtype)
     )
@@ -68,7 +70,7 @@ def probe(
         bandwidth_bytes_per_s=_median(lambda: read_rate(where, 3), repeats),
         write_bytes_per_s=_median(lambda: write_rate(where, 3), repeats),
         flops_per_s={name: _median(lambda name=name: matmul_rate(where, name), min(repeats, 3)) for name in DTYPES[where.type]},
-        step_overhead_s=step_overhead(where, repeats), verify_s=verify_s,
+        step_overhead_s=step_overhead(where, repeats), verify_s=verify_s, stack_bytes=float(STACKED_BYTES[where.type]), stack_s=stacks,
         threads=torch.get_num_threads() if where.type == "cpu" else None, source="measured by foredraft probe",
         measured=_how(where, repeats, f"{passed}, {kind}, one sequence"),
         provenance=provenance("foredraft probe", command),
@@ -79,6 +81,7 @@ def _how(device: torch.device, repeats: int, passed: str) -> dict[str, str]:
     """How each figure came about."""
     swept, size = f"a float32 tensor of {SWEPT_BYTES // 2**20} MiB", MATMUL_SIZE[device.type]
     runs = f"median of {repeats}"
+    stacks = " and ".join(f"{_stack(device, getattr(torch, name))}, {name}" for name in STACKED[device.type])
     return {
         "bandwidth_bytes_per_s": f"summing {swept}; {runs} bests of 3",
         "write_bytes_per_s": f"filling {swept}; {runs} bests of 3",
@@ -86,6 +89,7 @@ def _how(device: torch.device, repeats: int, passed: str) -> dict[str, str]:
         "step_overhead_s": f"a whole step of plain decoding, one sequence, 1 layer of width {TINY['hidden_size']}, float32: "
         f"{runs} medians over {STEPS} steps",
         "verify_s": f"{passed}, by number of tokens; {runs}",
+        "stack_s": f"{stacks}, as our engine multiplies; {runs}",
         "memory_bytes": "as the system states it, the limit of its control group included"
         if device.type == "cpu"
         else "as the driver states it",

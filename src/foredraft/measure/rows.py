@@ -18,6 +18,7 @@ from foredraft.serving.bootstrap import Array, Figure, divided, figure, figures,
 from foredraft.teacher.teacher_forced import SUMS
 
 ONLINE, FORCED = "foredraft measure, live", "foredraft measure, teacher-forced"
+STEP_PARTS = ("draft_s", "target_s", "other_s")
 BY_LOOKUP = ("lookup_steps", "lookup_drafted", "lookup_accepted")
 TAU, SHARE = "tokens/step", "probability"
 UNIT = (0.0, 1.0)
@@ -60,7 +61,7 @@ def online_row(
 
 def _timed(times_GT: Array, plain_GT: Array) -> tuple[dict[str, MeasuredValue | None], Estimate | None]:
     """Figures of the clock, resampled by group: requests that run together share their seconds. The speedup is the ratio
-    of pooled tokens/s, prompts included; and the time to the whole answer.
+    of pooled tokens/s, prompts included; the time to the whole answer; of a step its parts, and what a request takes outside steps.
     """
     both, at = np.concatenate((times_GT, plain_GT), 1), {name: i for i, name in enumerate(TIMES)}
     rate = _over(at["tokens"], at["seconds"])
@@ -68,11 +69,17 @@ def _timed(times_GT: Array, plain_GT: Array) -> tuple[dict[str, MeasuredValue | 
     def speedup(sums: Array) -> Array:
         return rate(sums) / rate(sums[..., len(TIMES) :])
 
+    def prompt(sums: Array) -> Array:
+        steps = sums[..., [at[part] for part in STEP_PARTS]].sum(-1)
+        return divided(np.maximum(sums[..., at["seconds"]] - steps, 0.0), sums[..., at["requests"]])
+
     timed = {
         "output_tok_s": _measured(both, rate, "tokens/s", ONLINE),
         "speedup": _measured(both, speedup, "× plain decoding", ONLINE),
         "ttft_s": _measured(both, _over(at["first_s"], at["requests"]), "s", ONLINE),
         "tpot_s": _measured(both, _over(at["between_s"], at["gaps"]), "s", ONLINE),
+        **{part: _measured(both, _over(at[part], at["passes"]), "s", ONLINE) for part in STEP_PARTS},
+        "prompt_s": _measured(both, prompt, "s", ONLINE),
     }
     return timed, figure(both, _over(at["whole_s"], at["requests"]), "s", ONLINE)
 

@@ -164,14 +164,17 @@ def _weighed(basis: Basis, draft: DraftAtHand) -> Candidate:
     return _mapped(basis, draft, draft.shape)
 
 
-def _measured(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate | None:
-    """By the rows in the draft's folder that are of such a target, whatever they call it; trees as those of an own study, if there is one."""
-    sizes = float(basis.target.params), float(basis.target.non_embedding_params)
-    rows = [
-        msgspec.structs.replace(row, target=basis.target.name)
-        for row in draft.observations
-        if row.target_params in sizes
+def measured_of(draft: DraftAtHand, target: Shape) -> list[Observation]:
+    """The rows in the draft's folder that are of such a target, whatever they call it."""
+    sizes = float(target.params), float(target.non_embedding_params)
+    return [
+        msgspec.structs.replace(row, target=target.name) for row in draft.observations if row.target_params in sizes
     ]
+
+
+def _measured(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate | None:
+    """By the rows in the draft's folder; trees as those of an own study, if there is one."""
+    rows = measured_of(draft, basis.target)
     if not rows:
         return None
     level = level_of(

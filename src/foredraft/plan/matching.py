@@ -70,13 +70,23 @@ class Matched:
         return "; ".join(parts)
 
 
-def completed(target: Shape, observations: Sequence[Observation], draft: Shape | None = None) -> Matched:
-    """All of `observations`, with the plan's target where a row names none, and its draft's method, or the usual head's, where a row
-    of that target says only that it speculated.
+def completed(
+    target: Shape, observations: Sequence[Observation], draft: Shape | None = None, beside: Sequence[Shape] = ()
+) -> Matched:
+    """All of `observations`, with the plan's target where a row names none; its draft's method, or the usual head's, where a row
+    of that target says only that it speculated; and the words that a draft at hand, `draft` or one `beside` it, may draft, where a row was
+    measured with as many layers and parameters and does not say.
     """
     matched, method = Matched(), next(iter(kinds.of_shape(draft).methods)) if draft else kinds.USUAL_HEAD.name
+    words = {
+        (float(shape.params), shape.num_layers): shape.draft_vocab_size
+        for shape in (*beside, *((draft,) if draft else ()))
+        if shape.draft_vocab_size
+    }
     for row in observations:
         named = matched.assume(row, {"target": target.name}) if row.target in UNSTATED else row
+        if row.draft_params and row.draft_vocab is None and on_target(named, target):
+            named = msgspec.structs.replace(named, draft_vocab=words.get((row.draft_params, row.draft_layers or 1)))
         if row.method in UNSTATED and row.draft_params is None and on_target(named, target):
             named = matched.assume(named, {"method": method})
         matched.rows.append(named)

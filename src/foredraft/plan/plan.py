@@ -13,7 +13,7 @@ import numpy as np
 from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.plan.actions import action, not_run
-from foredraft.plan.at_hand import DraftAtHand, weighed
+from foredraft.plan.at_hand import DraftAtHand, measured_of, weighed
 from foredraft.plan.beside_lookup import with_lookup
 from foredraft.plan.best_of_kinds import best_of_kinds, edges, label, reason
 from foredraft.plan.best_size import theory, with_best_size
@@ -67,9 +67,15 @@ def plan(
     options, manner = options or PlanSettings(), manner or Manner()
     options.layout.check(target)
     _check_context(target, workload, options)
-    whole = completed(target, observations, draft.shape if isinstance(draft, DraftAtHand) else draft)
+    named = [each for each in (draft, *beside) if isinstance(each, DraftAtHand)]
+    whole = completed(
+        target,
+        (*observations, *(row for each in named for row in measured_of(each, target))),
+        draft.shape if isinstance(draft, DraftAtHand) else draft,
+        [each.shape for each in beside if each.shape],
+    )
     problem, matched = _problem(target, machine, workload, options, whole.rows, manner.heed)
-    observations, notes, unrun = whole.rows, (*whole.notes(), *matched.notes()), not_run(target)
+    observations, notes, unrun = whole.rows[: len(observations)], (*whole.notes(), *matched.notes()), not_run(target)
     basis = Basis(
         target,
         problem.train_machine,

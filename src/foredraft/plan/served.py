@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from foredraft import kinds
 from foredraft.engines import named_in
 from foredraft.laws.calibration import CostRow
 from foredraft.laws.cost import ServerCost, serve
@@ -47,7 +48,7 @@ class Place:
 
     @property
     def efficiency(self) -> Efficiency:
-        return named_in(self.engine).efficiency(self.machine)
+        return named_in(self.engine).efficiency(self.machine, self.weight_format)
 
     @property
     def unbacked(self) -> tuple[str, ...]:
@@ -144,10 +145,25 @@ def _length_step(observations: Sequence[Observation]) -> float:
 
 
 def _cost_row(row: Observation) -> CostRow:
-    depth = row.lookahead or 0 if row.method != "none" else 0
+    depth = float(row.lookahead or 0) if row.method != "none" else 0.0
     width = float(row.topk or 1)
     nodes = float(row.tree_nodes or depth) if width > 1 else float(depth)
-    return CostRow(load(row), depth, row.tokens_per_step or 1.0, row.output_tok_s or 0.0, width, nodes)
+    role = kinds.role_of(row.method)
+    if role in ("lookup", "mixed") and row.steps and row.drafted:
+        nodes = row.drafted / row.steps  # where a look-up finds no match it drafts nothing, or a draft in its place
+        depth *= 1 - (row.lookup_steps or 0) / row.steps
+    tau, tok_s = row.tokens_per_step or 1.0, row.output_tok_s or 0.0
+    return CostRow(load(row), depth, tau, tok_s, width, nodes, *_shares(row))
+
+
+def _shares(row: Observation) -> tuple[float, float]:
+    """Of all time, what prompts and drafting took; NaN where the row does not say."""
+    parts = row.draft_s, row.target_s, row.other_s
+    if None in (*parts, row.prompt_s, row.output_tok_s, row.output_len):
+        return math.nan, math.nan
+    draft_s, target_s, other_s = parts
+    prompt = row.prompt_s * row.output_tok_s / row.output_len
+    return prompt, (1 - prompt) * (draft_s / (draft_s + target_s + other_s) if row.method != "none" else 0.0)
 
 
 def calibrated(place: Place, rows: Sequence[TimedRow]) -> OwnCosts | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from foredraft import kinds, shapes
@@ -243,20 +244,22 @@ def shape_of(target: Shape, row: Observation) -> Shape | None:
     """
     kind = kinds.of_method(row.method)
     if kind.parts:
-        return _head(target, kind, row.draft_layers or 1, row.draft_params)
+        return _head(target, kind, row.draft_layers or 1, row)
     if kind.role != "lm":
         return None
     if row.draft and (public := _public(row.draft)) and row.draft_params in (None, float(public.params)):
         return public
-    return scaled_like(target, row.draft_params, row.draft_layers) if row.draft_params else None
+    like = scaled_like(target, row.draft_params, row.draft_layers) if row.draft_params else None
+    return like and msgspec.structs.replace(like, draft_vocab_size=row.draft_vocab)
 
 
 def draft_shapes(target: Shape) -> Callable[[Observation], Shape | None]:
-    """`shape_of` of rows on `target`, worked out once for rows of equal drafts."""
+    """`shape_of` of rows on `target`, of the draft alone where a look-up stands before it; worked out once for rows of equal drafts."""
     known: dict[tuple[Any, ...], Shape | None] = {}
 
     def of(row: Observation) -> Shape | None:
-        key = row.method, row.draft, row.draft_params, row.draft_layers
+        row = msgspec.structs.replace(row, method=row.method.removesuffix(kinds.BESIDE))
+        key = row.method, row.draft, row.draft_params, row.draft_layers, row.draft_vocab
         if key not in known:
             known[key] = shape_of(target, row)
         return known[key]
@@ -264,10 +267,12 @@ def draft_shapes(target: Shape) -> Callable[[Observation], Shape | None]:
     return of
 
 
-def _head(target: Shape, kind: Kind, num_layers: int, params: float | None) -> Shape:
-    """With as many draft words as its parameters tell; else the usual number."""
+def _head(target: Shape, kind: Kind, num_layers: int, row: Observation) -> Shape:
+    """With as many draft words as the row says, or its parameters tell; else the usual number."""
+    if row.draft_vocab and row.draft_vocab <= target.vocab_size:
+        return kind.shape(target, num_layers, row.draft_vocab)
     usual = kind.shape(target, num_layers)
-    words = round(((params or 0.0) - usual.non_embedding_params) / target.hidden_size)
+    words = round(((row.draft_params or 0.0) - usual.non_embedding_params) / target.hidden_size)
     own_words = usual.head is not None and usual.head.own_lm_head and 0 < words <= target.vocab_size
     return kind.shape(target, num_layers, words) if own_words else usual
 

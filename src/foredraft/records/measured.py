@@ -39,7 +39,8 @@ class Machine(Record, frozen=True):
     Units: bytes, bytes/s, FLOP/s per dtype, seconds. `link_bytes_per_s` is one device's one-way bandwidth to its
     peers. Fields from `cache_bytes` on are what `foredraft probe` measures: rates are then reached, not a maker's;
     `step_overhead_s` is a decoding step whose model costs nothing; `verify_s` seconds of one target pass by its number of
-    tokens; `measured` says of each figure how it was measured.
+    tokens; `stack_s`, by number format and number of rows, those of our engine's products of rows with `stack_bytes` of weights, more than any
+    cache holds; `measured` says of each figure how it was measured.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Machine(Record, frozen=True):
     write_bytes_per_s: float | None = None
     step_overhead_s: float | None = None
     verify_s: dict[int, float] = {}
+    stack_bytes: float | None = None
+    stack_s: dict[str, dict[int, float]] = {}
     threads: int | None = None
     measured: dict[str, str] = {}
     provenance: Provenance | None = None
@@ -63,15 +66,17 @@ class Machine(Record, frozen=True):
             self,
             positive=(
                 "memory_bytes", "bandwidth_bytes_per_s", "link_bytes_per_s", "cache_bytes", "write_bytes_per_s",
-                "step_overhead_s", "threads",
+                "step_overhead_s", "threads", "stack_bytes",
             ),
             non_negative=("link_latency_s",),
         )  # fmt: skip
         _check_units(self)
         msgspec.structs.force_setattr(self, "flops_per_s", _rates(self.flops_per_s))
-        for key, value in self.verify_s.items():
-            if not value > 0:
-                raise ValueError(f"verify_s[{key}] must be positive, got {value}")
+        timed = {"verify_s": self.verify_s} | {f"stack_s[{name}]": rows for name, rows in self.stack_s.items()}
+        for name, seconds in timed.items():
+            for key, value in seconds.items():
+                if not value > 0:
+                    raise ValueError(f"{name}[{key}] must be positive, got {value}")
 
 
 @cache
@@ -197,6 +202,8 @@ class Observation(Record, frozen=True, gc=False):
     says which: greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q). `pooling` says whether τ is pooled
     over steps or a mean over requests. `lookup_steps`, `lookup_drafted` and `lookup_accepted` are the part of steps, drafted and accepted
     that a look-up with matches of `lookup_min_match` tokens stands for, where it stands before a draft (method eagle3+ngram).
+    `draft_vocab`: how many tokens the draft may draft, None for all. Of an engine that clocks its own steps, means over its steps of `draft_s`,
+    drafting, `target_s`, the target's pass, and `other_s`, the rest; and `prompt_s`, what passed outside steps, over its requests.
     `concurrency` counts clients of a server, `batch_size` sequences in a fixed batch. Perplexities are in their own tokenizer, named.
     """
 
@@ -218,6 +225,7 @@ class Observation(Record, frozen=True, gc=False):
     draft_params: float | None = None
     draft_tokens: float | None = None
     draft_layers: int | None = None
+    draft_vocab: int | None = None
     lookahead: int | None = None
     topk: int | None = None
     tree_nodes: int | None = None
@@ -245,6 +253,10 @@ class Observation(Record, frozen=True, gc=False):
     ttft_s: float | None = None
     tpot_s: float | None = None
     itl_s: float | None = None
+    draft_s: float | None = None
+    target_s: float | None = None
+    other_s: float | None = None
+    prompt_s: float | None = None
     kv_cache_tokens: int | None = None
     model_bytes: float | None = None
     loss: float | None = None
@@ -257,13 +269,13 @@ class Observation(Record, frozen=True, gc=False):
         require(
             self,
             positive=(
-                "target_params", "target_tokens", "draft_params", "draft_tokens", "draft_layers", "topk", "concurrency", "batch_size",
-                "tensor_parallel", "output_tok_s", "speedup", "input_len", "output_len", "num_requests", "tokens_per_step", "loss",
-                "target_perplexity", "draft_perplexity", "tpot_s", "itl_s",
+                "target_params", "target_tokens", "draft_params", "draft_tokens", "draft_layers", "draft_vocab", "topk", "concurrency",
+                "batch_size", "tensor_parallel", "output_tok_s", "speedup", "input_len", "output_len", "num_requests", "tokens_per_step", "loss",
+                "target_perplexity", "draft_perplexity", "tpot_s", "itl_s", "target_s",
             ),
             non_negative=(
                 "lookahead", "tree_nodes", "temperature", "steps", "drafted", "accepted", "ttft_s", "kv_cache_tokens", "model_bytes",
-                "cost_ratio", "lookup_steps", "lookup_drafted", "lookup_accepted",
+                "cost_ratio", "lookup_steps", "lookup_drafted", "lookup_accepted", "draft_s", "other_s", "prompt_s",
             ),
             unit=("survival", "accept_prob"),
         )  # fmt: skip
