@@ -1,5 +1,7 @@
 """Plans held to the study that they are made of: for laws.py.
 
+`left_out`: by dtype every cell's speedup from all others but those of its draft drafted alike, and at each load the cell of the greatest
+predicted gain against the one of the greatest measured.
 `hindsight`: as `foredraft validate --target` gives it: every cell's speedup from plain decoding and k ≤ 2, the largest and longest
 drafts' tokens per step from the others, and SDSL's N*. `choices`: at each batch the draft, of any kind or none, that the planner picks among those
 that were timed, against the best measured one, each in its best chain. `latency`: SDSL's figure: seconds to the first token, per token
@@ -23,14 +25,14 @@ from foredraft.laws.acceptance import MAX_POSITIONS
 from foredraft.laws.own_costs import OwnCosts
 from foredraft.plan import from_study
 from foredraft.plan.candidate import Candidate
-from foredraft.plan.hindsight import judge_by_class, place_of, plain_speeds
+from foredraft.plan.hindsight import each_left_out, judge_by_class, place_of, plain_speeds
 from foredraft.plan.matching import completed, match
 from foredraft.plan.predicted import predicted_from
 from foredraft.plan.problem import PlanSettings, Problem
 from foredraft.plan.search import rank
 from foredraft.plan.served import Place, TimedRow, calibrated, load, timed
 from foredraft.plan.study import Study, StudyDraft, pool, study_of
-from foredraft.records import HeldOutPrediction, Hindsight, Machine, Observation, Workload
+from foredraft.records import HeldOutPrediction, Hindsight, JudgedCell, Machine, Observation, Workload
 from foredraft.shapes import Shape
 
 ROLES = ("lm", "head")
@@ -46,6 +48,7 @@ def judged(target: Shape, machine: Machine, observations: Sequence[Observation])
     rows, place = timed_rows(target, machine, greedy)
     studies = [study for role in ROLES if (study := study_of(target, greedy, 0.0, role))]
     return {
+        "left_out": {dtype: left_out(target, machine, of) for dtype, of in by_dtype(greedy).items()},
         "hindsight": [summary(each) for each in hindsights],
         "choices": choices(place, studies, rows),
         "latency": latency(
@@ -87,6 +90,48 @@ def of_predictions(predictions: Sequence[HeldOutPrediction]) -> dict[str, Any] |
         "inside_90": inside,
         "errors": errors,
     }
+
+
+# Each way of drafting left out in turn.
+
+
+def by_dtype(rows: Sequence[Observation]) -> dict[str, list[Observation]]:
+    """Rows with a clock."""
+    groups: dict[str, list[Observation]] = defaultdict(list)
+    for row in rows:
+        if row.output_tok_s and row.dtype:
+            groups[row.dtype].append(row)
+    return groups
+
+
+def left_out(target: Shape, machine: Machine, observations: Sequence[Observation]) -> dict[str, Any]:
+    """`picked`: by load, of cells on the prompts with the most of them, all held out. `regret`: in measured speed."""
+    rows, place = timed_rows(target, machine, observations)
+    cells = each_left_out(place, rows)
+    errors = np.array([cell.predicted / cell.measured - 1 for cell in cells])
+    return {
+        "cells": [msgspec.to_builtins(cell) for cell in cells],
+        "error": float(np.abs(errors).mean()) if cells else None,
+        "worst": float(np.abs(errors).max()) if cells else None,
+        "mean": float(errors.mean()) if cells else None,
+        "picked": [
+            _picked([cell for cell in cells if cell.load == batch]) for batch in sorted({c.load for c in cells})
+        ],
+    }
+
+
+def _picked(cells: Sequence[JudgedCell]) -> dict[str, Any]:
+    planned, best = (max(cells, key=lambda cell: getattr(cell, name)) for name in ("predicted", "measured"))
+    return {
+        "batch": best.load, "cells": len(cells), "planned": _spelt(planned), "predicted": planned.predicted, "measured": planned.measured,
+        "best": _spelt(best), "best_measured": best.measured, "regret": 1 - planned.measured / best.measured,
+    }  # fmt: skip
+
+
+def _spelt(cell: JudgedCell) -> str:
+    return f"{cell.draft}@{cell.lookahead}" + (
+        f" ({cell.tree_nodes} nodes)" if cell.tree_nodes > cell.lookahead else ""
+    )
 
 
 # The planned draft against the best measured one.

@@ -33,7 +33,17 @@ from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.teacher_forced import padded, surprise, teacher_forced
 
 LOOKAHEAD, ANSWER = 3, 16
-CLOCK = ("output_tok_s", "speedup", "ttft_s", "tpot_s", "ttot_s")  # what no seed can repeat
+CLOCK = (
+    "output_tok_s",
+    "speedup",
+    "ttft_s",
+    "tpot_s",
+    "ttot_s",
+    "draft_s",
+    "target_s",
+    "other_s",
+    "prompt_s",
+)  # what no seed can repeat
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +196,12 @@ def test_counts_are_the_engines_and_categories_add_up(rows: list[Measurement]):
     assert (observation.ttft_s or 0) > 0
     assert (observation.tpot_s or 0) > 0
     assert observation.pooling == "steps"
+    alone = row_of(rows, "live", "draft_model", 0.0, batch_size=1).observation
+    step_s = (alone.draft_s or 0) + (alone.target_s or 0) + (alone.other_s or 0)
+    whole_s = (alone.prompt_s or 0) + (alone.steps or 0) / 8 * step_s
+    assert ANSWER / (alone.output_tok_s or 0) == pytest.approx(whole_s), (
+        "an answer's seconds are its prompt's and its steps'"
+    )
     assert "0 of 8 answers differ" in (observation.provenance.note or "")
 
 

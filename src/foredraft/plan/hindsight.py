@@ -108,13 +108,29 @@ def _cells(calibration: OwnCosts, rows: Sequence[TimedRow], plain: dict[int, flo
         JudgedCell(
             draft=_name(row.observation),
             load=load(row.observation),
-            lookahead=int(row.cost.depth),
+            lookahead=row.observation.lookahead or 0,
             tree_nodes=int(row.cost.nodes),
             measured=row.observation.speedup or row.cost.output_tok_s / plain[load(row.observation)],
             predicted=float(ratio),
         )
         for row, ratio in zip(rows, fast / slow, strict=True)
     ]
+
+
+def each_left_out(place: Place, rows: Sequence[TimedRow]) -> list[JudgedCell]:
+    """Every drafted cell predicted from all others but those of its draft drafted alike, on whatever prompts; [] without plain rows."""
+    plain, ways = plain_speeds(rows), [_way(row) for row in rows]
+    cells: list[JudgedCell] = []
+    for way in dict.fromkeys(way for way, row in zip(ways, rows, strict=True) if row.cost.depth):
+        calibration = calibrated(place, [row for each, row in zip(ways, rows, strict=True) if each != way])
+        if calibration:
+            cells += _cells(calibration, [row for each, row in zip(ways, rows, strict=True) if each == way], plain)
+    return cells
+
+
+def _way(row: TimedRow) -> tuple[Any, ...]:
+    seen = row.observation
+    return seen.draft, seen.method, seen.lookahead, seen.topk, seen.tree_nodes
 
 
 def _name(row: Observation) -> str:

@@ -119,7 +119,7 @@ def _require_counts(target_params: float, smallest: float, **tokens: float) -> N
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class PublishedTarget:
     """A target of Table 5 by its nominal size; `paper` is the published N*, None where the paper names none."""
 
     name: str
@@ -128,11 +128,11 @@ class Target:
 
 
 TARGETS = (
-    Target(name="OPT-13B", params=13e9, paper=117e6),
-    Target(name="OPT-30B", params=30e9, paper=189e6),
-    Target(name="OPT-66B", params=66e9),
-    Target(name="LLaMA-3-70B", params=70e9, paper=313e6),
-    Target(name="Qwen1.5-110B", params=110e9, paper=410e6),
+    PublishedTarget(name="OPT-13B", params=13e9, paper=117e6),
+    PublishedTarget(name="OPT-30B", params=30e9, paper=189e6),
+    PublishedTarget(name="OPT-66B", params=66e9),
+    PublishedTarget(name="LLaMA-3-70B", params=70e9, paper=313e6),
+    PublishedTarget(name="Qwen1.5-110B", params=110e9, paper=410e6),
 )
 
 
@@ -141,7 +141,7 @@ def table_5() -> list[dict[str, Any]]:
     return [_table_5_row(target, optimal_draft(target.params)) for target in TARGETS]
 
 
-def _table_5_row(target: Target, ours: DraftOptimum) -> dict[str, Any]:
+def _table_5_row(target: PublishedTarget, ours: DraftOptimum) -> dict[str, Any]:
     return {
         "target": target.name, "target_params": target.params, "paper_draft_params": target.paper,
         "draft_params": ours.draft_params,

@@ -72,7 +72,7 @@ def _throughput(figure: Any) -> None:
     figure.legend(ncols=4, loc="outside lower center")
 
 
-def _style(target: sdsl.Target) -> str:
+def _style(target: sdsl.PublishedTarget) -> str:
     """OPT solid, others dashed: OPT-66B and LLaMA-3-70B nearly coincide."""
     return "-" if target.name.startswith("OPT") else "--"
 

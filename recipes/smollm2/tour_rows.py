@@ -1,0 +1,44 @@
+"""What the tour plans from: rows of a run of `foredraft measure` that timed the zoo's drafts.
+
+    python recipes/smollm2/tour_rows.py MEASURED/observations.jsonl ZOO OBSERVATIONS.jsonl.gz
+
+A draft's rows go into its folder in the zoo, in place of those with a clock; what was read of held-out answers there stays. Those of plain
+decoding and of the look-up alone go into OBSERVATIONS. Rows of single categories are left out: they say what the others say.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from foredraft import kinds, records
+from foredraft.records import Observation
+
+ROWS = "observations.jsonl"
+
+
+def by_folder(rows: Sequence[Observation]) -> dict[str, list[Observation]]:
+    """Rows of all categories together by the draft's name, that of a look-up before it left out; "" of no model."""
+    of: dict[str, list[Observation]] = defaultdict(list)
+    for row in rows:
+        if "/" not in (row.dataset or ""):
+            model = row.draft if row.draft_params else None
+            of[(model or "").removesuffix(kinds.BESIDE)].append(row)
+    return of
+
+
+def main(measured: Path, zoo: Path, out: Path) -> None:
+    of = by_folder(records.read_lines(Observation, measured))
+    if not of[""]:
+        raise SystemExit(f"{measured}: no row of plain decoding, which every gain is over; measure it in the same run")
+    records.write_lines(out, of.pop(""))
+    for name, rows in of.items():
+        file = zoo / name / ROWS
+        if not file.is_file():
+            raise SystemExit(f"{file}: no such draft in the zoo; name those that were measured by its folders")
+        untimed = [row for row in records.read_lines(Observation, file) if not row.output_tok_s]
+        records.write_lines(file, [*untimed, *rows])
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
