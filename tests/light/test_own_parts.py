@@ -23,6 +23,7 @@ from foredraft.records import Observation, Provenance, Workload
 ROWS, BYTES = (1, 2, 4, 8, 16, 32, 64), 2.0**28
 WORDS = 512
 EAGLE = kinds.EAGLE.shape(TARGET, 1, WORDS)
+COSTS = tuple((KNOWN_COSTS | {"draft_fixed": 3.0, "prefill": 2.0}).items())
 PLACE = Place(TARGET, MACHINE, "foredraft", Layout(), "float32")
 
 
@@ -58,7 +59,7 @@ def test_our_engine_takes_the_rates_of_the_stack_in_the_weights_format_where_it_
 
 def row(depth: int, tau: float, *, shares: bool = True, words: bool = True, **fields) -> Observation:
     """A row of the simulated world at `depth`, measured with an EAGLE head of WORDS words; with its parts, and its words, where it says them."""
-    server = true_server(EAGLE if depth else None, tuple(KNOWN_COSTS.items()))
+    server = true_server(EAGLE if depth else None, COSTS)
     speed = float(server.load(1, depth, tau).output_tok_s)
     prompt, drafting = map(float, server.shares(1, depth, tau))
     step_s = float(server.step_s(1, depth))
@@ -92,7 +93,7 @@ def test_shares_part_prompts_and_drafting_from_targets_passes():
     """Rows at one k leave open which part takes the time; their shares close it."""
     seen = [row(depth, TAU[depth]) for depth in (0, 2)]
     blind = [row(depth, TAU[depth], shares=False) for depth in (0, 2)]
-    truth = true_server(EAGLE, tuple(KNOWN_COSTS.items()))
+    truth = true_server(EAGLE, COSTS)
     parts = {}
     for name, rows in {"seen": seen, "blind": blind}.items():
         costs = calibrated(PLACE, timed(PLACE, rows))
@@ -151,10 +152,8 @@ def test_rows_of_a_draft_at_hand_have_its_words_and_count_for_costs():
     best = plan(TARGET, MACHINE, workload, settings, [row(0, 1.0)], beside=[at_hand])
     assert any("calibrated on 3 own rows" in note for note in best.assumptions)
     (step,) = best.schedule
-    truth = (
-        true_server(EAGLE, tuple(KNOWN_COSTS.items())).load(1, step.lookahead, step.tokens_per_step.value).output_tok_s
-    )
-    plain = true_server(None, tuple(KNOWN_COSTS.items())).load(1, 0, 1.0).output_tok_s
+    truth = true_server(EAGLE, COSTS).load(1, step.lookahead, step.tokens_per_step.value).output_tok_s
+    plain = true_server(None, COSTS).load(1, 0, 1.0).output_tok_s
     if step.topk == 1:
         assert step.speedup.covers(float(truth / plain))
 

@@ -50,6 +50,7 @@ MULTIPLIERS = {
 
 NARROW = "prefill"  # never widened: it would take for itself how steps grow with the load
 MOST_STEPS = 25  # of the search for the greatest posterior, which takes about ten; rows that no server explains may go on for hundreds
+SHARE_NOISE = 0.01  # sd of a measured share of time about the modelled one: the clocks are those of one run, and only the law's form is missed
 SWING = 0.15  # sd of log speed between runs on a shared machine: plain decoding of one model, 2 cores, six batches: 0.11 to 0.16
 
 
@@ -69,7 +70,7 @@ def calibrate_served(
     """The multipliers of greatest posterior given `rows`, one set for all; each row was measured on the server at its
     place in `served` (the same object for the same server).
 
-    `noise` is the sd of log throughput, and of shares of it; `prior_width` multiplies the priors' sds, for servers whose shapes are guessed. `runs`
+    `noise` is the sd of log throughput; `prior_width` multiplies the priors' sds, for servers whose shapes are guessed. `runs`
     says which rows were measured in one run (left out: all): a run's mean may lie off by `SWING`, so that its ratios weigh more
     than its level, while the level of all runs together counts in full. Raises ValueError without rows.
     """
@@ -83,7 +84,9 @@ def calibrate_served(
     def misfit(log_multipliers: Array) -> Array:
         multipliers = dict(zip(MULTIPLIERS, np.exp(log_multipliers), strict=True))
         off = _levelled(np.log(_predicted(places, table, multipliers) / table[:, 3]), run_of, noise)
-        return np.concatenate([off / noise, _shares_off(places, table, multipliers) / noise, log_multipliers / prior])
+        return np.concatenate(
+            [off / noise, _shares_off(places, table, multipliers) / SHARE_NOISE, log_multipliers / prior]
+        )
 
     solution = scipy.optimize.least_squares(
         misfit, np.zeros(len(MULTIPLIERS)), loss="soft_l1", x_scale=prior, max_nfev=MOST_STEPS
