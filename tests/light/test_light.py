@@ -115,6 +115,7 @@ MAY = {
     "text": {"records", "shapes", "kinds", "models", "decode", "tokenization"},
     "data": {"records", "shapes", "text", "decode", "tokenization", "published.opened"},
     "serving": {"records", "runs", "shapes", "kinds", "engines", "data.prompts", "data.sources"},
+    "calibrate": {"records", "shapes", "kinds", "laws", "engines", "serving", "data.prompts"},
     "teacher": {"records", "shapes", "kinds", "models", "decode", "data"},
     "train": {"records", "recipe", "runs", "hardware", "shapes", "kinds", "models", "decode", "data", "teacher"},
     "measure": {

@@ -13,6 +13,7 @@ import typer
 
 from foredraft import __version__
 from foredraft.cli.bench import bench
+from foredraft.cli.calibrate import calibrate
 from foredraft.cli.chat import chat
 from foredraft.cli.console import command_of, fail, fail_bug, fail_memory, fail_usage, is_out_of_memory, options_of
 from foredraft.cli.convert import convert
@@ -46,6 +47,7 @@ for verb in (
     report,
     probe,
     measure,
+    calibrate,
     sweep,
     plan,
     page,

@@ -81,6 +81,11 @@ class Counters(Record, frozen=True):
         return chain_length(self.steps, self.drafted)
 
     @property
+    def longest(self) -> int | None:
+        """Draft tokens of a step at most, where the server counts every position that it may draft; else as many as all steps draft."""
+        return self.lookahead or len(self.by_position) or None
+
+    @property
     def survival(self) -> tuple[float, ...]:
         """Joint acceptance by position, as far as steps drafted."""
         return tuple(min(count / self.steps, 1.0) for count in self.by_position[: self.lookahead])
@@ -101,7 +106,9 @@ class Counters(Record, frozen=True):
 
 
 class Totals(NamedTuple):
-    """A server's running totals. `spec` None: it does not speculate, or does not say. `cached`: prompt tokens out of its prefix cache."""
+    """A server's running totals. `spec` None: it does not speculate, or does not say. `cached`: prompt tokens out of its prefix cache;
+    `running` and `waiting`: requests now; `tokens_per_step`: τ now, of a server that tells no counts of it.
+    """
 
     spec: Counters | None = None
     generated: float | None = None
@@ -109,6 +116,8 @@ class Totals(NamedTuple):
     prompts: float | None = None
     cached: float | None = None
     running: float | None = None
+    waiting: float | None = None
+    tokens_per_step: float | None = None
 
 
 class RequestCounts(NamedTuple):

@@ -38,6 +38,27 @@ class Adaptive(NamedTuple):
     packed: int = 0
 
 
+class SettingVersion(NamedTuple):
+    """The first version of an engine in which a setting was seen, or the pull request that brought it, and where that is told."""
+
+    setting: str
+    version: str
+    source: str
+
+
+class ServerMetrics(NamedTuple):
+    """Expressions over a server's page of metrics, in Prometheus' language, each over `{window}` where it is a rate: tokens per step, requests
+    running and waiting, generated tokens per second, and steps per second that drafted ("" where none tells). `needs`: what switches the page on.
+    """
+
+    tokens_per_step: str
+    running: str
+    waiting: str
+    tokens: str
+    drafts: str = ""
+    needs: str = ""
+
+
 class ServingEngine:
     """One serving engine. `name`: as options, records and `Kind.engine_names` write it; `label`: as people do."""
 
@@ -111,6 +132,27 @@ class ServingEngine:
 
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
         """`settings` under which the engine accepts as asked whatever is drafted, with random weights where it can make them."""
+        raise NotImplementedError
+
+    # Running it: its settings' versions, the words that start it, its image and whether that starts it by itself, its Helm chart and where that
+    # is told, what to watch of it.
+    versions: ClassVar[tuple[SettingVersion, ...]] = ()
+    image: ClassVar[str] = ""
+    image_starts: ClassVar[bool] = False
+    launcher: ClassVar[tuple[str, ...]] = ()
+    chart: ClassVar[str] = ""
+    metrics: ClassVar[ServerMetrics | None] = None
+
+    def by_batch(self, ranges: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+        """Settings that draft by running requests, of [first, last, lookahead]; of an engine of one mode its first that drafts."""
+        raise NotImplementedError
+
+    def drafting(self, settings: Mapping[str, Any], kind: Kind | None, method: str, draft: str) -> dict[str, Any]:
+        """`settings` with their draft, which lies at `draft`: of a `kind` that it serves, else by the `method` that the user names."""
+        raise NotImplementedError
+
+    def arguments(self, target: str, settings: Mapping[str, Any]) -> list[str]:
+        """The words of a command line that serve `target` under `settings`; {} without a draft."""
         raise NotImplementedError
 
     def replayed(self, settings: Mapping[str, Any], proposer: str) -> dict[str, Any]:

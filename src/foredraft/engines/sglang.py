@@ -13,7 +13,9 @@ from foredraft.engines.counters import RequestCounts, Totals, nested, reached, s
 from foredraft.engines.engine import (
     PLACEHOLDER,
     Adaptive,
+    ServerMetrics,
     ServingEngine,
+    SettingVersion,
     Simulation,
     dtype_flags,
     lines_of,
@@ -131,6 +133,30 @@ class SGLang(ServingEngine):
             settings = {**settings, _DRAFT: draft}
         flags = (f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
         return " ".join([f"python -m sglang.launch_server --model-path {target}", *_plan_flags(plan), *flags])
+
+    versions = (
+        SettingVersion(_ADAPTIVE, "pull request 21599 (2026)", "sgl-project/sglang#21599; with spec v2 #23336"),
+        SettingVersion("--enable-metrics", "not told", "docs.sglang.io/references/production_metrics.html"),
+    )  # fmt: skip
+    launcher, image = ("python3", "-m", "sglang.launch_server"), "lmsysorg/sglang"
+    metrics = ServerMetrics(
+        "avg(avg_over_time(sglang:spec_accept_length[{window}]))", "sum(avg_over_time(sglang:num_running_reqs[{window}]))",
+        "sum(avg_over_time(sglang:num_queue_reqs[{window}]))", "sum(rate(sglang:generation_tokens_total[{window}]))", needs="--enable-metrics",
+    )  # fmt: skip
+
+    def by_batch(self, ranges: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+        """The lookahead of the first range that drafts; {} where none does."""
+        return next((self.chain(k) for *_, k in ranges if k), {})
+
+    def drafting(self, settings: Mapping[str, Any], kind: Kind | None, method: str, draft: str) -> dict[str, Any]:
+        if kind is None:
+            return {_ALGORITHM: method, **settings, _DRAFT: draft}
+        alone = kind.role == "lookup" or kind.in_target
+        return self.launched(settings, kind, draft) | ({} if alone else {_DRAFT: draft})
+
+    def arguments(self, target: str, settings: Mapping[str, Any]) -> list[str]:
+        words = [part for flag, value in settings.items() for part in ((flag,) if value is True else (flag, str(value)))]
+        return ["--model-path", target, "--enable-metrics", *words]
 
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
         """A length, bonus token included, drawn anew for each step of the whole batch. `match-expected` has that mean (`multinomial`, the
@@ -258,11 +284,13 @@ class SGLang(ServingEngine):
         }  # fmt: skip
 
     def totals(self, page: str) -> Totals:
-        """No counters of speculation, which each response tells. None of all this without --enable-metrics."""
+        """No counters of speculation, which each response tells, but τ of late. None of all this without --enable-metrics."""
         lines = samples(page)
+        lengths = [sample.value for sample in lines if sample.name == "sglang:spec_accept_length" and sample.value >= 1]
         return Totals(
             None, total(lines, "sglang:generation_tokens_total"), total(lines, "sglang:num_requests_total"),
             total(lines, "sglang:prompt_tokens_total"), total(lines, "sglang:cached_tokens_total"), total(lines, "sglang:num_running_reqs"),
+            total(lines, "sglang:num_queue_reqs"), sum(lengths) / len(lengths) if lengths else None,
         )  # fmt: skip
 
     def request_counts(self, event: Mapping[str, Any]) -> RequestCounts | None:

@@ -26,7 +26,9 @@ from foredraft.engines.counters import (
 from foredraft.engines.engine import (
     PLACEHOLDER,
     Adaptive,
+    ServerMetrics,
     ServingEngine,
+    SettingVersion,
     Simulation,
     dtype_flags,
     lines_of,
@@ -146,6 +148,39 @@ class VLLM(ServingEngine):
         config = [f"--speculative-config '{json.dumps(settings, separators=(',', ':'))}'"] if settings else []
         return " ".join([f"vllm serve {target}", *_plan_flags(plan), *config])
 
+    versions = (
+        SettingVersion(_BY_BATCH, "0.24", "vllm-project/vllm#32374, in use with 0.24.0 in vllm-project/vllm-metal#463"),
+        SettingVersion(_ADAPTIVE, "0.32", "vllm-project/vllm#47808, vllm/config/speculative.py of 0.32"),
+        SettingVersion("use_heterogeneous_vocab", "0.32", "vllm/config/speculative.py of 0.32"),
+        SettingVersion(
+            "--per-request-spec-decode-metrics", "0.32", "docs.vllm.ai/en/v0.32.0/features/speculative_decoding/acceptance_metrics"
+        ),
+        SettingVersion(f"{_DRAFTED}*_total", "0.9.2", "docs.vllm.ai/en/v0.9.2/api/vllm/v1/spec_decode/metrics.html"),
+    )  # fmt: skip
+    launcher, image, image_starts = ("vllm", "serve"), "vllm/vllm-openai", True
+    chart = "Values of vllm-project/production-stack (helm/values.yaml): helm upgrade --install vllm vllm/vllm-stack -f helm-values.yaml"
+    metrics = ServerMetrics(
+        f"1 + sum(rate({_DRAFTED}accepted_tokens_total[{{window}}])) / sum(rate({_DRAFTED}drafts_total[{{window}}]))",
+        "sum(avg_over_time(vllm:num_requests_running[{window}]))", "sum(avg_over_time(vllm:num_requests_waiting[{window}]))",
+        "sum(rate(vllm:generation_tokens_total[{window}]))", f"sum(rate({_DRAFTED}drafts_total[{{window}}]))",
+    )  # fmt: skip
+
+    def by_batch(self, ranges: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+        """{} where nothing is to be drafted."""
+        longest = max((k for *_, k in ranges), default=0)
+        return {**self.chain(longest), _BY_BATCH: [list(each) for each in ranges]} if longest else {}
+
+    def drafting(self, settings: Mapping[str, Any], kind: Kind | None, method: str, draft: str) -> dict[str, Any]:
+        if kind is None:
+            return {"method": method, "model": draft, **settings}
+        alone = kind.role == "lookup" or kind.in_target
+        config = {"method": kind.engine_names[self.name], **kind.engine_settings.get(self.name, {})}
+        return config | ({} if alone else {"model": draft}) | dict(settings)
+
+    def arguments(self, target: str, settings: Mapping[str, Any]) -> list[str]:
+        drafted = ["--speculative-config", json.dumps(settings, separators=(",", ":"))] if settings else []
+        return ["--model", target, *drafted]
+
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:
         """`rejection_sample_method: synthetic`, on a GPU. A length, bonus token included, means all or nothing at every position but one,
         so that a schedule of several lookaheads has to say rates, which are P(at least i accepted).
@@ -241,6 +276,7 @@ class VLLM(ServingEngine):
         return Totals(
             counters_of(lines), total(lines, "vllm:generation_tokens_total"), total(lines, "vllm:request_success_total"),
             total(lines, "vllm:prompt_tokens_total"), total(lines, "vllm:prefix_cache_hits_total"), total(lines, "vllm:num_requests_running"),
+            total(lines, "vllm:num_requests_waiting"),
         )  # fmt: skip
 
     def request_counts(self, event: Mapping[str, Any]) -> RequestCounts | None:

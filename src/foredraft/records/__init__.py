@@ -4,6 +4,7 @@ Promises: every record is frozen, an unknown key is an error, a value that was n
 file or folder is written whole or not at all. Refuses to know: how anything in a record is computed.
 """
 
+from foredraft.records.calibrated import CalibratedLoad, ServerCalibration
 from foredraft.records.files import (
     UNPACKED_BYTES,
     decode,
@@ -71,6 +72,7 @@ __all__ = [
     "UNPACKED_BYTES",
     "Action",
     "BreakEven",
+    "CalibratedLoad",
     "Confidence",
     "CostSheet",
     "DraftChoice",
@@ -98,6 +100,7 @@ __all__ = [
     "Rival",
     "RunnerUp",
     "ScheduleStep",
+    "ServerCalibration",
     "ServiceLevels",
     "StepCosts",
     "StepRecord",

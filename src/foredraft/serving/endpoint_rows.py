@@ -36,15 +36,20 @@ class LoadRows(NamedTuple):
 
 def base_of(server: Endpoint, load: Round, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the rows of a server share: what the user says, and what the server says of itself. Unknown stays unknown."""
+    counted = any(answer.counts for answer in load.answers) or bool(load.after and load.after.spec)
+    return base_facts(server, facts, drafts=counted)
+
+
+def base_facts(server: Endpoint, facts: Mapping[str, Any], *, drafts: bool) -> dict[str, Any]:
+    """The same, where it is known whether the server's counters tell of drafts."""
     running = server.engine.running(server.info)
     behind = (
         server.root or running.get("target") or server.model
     )  # the model that a name of the server's own stands for
     model = _spelt(behind)
     stated = "method" in running
-    counted = any(answer.counts for answer in load.answers) or bool(load.after and load.after.spec)
-    method = facts.get("method") or running.get("method") or ("unknown" if counted else "none")
-    lookahead = running.get("lookahead") if stated else None if counted else 0
+    method = facts.get("method") or running.get("method") or ("unknown" if drafts else "none")
+    lookahead = running.get("lookahead") if stated else None if drafts else 0
     names = ("family", "dataset", "machine", "draft", "draft_params", "draft_tokens", "draft_layers")
     note = facts.get("note") if behind == server.model else f"served as {server.model}; {facts.get('note') or ''}"
     return {name: facts.get(name) for name in names} | {
