@@ -3,7 +3,6 @@
 import json
 import random
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -354,32 +353,67 @@ def test_what_cannot_be_read_is_one_true_line(read: Read, data: bytes, why: str)
     assert "\n" not in str(error.value)
 
 
+TURNS = [USER, {"role": "assistant", "content": "4"}]
+PARTS = [
+    {"role": turn["role"], "content": [{"type": "text", "text": turn["content"], "image": None}]} for turn in TURNS
+]
+SAID = f"{ASKED}4{END}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts"),
+    [
+        ([{"messages": TURNS}] * 3, [SAID] * 3),
+        ([{"messages": json.dumps(TURNS)}], [SAID]),
+        ([{"messages": [json.dumps(turn) for turn in TURNS]}], [SAID]),
+        ([{"messages": PARTS}], [SAID]),
+        ([{"conversations": {"from": ["human", "gpt"], "value": ["2+2?", "4"]}}], [SAID]),
+        ([{"messages": TURNS, "system": None, "text": None}, {"messages": None, "text": "Hello"}, {"messages": []}], [SAID, "<s>Hello"]),
+        ([{"text": b"Hello", "n": b"\xff"}], ["<s>Hello"]),
+        ([{"messages": TURNS[:1] + [{"role": "assistant", "content": "4", "tool_calls": None}]}], [SAID]),
+    ],
+    ids=["turns", "JSON", "turns in JSON", "parts", "columns", "nulls and other kinds", "bytes", "null keys"],
+)  # fmt: skip
 def test_parquet_is_read_by_the_row_without_the_nulls_of_other_rows(
-    read: Read, monkeypatch: pytest.MonkeyPatch
+    read: Read, tmp_path: Path, rows: list[dict[str, Any]], texts: list[str]
 ) -> None:
-    """Of pyarrow, which is not among what tests need, the two calls that are used."""
-    turns = [
-        {"role": "user", "content": "2+2?", "tool_calls": None},
-        {"role": "assistant", "content": "4", "tool_calls": None},
-    ]
+    from pyarrow import Table, parquet
 
-    class File:
-        def __init__(self, path: Path) -> None:
-            if path.read_bytes()[:4] != b"PAR1":
-                raise ValueError("Parquet magic bytes not found in footer")
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1)
+    assert read((tmp_path / "a.parquet").read_bytes(), "a.parquet")[0] == texts
 
-        def __enter__(self) -> "File":
-            return self
 
-        def __exit__(self, *_: object) -> None: ...
+def test_parquet_keeps_what_calls_and_tools_have_in_their_own_rows(read: Read, tmp_path: Path) -> None:
+    """Arguments as maps and as objects; keys of another row's arguments are no arguments of this one."""
+    import pyarrow
+    import pyarrow.parquet
 
-        def iter_batches(self, batch_size: int) -> Iterator[Any]:
-            yield types.SimpleNamespace(to_pylist=lambda: [{"messages": turns, "system": None}])
+    calls = [[{"function": {"name": "f", "arguments": {name: "Paris"}}}] for name in ("city", "town")]
+    rows = [
+        {"tools": [{"name": "f"}], "messages": [USER, {"role": "assistant", "content": None, "tool_calls": call}, RESULT, LAST]}
+        for call in calls
+    ]  # fmt: skip
+    text = pyarrow.string()
+    function = pyarrow.struct([("name", text), ("arguments", pyarrow.map_(text, text))])
+    turn = pyarrow.struct(
+        [("role", text), ("content", text), ("tool_calls", pyarrow.list_(pyarrow.struct([("function", function)])))]
+    )
+    mapped = pyarrow.schema(
+        [("tools", pyarrow.list_(pyarrow.struct([("name", text)]))), ("messages", pyarrow.list_(turn))]
+    )
+    for schema in (None, mapped):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), tmp_path / "a.parquet")
+        texts, prepared = read((tmp_path / "a.parquet").read_bytes(), "a.parquet", template=TOOLS)
+        assert [
+            f'"arguments": {{"{name}": "Paris"}}}}</call>' in text
+            for name, text in zip(("city", "town"), texts, strict=True)
+        ] == [True] * 2
+        assert not prepared.warnings
 
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", types.SimpleNamespace(ParquetFile=File))
-    assert read(b"PAR1", "a.parquet")[0] == [f"{ASKED}4{END}"]
-    with pytest.raises(ValueError, match=r"b\.parquet:1: truncated or corrupt \(Parquet magic bytes"):
-        read(b"nothing", "b.parquet")
+
+def test_a_parquet_file_that_cannot_be_read_is_one_line(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"b\.parquet:1: truncated or corrupt \(Parquet"):
+        read(b"PAR1 nothing PAR1", "b.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"Parquet needs the package pyarrow: pip install 'foredraft\[hub\]'"):
         read(b"PAR1", "c.parquet")
@@ -409,19 +443,33 @@ def some_chat(rng: random.Random) -> dict[str, Any]:
         if isinstance(turn["content"], str) and rng.random() < 0.4:
             turn["content"] = f"<think>{words()}</think>\n\n{turn['content']}"
         elif rng.random() < 0.4:
-            turn[rng.choice(["reasoning_content", "reasoning"])] = words()
+            turn[rng.choice(["reasoning_content", "reasoning", "thinking"])] = words()
+        elif isinstance(turn["content"], list) and rng.random() < 0.3:
+            turn["content"] = [{"type": "thinking", "thinking": words()}, *turn["content"]]
         return turn | (
             {"content": rng.choice(["", None, content()]), "tool_calls": [call() for _ in range(rng.randint(1, 2))]}
             if calls
             else {}
         )
 
-    turns: list[dict[str, Any]] = [{"role": "system", "content": words()}] if rng.random() < 0.3 else []
+    def result() -> dict[str, Any]:
+        said = rng.choice([words(), content(), {words(): words()}, None])
+        return {
+            "role": rng.choice(["tool", "function", "observation"]),
+            "name": words(),
+            "content": said,
+            "tool_call_id": words(),
+        }
+
+    turns: list[dict[str, Any]] = (
+        [{"role": rng.choice(["system", "developer"]), "content": words()}] if rng.random() < 0.3 else []
+    )
     for _ in range(rng.randint(1, 3)):
-        turns.append({"role": "user", "content": content()})
+        turns.append({"role": "user", "content": content()} | ({"name": words()} if rng.random() < 0.2 else {}))
         if rng.random() < 0.4:
-            turns += [answer(True), {"role": "tool", "name": words(), "content": words(), "tool_call_id": words()}]
+            turns += [answer(True), *(result() for _ in range(rng.randint(1, 2)))]
         turns.append(answer(False))
+        turns += [{"role": "system", "content": words()}] if rng.random() < 0.1 else []
     turns += [{"role": "user", "content": content()}] if rng.random() < 0.2 else []
     tool = {
         "type": "function",
@@ -433,6 +481,15 @@ def some_chat(rng: random.Random) -> dict[str, Any]:
     }
     beside = {"tools": rng.choice([[tool], json.dumps([tool])])} if rng.random() < 0.5 else {}
     beside |= {"system": words()} if turns[0]["role"] != "system" and rng.random() < 0.3 else {}
+    if rng.random() < 0.2:  # as ShareGPT spells them
+        turns = [
+            {
+                "from": turn["role"],
+                "value": turn["content"],
+                **{key: turn[key] for key in turn if key not in ("role", "content")},
+            }
+            for turn in turns
+        ]
     return {"messages": turns, "source": words(), **beside}
 
 
@@ -453,8 +510,8 @@ def texts_in(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     "template",
-    [PLAIN, TOOLS, THINKS, OPENS, MARKED, WANTS_NULL],
-    ids=["plain", "tools", "thinks", "opens", "marked", "null"],
+    [PLAIN, TOOLS, THINKS, OPENS, MARKED, WANTS_NULL, LISTS],
+    ids=["plain", "tools", "thinks", "opens", "marked", "null", "lists"],
 )
 def test_every_text_of_a_row_is_rendered_or_named(chatml: Path, template: str) -> None:
     """24 chats of chance, seed 0; refused rows name what is missing. No text stands elsewhere by chance: each is of random letters."""
@@ -470,13 +527,12 @@ def test_every_text_of_a_row_is_rendered_or_named(chatml: Path, template: str) -
             continue
         remarks.note(document, rendering.left_out)
         text, warnings = "\n".join(part.text for part in rendering.texts), " ".join(remarks.lines())
+        assert all(f"leaves out {each.kind} (" in warnings for each in rendering.left_out)
+        named = " ".join(each.text for each in rendering.left_out)
         for name, words in texts_in(row):
             spelt = words.strip(), json.dumps(words.strip())[1:-1], json.dumps(words.strip(), ensure_ascii=False)[1:-1]
-            assert name in ("role", "type") or any(each in text for each in spelt) or name in warnings, (
-                row,
-                text,
-                warnings,
-            )
+            told = any(each in text or each in named for each in spelt) or f"key {name!r} is not read" in warnings
+            assert told or name in ("role", "type", "from"), (words, row, text, warnings)
         for part in rendering.texts:  # what is to be predicted is what the assistant said, to its end token
             assert all(
                 part.text[start:end].endswith(END) and START not in part.text[start:end] for start, end in part.spans

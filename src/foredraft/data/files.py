@@ -133,16 +133,19 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
-                yield from map(without_nulls, batch.to_pylist())
+                yield from map(plain_of, batch.to_pylist(maps_as_pydicts="strict"))
     except (OSError, ValueError) as error:  # pyarrow's own are both
         raise EOFError(str(error).splitlines()[0]) from None
 
 
-def without_nulls(value: Any) -> Any:
-    """A value of a table without the keys whose value is null: a table gives every row the keys of all."""
+def plain_of(value: Any) -> Any:
+    """A value of a table without the keys whose value is null, since a table gives every row the keys of all; bytes that are a text as one."""
     if isinstance(value, dict):
-        return {key: without_nulls(part) for key, part in value.items() if part is not None}
-    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+        return {key: plain_of(part) for key, part in value.items() if part is not None}
+    if isinstance(value, bytes):  # strings of writers that do not mark them as such
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    return [plain_of(part) for part in value] if isinstance(value, list) else value
 
 
 def unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:

@@ -192,7 +192,15 @@ def _with_turns(document: Document, row: Mapping[str, Any]) -> Filled | None:
 
 def _with_chat(document: Document, row: Mapping[str, Any]) -> Filled | None:
     name = next((key for key in TURNS if row.get(key) is not None), None)
-    return None if name is None else _conversation(document, row, _list(_unfolded(row[name], name), name), (name,))
+    return None if name is None else _conversation(document, row, _turns_of(_unfolded(row[name], name), name), (name,))
+
+
+def _turns_of(value: Any, name: str) -> list[Any]:
+    """A list of turns, each an object or one in JSON; or an object of lists, role by role and text by text, as tables have them."""
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
+    return [_unfolded(turn, name, strict=False) for turn in _list(value, name)]
 
 
 def _conversation(document: Document, row: Mapping[str, Any], turns: list[Any], keys: tuple[str, ...]) -> Filled:

@@ -151,7 +151,7 @@ def _hub_rows(origin: Origin) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):
-            yield f"hf:{name}:{split}:{number}", _picked(files.without_nulls(dict(row)), origin.column)
+            yield f"hf:{name}:{split}:{number}", _picked(files.plain_of(dict(row)), origin.column)
     except (OSError, ValueError) as error:
         raise ValueError(f"{origin.name}: {str(error).splitlines()[0]}") from None
 
