@@ -17,13 +17,13 @@
 #else
 #define LANES 4
 #endif
-#define WIDE (LANES / 4) // rows of a tile: 4 outputs × WIDE rows fill LANES sums, which are added up together
-#ifdef __x86_64__
-#define KEEP(v) __asm__("" : "+v"(v)) // in a register: the compiler would load it again for every product
+#if defined(__AVX512F__)
+#define KEEP(v) __asm__("" : "+v"(v)) // in one of its 32 registers: the compiler would load it again for every product
 #else
 #define KEEP(v)
 #endif
 #define AHEAD (16384 / (long)sizeof(num)) // how far before its use memory is asked for
+#define LINE (64 / (long)sizeof(num)) // what memory gives at once
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -69,17 +69,47 @@ INLINE vec load(const num *p) { return loadf(p); }
 INLINE void store(num *p, vec v) { storef(p, v); }
 #endif
 
-// What a step of the inner product multiplies: LANES numbers, or pairs of them where the CPU multiplies bfloat16 itself.
+// What the inner product multiplies at a time: a vector; of bfloat16 two (of each pair of numbers the first in one, the second in the other),
+// or pairs where the CPU multiplies these itself. `given`: a row as it is multiplied, widened once and not for every weight.
 #if defined(BF16) && defined(__AVX512BF16__)
 #define STEP 32
+typedef num given;
 typedef __m512i word;
 INLINE word fetch(const num *p) { return _mm512_loadu_si512(p); }
+INLINE word take(const given *x) { return fetch(x); }
 INLINE vec mac(vec a, word x, word w) { return (vec)_mm512_dpbf16_ps((__m512)a, (__m512bh)x, (__m512bh)w); }
+INLINE const given *widened(const num *x, long size) { return x; }
+#elif defined(BF16)
+#define STEP (2 * LANES)
+typedef float given;
+typedef struct { vec first, second; } word;
+#undef KEEP
+#define KEEP(v) // of two parts, which the compiler keeps by itself
+INLINE word fetch(const num *p) {
+    uvec pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    return (word){(vec)(pairs << 16), (vec)(pairs & 0xffff0000)};
+}
+INLINE word take(const given *x) { return (word){loadf(x), loadf(x + LANES)}; }
+INLINE vec mac(vec a, word x, word w) { return fused(fused(a, x.first, w.first), x.second, w.second); }
+static const given *widened(const num *x, long size) {
+    static _Thread_local float *room;
+    static _Thread_local long have;
+    if (have < size) free(room), room = malloc((have = size) * sizeof *room);
+    for (long i = 0; i < size; i += STEP) {
+        word both = fetch(x + i);
+        storef(room + i, both.first), storef(room + i + LANES, both.second);
+    }
+    return room;
+}
 #else
 #define STEP LANES
+typedef float given;
 typedef vec word;
 INLINE word fetch(const num *p) { return load(p); }
+INLINE word take(const given *x) { return loadf(x); }
 INLINE vec mac(vec a, word x, word w) { return fused(a, x, w); }
+INLINE const given *widened(const num *x, long size) { return x; }
 #endif
 
 // Sums of LANES vectors, each by halves (lane i and i + LANES/2, then quarters, …): lane j of the result is the sum of a[j].
@@ -100,69 +130,68 @@ INLINE vec sums(vec *a) {
     return a[0];
 }
 
-// y[r][o] = x[r]·w[o] + bias[o] for outputs o to o+3 and `rows` ≤ WIDE rows; `in` is a multiple of STEP. One row alone is a matter
-// of reading w in the order of memory; several, or one whose w is `near` since other rows just met it, of using each number of w and x
-// that is in a register as often as possible, and of sums that need not wait for each other.
-INLINE void tile(const int rows, const int near, const num *x, const num *w, const num *bias, num *y, long o, long in, long out) {
-    const int wide = out - o < 4 ? out - o : 4;
+// y[r][o] = x[r]·w[o] + bias[o] for `rows` rows and `outs` outputs from o, rows × outs ≤ LANES; `in` is a multiple of STEP. Each number of w
+// and x that is in a register is used as often as possible, in sums that need not wait for each other. w is read in the order of
+// memory: asked for `ahead` of its use, a line at a time, unless it was just met.
+INLINE void tile(const int rows, const int outs, const int ahead, const given *x, const num *w, const num *bias, num *y, long o, long in, long out) {
+    const int wide = out - o < outs ? out - o : outs;
     const num *from[4];
-    for (int j = 0; j < 4; j++) from[j] = w + (j < wide ? o + j : o) * in;
+    for (int j = 0; j < outs; j++) from[j] = w + (j < wide ? o + j : o) * in;
     vec a[LANES] = {0};
-    if (rows == 1 && !near) {
-        for (int j = 0; j < 4; j++) {
-            vec sum = {0};
-            for (long i = 0; i < in; i += STEP) {
-                __builtin_prefetch(from[j] + i + AHEAD);
-                word with = fetch(from[j] + i);
-                KEEP(with);
-                sum = mac(sum, fetch(x + i), with);
-            }
-            a[j] = sum;
-        }
-    } else {
-        for (long i = 0; i < in; i += STEP) {
-            const num *ahead = from[0] + AHEAD + 4 * i;
-            __builtin_prefetch(ahead), __builtin_prefetch(ahead + STEP), __builtin_prefetch(ahead + 2 * STEP), __builtin_prefetch(ahead + 3 * STEP);
-            word w0 = fetch(from[0] + i), w1 = fetch(from[1] + i), w2 = fetch(from[2] + i), w3 = fetch(from[3] + i);
-            KEEP(w0); KEEP(w1); KEEP(w2); KEEP(w3);
+    for (long i = 0; i < in; i += LINE) {
+        if (ahead)
 #pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                word with = fetch(x + r * in + i);
-                KEEP(with);
-                a[4 * r] = mac(a[4 * r], with, w0), a[4 * r + 1] = mac(a[4 * r + 1], with, w1);
-                a[4 * r + 2] = mac(a[4 * r + 2], with, w2), a[4 * r + 3] = mac(a[4 * r + 3], with, w3);
+            for (int j = 0; j < outs; j++) __builtin_prefetch(from[0] + AHEAD + outs * i + LINE * j);
+#pragma GCC unroll 4
+        for (long s = i; s < i + LINE; s += STEP) {
+            if (s >= in) break;
+            if (outs > rows) {
+#pragma GCC unroll 4
+                for (int j = 0; j < outs; j++) {
+                    word with = fetch(from[j] + s);
+#pragma GCC unroll 4
+                    for (int r = 0; r < rows; r++) a[outs * r + j] = mac(a[outs * r + j], take(x + r * in + s), with);
+                }
+            } else {
+                word with[4];
+#pragma GCC unroll 4
+                for (int j = 0; j < outs; j++) with[j] = fetch(from[j] + s);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++) {
+                    word by = take(x + r * in + s);
+                    KEEP(by);
+#pragma GCC unroll 4
+                    for (int j = 0; j < outs; j++) a[outs * r + j] = mac(a[outs * r + j], by, with[j]);
+                }
             }
         }
     }
     vec total = sums(a);
     if (bias) {
         float more[LANES] = {0};
-        for (int l = 0; l < 4 * rows; l++) more[l] = up(bias[o + (l % 4 < wide ? l % 4 : 0)]);
+        for (int l = 0; l < outs * rows; l++) more[l] = up(bias[o + (l % outs < wide ? l % outs : 0)]);
         total += loadf(more);
     }
     num ready[LANES];
     store(ready, total);
-    for (int r = 0; r < rows; r++) {
-        if (wide == 4) memcpy(y + r * out + o, ready + 4 * r, 4 * sizeof(num));
-        else memcpy(y + r * out + o, ready + 4 * r, wide * sizeof(num));
-    }
+    for (int r = 0; r < rows; r++) memcpy(y + r * out + o, ready + outs * r, wide * sizeof(num));
 }
 
 // Each thread of the region takes one stretch of the outputs, and so of the memory.
 static void multiply(const num *x, const num *w, const num *bias, num *y, long rows, long in, long out) {
+    const given *wide = widened(x, rows * in);
 #pragma omp for schedule(static) nowait
     for (long c = 0; c < (out + 3) / 4; c++)
-        for (long r = 0; r < rows; r += WIDE) {
-            const num *from = x + r * in;
+        for (long r = 0; r < rows; r += 4) {
+            const given *from = wide + r * in;
             num *to = y + r * out;
-            switch (rows - r < WIDE ? rows - r : WIDE) {
-            case 1:
-                if (r) tile(1, 1, from, w, bias, to, 4 * c, in, out);
-                else tile(1, 0, from, w, bias, to, 4 * c, in, out);
-                break;
-            case 2: tile(2, 1, from, w, bias, to, 4 * c, in, out); break;
-            case 3: tile(3, 1, from, w, bias, to, 4 * c, in, out); break;
-            default: tile(WIDE, 1, from, w, bias, to, 4 * c, in, out);
+#define TILES(R, O) for (long o = 4 * c; o < 4 * c + 4 && o < out; o += O) { \
+                if (r) tile(R, O, 0, from, w, bias, to, o, in, out); else tile(R, O, 1, from, w, bias, to, o, in, out); }
+            switch (rows - r) {
+            case 1: TILES(1, 4) break;
+            case 2: TILES(2, LANES < 8 ? 2 : 4) break;
+            case 3: TILES(3, LANES < 16 ? LANES / 4 : 4) break;
+            default: TILES(4, LANES / 4)
             }
         }
 }
