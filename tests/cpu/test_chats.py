@@ -370,7 +370,7 @@ SAID = f"{ASKED}4{END}"
         ([{"conversations": {"from": ["human", "gpt"], "value": ["2+2?", "4"]}}], [SAID]),
         ([{"messages": TURNS, "system": None, "text": None}, {"messages": None, "text": "Hello"}, {"messages": []}], [SAID, "<s>Hello"]),
         ([{"text": b"Hello", "n": b"\xff"}], ["<s>Hello"]),
-        ([{"messages": TURNS[:1] + [{"role": "assistant", "content": "4", "tool_calls": None}]}], [SAID]),
+        ([{"messages": [*TURNS[:1], {"role": "assistant", "content": "4", "tool_calls": None}]}], [SAID]),
     ],
     ids=["turns", "JSON", "turns in JSON", "parts", "columns", "nulls and other kinds", "bytes", "null keys"],
 )  # fmt: skip
