@@ -49,6 +49,9 @@ def command_line() -> str:
     command: Any = typer.main.get_command(app)
     context = command.context_class(command, info_name="foredraft")
     text = get_docs_for_click(obj=command, ctx=context, name="foredraft", title="Command line")
+    for name, verb in command.commands.items():
+        first = " ".join((verb.help or "").split("\n\n")[0].split())
+        text = re.sub(rf"(?m)^\* `{name}`: .*$", f"* [`{name}`](#{name}): {first}", text, count=1)
     text = re.sub(r"(?m)^\* `--help`: Show this message and exit\.\n", "", text)
     text = text.replace("hf:NAME[@CONFIG][:SPLIT[:COLUMN]]", "`hf:NAME[@CONFIG][:SPLIT[:COLUMN]]`")
     text = re.sub(r"(?m)^\*\*Options\*\*:\n\n(?=#|\Z)", "", text)
