@@ -55,7 +55,10 @@ def test_every_command_is_run_or_says_what_it_needs(recipe: Any) -> None:
         ('```bash title="needs a GPU"\npip install "foredraft[none]"\n```', "no extra"),
         ("```bash\ncurl localhost\n```", "say what it needs"),
         ("```bash\nforedraft list nothing\n```", "ends with 2"),
-        ("```console\n$ foredraft list models Qwen3-0.6B\n…\nlayers  29 x attention\n…\n```", "other figures"),
+        (
+            "```console\n$ foredraft list models Qwen3-0.6B\n…\nlayers  29 x attention\n…\n```",
+            "something else is printed",
+        ),
         ("```console\n$ foredraft list models Qwen3-0.6B\n…\nlayers  28 x convolution\n…\n```", "not printed"),
         ("```console\n$ foredraft list models Qwen3-0.6B\nQwen3-0.6B\n```", "more is printed"),
         ("```python\nimport foredraft\nforedraft.plan('no such model', 'H100', None)\n```", "no such model"),
