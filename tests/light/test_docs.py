@@ -60,7 +60,7 @@ def test_every_command_is_run_or_says_what_it_needs(recipe: Any) -> None:
             "something else is printed",
         ),
         ("```console\n$ foredraft list models Qwen3-0.6B\n…\nlayers  28 x convolution\n…\n```", "not printed"),
-        ("```console\n$ foredraft list models Qwen3-0.6B\nQwen3-0.6B\n```", "more is printed"),
+        ("```console\n$ foredraft list models Qwen3-0.6B\n…\nlayers  28 x attention\n```", "more is printed"),
         ("```python\nimport foredraft\nforedraft.plan('no such model', 'H100', None)\n```", "no such model"),
         ('```json title="recipe"\n{"model": {"kind": "lm", "params": 5e6}, "stagez": []}\n```', "stagez"),
     ],
