@@ -118,6 +118,10 @@ LAST = {"role": "assistant", "content": "It is 20."}
         {"question": "2+2?", "answer": "4"},
         {"prompt": [USER], "completion": [{"role": "assistant", "content": "4"}]},
         {"prompt": [USER], "completion": "4"},
+        {"conversations": [{"from": "user", "text": "2+2?"}, {"from": "assistant", "text": "4"}]},
+        {"messages": [{"speaker": "human", "message": "2+2?"}, {"speaker": "gpt", "message": "4"}]},
+        {"messages": [USER, {"role": "assistant", "content": None, "refusal": "4"}]},
+        {"conversations": {"role": ["user", "assistant"], "content": ["2+2?", "4"]}},
     ],
 )  # fmt: skip
 def test_every_spelling_of_a_chat_is_the_same_text(read: Read, row: Any) -> None:
@@ -279,6 +283,27 @@ def test_what_a_template_leaves_out_is_named_by_kind_with_the_first_row(read: Re
         f"the chat template leaves out tools type (1 row, {where}:2 ('function'))",
         f"the chat template leaves out user content after the last answer (1 row, {where}:1 ('Thanks'))",
     ]
+
+
+def test_what_rows_say_beside_their_words_is_minded_or_named(read: Read, tmp_path: Path) -> None:
+    """OpenAI's `weight` 0 is not learnt; an answer without words, and options that no template reads, are named."""
+    turns = [
+        USER,
+        {"role": "assistant", "content": "5", "weight": 0},
+        USER,
+        {"role": "assistant", "content": "4", "weight": 1},
+    ]
+    texts, prepared = read({"messages": turns})
+    assert texts == [f"{ASKED}5{END}\n{ASKED[1:]}4{END}".replace("⟧", "", 1)]
+    assert not prepared.warnings
+    with pytest.raises(ValueError, match="no turn of the assistant but such of weight 0"):
+        read({"messages": turns[:2]})
+    row = {"messages": [USER, {"role": "assistant", "content": ""}], "chat_template_kwargs": {"enable_thinking": False}}
+    assert sorted(read(row)[1].warnings) == [
+        f"the chat template leaves out chat_template_kwargs (1 row, first {tmp_path}/a.jsonl:1 ('enable_thinking'))",
+        f"turns of the assistant that are empty: answers that end at once (1 row, first {tmp_path}/a.jsonl:1)",
+    ]
+    assert read(json.dumps([TURNS, TURNS]).encode(), "a.json")[0] == [SAID, SAID]
 
 
 def test_rows_that_no_template_touches_are_named(read: Read) -> None:

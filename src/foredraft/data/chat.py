@@ -99,8 +99,13 @@ class ChatTemplate:
                 f"the chat template leaves out the call of turn {turn} ({calls[0].text!r}); give one that has tools with --template"
             )
         after = words_of([message.turn() for message in messages[last + 1 :]])
-        unlearnt = (Words(f"{words.kind} after the last answer", words.text, words.turn) for words in after)
-        return rendering._replace(left_out=(*rendering.left_out, *unlearnt))
+        unlearnt = [Words(f"{words.kind} after the last answer", words.text, words.turn) for words in after]
+        unlearnt += [Words("chat_template_kwargs", name, None) for name in options or () if name not in self.text]
+        weights = [message.more.get("weight") for message in said if message.role == "assistant"]
+        texts = (
+            _without_answers(rendering.texts, [weight == 0 for weight in weights]) if 0 in weights else rendering.texts
+        )
+        return rendering._replace(texts=texts, left_out=(*rendering.left_out, *unlearnt))
 
     def prompt(
         self,
@@ -299,6 +304,19 @@ def _plain(turn: Turn) -> str:
     """The words of a turn."""
     content = turn["content"]
     return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+
+
+def _without_answers(texts: Sequence[Rendered], unwanted: Sequence[bool]) -> tuple[Rendered, ...]:
+    """Texts without the spans of answers that are not to be learnt (`weight` 0, as OpenAI's fine-tuning spells it). Raises ValueError where
+    none is left, and where spans are not told apart by answer.
+    """
+    if sum(len(text.spans) for text in texts) != len(unwanted):
+        raise ValueError("a turn of weight 0, but the template's answers are not told apart; leave the row out")
+    skip = iter(unwanted)
+    rest = [text._replace(spans=tuple(span for span in text.spans if not next(skip))) for text in texts]
+    if not any(text.spans for text in rest):
+        raise ValueError("no turn of the assistant but such of weight 0")
+    return tuple(text for text in rest if text.spans)
 
 
 def _joined(texts: Sequence[Rendered]) -> str:

@@ -25,6 +25,7 @@ ROLES_RENAMED = {
     "observation": "tool", "ipython": "tool", "tool_response": "tool", "tool_output": "tool", "function_response": "tool",
 }  # fmt: skip
 CALL_ROLES = ("function_call", "tool_call")  # turns that are the assistant's calls, in JSON
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "message", "refusal")
 TURNS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt", "system_message")
 BESIDE = ("tools", "functions", "chat_template_kwargs")  # of a conversation; functions where there are no tools
@@ -197,7 +198,7 @@ def _with_chat(document: Document, row: Mapping[str, Any]) -> Filled | None:
 
 def _turns_of(value: Any, name: str) -> list[Any]:
     """A list of turns, each an object or one in JSON; or an object of lists, role by role and text by text, as tables have them."""
-    columns = list(value.values()) if isinstance(value, dict) else []
+    columns = list(value.values()) if isinstance(value, dict) and not set(value).isdisjoint(ROLE_KEYS) else []
     if columns and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
         return [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
     return [_unfolded(turn, name, strict=False) for turn in _list(value, name)]
@@ -235,10 +236,10 @@ def _system(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...
 
 def message_of(turn: Any) -> tuple[Message, str | None]:
     """Return a turn in either spelling as a message, with a remark on it. Raises ValueError with what is wrong."""
-    role_key = next((key for key in ("role", "from") if isinstance(turn, dict) and key in turn), None)
+    role_key = next((key for key in ROLE_KEYS if isinstance(turn, dict) and key in turn), None)
     if role_key is None:
         raise ValueError("a turn must be an object with 'role' and 'content' or with 'from' and 'value'")
-    content_key = next((key for key in ("content", "value") if key in turn), "content")
+    content_key = next((key for key in CONTENT_KEYS if turn.get(key) is not None), "content")
     role = _string(turn[role_key], role_key)
     name, content = ROLES_RENAMED.get(role.lower(), role.lower()), turn.get(content_key)
     more = {key: value for key, value in turn.items() if key not in (role_key, content_key) and value is not None}
@@ -256,11 +257,20 @@ def message_of(turn: Any) -> tuple[Message, str | None]:
     calls = more.pop("tool_calls", None) or ([more.pop("function_call")] if "function_call" in more else None)
     if calls is not None and (listed := _calls(calls)):
         more["tool_calls"] = listed
-    if content is None and not (name in ("tool", "system") and content_key in turn) and not _says(more):
+    if (
+        content is None
+        and not (name in ("tool", "system") and not set(CONTENT_KEYS).isdisjoint(turn))
+        and not _says(more)
+    ):
         raise ValueError(
             f"a turn of {role} says nothing: it must be an object with 'role' and 'content', a text, or with 'tool_calls'"
         )
-    return Message(role=name, content="" if content is None and name != "assistant" else content, more=more), None
+    remark = (
+        "turns of the assistant that are empty: answers that end at once"
+        if name == "assistant" and not content and not _says(more)
+        else None
+    )
+    return Message(role=name, content="" if content is None and name != "assistant" else content, more=more), remark
 
 
 def _says(more: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foredraft.data import files
-from foredraft.data.rows import Document, Mode, document_of, parsed
+from foredraft.data.rows import TURNS, Document, Mode, document_of, parsed
 from foredraft.data.tokens import Source
 
 Broken = Callable[[str], None]  # takes "file:line: why"; raises to stop
@@ -116,6 +116,8 @@ def _object(row: files.Row) -> dict[str, Any]:
         value = parsed(row)
     except ValueError as error:
         raise ValueError(f"broken line ({error})") from None
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return {TURNS[0]: value}  # a row that is its turns
     if not isinstance(value, dict):
         raise ValueError(f"broken line (must be a JSON object, got {type(value).__name__})")
     return value
