@@ -10,9 +10,9 @@ from html import escape
 
 from foredraft.records import Estimate, Plan, ScheduleStep
 
-WIDTH, HEIGHT = 420.0, 290.0
+WIDTH, HEIGHT = 420.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 14.0, 42.0
-STRIP = 34.0  # height of the steps of k
+STRIP = 46.0  # height of the steps of k
 Scale = Callable[[float], float]
 
 
@@ -28,7 +28,7 @@ def gain_chart(plan: Plan) -> str:
         for tick in _ticks(least, most)
     ]
     parts.append(_line([(LEFT, y(1.0)), (WIDTH - RIGHT, y(1.0))], "even"))
-    parts.append(_text(WIDTH - RIGHT, y(1.0) - 5, "no draft", "end"))
+    parts.append(_text(WIDTH - RIGHT, y(1.0) + 13, "without a draft", "end"))
     if len(steps) > 1:
         band = [(x(i), y(s.speedup.high)) for i, s in enumerate(steps)] + [
             (x(i), y(s.speedup.low)) for i, s in reversed(list(enumerate(steps)))
@@ -66,7 +66,7 @@ def latency_chart(plan: Plan) -> str:
     steps = plan.schedule
     level = plan.service_levels.tpot_s if plan.service_levels else None
     first = plan.service_levels.ttft_s if plan.service_levels else None
-    slowest = 1e3 * max([s.tpot_s.high for s in steps] + ([level * 1.15] if level else []))
+    slowest = 1e3 * max([max(s.tpot_s.high, s.plain_tpot_s or 0) for s in steps] + ([level * 1.15] if level else []))
     fastest = max(s.output_tok_s.high for s in steps)
     x, y = _linear(0, slowest * 1.04, LEFT + 6, WIDTH - RIGHT), _linear(0, fastest * 1.06, HEIGHT - BOTTOM, TOP)
     parts = []
@@ -82,6 +82,10 @@ def latency_chart(plan: Plan) -> str:
         for tick in _ticks(0, fastest)
     ]
     parts += [_text(x(tick), HEIGHT - BOTTOM + 15, f"{tick:g}", "middle") for tick in _ticks(0, slowest)]
+    if plain := [
+        (x(1e3 * s.plain_tpot_s), y(s.plain_output_tok_s)) for s in steps if s.plain_tpot_s and s.plain_output_tok_s
+    ]:
+        parts += [_line(plain, "plain"), _text(plain[-1][0] + 6, plain[-1][1] + 14, "without a draft", "middle")]
     parts.append(_line([(x(1e3 * s.tpot_s.value), y(s.output_tok_s.value)) for s in steps], "curve"))
     for step in steps:
         at, up = x(1e3 * step.tpot_s.value), y(step.output_tok_s.value)

@@ -7,6 +7,7 @@ their digest that no other may run. Refuses to know: HTTP, how a plan is made.
 import base64
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files as resources
@@ -23,7 +24,7 @@ from foredraft.page.nearest import Near, nearest, public_name
 from foredraft.plan import evidence
 from foredraft.records import DraftChoice, Estimate, Observation, Plan
 from foredraft.report.parts import NONE, number
-from foredraft.report.plan_tables import describe, level_lines, serving_time, trained_on
+from foredraft.report.plan_tables import describe, level_lines, serving_time
 from foredraft.report.style import count, percent
 
 VERBS = {"download": "Download", "train": "Train", "use": "Use", "nothing": "No draft"}
@@ -132,7 +133,7 @@ def _tiles(plan: Plan) -> list[Figure]:
     speed = busiest.output_tok_s
     tiles.append(
         Figure(
-            f"Speed at {busiest.concurrency:,}",
+            f"Speed at {busiest.concurrency:,} at once",
             f"{speed.value:,.0f}",
             _band(speed, ",.0f"),
             "output tokens/s of all requests together",
@@ -228,7 +229,11 @@ def _how(draft: DraftChoice | None, edges: Mapping[str, str] | None = None) -> s
     if draft is None:
         return "nothing to do"
     if draft.training_flops:
-        return f"train on {trained_on(draft, dict(edges or {}))} tokens: {device_time(draft.training_gpu_hours)}"
+        ends = ", ".join(
+            f"{end} {'size' if dial == 'params' else 'tokens'} searched" for dial, end in (edges or {}).items()
+        )
+        tokens = f"train on {count(draft.draft_tokens or 0)} tokens, {device_time(draft.training_gpu_hours)}"
+        return f"{tokens} ({ends})" if ends else tokens
     if draft.kind == "lookup":
         return "built into the engine"
     return "download" if draft.hub_id or draft.name.endswith("(public)") else "at hand"
@@ -270,7 +275,7 @@ class Change(NamedTuple):
 
 def _changes(plan: Plan) -> list[Change]:
     return [
-        Change(run.settles, run.run, f"{run.narrows:.0%} of the band’s width", device_time(run.gpu_hours))
+        Change(run.settles, run.run, f"{percent(run.narrows)} of the band’s width", device_time(run.gpu_hours))
         for run in plan.next_runs
     ]
 
@@ -337,7 +342,7 @@ def _copies(plan: Plan, inputs: Mapping[str, str] | None) -> list[Copy]:
     for name, settings in plan.settings.items():
         engine = ENGINES[name]
         served = engine.command(plan, "TARGET", None) if name == plan.engine else ""
-        text = served or msgspec.json.format(msgspec.json.encode(settings), indent=2).decode()
+        text = served or _settings(settings)
         about = (
             "the command that serves it; TARGET and a draft’s folder are yours"
             if served
@@ -363,6 +368,13 @@ def _copies(plan: Plan, inputs: Mapping[str, str] | None) -> list[Copy]:
             )
         )
     return copies
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """Flags as they are typed, or JSON."""
+    if all(flag.startswith("--") for flag in settings):
+        return " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
+    return msgspec.json.format(msgspec.json.encode(settings), indent=2).decode()
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from foredraft.page.inputs import FIELDS
+from foredraft.page.inputs import FIELDS, VERSION
 from foredraft.plan.plan import plan
 from foredraft.plan.session import Manner, Question, Session
 from foredraft.records import Observation, Plan
@@ -79,7 +79,7 @@ class Planner:
 
         with self.busy:
             heed()
-            key = tuple(sorted(inputs.items()))
+            key = tuple(sorted((name, value) for name, value in inputs.items() if name != VERSION))  # no plan hangs on it
             if key in self.plans:
                 self.plans.move_to_end(key)
                 return self.plans[key]

@@ -35,6 +35,7 @@ class SimulatedOutcome(NamedTuple):
     ttft_s: Array
     tpot_s: Array
     plain_tok_s: Array
+    plain_tpot_s: Array
     running: Array
     scatter: Array
     plain_scatter: Array
@@ -112,6 +113,7 @@ def outcome(
         load.ttft_s,
         load.tpot_s,
         plain.output_tok_s,
+        plain.tpot_s,
         load.running,
         scatter,
         bare,

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from foredraft import kinds
 from foredraft.engines import ENGINES
@@ -46,6 +47,8 @@ from foredraft.records import (
     with_hint,
 )
 from foredraft.shapes import Shape
+
+Array = NDArray[np.float64]
 
 
 def plan(
@@ -193,9 +196,15 @@ def _schedule(problem: Problem, best: Scored) -> tuple[ScheduleStep, ...]:
             output_tok_s=estimated(outcome.output_tok_s[i], "tokens/s", best, factor=scatter[i]),
             tpot_s=estimated(outcome.tpot_s[i], "s", best, factor=-scatter[i]),
             ttft_s=first_token(outcome.ttft_s[i], best, factor=-scatter[i]),
+            plain_output_tok_s=_middle(outcome.plain_tok_s[i]), plain_tpot_s=_middle(outcome.plain_tpot_s[i]),
         )
         for i, (c, mode) in enumerate(zip(problem.workload.concurrency, best.modes, strict=True))
     )  # fmt: skip
+
+
+def _middle(draws: Array) -> float:
+    """The geometric mean of draws [S]."""
+    return float(np.exp(np.log(draws).mean()))
 
 
 def _settings(

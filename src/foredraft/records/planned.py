@@ -78,7 +78,7 @@ class DraftChoice(Record, frozen=True):
 class ScheduleStep(Record, frozen=True):
     """What to run at one concurrency: `lookahead` draft passes (0: no speculation), `topk` and `tree_nodes` of a tree
     (1 and lookahead: a chain), and the static `tree` that was weighed: (parent, rank) of each node, -1 the root. `ttft_s` None: whether
-    clients queue cannot be told.
+    clients queue cannot be told. `plain_output_tok_s`, `plain_tpot_s`: without a draft, the middle of the same draws.
     """
 
     concurrency: int
@@ -92,6 +92,8 @@ class ScheduleStep(Record, frozen=True):
     tpot_s: Estimate
     ttft_s: Estimate | None = None
     tree: tuple[tuple[int, int], ...] = ()
+    plain_output_tok_s: float | None = None
+    plain_tpot_s: float | None = None
 
 
 class RunnerUp(Record, frozen=True):

@@ -124,15 +124,15 @@ def _kinds(plan: Plan) -> Titled:
     """The best draft of each kind, the chosen one first."""
     table = Titled("The best of each kind", "best of a kind", "trained on", "mean gain", "lost by")
     if plan.draft:
-        table.add_row(describe(plan.draft), trained_on(plan.draft, plan.edges), interval(plan.speedup, ".2f"), "chosen")
+        table.add_row(describe(plan.draft), _dials(plan.draft, plan.edges), interval(plan.speedup, ".2f"), "chosen")
     for lost in plan.runners_up:
         table.add_row(
-            describe(lost.draft), trained_on(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
+            describe(lost.draft), _dials(lost.draft, lost.edges), interval(lost.speedup, ".2f"), lost.reason
         )  # fmt: skip
     return table
 
 
-def trained_on(draft: DraftChoice, edges: dict[str, str]) -> str:
+def _dials(draft: DraftChoice, edges: dict[str, str]) -> str:
     """Training tokens, and which dials end where the search did; what is not to be trained is there."""
     if not draft.training_flops:
         there = "public" if draft.hub_id or draft.name.endswith("(public)") else "at hand"
