@@ -10,9 +10,9 @@ from html import escape
 
 from foredraft.records import Estimate, Plan, ScheduleStep
 
-WIDTH, HEIGHT = 420.0, 300.0
+WIDTH, HEIGHT = 420.0, 310.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 14.0, 42.0
-STRIP = 46.0  # height of the steps of k
+STRIP = 58.0  # height of the steps of k
 Scale = Callable[[float], float]
 
 
@@ -40,7 +40,7 @@ def gain_chart(plan: Plan) -> str:
         if len(steps) == 1:
             parts.append(_line([(x(i), y(step.speedup.low)), (x(i), y(step.speedup.high))], "whisker"))
         parts.append(_dot(x(i), y(step.speedup.value), title))
-    parts += _lookaheads(steps, x, floor + 10, HEIGHT - BOTTOM)
+    parts += _lookaheads(steps, x, floor + 20, HEIGHT - BOTTOM)
     parts += [_text(x(i), HEIGHT - BOTTOM + 15, f"{s.concurrency:,}", "middle") for i, s in enumerate(steps)]
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "requests at once", "middle"))
     return _svg(parts, "Gain by requests at once, with its 90 % band and the lookahead k at each load")
@@ -85,7 +85,7 @@ def latency_chart(plan: Plan) -> str:
     if plain := [
         (x(1e3 * s.plain_tpot_s), y(s.plain_output_tok_s)) for s in steps if s.plain_tpot_s and s.plain_output_tok_s
     ]:
-        parts += [_line(plain, "plain"), _text(plain[-1][0] + 6, plain[-1][1] + 14, "without a draft", "middle")]
+        parts += [_line(plain, "plain"), _text(plain[-1][0] + 7, plain[-1][1] + 4, "without a draft", "start")]
     parts.append(_line([(x(1e3 * s.tpot_s.value), y(s.output_tok_s.value)) for s in steps], "curve"))
     for step in steps:
         at, up = x(1e3 * step.tpot_s.value), y(step.output_tok_s.value)

@@ -98,6 +98,11 @@
     readLoad();
   };
 
+  // What it comes to stands below the inputs where the answer itself is out of sight.
+  const brief = document.getElementById("brief");
+  let near = false;
+  new IntersectionObserver((seen) => { near = seen.at(-1).isIntersecting; brief.hidden = near || !brief.textContent; }).observe(answer);
+
   // Asking: a first look, then the full plan; a newer question stops an older one.
   let asking = null, last = null, again = false;
   const faults = (named) => {
@@ -129,6 +134,7 @@
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
     const plan = document.getElementById("plan"), mark = document.getElementById("mark"), link = document.getElementById("download");
     mark.textContent = plan.dataset.mark; mark.className = `mark ${plan.dataset.mark}`; mark.title = plan.dataset.markAbout;
+    brief.textContent = plan.dataset.brief; brief.hidden = near;
     if (link) link.href = `/Plan.json?${query()}`;
   };
   const ask = async (words, sketch, signal) => {
