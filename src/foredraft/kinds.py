@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from foredraft import shapes
+from foredraft.draft_words import ADAPTIVE, BEHIND, BESIDE, LENGTHS, Lookup, lengths_file, parted  # noqa: F401 (kinds.… elsewhere)
 from foredraft.records import DraftChoice
 from foredraft.shapes import HeadMatrix, HeadParts, Shape
 from foredraft.shapes.gguf import is_gguf
@@ -90,13 +91,8 @@ class Kind:
         """Its label, what it drafts in a pass, which engines serve it and what trains it, for people."""
         passes = {"none": "no model", "token": "a token a pass", "block": "a block a pass"}[self.passes]
         served = f"served by {', '.join(self.engine_names)}" if self.engine_names else "served by none"
-        source = (
-            "in the target's checkpoint"
-            if self.in_target
-            else f"trained by {', '.join(self.training.tools)}"
-            if self.training
-            else ""
-        )
+        trained = f"trained by {', '.join(self.training.tools)}" if self.training else ""
+        source = "in the target's checkpoint" if self.in_target else trained
         return "; ".join(part for part in (self.label, passes, served, source) if part)
 
     def label_at(self, num_layers: int | None) -> str:
@@ -220,21 +216,8 @@ MLP_SPECULATOR = Kind(
 )  # fmt: skip
 
 KINDS = (
-    NONE,
-    NGRAM,
-    LM,
-    EAGLE,
-    EAGLE3,
-    MULTI_LAYER,
-    MTP,
-    DFLASH,
-    DFLASH2,
-    DSPARK,
-    DOMINO,
-    P_EAGLE,
-    MEDUSA,
-    MLP_SPECULATOR,
-)
+    NONE, NGRAM, LM, EAGLE, EAGLE3, MULTI_LAYER, MTP, DFLASH, DFLASH2, DSPARK, DOMINO, P_EAGLE, MEDUSA, MLP_SPECULATOR,
+)  # fmt: skip
 USUAL = (EAGLE3, MULTI_LAYER, EAGLE, LM, NGRAM)  # those most met, first of all
 USUAL_HEAD = EAGLE3  # planned where own runs are of no other, and what other heads are held against
 CHECKPOINTS = {kind.name: kind for kind in (LM, DSPARK, DFLASH, EAGLE, EAGLE3)}  # kinds that foredraft trains and runs
@@ -258,67 +241,6 @@ SPELLINGS = {spelling: method for method, spellings in _SPELLINGS.items() for sp
 _BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
 
 
-LONGEST_MATCH = 3  # tokens of a match that is looked for first; 8 gained 0.003 tokens per step over 3 (docs/log.md)
-BESIDE = "+ngram"  # behind a draft, in words and in measurements: a look-up stands before it
-BEHIND = " + look-up"  # the same behind a planned draft's name, for people
-_LOOKUP = re.compile(rf"(?P<draft>.+){re.escape(BESIDE)}(?::(?P<min_match>\d+)(?:,(?P<lookahead>\d+))?)?")
-
-
-ADAPTIVE = "~"  # behind a draft, in words and in measurements: lengths follow its confidence
-LENGTHS = "lengths.json"  # in a draft's folder: what its confidence and its steps were measured to be
-_ADAPTIVE = re.compile(rf"(?P<draft>.+){ADAPTIVE}(?P<file>(?:.+\.json)?)")
-
-
-class Lookup(NamedTuple):
-    """A look-up before a draft: it takes matches of `min_match` tokens or more, and drafts `lookahead` (None: as deep as the draft).
-
-    The default match is the shortest that accepts more than a draft of 2.5 tokens per step does: of 4 looked up after matches of
-    exactly 1, 2, 3, 4 and 5 tokens 0.4, 1.2, 1.6, 1.8 and 2.2 were accepted (docs/log.md).
-    """
-
-    min_match: int = 3
-    lookahead: int | None = None
-
-    @property
-    def sizes(self) -> range:
-        """Tokens of the matches that are looked for, the longest first."""
-        return range(max(LONGEST_MATCH, self.min_match), self.min_match - 1, -1)
-
-
-def parted(draft: str) -> tuple[str, Lookup | None]:
-    """A draft's words, `DIR`, `DIR~[FILE.json]` or `DIR+ngram[:MIN_MATCH[,LOOKAHEAD]]`, as what drafts and the look-up before it, if any.
-
-    Raises ValueError where a look-up stands before a look-up, or asks for no token, or where lengths are to follow a look-up.
-    """
-    if adaptive := _ADAPTIVE.fullmatch(draft):
-        folder, lookup = parted(adaptive["draft"])
-        if lookup or folder == NGRAM.name:
-            raise ValueError(
-                f"draft {draft!r}: a look-up has no confidence that lengths could follow; leave {ADAPTIVE} out"
-            )
-        return folder, None
-    match = _LOOKUP.fullmatch(draft)
-    if not match:
-        return draft, None
-    min_match, lookahead = match["min_match"], match["lookahead"]
-    lookup = Lookup(
-        Lookup().min_match if min_match is None else int(min_match), None if lookahead is None else int(lookahead)
-    )
-    if lookup.min_match < 1 or lookup.lookahead == 0:
-        raise ValueError(
-            f"draft {draft!r}: what follows {BESIDE}: is MIN_MATCH or MIN_MATCH,LOOKAHEAD, each at least 1"
-        )
-    if parted(match["draft"])[1] or match["draft"] == NGRAM.name:
-        raise ValueError(f"draft {draft!r}: {BESIDE} stands once, behind a folder")
-    return match["draft"], lookup
-
-
-def lengths_file(draft: str) -> Path | None:
-    """Where a draft's words, `DIR~` or `DIR~FILE.json`, say that its lengths were measured; None where they do not follow its confidence."""
-    adaptive = _ADAPTIVE.fullmatch(draft)
-    return (Path(adaptive["file"]) if adaptive["file"] else Path(adaptive["draft"]) / LENGTHS) if adaptive else None
-
-
 @cache
 def of_method(method: str) -> Kind:
     """The kind that a measurement's `method` names, itself or by a word of it (samd_eagle2); an unknown one is a head without a shape."""
@@ -338,14 +260,8 @@ def _changed(kind: Kind, ending: str, words: str) -> Kind:
     """A draft of `kind` with a look-up before it, or of adaptive length: a kind of its own, so that no law takes it for the draft alone."""
     methods = {method + ending: label + words for method, label in kind.methods.items()}
     return replace(
-        kind,
-        name=kind.name + ending,
-        label=kind.label + words,
-        role="mixed",
-        methods=methods,
-        parts=None,
-        engine_names={},
-    )
+        kind, name=kind.name + ending, label=kind.label + words, role="mixed", methods=methods, parts=None, engine_names={}
+    )  # fmt: skip
 
 
 def role_of(method: str) -> Role:

@@ -132,7 +132,8 @@ def not_judged(kind: Kind, more: str = "") -> Finding:
     served = ", ".join(
         engine.label for name, engine in ENGINES.items() if name in kind.engine_names and not (more and name == OURS)
     )
-    article = "an" if kind.label[0] in "AEIO" or kind.label.split()[0] in ("MTP", "MLP") else "a"
+    spelt_out = kind.label.split()[0].isupper()  # letter by letter
+    article = "an" if kind.label[0] in ("AEFHILMNORSX" if spelt_out else "AEIO") else "a"
     return Finding(
         code="not-judged", where="architectures", level="note", remedy="load it there, and measure it: foredraft measure --endpoint",
         effect=f"not judged: this is {article} {kind.label} head{more} for {served or 'no engine that is known here'}",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from foredraft.engines.counters import RequestCounts, Totals
 from foredraft.engines.loading import Fault, HeadFolder, HeadLoader
-from foredraft.kinds import Kind
+from foredraft.kinds import USUAL_HEAD, Kind
 from foredraft.laws.passes import Efficiency
 from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
@@ -91,7 +91,7 @@ class ServingEngine:
         return False
 
     # Kinds, by name, that it runs with a draft vocabulary of their own.
-    draft_vocabularies: ClassVar[frozenset[str]] = frozenset({"eagle3"})
+    draft_vocabularies: ClassVar[frozenset[str]] = frozenset({USUAL_HEAD.name})
 
     # A plan's settings. `plan_file`: what `plan --out` calls them; "" of an engine that takes none.
     plan_file: ClassVar[str] = ""

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foredraft import kinds
 from foredraft.data.tokens import Batch
 from foredraft.models.block_head import BlockHead
 from foredraft.models.draft_head import DraftHead
-from foredraft.models.dspark import DSparkHead
 from foredraft.shapes import Shape
 from foredraft.teacher.acceptance import tally
 from foredraft.teacher.blocks import PackedHead
@@ -157,7 +157,7 @@ class BlockObjective(HeadObjective):
             raise ValueError("block settings are for a head that drafts blocks")
         if settings.lookahead > head.block:
             raise ValueError(f"lookahead ({settings.lookahead}) must not exceed the block's {head.block} tokens")
-        confident = isinstance(head, DSparkHead) and head.confidence_head is not None
+        confident = getattr(head, "confidence_head", None) is not None
         if bool(settings.confidence) != confident:
             raise ValueError(
                 "confidence weighs the loss of a confidence head: the head must have one if and only if it is positive"
@@ -193,4 +193,4 @@ def block_training_flops(
 def _rows(shape: Shape) -> int:
     """Rows of a new head's block, the anchor's among them."""
     assert shape.head is not None
-    return shape.head.block + (shape.head.kind != DSparkHead.kind.name)
+    return shape.head.block + (not kinds.from_anchor({}, kinds.of_shape(shape)))
