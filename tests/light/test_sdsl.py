@@ -5,10 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from foredraft.cli import reproduce as verb
+from foredraft.cli.main import app
 from foredraft.laws.forms import loss_laws
 from foredraft.laws.speedup import tokens_per_flop
-from foredraft.plan import sdsl
+from foredraft.plan import parting, sdsl
+from foredraft.report import reproduced as both
 from foredraft.report import sdsl as figures
 
 ONE_POINT = sdsl.RegressionGrid(name="one", target_params=(1e10,), draft_tokens=(1e11,), target_tokens=(1e11,))
@@ -104,3 +108,46 @@ def test_figures_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"figures need matplotlib: pip install 'foredraft\[plot\]'"):
         figures.draw(tmp_path)
+
+
+# --- Both papers side by side ---
+
+
+@pytest.fixture(scope="module")
+def papers(reproduced):
+    """The documents of both; where N* parts, of one case made up here."""
+    share = {cause: 1.0 + 0.1 * i for i, cause in enumerate(parting.CAUSES)}
+    case = {"target": "OPT-13B", "machine": "A100-SXM-80GB", "devices": 1, "sdsl": 1.16e8, "ours": 1.27e8, "low": 6e7, "high": 3.6e8,
+            "at_edge": False, "gain": 1.73, "gain_at_sdsl": 1.72, "share": share}  # fmt: skip
+    parted = {"causes": parting.CAUSES, "cases": [case], "words": list(parting.words([case], share)), "assumes": "so"}
+    return {"sdsl": reproduced | {"parting": parted}, "scylla": verb.COMPUTED["scylla"]()}
+
+
+def test_without_a_paper_both_stand_side_by_side(papers, monkeypatch, tmp_path):
+    monkeypatch.setattr(verb, "COMPUTED", {name: lambda name=name: papers[name] for name in papers})
+    done = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path), "--no-figures"])
+    assert done.exit_code == 0, done.output
+    for words in (
+        "N* of Qwen1.5-110B",
+        "k_opt at batch 64",
+        "Scylla at batch 64",
+        "Not reproduced",
+        "fixed costs",
+        "cost law fitted",
+        "N* × 1.30",
+    ):
+        assert words in done.output.replace("\u00a0", " ")
+    assert json.loads((tmp_path / "papers.json").read_text()) == json.loads(json.dumps(papers))
+
+
+def test_the_page_of_both_has_every_published_number_and_what_is_missing(papers, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in ("sdsl_4_latency",)})
+    html = both.write_reproduction(tmp_path / "papers.html", papers).read_text(encoding="utf-8")
+    for published in ("117 M", "313 M", "0.00271", "5.43", "36.6", "2150", "910"):
+        assert f">{published}<" in html, published
+    for section in ("sdsl", "scylla", "parting", "missing"):
+        assert f'<section id="{section}"' in html
+    assert html.count('role="img"') == 6
+    assert "beyond rounding" in html  # theorem 1.1's 5.13

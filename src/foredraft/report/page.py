@@ -15,7 +15,7 @@ from foredraft import __version__
 from foredraft.records import Provenance, write_bytes
 from foredraft.report import inline, style
 from foredraft.report.documents import Documents, read_documents
-from foredraft.report.parts import Picture, Section, Table
+from foredraft.report.parts import Headline, Picture, Section, Table
 from foredraft.report.sections import compared, fitted, headline, machine, measured, planned, swept, theory, trained
 
 SECTIONS = (compared, planned, measured, fitted, machine, trained, theory, swept)
@@ -39,14 +39,17 @@ def write_page(folders: Iterable[str | Path], out: str | Path, figures: str | Pa
     documents = read_documents(folders)
     parts = {part: part.section(documents) for part in SECTIONS}
     sections = [section for section in parts.values() if section]
-    html = render(documents, sections, [part.FILLED_BY for part, section in parts.items() if section is None])
+    lacking = [part.FILLED_BY for part, section in parts.items() if section is None]
+    html = render(headline.headline(documents), sections, lacking, facts(documents), sources(documents))
     pictures = tuple(picture for section in sections for picture in section.pictures)
     drawn = style.draw(figures, {picture.name: inline.files(picture) for picture in pictures}) if figures else []
     write_bytes(out, html.encode())
     return Page(Path(out), pictures, tuple(drawn))
 
 
-def render(documents: Documents, sections: Sequence[Section], lacking: Sequence[str]) -> str:
+def render(
+    top: Headline, sections: Sequence[Section], lacking: Sequence[str], facts: Sequence[tuple[str, str]], sources: Table | None
+) -> str:  # fmt: skip
     """The page as a string; `lacking`: of each part that it leaves out, which record would fill it."""
     try:
         from jinja2 import Environment, StrictUndefined
@@ -58,8 +61,8 @@ def render(documents: Documents, sections: Sequence[Section], lacking: Sequence[
     template = environment.from_string((here / TEMPLATE).read_text(encoding="utf-8"))
     pictures = {picture.name: Markup(inline.svg(picture)) for section in sections for picture in section.pictures}
     return template.render(
-        sheet=Markup((here / SHEET).read_text(encoding="utf-8")), headline=headline.headline(documents),
-        sections=sections, svg=pictures, lacking=lacking, facts=facts(documents), sources=sources(documents),
+        sheet=Markup((here / SHEET).read_text(encoding="utf-8")), headline=top,
+        sections=sections, svg=pictures, lacking=lacking, facts=facts, sources=sources,
     )  # fmt: skip
 
 

@@ -63,13 +63,14 @@ def _throughput(figure: Any) -> None:
             used = sdsl.throughput(marked, target.params).tokens_per_flop * scale
             axes.plot(marked, used, "o", mfc="white", mec=colour, ms=5, zorder=3)
     axes.set(xscale="log", xlim=(1e7, 1e10), xlabel="draft parameters N", ylabel="T(N, γ*)·2M  (1 = no draft)")
+    style.log_axis(axes.xaxis, style.count)
     top = axes.secondary_xaxis("top")
-    top.set_xticks(marked, list(DRAFTS), fontsize=7)
+    top.set_xticks(marked, list(DRAFTS), rotation=35, ha="left", rotation_mode="anchor")
     top.set_xticks([], minor=True)
     axes.plot([], [], "*", color="white", mec=BLACK, ms=11, label="N*")
     axes.plot([], [], "o", mfc="white", mec=BLACK, ms=5, label="OPT drafts")
     figure.suptitle("Tokens per FLOP against draft size, D = D′ = 10¹¹ tokens", fontsize=10)
-    figure.legend(ncols=4, loc="outside lower center")
+    style.legend(figure, [axes])
 
 
 def _style(target: sdsl.PublishedTarget) -> str:
@@ -95,21 +96,26 @@ def _acceptance(figure: Any) -> None:
 
 def _latency(figure: Any) -> None:
     """Published latencies against the distance of the draft from N*."""
-    panels = figure.subplots(1, 3)
+    narrow = figure.get_figwidth() < style.SIZE_IN[0]
+    if narrow:
+        figure.set_figheight(6.5)
+    panels = figure.subplots(3, 1, sharex=True) if narrow else figure.subplots(1, 3)
     names = {"ttft_s": "TTFT, s", "ttot_s": "TTOT, s", "tpot_s": "TPOT, s per token"}
     for axes, (field, label) in zip(panels, names.items(), strict=True):
         same = [(run.distance, getattr(run, field)) for run in sdsl.LATENCIES if run.same_family]
         axes.plot(*np.array(same).T, "--", color="#888888", lw=1, zorder=1)
         for run, colour, marker in zip(sdsl.LATENCIES, (BLUE, GREEN, ORANGE, VERMILION), MARKERS, strict=False):
             axes.plot(run.distance, getattr(run, field), marker, color=colour, mec=BLACK, ms=8, label=run.draft)
-        axes.set(xscale="log", yscale="log", xlabel="|N − N*| / M", ylabel=label, xlim=(3e-4, 0.2))
+        axes.set(xscale="log", yscale="log", ylabel=label, xlim=(3e-4, 0.2))
+        if not narrow or axes is panels[-1]:
+            axes.set_xlabel("|N − N*| / M")
+        style.log_axis(axes.xaxis)
     _plain_ticks(panels[0], (0.04, 0.06, 0.08, 0.1, 0.12))
     _plain_ticks(panels[1], (2, 5, 10, 20, 40))
     _plain_ticks(panels[2], (0.01, 0.02, 0.05, 0.1, 0.15))
     title = f"Published latency, {sdsl.LATENCY_TARGET} target, {sdsl.LATENCY_OUTPUT_LEN} output tokens (Appendix F)"
     figure.suptitle(title, fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="draft; dashed: the target's own family", ncols=4, loc="outside lower center")
+    style.legend(figure, panels[:1], title="draft; dashed: the target's own family")
 
 
 def _plain_ticks(axes: Any, values: tuple[float, ...]) -> None:
@@ -135,9 +141,7 @@ def _scaling(figure: Any) -> None:
     _against_tokens(draft, "draft tokens D", lambda params, tokens: sdsl.optimal_draft(params, tokens, 1e12))
     _against_tokens(target, "target tokens D′", lambda params, tokens: sdsl.optimal_draft(params, 1e12, tokens))
     figure.suptitle("Optimal draft size; lower panels at 10¹² tokens of the other model", fontsize=10)
-    handles, labels = size.get_legend_handles_labels()
-    more, names = draft.get_legend_handles_labels()
-    figure.legend(handles + more, labels + names, ncols=4, loc="outside lower center")
+    style.legend(figure, [size, draft])
 
 
 def _against_tokens(axes: Any, label: str, optimum: Callable[[float, float], sdsl.DraftOptimum]) -> None:
@@ -147,6 +151,7 @@ def _against_tokens(axes: Any, label: str, optimum: Callable[[float, float], sds
         share = [optimum(params, float(count)).draft_params / params * 1e3 for count in tokens]
         axes.plot(tokens, share, line, color=colour, label=f"M = {params / 1e9:g} B")
     axes.set(xscale="log", xlabel=label, ylabel="N*/M, thousandths")
+    style.log_axis(axes.xaxis, style.count, (1.0,))
 
 
 def _power(value: float) -> str:
@@ -154,6 +159,25 @@ def _power(value: float) -> str:
     return "10" + "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(digit)] for digit in str(round(np.log10(value))))
 
 
+CAPTIONS = {
+    "sdsl_1_acceptance_plane": (
+        "1. The acceptance plane",
+        "The paper's coefficients; the points are ours, for its own are not published. No intervals.",
+    ),
+    "sdsl_2_tokens_per_flop": (
+        "2. Tokens per FLOP by draft size",
+        "Computed from the paper's constants; N* starred. No intervals.",
+    ),
+    "sdsl_3_acceptance": (
+        "3. Acceptance by the draft's perplexity",
+        "Computed from the paper's constants; N* starred. No intervals.",
+    ),
+    "sdsl_4_latency": ("4. Latency by distance from N*", "As published (appendix F), not computed. No intervals."),
+    "sdsl_5_scaling": (
+        "5. How N* scales",
+        "Computed from the paper's constants, beside its line of Table 9. No intervals.",
+    ),
+}
 FIGURES: dict[str, Callable[[Any], None]] = {
     "sdsl_1_acceptance_plane": _plane, "sdsl_2_tokens_per_flop": _throughput, "sdsl_3_acceptance": _acceptance,
     "sdsl_4_latency": _latency, "sdsl_5_scaling": _scaling,

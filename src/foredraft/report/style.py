@@ -89,13 +89,13 @@ def plural(number: int, noun: str) -> str:
 # --- Axes ---
 
 
-def log_axis(axis: Any, form: Callable[[float], str] = "{:g}".format) -> None:
-    """Ticks of a log axis that a reader can name: even ones in half a decade, then 1, 2, 5 of each, then decades."""
+def log_axis(axis: Any, form: Callable[[float], str] = "{:g}".format, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """Ticks of a log axis that a reader can name: even ones in half a decade, then `steps` of each, then decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
-    logs = LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.6 else (1.0,), numticks=20)
+    logs = LogLocator(subs=steps if decades < 2.6 else (1.0,), numticks=20)
     axis.set_major_locator(MaxNLocator(5) if decades < 0.5 else logs)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
