@@ -12,7 +12,6 @@ and a verdict in a line, which is printed. vLLM comes from `make peers` or `make
 
 import argparse
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -136,7 +135,6 @@ def _serving(
         str(max(_numbers(arguments.loads))), "--uvicorn-log-level", "warning", *(["--enforce-eager"] if arguments.eager else []),
     ]  # fmt: skip
     environment = vllm_server.environment(arguments.python, arguments.threads) | preload(arguments.python)
-    environment["PATH"] = f"{arguments.python.parent.resolve()}{os.pathsep}{environment.get('PATH', '')}"
     return vllm_server.serving([*command, *more], environment, log)
 
 

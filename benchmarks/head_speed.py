@@ -25,8 +25,8 @@ from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder, new_decoder
 from foredraft.models.heads import new_head
 from foredraft.models.layers import ModelConfig
-from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
+from foredraft.shapes.rope import rope_from_config
 from foredraft.train.heads import EAGLE, EAGLE3, HeadObjective
 from foredraft.train.language_model import LanguageModelObjective
 from foredraft.train.objective import Objective

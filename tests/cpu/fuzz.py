@@ -31,9 +31,9 @@ from foredraft.data import tokenizer as tokenizers
 from foredraft.data.prepare import prepare
 from foredraft.models import Decoder, new_head, save_head
 from foredraft.models.layers import ModelConfig
-from foredraft.models.rope import Rope
 from foredraft.models.save import save
 from foredraft.shapes import Shape
+from foredraft.shapes.rope import Rope
 
 SECONDS, MEMORY = 20, 3 * 2**30
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

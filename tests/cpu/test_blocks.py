@@ -36,10 +36,10 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.dspark import DSparkHead
 from foredraft.models.heads import load_head, new_head, save_head
 from foredraft.models.layers import ModelConfig
-from foredraft.models.rope import rope_from_config
 from foredraft.models.save import save
 from foredraft.recipe import DFlash, DSpark, EvalSchedule, Recipe, Stage, block_decay
 from foredraft.shapes import from_config
+from foredraft.shapes.rope import rope_from_config
 from foredraft.teacher.acceptance import acceptance
 from foredraft.teacher.blocks import PackedHead
 from foredraft.teacher.cache import TargetCache

@@ -31,10 +31,10 @@ from foredraft.models.draft_vocab import offsets
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.layers import ModelConfig
-from foredraft.models.rope import Rope
 from foredraft.models.save import save
 from foredraft.records import DraftChoice, Estimate, Observation, Plan, Provenance, ScheduleStep, Workload
 from foredraft.shapes import Shape
+from foredraft.shapes.rope import Rope
 
 VOCAB = 300
 HEADS = {

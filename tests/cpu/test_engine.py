@@ -24,8 +24,8 @@ from foredraft.models.forward import Output
 from foredraft.models.graphs import rounded
 from foredraft.models.heads import new_head
 from foredraft.models.layers import ModelConfig, grouped_attention, grouped_bias
-from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
+from foredraft.shapes.rope import rope_from_config
 
 VOCAB, ROWS = 64, 64  # rows: of the largest batch
 

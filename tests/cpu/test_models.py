@@ -32,8 +32,9 @@ from foredraft.models.draft_vocab import GatheredRows, offsets
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head, default_feature_layers
 from foredraft.models.forward import causal_mask
-from foredraft.models.rope import Rope, frequencies, rope_from_config, rope_to_config
+from foredraft.models.rope import frequencies
 from foredraft.models.save import save
+from foredraft.shapes.rope import Rope, rope_from_config, rope_to_config
 
 torch.set_num_threads(1)  # for tensors this small, threads cost more than they give
 

@@ -12,8 +12,8 @@ from foredraft.decode.engine import Engine
 from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.models.decoder import Decoder
 from foredraft.models.layers import ModelConfig
-from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
+from foredraft.shapes.rope import rope_from_config
 from foredraft.teacher import teacher_forced
 from foredraft.teacher.acceptance import TeacherForcedAcceptance, acceptance, tally
 from foredraft.teacher.cache import TargetCache

@@ -23,8 +23,8 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import TokenHead
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig
-from foredraft.models.rope import rope_from_config
 from foredraft.shapes import from_config
+from foredraft.shapes.rope import rope_from_config
 from foredraft.teacher import chains
 from foredraft.teacher import teacher as teachers
 from foredraft.teacher.acceptance import TeacherForcedAcceptance, acceptance

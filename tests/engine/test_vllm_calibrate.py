@@ -1,7 +1,6 @@
 """`foredraft calibrate` on the real vLLM: what the server says of itself, and a schedule that it takes."""
 
 import contextlib
-import os
 from pathlib import Path
 
 import ours
@@ -62,7 +61,5 @@ def _conclude_again(out: Path, draft: Path) -> None:
 
 
 def _script(script: Path, log: Path) -> contextlib.AbstractContextManager[str]:
-    environment = vllm_server.environment(vllm_here.python(), 1)
-    environment["PATH"] = f"{vllm_here.python().parent}{os.pathsep}{environment['PATH']}"
     command = ["sh", script, "--dtype", "float32", "--enforce-eager", "--max-model-len", str(vllm_here.CONTEXT)]
-    return vllm_server.serving(command, environment, log)
+    return vllm_server.serving(command, vllm_server.environment(vllm_here.python(), 1), log)

@@ -1,6 +1,7 @@
 """The light rooms stay light, and rooms know only what they should: checked by running them without torch and by reading imports."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -274,3 +275,28 @@ def test_plan_on_the_packages_face_plans():
     call = 'foredraft.plan("Llama-3.1-8B", "H100", Workload(input_len=64, output_len=64, concurrency=(1,)))'
     done = run(f"{BLOCK}\nimport foredraft\nfrom foredraft.records import Workload\nprint({call}.target)")
     assert done.stdout == "Llama-3.1-8B\n", done.stderr
+
+
+def test_a_head_is_checked_where_heavy_packages_cannot_be_imported(tmp_path):
+    """`deploy check` of a head, its values too; a model's tensors are said to be not judged."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    import numpy as np
+
+    config = {
+        "architectures": ["LlamaForCausalLMEagle"], "model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "torch_dtype": "float32",
+    }  # fmt: skip
+    head, model = tmp_path / "head", tmp_path / "model"
+    for folder, tensors in (
+        (head, {"fc.weight": np.full((16, 32), np.nan, np.float32)}),
+        (model, {"model.norm.weight": np.ones(16, np.float32)}),
+    ):
+        folder.mkdir()
+        (folder / "config.json").write_text(
+            json.dumps(config if folder == head else config | {"architectures": ["LlamaForCausalLM"]})
+        )
+        numpy.save_file(tensors, folder / "model.safetensors")
+    verb = "from foredraft.cli import main\nmain.app(['deploy', 'check', {!r}, '--json'], standalone_mode=False)"
+    checked, unjudged = (run(f"{BLOCK}\n{verb.format(str(folder))}") for folder in (head, model))
+    assert "not-finite" in {finding["code"] for finding in json.loads(checked.stdout)}, checked.stderr
+    assert "not-judged" in {finding["code"] for finding in json.loads(unjudged.stdout)}, unjudged.stderr

@@ -18,11 +18,12 @@ from foredraft.models.draft_head import DraftHead
 from foredraft.models.heads import load_head
 from foredraft.models.layers import ModelConfig
 from foredraft.models.load import load
-from foredraft.models.rope import Rope, rope_from_config
 from foredraft.models.target import Target
 from foredraft.shapes import Shape
 from foredraft.shapes.config import text_part
 from foredraft.shapes.families import HEAD_FAMILY
+from foredraft.shapes.rope import Rope, rope_from_config
+from foredraft.shapes.tensors import table_name
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -105,16 +106,8 @@ def _table(target: str | Path, name: str) -> torch.Tensor | None:
         checkpoint = Checkpoint(target)
     except ValueError:
         return None
-    rows = shapes.from_config(Path(target)).vocab_size
-    names = [
-        stored
-        for stored, tensor in checkpoint.stored.items()
-        if f".{stored}".endswith(f".{name}")
-        and len(tensor.shape) == 2
-        and tensor.shape[0] == rows
-        and tensor.kind in TYPES
-    ]
-    return checkpoint.tensor(min(names, key=len)) if names else None
+    on_file = table_name(checkpoint.stored, name, shapes.from_config(Path(target)).vocab_size)
+    return checkpoint.tensor(on_file) if on_file else None
 
 
 def token_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,19 +7,19 @@ a loader makes of it.
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
+
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.key_types import typed
 from foredraft.engines import ENGINES, LOADERS, speculators
 from foredraft.kinds import CHECKPOINTS, OURS, Kind, of_checkpoint
-from foredraft.models import pickles
-from foredraft.models.checkpoint import Checkpoint, StoredTensor
-from foredraft.models.head_files import canonical
-from foredraft.models.pickles import PickleCheckpoint
 from foredraft.records import Record, read_json
 from foredraft.shapes import unfolded
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
+from foredraft.shapes.tensors import StoredTensor, TensorFolder, canonical
 
 CONFIG, RECORD, SERVE = "config.json", "deploy.json", "serve.sh"
+PICKLED = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKEN_MAP = "token_map.pt"  # no weights: the list of ids that SGLang reads
 QUANTISED = "hf_quant_config.json"  # ModelOpt's record of what it quantised
@@ -45,7 +45,7 @@ class DraftFolder(NamedTuple):
     path: Path
     raw: dict[str, Any]
     config: dict[str, Any]
-    checkpoint: Checkpoint
+    checkpoint: "TensorFolder | PickledTensors"
     kind: Kind
     names: dict[str, str]
 
@@ -109,11 +109,26 @@ def _unreadable(path: Path, why: str) -> Finding:
     return Finding(code=code, where=INDEX if truncated else SINGLE, effect=short, remedy="export or download it again")
 
 
-def _checkpoint(path: Path) -> Checkpoint:
-    """The tensors of safetensors, or where there are none of pickles, of which nothing but tensors is read."""
-    if missing_weights(path) and any((path / name).is_file() for name in (pickles.SINGLE, pickles.INDEX)):
-        return PickleCheckpoint(path)
-    return Checkpoint(path)
+class PickledTensors:
+    """The tensors of pickles, of which nothing but tensors is read: by torch, which alone can."""
+
+    def __init__(self, folder: Path) -> None:
+        from foredraft.models.pickles import PickleCheckpoint
+
+        self._checkpoint = PickleCheckpoint(folder)
+        self.stored = self._checkpoint.stored
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Its values; of bfloat16 as float32."""
+        tensor = self._checkpoint.tensor(name)
+        return (tensor.float() if self.stored[name].kind == "BF16" else tensor).numpy()
+
+
+def _checkpoint(path: Path) -> TensorFolder | PickledTensors:
+    """The tensors of safetensors, or where there are none of pickles."""
+    if missing_weights(path) and any((path / name).is_file() for name in PICKLED):
+        return PickledTensors(path)
+    return TensorFolder(path)
 
 
 def _pickles(path: Path) -> list[Finding]:
@@ -162,7 +177,7 @@ def read_settings(file: Path) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else {}
 
 
-def _names(checkpoint: Checkpoint, kind: Kind) -> dict[str, str]:
+def _names(checkpoint: TensorFolder | PickledTensors, kind: Kind) -> dict[str, str]:
     if kind.role != "head":
         return {name: name for name in checkpoint.stored}
     return {canonical(name): name for name in checkpoint.stored}

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from foredraft.data.tokenizer import WORD_FILES, vocabulary
-from foredraft.deploy.draft import target_embedding
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids, block_keys
-from foredraft.models.rope import Rope, rope_from_config
-from foredraft.shapes import read_config, unfolded
+from foredraft.shapes import from_config, read_config, unfolded
 from foredraft.shapes.config import text_part
 from foredraft.shapes.families import FAMILIES, ModelFamily
+from foredraft.shapes.rope import Rope, rope_from_config
+from foredraft.shapes.tensors import FLOATS, TensorFolder, table_name
 
-FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -72,8 +72,8 @@ def _maps_into(folder: DraftFolder, vocab_size: Any) -> bool:
     """Whether a head drafts ids of a vocabulary of that size alone, and reads no table of its own."""
     if "d2t" not in folder.names or "embed_tokens.weight" in folder.names or not isinstance(vocab_size, int):
         return False
-    offsets = folder.checkpoint.tensor(folder.names["d2t"]).flatten().long()
-    ids = offsets + torch.arange(len(offsets))
+    offsets = folder.checkpoint.array(folder.names["d2t"]).ravel().astype(np.int64)
+    ids = offsets + np.arange(len(offsets))
     return bool(((ids >= 0) & (ids < vocab_size)).all())
 
 
@@ -206,22 +206,35 @@ def _range(
         )  # fmt: skip
 
 
+def _target_table(target: Path) -> NDArray[Any] | None:
+    """The target's embeddings; None where its folder holds no weights, or none of a number format that is read here."""
+    try:
+        tensors = TensorFolder(target)
+    except ValueError:
+        return None
+    name = table_name(tensors.stored, "embed_tokens.weight", from_config(target).vocab_size)
+    return tensors.array(name) if name else None
+
+
 ROWS = 1024  # of two tables that are compared
 ALIKE = 0.5  # mean cosine of their rows, above which one grew out of the other; of random or foreign ones it is near 0
 
 
 def _embedding(folder: DraftFolder, target: Path, engine: ServingEngine) -> Iterator[Finding]:
     """A table as wide as its target's that is not its target's: some trainers save one that they never filled (TorchSpec #38)."""
-    if "embed_tokens.weight" not in folder.names or (table := target_embedding(target)) is None:
+    if "embed_tokens.weight" not in folder.names or (table := _target_table(target)) is None:
         return
-    stored = folder.checkpoint.tensor(folder.names["embed_tokens.weight"])
-    if stored.shape != table.shape or stored.dtype not in FLOAT_TYPES:
+    header = folder.stored("embed_tokens.weight")
+    if header is None or header.shape != table.shape or header.kind not in FLOATS:
         return
-    rows = torch.linspace(0, len(table) - 1, min(ROWS, len(table))).long()
-    own, others = stored[rows].float(), table[rows].float()
-    if torch.allclose(own, others, rtol=0.02, atol=1e-6):
+    rows = np.linspace(0, len(table) - 1, min(ROWS, len(table))).astype(int)
+    own, others = (
+        part[rows].astype(np.float32) for part in (folder.checkpoint.array(folder.names["embed_tokens.weight"]), table)
+    )
+    if np.allclose(own, others, rtol=0.02, atol=1e-6):
         return
-    alike = float(torch.cosine_similarity(own, others, dim=-1).mean())
+    lengths = np.linalg.norm(own, axis=-1) * np.linalg.norm(others, axis=-1)
+    alike = float(((own * others).sum(axis=-1) / np.maximum(lengths, 1e-8)).mean())
     does = "drafts by it" if engine.keeps_embedding else "puts the target's in its place"
     yield Finding(
         code="embedding-differs", where=folder.names["embed_tokens.weight"], engine=engine.name, level="warning",

@@ -6,18 +6,16 @@ Refuses to know: targets.
 import re
 from collections.abc import Iterator, Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from foredraft.deploy.findings import BOTH, Finding, finding
 from foredraft.deploy.folder import DraftFolder
 from foredraft.engines.engine import ServingEngine
 from foredraft.engines.loading import ExpectedTensors, Sizes, TensorShape, head_tensors, lacking, sizes_of
-from foredraft.models.checkpoint import FLOATS
-from foredraft.models.decoder import Decoder
-from foredraft.models.load import read_config, stored_name
 from foredraft.shapes.absent import SINGLE
 from foredraft.shapes.families import prefixes
+from foredraft.shapes.tensors import FLOATS
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may
@@ -65,7 +63,18 @@ def _types(folder: DraftFolder) -> Iterator[Finding]:
 
 
 def _model(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
-    """A standalone model against the tensors of its own config."""
+    """A standalone model against the tensors of its own config, which a decoder names."""
+    try:
+        import torch
+
+        from foredraft.models.decoder import Decoder
+        from foredraft.models.load import read_config, stored_name
+    except ImportError:
+        yield Finding(
+            code="not-judged", where="config.json", level="note", effect="not judged: torch's modules name the tensors of an independent model",
+            remedy="pip install 'foredraft[full]'",
+        )  # fmt: skip
+        return
     try:
         shape, model_config = read_config(folder.path)
         if shape.draft_vocab_size:
@@ -179,7 +188,7 @@ def _unknown(name: str, stored: str, folder: DraftFolder, engine: ServingEngine,
     does = f"is unknown: {who} {'stops at it' if engine.strict or not head else 'skips it in silence'}"
     code, remedy, level = "unknown", "rename it as its loader does, or leave it out", "error"
     if name == "fc.bias":
-        zero = not bool(folder.checkpoint.tensor(stored).any())
+        zero = not bool(folder.checkpoint.array(stored).any())
         code, does = (
             "fc-bias",
             f"is {'zeros' if zero else 'not zero'}: {engine.label}'s fc has no bias and drops it in silence",
@@ -250,8 +259,8 @@ def _twins(folder: DraftFolder, sizes: Sizes) -> Iterator[Finding]:
     for i in range(1, sizes.layers):
         pair = [f"layers.{i}.{name}.weight" for name in ("input_layernorm", "hidden_norm")]
         if all(name in folder.names for name in pair):
-            first, second = (folder.checkpoint.tensor(folder.names[name]) for name in pair)
-            if not torch.equal(first, second):
+            first, second = (folder.checkpoint.array(folder.names[name]) for name in pair)
+            if not np.array_equal(first, second):
                 yield Finding(
                     code="twin-norm-differs", where=folder.names[pair[1]], effect=f"differs from {pair[0]}: engines disagree about which counts",
                     remedy="write the trained norm under both names",
@@ -270,8 +279,8 @@ def _map(folder: DraftFolder, sizes: Sizes) -> Iterator[Finding]:
         )  # fmt: skip
         if stored.kind[0] != "I":
             return
-    offsets = folder.checkpoint.tensor(folder.names["d2t"]).flatten().long()
-    ids = offsets + torch.arange(len(offsets))
+    offsets = folder.checkpoint.array(folder.names["d2t"]).ravel().astype(np.int64)
+    ids = offsets + np.arange(len(offsets))
     if len(ids) and (ids.min() < 0 or ids.max() >= sizes.vocab):
         absolute = int(offsets.min()) >= 0 and int(offsets.max()) < sizes.vocab
         remedy = (
@@ -282,21 +291,21 @@ def _map(folder: DraftFolder, sizes: Sizes) -> Iterator[Finding]:
             effect=f"leads to ids {int(ids.min())} to {int(ids.max())} of a vocabulary of {sizes.vocab}",
         )  # fmt: skip
         return
-    if len(ids.unique()) != len(ids):
+    if len(np.unique(ids)) != len(ids):
         yield Finding(
-            code="d2t-twice", where="d2t", effect=f"names {len(ids) - len(ids.unique())} tokens twice: of two logits one is lost",
+            code="d2t-twice", where="d2t", effect=f"names {len(ids) - len(np.unique(ids))} tokens twice: of two logits one is lost",
             remedy="name each token once; offsets are target id less draft id",
         )  # fmt: skip
     yield from _mask(folder, ids, sizes)
 
 
-def _mask(folder: DraftFolder, ids: Tensor, sizes: Sizes) -> Iterator[Finding]:
+def _mask(folder: DraftFolder, ids: NDArray[np.int64], sizes: Sizes) -> Iterator[Finding]:
     stored = folder.stored("t2d")
     if stored is None or stored.shape != (sizes.vocab,):
         return
-    mask = torch.zeros(sizes.vocab, dtype=torch.bool)
+    mask = np.zeros(sizes.vocab, dtype=bool)
     mask[ids] = True
-    if not torch.equal(folder.checkpoint.tensor(folder.names["t2d"]).bool(), mask):
+    if not np.array_equal(folder.checkpoint.array(folder.names["t2d"]).astype(bool), mask):
         yield Finding(
             code="t2d", where="t2d", effect="does not mark the tokens of d2t: one of the two is of another vocabulary", remedy="make it from d2t",
         )  # fmt: skip
@@ -310,7 +319,7 @@ def _mask(folder: DraftFolder, ids: Tensor, sizes: Sizes) -> Iterator[Finding]:
 
 def _finite(folder: DraftFolder) -> Iterator[Finding]:
     for name, stored in folder.checkpoint.stored.items():
-        if stored.kind in FLOATS and not bool(torch.isfinite(folder.checkpoint.tensor(name)).all()):
+        if stored.kind in FLOATS and not bool(np.isfinite(folder.checkpoint.array(name)).all()):
             yield Finding(
                 code="not-finite", where=name, effect="holds nan or inf, and every token behind it is lost",
                 remedy="export the last good checkpoint; float16 overflows beyond 65504",

@@ -134,12 +134,12 @@ class ServingEngine:
         """`settings` under which the engine accepts as asked whatever is drafted, with random weights where it can make them."""
         raise NotImplementedError
 
-    # Running it: its settings' versions, the words that start it, its image and whether that starts it by itself, its Helm chart and where that
-    # is told, what to watch of it.
+    # Running it: its settings' versions, the Python module that starts it, its image and whether that starts it by itself, its Helm chart and
+    # where that is told, what to watch of it.
     versions: ClassVar[tuple[SettingVersion, ...]] = ()
     image: ClassVar[str] = ""
     image_starts: ClassVar[bool] = False
-    launcher: ClassVar[tuple[str, ...]] = ()
+    module: ClassVar[str] = ""
     chart: ClassVar[str] = ""
     metrics: ClassVar[ServerMetrics | None] = None
 

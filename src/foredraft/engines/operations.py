@@ -39,17 +39,20 @@ def needs_line(engine: ServingEngine, settings: Mapping[str, Any]) -> str:
 
 def launch_words(engine: ServingEngine, target: str, settings: Mapping[str, Any]) -> str:
     """The command line that serves `target`."""
-    return shlex.join([*engine.launcher, *engine.arguments(target, settings)])
+    return f"python3 -m {engine.module} {shlex.join(engine.arguments(target, settings))}"
 
 
 def script(engine: ServingEngine, target: str, settings: Mapping[str, Any]) -> str:
-    """A shell script of it; further arguments go to the server."""
-    return f'#!/bin/sh\n# {needs_line(engine, settings)}\nexec {launch_words(engine, target, settings)} "$@"\n'
+    """A shell script of it; further arguments go to the server, PYTHON can be set."""
+    words = f"-m {engine.module} {shlex.join(engine.arguments(target, settings))}"
+    return f'#!/bin/sh\n# {needs_line(engine, settings)}\nexec "${{PYTHON:-python3}}" {words} "$@"\n'
 
 
 def compose(engine: ServingEngine, target: str, settings: Mapping[str, Any], version: str | None = None) -> str:
     """A service for Docker Compose: its image and words; ports, volumes and devices are for the user to set."""
-    words = _list([*(() if engine.image_starts else engine.launcher), *engine.arguments(target, settings)], 6)
+    words = _list(
+        [*(() if engine.image_starts else ("python3", "-m", engine.module)), *engine.arguments(target, settings)], 6
+    )
     return f"""# docker compose -f {COMPOSE} up. Ports, volumes and devices are yours to set.
 # {needs_line(engine, settings)}
 services:

@@ -138,7 +138,7 @@ class SGLang(ServingEngine):
         SettingVersion(_ADAPTIVE, "pull request 21599 (2026)", "sgl-project/sglang#21599; with spec v2 #23336"),
         SettingVersion("--enable-metrics", "not told", "docs.sglang.io/references/production_metrics.html"),
     )  # fmt: skip
-    launcher, image = ("python3", "-m", "sglang.launch_server"), "lmsysorg/sglang"
+    module, image = "sglang.launch_server", "lmsysorg/sglang"
     metrics = ServerMetrics(
         "avg(avg_over_time(sglang:spec_accept_length[{window}]))", "sum(avg_over_time(sglang:num_running_reqs[{window}]))",
         "sum(avg_over_time(sglang:num_queue_reqs[{window}]))", "sum(rate(sglang:generation_tokens_total[{window}]))", needs="--enable-metrics",
@@ -155,7 +155,9 @@ class SGLang(ServingEngine):
         return self.launched(settings, kind, draft) | ({} if alone else {_DRAFT: draft})
 
     def arguments(self, target: str, settings: Mapping[str, Any]) -> list[str]:
-        words = [part for flag, value in settings.items() for part in ((flag,) if value is True else (flag, str(value)))]
+        words = [
+            part for flag, value in settings.items() for part in ((flag,) if value is True else (flag, str(value)))
+        ]
         return ["--model-path", target, "--enable-metrics", *words]
 
     def simulated(self, settings: Mapping[str, Any], accepted: Accepted) -> Simulation:

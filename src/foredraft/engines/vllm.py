@@ -157,7 +157,7 @@ class VLLM(ServingEngine):
         ),
         SettingVersion(f"{_DRAFTED}*_total", "0.9.2", "docs.vllm.ai/en/v0.9.2/api/vllm/v1/spec_decode/metrics.html"),
     )  # fmt: skip
-    launcher, image, image_starts = ("vllm", "serve"), "vllm/vllm-openai", True
+    module, image, image_starts = "vllm.entrypoints.openai.api_server", "vllm/vllm-openai", True
     chart = "Values of vllm-project/production-stack (helm/values.yaml): helm upgrade --install vllm vllm/vllm-stack -f helm-values.yaml"
     metrics = ServerMetrics(
         f"1 + sum(rate({_DRAFTED}accepted_tokens_total[{{window}}])) / sum(rate({_DRAFTED}drafts_total[{{window}}]))",

@@ -7,24 +7,14 @@ Refuses to know: pickle (loading one can run code), what the tensors mean.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from foredraft.records import read_json
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
-
-FLOATS = ("F32", "F16", "BF16")
-
-
-class StoredTensor(NamedTuple):
-    """Where a tensor lies and what its file's header says of it; `kind` as safetensors spells it: F32, BF16, I64, …"""
-
-    file: Path
-    kind: str
-    shape: tuple[int, ...]
+from foredraft.shapes.tensors import FLOATS, StoredTensor, sharded
 
 
 class TensorError(ValueError):
@@ -85,32 +75,6 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
         return {name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-
-
-def sharded(index: Path, tensors_in: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
-    """The index's tensors, once every shard is there and holds, as `tensors_in` reads it, what the index places in it."""
-    try:
-        placed = read_json(index)["weight_map"]
-        shards = sorted({str(shard) for shard in placed.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: no usable weight_map ({type(error).__name__}: {error})") from None
-    stored: dict[str, StoredTensor] = {}
-    for shard in shards:
-        stored |= tensors_in(_shard(index, shard))
-    for name, shard in placed.items():
-        if name not in stored or stored[name].file.name != shard:
-            raise ValueError(f"{index.parent / shard}: lacks tensor {name}, though {index.name} places it there")
-    return stored
-
-
-def _shard(index: Path, shard: str) -> Path:
-    if Path(shard).name != shard:
-        raise ValueError(f"{index}: shard {shard!r} must be the name of a file in the same folder")
-    if not (index.parent / shard).is_file():
-        raise ValueError(
-            f"{index.parent / shard}: no such file, though {index.name} names it; download the missing shard"
-        )
-    return index.parent / shard
 
 
 def check(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], ignore: Callable[[str], bool]) -> None:

@@ -24,9 +24,10 @@ from foredraft.models.forward import LogitsAt, Output, attention_metadata, check
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import AttentionMetadata, DecoderBlock, KeyValues, ModelConfig
 from foredraft.models.linear import Linear, linear
-from foredraft.models.rope import Rope, Rotary
+from foredraft.models.rope import Rotary
 from foredraft.models.target import Target
 from foredraft.shapes import Shape
+from foredraft.shapes.rope import Rope
 
 
 class HeadLayout(NamedTuple):

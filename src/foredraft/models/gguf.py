@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foredraft.models.checkpoint import Checkpoint, StoredTensor
+from foredraft.models.checkpoint import Checkpoint
 from foredraft.records import with_hint
 from foredraft.shapes.gguf import FORMATS, GgufFile
 from foredraft.shapes.gguf_config import ROPE_FACTORS, config_of
+from foredraft.shapes.tensors import StoredTensor
 
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {

@@ -4,26 +4,12 @@ Promises: a tensor is called what engines call it inside: without `model.`, laye
 Refuses to know: what a head's tensors are for.
 """
 
-import re
 from pathlib import Path
 
 from torch import Tensor
 
-from foredraft.models.checkpoint import Checkpoint, StoredTensor
-
-# What other trainers and older versions call some tensors.
-ALIASES = {
-    "midlayer.": "layers.0.", "transformer.": "layers.0.", "fusion_fc.": "fc.", "midlayers.": "layers.",
-    "aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2.",
-}  # fmt: skip
-
-
-def canonical(name: str) -> str:
-    """A head's tensor as loaders name it inside."""
-    name = name.removeprefix("model.")
-    for old, new in ALIASES.items():
-        name = re.sub(rf"^{re.escape(old)}", new, name)
-    return name
+from foredraft.models.checkpoint import Checkpoint
+from foredraft.shapes.tensors import StoredTensor, canonical
 
 
 class HeadCheckpoint(Checkpoint):

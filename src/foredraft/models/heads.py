@@ -23,12 +23,12 @@ from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.head_files import HeadCheckpoint
 from foredraft.models.load import parse_config
-from foredraft.models.rope import Rope, rope_to_config
 from foredraft.models.target import Target
 from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape
 from foredraft.shapes.absent import SINGLE
 from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, NORMED_HEAD_FAMILY
+from foredraft.shapes.rope import Rope, rope_to_config
 
 HEADS: dict[str, type[DraftHead]] = {
     kinds.EAGLE3.name: Eagle3Head, kinds.EAGLE.name: EagleHead, kinds.DFLASH.name: BlockHead, kinds.DSPARK.name: DSparkHead,

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from foredraft.models import kernels
 from foredraft.models.linear import Linear
-from foredraft.models.rope import Rope, rope_from_config, rotate
+from foredraft.models.rope import rotate
 from foredraft.records import Record, require
 from foredraft.shapes import Shape
 from foredraft.shapes.families import FAMILIES
+from foredraft.shapes.rope import Rope, rope_from_config
 
 ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "relu": F.relu, "gelu": F.gelu}
 

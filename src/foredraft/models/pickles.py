@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foredraft.models.checkpoint import Checkpoint, StoredTensor, sharded
+from foredraft.models.checkpoint import Checkpoint
 from foredraft.shapes.absent import WEIGHTS
+from foredraft.shapes.tensors import StoredTensor, sharded
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _KINDS = {

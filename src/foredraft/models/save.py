@@ -14,11 +14,11 @@ from torch import Tensor
 from foredraft.models.decoder import INIT_STD
 from foredraft.models.layers import ModelConfig
 from foredraft.models.load import stored_name
-from foredraft.models.rope import Rope, rope_to_config
 from foredraft.records import make_readable, write
 from foredraft.shapes import Shape
 from foredraft.shapes.absent import SINGLE
 from foredraft.shapes.families import prefixes, runnable
+from foredraft.shapes.rope import Rope, rope_to_config
 
 
 def save(

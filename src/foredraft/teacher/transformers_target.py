@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from foredraft import shapes
 from foredraft.models.forward import Output
 from foredraft.models.layers import ModelConfig
-from foredraft.models.rope import Rope, rope_from_config
 from foredraft.models.target import LogitsForm, Target
 from foredraft.records import with_hint
 from foredraft.shapes import Shape
 from foredraft.shapes.config import text_part
+from foredraft.shapes.rope import Rope, rope_from_config
 
 NAME = "transformers"
 PROBED = 16  # tokens
