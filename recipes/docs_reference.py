@@ -59,6 +59,18 @@ def command_line() -> str:
     return re.sub(r"\*\*Usage\*\*:\n\n```console\n\$ (.*?)\n```", r"```text\n\1\n```", text)
 
 
+SHOWN_OF_PLAN = (
+    "target",
+    "machine",
+    "workload",
+    "objective",
+    "draft",
+    "speedup",
+    "schedule",
+    "settings",
+    "action",
+    "next_runs",
+)
 DOCUMENTS_INTRO = """# Documents
 
 What passes from verb to verb is a document on disk: JSON, or JSON lines. Each is a frozen record of
@@ -85,8 +97,10 @@ def documents() -> str:
          (records.Observation, records.Provenance)),
         ("Measurement", "A line of `measurements.jsonl`: an observation with its intervals.", "", (records.Measurement, records.Estimate)),
         ("Machine", "What `probe --out` writes and `plan --machine` reads.", machine, (records.Machine,)),
-        ("Workload", "What a server is asked to do; part of a plan.", "", (records.Workload,)),
-        ("Plan", "`Plan.json`, which `plan --out` writes; `train`, `deploy`, `generate --plan`, `report` and `sweep` read it.", "",
+        ("Workload", "What a server is asked to do; part of a plan.",
+         '{"input_len": 512, "output_len": 256, "concurrency": [1, 8, 64], "weights": [0.2, 0.5, 0.3], "temperature": 0.7, "task": "chat"}',
+         (records.Workload,)),
+        ("Plan", "`Plan.json`, which `plan --out` writes; `train`, `deploy`, `generate --plan`, `report` and `sweep` read it.", _plan(),
          (records.Plan, records.DraftChoice, records.ScheduleStep, records.RunnerUp, records.Rival, records.NextRun)),
         ("Recipe", "What `train` reads: `examples/recipe.json`.", (ROOT / "examples/recipe.json").read_text(encoding="utf-8"),
          (recipe.Recipe, *_models(recipe), recipe.Stage, recipe.EvalSchedule)),
@@ -100,6 +114,20 @@ def _first_observation() -> Any:
     from foredraft.published.readers import read_observations
 
     return next(row for row in read_observations([ROOT / "examples/runs.csv"]) if row.tokens_per_step)
+
+
+def _plan() -> str:
+    """A plan of one kind of draft, without what is long."""
+    import msgspec
+
+    import foredraft
+    from foredraft.plan.problem import PlanSettings
+    from foredraft.records import Workload
+
+    load = Workload(input_len=512, output_len=256, concurrency=(8,))
+    plan = foredraft.plan("Llama-3.1-8B", "H100", load, PlanSettings(draws=64, kinds=("lookup",)))
+    whole = msgspec.json.decode(msgspec.json.encode(plan).replace(plan.speedup.source.encode(), "…".encode()))
+    return json.dumps({name: whole[name] for name in SHOWN_OF_PLAN if name in whole})
 
 
 def _models(recipe: Any) -> tuple[type, ...]:
