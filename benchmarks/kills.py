@@ -29,14 +29,14 @@ from fuzz import TEMPLATE, write_base
 from foredraft import records
 from foredraft.cli.main import main
 
-PER_RUN = 5
+PER_RUN = 8
 SLOWEST_S = 300.0  # then a run hangs
 WORDS = "the quick brown fox jumps over the lazy dog, once upon a time there was a cat"
 OF_A_PROCESS = (
     "log.txt",
     "lock",
     "running.txt",
-)  # what a sweep's cell says of its processes, which differ after a kill
+)  # what a sweep's cell says of its processes, as the `tail` of an outcome does
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -79,17 +79,17 @@ def cells(out: Path) -> int:
 JOBS = (
     Job(
         ("train", "{base}/recipe.json", "--target", "{base}/target", "--data", "{base}/tokens", "--held-out", "{base}/tokens",
-         "--features", "{out}/states", "--out", "{out}/run"), steps, 3,
+         "--features", "{out}/states", "--out", "{out}/run"), steps, 4,
     ),
-    Job(("sweep", "{base}/grid.json", "--out", "{out}/sweep", "--cpus-per-cell", "1"), cells, 2),
-    Job(("data", "prepare", "{base}/corpus.jsonl", "-t", "{base}/target", "-o", "{out}/tokens", "--val-share", "0.2"), whole, 2),
+    Job(("sweep", "{base}/grid.json", "--out", "{out}/sweep", "--cpus-per-cell", "1"), cells, 3),
+    Job(("data", "prepare", "{base}/corpus.jsonl", "-t", "{base}/target", "-o", "{out}/tokens", "--val-share", "0.2"), whole, 4),
     Job(
         ("data", "regenerate", "{base}/prompts.jsonl", "--target", "{base}/target", "-o", "{out}/a.jsonl", "--max-tokens", "12", "--batch", "2",
-         "--draft", "{base}/head"), rows, 3,
+         "--draft", "{base}/head"), rows, 4,
     ),
     Job(
         ("measure", "{base}/target", "--draft", "{base}/head@2", "--prompts", "{base}/prompts.jsonl", "--num", "4", "--max-tokens", "8",
-         "--way", "live", "--out", "{out}/measured"), whole, 2,
+         "--way", "live", "--out", "{out}/measured"), whole, 3,
     ),
     Job(("convert", "{base}/pickled", "{out}/folder"), whole),
     Job(("fit", "{base}/records/observations.jsonl", "--draws", "16", "--out", "{out}/fits"), whole),
@@ -112,11 +112,8 @@ def write_jobs(base: Path) -> None:
     watch = {"save_every": 3, "log_every": 1, "held_out_every": 6, "held_out_tokens": 256, "export_at": [1000, 2000]}
     recipe = {"model": {"kind": "eagle3"}, "stages": [stage], "watch": watch, "precision": "float32"}
     (base / "recipe.json").write_text(json.dumps(recipe))
-    grid = {
-        "target": "target", "data": "tokens", "prompts": "prompts.jsonl", "recipe": {key: recipe[key] for key in ("stages", "precision")},
-        "cells": {"eagle3": {"recipe": {"model": recipe["model"], "watch": watch | {"export_at": []}}}},
-        "measure": [{"spec": ["@2"], "num": 2, "max_tokens": 4, "way": "live", "alone": False}],
-    }  # fmt: skip
+    fit = ["fit", str(base / "records" / "observations.jsonl"), "--draws", "8", "--out", "@."]
+    grid = {"target": "t", "cells": {"a": {"run": fit}, "b": {"run": ["list", "laws"]}, "c": {"run": fit}}}
     (base / "grid.json").write_text(json.dumps(grid))
     pickled = base / "pickled"
     pickled.mkdir()
@@ -180,7 +177,13 @@ def end_of(out: Path) -> dict[str, Any]:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    items = (
+        [each for each in value.items() if each[0] != "tail"]
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
     if items is None:
         yield name, value
     for key, part in items or ():
@@ -275,10 +278,13 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="Verbs that hold this word.")
+    parser.add_argument(
+        "--at", type=Path, help="Folder for the jobs' files; in memory (/dev/shm) a thousand flushes take no time."
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     chosen = tuple(job for job in JOBS if options.only in job.verb)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=options.at) as folder:
         results = tally(chosen, options.kills, options.seed, Path(folder))
     if options.out:
         report = {"seed": options.seed, "kills": sum(each["kills"] for each in results), "verbs": results}
