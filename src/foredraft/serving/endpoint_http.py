@@ -80,7 +80,7 @@ class Connections:
         headers = {"User-Agent": "foredraft", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {address.key}"} if address.key else {}
         self._client = httpx2.AsyncClient(
-            headers=headers, timeout=httpx2.Timeout(address.timeout_s, connect=CONNECT_S, pool=None), trust_env=False,
+            headers=headers, timeout=httpx2.Timeout(address.timeout_s, connect=CONNECT_S, pool=None), trust_env=False, verify=address.secure,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_S),
         )  # fmt: skip
 
@@ -106,9 +106,12 @@ class Connections:
         url, method = f"{self.address}{path}", "GET" if body is None else "POST"
         request = self._client.build_request(method, url, json=body, extensions={"trace": trace})
         try:
-            response = await self._client.send(request, stream=True)
+            async with asyncio.timeout(CONNECT_S + self.address.timeout_s):  # headers that drip in are no answer either
+                response = await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise self._failure(error) from None
+        except TimeoutError:
+            raise CutOff(f"{self.address}: no answer for {self.address.timeout_s:g} s") from None
         try:
             reply = Reply(response, self.address)
             if response.status_code != 200:
@@ -119,7 +122,7 @@ class Connections:
 
     def _failure(self, error: httpx2.HTTPError) -> ValueError:
         """Why there was no answer."""
-        address, reason = self.address, str(error) or type(error).__name__
+        address, reason = self.address, visible(str(error) or type(error).__name__)[:SHOWN]
         if isinstance(error, httpx2.ConnectTimeout):
             reason = f"no connection within {CONNECT_S:g} s"
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):

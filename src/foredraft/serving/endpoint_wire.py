@@ -139,7 +139,7 @@ def request_of(server: Endpoint, question: Question, way: str, settings: AnswerS
 
 async def answer(server: Endpoint, question: Question, way: str, settings: AnswerSettings) -> StreamedAnswer | Failure:
     """Ask one question and read its stream to the end."""
-    stream = _Stream(server.engine, settings.max_tokens)
+    stream = _Stream(server.engine, settings.max_tokens, server.connections.address.timeout_s)
     try:
         async with server.connections.ask(*request_of(server, question, way, settings), on_send=stream.begin) as reply:
             async for event in reply.events():
@@ -161,10 +161,12 @@ async def answer(server: Endpoint, question: Question, way: str, settings: Answe
 
 
 class _Stream:
-    """A stream as it is read. `take` raises ValueError where the server counts what cannot be, or sends more than it was asked for."""
+    """A stream as it is read. `take` raises ValueError where the server counts what cannot be, sends more than it was asked for, or no text
+    for `timeout_s`.
+    """
 
-    def __init__(self, engine: ServingEngine, max_tokens: int) -> None:
-        self.engine, self.max_tokens = engine, max_tokens
+    def __init__(self, engine: ServingEngine, max_tokens: int, timeout_s: float) -> None:
+        self.engine, self.max_tokens, self.timeout_s = engine, max_tokens, timeout_s
         self.start = 0.0
         self.first_s: float | None = None
         self.last_s = 0.0
@@ -194,6 +196,10 @@ class _Stream:
             self.pieces.append(_words(event))
             self.first_s = now if self.first_s is None else self.first_s
             self.last_s = now
+        elif now - self.last_s > self.timeout_s:
+            raise ValueError(
+                f"the server's stream brought no text for {self.timeout_s:g} s; raise --timeout if it needs more"
+            )
         self._count(event)
         self.counts = self.engine.request_counts(event) or self.counts
 
