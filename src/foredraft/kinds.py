@@ -207,8 +207,8 @@ P_EAGLE = Kind(
     prior="block",
 )  # fmt: skip
 MEDUSA = Kind(
-    "medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}, passes="block", spelt=("medusa",), tensors=("lm_heads.",),
-    keys=("medusa_num_heads",),
+    "medusa", "Medusa", "head", {"medusa": "Medusa", "hydra": "Hydra"}, passes="block", spelt=("medusa", "hydra"), tensors=("lm_heads.",),
+    keys=("medusa_num_heads", "hydra_num_heads"),
 )  # fmt: skip
 MLP_SPECULATOR = Kind(
     "mlp_speculator", "MLP speculator", "head", {"mlp_speculator": "MLP speculator", "arctic_lstm": "Arctic LSTM"},

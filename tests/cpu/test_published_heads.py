@@ -138,6 +138,10 @@ RUN: dict[str, tuple[Tensors, dict[str, Any], set[str]]] = {
         eagle1() | {"lm_head.weight": torch.randn(V, H), "fc.bias": torch.zeros(H)},
         {"architectures": ["LlamaForCausalLMEagle"], "draft_vocab_size": ...}, {"lm-head-spare"},
     ),
+    "vLLM's first EAGLE under EAGLE-3's class": (
+        renamed(eagle1(), "model.{}".format),
+        {"model_type": "eagle", "architectures": ["EAGLEModel"], "model": CONFIG | {"draft_vocab_size": None}}, {"architecture", "prefix", "fc-bias"},
+    ),
     "vLLM's first EAGLE": (
         renamed(eagle1(), "model.{}".format),
         {"model_type": "eagle", "architectures": ["EAGLEModel"], "model": CONFIG | {"architectures": ["LlamaForCausalLM"], "draft_vocab_size": None}},
@@ -239,15 +243,23 @@ NOT_JUDGED: dict[str, tuple[Tensors, dict[str, Any], str, str]] = {
     ),
     "Medusa": (
         {"0.0.linear.weight": torch.randn(H, H)}, SPECULATIVE | {"medusa_num_heads": 4, "architectures": None}, "medusa_lm_head.safetensors",
-        "a Medusa head for",
+        "a Medusa head, whose loaders are not known here",
     ),
     "MLP speculator": (
         {"speculator.emb.0.weight": torch.randn(V, H)}, {"architectures": ["MLPSpeculatorPreTrainedModel"], "model_type": "mlp_speculator"},
-        "model.safetensors", "an MLP speculator head for",
+        "model.safetensors", "an MLP speculator head, whose loaders",
     ),
     "MTP": (
         layer("mtp.layers.0.", H, ("input_layernorm",)), {"architectures": ["Qwen3_5MTP"], "model_type": "qwen3_5_mtp"}, "model.safetensors",
         "an MTP head for vLLM, SGLang",
+    ),
+    "a design of no engine": (
+        eagle3() | {"edfuse.up_proj.weight": torch.randn(H, H)}, {"architectures": ["EdsdDraftModel"]}, "model.safetensors",
+        "an EAGLE-3 head of class EdsdDraftModel, which no engine here has\n",
+    ),
+    "Hydra": (
+        {"0.0.linear.weight": torch.randn(H, H)}, SPECULATIVE | {"hydra_num_heads": 4, "architectures": None}, "hydra_lm_head.safetensors",
+        "a Medusa head",
     ),
     "another DSpark": (
         {"fc.weight": torch.randn(H, H), "markov_head.markov_w1.weight": torch.randn(V, 4)}, {"architectures": ["Gemma4DSparkModel"]},

@@ -1,7 +1,9 @@
 """A draft behind vLLM's own HTTP server, started by the exported serve.sh and measured by `foredraft measure --endpoint`."""
 
 import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ours
@@ -113,6 +115,24 @@ def test_rows_are_whole(loaded: Loaded) -> None:
         assert interval.low < (observation.tokens_per_step or 0) < interval.high
         assert {row.category for row in result.rows} > {None, "story"}
         assert result.warnings == []
+
+
+def test_a_servers_answers_are_training_data_in_the_targets_own_tokens(
+    server: str, target: Decoder, tmp_path: Path
+) -> None:
+    """Asked over HTTP, counted by the server: each is what our engine answers to the same tokens, but for near-ties."""
+    out = tmp_path / "answers.jsonl"
+    ours.foredraft(
+        "data", "regenerate", ours.PROMPTS, "--target", ours.TARGET, "--endpoint", server, "--out", out, "--max-tokens", 16, "--batch", 4
+    )  # fmt: skip
+    parts = [json.loads(line)["regenerated"] for line in out.read_text().splitlines()]
+    assert len(parts) == len(ours.PROMPTS.read_text().splitlines())
+    prompts = [part["tokens"][: part["answers"][0][0]] for part in parts]
+    served = [part["tokens"][slice(*part["answers"][0])] for part in parts]
+    ends = text.stop_ids(ours.TARGET, text.tokenizer_of(ours.TARGET))
+    for prompt, ids, own in zip(prompts, served, ours.answers(target, prompts, 16, ends), strict=True):
+        shared = min(len(ids), len(own))
+        assert ids == own or (ours.gap(target, prompt, ids[:shared], own[:shared]) or 0) < ours.NEAR
 
 
 def test_concurrency_changes_no_acceptance(loaded: Loaded) -> None:

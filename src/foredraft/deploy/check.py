@@ -46,6 +46,10 @@ def _judged(draft: DraftFolder, engine: ServingEngine, target: str | Path | None
     known = kind.name in CHECKPOINTS and kind.name not in engine.unjudged
     if not engine.loads(kind) and (known or (kind.engine_names and not named)):
         return [_no_class(draft, engine)]
+    if _of_no_engine(draft):
+        return [
+            not_judged(kind, f" of class {draft.config['architectures'][0]}, which no engine here has", served=False)
+        ]
     if (more := _other_layers(draft, engine)) is not None:
         return [not_judged(draft.kind, more)]
     if fault := engine.refusal(draft):
@@ -68,7 +72,7 @@ def _other_layers(draft: DraftFolder, engine: ServingEngine) -> str | None:
         return f" with {layers}"
     names = draft.config.get("architectures") or [None]
     others = engine.heads[kind.name].unjudged if kind.name in engine.heads else ()
-    if not draft.speculators and (names[0] in others or _of_no_engine(draft)):
+    if not draft.speculators and names[0] in others:
         return f" of class {names[0]}"
     return None if judged else ""
 
@@ -76,14 +80,21 @@ def _other_layers(draft: DraftFolder, engine: ServingEngine) -> str | None:
 def _of_no_engine(draft: DraftFolder) -> bool:
     """Whether a head's class is one that no engine here has, and its tensors are of no head that they load: a design of its own."""
     loaders = [engine.heads[draft.kind.name] for engine in LOADERS.values() if draft.kind.name in engine.heads]
+    classes = [loader for engine in LOADERS.values() for loader in engine.heads.values()]
     if (
-        not draft.config.get("architectures")
+        not loaders
+        or draft.speculators
+        or not draft.config.get("architectures")
         or lacking(draft.config)
-        or any(loader.takes(draft.config) for loader in loaders)
+        or any(loader.takes(draft.config) for loader in classes)
     ):
         return False
     sizes = sizes_of(draft.config)
-    expected = [head_tensors(sizes, draft.kind, loader, draft.config) for loader in loaders]
+    expected = [
+        head_tensors(sizes, draft.kind, loader, draft.config | {"architectures": [name]})
+        for loader in loaders
+        for name in (loader.architectures[0], *loader.qk_normed[:1])
+    ]
     known = {name for tensors in expected for name in (*tensors.needed, *tensors.optional)}
     return any(name not in known and not SPARE.search(name) for name in draft.names)
 

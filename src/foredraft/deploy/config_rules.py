@@ -69,8 +69,9 @@ def _architecture(folder: DraftFolder, engine: ServingEngine) -> Iterator[Findin
     loader = engine.heads[folder.kind.name]
     if folder.speculators or loader.takes(folder.config):
         return
+    normed = loader.qk_norm if "layers.0.self_attn.q_norm.weight" in folder.names else None
     yield Finding(
-        code="architecture", where="architectures", engine=engine.name, remedy=f"write [{loader.architectures[0]!r}]",
+        code="architecture", where="architectures", engine=engine.name, remedy=f"write [{(normed or loader.architectures[0])!r}]",
         effect=f"{folder.config.get('architectures')!r} names no class for an {folder.kind.label} head there",
     )  # fmt: skip
 

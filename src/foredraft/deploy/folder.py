@@ -142,16 +142,17 @@ def _pickles(path: Path) -> list[Finding]:
     ]  # fmt: skip
 
 
-def not_judged(kind: Kind, more: str = "") -> Finding:
+def not_judged(kind: Kind, more: str = "", *, served: bool = True) -> Finding:
     """A folder of a kind, or with layers (`more`), whose loader is not known here: no fault of it is, and none is claimed."""
-    served = ", ".join(
+    engines = ", ".join(
         engine.label for name, engine in ENGINES.items() if name in kind.engine_names and not (more and name == OURS)
     )
+    where = "" if not served else f" for {engines}" if engines else ", whose loaders are not known here"
     spelt_out = kind.label.split()[0].isupper()  # letter by letter
     article = "an" if kind.label[0] in ("AEFHILMNORSX" if spelt_out else "AEIO") else "a"
     return Finding(
         code="not-judged", where="architectures", level="note", remedy="load it there, and measure it: foredraft measure --endpoint",
-        effect=f"not judged: this is {article} {kind.label} head{more} for {served or 'no engine that is known here'}",
+        effect=f"not judged: this is {article} {kind.label} head{more}{where}",
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def _types(folder: DraftFolder) -> Iterator[Finding]:
     stated = folder.config.get("torch_dtype") or folder.config.get("dtype")
     kinds, others = {}, dict[str, list[str]]()
     for name, stored in folder.checkpoint.stored.items():
-        if name.split(".")[-1] in ("d2t", "t2d"):
+        if name.split(".")[-1] in ("d2t", "t2d") or SPARE.search(name):
             continue
         if stored.kind not in FLOATS:
             others.setdefault(stored.kind, []).append(name)
