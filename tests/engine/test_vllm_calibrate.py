@@ -18,6 +18,7 @@ def test_a_server_with_a_draft_and_one_without_make_a_schedule_that_vllm_takes(t
         ("-c", "1,4", "--requests", 1, "--max-tokens", 16, "--no-stop", "--prompts", ours.PROMPTS),
     )
     ours.foredraft("deploy", ours.ZOO / "eagle2", "-t", ours.TARGET, "-o", tmp_path / "draft", "-k", ours.LOOKAHEAD)
+    assert {"compose.yaml", "helm-values.yaml"} <= {file.name for file in (tmp_path / "draft").iterdir()}
     with contextlib.ExitStack() as running:
         drafted = running.enter_context(vllm_here.serving(tmp_path / "draft", tmp_path / "log"))
         ours.foredraft("calibrate", drafted, "--out", out, *common, "--draft", tmp_path / "draft", "--method", "eagle")

@@ -15,7 +15,7 @@ from fake_server import FakeServer
 from test_light import BLOCK
 
 from foredraft import records
-from foredraft.calibrate.conclude import Known, conclude, next_lookahead
+from foredraft.calibrate.conclude import Known, _step, conclude, next_lookahead
 from foredraft.calibrate.files import write_files
 from foredraft.calibrate.law import accepted_by_position, served_law
 from foredraft.calibrate.runs import CalibrationSettings, measure_runs
@@ -23,7 +23,7 @@ from foredraft.calibrate.schedule import ranges_of, scheduled
 from foredraft.cli import main as cli
 from foredraft.engines import ENGINES, SERVERS
 from foredraft.engines.counters import Counters, Totals
-from foredraft.engines.operations import Thresholds, alerts, compose, helm
+from foredraft.engines.operations import Thresholds, alerts, compose, helm, planned_thresholds
 from foredraft.records import Observation, Plan, Provenance, ServerCalibration
 from foredraft.report.calibrated import verdict
 from foredraft.serving.builtin import questions
@@ -172,6 +172,23 @@ def test_what_is_written_is_yaml():
         "SpeculationLoses" in alerts(ENGINES["vllm"], thresholds)
         for thresholds in (Thresholds(), Thresholds(None, 2.0))
     )
+
+
+def test_a_plans_alerts_and_folders_of_this_machine():
+    calibration = conclude(rows_of((0, 1, 5), (1, 8, 64)), KNOWN)
+    steps = [_step(each, calibration) for each in calibration.loads]
+    drafting = [step for step in steps if step.lookahead]
+    thresholds = planned_thresholds(steps)
+    assert thresholds is not None
+    assert (thresholds.off_above is None) == (drafting[-1] is steps[-1])
+    assert planned_thresholds([]) is None
+    service = compose(
+        ENGINES["sglang"],
+        "/models/target",
+        {"--speculative-draft-model-path": "/d", "--speculative-token-map": "/d/map.pt"},
+    )
+    assert '"/d:/d:ro", "/models/target:/models/target:ro"]' in service
+    assert "sglang.launch_server" in service
 
 
 def test_ranges_meet_midway():

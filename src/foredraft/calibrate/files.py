@@ -9,7 +9,7 @@ from typing import Any
 
 from foredraft import records
 from foredraft.engines import ENGINES
-from foredraft.engines.operations import ALERTS, COMPOSE, HELM, SCRIPT, Thresholds, alerts, compose, helm, script
+from foredraft.engines.operations import SCRIPT, Thresholds, script, texts
 from foredraft.records import Plan, ServerCalibration
 
 RECORD, PLAN = "calibration.json", "Plan.json"
@@ -21,10 +21,11 @@ def write_files(calibration: ServerCalibration, folder: Path, plan: Plan | None 
     """
     engine, settings, target = ENGINES[calibration.engine], calibration.settings, calibration.path
     whole = calibration.is_whole
-    texts = {
-        SCRIPT: script(engine, target, settings), COMPOSE: compose(engine, target, settings, calibration.version),
-        HELM: helm(engine, target, settings, calibration.version), ALERTS: alerts(engine, thresholds_of(calibration)) if settings else "",
-    }  # fmt: skip
+    thresholds = thresholds_of(calibration) if settings else None
+    files = {
+        SCRIPT: script(engine, target, settings),
+        **texts(engine, target, settings, thresholds, calibration.version),
+    }
     documents: Mapping[str, Any] = {
         RECORD: calibration, PLAN: plan if whole else None, engine.plan_file: settings if whole and settings else None,
     }  # fmt: skip
@@ -33,11 +34,11 @@ def write_files(calibration: ServerCalibration, folder: Path, plan: Plan | None 
         if document is not None:
             records.write(folder / name, document)
             written.append(folder / name)
-    for name, text in texts.items():
+    for name, text in files.items():
         if text and whole:
             records.write_bytes(folder / name, text.encode())
             written.append(folder / name)
-    for name in {*documents, *texts}:
+    for name in {*documents, *files}:
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)
     if folder / SCRIPT in written:

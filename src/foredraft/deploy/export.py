@@ -21,7 +21,7 @@ from foredraft.deploy.draft import TrainedDraft, read_draft, target_embedding, t
 from foredraft.deploy.findings import Finding, errors
 from foredraft.deploy.folder import CONFIG, RECORD, SERVE, TOKEN_MAP, Deployed
 from foredraft.deploy.target_rules import config_of
-from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, lengths, speculators
+from foredraft.engines import ENGINES, LOADERS, USUAL, for_format, lengths, operations, speculators
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import CHECKPOINTS, Kind, of_name
 from foredraft.models.block_head import BlockHead
@@ -98,6 +98,7 @@ def export(
         if engine is not None:
             settings = msgspec.structs.replace(settings, lookahead=engine.lookahead(launched))
             _write_launch(folder, Path(target), record, engine, launched, plan)
+            _write_operations(folder, Path(out).resolve(), Path(target), engine, trained.kind, launched, plan)
         if token_map:
             torch.save(token_map, folder / TOKEN_MAP)
         notes += _weights(trained, Path(target), config, folder, settings, DTYPES[record.dtype])
@@ -385,3 +386,16 @@ def _write_launch(
         script = f"{first}\n# {lengths.note(engine, plan.settings[engine.name], plan, of_name(record.kind))}\n{rest}"
     records.write_bytes(folder / SERVE, script.encode())
     (folder / SERVE).chmod(0o755)
+
+
+def _write_operations(
+    folder: Path, out: Path, target: Path, engine: ServingEngine, kind: Kind, launched: dict[str, Any], plan: Plan | None
+) -> None:
+    """Snippets for Docker Compose and Helm, and of a plan its alerts."""
+    settings = engine.drafting(launched, kind, "", str(out))
+    if engine.token_map_flag in settings:
+        settings[engine.token_map_flag] = str(out / settings[engine.token_map_flag])
+    thresholds = operations.planned_thresholds(plan.schedule) if plan else None
+    for name, text in operations.texts(engine, str(target.resolve()), settings, thresholds).items():
+        if text:
+            records.write_bytes(folder / name, text.encode())

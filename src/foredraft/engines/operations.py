@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from foredraft.engines.engine import ServingEngine, SettingVersion
+from foredraft.records import ScheduleStep
 
 COMPOSE, HELM, ALERTS, SCRIPT = "compose.yaml", "helm-values.yaml", "alerts.yaml", "serve.sh"
 WINDOW, PATIENCE = "10m", "15m"
@@ -50,9 +51,8 @@ def script(engine: ServingEngine, target: str, settings: Mapping[str, Any]) -> s
 
 def compose(engine: ServingEngine, target: str, settings: Mapping[str, Any], version: str | None = None) -> str:
     """A service for Docker Compose: its image and words; ports, volumes and devices are for the user to set."""
-    words = _list(
-        [*(() if engine.image_starts else ("python3", "-m", engine.module)), *engine.arguments(target, settings)], 6
-    )
+    start = [] if engine.image_starts else ["python3", "-m", engine.module]
+    words = _list([*start, *engine.arguments(target, settings), "--host", "0.0.0.0", "--port", "8000"], 6)
     return f"""# docker compose -f {COMPOSE} up. Ports, volumes and devices are yours to set.
 # {needs_line(engine, settings)}
 services:
@@ -62,7 +62,7 @@ services:
 {words}
     ports: ["8000:8000"]
     ipc: host
-    volumes: ["~/.cache/huggingface:/root/.cache/huggingface"]
+    volumes: {json.dumps(_volumes(target, settings))}
     deploy:
       resources:
         reservations:
@@ -133,6 +133,27 @@ def alerts(engine: ServingEngine, thresholds: Thresholds) -> str:
     )
 
 
+def texts(
+    engine: ServingEngine, target: str, settings: Mapping[str, Any], thresholds: Thresholds | None = None, version: str | None = None
+) -> dict[str, str]:  # fmt: skip
+    """All of them by the names of their files; alerts only where there are thresholds for them, "" for what there is none of."""
+    return {
+        COMPOSE: compose(engine, target, settings, version), HELM: helm(engine, target, settings, version),
+        ALERTS: alerts(engine, thresholds) if thresholds else "",
+    }  # fmt: skip
+
+
+def planned_thresholds(schedule: Sequence[ScheduleStep]) -> Thresholds | None:
+    """Of a plan's schedule: the tokens per step of its middle load that drafts, and the last such load where a larger one drafts nothing."""
+    drafting = [step for step in sorted(schedule, key=lambda step: step.running) if step.lookahead]
+    if not drafting:
+        return None
+    ends = any(step.running > drafting[-1].running for step in schedule)
+    return Thresholds(
+        None, drafting[len(drafting) // 2].tokens_per_step.value, round(drafting[-1].running) if ends else None
+    )
+
+
 def _rule(name: str, expression: str, severity: str, words: str) -> str:
     return f"""      - alert: {name}
         expr: {json.dumps(expression)}
@@ -140,6 +161,13 @@ def _rule(name: str, expression: str, severity: str, words: str) -> str:
         labels: {{severity: {severity}}}
         annotations: {{summary: {json.dumps(words)}}}
 """
+
+
+def _volumes(target: str, settings: Mapping[str, Any]) -> list[str]:
+    """The Hub's cache, and each folder of this machine that the words name, where it lies."""
+    paths = {str(value) for value in (target, *settings.values()) if str(value).startswith("/")}
+    folders = {path for path in paths if not any(path.startswith(f"{other}/") for other in paths)}
+    return ["~/.cache/huggingface:/root/.cache/huggingface", *(f"{folder}:{folder}:ro" for folder in sorted(folders))]
 
 
 def _image(engine: ServingEngine, version: str | None) -> str:
