@@ -248,7 +248,8 @@ def refreshed(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
             gap = True
             continue
         ahead = range(at, len(printed) if gap else min(at + 1, len(printed)))
-        match = next((number for number in ahead if _shape(_cut(printed[number], line)) == _shape(line)), None)
+        alike_lines = [number for number in ahead if _shape(_cut(printed[number], line)) == _shape(line)]
+        match = min(alike_lines, key=lambda number: _differing(printed[number], line), default=None)
         if match is None:
             raise ValueError(f"not printed{' there' if at else ''}: {line!r}")
         lines.append(_cut(printed[match], line))
@@ -256,6 +257,11 @@ def refreshed(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
     if not gap and any(line.strip() for line in printed[at:]):
         raise ValueError(f"more is printed: {next(line for line in printed[at:] if line.strip())!r}")
     return lines
+
+
+def _differing(line: str, other: str) -> int:
+    """How many of their words are not the same."""
+    return sum(word != there for word, there in zip(line.split(), other.split(), strict=False))
 
 
 def _cut(printed: str, shown: str) -> str:

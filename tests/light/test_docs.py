@@ -80,6 +80,8 @@ def test_shown_lines_become_those_that_are_printed(recipe: Any) -> None:
         "c with many …",
         "…",
     ]
+    rows = ["batch 2 of 400", "batch 32 of 910"]
+    assert recipe.refreshed(["…", "batch 32 of 911"], rows) == ["…", rows[1]]
     with pytest.raises(ValueError, match="not printed"):
         recipe.refreshed(["b 2.45 [1.99, 3.10]", "…"], printed)
 
