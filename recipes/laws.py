@@ -1,6 +1,6 @@
 """The laws on what a sweep measured, held to what they were not shown; and with --target, the plans.
 
-    python recipes/laws.py OBSERVATIONS.jsonl.gz OUT.json [--target DIR --machine MACHINE.json [--target-name NAME]]
+    python recipes/laws.py OBSERVATIONS.jsonl.gz OUT.json [--target DIR --machine MACHINE.json [--target-name NAME] [--beside DRAFT/ …]]
 
 Held out are, of each target and recipe, the largest draft, the deepest head and the longest budget; of the laws in width the widest tree.
 `laws`: by law, target, recipe and temperature, rows held out, mean error absolute and relative, how many lay inside the 90 % interval of
@@ -45,6 +45,13 @@ def main() -> None:
     parser.add_argument("--target", help="the study's target; judges plans too, with --machine")
     parser.add_argument("--target-name", help="what the observations call it, where that is not the folder's name")
     parser.add_argument("--machine", help="a Machine record, as foredraft probe writes it")
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="DRAFT/",
+        help="trained drafts that plans weigh with all others",
+    )
     arguments = parser.parse_args()
     if bool(arguments.target) != bool(arguments.machine):
         parser.error("plans are judged with --target and --machine; give both")
@@ -56,7 +63,7 @@ def main() -> None:
             msgspec.structs.replace(row, target=target.name) if row.target == arguments.target_name else row
             for row in rows
         ]
-        report["plans"] = plans.judged(target, machines.named(arguments.machine), named)
+        report["plans"] = plans.judged(target, machines.named(arguments.machine), named, arguments.beside)
     records.write(arguments.out, report)
     for each in report["chosen"]:
         if each["family"] is None:

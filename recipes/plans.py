@@ -1,5 +1,6 @@
 """Plans held to the study that they are made of: for laws.py.
 
+`planned`: by dtype and load what is planned from all rows, training aside, and N* of an independent model, of the plan and of SDSL.
 `left_out`: by dtype every cell's speedup from all others but those of its draft drafted alike, and at each load the cell of the greatest
 predicted gain against the one of the greatest measured.
 `hindsight`: as `foredraft validate --target` gives it: every cell's speedup from plain decoding and k ≤ 2, the largest and longest
@@ -24,9 +25,11 @@ from foredraft.engines import named_in
 from foredraft.laws.acceptance import MAX_POSITIONS
 from foredraft.laws.own_costs import OwnCosts
 from foredraft.plan import from_study
+from foredraft.plan.at_hand import DraftAtHand, draft_at_hand, measured_of
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.hindsight import each_left_out, judge_by_class, place_of, plain_speeds
 from foredraft.plan.matching import completed, match
+from foredraft.plan.plan import plan
 from foredraft.plan.predicted import predicted_from
 from foredraft.plan.problem import PlanSettings, Problem
 from foredraft.plan.search import rank
@@ -37,11 +40,22 @@ from foredraft.shapes import Shape
 
 ROLES = ("lm", "head")
 NONE = "none"  # no speculation
+LOADS = 1, 8, 32  # that are planned for
 FIRST = 2  # budgets that a plan may see of a recipe before it predicts the last
 
 
-def judged(target: Shape, machine: Machine, observations: Sequence[Observation]) -> dict[str, Any]:
-    """Everything, by temperature's class where it has one."""
+def judged(
+    target: Shape, machine: Machine, observations: Sequence[Observation], beside: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything, by temperature's class where it has one; `beside`: folders of trained drafts, whose rows count with the others."""
+    at_hand = [draft for name in beside if (draft := draft_at_hand(name, target))]
+    bare = list(observations)
+    rows_beside = [row for draft in at_hand for row in measured_of(draft, target)]
+    observations = completed(target, (*bare, *rows_beside), beside=[each.shape for each in at_hand if each.shape]).rows
+    return _judged(target, machine, observations) | {"planned": planned(target, machine, bare, at_hand)}
+
+
+def _judged(target: Shape, machine: Machine, observations: Sequence[Observation]) -> dict[str, Any]:
     observations = completed(target, observations).rows
     hindsights = judge_by_class(target, machine, observations)
     greedy = [row for row in observations if not row.temperature]
@@ -90,6 +104,38 @@ def of_predictions(predictions: Sequence[HeldOutPrediction]) -> dict[str, Any] |
         "inside_90": inside,
         "errors": errors,
     }
+
+
+# What is planned from all rows.
+
+
+def planned(
+    target: Shape, machine: Machine, observations: Sequence[Observation], at_hand: Sequence[DraftAtHand]
+) -> dict[str, Any]:
+    """By dtype and load, for requests as long as those timed: which draft, how, its gain with its interval and the seconds per token; the
+    size of an independent model of the greatest gain, and SDSL's N* of tokens per FLOP.
+    """
+    return {
+        dtype: [_planned(target, machine, observations, at_hand, dtype, of, batch) for batch in LOADS]
+        for dtype, of in by_dtype([row for row in observations if not row.temperature]).items()
+    }
+
+
+def _planned(
+    target: Shape, machine: Machine, observations: Sequence[Observation], at_hand: Sequence[DraftAtHand], dtype: str,
+    rows: Sequence[Observation], batch: int,
+) -> dict[str, Any]:  # fmt: skip
+    lengths = {name: float(np.mean([getattr(row, name) for row in rows])) for name in ("input_len", "output_len")}
+    settings = PlanSettings(
+        engine=named_in(rows[0].engine).name, dtype=dtype, horizon_tokens=1e18, max_training_gpu_hours=1e9
+    )
+    best = plan(target, machine, Workload(**lengths, concurrency=(batch,)), settings, observations, beside=at_hand)
+    step = best.schedule[0]
+    return {
+        "batch": batch, "draft": best.draft and best.draft.name, "lookahead": step.lookahead, "topk": step.topk, "nodes": step.tree_nodes,
+        "speedup": [step.speedup.value, step.speedup.low, step.speedup.high], "tpot_s": step.tpot_s.value,
+        "best_params": best.continuous_params and best.continuous_params.value, "sdsl_params": best.theory_params,
+    }  # fmt: skip
 
 
 # Each way of drafting left out in turn.

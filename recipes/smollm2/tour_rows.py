@@ -1,6 +1,6 @@
-"""What the tour plans from: rows of a run of `foredraft measure` that timed the zoo's drafts.
+"""What the tour plans from: rows of runs of `foredraft measure` that timed the zoo's drafts, one of each precision.
 
-    python recipes/smollm2/tour_rows.py MEASURED/observations.jsonl ZOO OBSERVATIONS.jsonl.gz
+    python recipes/smollm2/tour_rows.py ZOO OBSERVATIONS.jsonl.gz MEASURED/observations.jsonl [MEASURED/observations.jsonl …]
 
 A draft's rows go into its folder in the zoo, in place of those with a clock; what was read of held-out answers there stays. Those of plain
 decoding and of the look-up alone go into OBSERVATIONS. Rows of single categories are left out: they say what the others say.
@@ -27,10 +27,10 @@ def by_folder(rows: Sequence[Observation]) -> dict[str, list[Observation]]:
     return of
 
 
-def main(measured: Path, zoo: Path, out: Path) -> None:
-    of = by_folder(records.read_lines(Observation, measured))
-    if not of[""]:
-        raise SystemExit(f"{measured}: no row of plain decoding, which every gain is over; measure it in the same run")
+def main(zoo: Path, out: Path, *measured: Path) -> None:
+    of = by_folder([row for file in measured for row in records.read_lines(Observation, file)])
+    if not any(row.method == kinds.NONE.name for row in of[""]):
+        raise SystemExit("no row of plain decoding, which every gain is over; measure it in the same run")
     records.write_lines(out, of.pop(""))
     for name, rows in of.items():
         file = zoo / name / ROWS

@@ -170,7 +170,7 @@ def test_the_tours_rows_go_to_their_drafts_and_those_of_none_to_the_study(
     behind = row(2, 2.0, method="eagle+ngram", draft="head+ngram")
     measured = [plain, drafted, behind, row(2, 1.8, dataset="prompts/qa")]
     records.write_lines(tmp_path / "observations.jsonl", measured)
-    tour_rows.main(tmp_path / "observations.jsonl", tmp_path / "zoo", tmp_path / "out.jsonl.gz")
+    tour_rows.main(tmp_path / "zoo", tmp_path / "out.jsonl.gz", tmp_path / "observations.jsonl")
     assert records.read_lines(Observation, tmp_path / "out.jsonl.gz") == [plain]
     assert records.read_lines(Observation, tmp_path / "zoo" / "head" / "observations.jsonl") == [
         forced,
@@ -179,4 +179,4 @@ def test_the_tours_rows_go_to_their_drafts_and_those_of_none_to_the_study(
     ]
     records.write_lines(tmp_path / "observations.jsonl", [drafted])
     with pytest.raises(SystemExit, match="no row of plain decoding"):
-        tour_rows.main(tmp_path / "observations.jsonl", tmp_path / "zoo", tmp_path / "out.jsonl.gz")
+        tour_rows.main(tmp_path / "zoo", tmp_path / "out.jsonl.gz", tmp_path / "observations.jsonl")
