@@ -1,4 +1,4 @@
-"""A served page for tests: the real server on a port of its own, with plans of few draws."""
+"""A served page for tests: the real server on a port of its own, with plans of few draws and kinds."""
 
 import threading
 import time
@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from foredraft.cli.page import _reader
-from foredraft.page.planner import Planner
+from foredraft.page.planner import Planner, Turn
 
-DRAWS = 256  # more than a sketch has
+DRAWS, KINDS = 256, ("head", "lookup")  # more draws than a sketch has
 
 
 def planner(rows=(), targets=None) -> Planner:
@@ -19,9 +19,16 @@ def planner(rows=(), targets=None) -> Planner:
 
     def few(inputs):
         asked = read(inputs)
-        return asked._replace(settings=msgspec.structs.replace(asked.settings, draws=DRAWS))
+        return asked._replace(settings=msgspec.structs.replace(asked.settings, draws=DRAWS, kinds=KINDS))
 
     return Planner(few, rows)
+
+
+class OneTurn(Planner):
+    """Other cases are many plans; a browser is shown one, the case itself."""
+
+    def turns(self, inputs, stop=None):
+        return [Turn("the same", self.answer(inputs, sketch=False, stop=stop).plan, False)]
 
 
 @contextmanager

@@ -15,13 +15,14 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("jinja2")
 
-from page_server import DRAWS, planner, served
+from page_server import DRAWS, KINDS, OneTurn, planner, served
 from typer.testing import CliRunner
 
 from browser import opened
 from foredraft import records
 from foredraft.cli.main import app as command_line
 from foredraft.page import inputs as of_page
+from foredraft.page.copies import copies
 from foredraft.page.html import plan_page
 from foredraft.page.nearest import link, nearest
 from foredraft.page.planner import SKETCH_DRAWS, Dropped
@@ -37,7 +38,7 @@ def plans():
 
 @pytest.fixture(scope="module")
 def address(plans):
-    with served(plans) as url:
+    with served(OneTurn(plans.read, plans.own, plans.session, plans.plans)) as url:
         yield url
 
 
@@ -65,7 +66,9 @@ def test_its_plan_is_the_command_lines(address):
     words = of_page.command(CASE).split()
     assert words[:2] == ["foredraft", "plan"]
     assert words[-2:] == ["--out", "PLAN"]
-    typed = CliRunner().invoke(command_line, [*words[1:-2], "--draws", str(DRAWS), "--json"])
+    typed = CliRunner().invoke(
+        command_line, [*words[1:-2], "--draws", str(DRAWS), "--kinds", ",".join(KINDS), "--json"]
+    )
     assert records.decode(Plan, typed.stdout.encode(), name="typed") == records.decode(Plan, text.encode(), name="page")
 
 
@@ -95,6 +98,26 @@ def test_nobody_waits_for_a_dropped_plan(plans):
         plans.answer(CASE | {"devices": "2"}, sketch=False, stop=stop)
     assert stop.asked == 6
     assert plans.answer(CASE, sketch=False).full
+
+
+def test_other_cases_say_what_would_change(plans):
+    """Each is the sketch of its own inputs, and those that say otherwise are those of another draft."""
+    here = plans.answer(CASE, sketch=False).plan
+    turns = {turn.case: turn for turn in plans.turns(CASE)}
+    assert turns["nothing may be trained"].plan.draft.training_flops == 0
+    assert all((turn.plan.draft.name != here.draft.name) <= turn.turns for turn in turns.values() if turn.plan)
+    assert turns["temperature 0"].plan.workload.temperature == 0
+    assert turns["four times as many requests at once"].plan.workload.concurrency == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_told"), [("0.10.1", True), ("v0.24", False), ("0.32.0", False), ("nightly", False), (None, False)]
+)
+def test_settings_that_a_version_lacks_are_told(plans, version, is_told):
+    plan = plans.answer(CASE, sketch=False).plan
+    warnings = {copy.id: copy.warning for copy in copies(plan, CASE | ({of_page.VERSION: version} if version else {}))}
+    assert ("num_speculative_tokens_per_batch_size is there since vLLM 0.24" in warnings["vllm"]) is is_told
+    assert warnings["sglang"] == ""
 
 
 @pytest.mark.parametrize(
@@ -239,6 +262,7 @@ def test_by_keys_alone_and_what_is_copied(browser, address):
             break
     page.keyboard.press("ArrowRight")
     settled(page, lambda: page.keyboard.press("PageUp"))
+    page.wait_for_selector("#turns table")
     assert "2%3A5" in page.url
     assert page.evaluate("document.activeElement.dataset.clients") == "2"
     button = page.locator("[data-copy='copy-command']")
@@ -285,7 +309,9 @@ def test_it_fits_a_phone_and_its_text_stands_out(browser, address, scheme):
     sizes = page.evaluate("""[...document.querySelectorAll('.chart text')].map(t => parseFloat(getComputedStyle(t).fontSize)
       * t.ownerSVGElement.getBoundingClientRect().width / t.ownerSVGElement.viewBox.baseVal.width)""")
     assert min(sizes) > 8.5
-    page.evaluate("document.querySelector('.lede').style.color = getComputedStyle(document.body).backgroundColor")  # the check can fail
+    page.evaluate(
+        "document.querySelector('.lede').style.color = getComputedStyle(document.body).backgroundColor"
+    )  # the check can fail
     assert page.evaluate(CONTRAST)
     assert messages == []
     page.context.close()

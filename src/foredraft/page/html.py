@@ -7,7 +7,6 @@ their digest that no other may run. Refuses to know: HTTP, how a plan is made.
 import base64
 import hashlib
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files as resources
@@ -20,7 +19,9 @@ from foredraft.engines import ENGINES
 from foredraft.machines import device_time
 from foredraft.page import charts
 from foredraft.page import inputs as of_page
+from foredraft.page.copies import copies
 from foredraft.page.nearest import Near, nearest, public_name
+from foredraft.page.planner import SKETCH_DRAWS, Turn
 from foredraft.plan import evidence
 from foredraft.records import DraftChoice, Estimate, Observation, Plan
 from foredraft.report.parts import NONE, number
@@ -72,10 +73,27 @@ def answer_html(
     return _render(
         "answer.html.j2", plan=plan, verb=_verb(plan), name=describe(plan.draft) if plan.draft else "", tiles=_tiles(plan),
         trust=_trust(plan), nexts=_nexts(plan), rows=_kinds(plan), most=_most(plan), gain=charts.gain_chart(plan),
-        latency=charts.latency_chart(plan), copies=_copies(plan, inputs), near=[_near(each) for each in near], changes=_changes(plan),
+        latency=charts.latency_chart(plan), copies=copies(plan, inputs), near=[_near(each) for each in near], changes=_changes(plan),
         mark=_mark(plan, own), draws=draws, full=full, levels=list(level_lines(plan.service_levels)) if plan.service_levels else [],
         schedule=_schedule(plan), version=version, notes=plan.assumptions, left_out=plan.not_considered, sources=_sources(plan),
     )  # fmt: skip
+
+
+def turns_html(turns: Sequence[Turn]) -> str:
+    """What other cases come to, those that say otherwise first."""
+    ordered = sorted(turns, key=lambda turn: not turn.turns)
+    return _render(
+        "turns.html.j2",
+        turns=[(turn, _first(turn.plan) if turn.plan else "no answer") for turn in ordered],
+        draws=SKETCH_DRAWS,
+    )
+
+
+def _first(plan: Plan) -> str:
+    """What a plan says to do, in few words."""
+    return (
+        f"{_verb(plan)} {describe(plan.draft)}" if plan.draft and _verb(plan) != VERBS["nothing"] else VERBS["nothing"]
+    )
 
 
 @cache
@@ -322,59 +340,6 @@ def _published_rows(public: str) -> int:
 
 def _sources(plan: Plan) -> list[str]:
     return list(dict.fromkeys([origin.source for origin in plan.provenance] + [plan.speedup.source]))
-
-
-# --- Copying ---
-
-
-class Copy(NamedTuple):
-    """Text to be copied under a name, and what it is."""
-
-    id: str
-    label: str
-    text: str
-    about: str
-
-
-def _copies(plan: Plan, inputs: Mapping[str, str] | None) -> list[Copy]:
-    """Settings of the engines that a plan gives some, the commands to type next, and the plan's own."""
-    copies = []
-    for name, settings in plan.settings.items():
-        engine = ENGINES[name]
-        served = engine.command(plan, "TARGET", None) if name == plan.engine else ""
-        text = served or _settings(settings)
-        about = (
-            "the command that serves it; TARGET and a draft’s folder are yours"
-            if served
-            else f"its settings, as foredraft plan --out writes them to {engine.plan_file}"
-        )
-        copies.append(Copy(name, engine.label, text, about))
-    if plan.action and plan.action.commands:
-        copies.append(
-            Copy(
-                "next",
-                "Next steps",
-                "\n".join(plan.action.commands),
-                "what to type, in order; what only you know is in capitals",
-            )
-        )
-    if inputs is not None:
-        copies.append(
-            Copy(
-                "command",
-                "This plan",
-                of_page.command(inputs),
-                "the same plan on the command line, which writes Plan.json",
-            )
-        )
-    return copies
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    """Flags as they are typed, or JSON."""
-    if all(flag.startswith("--") for flag in settings):
-        return " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in settings.items())
-    return msgspec.json.format(msgspec.json.encode(settings), indent=2).decode()
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:

@@ -104,7 +104,7 @@
   new IntersectionObserver((seen) => { near = seen.at(-1).isIntersecting; brief.hidden = near || !brief.textContent; }).observe(answer);
 
   // Asking: a first look, then the full plan; a newer question stops an older one.
-  let asking = null, last = null, again = false;
+  let asking = null, looking = false, last = null, again = false;
   const faults = (named) => {
     const known = new Set(fields.map((field) => field.name));
     for (const field of fields) {
@@ -125,6 +125,7 @@
     const open = [...answer.querySelectorAll("details[open]")].map((each) => each.id), focused = document.activeElement?.id;
     if (full || !old) answer.replaceChildren(fresh);
     else {
+      for (const { name, value } of fresh.getElementById("plan").attributes) old.setAttribute(name, value);
       const parts = new Map([...fresh.querySelectorAll("section")].map((part) => [part.id, part]));
       for (const section of [...old.querySelectorAll("section")]) {
         if (parts.has(section.id)) section.replaceWith(parts.get(section.id)); else section.classList.add("stale");
@@ -137,38 +138,50 @@
     brief.textContent = plan.dataset.brief; brief.hidden = near;
     if (link) link.href = `/Plan.json?${query()}`;
   };
+  // Whether the answer was the full one; null where there was none.
   const ask = async (words, sketch, signal) => {
     const reply = await fetch(`/answer?${words}`, { signal, headers: sketch ? { "foredraft-sketch": "1" } : {} });
-    if (reply.status === 204) return true;
+    if (reply.status === 204) return null;
     if (!reply.ok) {
       const text = await reply.text();
       let named;
       try { named = JSON.parse(text).faults; } catch { named = { "": text.slice(0, 200) }; }
       faults(named);
-      return true;
+      return null;
     }
     const html = await reply.text(), full = reply.headers.get("foredraft-full") === "1";
-    if (signal.aborted) return true;
+    if (signal.aborted) return null;
     faults({}); put(html, full);
     return full;
   };
+  const turn = async (words, signal) => {
+    const reply = await fetch(`/turns?${words}`, { signal });
+    const html = await reply.text(), place = document.getElementById("turns");
+    if (reply.status === 200 && place && !signal.aborted) place.replaceChildren(document.createRange().createContextualFragment(html));
+  };
   const run = async (settled) => {
     const words = query();
-    if (!settled && asking) { again = true; return; }
+    if (!settled && looking) { again = true; return; }
     asking?.abort();
     const own = new AbortController(), start = performance.now();
     asking = own; again = false; last = words;
     answer.setAttribute("aria-busy", "true");
     try {
-      const done = await ask(words, true, own.signal);
+      looking = true;
+      let full = await ask(words, true, own.signal);
+      if (asking === own) looking = false;
       document.documentElement.dataset.first = String(Math.round(performance.now() - start));
-      if (!done && settled) { say("A first look; the full plan follows."); await ask(words, false, own.signal); }
-      if (settled && !own.signal.aborted) { say("The plan is complete."); document.documentElement.dataset.full = String(Math.round(performance.now() - start)); }
+      if (full === false && settled) { say("A first look; the full plan follows."); full = await ask(words, false, own.signal); }
+      if (full && settled) {
+        document.documentElement.dataset.full = String(Math.round(performance.now() - start));
+        answer.removeAttribute("aria-busy"); say("The plan is complete.");
+        await turn(words, own.signal);
+      }
     } catch (error) {
       if (error.name !== "AbortError") faults({ "": "the planner does not answer; is foredraft page still running?" });
     } finally {
       if (asking === own) {
-        asking = null; answer.removeAttribute("aria-busy");
+        asking = null; looking = false; answer.removeAttribute("aria-busy");
         if (again || query() !== last) run(false);
       }
     }
@@ -178,7 +191,7 @@
     clearTimeout(timer);
     if (settled) { if (address() !== location.pathname + location.search && address() !== location.search) history.pushState(null, "", address()); run(true); } else run(false);
   };
-  form.addEventListener("input", (event) => { if (event.target.name) { clearTimeout(timer); timer = setTimeout(() => changed(true), event.target.type === "text" ? 350 : 0); } });
+  form.addEventListener("input", (event) => { if (event.target.name) { clearTimeout(timer); timer = setTimeout(() => changed(true), event.target.id === "target" ? 800 : event.target.type === "text" ? 350 : 0); } });
   form.addEventListener("submit", (event) => { event.preventDefault(); changed(true); });
   document.getElementById("reset").addEventListener("click", () => { history.pushState(null, "", location.pathname); restore(); run(true); });
   document.getElementById("share").addEventListener("click", (event) => copy(location.origin + location.pathname + (query() ? `?${query()}` : ""), event.target));

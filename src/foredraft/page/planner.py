@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from foredraft.engines import ENGINES
 from foredraft.page.inputs import FIELDS, VERSION
 from foredraft.plan.plan import plan
 from foredraft.plan.session import Manner, Question, Session
@@ -57,6 +58,17 @@ class Answer(NamedTuple):
     full: bool
 
 
+class Turn(NamedTuple):
+    """Another case: what is other there, its first look, and whether it says otherwise than the case itself; `why` in its place where it has
+    no answer.
+    """
+
+    case: str
+    plan: Plan | None
+    turns: bool
+    why: str = ""
+
+
 @dataclass
 class Planner:
     """Answers to inputs; `read` makes the planner's question of them, and raises BadInput. `own`: the user's measurements."""
@@ -65,6 +77,7 @@ class Planner:
     own: Sequence[Observation] = ()
     session: Session = field(default_factory=Session)
     plans: OrderedDict[tuple[tuple[str, str], ...], Answer] = field(default_factory=OrderedDict)
+    looks: OrderedDict[tuple[tuple[str, str], ...], Plan] = field(default_factory=OrderedDict)
     busy: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, inputs: Mapping[str, str], *, sketch: bool, stop: threading.Event | None = None) -> Answer:
@@ -79,7 +92,9 @@ class Planner:
 
         with self.busy:
             heed()
-            key = tuple(sorted((name, value) for name, value in inputs.items() if name != VERSION))  # no plan hangs on it
+            key = tuple(
+                sorted((name, value) for name, value in inputs.items() if name != VERSION)
+            )  # no plan hangs on it
             if key in self.plans:
                 self.plans.move_to_end(key)
                 return self.plans[key]
@@ -98,3 +113,50 @@ class Planner:
                 while len(self.plans) > MOST_PLANS:
                     self.plans.popitem(last=False)
             return answer
+
+    def turns(self, inputs: Mapping[str, str], stop: threading.Event | None = None) -> list[Turn]:
+        """First looks at cases in which one thing is other, beside the case's own. Raises as `answer`."""
+        here, question = self._sketch(inputs, stop), self.read(inputs)
+        cases = []
+        for case, changed in others(question).items():
+            try:
+                plan = self._sketch({**inputs, **changed}, stop)
+                cases.append(Turn(case, plan, _says(plan) != _says(here)))
+            except BadInput as error:
+                cases.append(Turn(case, None, True, str(error)))
+        return cases
+
+    def _sketch(self, inputs: Mapping[str, str], stop: threading.Event | None) -> Plan:
+        key = tuple(sorted(inputs.items()))
+        if key not in self.looks:
+            self.looks[key] = self.answer(inputs, sketch=True, stop=stop).plan
+            while len(self.looks) > MOST_PLANS:
+                self.looks.popitem(last=False)
+        return self.looks[key]
+
+
+def _says(plan: Plan) -> tuple[str | None, str | None]:
+    """What a plan says to do, and with which draft."""
+    return (plan.action.verb if plan.action else None), (plan.draft.name if plan.draft else None)
+
+
+def others(question: Question) -> dict[str, dict[str, str]]:
+    """The cases that are looked at beside a question, in words, with the inputs that are other there."""
+    load, settings = question.workload, question.settings
+    shares = load.weights or (1.0,) * len(load.concurrency)
+
+    def at(times: float) -> dict[str, str]:
+        clients = [max(round(each * times), 1) for each in load.concurrency]
+        summed: dict[int, float] = {}
+        for each, share in zip(clients, shares, strict=True):
+            summed[each] = summed.get(each, 0.0) + share
+        return {"load": ",".join(f"{each}:{share:g}" for each, share in summed.items())}
+
+    engine = next(name for name in ENGINES if name != settings.engine)
+    return {
+        "four times as many requests at once": at(4), "a quarter of the requests at once": at(0.25),
+        **({"temperature 0": {"temperature": "0"}} if load.temperature else {"temperature 1": {"temperature": "1"}}),
+        "prompts four times as long": {"input_len": f"{4 * load.input_len:g}"},
+        "answers four times as long": {"output_len": f"{4 * load.output_len:g}"},
+        "nothing may be trained": {"max_gpu_hours": "0.001"}, f"{ENGINES[engine].label} instead": {"engine": engine},
+    }  # fmt: skip

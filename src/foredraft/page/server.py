@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,8 +21,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from foredraft.page import inputs as of_page
-from foredraft.page.html import answer_html, page_html, policy
-from foredraft.page.planner import Answer, BadInput, Dropped, Planner
+from foredraft.page.html import answer_html, page_html, policy, turns_html
+from foredraft.page.planner import BadInput, Dropped, Planner
 
 HOSTS = ("127.0.0.1", "localhost")
 MOST_QUERY = 4096  # bytes of an address
@@ -32,6 +32,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
 }  # fmt: skip
+Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -45,15 +46,17 @@ def application(
     async def show(_: Request) -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy(page)})
 
-    async def planned(request: Request, *, sketch: bool) -> Answer:
-        """Raises BadInput, Dropped."""
+    def inputs_of(request: Request) -> dict[str, str]:
+        """Raises BadInput."""
         inputs, faults = of_page.asked(request.query_params.multi_items())
         if faults:
             raise BadInput(faults)
+        return {**defaults, **inputs}
+
+    async def watched(request: Request, work: Callable[[threading.Event], Result]) -> Result:
+        """What `work` makes on the planner's thread, which is told to stop when the asker goes. Raises BadInput, Dropped."""
         stop = threading.Event()
-        job = asyncio.get_running_loop().run_in_executor(
-            workers, lambda: planner.answer({**defaults, **inputs}, sketch=sketch, stop=stop)
-        )
+        job = asyncio.get_running_loop().run_in_executor(workers, work, stop)
         while not job.done():
             await asyncio.wait({job}, timeout=WATCH_S)
             if await request.is_disconnected():
@@ -85,20 +88,25 @@ def application(
 
     @answered
     async def answer(request: Request) -> Response:
-        sketch = request.headers.get("foredraft-sketch") == "1"
-        answer = await planned(request, sketch=sketch)
-        inputs, _ = of_page.asked(request.query_params.multi_items())
-        html = answer_html(answer.plan, {**defaults, **inputs}, planner.own, draws=answer.draws, full=answer.full)
+        inputs, sketch = inputs_of(request), request.headers.get("foredraft-sketch") == "1"
+        answer = await watched(request, lambda stop: planner.answer(inputs, sketch=sketch, stop=stop))
+        html = answer_html(answer.plan, inputs, planner.own, draws=answer.draws, full=answer.full)
         return HTMLResponse(html, headers={"Foredraft-Full": "1" if answer.full else "0"})
 
     @answered
+    async def turns(request: Request) -> Response:
+        inputs = inputs_of(request)
+        return HTMLResponse(turns_html(await watched(request, lambda stop: planner.turns(inputs, stop))))
+
+    @answered
     async def document(request: Request) -> Response:
-        answer = await planned(request, sketch=False)
+        inputs = inputs_of(request)
+        answer = await watched(request, lambda stop: planner.answer(inputs, sketch=False, stop=stop))
         body = msgspec.json.format(msgspec.json.encode(answer.plan), indent=1)
         attached = {"Content-Disposition": 'attachment; filename="Plan.json"'}
         return Response(body, media_type="application/json", headers=attached)
 
-    routes = [Route("/", show), Route("/answer", answer), Route("/Plan.json", document)]
+    routes = [Route("/", show), Route("/answer", answer), Route("/turns", turns), Route("/Plan.json", document)]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False)
     return Starlette(routes=routes, middleware=[hosts, Middleware(_Headed)])
 
