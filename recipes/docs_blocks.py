@@ -175,7 +175,7 @@ def check_named(block: Block) -> Iterator[str]:
         for extra in re.findall(r"foredraft\[([\w,]+)\]", line):
             if missing := set(extra.split(",")) - set(project["optional-dependencies"]):
                 yield f"{block}: no extra {missing}"
-        for path in re.findall(r"\b((?:recipes|benchmarks|examples|results)/[\w./-]+\.\w+)", line):
+        for path in re.findall(r"\b((?:recipes|benchmarks|examples)/[\w./-]+\.\w+)", line):
             if not (ROOT / path).is_file():
                 yield f"{block}: no file {path}"
         for target in re.findall(r"(?:^|&& |; )make ([a-z-]+)", line):

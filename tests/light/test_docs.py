@@ -43,6 +43,11 @@ def test_every_command_is_run_or_says_what_it_needs(recipe: Any) -> None:
     assert {block.language for page in recipe.pages() for block in recipe.blocks(page)} <= languages
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "recipes/smollm2/README.md", "benchmarks/gpu/README.md"])
+def test_other_pages_name_what_exists(recipe: Any, name: str) -> None:
+    assert [fault for block in recipe.blocks(ROOT / name) for fault in recipe.check_named(block)] == []
+
+
 @pytest.mark.parametrize(
     ("block", "fault"),
     [
