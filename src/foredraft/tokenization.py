@@ -53,9 +53,17 @@ def of_folder(path: str | Path) -> Any:
 
 @contextmanager
 def template_errors() -> Iterator[None]:
-    """Raise ValueError, one line, for what a chat template raises, which is a program of others: of any kind."""
+    """Raise ValueError, one line, for what a chat template raises, which is a program of others: of any kind; and where it runs on and on,
+    or fills the memory (see `template_limits`).
+    """
+    from transformers.utils import chat_template_utils
+
+    from foredraft.template_limits import BoundedEnvironment, limited
+
+    chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment  # where transformers takes its sandbox from
     try:
-        yield
+        with limited():
+            yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"the chat template fails: {reason}") from None
