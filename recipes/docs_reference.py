@@ -14,6 +14,7 @@ os.environ.setdefault("TERM", "dumb")
 
 ROOT = Path(__file__).parents[1]
 EXTERNAL = re.compile(r"https?://[^\s)>\"'`\]]+")
+HERE = re.compile(r"https?://(localhost|127\.0\.0\.1)")
 links: dict[str, set[str]] = {}
 
 
@@ -34,7 +35,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def on_post_build(config: Any) -> None:
     elsewhere = "".join(
-        f"{link}  {', '.join(sorted(pages))}\n" for link, pages in sorted(links.items()) if "localhost" not in link
+        f"{link}  {', '.join(sorted(pages))}\n" for link, pages in sorted(links.items()) if not HERE.match(link)
     )
     (Path(config["site_dir"]).parent / "external_links.txt").write_text(elsewhere, encoding="utf-8")
 
