@@ -1,7 +1,7 @@
 """`foredraft calibrate` on vLLM's own server: does it predict loads that it has not seen, and does its schedule lose to a fixed lookahead?
 
     python benchmarks/calibrate.py OUT.json [--target DIR] [--draft NAME=DIR] [--prompts FILE] [--lookaheads 1,3] [--loads 1,2,4,8,16]
-        [--known 1,4,16] [--max-tokens N] [--requests N] [--minutes M] [--dtype D] [--threads N] [--eager] [--python PATH]
+        [--known 1,4,16] [--max-tokens N] [--requests N] [--minutes M] [--dtype D] [--threads N] [--compiled] [--python PATH]
 
 One server without a draft and one at each lookahead, all at once and asked in turn. The command is typed as a user would, for the loads of
 --known; then the server that its own serve.sh starts stands beside the others, and all are asked at every load, round after round, while
@@ -13,6 +13,7 @@ and a verdict in a line, which is printed. vLLM comes from `make peers` or `make
 import argparse
 import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ CALIBRATED, FIXED, SCHEDULED = "calibrated", "fixed", "scheduled"
 
 def main() -> None:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its servers are ended too
     zoo_drafts.at_hand(arguments.target, arguments.prompts)
     if not arguments.python.is_file():
         raise SystemExit(f"no {arguments.python}; hint: make peers, or --python PATH")
@@ -68,7 +70,7 @@ def main() -> None:
     )
     conditions = {
         "target": arguments.target.name, "draft": draft.name, "lookaheads": [0, *_numbers(arguments.lookaheads)], "known_loads": arguments.known,
-        "max_tokens": arguments.max_tokens, "dtype": arguments.dtype, "threads": arguments.threads, "eager": arguments.eager,
+        "max_tokens": arguments.max_tokens, "dtype": arguments.dtype, "threads": arguments.threads, "eager": not arguments.compiled,
         "versions": calibration.provenance.versions, "minutes": (time.monotonic() - start) / 60,
     }  # fmt: skip
     records.write(arguments.out, {"conditions": conditions} | figures)
@@ -88,7 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="from the start; after that no further round begins")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=1, help="of each server; one core is the client's")
-    parser.add_argument("--eager", action="store_true", help="vLLM without its compiler")
+    parser.add_argument("--compiled", action="store_true", help="vLLM with its compiler, which starts minutes later")
     parser.add_argument("--python", type=Path, default=PYTHON, help="vLLM's interpreter")
     return parser.parse_args()
 
@@ -132,7 +134,7 @@ def _serving(
     say(f"starting vLLM: {name}")
     more = [
         "--dtype", arguments.dtype, "--max-model-len", str(CONTEXT), "--no-enable-prefix-caching", "--max-num-seqs",
-        str(max(_numbers(arguments.loads))), "--uvicorn-log-level", "warning", *(["--enforce-eager"] if arguments.eager else []),
+        str(max(_numbers(arguments.loads))), "--uvicorn-log-level", "warning", *([] if arguments.compiled else ["--enforce-eager"]),
     ]  # fmt: skip
     environment = vllm_server.environment(arguments.python, arguments.threads) | preload(arguments.python)
     return vllm_server.serving([*command, *more], environment, log)

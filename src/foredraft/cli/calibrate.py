@@ -204,9 +204,10 @@ def _asked(
 def _line(row: "Observation") -> str:
     """One load, as it is measured."""
     from foredraft.calibrate.runs import label
+    from foredraft.report.calibrated import form_of
 
     tau = f", {row.tokens_per_step:.2f} tokens per step" if row.tokens_per_step and row.lookahead else ""
-    speed = f"{row.output_tok_s:,.0f} tokens/s" if row.output_tok_s else "tokens/s not told"
+    speed = f"{row.output_tok_s:{form_of(row.output_tok_s)}} tokens/s" if row.output_tok_s else "tokens/s not told"
     return f"{label(row.lookahead)}, {row.concurrency} at once: {speed}{tau}"
 
 

@@ -71,8 +71,13 @@ def _loads(calibration: ServerCalibration) -> Titled:
 
 def _speed(load: CalibratedLoad, lookahead: int) -> str:
     if lookahead in load.measured:
-        return f"{load.measured[lookahead]:,.0f} measured"
-    return interval(load.predicted[lookahead], ",.0f")
+        return f"{load.measured[lookahead]:{form_of(load.measured[lookahead])}} measured"
+    return interval(load.predicted[lookahead], form_of(load.predicted[lookahead].value))
+
+
+def form_of(speed: float) -> str:
+    """How tokens/s are written: whole ones from 100 on."""
+    return ",.0f" if speed >= 100 else ".1f"
 
 
 def _accepted(calibration: ServerCalibration) -> Text:

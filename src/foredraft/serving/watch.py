@@ -149,7 +149,7 @@ def _row(
         if now and requests > 0 and now > (then or 0.0)
     }
     provenance: Provenance = base.pop("provenance")
-    fields = {key: value for key, value in base.items() if value is not None} | lengths | _accepted(group, base)
+    fields: dict[str, Any] = {key: value for key, value in base.items() if value is not None} | lengths | _accepted(group, base)
     return Observation(
         **fields | {"concurrency": clients, "output_tok_s": tokens / seconds, "num_requests": round(requests) or None},
         provenance=Provenance(source=SOURCE, command=provenance.command, note=note, versions=provenance.versions, created=provenance.created),
