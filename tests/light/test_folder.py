@@ -10,7 +10,7 @@ import pytest
 
 from foredraft.runs import name_of, run_name
 from foredraft.shapes import check_folder, check_same_tokenizer, folder_name
-from foredraft.shapes.folder import TOKENIZER_FILES
+from foredraft.shapes.folder import TOKENIZER_FILES, check_tokenizer
 
 
 def folder_with(tmp_path: Path, *names: str) -> Path:
@@ -61,6 +61,8 @@ def test_the_cache_of_the_hub_is_told_which_folder_to_give(tmp_path):
     check_folder(snapshot)
     with pytest.raises(ValueError, match="Hub's cache") as caught:
         check_folder(tmp_path / "models--org--model")
+    with pytest.raises(ValueError, match="a model of the Hub's cache, whose files lie deeper"):
+        check_tokenizer(tmp_path / "models--org--model")
     assert caught.value.__notes__ == [f"give {snapshot}"]
 
 

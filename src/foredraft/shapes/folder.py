@@ -6,7 +6,7 @@ Promises: what is missing is one line, in a moment. Refuses to know: tensors, to
 from pathlib import Path
 
 from foredraft.records import is_lfs, lfs_pointer, read_json, with_hint
-from foredraft.shapes.absent import ADAPTER, adapter, download, is_hub_id, missing_weights, no_folder
+from foredraft.shapes.absent import download, is_hub_id, missing_weights, no_config, no_folder
 from foredraft.shapes.config import read_config
 from foredraft.shapes.gguf import is_gguf
 
@@ -82,8 +82,9 @@ def check_tokenizer(folder: Path) -> None:
     if pointer := next((file for file in files if is_lfs(file)), None):
         raise lfs_pointer(pointer)
     if not files:
-        if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
-            raise adapter(folder)
+        cause = no_config(folder / "config.json") if not (folder / "config.json").is_file() else None
+        if cause and getattr(cause, "__notes__", None):  # the model lies elsewhere, and the tokenizer with it
+            raise cause
         error = ValueError(
             f"{folder}: no tokenizer (has none of {', '.join(TOKENIZER_FILES)}); copy tokenizer.json beside config.json"
         )
