@@ -22,10 +22,11 @@ from browser import opened
 from foredraft import records
 from foredraft.cli.main import app as command_line
 from foredraft.page import inputs as of_page
+from foredraft.page import planner as planner_room
 from foredraft.page.copies import copies
 from foredraft.page.html import plan_page
 from foredraft.page.nearest import link, nearest
-from foredraft.page.planner import SKETCH_DRAWS, Dropped
+from foredraft.page.planner import SKETCH_DRAWS, Dropped, others
 from foredraft.records import Plan
 
 CASE = {"target": "Qwen3-4B", "load": "1:3,8:1", "max_lookahead": "5", "temperature": "0.7"}
@@ -100,8 +101,10 @@ def test_nobody_waits_for_a_dropped_plan(plans):
     assert plans.answer(CASE, sketch=False).full
 
 
-def test_other_cases_say_what_would_change(plans):
+def test_other_cases_say_what_would_change(plans, monkeypatch):
     """Each is the sketch of its own inputs, and those that say otherwise are those of another draft."""
+    cases = "nothing may be trained", "temperature 0", "four times as many requests at once"
+    monkeypatch.setattr(planner_room, "others", lambda asked: {case: others(asked)[case] for case in cases})
     here = plans.answer(CASE, sketch=False).plan
     turns = {turn.case: turn for turn in plans.turns(CASE)}
     assert turns["nothing may be trained"].plan.draft.training_flops == 0
@@ -130,6 +133,8 @@ def test_settings_that_a_version_lacks_are_told(plans, version, is_told):
         ({"load": ",".join(f"{n}:1" for n in range(1, 40))}, "load", "at most 16 loads"),
         ({"task": "poetry"}, "task", "must be one of chat"),
         ({"target": "no-such-model"}, "target", "nearest"),
+        ({"target": "--help"}, "target", "must be a model's name"),
+        ({"target": "-d/etc"}, "target", "must be a model's name"),
         ({"machine": "H101"}, "machine", "is not known"),
         ({"input_len": "1e9"}, "input_len", "context"),
         ({"target": "Llama-3.1-405B"}, "devices", "raise --devices"),
@@ -225,6 +230,7 @@ def test_a_load_is_dragged_an_input_changed_and_the_way_back_found(browser, addr
     page, messages = shown(browser, address, f"?{urlencode(CASE)}", viewport={"width": 1280, "height": 900})
     assert page.input_value("#target") == "Qwen3-4B"
     before, box = page.inner_text(".tiles"), page.locator(".bar[data-clients='64']").bounding_box()
+    assert box
 
     def drag():
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.95)

@@ -151,8 +151,11 @@ def _fault(command: Any, name: str, value: str, is_flag: bool) -> str:
     try:
         _parsed(command, words)
     except Exception as error:
-        if not (isinstance(error, ValueError) or hasattr(error, "format_message")):
+        usage = getattr(
+            error, "format_message", None
+        )  # typer's own complaints, whose class moves from version to version
+        if usage is None and not isinstance(error, ValueError):
             raise
-        words_of_it = error.format_message() if hasattr(error, "format_message") else str(error)
+        words_of_it = usage() if usage else str(error)
         return words_of_it.partition(f"{flag} ")[2] or words_of_it.rpartition(": ")[2]
     return ""

@@ -105,6 +105,8 @@ def asked(query: Sequence[tuple[str, str]]) -> tuple[dict[str, str], dict[str, s
             faults[name] = "stands in the address twice"
         elif len(value) > MOST_VALUE or not value.isprintable():
             faults[name] = f"must be at most {MOST_VALUE} characters of plain text"
+        elif name == "target" and value.lstrip().startswith("-"):
+            faults[name] = "must be a model's name"  # on a command line it would be an option
         elif name == "load" and value.count(",") >= MOST_BARS:
             faults[name] = f"must be at most {MOST_BARS} loads"
         elif value.strip():
