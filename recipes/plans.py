@@ -127,7 +127,10 @@ def _planned(
 ) -> dict[str, Any]:  # fmt: skip
     lengths = {name: float(np.mean([getattr(row, name) for row in rows])) for name in ("input_len", "output_len")}
     settings = PlanSettings(
-        engine=named_in(rows[0].engine).name, dtype=dtype, horizon_tokens=1e18, max_training_gpu_hours=1e9
+        engine=named_in(place_of(target, machine, rows).engine).name,
+        dtype=dtype,
+        horizon_tokens=1e18,
+        max_training_gpu_hours=1e9,
     )
     best = plan(target, machine, Workload(**lengths, concurrency=(batch,)), settings, observations, beside=at_hand)
     step = best.schedule[0]

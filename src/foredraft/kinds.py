@@ -14,7 +14,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from foredraft import shapes
-from foredraft.draft_words import ADAPTIVE, BEHIND, BESIDE, LENGTHS, Lookup, lengths_file, parted  # noqa: F401 (kinds.… elsewhere)
+from foredraft.draft_words import ADAPTIVE as ADAPTIVE
+from foredraft.draft_words import BEHIND as BEHIND
+from foredraft.draft_words import BESIDE as BESIDE
+from foredraft.draft_words import LENGTHS as LENGTHS
+from foredraft.draft_words import Lookup as Lookup
+from foredraft.draft_words import lengths_file as lengths_file
+from foredraft.draft_words import parted as parted
 from foredraft.records import DraftChoice
 from foredraft.shapes import HeadMatrix, HeadParts, Shape
 from foredraft.shapes.gguf import is_gguf
@@ -99,9 +105,7 @@ class Kind:
         """The label of a draft of so many layers."""
         return self.deep_label if self.deep_label and (num_layers or 1) > 1 else self.label
 
-    def shape(
-        self, target: Shape, num_layers: int | None = None, draft_vocab: int | None = None, **differs: Any
-    ) -> Shape:
+    def shape(self, target: Shape, num_layers: int | None = None, draft_vocab: int | None = None, **differs: Any) -> Shape:  # fmt: skip
         """The shape of such a head beside `target`; None is the usual number of layers, and the usual draft vocabulary. `differs`: fields of
         `HeadParts` that are not the kind's usual ones; without a rank there are no tables and no chain.
 
@@ -282,9 +286,8 @@ def of_choice(draft: DraftChoice) -> Kind:
     if draft.kind == "lookup":
         return NGRAM
     if draft.kind == "head" and draft.method is None:
-        raise ValueError(
-            f"draft.method is missing: this plan is too old to say which kind of head {draft.name} is; plan again"
-        )
+        missing = f"draft.method is missing: this plan is too old to say which kind of head {draft.name} is; plan again"
+        raise ValueError(missing)
     name = draft.method if draft.kind == "head" else draft.kind
     if name not in PLANNED:
         raise ValueError(f"draft.kind must be lookup or one of {', '.join(PLANNED)}, got {name!r}")
@@ -356,17 +359,12 @@ def _special(
     for kind in reversed(KINDS):
         if any(name.startswith(kind.tensors) for name in names if kind.tensors):
             return kind
-    said = (
-        *architectures,
-        *(config.get(key) for key in ("model_type", "speculators_model_type")),
-        block_keys(config).get("projector_type"),
-    )
+    typed = (config.get(key) for key in ("model_type", "speculators_model_type"))
+    said = *architectures, *typed, block_keys(config).get("projector_type")
     text = " ".join(map(str, said)).lower()
     able = (kind for kind in reversed(KINDS) if not wide or (kind.parts and kind.parts.wide_layer))
-    return next(
-        (kind for kind in able if any(word in text for word in kind.spelt) or any(key in config for key in kind.keys)),
-        None,
-    )
+    alike = (k for k in able if any(word in text for word in k.spelt) or any(key in config for key in k.keys))
+    return next(alike, None)
 
 
 def block_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -41,7 +41,9 @@ def test_a_stacks_rates_are_those_that_it_was_made_of():
     noisy = {
         num: seconds * float(np.exp(0.05 * rng.standard_normal())) for num, seconds in stack(2e10, 6e10, 1.6).items()
     }
-    assert reached_rates(BYTES, 4.0, noisy)[:2] == pytest.approx((2e10, 6e10), rel=0.15)
+    rates = reached_rates(BYTES, 4.0, noisy)
+    assert rates is not None
+    assert rates[:2] == pytest.approx((2e10, 6e10), rel=0.15)
     assert reached_rates(BYTES, 4.0, dict(list(noisy.items())[: LEAST_ROWS - 1])) is None
 
 
@@ -145,7 +147,7 @@ def test_rows_of_a_draft_at_hand_have_its_words_and_count_for_costs():
     assert completed(TARGET, [other], beside=[EAGLE]).rows[0].draft_vocab is None
     folder = tuple(row(depth, TAU[depth], words=False, target="runs/of-another-name") for depth in (1, 3))
     at_hand = DraftAtHand(kinds.EAGLE, EAGLE, folder="zoo/head", observations=folder)
-    workload = Workload(**LENGTHS, concurrency=(1,))
+    workload = Workload(input_len=LENGTHS["input_len"], output_len=LENGTHS["output_len"], concurrency=(1,))
     settings = PlanSettings(
         engine="foredraft", dtype="float32", draws=64, kinds=("head",), always=True, max_training_gpu_hours=1e-3
     )

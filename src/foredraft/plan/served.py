@@ -158,12 +158,11 @@ def _cost_row(row: Observation) -> CostRow:
 
 def _shares(row: Observation) -> tuple[float, float]:
     """Of all time, what prompts and drafting took; NaN where the row does not say."""
-    parts = row.draft_s, row.target_s, row.other_s
-    if None in (*parts, row.prompt_s, row.output_tok_s, row.output_len):
+    parts = [part for part in (row.draft_s, row.target_s, row.other_s) if part is not None]
+    if row.prompt_s is None or not row.output_tok_s or not row.output_len or len(parts) < 3:
         return math.nan, math.nan
-    draft_s, target_s, other_s = parts
     prompt = row.prompt_s * row.output_tok_s / row.output_len
-    return prompt, (1 - prompt) * (draft_s / (draft_s + target_s + other_s) if row.method != "none" else 0.0)
+    return prompt, (1 - prompt) * parts[0] / sum(parts) if row.method != "none" else 0.0
 
 
 def calibrated(place: Place, rows: Sequence[TimedRow]) -> OwnCosts | None:
