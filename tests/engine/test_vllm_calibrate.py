@@ -50,13 +50,13 @@ def _without_draft(row: Observation) -> Observation:
 
 
 def _conclude_again(out: Path, draft: Path) -> None:
-    from foredraft.calibrate.conclude import Known, conclude, plan_of
+    from foredraft.calibrate.conclude import KnownServer, conclude, plan_of
     from foredraft.calibrate.files import write_files
     from foredraft.calibrate.runs import measured_rows, served_path
     from foredraft.kinds import shape_named
     from foredraft.shapes import named
 
-    known, rows = Known("here", served_path(out), draft=str(draft), method="eagle"), measured_rows(out)
+    known, rows = KnownServer("here", served_path(out), draft=str(draft), method="eagle"), measured_rows(out)
     calibration = conclude(rows, known)
     write_files(calibration, out, plan_of(calibration, rows, known, named(str(ours.TARGET)), shape_named(str(draft))))
 

@@ -15,7 +15,7 @@ from fake_server import FakeServer
 from test_light import BLOCK
 
 from foredraft import records
-from foredraft.calibrate.conclude import Known, _step, conclude, next_lookahead
+from foredraft.calibrate.conclude import KnownServer, _step, conclude, next_lookahead
 from foredraft.calibrate.files import write_files
 from foredraft.calibrate.law import accepted_by_position, served_law
 from foredraft.calibrate.runs import CalibrationSettings, measure_runs
@@ -28,10 +28,10 @@ from foredraft.records import Observation, Plan, Provenance, ServerCalibration
 from foredraft.report.calibrated import verdict
 from foredraft.serving.builtin import questions
 from foredraft.serving.endpoint_http import address_of
-from foredraft.serving.watch import Reading, seconds_of, stretches_of
+from foredraft.serving.watch import PageReading, seconds_of, stretches_of
 
 SURVIVAL = (0.75, 0.55, 0.4, 0.28, 0.2)
-KNOWN = Known("http://here", "org/model", draft="org/head", method="eagle3")
+KNOWN = KnownServer("http://here", "org/model", draft="org/head", method="eagle3")
 
 
 def planted(load: int, k: int, knee: float = 40.0) -> float:
@@ -218,9 +218,9 @@ def test_other_times_are_refused(text):
 
 
 def test_idle_time_restarts_and_changes_are_left_out():
-    def at(second: float, generated: float, running: float, steps: int) -> Reading:
+    def at(second: float, generated: float, running: float, steps: int) -> PageReading:
         spec = Counters(steps=steps, drafted=3 * steps, accepted=steps, by_position=(steps, 0, 0))
-        return Reading(second, Totals(spec, generated, running=running))
+        return PageReading(second, Totals(spec, generated, running=running))
 
     readings = [
         at(0, 0, 4, 0),

@@ -35,7 +35,7 @@ MOST_LOOKAHEAD = 8
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownServer:
     """What is known of a server beside its rows: its address, the path or id that it serves, and what the user says: how the draft is called or
     where it lies, its method, machine and devices.
     """
@@ -50,7 +50,7 @@ class Known:
 
 
 def conclude(
-    rows: Sequence[Observation], known: Known, weights: Mapping[int, float] | None = None
+    rows: Sequence[Observation], known: KnownServer, weights: Mapping[int, float] | None = None
 ) -> ServerCalibration:
     """The schedule that rows ask for. Raises ValueError where none of them tells how fast the server is."""
     whole = [row for row in rows if is_whole(row)]
@@ -140,7 +140,7 @@ def next_lookahead(calibration: ServerCalibration) -> int | None:
 
 
 def plan_of(
-    calibration: ServerCalibration, rows: Sequence[Observation], known: Known, target: Shape, draft: Shape
+    calibration: ServerCalibration, rows: Sequence[Observation], known: KnownServer, target: Shape, draft: Shape
 ) -> Plan:
     """The schedule as a Plan that `foredraft deploy --plan` and the report read."""
     whole = [row for row in rows if is_whole(row)]

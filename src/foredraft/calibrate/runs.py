@@ -61,7 +61,7 @@ class CalibrationSettings(Record, frozen=True):
         return max(LEAST_REQUESTS, self.requests_per_client * clients)
 
 
-class _Target(NamedTuple):
+class _LabelledServer(NamedTuple):
     """A server that answered a trial, and the lookahead that it drafts by."""
 
     running: Running
@@ -103,7 +103,7 @@ async def _runs(
                 started(address, list(questions), loads, facts.get("model"), facts.get("engine") or "auto")
             )
             _check_conditions(folder, conditions_of(running, questions, settings))
-            targets.append(_Target(running, facts, await _warmed(running, loads, max(settings.loads))))
+            targets.append(_LabelledServer(running, facts, await _warmed(running, loads, max(settings.loads))))
             say(
                 f"{address}: {running.server.engine.label} {running.server.version or ''}, {label(targets[-1].lookahead)}"
             )
@@ -145,7 +145,7 @@ async def _warmed(running: Running, loads: LoadSettings, clients: int) -> int | 
     return spec.longest if spec.steps else None
 
 
-async def _row(target: _Target, loads: LoadSettings, clients: int, num: int) -> tuple[Observation, list[str]]:
+async def _row(target: _LabelledServer, loads: LoadSettings, clients: int, num: int) -> tuple[Observation, list[str]]:
     """One load's row under the run's label, and what to mind about it."""
     running = target.running
     some = running._replace(ways=running.ways[:num], questions=running.questions[:num])

@@ -24,7 +24,7 @@ from foredraft.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from foredraft.calibrate.conclude import Known
+    from foredraft.calibrate.conclude import KnownServer
     from foredraft.records import Observation, ServerCalibration
 
 URLs = Annotated[
@@ -112,7 +112,7 @@ def calibrate(
     json: JSON = False,
 ) -> None:
     """Measure a running server with and without its draft, or watch it: which lookahead at which load, what it gains, when to switch off."""
-    from foredraft.calibrate.conclude import Known
+    from foredraft.calibrate.conclude import KnownServer
     from foredraft.calibrate.runs import served_path
     from foredraft.records import reserved
     from foredraft.serving.endpoint_http import address_of
@@ -141,7 +141,7 @@ def calibrate(
                 temperature=temperature, stop=stop, chat=chat, seed=seed, again=again,
             )  # fmt: skip
             rows = _asked(addresses, prompts, on_error, settings, facts, out)
-        known = Known(urls[0], served_path(out), draft, method, machine, devices or 1, command())
+        known = KnownServer(urls[0], served_path(out), draft, method, machine, devices or 1, command())
         _conclude(rows, known, target, weights, out, json)
 
 
@@ -183,11 +183,11 @@ def _asked(
     if prompts is None:
         asked, name = questions(num), "built-in"
     else:
-        own, name = read_questions(prompts, Skips(on_error)), prompts.stem
-        asked = [own[i % len(own)] for i in range(num)]
-        if len(own) < num:
+        given, name = read_questions(prompts, Skips(on_error)), prompts.stem
+        asked = [given[i % len(given)] for i in range(num)]
+        if len(given) < num:
             print(
-                f"warning: {prompts.name}: {len(own)} prompts for {num} requests: they are asked again, out of the prefix cache",
+                f"warning: {prompts.name}: {len(given)} prompts for {num} requests: they are asked again, out of the prefix cache",
                 file=sys.stderr,
             )
 
@@ -212,7 +212,7 @@ def _line(row: "Observation") -> str:
 
 
 def _conclude(
-    rows: "Sequence[Observation]", known: "Known", target: str | None, weights: dict[int, float] | None, out: Path, json: bool
+    rows: "Sequence[Observation]", known: "KnownServer", target: str | None, weights: dict[int, float] | None, out: Path, json: bool
 ) -> None:  # fmt: skip
     from foredraft.calibrate.conclude import conclude
     from foredraft.calibrate.files import write_files
@@ -228,7 +228,9 @@ def _conclude(
     print_blocks(_next(calibration, known, out))
 
 
-def _plan(calibration: "ServerCalibration", rows: "Sequence[Observation]", known: "Known", target: str | None) -> Any:
+def _plan(
+    calibration: "ServerCalibration", rows: "Sequence[Observation]", known: "KnownServer", target: str | None
+) -> Any:
     """The schedule as a plan; None where the target's or the draft's shape cannot be known."""
     if not known.draft:
         return None
@@ -245,7 +247,7 @@ def _plan(calibration: "ServerCalibration", rows: "Sequence[Observation]", known
     return plan_of(calibration, rows, known, shape, at_hand.shape) if at_hand and at_hand.shape else None
 
 
-def _next(calibration: "ServerCalibration", known: "Known", out: Path) -> list[str]:
+def _next(calibration: "ServerCalibration", known: "KnownServer", out: Path) -> list[str]:
     """The next command: the run that is missing, or what starts the server by its schedule."""
     from foredraft.calibrate.conclude import drafting, next_lookahead
     from foredraft.engines import ENGINES

@@ -37,7 +37,7 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-class Reading(NamedTuple):
+class PageReading(NamedTuple):
     at_s: float
     totals: Totals
 
@@ -62,12 +62,12 @@ class Watched(NamedTuple):
 
 
 async def watched(
-    address: Address, seconds: float, every_s: float, facts: Mapping[str, Any], on_reading: Callable[[Reading], object] = lambda _: None
+    address: Address, seconds: float, every_s: float, facts: Mapping[str, Any], on_reading: Callable[[PageReading], object] = lambda _: None
 ) -> Watched:  # fmt: skip
     """Read the page of the server at `address` every `every_s` for `seconds`. Raises ValueError where it shows none."""
     async with Connections(address) as connections:
         server = await find_server(connections, facts.get("model"), facts.get("engine") or "auto")
-        readings: list[Reading] = []
+        readings: list[PageReading] = []
         start = time.perf_counter()
         while not readings or time.perf_counter() - start < seconds:
             if readings:
@@ -77,14 +77,14 @@ async def watched(
                 raise ValueError(
                     f"{address}/metrics: shows no running requests and generated tokens; SGLang shows them with --enable-metrics"
                 )
-            readings.append(Reading(time.perf_counter(), totals))
+            readings.append(PageReading(time.perf_counter(), totals))
             on_reading(readings[-1])
         stretches, warnings = stretches_of(readings)
         rows, shares = rows_of_stretches(stretches, server, readings, facts)
         return Watched(server, rows, shares, warnings)
 
 
-def stretches_of(readings: Sequence[Reading]) -> tuple[list[Stretch], list[str]]:
+def stretches_of(readings: Sequence[PageReading]) -> tuple[list[Stretch], list[str]]:
     """Those in which the server ran requests, about as many at the end as at the beginning."""
     stretches, restarts, unsteady, queued = [], 0, 0, 0
     for before, after in pairwise(readings):
@@ -116,7 +116,7 @@ def stretches_of(readings: Sequence[Reading]) -> tuple[list[Stretch], list[str]]
 
 
 def rows_of_stretches(
-    stretches: Sequence[Stretch], server: Endpoint, readings: Sequence[Reading], facts: Mapping[str, Any]
+    stretches: Sequence[Stretch], server: Endpoint, readings: Sequence[PageReading], facts: Mapping[str, Any]
 ) -> tuple[list[Observation], dict[int, float]]:
     """A row for stretches of a like number of running requests, and the share of the busy time of each."""
     groups: dict[int, list[Stretch]] = {}
@@ -133,7 +133,7 @@ def rows_of_stretches(
 
 
 def _row(
-    group: Sequence[Stretch], clients: int, server: Endpoint, readings: Sequence[Reading], facts: Mapping[str, Any]
+    group: Sequence[Stretch], clients: int, server: Endpoint, readings: Sequence[PageReading], facts: Mapping[str, Any]
 ) -> Observation:
     first, last = readings[0].totals, readings[-1].totals
     seconds, tokens = sum(stretch.seconds for stretch in group), sum(stretch.tokens for stretch in group)
@@ -149,7 +149,9 @@ def _row(
         if now and requests > 0 and now > (then or 0.0)
     }
     provenance: Provenance = base.pop("provenance")
-    fields: dict[str, Any] = {key: value for key, value in base.items() if value is not None} | lengths | _accepted(group, base)
+    fields: dict[str, Any] = (
+        {key: value for key, value in base.items() if value is not None} | lengths | _accepted(group, base)
+    )
     return Observation(
         **fields | {"concurrency": clients, "output_tok_s": tokens / seconds, "num_requests": round(requests) or None},
         provenance=Provenance(source=SOURCE, command=provenance.command, note=note, versions=provenance.versions, created=provenance.created),
@@ -169,7 +171,9 @@ def _accepted(group: Sequence[Stretch], base: Mapping[str, Any]) -> dict[str, An
             "steps": all_counts.steps, "drafted": all_counts.drafted, "accepted": all_counts.accepted, "pooling": "steps",
             "tokens_per_step": 1 + all_counts.accepted / all_counts.steps, "lookahead": all_counts.longest, "survival": all_counts.survival or None,
         }  # fmt: skip
-    told = [(stretch.tokens_per_step, stretch.seconds) for stretch in group if stretch.tokens_per_step]
-    if told and base.get("lookahead"):
-        return {"tokens_per_step": sum(tau * seconds for tau, seconds in told) / sum(seconds for _, seconds in told)}
+    stated = [(stretch.tokens_per_step, stretch.seconds) for stretch in group if stretch.tokens_per_step]
+    if stated and base.get("lookahead"):
+        return {
+            "tokens_per_step": sum(tau * seconds for tau, seconds in stated) / sum(seconds for _, seconds in stated)
+        }
     return {}
