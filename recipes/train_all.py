@@ -4,9 +4,12 @@ The text is the source of Python's own standard library, which every machine wit
 draft's tokens per step, on answers of the target that were held out, rise in training, and each draft decodes to the target's own
 greedy tokens.
 
-    python recipes/train_all.py OUT
+    python recipes/train_all.py OUT [--share 0.3]
+
+`--share`: of the recipes' tokens, for a quick look.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -40,6 +43,16 @@ def write_corpus(path: Path) -> None:
                 return
 
 
+def write_recipe(name: str, share: float, folder: Path) -> Path:
+    """The recipe with this share of its tokens."""
+    recipe = json.loads((RECIPES / f"{name}.json").read_bytes())
+    for stage in recipe["stages"]:
+        stage["tokens"] *= share
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
 def taus(run: Path) -> tuple[float, float]:
     """Held-out tokens per step before training and after."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -55,15 +68,19 @@ def greedy(target: Path, prompts: Path, *options: Any) -> list[Any]:
     return [answer["tokens"] for answer in replies]
 
 
-def main(out: Path) -> None:
+def main(out: Path, share: float = 1.0) -> dict[str, tuple[float, float]]:
+    """Tokens per step of each draft, before training and after."""
     began = time.perf_counter()
-    out.mkdir(parents=True)
+    recipes = out / "recipes"
+    recipes.mkdir(parents=True)
     corpus, tokenizer, tokens, answers = out / "corpus.jsonl", out / "tokenizer", out / "tokens", out / "answers"
     write_corpus(corpus)
     foredraft("data", "tokenizer", corpus, "--out", tokenizer, "--vocab", 1024)
     foredraft("data", "prepare", corpus, "--out", tokens, "--tokenizer", tokenizer, "--val-share", 0.1)
     plain = ("--data", tokens / "train")
-    foredraft("train", RECIPES / "target.json", *plain, "--held-out", tokens / "val", "--out", out / "target")
+    foredraft(
+        "train", write_recipe("target", share, recipes), *plain, "--held-out", tokens / "val", "--out", out / "target"
+    )
     target = out / "target/final"
     answer_options = ("--plain", "--prompt-tokens", 32, "--num", 96, "--max-tokens", 128, "--batch", 32)
     foredraft("data", "regenerate", corpus, "--target", target, "--out", out / "answers.jsonl", *answer_options)
@@ -72,17 +89,22 @@ def main(out: Path) -> None:
     folders = (*plain, "--data", answers / "train", "--held-out", answers / "val")
     prompts = out / "prompts.txt"
     prompts.write_text("\n".join(prompt.replace("\n", " ") for prompt in PROMPTS) + "\n")
-    expected, wrong = greedy(target, prompts), []
+    expected, wrong, steps = greedy(target, prompts), [], {}
     for name in DRAFTS:
-        foredraft("train", RECIPES / f"{name}.json", "--target", target, *folders, "--out", out / name)
-        before, after = taus(out / name)
+        foredraft("train", write_recipe(name, share, recipes), "--target", target, *folders, "--out", out / name)
+        before, after = steps[name] = taus(out / name)
         same = greedy(target, prompts, "--draft", out / name / "final") == expected
         print(f"{name:12} tokens per step {before:.2f} → {after:.2f}, greedy tokens {'equal' if same else 'DIFFER'}")
         wrong += [name] if not same or after <= before else []
     print(f"{time.perf_counter() - began:.0f} s in all")
     if wrong:
         raise SystemExit(f"not as it should be: {', '.join(wrong)}")
+    return steps
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--share", type=float, default=1.0, help="of the recipes' tokens")
+    options = parser.parse_args()
+    main(options.out, options.share)

@@ -27,7 +27,7 @@ from foredraft.train.language_model import LanguageModelObjective
 from foredraft.train.launch import launch, open_data
 from foredraft.train.loop import Stopped, diverged, train, with_loss
 from foredraft.train.objectives import trainee_of
-from foredraft.train.optimiser import rate
+from foredraft.train.optimiser import CpuMuon, rate
 
 STEP = 8 * 32  # tokens
 QUIET = EvalSchedule(log_every=1, held_out_every=10**6, save_every=10**6)
@@ -518,3 +518,18 @@ def test_the_state_of_a_run_is_plain_json(folders, tmp_path):
     assert isinstance(saved.course, RunningLoss)
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
     assert Path(tmp_path / "final/config.json").is_file()
+
+
+@pytest.mark.parametrize("shape", [(48, 96), (96, 48)], ids=["wide", "tall"])
+def test_muon_on_a_cpu_steps_as_torchs_does_but_for_bfloat16s_rounding(shape):
+    generator = torch.Generator().manual_seed(0)
+    weight, *gradients = torch.randn(4, *shape, generator=generator)
+    moves = []
+    for kind in (torch.optim.Muon, CpuMuon):
+        parameter = torch.nn.Parameter(weight.clone())
+        optimiser = kind([parameter], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimiser.step()
+        moves.append(parameter.detach() - weight)
+    assert (moves[1] - moves[0]).norm() < 0.02 * moves[0].norm()  # bfloat16 rounds by up to 0.4 %, five times over
