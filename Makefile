@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := openvino openvino-export vllm
 
-.PHONY: tour test browser test-engine lint docs size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
+.PHONY: tour test check browser test-engine lint docs size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
 
 tour: .venv/.full ## the whole loop on SmolLM2-135M-Instruct: fetch, probe, plan, decode, train, measure, tour/report.html
 	$(BIN)/foredraft tour
 
 test: .venv/.dev browser ## tests/light (laws, planner, records, command line) and tests/cpu (what needs torch)
+	@echo "All tests: about ten minutes on two cores. In under two: make check"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
+
+check: .venv/.dev ## in under two minutes: ruff, and of tests/light what is not marked slow
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/light -n 2 -m "not slow"
 
 browser: ## the Chromium of the browser tests, from Debian's or Ubuntu's packages where root runs this; else they are skipped
 	@command -v chromium chromium-browser google-chrome chrome > /dev/null || \

@@ -13,6 +13,7 @@ from foredraft.hardware import memory_bytes, read_rate, seconds, write_rate
 from foredraft.measure import probe as probing
 from foredraft.measure.probe import (
     VERIFIED,
+    busy,
     cache_bytes,
     device_of,
     probe,
@@ -192,3 +193,21 @@ def test_bad_input_is_one_line(
 def test_a_gpu_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="sees no GPU"):
         device_of("cuda")
+
+
+@pytest.mark.parametrize(
+    ("running", "figures", "says"),
+    [
+        (0.05, [10.0, 10.2, 9.9, 10.1], None),
+        (None, [10.0, 10.2, 9.9, 10.1], None),
+        (6.2, [10.0, 10.2, 9.9, 10.1], "6.2 other processes"),
+        (0.05, [10.0, 5.0, 9.0, 4.0], "lie 79% apart"),
+        (0.05, [10.0], None),
+    ],
+)
+def test_a_busy_machine_is_told_by_its_load_or_by_its_repeats(running, figures, says):
+    warning = busy(running, figures)
+    assert (warning is None) == (says is None)
+    if says:
+        assert says in warning
+        assert warning.endswith("probe again")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from foredraft import __version__, records
-from foredraft.cli.main import main
+from foredraft.cli.main import app, main
 
 PLAN = ("plan", "Llama-3.1-8B", "--machine", "H100", "--concurrency", "1,64", "--draws", "16")
 
@@ -292,7 +293,7 @@ def test_reproduce_sdsl_is_within_one_per_cent() -> None:
         (MemoryError(), 2, "error: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "error: out of memory"),
         (ValueError("\x1b]0;owned\x07 is not it"), 2, "error: \\x1b]0;owned\\x07 is not it"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "stopped: "),
     ],
     ids=["bug", "recursion", "memory", "torch's memory", "escapes", "interrupt"],
 )
@@ -306,7 +307,7 @@ def test_whatever_is_left_is_one_line_and_debug_shows_where(error: BaseException
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr
-    assert not done.stderr or done.stderr.splitlines()[0].startswith("error: ")
+    assert not done.stderr or done.stderr.splitlines()[0].startswith(("error: ", "stopped: "))
     assert ("Traceback" in debugged.stderr) == (code != 130)
     if code == 1:
         assert "hint: report this line at " in done.stderr
@@ -346,3 +347,37 @@ def test_the_second_of_two_runs_into_one_output_says_who_has_it(words: tuple[str
     assert f"{tmp_path / 'out'}: another run is at work on it (" in done.stderr.splitlines()[0]
     assert f"process {os.getpid()} on " in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+VERBS = [
+    *((command.name or command.callback.__name__,) for command in app.registered_commands if command.callback),
+    *(
+        (group.name or "", command.name or command.callback.__name__)
+        for group in app.registered_groups
+        for command in group.typer_instance.registered_commands
+        if command.callback
+    ),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_a_short_help_and_ends_at_ctrl_c_in_one_line_that_says_what_is_saved(
+    verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert foredraft(*verb, "-h").stdout == foredraft(*verb, "--help").stdout
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    for command in (groups[verb[0]] if len(verb) > 1 else app).registered_commands:
+        monkeypatch.setattr(command, "name", command.name or getattr(command.callback, "__name__", ""))
+        monkeypatch.setattr(command, "callback", stop)
+    done = foredraft(*verb)
+    assert done.returncode == 130
+    assert done.stdout == ""
+    assert re.fullmatch(r"stopped: .*\b(saved|stands|kept|written|printed|holds)\b.*\n", done.stderr)
+
+
+def test_completion_is_installed_by_an_option_of_its_own() -> None:
+    assert "--install-completion" in foredraft("--help").stdout

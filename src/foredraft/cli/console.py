@@ -26,8 +26,8 @@ ENDPOINT = "pip install 'foredraft[endpoint]'"
 
 
 def fail(error: BaseException, options: Mapping[str, str] | None = None) -> NoReturn:
-    """End with exit code 2: the error as one line on stderr, then its notes as hints (see `records.with_hint`); control characters in it,
-    which may be others', are shown.
+    """End with exit code 2, or the error's own (130 of a stop that was asked for): the error as one line on stderr, then its notes as
+    hints (see `records.with_hint`); control characters in it, which may be others', are shown.
 
     `options`: by a field's name the option that sets it, as it is typed; a message that begins with a field begins with its option.
     """
@@ -38,7 +38,7 @@ def fail(error: BaseException, options: Mapping[str, str] | None = None) -> NoRe
     print(f"error: {visible((options or {}).get(field, field))}{space}{visible(rest)}", file=sys.stderr)
     for hint in getattr(error, "__notes__", ()) or _usual_hints(error):
         print(f"\nhint: {visible(hint)}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(getattr(error, "exit_code", 2))
 
 
 def fail_memory(error: BaseException) -> NoReturn:

@@ -21,6 +21,7 @@ from foredraft.cli.data import app as data_app
 from foredraft.cli.deploy import app as deploy_app
 from foredraft.cli.fit import fit
 from foredraft.cli.generate import generate
+from foredraft.cli.interrupted import interruption, verb_of
 from foredraft.cli.list import show
 from foredraft.cli.measure import measure
 from foredraft.cli.page import page
@@ -33,8 +34,10 @@ from foredraft.cli.tour import tour
 from foredraft.cli.train import train
 from foredraft.cli.validate import validate
 
+STOPPED = 130  # a shell's exit code of what Ctrl-C ended
+
 app = typer.Typer(
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -74,9 +77,14 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        raise SystemExit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == STOPPED:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        raise SystemExit(code)
     except (typer.Abort, KeyboardInterrupt):
-        raise SystemExit(130) from None
+        groups = [group.name or "" for group in app.registered_groups]
+        print(interruption(verb_of(sys.argv[1:], groups)), file=sys.stderr)
+        raise SystemExit(STOPPED) from None
     except BrokenPipeError:  # whoever read our output has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

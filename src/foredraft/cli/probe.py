@@ -31,7 +31,10 @@ def probe(
     from foredraft.measure.probe import probe as run
 
     set_threads(threads)
-    machine = run(device, target, dtype=dtype_of(dtype), repeats=repeats, command=command())
+    machine = run(
+        device, target, dtype=dtype_of(dtype), repeats=repeats, command=command(),
+        warn=lambda warning: print(f"warning: {warning}", file=sys.stderr),
+    )  # fmt: skip
     if out:
         records.write(out, machine)
         print(f"wrote {out}", file=sys.stderr)

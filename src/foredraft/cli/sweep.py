@@ -117,12 +117,8 @@ def _run(driver: "Driver", workers: int, json: bool) -> None:
     from foredraft.sweep.table import LiveTable
 
     out = driver.folder.out
-    try:
-        with LiveTable(driver.folder.cells, driver.runner.slots or workers) as live:
-            finished = driver.run(live.show)
-    except KeyboardInterrupt:
-        print("stopped; what was done and begun is kept, the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with LiveTable(driver.folder.cells, driver.runner.slots or workers) as live:
+        finished = driver.run(live.show)
     if json:
         print_json(finished)
     else:

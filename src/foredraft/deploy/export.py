@@ -389,7 +389,13 @@ def _write_launch(
 
 
 def _write_operations(
-    folder: Path, out: Path, target: Path, engine: ServingEngine, kind: Kind, launched: dict[str, Any], plan: Plan | None
+    folder: Path,
+    out: Path,
+    target: Path,
+    engine: ServingEngine,
+    kind: Kind,
+    launched: dict[str, Any],
+    plan: Plan | None,
 ) -> None:
     """Snippets for Docker Compose and Helm, and of a plan its alerts."""
     settings = engine.drafting(launched, kind, "", str(out))

@@ -6,9 +6,10 @@ Refuses to know: what a plan makes of it.
 Shapes: T tokens verified together, L matrices of a stack, C width.
 """
 
+import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,16 +49,20 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 def probe(
     device: str = "cpu", target: str | Path | None = None, *, dtype: torch.dtype = torch.float32, repeats: int = 7,
-    command: str | None = None,
+    command: str | None = None, warn: Callable[[str], None] | None = None,
 ) -> Machine:  # fmt: skip
     """Measure `device` with torch's current number of threads, the pass of the model in the folder `target` (or of a stack of
-    matrices) in `dtype`. Bytes per second, FLOP/s, seconds, bytes.
+    matrices) in `dtype`. Bytes per second, FLOP/s, seconds, bytes. `warn` is told where the machine is busy with other things.
 
     Raises ValueError where there is no such device, or where fewer than one repeat is asked for.
     """
     where = device_of(device)
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    running = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    reads = [read_rate(where, 3) for _ in range(repeats)]
+    if warn and (warning := busy(running, reads)):
+        warn(warning)
     model = load(target, dtype, where) if target else None
     stacks = {name: stacked(where, getattr(torch, name), repeats) for name in STACKED[where.type]}
     kind = str(dtype).removeprefix("torch.")
@@ -67,7 +72,7 @@ def probe(
     )
     return Machine(
         name=machine_name(where), memory_bytes=memory_bytes(where), cache_bytes=cache_bytes(where),
-        bandwidth_bytes_per_s=_median(lambda: read_rate(where, 3), repeats),
+        bandwidth_bytes_per_s=statistics.median(reads),
         write_bytes_per_s=_median(lambda: write_rate(where, 3), repeats),
         flops_per_s={name: _median(lambda name=name: matmul_rate(where, name), min(repeats, 3)) for name in DTYPES[where.type]},
         step_overhead_s=step_overhead(where, repeats), verify_s=verify_s, stack_bytes=float(STACKED_BYTES[where.type]), stack_s=stacks,
@@ -97,6 +102,27 @@ def _how(device: torch.device, repeats: int, passed: str) -> dict[str, str]:
         if device.type == "cpu"
         else "second-level cache, as the driver states it",
     }
+
+
+SCATTER = 0.15  # of a quiet machine's repeats: the middle half's width over the median stays below it
+BUSY_LOAD = 0.3  # processes ready to run before the probe begins; a quiet machine has hardly any
+
+
+def busy(running: float | None, figures: Sequence[float]) -> str | None:
+    """Why a probe's figures cannot be trusted, and what to do: by the load before it and how far its repeats lie apart; None on a quiet machine.
+
+    `running`: processes ready to run, of the last minute; None where the system does not say. `figures`: the repeats of one figure.
+    """
+    reasons = (
+        [f"{running:.1f} other processes were running before it"] if running is not None and running > BUSY_LOAD else []
+    )
+    if len(figures) > 2:
+        low, middle, high = statistics.quantiles(figures, n=4)
+        if (high - low) / middle > SCATTER:
+            reasons.append(f"half of its repeats lie {(high - low) / middle:.0%} apart")
+    if not reasons:
+        return None
+    return f"this machine is busy ({'; '.join(reasons)}): its figures come out too low; end other programs, wait a minute and probe again"
 
 
 def _median(figure: Callable[[], float], repeats: int) -> float:

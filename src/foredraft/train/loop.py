@@ -49,6 +49,12 @@ class Stopped(ValueError):
     """A run that ended before its budget, on its own account."""
 
 
+class Interrupted(Stopped):
+    """A run that a signal asked to stop."""
+
+    exit_code = 130
+
+
 def train(
     recipe: Recipe, objective: Objective, data: Data, out: Path, devices: Devices, ceiling_flops_per_s: float
 ) -> State:
@@ -180,7 +186,7 @@ class TrainingRun:
         """Save and raise `Stopped` where any process was asked to stop."""
         if self._stop_requested:
             self.save()
-            raise Stopped(f"asked to stop at step {self.state.step}; {self.checkpoints.last_good()}")
+            raise Interrupted(f"asked to stop at step {self.state.step}; {self.checkpoints.last_good()}")
 
     def _the_stage(self) -> Stage:
         assert self.stage is not None, "the run is over"
