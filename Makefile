@@ -12,7 +12,7 @@ test: .venv/.dev browser ## tests/light (laws, planner, records, command line) a
 	@echo "All tests: about ten minutes on two cores. In under two: make check"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2
 
-check: .venv/.dev ## in under two minutes: ruff, and of tests/light what is not marked slow
+check: .venv/.dev ## in under two minutes: ruff, and of tests/light what is not slow
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/light -n 2 -m "not slow"
 
