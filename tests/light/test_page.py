@@ -24,7 +24,7 @@ from foredraft.cli.main import app as command_line
 from foredraft.page import inputs as of_page
 from foredraft.page import planner as planner_room
 from foredraft.page.copies import copies
-from foredraft.page.html import plan_page
+from foredraft.page.html import answer_html, plan_page
 from foredraft.page.nearest import link, nearest
 from foredraft.page.planner import SKETCH_DRAWS, Dropped, others
 from foredraft.records import Plan
@@ -39,7 +39,7 @@ def plans():
 
 @pytest.fixture(scope="module")
 def address(plans):
-    with served(OneTurn(plans.read, plans.own, plans.session, plans.plans)) as url:
+    with served(OneTurn(plans.read, session=plans.session, plans=plans.plans)) as url:
         yield url
 
 
@@ -111,6 +111,19 @@ def test_other_cases_say_what_would_change(plans, monkeypatch):
     assert all((turn.plan.draft.name != here.draft.name) <= turn.turns for turn in turns.values() if turn.plan)
     assert turns["temperature 0"].plan.workload.temperature == 0
     assert turns["four times as many requests at once"].plan.workload.concurrency == (4, 32)
+
+
+def test_a_model_of_the_users_own_goes_by_the_path_that_was_typed(tmp_path):
+    sizes = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024}
+    own = tmp_path / "mine"
+    own.mkdir()
+    (own / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 32000} | sizes))
+    plans = planner(targets={str(own): own})
+    inputs = {"target": str(own), "load": "1:1"}
+    answer = plans.answer(inputs, sketch=True)
+    html = answer_html(answer.plan, inputs, draws=answer.draws, full=True, files=["runs.csv"])
+    assert 'data-mark="stated"' in html
+    assert f"foredraft plan {own} --load 1:1 --observations runs.csv --out PLAN" in html
 
 
 @pytest.mark.parametrize(

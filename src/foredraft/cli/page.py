@@ -46,11 +46,10 @@ def page(
     from foredraft.page.server import application, serve
 
     targets, machines = _targets(target), _machines(machine or ())
-    defaults = ({"target": next(iter(targets), target or "")} if target else {}) | (
-        {"machine": next(iter(machines))} if machines else {}
-    )
-    rows = _rows(observations, target_name, defaults.get("target"))
-    app = application(Planner(_reader(targets, machines, rows), rows), defaults, list(targets), list(machines))
+    defaults = ({"target": target} if target else {}) | ({"machine": next(iter(machines))} if machines else {})
+    rows = _rows(observations, target_name, _name(targets.get(target or ""), target))
+    files = [str(file) for file in observations or ()]
+    app = application(Planner(_reader(targets, machines, rows), rows, files), defaults, list(targets), list(machines))
     print(f"http://127.0.0.1:{port}/", flush=True)
     print("Ctrl-C stops it", file=sys.stderr)
     serve(app, port)
@@ -83,19 +82,30 @@ def _rows(files: list[Path] | None, names: list[str] | None, target: str | None)
 
 
 def _targets(target: str | None) -> dict[str, Path]:
-    """The user's own target, by the name that the page calls it; none of a public one."""
+    """The user's own target, by its path as typed; none of a public one. Raises ValueError where it is no model."""
     if target is None or not os.path.exists(target):
         return {}
     from foredraft import shapes
 
-    return {shapes.named(target).name: Path(target)}
+    shapes.named(target)
+    return {target: Path(target)}
+
+
+def _name(path: Path | None, target: str | None) -> str | None:
+    """By which the user's rows may know the target."""
+    if path is None:
+        return target
+    from foredraft import shapes
+
+    return shapes.named(str(path)).name
 
 
 def _machines(names: "list[str] | tuple[str, ...]") -> dict[str, str]:
-    """Machines that the page offers first, by name: files of records, or known ones."""
+    """Machines that the page offers first: files of records as typed, or known ones by name."""
     from foredraft import machines
 
-    return {machines.named(name).name: name for name in names}
+    records = {name: machines.named(name) for name in names}
+    return {name if name.lower().endswith(".json") else record.name: name for name, record in records.items()}
 
 
 def _reader(
@@ -116,7 +126,7 @@ def _reader(
     def read(inputs: Mapping[str, str]) -> "Question":
         faults = {}
         for name, value in inputs.items():
-            if name in ("machine", "train_machine") and value.lower().endswith(".json"):
+            if name in ("machine", "train_machine") and value.lower().endswith(".json") and value not in machines:
                 faults[name] = "must be a name; a record's file is given when the page is started"
             elif name != of_page.VERSION and (
                 why := _fault(command, name, value, of_page.FIELDS[name].kind == "check")

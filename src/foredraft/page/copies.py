@@ -5,7 +5,7 @@ Promises: settings are the plan's; those that a stated version lacks are named. 
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -45,7 +45,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in numbers[1].split(".")) if numbers else ()
 
 
-def copies(plan: Plan, inputs: Mapping[str, str] | None) -> list[Copy]:
+def copies(plan: Plan, inputs: Mapping[str, str] | None, files: Sequence[str] = ()) -> list[Copy]:
     """Settings of the engines that a plan gives some, the commands to type next, and the plan's own."""
     texts = []
     for name, settings in plan.settings.items():
@@ -72,7 +72,7 @@ def copies(plan: Plan, inputs: Mapping[str, str] | None) -> list[Copy]:
             Copy(
                 "command",
                 "This plan",
-                of_page.command(inputs),
+                of_page.command(inputs, files),
                 "the same plan on the command line, which writes Plan.json",
             )
         )

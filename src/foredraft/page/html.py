@@ -65,15 +65,18 @@ def plan_page(plan: Plan, own: Sequence[Observation] = ()) -> str:
 
 
 def answer_html(
-    plan: Plan, inputs: Mapping[str, str] | None, own: Sequence[Observation] = (), *, draws: int | None, full: bool
-) -> str:
-    """What the plan says. `inputs`: those of the page, None of a plan from a file; `draws`: joint draws behind it; `full`: no sketch."""
+    plan: Plan, inputs: Mapping[str, str] | None, own: Sequence[Observation] = (), *, draws: int | None, full: bool,
+    files: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """What the plan says. `inputs`: those of the page, None of a plan from a file; `draws`: joint draws behind it; `full`: no sketch;
+    `files`: the user's observations, by their files as typed.
+    """
     version = inputs.get(of_page.VERSION) if inputs else None
     near = nearest(plan, own, version) if full else []
     return _render(
         "answer.html.j2", plan=plan, verb=_verb(plan), name=describe(plan.draft) if plan.draft else "", tiles=_tiles(plan),
         trust=_trust(plan), nexts=_nexts(plan), rows=_kinds(plan), most=_most(plan), gain=charts.gain_chart(plan),
-        latency=charts.latency_chart(plan), copies=copies(plan, inputs), near=[_near(each) for each in near], changes=_changes(plan),
+        latency=charts.latency_chart(plan), copies=copies(plan, inputs, files), near=[_near(each) for each in near], changes=_changes(plan),
         mark=_mark(plan, own), draws=draws, full=full, levels=list(level_lines(plan.service_levels)) if plan.service_levels else [],
         schedule=_schedule(plan), version=version, notes=plan.assumptions, left_out=plan.not_considered, sources=_sources(plan),
     )  # fmt: skip

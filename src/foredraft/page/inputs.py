@@ -124,9 +124,10 @@ def words(inputs: Mapping[str, str]) -> list[str]:
     return line
 
 
-def command(inputs: Mapping[str, str]) -> str:
-    """The same as it is typed."""
-    return shlex.join(["foredraft", "plan", *words(inputs), "--out", "PLAN"])
+def command(inputs: Mapping[str, str], files: Sequence[str] = ()) -> str:
+    """The same as it is typed, with the user's `files` of observations."""
+    own = [word for file in files for word in ("--observations", file)]
+    return shlex.join(["foredraft", "plan", *words(inputs), *own, "--out", "PLAN"])
 
 
 def suggestions(own: Sequence[str]) -> list[str]:

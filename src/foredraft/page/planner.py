@@ -71,10 +71,13 @@ class Turn(NamedTuple):
 
 @dataclass
 class Planner:
-    """Answers to inputs; `read` makes the planner's question of them, and raises BadInput. `own`: the user's measurements."""
+    """Answers to inputs; `read` makes the planner's question of them, and raises BadInput. `own`: the user's measurements,
+    `files`: theirs as typed.
+    """
 
     read: Read
     own: Sequence[Observation] = ()
+    files: Sequence[str] = ()
     session: Session = field(default_factory=Session)
     plans: OrderedDict[tuple[tuple[str, str], ...], Answer] = field(default_factory=OrderedDict)
     looks: OrderedDict[tuple[tuple[str, str], ...], Plan] = field(default_factory=OrderedDict)

@@ -90,7 +90,7 @@ def application(
     async def answer(request: Request) -> Response:
         inputs, sketch = inputs_of(request), request.headers.get("foredraft-sketch") == "1"
         answer = await watched(request, lambda stop: planner.answer(inputs, sketch=sketch, stop=stop))
-        html = answer_html(answer.plan, inputs, planner.own, draws=answer.draws, full=answer.full)
+        html = answer_html(answer.plan, inputs, planner.own, draws=answer.draws, full=answer.full, files=planner.files)
         return HTMLResponse(html, headers={"Foredraft-Full": "1" if answer.full else "0"})
 
     @answered
