@@ -1,6 +1,7 @@
 """What all tests share: a Chromium, where one is at hand; and which of the light ones `make check` leaves out."""
 
 import pytest
+
 from browser import browser  # noqa: F401  (a fixture)
 
 # Files of tests/light that take longest: studies planned and judged, sweeps of processes, pages in a browser, every command of the docs.
