@@ -110,7 +110,7 @@ def budget_of(lookahead: int, tree: str | None) -> Budget:
     if tree is None:
         return Budget(lookahead).check()
     if tree.endswith(".json"):
-        nodes = records.decode(list[tuple[int, int]], Path(tree).read_bytes(), name=tree)
+        nodes = records.decode(list[tuple[int, int]], records.read_bytes(tree), name=tree)
         if not nodes:
             raise ValueError(f"{tree}: the tree must have at least one node")
         return Budget(lookahead, tree=tuple(nodes)).check()

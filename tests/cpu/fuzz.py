@@ -35,7 +35,7 @@ from foredraft.models.save import save
 from foredraft.shapes import Shape
 from foredraft.shapes.rope import Rope
 
-SECONDS, MEMORY = 20, 3 * 2**30
+SECONDS, MEMORY = 60, 3 * 2**30
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 ODD = (
     None,
@@ -96,6 +96,23 @@ READERS = (
     Reader("grid.json", ("sweep", "{base}/grid.json", "--out", "{out}/s", "--dry-run")),
 )  # fmt: skip
 
+PLAN = ("--draws", "16", "--no-figures", "--input-len", "32", "--output-len", "32")
+MORE = (  # dearer ones, for which the suite has no time
+    Reader("plan/Plan.json", ("generate", "{base}/target", "once", "--plan", "{base}/plan/Plan.json", "--draft", "{base}/head", "--max-tokens", "2")),
+    Reader("plan/Plan.json", ("report", "{base}/plan", "--out", "{out}/page.html")),
+    Reader("plan/Plan.json", ("deploy", "simulate", "{base}/plan/Plan.json", "--out", "{out}/s")),
+    Reader("machine.json", ("plan", "Llama-160M", "--machine", "{base}/machine.json", *PLAN)),
+    Reader("prompts.jsonl", ("bench", "{base}/target", "--file", "{base}/prompts.jsonl", "--max-tokens", "2", "--rounds", "1"), strict=False),
+    Reader(
+        "prompts.jsonl", ("measure", "{base}/target", "--prompts", "{base}/prompts.jsonl", "--max-tokens", "2", "--way", "live", "--out", "{out}/m"),
+        strict=False,
+    ),
+    Reader("target/config.json", ("plan", "{base}/target", *PLAN)), Reader("tiny.gguf", ("plan", "{base}/tiny.gguf", *PLAN)),
+    Reader(
+        "records/observations.jsonl", ("plan", "Llama-160M", "--observations", "{base}/records/observations.jsonl", *PLAN), strict=False,
+    ),
+)  # fmt: skip
+
 
 def write_base(base: Path) -> None:
     """A file of each kind, small and whole."""
@@ -140,15 +157,57 @@ def write_base(base: Path) -> None:
     (base / "records" / "observations.jsonl").write_text(
         "".join(json.dumps(ROW | {"draft_tokens": 1e6 * i}) + "\n" for i in range(1, 7))
     )
+    sys.path.insert(0, str(Path(__file__).parents[1] / "light"))
+    from gguf_bytes import write_gguf
+
+    write_gguf(base / "tiny.gguf")
     cell = {"name": "a", "verb": "list", "state": "done", "digest": "0" * 16, "command": "list"}
     (base / "records" / "sweep.json").write_text(json.dumps({"cells": [cell]}))
+
+
+PLACES = "folder", "loop", "device"  # in a file's place: a folder, a link to itself, /dev/zero
+
+
+def put(file: Path, how: str) -> None:
+    """Something else in a file's place."""
+    file.unlink()
+    if how == "folder":
+        file.mkdir()
+    elif how == "loop":
+        file.symlink_to(file)
+    else:
+        file.symlink_to("/dev/zero")
+
+
+def restored(file: Path, data: bytes) -> None:
+    if file.is_dir() and not file.is_symlink():
+        file.rmdir()
+    else:
+        file.unlink(missing_ok=True)
+    file.write_bytes(data)
+
+
+SPELT: dict[str, Callable[[bytes], bytes]] = {  # the same text otherwise: read as it is, or refused in a line
+    "mark": lambda data: b"\xef\xbb\xbf" + data,
+    "CRLF": lambda data: data.replace(b"\n", b"\r\n"),
+    "UTF-16": lambda data: data.decode("utf-8", "replace").encode("utf-16"),
+    "twice": lambda data: data + data,
+}
 
 
 def damaged(data: bytes, draw: random.Random) -> tuple[bytes, str]:
     """A file's bytes, damaged, and how. "cut": only its beginning is left; "value": a JSON value is another, of whatever type; "key": one is
     gone; "bytes": some are others; "deep": lists in lists; "empty", "other": another kind of file.
     """
-    how = draw.choice(("cut", "value", "value", "value", "key", "bytes", "bytes", "deep", "empty", "other"))
+    how = draw.choice(
+        ("cut", "value", "value", "value", "key", "doubled", "bytes", "bytes", "deep", "empty", "other", *SPELT)
+    )
+    if how in SPELT:
+        return SPELT[how](data), how
+    if how == "doubled":  # the first key of JSON again, as something else
+        at = data.find(b"{") + 1
+        name = data[at:].lstrip()[:40].partition(b":")[0]
+        return data[:at] + name + b': "\xf0\x9f\x92\xa5", ' + data[at:] if at and name.startswith(b'"') else data, how
     if how in ("value", "key"):
         try:
             return _other_json(data, draw, remove=how == "key"), how
@@ -205,19 +264,19 @@ class Verdict(NamedTuple):
 
 
 def tried(
-    base: Path, out: Path, reader: Reader, draw: random.Random, run: Callable[[list[str]], tuple[int, str, str]]
-) -> Verdict:
-    """Damage the reader's file, run its command and put the file back."""
+    base: Path, out: Path, reader: Reader, draw: random.Random, run: Callable[[list[str]], tuple[int, str, str]], *, places: bool = False
+) -> Verdict:  # fmt: skip
+    """Damage the reader's file, or with `places` put something else there, run its command and put the file back."""
     file = base / reader.file
     whole = file.read_bytes()
-    changed, how = damaged(whole, draw)
+    changed, how = (None, draw.choice(PLACES)) if places and draw.random() < 0.15 else damaged(whole, draw)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     try:
-        file.write_bytes(changed)
+        put(file, how) if changed is None else file.write_bytes(changed)
         code, stdout, stderr = run([word.format(base=base, out=out) for word in reader.words])
     finally:
-        file.write_bytes(whole)
+        restored(file, whole)
     return Verdict(reader, how, code, stderr, fault_of(reader, how, code, stdout, stderr, changed == whole))
 
 
@@ -293,14 +352,22 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         base, out = Path(folder) / "base", Path(folder) / "out"
         write_base(base)
-        for reader in READERS:  # whole files are read, and what is imported is there before the forks
+        readers = READERS + MORE
+        here(["plan", "Llama-160M", "--draws", "16", "--no-figures", "--out", str(base / "plan")])
+        rates = {
+            "memory_bytes": 8e10,
+            "bandwidth_bytes_per_s": 1e12,
+            "flops_per_s": dict.fromkeys(("bfloat16", "float32"), 1e14),
+        }
+        (base / "machine.json").write_text(json.dumps({"name": "m", "source": "x"} | rates))
+        for reader in readers:  # whole files are read, and what is imported is there before the forks
             code, _, stderr = here([word.format(base=base, out=out) for word in reader.words])
             shutil.rmtree(out, ignore_errors=True)
             if code:
                 print(f"the whole {reader.file} is not read by {reader.words[0]}: {stderr}")
         draw, ends = random.Random(options.seed), Counter()
         for i in range(options.num):
-            verdict = tried(base, out, READERS[i % len(READERS)], draw, forked)
+            verdict = tried(base, out, readers[i % len(readers)], draw, forked, places=True)
             ends[
                 "faults"
                 if verdict.fault

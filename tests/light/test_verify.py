@@ -7,6 +7,7 @@ equality, with the target's own distribution over sequences.
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise, product
 
 import numpy as np
@@ -24,14 +25,20 @@ Outcomes = dict[tuple[int, ...], Fraction]
 def probs_given(salt: int) -> ProbsGiven:
     """A distribution over V tokens that depends on the whole prefix; some probabilities are 0."""
 
+    @cache
     def at(prefix: tuple[int, ...]) -> list[Fraction]:
-        weights = [
-            (salt * 7 + 5 * len(prefix) + 3 * sum((i + 2) * t for i, t in enumerate(prefix)) + 11 * v) % 6
-            for v in range(V)
-        ]
+        weights = np.random.default_rng([salt, *(token + 1 for token in prefix)]).integers(0, 6, V).tolist()
         return [Fraction(w, sum(weights)) for w in weights] if sum(weights) else [Fraction(1, V)] * V
 
     return at
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_enumerated_depends_on_every_token_of_its_prefix(place: int) -> None:
+    for salt, rest in product(range(6), product(range(V), repeat=2)):
+        given = probs_given(salt)
+        laws = {tuple(given((*rest[:place], token, *rest[place:]))) for token in range(V)}
+        assert len(laws) > 1
 
 
 def array(rows: object) -> np.ndarray:

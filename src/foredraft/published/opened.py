@@ -9,7 +9,7 @@ import gzip
 import zlib
 from pathlib import Path
 
-from foredraft.records import UNPACKED_BYTES, gunzipped, with_hint
+from foredraft.records import UNPACKED_BYTES, gunzipped, read_bytes, with_hint
 
 GZIP, ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -41,7 +41,7 @@ def text_of(path: str | Path) -> bytes:
 
 
 def _unpacked(path: Path) -> bytes:
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         if data.startswith(GZIP):
             return gunzipped(data, path)

@@ -38,7 +38,7 @@ def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
 def read_text(path: str | Path) -> str:
     """A text in UTF-8, with a byte-order mark or without. Raises ValueError naming a file in another encoding."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise with_hint(
             ValueError(f"{path}: not UTF-8 (byte {error.start})"), f"iconv -f {_encoding(error.object)} -t UTF-8 {path}"
@@ -50,9 +50,18 @@ def _encoding(data: bytes) -> str:
     return "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
 
 
+def read_bytes(path: str | Path, most: int = UNPACKED_BYTES) -> bytes:
+    """All of a file. Raises ValueError where it is more than `most`, which a device never ends: before it fills the memory."""
+    with Path(path).open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path}: more than the {most:,} bytes that are read of such a file")
+    return data
+
+
 def read(kind: type[T], path: str | Path) -> T:
     """Read one JSON document."""
-    return decode(kind, Path(path).read_bytes(), name=str(path))
+    return decode(kind, read_bytes(path, JSON_BYTES), name=str(path))
 
 
 def read_json(path: str | Path) -> Any:
@@ -60,9 +69,7 @@ def read_json(path: str | Path) -> Any:
     too deeply, and OSError where there is no file.
     """
     path = Path(path)
-    if (size := path.stat().st_size) > JSON_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes, more than the {JSON_BYTES:,} that are read of a JSON file")
-    data = path.read_bytes()
+    data = read_bytes(path, JSON_BYTES)
     if data.startswith(_LFS):
         raise lfs_pointer(path)
     try:
@@ -103,7 +110,7 @@ def read_lines(kind: type[T], path: str | Path) -> list[T]:
 
 
 def _unpacked(path: Path) -> bytes:
-    data = path.read_bytes()
+    data = read_bytes(path)
     if not data.startswith(GZIP):
         return data
     try:

@@ -166,7 +166,7 @@ def _kind(path: Path) -> str | None:
 
 def _fits(path: Path) -> list[Fit]:
     """One fit, or a list of them."""
-    data = path.read_bytes()
+    data = records.read_bytes(path)
     if data.lstrip().startswith(b"["):
         return records.decode(list[Fit], data, name=str(path))
     return [records.decode(Fit, data, name=str(path))]
@@ -206,7 +206,7 @@ def _numbered(runs: Sequence[RunLog]) -> tuple[RunLog, ...]:
 def _run(path: Path) -> RunLog:
     """A run; a last line that was torn by a crash belongs to no step, as for a run that goes on."""
     recipe = path.with_name("recipe.json")
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
+    lines = [line for line in records.read_bytes(path).splitlines(keepends=True) if line.strip()]
     complete = lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
     rows = [records.decode(dict[str, Any], line, name=f"{path}:{i}") for i, line in enumerate(complete, 1)]
     return RunLog(_run_name(path), records.read(dict[str, Any], recipe) if recipe.is_file() else {}, rows, path.parent)
