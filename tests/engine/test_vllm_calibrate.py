@@ -34,9 +34,9 @@ def test_a_server_with_a_draft_and_one_without_make_a_schedule_that_vllm_takes(t
     with _script(out / "serve.sh", tmp_path / "scheduled.log") as url:
         ours.foredraft("calibrate", url, "--out", tmp_path / "again", *common)
     again = records.read_lines(Observation, tmp_path / "again" / "observations.jsonl")
-    assert {row.lookahead for row in again} == {
-        each.scheduled for each in records.read(ServerCalibration, out / "calibration.json").loads
-    }
+    longest = max(each.scheduled for each in records.read(ServerCalibration, out / "calibration.json").loads)
+    assert longest > 0
+    assert all(0 < (row.lookahead or 0) <= longest for row in again)
 
 
 def _without_draft(row: Observation) -> Observation:
