@@ -5,7 +5,7 @@ BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PEERS := openvino openvino-export vllm
 
-.PHONY: tour test check browser test-engine lint docs size results peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
+.PHONY: tour test check browser test-engine lint docs size results study peers peers-bench smollm2-bench drafted-bench served-bench simulated-bench clean
 
 tour: .venv/.full ## the whole loop on SmolLM2-135M-Instruct: fetch, probe, plan, decode, train, measure, tour/report.html
 	$(BIN)/foredraft tour
@@ -55,6 +55,9 @@ results: .venv/.dev ## measure what README and docs/results.md claim (the peers 
 	$(BIN)/foredraft tour --out build/tour && cp build/tour/tour.json results/smollm2/tour.json
 	$(BIN)/python recipes/results_tables.py
 	$(BIN)/python recipes/docs_blocks.py --write
+
+study: .venv/.dev ## observations, fits, grids, the corpus' recipe, figures and environment as build/foredraft-study-0.2.0.tar.gz, which rebuilds itself
+	$(BIN)/python recipes/study/pack.py build/foredraft-study-0.2.0.tar.gz
 
 peers: .venv/.dev $(PEERS:%=.venv-peers/%/.ready) ## the engines that ours is measured against, each in a venv of its own
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.polynomial import Polynomial
 
 from foredraft import kinds, shapes
 from foredraft.laws.cost import ServerCost, serve
@@ -25,7 +26,7 @@ from foredraft.plan import sdsl
 from foredraft.plan.candidate import SizeAcceptance
 from foredraft.plan.candidates import LM_TOKENS, Basis, buildable
 from foredraft.plan.levels import any_draft
-from foredraft.records import Fit
+from foredraft.records import Fit, Machine
 from foredraft.shapes import Shape
 
 CAUSES = {
@@ -43,9 +44,9 @@ TARGETS = ("OPT-13B", "OPT-30B", "OPT-66B", "Llama-3-70B", "Qwen1.5-110B")
 MACHINES = ("A100-SXM-80GB", "H100-SXM-80GB")
 INPUT_LEN, OUTPUT_LEN, TEMPERATURE = 512.0, 256.0, 1.0  # temperature 1: the plane's α is the sampled one
 LOOKAHEADS = np.arange(1, 17)
-BODIES = 40  # sizes searched
+BODIES = 30  # sizes searched
 LEAST_BODY, MOST_SHARE = 3e6, 0.3  # non-embedding parameters of the least; the most as a share of the target
-NEAR = math.log(2.5)  # sizes about the best through which the parabola goes
+DEGREE, FINE = 4, 600  # of the polynomial over log sizes; points at which its peak is looked for
 DRAWS, SEED = 64, 0
 SAME = 0.01  # log of gains that are as good
 On = frozenset[str]
@@ -53,7 +54,7 @@ On = frozenset[str]
 
 class Peak(NamedTuple):
     """N* in parameters, the gain there, its lookahead, whether it is the least or the largest size searched, and the sizes `low` to `high`
-    that gain as much within 1 %.
+    that gain as much within 1 %; `gain_at`: the gain at the size asked for.
     """
 
     params: float
@@ -62,6 +63,7 @@ class Peak(NamedTuple):
     at_edge: bool
     low: float
     high: float
+    gain_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ class PartingCase:
     machine_name: str
 
     @cached_property
+    def machine(self) -> Machine:
+        return machine(self.machine_name)
+
+    @cached_property
     def layout(self) -> Layout:
         """Raises ValueError where 8 devices do not hold the target."""
         for devices in (1, 2, 4):
@@ -130,7 +136,7 @@ class PartingCase:
 
     def _server(self, draft: Shape, layout: Layout) -> ServerCost:
         return serve(
-            self.accepted.target, machine(self.machine_name), input_len=INPUT_LEN, output_len=OUTPUT_LEN, draft=draft, layout=layout, dtype="bfloat16"
+            self.accepted.target, self.machine, input_len=INPUT_LEN, output_len=OUTPUT_LEN, draft=draft, layout=layout, dtype="bfloat16"
         )  # fmt: skip
 
     @cached_property
@@ -160,32 +166,19 @@ class PartingCase:
         """Over plain decoding at each size and lookahead, [N, K]."""
         return self.accepted.by_cause[on - set(COSTS)] / self.by_cause[on & set(COSTS)]
 
-    def peak(self, on: On) -> Peak:
+    def peak(self, on: On, at: float | None = None) -> Peak:
+        """Of the polynomial through the log gains, which sizes in whole layers and heads scatter; `at`: a size whose gain is wanted too."""
         by_lookahead, log_sizes = self.gains(on), self.accepted.log_sizes
         gains = np.log(by_lookahead.max(axis=1))
-        best = int(np.argmax(gains))
-        edge = best in (0, len(gains) - 1)
-        place = log_sizes[best] if edge else _vertex(log_sizes, gains)
-        alike = np.exp(log_sizes[gains >= gains[best] - SAME])
-        lookahead = int(LOOKAHEADS[np.argmax(by_lookahead[best])])
-        params = float(np.exp(place))
+        fine = np.linspace(log_sizes[0], log_sizes[-1], FINE)
+        smooth = Polynomial.fit(log_sizes, gains, DEGREE)(fine)
+        place = int(np.argmax(smooth))
+        alike = np.exp(fine[smooth >= smooth[place] - SAME])
+        nearest = int(np.argmin(np.abs(log_sizes - fine[place])))
         return Peak(
-            params,
-            float(np.exp(gains[best])),
-            lookahead,
-            edge,
-            min(float(alike.min()), params),
-            max(float(alike.max()), params),
-        )
-
-
-def _vertex(log_sizes: Array, gains: Array) -> float:
-    """The peak of the parabola through the gains near the best, which sizes in whole layers scatter; the best itself where there is none."""
-    best = int(np.argmax(gains))
-    near = np.abs(log_sizes - log_sizes[best]) <= NEAR
-    curve, slope, _ = np.polyfit(log_sizes[near] - log_sizes[best], gains[near], 2)
-    off = -slope / (2 * curve) if curve < 0 else 0.0
-    return float(log_sizes[best] + np.clip(off, -NEAR, NEAR))
+            float(np.exp(fine[place])), float(np.exp(smooth[place])), int(LOOKAHEADS[np.argmax(by_lookahead[nearest])]), place in (0, FINE - 1),
+            float(alike.min()), float(alike.max()), float(np.exp(np.interp(math.log(at), fine, smooth))) if at else None,
+        )  # fmt: skip
 
 
 def shares(value: dict[On, float], causes: Sequence[str] = tuple(CAUSES)) -> dict[str, float]:
@@ -212,13 +205,12 @@ def part(case: PartingCase) -> dict[str, Any]:
     every = frozenset(CAUSES)
     none, full = peaks[frozenset()], peaks[every]
     share = shares({on: math.log(peak.params) for on, peak in peaks.items()})
-    gains = np.log(case.gains(every).max(axis=1))
     target = case.accepted.target
     return {
         "target": target.name, "machine": case.machine_name, "devices": case.layout.tensor,
         "sdsl_exact": sdsl.optimal_draft(float(target.params)).draft_params, "sdsl": none.params,
         "ours": full.params, "low": full.low, "high": full.high, "at_edge": full.at_edge, "gain": full.gain, "lookahead": full.lookahead,
-        "gain_at_sdsl": float(np.exp(np.interp(math.log(none.params), case.accepted.log_sizes, gains))),
+        "gain_at_sdsl": case.peak(every, none.params).gain_at,
         "share": {cause: math.exp(share[cause]) for cause in CAUSES},
         "alone": {cause: peaks[frozenset({cause})].params / none.params for cause in CAUSES},
         "last": {cause: full.params / peaks[every - {cause}].params for cause in CAUSES},

@@ -19,10 +19,10 @@ from foredraft.report.terminal import Blocks, Titled
 
 HEAD = ("quantity", "published", "ours", "deviation", "constants")
 COMMANDS = ("foredraft reproduce --out DIR", "foredraft reproduce sdsl", "foredraft reproduce scylla")
-PAPER, GRID, FITTED = "the paper's", "the paper's; our grid", "cost law fitted"
+PAPER, GRID, FITTED = "the paper's", "our grid", "cost law fitted"
 CONSTANTS = {
     PAPER: "as printed, none fitted; of SDSL the loss law (Hoffmann), the acceptance plane and D = D' = 1e11",
-    GRID: "the same on a grid of targets and tokens of our own, chosen knowing the published line",
+    GRID: "the paper's, on a grid of targets and tokens of our own, chosen knowing the published line",
     FITTED: "our cost law, its multipliers fitted on the table's column without a draft alone; τ, the paper's, of other targets",
 }
 NOT_REPRODUCED = {
@@ -50,7 +50,7 @@ def sdsl_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ours, paper = report["table_9"], report["table_9_paper"]
     for label, key in (("Table 9, μ", "mu"), ("Table 9, M₀", "intercept")):
         low, high = paper[key][1:]
-        inside = "inside its interval" if low <= ours[key][0] <= high else "outside its interval"
+        inside = "inside" if low <= ours[key][0] <= high else "outside"
         rows.append(
             (
                 label,
@@ -66,7 +66,7 @@ def sdsl_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             "Table 9, slope of N*/M in ln D",
             f"about {paper['draft_tokens_slope']:.0e}",
             f"{slope:.1e}",
-            "its logarithm's base is not stated",
+            "base not stated",
             GRID,
         )
     )

@@ -23,8 +23,10 @@ MARKERS = ("o", "s", "^", "D", "v")
 GREY = "#666666"
 
 
-def draw(directory: str | Path, figures: Mapping[str, Callable[[Any], None]]) -> list[Path]:
-    """Paint each figure, write it into `directory` under its name, and return the paths, PNG and SVG of each."""
+def draw(
+    directory: str | Path, figures: Mapping[str, Callable[[Any], None]], formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
+    """Paint each figure, write it into `directory` under its name, and return the paths, one of each of `formats`."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -39,15 +41,15 @@ def draw(directory: str | Path, figures: Mapping[str, Callable[[Any], None]]) ->
             figure = Figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
             paint(figure)
             mark_log_axes(figure)
-            paths += _save(figure, directory, name)
+            paths += _save(figure, directory / name, formats)
     return paths
 
 
-def _save(figure: Any, directory: Path, name: str) -> list[Path]:
-    """Write PNG and SVG, without a date so that the same figure is the same file."""
-    paths = [directory / f"{name}.png", directory / f"{name}.svg"]
-    figure.savefig(paths[0], format="png", dpi=DPI)
-    figure.savefig(paths[1], format="svg", metadata={"Date": None})
+def _save(figure: Any, stem: Path, formats: Sequence[str]) -> list[Path]:
+    """Write it without a date, so that the same figure is the same file."""
+    paths = [stem.with_name(f"{stem.name}.{form}") for form in formats]
+    for path, form in zip(paths, formats, strict=True):
+        figure.savefig(path, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else None)
     return paths
 
 
