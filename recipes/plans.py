@@ -125,14 +125,21 @@ def _planned(
     target: Shape, machine: Machine, observations: Sequence[Observation], at_hand: Sequence[DraftAtHand], dtype: str,
     rows: Sequence[Observation], batch: int,
 ) -> dict[str, Any]:  # fmt: skip
-    lengths = {name: float(np.mean([getattr(row, name) for row in rows])) for name in ("input_len", "output_len")}
+    prompt, answer = np.array([(row.input_len, row.output_len) for row in rows], dtype=float).mean(axis=0).tolist()
     settings = PlanSettings(
         engine=named_in(place_of(target, machine, rows).engine).name,
         dtype=dtype,
         horizon_tokens=1e18,
         max_training_gpu_hours=1e9,
     )
-    best = plan(target, machine, Workload(**lengths, concurrency=(batch,)), settings, observations, beside=at_hand)
+    best = plan(
+        target,
+        machine,
+        Workload(input_len=prompt, output_len=answer, concurrency=(batch,)),
+        settings,
+        observations,
+        beside=at_hand,
+    )
     step = best.schedule[0]
     return {
         "batch": batch, "draft": best.draft and best.draft.name, "lookahead": step.lookahead, "topk": step.topk, "nodes": step.tree_nodes,
