@@ -349,14 +349,12 @@ def test_the_second_of_two_runs_into_one_output_says_who_has_it(words: tuple[str
     assert not list(tmp_path.iterdir())
 
 
+GROUPS = {group.name or "": group.typer_instance for group in app.registered_groups if group.typer_instance}
 VERBS = [
-    *((command.name or command.callback.__name__,) for command in app.registered_commands if command.callback),
-    *(
-        (group.name or "", command.name or command.callback.__name__)
-        for group in app.registered_groups
-        for command in group.typer_instance.registered_commands
-        if command.callback
-    ),
+    (*prefix, command.name or command.callback.__name__)
+    for prefix, home in (((), app), *(((name,), group) for name, group in GROUPS.items()))
+    for command in home.registered_commands
+    if command.callback
 ]
 
 
@@ -369,8 +367,7 @@ def test_every_verb_has_a_short_help_and_ends_at_ctrl_c_in_one_line_that_says_wh
     def stop() -> None:
         raise KeyboardInterrupt
 
-    groups = {group.name: group.typer_instance for group in app.registered_groups}
-    for command in (groups[verb[0]] if len(verb) > 1 else app).registered_commands:
+    for command in (GROUPS[verb[0]] if len(verb) > 1 else app).registered_commands:
         monkeypatch.setattr(command, "name", command.name or getattr(command.callback, "__name__", ""))
         monkeypatch.setattr(command, "callback", stop)
     done = foredraft(*verb)
