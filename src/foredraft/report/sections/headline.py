@@ -8,9 +8,9 @@ import shlex
 from collections import Counter
 
 from foredraft.laws.forms import law_named
-from foredraft.records import Machine, Plan
+from foredraft.records import Estimate, Machine, Plan
 from foredraft.report import plan_tables, style
-from foredraft.report.configurations import at_least_load, config_of, drafted, online
+from foredraft.report.configurations import at_least_load, config_of, drafted, load_of, online
 from foredraft.report.documents import Documents, RunLog
 from foredraft.report.parts import Headline, Tile, count, number
 from foredraft.report.sections import arms, fitted, swept, trained
@@ -106,7 +106,7 @@ def _tiles(plan: Plan) -> tuple[Tile, ...]:
     return mean, ends, NOT_YET
 
 
-def _ends(estimate: style.Estimate) -> str:
+def _ends(estimate: Estimate) -> str:
     return f"{estimate.low:.2f}–{estimate.high:.2f}"
 
 
@@ -183,7 +183,7 @@ def _path(documents: Documents, name: str, otherwise: str) -> str:
 def _swept(documents: Documents) -> Headline:
     cells = [cell for sweep in documents.sweeps for cell in sweep.get("cells", ())]
     tally = Counter(swept.state(cell) for cell in cells)
-    taus = [(cell["tokens_per_step"] or 0.0, cell.get("name", "")) for cell in cells if cell.get("tokens_per_step")]
+    taus = [(tau, cell.get("name", "")) for cell in cells if (tau := cell.get("tokens_per_step"))]
     best = f" The most tokens per step so far: {max(taus)[0]:.2f}, {max(taus)[1]}." if taus else ""
     states = ", ".join(f"{tally[state]} {state}" for state in swept.ORDER if tally[state])
     return Headline(
@@ -216,7 +216,7 @@ def _plain(documents: Documents) -> Headline:
     rows = at_least_load(online(documents.rows))
     speeds = [row.span("output_tok_s") for row in rows if config_of(row).plain and row.span("output_tok_s")]
     target = documents.rows[0].observation.target if documents.rows else "nothing"
-    told = f": {number(speeds[0], ',.1f')} tokens/s, {arms.at_once(arms.load_of(rows[0]))}" if speeds else ""
+    told = f": {number(speeds[0], ',.1f')} tokens/s, {arms.at_once(load_of(rows[0]))}" if speeds else ""
     kind = "Acceptance of drafts was" if drafted(documents.rows) else "Only decoding without a draft was"
     command = f"foredraft plan TARGET --observations {_path(documents, 'observations.jsonl', 'ROWS.jsonl')}"
     return Headline(f"{kind} measured on {target}{told}.", (NOT_YET,), ["No draft's speed was measured."], (command,))
