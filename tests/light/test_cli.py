@@ -350,7 +350,7 @@ def test_the_second_of_two_runs_into_one_output_says_who_has_it(words: tuple[str
 
 
 GROUPS = {group.name or "": group.typer_instance for group in app.registered_groups if group.typer_instance}
-VERBS = [
+EVERY_VERB = [
     (*prefix, command.name or command.callback.__name__)
     for prefix, home in (((), app), *(((name,), group) for name, group in GROUPS.items()))
     for command in home.registered_commands
@@ -358,7 +358,7 @@ VERBS = [
 ]
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+@pytest.mark.parametrize("verb", EVERY_VERB, ids=" ".join)
 def test_every_verb_has_a_short_help_and_ends_at_ctrl_c_in_one_line_that_says_what_is_saved(
     verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
