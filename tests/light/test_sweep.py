@@ -309,8 +309,8 @@ def test_the_committed_experiment_covers_the_asked_grid():
 
 
 def test_the_documented_example_is_one():
-    page = (Path(__file__).parents[2] / "docs" / "sweep.md").read_text()
-    example = page.split("```json\n")[1].split("```")[0]
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "study.md").read_text()
+    example = page.split('```json title="grid"\n')[1].split("```")[0]
     cells = expand(records.decode(Grid, example))
     trained = [cell for cell in cells if cell.recipe is not None]
     assert len(trained) == 4 * 3 + 1 + 4 + 4 * 3

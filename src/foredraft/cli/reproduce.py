@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from foredraft.cli.console import print_blocks, print_json, say_written
+from foredraft.cli.console import one_at_a_time, print_blocks, print_json, say_written
 from foredraft.cli.options import JSON, Figures, Out
 
 PAPERS = ("sdsl", "scylla")
 BOTH = "papers"  # names the page and the document of both
 
 
+@one_at_a_time
 def reproduce(
     what: Annotated[
         str | None,
