@@ -186,7 +186,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return bounded(super().call_binop(context, operator, left, right))
 
 
-def _through(name: str, value: nodes.Expr) -> nodes.Expr:
+def _through(name: str, value: Any) -> nodes.Expr:
     """An expression whose value goes through the environment's own function of that name."""
     function = nodes.EnvironmentAttribute(name, lineno=value.lineno)
     return nodes.Call(function, [value], [], None, None, lineno=value.lineno)

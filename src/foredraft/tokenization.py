@@ -60,7 +60,8 @@ def template_errors() -> Iterator[None]:
 
     from foredraft.template_limits import BoundedEnvironment, limited
 
-    chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment  # where transformers takes its sandbox from
+    # where transformers takes its sandbox from
+    chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment  # pyright: ignore[reportPrivateImportUsage]
     try:
         with limited():
             yield

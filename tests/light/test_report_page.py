@@ -5,6 +5,7 @@ import math
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
+from typing import Any
 
 import msgspec
 import pytest
@@ -258,7 +259,7 @@ def beside(*rows, **fields) -> Documents:
 
 def test_the_first_screen_has_the_verdict_what_was_predicted_the_command_and_the_fastest_on_top():
     command = "foredraft measure zoo/target --draft ngram@4 --draft 'my runs/eagle3/final@4' --prompts p.jsonl"
-    typed = {"provenance": Provenance(source="foredraft measure", command=command)}
+    typed: dict[str, Any] = {"provenance": Provenance(source="foredraft measure", command=command)}
     plain = {"draft": None, "lookahead": None, "tree_nodes": None, "draft_params": None, "draft_tokens": None}
     rows = (
         measurement(method="ngram", speedup=1.5, **{**plain, "lookahead": 4}, **typed),

@@ -11,7 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 from foredraft import kinds, machines, published, shapes
-from foredraft.plan.levels import task_of
+from foredraft.laws.conditions import task_of
 from foredraft.records import Observation, Plan
 
 MOST_ROWS, OF_A_DOCUMENT = 8, 3
