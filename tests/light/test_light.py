@@ -110,7 +110,7 @@ MAY = {
         "plan.served",
     },
     "report": {"records", "shapes", "machines", "published", "kinds", "laws", "validate", "plan.sdsl"},
-    "page": {"records", "shapes", "machines", "published", "kinds", "engines", "plan", "report"},
+    "page": {"records", "shapes", "machines", "published", "kinds", "laws.conditions", "engines", "plan", "report"},
     "models": {"records", "hardware", "shapes", "kinds"},
     "decode": {"records", "shapes", "kinds", "models"},
     "tokenization": {"records", "shapes", "template_limits"},
