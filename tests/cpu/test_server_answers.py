@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +42,7 @@ class Served:
         self.strict = self.tells_ids = False
         self.extra_tokens = 0
         self.asked: list[dict[str, Any]] = []
+        self.first_refusal, self.answered = threading.Semaphore(1), threading.Event()
         served = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,12 +52,18 @@ class Served:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if served.strict and "return_token_ids" in body:
+                    if not served.first_refusal.acquire(
+                        blocking=False
+                    ):  # refuse the others after another client's answer
+                        served.answered.wait(10)
+                        time.sleep(0.2)
                     self.reply(400, {"error": {"message": "unknown parameter return_token_ids"}})
                 elif "refuse" in json.dumps(body):
                     self.reply(400, {"error": {"message": "too long"}})
                 else:
                     served.asked.append(body)
                     self.reply(200, served.answer(body))
+                    served.answered.set()
 
             def reply(self, status: int, page: Any) -> None:
                 data = json.dumps(page).encode()

@@ -16,7 +16,7 @@ from foredraft.sweep.run import Driver, prepared
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'foredraft[sweep]'")
 
-# Stands in for a verb: notes when it began and ended, and with how many threads.
+# Stands in for a verb: notes when it began and ended, and with how many threads. `meet` lasts until two have begun.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 verb, out = sys.argv[1], pathlib.Path(sys.argv[3])
@@ -25,6 +25,9 @@ if verb == "die":
     os.kill(os.getpid(), signal.SIGKILL)
 if verb == "fail":
     print("error: it went wrong"); sys.exit(2)
+(out.parent / f"{out.name}.began").touch()
+while verb == "meet" and len(list(out.parent.glob("*.began"))) < 2:
+    time.sleep(0.05)
 time.sleep(1.0)
 (out / "times.json").write_text(json.dumps([began, time.time(), os.environ.get("OMP_NUM_THREADS"), os.environ["MARK"]]))
 """
@@ -59,7 +62,7 @@ def times(here: Path, name: str) -> list:
 
 
 def test_two_workers_share_the_cells_and_wait_for_what_they_need(here: Path, cluster):
-    cells = [cell(name, "run") for name in ("a", "b", "c")] + [cell("last", "run", "@a", "@b")]
+    cells = [cell(name, "meet") for name in ("a", "b", "c")] + [cell("last", "run", "@a", "@b")]
     sweep = driver(cells, here, cluster).run()
     assert {c.state for c in sweep.cells} == {"done"}
     spans = {name: times(here, name) for name in ("a", "b", "c", "last")}

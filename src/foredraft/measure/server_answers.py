@@ -144,11 +144,12 @@ class _Run:
         dialogue.hear(answer, finish, message)
 
     async def _post(self, connections: Connections, path: str, body: dict[str, Any]) -> Any:
+        extras = self.extras  # another client may learn meanwhile that the server refuses them
         try:
-            async with connections.ask(path, body | self.extras) as reply:
+            async with connections.ask(path, body | extras) as reply:
                 data = await reply.body()
         except Refused as error:
-            if not self.extras or error.status not in ASKED_TOO_MUCH:
+            if not extras or error.status not in ASKED_TOO_MUCH:
                 raise
             async with connections.ask(path, body) as reply:
                 data = await reply.body()
