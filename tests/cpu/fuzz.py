@@ -14,12 +14,13 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ def write_base(base: Path) -> None:
     (base / "records" / "sweep.json").write_text(json.dumps({"cells": [cell]}))
 
 
-PLACES = "folder", "loop", "device"  # in a file's place: a folder, a link to itself, /dev/zero
+PLACES = "folder", "loop", "device", "pipe", "socket"  # in a file's place: a folder, a link to itself, /dev/zero, …
 
 
 def put(file: Path, how: str) -> None:
@@ -175,6 +176,10 @@ def put(file: Path, how: str) -> None:
         file.mkdir()
     elif how == "loop":
         file.symlink_to(file)
+    elif how == "pipe":
+        os.mkfifo(file)
+    elif how == "socket":
+        os.mknod(file, stat.S_IFSOCK | 0o600)
     else:
         file.symlink_to("/dev/zero")
 
@@ -264,12 +269,13 @@ class Verdict(NamedTuple):
 
 
 def tried(
-    base: Path, out: Path, reader: Reader, draw: random.Random, run: Callable[[list[str]], tuple[int, str, str]], *, places: bool = False
+    base: Path, out: Path, reader: Reader, draw: random.Random, run: Callable[[list[str]], tuple[int, str, str]], *,
+    places: Sequence[str] = (), share: float = 0.15,
 ) -> Verdict:  # fmt: skip
-    """Damage the reader's file, or with `places` put something else there, run its command and put the file back."""
+    """Damage the reader's file, or with `places` put something of these there, run its command and put the file back."""
     file = base / reader.file
     whole = file.read_bytes()
-    changed, how = (None, draw.choice(PLACES)) if places and draw.random() < 0.15 else damaged(whole, draw)
+    changed, how = (None, draw.choice(places)) if places and draw.random() < share else damaged(whole, draw)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     try:
@@ -291,7 +297,7 @@ def fault_of(reader: Reader, how: str, code: int, stdout: str, stderr: str, same
     if code == 0:
         return (
             "took a part of a file, or none, for a whole one"
-            if how in ("cut", "empty", "deep", "other") and reader.strict and not same
+            if how in ("cut", "empty", "deep", "other", *PLACES) and reader.strict and not same
             else None
         )
     if code == 1:
@@ -367,7 +373,7 @@ if __name__ == "__main__":
                 print(f"the whole {reader.file} is not read by {reader.words[0]}: {stderr}")
         draw, ends = random.Random(options.seed), Counter()
         for i in range(options.num):
-            verdict = tried(base, out, readers[i % len(readers)], draw, forked, places=True)
+            verdict = tried(base, out, readers[i % len(readers)], draw, forked, places=PLACES)
             ends[
                 "faults"
                 if verdict.fault

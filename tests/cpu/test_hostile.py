@@ -5,7 +5,8 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from foredraft.data import files
 from foredraft.data.sources import Skips, origins, read
 from foredraft.decode.proposals import Budget
 from foredraft.models import load
+from foredraft.records import files as record_files
 from foredraft.teacher.cache import fingerprint
 from foredraft.text import load_engine
 from foredraft.tokenization import template_errors
@@ -34,23 +36,44 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def ends_within(seconds: int) -> Iterator[None]:
+    """AssertionError where the block does not end by itself."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"no end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_damaged_files_end_in_a_line_or_are_read(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed 1; 26 of them, each kind of file once. `fuzz.py` tries as many as one has time for."""
     monkeypatch.setattr(needs, "matmul_rate", lambda *_: 1e9)
     draw = random.Random(1)
 
-    def late(*_: object) -> None:
-        raise AssertionError("no end within 20 s")
+    for reader in READERS:
+        with ends_within(20):
+            verdict = tried(base, tmp_path / "out", reader, draw, here)
+        assert verdict.fault is None, verdict
 
-    before = signal.signal(signal.SIGALRM, late)
-    try:
-        for i in range(len(READERS)):
-            signal.alarm(20)
-            verdict = tried(base, tmp_path / "out", READERS[i], draw, here)
+
+@pytest.mark.parametrize("place", ["pipe", "socket"])
+def test_what_is_no_file_is_a_line(place: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe without a writer, at which a reader would wait for ever, and a socket in the place of each kind of file."""
+    monkeypatch.setattr(needs, "matmul_rate", lambda *_: 1e9)
+    monkeypatch.setattr(record_files, "PATIENCE", 0.02)
+    once = {reader.file: reader for reader in READERS}
+    with ends_within(20):
+        for reader in once.values():
+            verdict = tried(base, tmp_path / "out", reader, random.Random(1), here, places=(place,), share=1.0)
             assert verdict.fault is None, verdict
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+            assert verdict.code == 1 or f"is a {place}" in verdict.talk, verdict
 
 
 MALFORMED = {

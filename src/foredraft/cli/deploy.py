@@ -191,6 +191,6 @@ def _words(note: str | None) -> str | None:
 
     try:
         file = Path(note)
-        return read_text(file) if file.is_file() else note
+        return read_text(file) if file.exists() and not file.is_dir() else note
     except OSError:  # too long for a file's name
         return note

@@ -14,6 +14,7 @@ from typing import Any
 from foredraft.data import files
 from foredraft.data.rows import TURNS, Document, Mode, document_of, parsed
 from foredraft.data.tokens import Source
+from foredraft.records import no_file, other_than_file, with_hint
 
 Broken = Callable[[str], None]  # takes "file:line: why"; raises to stop
 
@@ -82,7 +83,9 @@ def _origins(name: str) -> list[Origin]:
         if not inside:
             raise ValueError(f"{path}: no data in the folder; files must end in {_endings()}")
         return [Origin(str(file), file, bytes=file.stat().st_size) for file in inside]
-    if not path.is_file():
+    if what := other_than_file(path):  # a file is read twice, its hash beside its rows
+        raise with_hint(no_file(path, what), f"save it as a file that ends in {_endings()}")
+    if not path.exists():
         raise ValueError(f"{path}: No such file or folder; a data set of the Hub is written hf:{name}")
     if not files.ending(path):
         raise ValueError(f"{path}: unknown ending; name it {_endings()}")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from foredraft.records import Record, read, read_json, require, with_hint
+from foredraft.records import Record, is_file, read, read_json, require, with_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ class TokenFolder:
     def open(cls, path: str | Path) -> "TokenFolder":
         """Map the folder at `path`. Raises ValueError where it is none, or a file's size is not what data.json says."""
         path = Path(path)
-        if not (path / DATA).is_file():
+        if not is_file(path / DATA):
             inside = ", ".join(sorted(file.parent.name for file in path.glob(f"*/{DATA}")))
             remedy = f"it holds some: {inside}; give one of them" if inside else "make one with foredraft data prepare"
             message = f"{path}: no token folder ({DATA} is missing); {remedy}"
@@ -124,7 +124,7 @@ class TokenFolder:
 
 def _mapped(path: Path, dtype: str, size: int) -> np.ndarray[Any, Any]:
     needed = size * np.dtype(dtype).itemsize
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"{path}: no such file; prepare the data again")
     if (size_on_disk := path.stat().st_size) != needed:
         raise ValueError(f"{path}: {size_on_disk:,} bytes, {DATA} says {needed:,}; prepare the data again")
@@ -195,7 +195,7 @@ def check(folder: TokenFolder, vocab_size: int, tokenizer_path: str | Path | Non
         return
     other = Path(tokenizer_path)
     other = other / TOKENIZER if other.is_dir() else other
-    if not other.is_file():
+    if not is_file(other):
         raise ValueError(f"{other}: no such file; save the target's tokenizer there as {TOKENIZER}")
     theirs = hashlib.sha256(other.read_bytes()).hexdigest()
     if theirs != folder.data.tokenizer_sha256 and not _same_ids(folder.path / TOKENIZER, other):

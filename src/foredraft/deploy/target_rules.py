@@ -15,6 +15,7 @@ from foredraft.deploy.findings import Finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids, block_keys
+from foredraft.records import is_file
 from foredraft.shapes import from_config, read_config, unfolded
 from foredraft.shapes.config import text_part
 from foredraft.shapes.families import FAMILIES, ModelFamily
@@ -31,7 +32,7 @@ def config_of(target: str | Path) -> dict[str, Any]:
     config = unfolded(read_config(file))
     config = config | text_part(config)
     generation = Path(target) / "generation_config.json"
-    generated = read_config(generation) if generation.is_file() else {}
+    generated = read_config(generation) if is_file(generation) else {}
     return config | {
         key: generated[key] for key in TOKEN_IDS if config.get(key) is None and generated.get(key) is not None
     }

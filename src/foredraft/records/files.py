@@ -4,6 +4,9 @@ import gzip
 import io
 import json
 import os
+import select
+import stat
+import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +23,10 @@ _LFS = b"version https://git-lfs"  # what stands in a file's place where Git LFS
 UNPACKED_BYTES = 2**29  # of a packed file of records at most
 JSON_BYTES = 2**28  # of a JSON document that another program wrote
 JSON_DEPTH = 100  # of its objects and lists in one another
+PATIENCE = 1.0  # seconds that a pipe may be without anyone who writes into it
+_PLACES = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
@@ -50,13 +57,74 @@ def _encoding(data: bytes) -> str:
     return "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
 
 
+def other_than_file(path: str | Path) -> str | None:
+    """What lies in a file's place, in words: a folder, a pipe, a socket, a device, a link to nothing; None of a file, and of nothing."""
+    try:
+        return _PLACES.get(stat.S_IFMT(os.stat(path).st_mode))
+    except OSError:
+        return "a link that leads nowhere" if os.path.islink(path) else None
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file. Raises ValueError where there is something else in its place, which is not as good as none."""
+    if what := other_than_file(path):
+        raise no_file(path, what)
+    return os.path.exists(path)
+
+
+def no_file(path: str | Path, what: str) -> ValueError:
+    """For a path at which something other than a file lies (see `other_than_file`)."""
+    return ValueError(f"{path}: is {what}, where a file is expected")
+
+
 def read_bytes(path: str | Path, most: int = UNPACKED_BYTES) -> bytes:
-    """All of a file. Raises ValueError where it is more than `most`, which a device never ends: before it fills the memory."""
-    with Path(path).open("rb") as file:
-        data = file.read(most + 1)
+    """All of a file, or of what is written into a pipe (a shell's `<(…)`). Raises ValueError, at once, where that is more than `most`, and
+    where it is neither: a folder, a device, a pipe that nobody writes into.
+    """
+    what = other_than_file(path)
+    if what == "a pipe":
+        data = _piped(path, most)
+    elif what and not _is_terminal(path):
+        raise no_file(path, what)
+    else:
+        with Path(path).open("rb") as file:
+            data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"{path}: more than the {most:,} bytes that are read of such a file")
     return data
+
+
+def _piped(path: str | Path, most: int) -> bytes:
+    """What is written into a pipe, of more than `most` bytes the beginning. Opened so that it does not wait for one who writes: that it has
+    any shows in its being without data, not at its end.
+    """
+    pipe, data, deadline = os.open(path, os.O_RDONLY | os.O_NONBLOCK), bytearray(), time.monotonic() + PATIENCE
+    try:
+        while len(data) <= most:
+            try:
+                part = os.read(pipe, 2**20)
+            except BlockingIOError:
+                select.select([pipe], [], [])
+                continue
+            data += part
+            if not part and (data or time.monotonic() > deadline):
+                break
+            if not part:
+                time.sleep(PATIENCE / 50)
+    finally:
+        os.close(pipe)
+    if not data:
+        raise ValueError(f"{path}: is a pipe that nobody writes into")
+    return bytes(data)
+
+
+def _is_terminal(path: str | Path) -> bool:
+    """Whether what is typed is read, as by /dev/stdin."""
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            return file.isatty()
+    except OSError:
+        return False
 
 
 def read(kind: type[T], path: str | Path) -> T:

@@ -6,11 +6,12 @@ Promises: only names and first bytes are looked at. Refuses to know: what is in 
 import re
 from pathlib import Path
 
-from foredraft.records import is_lfs, lfs_pointer, read_json, with_hint
+from foredraft.records import is_lfs, lfs_pointer, no_file, other_than_file, read_json, with_hint
 
 WEIGHTS = SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".bin")  # endings of what is read in a model's folder
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -22,6 +23,8 @@ def no_config(file: Path) -> ValueError:
         return ValueError(f"{file}: no such file; give a config.json, or a folder that holds one")
     if not folder.exists():
         return no_folder(str(folder), folder)
+    if problem := no_files(folder):
+        return problem
     if snapshot := _snapshot(folder):
         return with_hint(
             ValueError(f"{folder}: a model of the Hub's cache, whose files lie deeper"), f"give {snapshot}"
@@ -43,6 +46,14 @@ def no_config(file: Path) -> ValueError:
         names = ", ".join(path.name for path in inner[:4]) + (", …" if len(inner) > 4 else "")
         return with_hint(ValueError(f"{file}: no such file; models lie in its folders {names}"), f"give {inner[0]}")
     return ValueError(f"{file}: no such file; give a folder that holds config.json and {SINGLE}")
+
+
+def no_files(folder: Path) -> ValueError | None:
+    """For a folder in which something else has the name of a file that is read: a pipe, at which a reader waits, a link to what was removed."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _READ and (what := other_than_file(path)):
+            return no_file(path, what)
+    return None
 
 
 def _snapshot(folder: Path) -> Path | None:
@@ -94,6 +105,8 @@ def missing_weights(folder: Path) -> ValueError | None:
     """
     if not folder.is_dir():
         return no_folder(str(folder), folder)
+    if problem := no_files(folder):
+        return problem
     shards = {path: match for path in sorted(folder.glob("*.safetensors")) if (match := _SHARD.fullmatch(path.name))}
     if any((folder / name).is_file() for name in WEIGHTS):
         files = [folder / SINGLE] if (folder / SINGLE).is_file() else [folder / INDEX, *shards]

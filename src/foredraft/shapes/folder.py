@@ -6,7 +6,7 @@ Promises: what is missing is one line, in a moment. Refuses to know: tensors, to
 from pathlib import Path
 
 from foredraft.records import is_lfs, lfs_pointer, read_json, with_hint
-from foredraft.shapes.absent import download, is_hub_id, missing_weights, no_config, no_folder
+from foredraft.shapes.absent import download, is_hub_id, missing_weights, no_config, no_files, no_folder
 from foredraft.shapes.config import read_config
 from foredraft.shapes.gguf import is_gguf
 
@@ -28,6 +28,8 @@ def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = Fa
         raise with_hint(error, f"foredraft convert {path} OUT/, then give OUT/")
     if not folder.is_dir():
         raise no_folder(str(path), folder)
+    if problem := no_files(folder):
+        raise problem
     read_config(folder)
     if weights and (problem := missing_weights(folder)):
         raise problem

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foredraft.records import with_hint
+from foredraft.records import is_file, with_hint
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -56,7 +56,7 @@ class GgufFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        if not is_file(path):
             raise ValueError(f"{path}: no such file")
         self._bytes = _mapped(self.path)
         self._at = 4
