@@ -57,11 +57,13 @@ def test_what_is_written_into_a_pipe_is_read(pipe: Path, wait_s: float):
 
 
 def test_a_pipe_of_too_much_is_told_before_it_is_all_read(pipe: Path):
-    with subprocess.Popen(
-        [sys.executable, "-c", f"open({str(pipe)!r}, 'wb').write(b'x' * 10**7)"], stderr=subprocess.DEVNULL
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", f"open({str(pipe)!r}, 'wb').write(b'x' * 10**7)"], stderr=subprocess.DEVNULL
+        ),
+        pytest.raises(ValueError, match="more than the 1,000 bytes"),
     ):
-        with pytest.raises(ValueError, match="more than the 1,000 bytes"):
-            read_bytes(pipe, 1000)
+        read_bytes(pipe, 1000)
 
 
 def test_a_shells_ways_of_giving_a_file(tmp_path: Path):
