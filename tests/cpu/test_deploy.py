@@ -425,6 +425,8 @@ FAULTS: dict[str, tuple[str, str, Change, str]] = {  # name: draft, format, chan
     "speculators without layers": ("eagle3", "speculators", config_with(transformer_layer_config=...), "speculators"),
     "method of another kind": ("eagle", "vllm", with_schedule(method="eagle3"), "schedule"),
     "schedule that overlaps": ("eagle3", "vllm", with_schedule(num_speculative_tokens_per_batch_size=[[1, 8, 4], [8, 16, 2]]), "schedule"),
+    "a record of lists in lists": ("eagle3", "vllm", lambda folder: (folder / "deploy.json").write_text("[" * 3000 + "]" * 3000), "json"),
+    "a record of quantisation that is cut off": ("eagle3", "vllm", lambda folder: (folder / "hf_quant_config.json").write_text("{"), "json"),
     "schedule from batch 2": ("eagle3", "vllm", with_schedule(num_speculative_tokens_per_batch_size=[[2, 8, 4]]), "schedule"),
 }  # fmt: skip
 

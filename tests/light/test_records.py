@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -302,7 +303,7 @@ def test_a_disk_that_a_library_found_full_is_told_as_one(tmp_path):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "nested more than 100 deep"),
         (b"[" * 200 + b"]" * 200, "nested more than 100 deep"),
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
@@ -328,3 +329,48 @@ def test_what_unpacks_to_more_than_fits_is_one_line():
 
 def test_others_words_move_no_cursor():
     assert records.visible("a\x1b]0;owned\x07\u202eb\tc\nd é") == "a\\x1b]0;owned\\x07\\u202eb\tc\nd é"
+
+
+OWN_JSON = (  # what parses the package's own files or what was encoded before, or runs where there is no package
+    "deploy/replay.py", "machines.py", "plan/backing.py", "published/heads.py", "shapes/public.py", "sweep/cells.py",
+)  # fmt: skip
+
+
+def test_json_of_others_is_parsed_in_one_place():
+    """So that its limits hold for every reader."""
+    package = Path(records.__file__).parents[1]
+    elsewhere = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if re.search(r"\bjson\.(loads|decode)\(", file.read_text()) and file.name != "parsing.py"
+    }
+    assert elsewhere == set(OWN_JSON)
+
+
+@pytest.mark.parametrize("read", [records.parse, records.parse_loosely])
+def test_json_nested_too_deep_is_a_line(read):
+    """By a parser's own limit, and by ours; brackets in texts and beside one another are none."""
+    for depth in (101, 3000):
+        for begin, end in (("[", "]"), ('{"a":', "}")):
+            with pytest.raises(ValueError, match="nested more than 100 deep"):
+                read(begin * depth + "1" + end * depth)
+    assert read("[" * 100 + "]" * 100)
+    assert read(json.dumps([["[[{" * 60, {}]] * 200).encode())
+
+
+def test_a_row_nested_too_deep_is_named_in_every_kind_of_file(tmp_path):
+    from foredraft.data.prompts import read_questions
+    from foredraft.data.sources import Skips, origins
+    from foredraft.data.sources import read as read_documents
+    from foredraft.published.readers import read as read_rows
+
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"more": ' + '{"a": ' * 3000 + "1" + "}" * 3001 + "\n")
+    readers = (
+        lambda: read_questions(file, Skips("stop")),
+        lambda: list(read_documents(origins([str(file)])[0], "chat", Skips("stop"))),
+        lambda: read_rows([file]),
+    )
+    for read in readers:
+        with pytest.raises(ValueError, match=r"a\.jsonl:1: .*nested more than 100 deep"):
+            read()

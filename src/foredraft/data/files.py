@@ -17,6 +17,8 @@ from typing import IO, Any
 
 import msgspec
 
+from foredraft.records import parse, parse_loosely
+
 LINES, TEXTS, LISTS, PARQUET = (".jsonl", ".ndjson"), (".txt", ".md"), ".json", ".parquet"
 ENDINGS = (*LINES, LISTS, PARQUET, *TEXTS)
 CHUNK = 2**18  # bytes of a packed file unpacked at a time
@@ -113,11 +115,11 @@ def _listed(data: bytes, first: int) -> Iterator[tuple[str, Row]]:
 def _elements(data: bytes) -> list[bytes] | None:
     """The elements of a JSON list, or of an object that is a list under one name; such an object of another kind alone; None of no JSON."""
     if data.lstrip()[:1] == b"[":
-        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return [bytes(element) for element in msgspec.json.decode(data, type=list[msgspec.Raw])]
+        with suppress(ValueError):
+            return [bytes(element) for element in parse(data, list[msgspec.Raw])]
     try:  # objects; and NaN and half characters, each in its own row
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = parse_loosely(data)
+    except ValueError:
         return None
     if isinstance(value, dict):
         (*parts,) = value.values()

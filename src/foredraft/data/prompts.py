@@ -20,7 +20,7 @@ import msgspec
 from foredraft.data.rows import message_of, tools_of
 from foredraft.data.sources import Skips
 from foredraft.published.opened import text_of
-from foredraft.records import Record
+from foredraft.records import Record, parse
 
 CHATS = ("auto", "always", "never")
 FORMATS = (None, "chat", "raw")
@@ -167,8 +167,8 @@ def _lines(path: Path) -> Iterator[tuple[str, Callable[[Any], _PromptLine | None
 def _listed(data: bytes) -> list[bytes] | None:
     """The elements of a JSON list that is the whole file; None of anything else."""
     try:
-        return [bytes(row) for row in msgspec.json.decode(data, type=list[msgspec.Raw])]
-    except msgspec.MsgspecError:
+        return [bytes(row) for row in parse(data, list[msgspec.Raw])]
+    except ValueError:
         return None
 
 
@@ -185,8 +185,8 @@ def _jsonl(line: bytes) -> _PromptLine | None:
     if not line.strip():
         return None
     try:
-        row = msgspec.json.decode(line, type=_Line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        row = parse(line, _Line)
+    except ValueError as error:
         raise ValueError(f"not a JSON object ({error})") from None
     words = _words(row)
     if not (row.category is None or isinstance(row.category, str)):

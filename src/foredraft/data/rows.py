@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from foredraft.records import Record
+from foredraft.records import Record, parse, parse_loosely
 
 Mode = Literal["text", "chat", "prompts"]
 
@@ -360,17 +360,17 @@ def _unfolded(value: Any, name: str, *, strict: bool = True) -> Any:
 def parsed(data: bytes) -> Any:
     """JSON, NaN and infinities too, which Python and others write. Raises ValueError, on half a character (a lone surrogate) too."""
     try:
-        return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return parse(data)
+    except ValueError as error:
         try:
-            value = json.loads(data)
+            value = parse_loosely(data)
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as half:
             raise ValueError(
                 f"half a character: \\u{ord(half.object[half.start]):x} is the half of a pair, and its other half is missing"
             ) from None
-        except (ValueError, RecursionError):
-            raise ValueError(str(error)) from None
+        except ValueError:
+            raise error from None
         return value
 
 

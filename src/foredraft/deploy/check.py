@@ -10,7 +10,7 @@ from typing import Any
 
 from foredraft.deploy.config_rules import config_rules
 from foredraft.deploy.findings import Finding, finding, merged
-from foredraft.deploy.folder import RECORD, DraftFolder, not_judged, opened, read_settings
+from foredraft.deploy.folder import QUANTISED, RECORD, DraftFolder, not_judged, opened, read_settings
 from foredraft.deploy.target_rules import target_rules
 from foredraft.deploy.tensor_rules import SPARE, tensor_rules
 from foredraft.engines import ENGINES, LOADERS, USUAL
@@ -36,7 +36,7 @@ def check(folder: str | Path, target: str | Path | None = None, engine: str | No
         return merged(findings)
     for name in [engine] if engine else engines_of(draft):
         findings += _judged(draft, LOADERS[name], target)
-    findings += launch_rules(draft)
+    findings += [*launch_rules(draft), *_unreadable_files(draft)]
     return merged(findings)
 
 
@@ -128,6 +128,20 @@ def _no_class(folder: DraftFolder, engine: ServingEngine) -> Finding:
         code="architecture", where="architectures", engine=engine.name, remedy=f"engines that serve it: {able}",
         effect=f"it is a head of kind {folder.kind.label}, for which {engine.label} has no class",
     )  # fmt: skip
+
+
+def _unreadable_files(folder: DraftFolder) -> Iterator[Finding]:
+    """Files of JSON beside config and weights that are none; those that an engine reads stop it."""
+    read_by_engines = {QUANTISED, *(engine.launch_file for engine in LOADERS.values())}
+    for file in sorted(folder.path.glob("*.json")):
+        try:
+            read_json(file)
+        except (OSError, ValueError) as error:
+            stops = file.name in read_by_engines
+            yield Finding(
+                code="json", where=file.name, level="error" if stops else "warning",
+                effect=f"cannot be read: {str(error).removeprefix(f'{file}: ')}", remedy="export or download it again",
+            )  # fmt: skip
 
 
 def launch_rules(folder: DraftFolder) -> Iterator[Finding]:

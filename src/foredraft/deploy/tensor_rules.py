@@ -167,7 +167,10 @@ def _missing(name: str, folder: DraftFolder, engine: ServingEngine, judge: str) 
     remedy, code = f"save it under this name into {SINGLE}", _LACKS.get(name, "missing")
     twin = re.fullmatch(r"layers\.([1-9]\d*)\.(input_layernorm|hidden_norm)\.weight", name)
     if code == "fc-bias":
-        effect, remedy = f"is missing: {engine.label}'s fc has a bias and keeps a random one", "write zeros"
+        effect, remedy = (
+            f"is missing: {engine.label}'s fc has a bias and keeps a random one",
+            "write zeros, or export it by foredraft deploy",
+        )
     elif code == "embedding":
         effect = "is missing: the target's table is of another width and cannot be shared"
     elif code == "d2t-missing":

@@ -7,7 +7,6 @@ know: which engine answers.
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,8 +154,8 @@ class _Run:
                 data = await reply.body()
             self.extras = {}  # what was refused was that alone
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
+            return records.parse_loosely(data)
+        except ValueError:
             raise NotJson(f"{self.address}{path}: the answer is no JSON; is this a server of the OpenAI API?") from None
 
 

@@ -50,6 +50,7 @@ from foredraft.records.measured import (
     concurrency_of,
     dtype_name,
 )
+from foredraft.records.parsing import TooDeepError, parse, parse_loosely
 from foredraft.records.planned import (
     Action,
     BreakEven,
@@ -108,6 +109,7 @@ __all__ = [
     "ServiceLevels",
     "StepCosts",
     "StepRecord",
+    "TooDeepError",
     "Trust",
     "Workload",
     "concurrency_of",
@@ -122,6 +124,8 @@ __all__ = [
     "make_readable",
     "no_file",
     "other_than_file",
+    "parse",
+    "parse_loosely",
     "read",
     "read_bytes",
     "read_json",

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import os
 import select
 import stat
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from foredraft.records.parsing import TooDeepError, parse, parse_loosely
 from foredraft.records.planned import Plan
 from foredraft.records.record import with_hint
 
@@ -22,7 +22,6 @@ GZIP = b"\x1f\x8b"  # what a packed file begins with
 _LFS = b"version https://git-lfs"  # what stands in a file's place where Git LFS did not fetch it
 UNPACKED_BYTES = 2**29  # of a packed file of records at most
 JSON_BYTES = 2**28  # of a JSON document that another program wrote
-JSON_DEPTH = 100  # of its objects and lists in one another
 PATIENCE = 1.0  # seconds that a pipe may be without anyone who writes into it
 _PLACES = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -34,10 +33,8 @@ def decode(kind: type[T], data: bytes | str, *, name: str = "record") -> T:
     if isinstance(data, bytes) and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise with_hint(ValueError(f"{name}: not UTF-8"), f"iconv -f UTF-16 -t UTF-8 {name}")
     try:
-        return msgspec.json.decode(data, type=kind)
-    except RecursionError:
-        raise ValueError(f"{name}: nested too deeply") from None
-    except msgspec.MsgspecError as error:
+        return parse(data, kind)
+    except ValueError as error:
         failure = ValueError(f"{name}: {error}")
         raise (with_hint(failure, "plan again: foredraft plan TARGET --out DIR") if kind is Plan else failure) from None
 
@@ -141,14 +138,11 @@ def read_json(path: str | Path) -> Any:
     if data.startswith(_LFS):
         raise lfs_pointer(path)
     try:
-        document = json.loads(data)
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
+        return parse_loosely(data)
+    except TooDeepError as error:
+        raise ValueError(f"{path}: {error}") from None
     except ValueError as error:  # UnicodeDecodeError and too long a number among them
         raise ValueError(f"{path}: not valid JSON ({error}); download the file again") from None
-    if _deeper(document, JSON_DEPTH):
-        raise ValueError(f"{path}: nested more than {JSON_DEPTH} deep")
-    return document
 
 
 def is_lfs(path: Path) -> bool:
@@ -161,11 +155,6 @@ def lfs_pointer(path: Path) -> ValueError:
     """For a file that is a pointer of Git LFS."""
     error = ValueError(f"{path}: a pointer of Git LFS, which stands for a file that was not downloaded")
     return with_hint(error, f"git -C {path.parent} lfs pull, or hf download OWNER/NAME --local-dir DIR")
-
-
-def _deeper(value: Any, depth: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth < 0 or any(_deeper(part, depth - 1) for part in inner if isinstance(part, dict | list))
 
 
 def read_lines(kind: type[T], path: str | Path) -> list[T]:

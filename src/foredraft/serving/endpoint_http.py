@@ -5,7 +5,6 @@ fills the memory. Refuses to know: what is asked.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from foredraft.records import visible
+from foredraft.records import parse_loosely, visible
 
 LINE_LIMIT, BODY_LIMIT, STREAM_LIMIT = (
     2**20,
@@ -138,8 +137,8 @@ class Connections:
         async with self.ask(path) as reply:
             body = await reply.body()
         try:
-            return json.loads(body)
-        except (ValueError, RecursionError):
+            return parse_loosely(body)
+        except ValueError:
             raise NotJson(f"{self.address}{path}: the answer is no JSON; is this a server of the OpenAI API?") from None
 
     async def get_text(self, path: str) -> str:
@@ -224,8 +223,8 @@ class Reply:
                 await self._finish(lines)
                 return
             try:
-                event = json.loads(data)
-            except (ValueError, RecursionError):
+                event = parse_loosely(data)
+            except ValueError:
                 raise CutOff(f"{self.address}: an event of the stream is no JSON: {data[:80]!r}") from None
             yield event if isinstance(event, dict) else {}
         raise CutOff(f"{self.address}: the stream ended without [DONE]")
@@ -244,8 +243,8 @@ class Reply:
 def _message(body: bytes) -> str:
     text = body.decode("utf-8", "replace").strip()
     try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError):
+        answer = parse_loosely(text)
+    except ValueError:
         return visible(" ".join(text.split()))[:SHOWN] or "no message"
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     words = error.get("message") or error.get("detail") if isinstance(error, dict) else error

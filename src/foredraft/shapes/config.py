@@ -3,13 +3,12 @@
 Promises: a config that cannot be counted is an error that says what it lacks. Refuses to know: torch, tokenizers.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from foredraft.records import hub_name, is_lfs, lfs_pointer, read_json
+from foredraft.records import hub_name, is_lfs, lfs_pointer, parse_loosely, read_json
 from foredraft.shapes.absent import no_config
 from foredraft.shapes.blocks import Block, grouped
 from foredraft.shapes.counts import Shape
@@ -104,9 +103,9 @@ def tensor_names(folder: str | Path) -> frozenset[str]:
     file, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
     try:
         if file.is_file():
-            return frozenset(json.loads(_header(file))) - {"__metadata__"}
+            return frozenset(parse_loosely(_header(file))) - {"__metadata__"}
         return frozenset(read_json(index)["weight_map"]) if index.is_file() else frozenset()
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         broken = file if file.is_file() else index
         if is_lfs(broken):
             raise lfs_pointer(broken) from None

@@ -4,7 +4,6 @@ Promises: only headers are read until a value is asked for; a file that is not w
 tensors mean.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foredraft.records import read_json
+from foredraft.records import parse_loosely, read_json
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
 
 FLOATS = ("F32", "F16", "BF16")
@@ -80,12 +79,12 @@ def header_of(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
             size = path.stat().st_size
             if not 2 <= length <= min(MOST_HEADER, size - 8):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            entries = json.loads(file.read(length))
+            entries = parse_loosely(file.read(length))
         entries.pop("__metadata__", None)
         end = max((_end_of(name, entry) for name, entry in entries.items()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"{size} bytes where the header asks for {8 + length + end}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(f"{path}: truncated or corrupt ({reason}); download or save it again") from None
     return entries, 8 + length

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
+from foredraft.records import parse
 from foredraft.sweep.cells import Cell
 from foredraft.sweep.folder import OBSERVATIONS, CellState
 
@@ -42,8 +41,8 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
     for line in lines:
         if line.endswith(b"\n"):
             try:
-                yield msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.MsgspecError:
+                yield parse(line, dict[str, Any])
+            except ValueError:
                 continue
 
 

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foredraft.records import write_bytes
+from foredraft.records import parse, write_bytes
 
 METRICS = "metrics.jsonl"
 
@@ -40,8 +40,8 @@ def _lines(path: Path) -> list[bytes]:
 def _step(line: bytes) -> float:
     """The step of a line; a torn one, or one without a step, belongs to none and so is dropped."""
     try:
-        step = msgspec.json.decode(line)["step"] if line.endswith(b"\n") else None
-    except (msgspec.DecodeError, KeyError, TypeError):
+        step = parse(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
         step = None
     return step if isinstance(step, int | float) else float("inf")
 

@@ -16,7 +16,7 @@ from foredraft.published.cells import listed
 from foredraft.published.opened import utf8_of
 from foredraft.published.readers import aiperf, angelslim, guidellm, sglang_bench, specbench, specforge, vllm_bench
 from foredraft.published.tables import UNSTATED, Reading, add_records, read_csv
-from foredraft.records import Measurement, Observation, Provenance, decode, dtype_name, with_hint
+from foredraft.records import Measurement, Observation, Provenance, TooDeepError, decode, dtype_name, parse, with_hint
 
 TOOLS = (sglang_bench, vllm_bench, specforge, angelslim, aiperf, guidellm)
 FORMS = "observations as JSON lines, CSV, " + ", ".join(
@@ -70,8 +70,8 @@ def _is_ours(data: bytes) -> bool:
     """Whether the first line is an Observation or a Measurement of ours."""
     first = data.lstrip().split(b"\n", 1)[0]
     try:
-        keys = msgspec.json.decode(first, type=dict[str, msgspec.Raw]).keys()
-    except msgspec.MsgspecError:
+        keys = parse(first, dict[str, msgspec.Raw]).keys()
+    except ValueError:
         return b'"provenance"' in first
     return keys >= {"run", "target", "method"} or keys >= {"observation", "way"}
 
@@ -171,7 +171,7 @@ def _json(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             value, end = decoder.raw_decode(text, position)
         except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
+            reason = getattr(error, "msg", None) or TooDeepError()
             raise ValueError(f"{name}:{line}: not JSON ({reason})") from None
         for document in value if isinstance(value, list) else [value]:
             if not isinstance(document, dict):
