@@ -38,6 +38,7 @@ from foredraft.shapes.rope import Rope
 
 SECONDS, MEMORY = 60, 3 * 2**30
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+DEEP = b"[" * 3000 + b"]" * 3000
 ODD = (
     None,
     True,
@@ -97,7 +98,10 @@ READERS = (
     Reader("grid.json", ("sweep", "{base}/grid.json", "--out", "{out}/s", "--dry-run")),
 )  # fmt: skip
 
+PAGE = "inputs of the page"  # no verb: the page's own reader of what its address holds
 PLAN = ("--draws", "16", "--no-figures", "--input-len", "32", "--output-len", "32")
+SERVER = ("plan", "{base}/examples/SmolLM2-135M-Instruct", "--machine", "{base}/examples/machine.json")
+TOOLS = (*PREPARE, "{base}/examples/tools.jsonl", "--chat", "--template", "{base}/examples/tools.jinja")
 MORE = (  # dearer ones, for which the suite has no time
     Reader("plan/Plan.json", ("generate", "{base}/target", "once", "--plan", "{base}/plan/Plan.json", "--draft", "{base}/head", "--max-tokens", "2")),
     Reader("plan/Plan.json", ("report", "{base}/plan", "--out", "{out}/page.html")),
@@ -112,6 +116,22 @@ MORE = (  # dearer ones, for which the suite has no time
     Reader(
         "records/observations.jsonl", ("plan", "Llama-160M", "--observations", "{base}/records/observations.jsonl", *PLAN), strict=False,
     ),
+    Reader("examples/runs.csv", ("plan", "Qwen3-32B", "--observations", "{base}/examples/runs.csv", *PLAN), strict=False),
+    Reader("examples/metrics.txt", (*SERVER, "--observations", "{base}/examples/metrics.txt", *PLAN), strict=False),
+    Reader("examples/SmolLM2-135M-Instruct/config.json", (*SERVER, *PLAN)), Reader("examples/machine.json", (*SERVER, *PLAN)),
+    Reader("examples/recipe.json", ("train", "{base}/examples/recipe.json", "--dry-run", "--target", "{base}/target")),
+    Reader("examples/tools.jsonl", TOOLS, strict=False), Reader("examples/tools.jinja", TOOLS, strict=False),
+    Reader("page.json", (PAGE, "{base}/page.json"), strict=False), Reader("page.json", (PAGE, "{base}/page.json"), strict=False),
+    Reader("corpus.parquet", (*PREPARE, "{base}/corpus.parquet")),
+    Reader("model.gguf", ("generate", "{base}/model.gguf", "a", "--max-tokens", "2", "--no-stream")),
+    Reader("model.gguf", ("convert", "{base}/model.gguf", "{out}/folder")),
+    Reader("pickled/pytorch_model.bin", ("convert", "{base}/pickled", "{out}/folder")),
+    Reader("head/lengths.json", (*GENERATE, "--draft", "{base}/head~")),
+    Reader("served/deploy.json", ("deploy", "check", "{base}/served", "--target", "{base}/target")),
+    Reader("own/Plan.json", ("deploy", "{base}/head", "--target", "{base}/target", "--plan", "{base}/own/Plan.json", "--out", "{out}/served")),
+    Reader("plan/Plan.json", ("page", "--plan", "{base}/plan/Plan.json", "--out", "{out}/page.html")),
+    Reader("run/metrics.jsonl", ("report", "{base}/run", "--out", "{out}/page.html"), strict=False),
+    Reader("run/recipe.json", ("report", "{base}/run", "--out", "{out}/page.html")),
 )  # fmt: skip
 
 
@@ -166,6 +186,57 @@ def write_base(base: Path) -> None:
     (base / "records" / "sweep.json").write_text(json.dumps({"cells": [cell]}))
 
 
+def write_more(base: Path) -> None:
+    """What the dearer readers read."""
+    import pyarrow
+    import pyarrow.parquet
+    from gguf_models import write_model
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from foredraft.decode.drafters import machine_name
+    from foredraft.records import Confidence, DraftLengths, Provenance, StepCosts, write
+
+    here(["plan", "Llama-160M", "--always", *PLAN, "--out", str(base / "plan")])
+    here(["plan", str(base / "target"), "--draft", str(base / "head"), "--always", *PLAN, "--out", str(base / "own")])
+    rates = {
+        "memory_bytes": 8e10,
+        "bandwidth_bytes_per_s": 1e12,
+        "flops_per_s": dict.fromkeys(("bfloat16", "float32"), 1e14),
+    }
+    (base / "machine.json").write_text(json.dumps({"name": "m", "source": "x"} | rates))
+    shutil.copytree(Path(__file__).parents[2] / "examples", base / "examples")
+    (base / "page.json").write_text(
+        json.dumps({"target": "Llama-160M", "devices": "2", "load": "1:0.5,8:0.5", "input_len": "64", "ttft": "2"})
+    )
+    rows = [json.loads(line) for line in (base / "corpus.jsonl").read_text().splitlines()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), base / "corpus.parquet")
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    write_model(base / "model.gguf", LlamaForCausalLM(config))
+    (base / "pickled").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / "target" / name, base / "pickled" / name)
+    torch.save(load_file(base / "target" / "model.safetensors"), base / "pickled" / "pytorch_model.bin")
+    confidence = Confidence(
+        temperature=0.0, here=(0.5, 1.0, 0.0, 0.0), ahead=(0.5, 0.5, 0.0, 0.0), num=1, survival=(0.5,), shared_sd=0.0, single_sd=0.0, rates={1: 1.2},
+        fixed={1: (1.0,) * 5},
+    )  # fmt: skip
+    lengths = DraftLengths(
+        draft="d", method="m", target="t", lookahead=4, machine=machine_name(torch.device("cpu")), dtype="float32", threads=torch.get_num_threads(),
+        confidences=(confidence,), costs=StepCosts({1: 1.0, 2: 1.1}, {1: (0.1, 0.05)}), provenance=Provenance(source="test"),
+    )  # fmt: skip
+    write(base / "head" / "lengths.json", lengths)
+    here(["deploy", str(base / "head"), "--target", str(base / "target"), "--out", str(base / "served")])
+    (base / "run").mkdir()
+    shutil.copy(base / "recipe.json", base / "run")
+    (base / "run" / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i, "tokens": 100 * i, "loss": 3 / i}) + "\n" for i in range(1, 9))
+    )
+
+
 PLACES = "folder", "loop", "device", "pipe", "socket"  # in a file's place: a folder, a link to itself, /dev/zero, …
 
 
@@ -202,10 +273,24 @@ SPELT: dict[str, Callable[[bytes], bytes]] = {  # the same text otherwise: read 
 
 def damaged(data: bytes, draw: random.Random) -> tuple[bytes, str]:
     """A file's bytes, damaged, and how. "cut": only its beginning is left; "value": a JSON value is another, of whatever type; "key": one is
-    gone; "bytes": some are others; "deep": lists in lists; "empty", "other": another kind of file.
+    gone; "bytes": some are others; "deep": lists in lists, "deep value": in a value's place; "empty", "other": another kind of file.
     """
     how = draw.choice(
-        ("cut", "value", "value", "value", "key", "doubled", "bytes", "bytes", "deep", "empty", "other", *SPELT)
+        (
+            "cut",
+            "value",
+            "value",
+            "value",
+            "deep value",
+            "key",
+            "doubled",
+            "bytes",
+            "bytes",
+            "deep",
+            "empty",
+            "other",
+            *SPELT,
+        )
     )
     if how in SPELT:
         return SPELT[how](data), how
@@ -213,9 +298,9 @@ def damaged(data: bytes, draw: random.Random) -> tuple[bytes, str]:
         at = data.find(b"{") + 1
         name = data[at:].lstrip()[:40].partition(b":")[0]
         return data[:at] + name + b': "\xf0\x9f\x92\xa5", ' + data[at:] if at and name.startswith(b'"') else data, how
-    if how in ("value", "key"):
+    if how in ("value", "deep value", "key"):
         try:
-            return _other_json(data, draw, remove=how == "key"), how
+            return _other_json(data, draw, how), how
         except (ValueError, IndexError):
             how = "bytes"
     if how == "cut":
@@ -232,11 +317,11 @@ def damaged(data: bytes, draw: random.Random) -> tuple[bytes, str]:
         b"<html>",
         b"version https://git-lfs.github.com/spec/v1\n",
     )
-    return {"deep": b"[" * 3000 + b"]" * 3000, "empty": b""}.get(how) if how != "other" else draw.choice(other), how  # type: ignore[return-value]
+    return {"deep": DEEP, "empty": b""}.get(how) if how != "other" else draw.choice(other), how  # type: ignore[return-value]
 
 
-def _other_json(data: bytes, draw: random.Random, *, remove: bool) -> bytes:
-    """JSON, or one line of it, with a value of it taken away or changed to something odd."""
+def _other_json(data: bytes, draw: random.Random, how: str) -> bytes:
+    """JSON, or one line of it, with a value of it taken away ("key"), nested deeply ("deep value") or changed to something odd."""
     lines = data.split(b"\n")
     at = draw.randrange(len(lines)) if lines[0].startswith(b"{") and lines[0].endswith(b"}") else None
     document = json.loads(data if at is None else lines[at])
@@ -250,11 +335,11 @@ def _other_json(data: bytes, draw: random.Random, *, remove: bool) -> bytes:
 
     walk(document)
     holder, key = places[draw.randrange(min(len(places), 400))]
-    if remove:
+    if how == "key":
         del holder[key]
     else:
-        holder[key] = draw.choice(ODD)
-    text = json.dumps(document).encode()
+        holder[key] = DEEP.decode() if how == "deep value" else draw.choice(ODD)
+    text = json.dumps(document).encode().replace(b'"%b"' % DEEP, DEEP)
     return text if at is None else b"\n".join([*lines[:at], text, *lines[at + 1 :]])
 
 
@@ -306,8 +391,31 @@ def fault_of(reader: Reader, how: str, code: int, stdout: str, stderr: str, same
     return None if len(errors) == 1 and len(errors[0]) < 2000 else "no one line that says error"
 
 
+def of_page(file: str) -> tuple[int, str, str]:
+    """What the page says of inputs in an address, written as a JSON object, with the exit code of the like command."""
+    from foredraft.cli.page import _reader
+    from foredraft.page.inputs import asked
+    from foredraft.page.planner import BadInput, Planner
+
+    try:
+        query = [
+            (name, value if isinstance(value, str) else json.dumps(value))
+            for name, value in json.loads(Path(file).read_bytes()).items()
+        ]
+        inputs, faults = asked(query)
+        if not faults:
+            Planner(_reader({}, {}, []), []).answer(inputs, sketch=True)
+    except BadInput as error:
+        faults = error.faults
+    except (ValueError, OSError, AttributeError, RecursionError):  # no JSON object: not an address either
+        return 2, "", "error: no inputs"
+    return (2, "", f"error: {'; '.join(faults.values())}") if faults else (0, "", "")
+
+
 def here(words: list[str]) -> tuple[int, str, str]:
     """A command in this process."""
+    if words[0] == PAGE:
+        return of_page(words[1])
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["foredraft", *words]
     try:
@@ -353,19 +461,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="Readers whose file or command holds this.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         base, out = Path(folder) / "base", Path(folder) / "out"
         write_base(base)
-        readers = READERS + MORE
-        here(["plan", "Llama-160M", "--draws", "16", "--no-figures", "--out", str(base / "plan")])
-        rates = {
-            "memory_bytes": 8e10,
-            "bandwidth_bytes_per_s": 1e12,
-            "flops_per_s": dict.fromkeys(("bfloat16", "float32"), 1e14),
-        }
-        (base / "machine.json").write_text(json.dumps({"name": "m", "source": "x"} | rates))
+        readers = [reader for reader in READERS + MORE if options.only in " ".join((reader.file, *reader.words))]
+        write_more(base)
         for reader in readers:  # whole files are read, and what is imported is there before the forks
             code, _, stderr = here([word.format(base=base, out=out) for word in reader.words])
             shutil.rmtree(out, ignore_errors=True)

@@ -76,6 +76,39 @@ def test_what_is_no_file_is_a_line(place: str, base: Path, tmp_path: Path, monke
             assert verdict.code == 1 or f"is a {place}" in verdict.talk, verdict
 
 
+DEEP = {"prompts.jsonl": ("[%s]", '{"turns": %s}', '{"prompt": "a", "tools": %s}'), "rows.jsonl": ('{"run": %s}',)}
+
+
+@pytest.mark.parametrize(("file", "form"), [(file, form) for file, forms in DEEP.items() for form in forms])
+def test_lines_nested_without_end_are_one_line(cli: Cli, base: Path, tmp_path: Path, file: str, form: str) -> None:
+    (tmp_path / file).write_text(form % ("[" * 5000 + "]" * 5000))
+    verbs = {
+        "prompts.jsonl": ("measure", base / "target", "--prompts", tmp_path / file, "--out", tmp_path / "out"),
+        "rows.jsonl": ("fit", tmp_path / file),
+    }
+    done = cli(*verbs[file])
+    assert done.returncode == 2
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "bug" not in done.stderr
+
+
+def test_links_that_lead_to_themselves_are_one_line(cli: Cli, base: Path, tmp_path: Path) -> None:
+    """A record of a report, and the folder to write a draft to."""
+    records_folder = tmp_path / "records"
+    shutil.copytree(base / "records", records_folder)
+    loop = records_folder / "Plan.json"
+    loop.symlink_to(loop)
+    for verb in (
+        ("report", records_folder, "--out", tmp_path / "page.html"),
+        ("deploy", base / "head", "--target", base / "target", "--out", loop),
+    ):
+        done = cli(*verb)
+        assert done.returncode == 2, verb
+        assert done.stderr.startswith(f"error: {loop}: "), done.stderr
+        assert loop.is_symlink()
+        assert "bug" not in done.stderr
+
+
 MALFORMED = {
     "tokenizer.json": ('{"model": {"type": "Nope"}, "added_tokens": []}', "[]", "null", '{"a":'),
     "tokenizer_config.json": ("[]", '{"tokenizer_class": 5}', '{"eos_token": {"a": 1}}', '{"auto_map": {"AutoTokenizer": ["evil.Tok", null]}}'),

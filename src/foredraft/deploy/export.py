@@ -4,6 +4,7 @@ Promises: a folder appears whole, after it was read back by the rules of the loa
 could not compute is refused with the reason. Refuses to know: how the draft was trained.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def export(
     engine = for_format(settings.format)
     _refuse(trained, settings.format, engine)
     settings = msgspec.structs.replace(settings, lookahead=_lookahead(trained, settings, plan))
-    launched = _launched(trained.kind, engine, plan, settings.lookahead or 0, str(Path(out).resolve()))
+    launched = _launched(trained.kind, engine, plan, settings.lookahead or 0, os.path.realpath(out))
     trained, token_map, notes = _uncut(trained, engine)
     if engine is not None and token_map:
         launched |= {engine.token_map_flag: TOKEN_MAP}
@@ -98,7 +99,7 @@ def export(
         if engine is not None:
             settings = msgspec.structs.replace(settings, lookahead=engine.lookahead(launched))
             _write_launch(folder, Path(target), record, engine, launched, plan)
-            _write_operations(folder, Path(out).resolve(), Path(target), engine, trained.kind, launched, plan)
+            _write_operations(folder, Path(os.path.realpath(out)), Path(target), engine, trained.kind, launched, plan)
         if token_map:
             torch.save(token_map, folder / TOKEN_MAP)
         notes += _weights(trained, Path(target), config, folder, settings, DTYPES[record.dtype])

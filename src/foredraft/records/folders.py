@@ -118,7 +118,7 @@ def whole_folder(path: str | Path, *, replace: bool = False, locked: bool = Fals
     """
     path = Path(path)
     with reserved(path) if not locked else _nothing():
-        if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not replace and os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path}: exists already; remove it or choose another --out")
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:

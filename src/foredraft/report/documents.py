@@ -122,7 +122,7 @@ def read_documents(folders: Iterable[str | Path]) -> Documents:
     roots = tuple(dict.fromkeys(Path(folder) for folder in folders))
     if missing := [folder for folder in roots if not folder.is_dir()]:
         raise ValueError(f"{missing[0]}: no such folder; name folders that hold records")
-    paths = {path.resolve(): path for folder in roots for path in _walk(folder)}
+    paths = {os.path.realpath(path): path for folder in roots for path in _walk(folder)}
     documents = [path for path in paths.values() if _kind(path)]
     if not documents:
         raise ValueError(f"{', '.join(map(str, roots))}: no records there; a report is made of {', '.join(DOCUMENTS)}")
