@@ -127,7 +127,7 @@ MORE = (  # dearer ones, for which the suite has no time
     Reader("model.gguf", ("convert", "{base}/model.gguf", "{out}/folder")),
     Reader("pickled/pytorch_model.bin", ("convert", "{base}/pickled", "{out}/folder")),
     Reader("head/lengths.json", (*GENERATE, "--draft", "{base}/head~")),
-    Reader("served/deploy.json", ("deploy", "check", "{base}/served", "--target", "{base}/target")),
+    Reader("served/deploy.json", ("deploy", "check", "{base}/served", "--target", "{base}/target"), strict=False),
     Reader("own/Plan.json", ("deploy", "{base}/head", "--target", "{base}/target", "--plan", "{base}/own/Plan.json", "--out", "{out}/served")),
     Reader("plan/Plan.json", ("page", "--plan", "{base}/plan/Plan.json", "--out", "{out}/page.html")),
     Reader("run/metrics.jsonl", ("report", "{base}/run", "--out", "{out}/page.html"), strict=False),
@@ -396,11 +396,12 @@ def of_page(file: str) -> tuple[int, str, str]:
     from foredraft.cli.page import _reader
     from foredraft.page.inputs import asked
     from foredraft.page.planner import BadInput, Planner
+    from foredraft.records import read_bytes
 
     try:
         query = [
             (name, value if isinstance(value, str) else json.dumps(value))
-            for name, value in json.loads(Path(file).read_bytes()).items()
+            for name, value in json.loads(read_bytes(file, 2**20)).items()
         ]
         inputs, faults = asked(query)
         if not faults:

@@ -15,7 +15,7 @@ from foredraft import records
 from foredraft.laws.fit import fit
 from foredraft.laws.forms import LAW_1_1
 from foredraft.laws.held_out import judge, r_squared
-from foredraft.records import Machine, Observation, Provenance
+from foredraft.records import Estimate, Machine, Observation, Provenance
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -221,8 +221,20 @@ def test_a_torn_last_line_of_a_run_is_left_out_and_a_broken_one_is_named(tmp_pat
     records.write_lines(path, [{"step": 1, "tokens": 10, "loss": 2.0}])
     path.write_bytes(path.read_bytes() + b'{"step": 2, "tok')
     assert len(read_documents([tmp_path]).runs[0].lines) == 1
-    path.write_bytes(b'{"step": 1, "tok\n' + path.read_bytes())
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: "):
+    whole = path.read_bytes()
+    for broken in (b'{"step": 1, "tok\n', b'{"tokens": "many"}\n', b'{"seconds": null}\n', b'{"loss": []}\n'):
+        path.write_bytes(broken + whole)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl:1: "):
+            read_documents([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"model": None}, {"model": {"layers": "x"}}, {"predicted": 1}, {"predicted": {"tokens_per_step": 2}}]
+)
+def test_a_recipe_that_is_none_is_named(tmp_path, recipe):
+    records.write_lines(tmp_path / "run/metrics.jsonl", [{"step": 1, "tokens": 10, "loss": 2.0}])
+    records.write(tmp_path / "run/recipe.json", recipe)
+    with pytest.raises(ValueError, match=r"recipe\.json: .*(model|predicted)"):
         read_documents([tmp_path])
 
 
@@ -507,7 +519,8 @@ def test_training_figures_are_the_lines_of_the_run(tmp_path):
     assert [(x, span.value) for x, span in figure_line] == [(0.0, 1.0), (5000.0, 2.5)]
     assert (figure_line[1][1].low, figure_line[1][1].high) == (2.0, 3.0)
     assert trained.predicted(run) is None
-    with_plan = run._replace(recipe={"predicted": {"lookahead": 4, "tokens_per_step": {"value": 2.0, "low": 1.5, "high": 2.5}}})  # fmt: skip
+    expected = Estimate(2.0, 1.5, 2.5, unit="tokens", source="x")
+    with_plan = run._replace(recipe={"predicted": {"tokens_per_step": expected}})
     assert trained.predicted(with_plan) == (2.0, 1.5, 2.5, 0.9)
 
 

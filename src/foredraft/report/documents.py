@@ -67,11 +67,38 @@ class Row(NamedTuple):
         return tuple(Span(after / before) for before, after in pairs if before > 0)
 
 
+class RunModel(TypedDict, total=False):
+    """What a recipe trains."""
+
+    kind: str
+    layers: int
+
+
+class RunPrediction(TypedDict):
+    """What a recipe's plan expects."""
+
+    tokens_per_step: Estimate
+
+
+class RunRecipe(TypedDict, total=False):
+    """recipe.json as far as a page shows it: one of an older version too."""
+
+    model: RunModel
+    predicted: RunPrediction | None
+
+
+class RunFigures(TypedDict, total=False):
+    """The figures of a line that every run has."""
+
+    tokens: float
+    seconds: float
+
+
 class RunLog(NamedTuple):
-    """A training run: the recipe as it lies there, and the lines of metrics.jsonl in order."""
+    """A training run: its recipe, and the lines of metrics.jsonl in order."""
 
     name: str
-    recipe: Mapping[str, Any]
+    recipe: RunRecipe
     lines: Sequence[Mapping[str, Any]]
     folder: Path = Path("RUN")
 
@@ -208,8 +235,14 @@ def _run(path: Path) -> RunLog:
     recipe = path.with_name("recipe.json")
     lines = [line for line in records.read_bytes(path).splitlines(keepends=True) if line.strip()]
     complete = lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
-    rows = [records.decode(dict[str, Any], line, name=f"{path}:{i}") for i, line in enumerate(complete, 1)]
-    return RunLog(_run_name(path), records.read(dict[str, Any], recipe) if recipe.is_file() else {}, rows, path.parent)
+    rows = [_figures(line, f"{path}:{i}") for i, line in enumerate(complete, 1)]
+    return RunLog(_run_name(path), records.read(RunRecipe, recipe) if recipe.is_file() else {}, rows, path.parent)
+
+
+def _figures(line: bytes, where: str) -> Mapping[str, Any]:
+    """All of a line's figures, once those that every run has are known to be numbers."""
+    records.decode(RunFigures, line, name=where)
+    return records.decode(dict[str, float | str | bool | None], line, name=where)
 
 
 def _run_name(path: Path) -> str:

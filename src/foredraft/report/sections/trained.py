@@ -11,7 +11,7 @@ import numpy as np
 
 from foredraft import kinds
 from foredraft.report import marks, style
-from foredraft.report.documents import Documents, RunLog, Span
+from foredraft.report.documents import Documents, RunLog, RunModel, Span, span_of
 from foredraft.report.marks import COLOURS
 from foredraft.report.parts import NONE, Picture, Section, Table, count, number
 
@@ -49,7 +49,7 @@ def line(run: RunLog, *keys: str) -> Points:
 
 def kind(run: RunLog) -> str:
     """What was trained, in words."""
-    model = run.recipe.get("model", {})
+    model = run.recipe.get("model", RunModel())
     trained, layers = kinds.CHECKPOINTS.get(model.get("kind", "")), model.get("layers", 1)
     if trained is None:
         return NONE
@@ -129,10 +129,7 @@ def _tokens_axis(axes: Any) -> None:
 def predicted(run: RunLog) -> Span | None:
     """What the plan behind the recipe expects of the trained draft."""
     expected = run.recipe.get("predicted")
-    if not expected:
-        return None
-    tau = expected["tokens_per_step"]
-    return Span(tau["value"], tau["low"], tau["high"], tau.get("level", LEVEL))
+    return span_of(expected["tokens_per_step"]) if expected else None
 
 
 def _table(runs: Sequence[RunLog]) -> Table:
