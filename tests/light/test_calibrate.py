@@ -95,7 +95,7 @@ def test_where_drafts_lose_they_are_switched_off():
     slower = {1: 1.2, 4: 1.2, 16: 2.2, 64: 2.2}
     rows = [row(load, k, planted(load, k) / (slower[load] if k else 1)) for k in (0, 3) for load in slower]
     plan = scheduled(served_law(rows), rows)
-    assert plan.off_above in (4, 8)
+    assert 4 <= (plan.off_above or 0) < 16
     only_busy = scheduled(served_law(rows), rows, {64: 1.0})
     assert [each.scheduled for each in only_busy.loads] == [0]
     assert only_busy.off_above == 0
@@ -177,10 +177,9 @@ def test_what_is_written_is_yaml():
 def test_a_plans_alerts_and_folders_of_this_machine():
     calibration = conclude(rows_of((0, 1, 5), (1, 8, 64)), KNOWN)
     steps = [_step(each, calibration) for each in calibration.loads]
-    drafting = [step for step in steps if step.lookahead]
     thresholds = planned_thresholds(steps)
     assert thresholds is not None
-    assert (thresholds.off_above is None) == (drafting[-1] is steps[-1])
+    assert (thresholds.off_above is None) == steps[-1].gains
     assert planned_thresholds([]) is None
     service = compose(
         ENGINES["sglang"],

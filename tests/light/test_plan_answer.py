@@ -11,15 +11,19 @@ import pytest
 from foredraft.kinds import EAGLE3, of_choice
 from foredraft.laws.cost import serve
 from foredraft.machines import machine
+from foredraft.page.html import answer_html
 from foredraft.plan.candidate import training_dtype, training_rate
+from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.cost_sheet import answer_tokens
+from foredraft.plan.outcome import Pairs, outcome
 from foredraft.plan.plan import plan
-from foredraft.plan.problem import PlanSettings, Problem
+from foredraft.plan.problem import Mode, PlanSettings, Problem
 from foredraft.plan.search import rank
 from foredraft.plan.service_levels import excess, first_token, shortfall
 from foredraft.plan.terms import Terms
-from foredraft.records import Action, DraftChoice, Machine, Plan, Workload
+from foredraft.records import Action, DraftChoice, Machine, Plan, ScheduleStep, Workload, without_draft
 from foredraft.report.plan_tables import headline, next_commands
+from foredraft.report.sections import planned as planned_section
 from foredraft.shapes import shape
 from foredraft.train.from_plan import from_plan
 
@@ -326,3 +330,51 @@ def test_a_processor_without_bfloat16_trains_in_float32():
     assert best_plan.draft.training_dtype == "float32"
     assert from_plan(best_plan).precision == "float32"
     assert from_plan(planned(**unlimited)).precision == "bfloat16"
+
+
+# Where a server without a draft is faster.
+
+
+def losing_at(head_plan: Plan, *loads: tuple[int, int, float]) -> Plan:
+    """A plan by (clients, k, gain)."""
+    step = head_plan.schedule[0]
+    gain = step.speedup
+
+    def at(clients: int, k: int, value: float) -> ScheduleStep:
+        spread = msgspec.structs.replace(gain, value=value, low=value * 0.9, high=value * 1.1)
+        return msgspec.structs.replace(
+            step, concurrency=clients, running=float(clients), lookahead=k, tree_nodes=k, speedup=spread
+        )
+
+    return msgspec.structs.replace(head_plan, schedule=tuple(at(*load) for load in loads))
+
+
+@pytest.mark.parametrize(
+    ("loads", "told"),
+    [
+        (((1, 4, 2.0), (64, 2, 1.5)), None),
+        (((1, 4, 2.0), (64, 2, 1.25), (256, 1, 0.8)), "above about 128 clients a server without a draft is faster: 1.25 [1.14, 1.39] × at 256"),
+        (((1, 4, 2.0), (64, 2, 1.5), (128, 0, 0.95)), "above about 96 clients a server without a draft is faster: 1.05 [0.96, 1.17] × at 128"),
+        (((1, 4, 2.0), (64, 0, 0.999)), "above about 32 clients a server without a draft is as fast"),
+        (((1, 1, 0.9), (8, 4, 1.5)), "at 1 clients a server without a draft is faster: 1.11"),
+        (((1, 1, 0.9), (8, 1, 0.8)), "at 1, 8 clients a server without a draft is faster: 1.25"),
+    ],
+)  # fmt: skip
+def test_where_no_draft_is_faster_is_said_alike_everywhere(head_plan, loads, told):
+    chosen = losing_at(head_plan, *loads)
+    sentence = without_draft(chosen)
+    assert sentence.startswith(told) if told else not sentence
+    assert ("(k = 0)" in sentence) == (loads[-1][1] == 0)
+    for text in (headline(chosen), planned_section.lede(chosen), answer_html(chosen, None, draws=32, full=False)):
+        assert (sentence.split(" a server")[0].lower() in text.lower()) if told else "without a draft is" not in text
+
+
+@pytest.mark.parametrize(("engine", "pays"), [("vllm", True), ("foredraft", False)])
+def test_a_schedules_0_pays_for_the_draft_where_its_pass_is_made_all_the_same(engine, pays):
+    problem = Problem(PUBLIC, H100, LOAD, msgspec.structs.replace(HEADS, engine=engine))
+    everybody, _ = candidates(Basis(PUBLIC, H100, (), 0.0, None, engine, (512, 256)))
+    candidate = next(each for each in everybody if each.choice.kind == "head")
+    off = outcome(problem, candidate, Pairs.all(3, (Mode(0, 1, 0),)), np.ones((1, 32)))
+    server = problem.server(candidate.shape)
+    assert np.allclose(off.speedup.mean(axis=-1), server.idle_speed([1, 8, 64]) if pays else 1.0, rtol=0.01)
+    assert not pays or off.speedup.max() < 0.99

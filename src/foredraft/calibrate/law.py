@@ -105,12 +105,9 @@ class ServedLaw:
             speeds[:, i] = modelled / slowdown(deviations, modelled / (tau * plain)) * np.exp(scatter)
         return speeds
 
-    def idle_draft_share(self, loads: Sequence[int]) -> Array:
-        """Of a plain step, what a draft's pass adds that is made although none of its tokens are verified [C]."""
-        clients = np.array(loads, dtype=float)
-        drafted = adjusted(self.drafted, self.costs.multipliers)
-        assert drafted.draft is not None, "a drafted server has a draft"
-        return drafted.draft.seconds(clients, 1.0, drafted.blend) / drafted.step_s(clients, 0.0)
+    def idle_speed(self, loads: Sequence[int]) -> Array:
+        """Speed of a schedule's 0, whose draft's pass is made although none of its tokens are verified, over no draft [C]."""
+        return adjusted(self.drafted, self.costs.multipliers).idle_speed(loads)
 
     def _modelled(self, multipliers: dict[str, Array], clients: Array, depth: float, tau: Array | float) -> Array:
         """Output tokens/s under draws of the multipliers about their middle, each held to the mean level of the rows with a draft, or without:

@@ -19,7 +19,6 @@ Array = NDArray[np.float64]
 
 SOURCE, GAIN = "foredraft calibrate", "× output tokens/s of no draft"
 ALIKE = 0.005  # of the speed: within it two lookaheads are as good, and the one of the load before stays
-SURE = 0.5  # share of the draws in which a draft must gain, to be on
 QUANTILES = (0.05, 0.95)
 
 
@@ -51,7 +50,7 @@ def scheduled(
     gains = np.log(speeds / speeds[:, :1])
     over_loads = np.einsum("c,cks->ks", share, gains)
     fixed = int(np.argmax(over_loads.mean(axis=-1)))
-    idle = 1 - law.idle_draft_share(loads)
+    idle = law.idle_speed(loads)
     chosen = [fixed] * len(loads) if one_mode else _chosen(speeds.mean(axis=-1), idle)
     gain_of = _gains(gains, chosen, idle)
     if (share @ gain_of).mean() <= 0:
@@ -113,12 +112,17 @@ def _gains(gains: Array, chosen: Sequence[int], idle: Array) -> Array:
 
 
 def _off_above(loads: Sequence[int], gains: Array) -> int | None:
-    """The largest load at which some lookahead gains in most draws, none above it."""
-    gaining = (gains[:, 1:] > 0).mean(axis=-1).max(axis=-1, initial=0.0) > SURE
-    if not gaining.any():
+    """The largest load at which some lookahead gains in most draws: behind the last that was looked at, where the middle gain comes to none
+    between it and the next.
+    """
+    most = np.median(gains[:, 1:], axis=-1).max(axis=-1, initial=-np.inf)
+    if not (most > 0).any():
         return 0
-    last = int(np.flatnonzero(gaining)[-1])
-    return None if last + 1 == len(loads) else loads[last]
+    last = int(np.flatnonzero(most > 0)[-1])
+    if last + 1 == len(loads):
+        return None
+    (load, beyond), (gain, loss) = loads[last : last + 2], most[last : last + 2]
+    return int(load * (beyond / load) ** (gain / (gain - loss)))
 
 
 def _break_even(law: ServedLaw, load: int, lookahead: int) -> float | None:

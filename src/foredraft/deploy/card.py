@@ -11,7 +11,7 @@ from typing import Any
 from foredraft.deploy.draft import TrainedDraft
 from foredraft.deploy.folder import SERVE, Deployed
 from foredraft.engines import for_format
-from foredraft.records import Observation, Plan, read_json
+from foredraft.records import Observation, Plan, read_json, without_draft
 from foredraft.runs import RECIPE, run_folder
 
 CARDS = ("CARD.md", "card.md", "README.md")  # where a run speaks of its data and licences
@@ -124,7 +124,9 @@ def _serving(draft: TrainedDraft, record: Deployed, plan: Plan | None, settings:
         lines.append(
             f"| {step.concurrency} | {step.lookahead} | {gain.value:.2f} ({gain.low:.2f} to {gain.high:.2f}) |"
         )
-    return "\n".join([*lines, "", engine.serving_note(draft.kind, settings, plan), ""])
+    without = without_draft(plan)
+    about = [f"{without[0].upper()}{without[1:]}.", ""] if without else []
+    return "\n".join([*lines, "", *about, engine.serving_note(draft.kind, settings, plan), ""])
 
 
 def _note(folder: Path, note: str | None) -> str:

@@ -66,11 +66,12 @@ class ServingEngine:
     label: ClassVar[str]
 
     # Planning. `trees`: trees are weighed for it; `looks_up`: it runs a look-up before a draft, in settings that a plan can give;
-    # `one_mode`: one lookahead for every load; `maps_vocabularies`: it runs draft models of another vocabulary, on the tokens that both
-    # have; `note`: what a plan for it assumes.
+    # `one_mode`: one lookahead for every load; `idle_draft`: at a schedule's 0 the draft's pass is made all the same; `maps_vocabularies`: it
+    # runs draft models of another vocabulary, on the tokens that both have; `note`: what a plan for it assumes.
     trees: ClassVar[bool] = False
     looks_up: ClassVar[bool] = False
     one_mode: ClassVar[bool] = False
+    idle_draft: ClassVar[bool] = False
     maps_vocabularies: ClassVar[bool] = False
     note: ClassVar[str | None] = None
 

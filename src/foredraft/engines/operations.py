@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from foredraft.engines.engine import ServingEngine, SettingVersion
-from foredraft.records import ScheduleStep
+from foredraft.records import ScheduleStep, last_gaining
 
 COMPOSE, HELM, ALERTS, SCRIPT = "compose.yaml", "helm-values.yaml", "alerts.yaml", "serve.sh"
 WINDOW, PATIENCE = "10m", "15m"
@@ -144,14 +144,12 @@ def texts(
 
 
 def planned_thresholds(schedule: Sequence[ScheduleStep]) -> Thresholds | None:
-    """Of a plan's schedule: the tokens per step of its middle load that drafts, and the last such load where a larger one drafts nothing."""
+    """Of a plan's schedule: the tokens per step of its middle load that drafts, and the running requests above which none gains."""
     drafting = [step for step in sorted(schedule, key=lambda step: step.running) if step.lookahead]
     if not drafting:
         return None
-    ends = any(step.running > drafting[-1].running for step in schedule)
-    return Thresholds(
-        None, drafting[len(drafting) // 2].tokens_per_step.value, round(drafting[-1].running) if ends else None
-    )
+    last = last_gaining([(step.running, step) for step in schedule])
+    return Thresholds(None, drafting[len(drafting) // 2].tokens_per_step.value, round(last) if last else None)
 
 
 def _rule(name: str, expression: str, severity: str, words: str) -> str:

@@ -84,6 +84,7 @@ class VLLM(ServingEngine):
         {"eagle3", "dflash", "dspark"}
     )  # all by d2t and an LM head of the words in their file
     maps_vocabularies = True
+    idle_draft = True
 
     def adaptive(self, kind: Kind) -> Adaptive | None:
         """Of drafts that are models: DSpark's learnt confidence (#47808), others' estimated from their logits (#52228)."""

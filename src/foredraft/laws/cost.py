@@ -112,6 +112,13 @@ class ServerCost:
         block_s = self.draft.seconds(sequences, depth + 1.0, self.blend)
         return np.where(depth > 0, block_s + self.block.seconds(sequences, depth, verified, self.blend), 0.0)
 
+    def idle_speed(self, sequences: ArrayLike) -> Array:
+        """Speed of steps that draft nothing beside a draft whose pass is made all the same, over that of steps without it."""
+        sequences = np.asarray(sequences, dtype=float)
+        if self.draft is None:
+            return np.ones_like(sequences)
+        return 1 / (1 + self.draft.seconds(sequences, 1.0, self.blend) / self.step_s(sequences, 0.0))
+
     @property
     def cached_tokens(self) -> float:
         """Cached tokens of one running sequence, averaged over its life."""

@@ -23,7 +23,7 @@ from foredraft.page.copies import copies
 from foredraft.page.nearest import Near, nearest, public_name
 from foredraft.page.planner import SKETCH_DRAWS, Turn
 from foredraft.plan import evidence
-from foredraft.records import DraftChoice, Estimate, Observation, Plan
+from foredraft.records import DraftChoice, Estimate, Observation, Plan, without_draft
 from foredraft.report.parts import NONE, number
 from foredraft.report.plan_tables import describe, level_lines, serving_time
 from foredraft.report.style import count, percent
@@ -78,7 +78,8 @@ def answer_html(
         trust=_trust(plan), nexts=_nexts(plan), rows=_kinds(plan), most=_most(plan), gain=charts.gain_chart(plan),
         latency=charts.latency_chart(plan), copies=copies(plan, inputs, files), near=[_near(each) for each in near], changes=_changes(plan),
         mark=_mark(plan, own), draws=draws, full=full, levels=list(level_lines(plan.service_levels)) if plan.service_levels else [],
-        schedule=_schedule(plan), version=version, notes=plan.assumptions, left_out=plan.not_considered, sources=_sources(plan),
+        schedule=_schedule(plan), without=without_draft(plan), version=version,
+        notes=plan.assumptions, left_out=plan.not_considered, sources=_sources(plan),
     )  # fmt: skip
 
 

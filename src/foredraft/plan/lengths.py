@@ -107,6 +107,8 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     for c, clients in enumerate(problem.workload.concurrency):
         here = scheduled[c]
         ahead = grid.pace_s[c, fixed] / grid.pace_s[c, here]
+        if fixed and not here:
+            ahead *= best.outcome.speedup[c].mean()  # the grid's 0 is a server without a draft
         tokens = float(best.running[c]) / settings.data_parallel * (here + 1)
         gain = LengthGain(
             concurrency=int(clients), fixed=fixed, scheduled=here, schedule=_estimate(ahead),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foredraft.engines import ENGINES
 from foredraft.laws.calibration import adjusted
 from foredraft.laws.cost import ServedLoad, ServerCost
 from foredraft.laws.deviation import slowdown
@@ -95,6 +96,8 @@ def outcome(
     server = adjusted(server, problem.costs(num))
     load = _load(server, problem, pairs, tau)
     depth, tau = pairs.dials[0, pairs.places, None], tau[pairs.places]
+    if server.draft and ENGINES[problem.settings.engine].idle_draft:
+        load = _idling(load, server, depth[:, 0] == 0)
     plain = ServedLoad(*(part[pairs.loads] for part in problem.plain(num)))
     deviations = problem.deviations(candidate, num)
     if deviations is not None:
@@ -167,6 +170,13 @@ def _slowed(
     share = load.output_tok_s / (np.where(depth > 0, tau, np.nan) * plain.output_tok_s)
     undrafted = np.full_like(plain.output_tok_s, np.nan)
     return _sped(load, 1 / slowdown(deviations, share)), _sped(plain, 1 / slowdown(deviations, undrafted))
+
+
+def _idling(load: ServedLoad, server: ServerCost, idle: NDArray[np.bool_]) -> ServedLoad:
+    """`load` where steps that draft nothing, of the pairs `idle` [P], still make the draft's pass."""
+    speed = np.ones(np.broadcast_shapes(load.output_tok_s.shape, load.running.shape))
+    speed[idle] = server.idle_speed(load.running[idle])
+    return _sped(load, speed)
 
 
 def _sped(load: ServedLoad, by: Array) -> ServedLoad:

@@ -35,6 +35,7 @@ from foredraft.records.judged import (
     LengthCase,
 )
 from foredraft.records.lengths import Confidence, DraftLengths, StepCosts
+from foredraft.records.losing import last_gaining, without_draft
 from foredraft.records.measured import (
     DTYPE_SPELLINGS,
     MOST_CLIENTS,
@@ -119,6 +120,7 @@ __all__ = [
     "hub_name",
     "is_file",
     "is_lfs",
+    "last_gaining",
     "lfs_pointer",
     "lock",
     "make_readable",
@@ -136,6 +138,7 @@ __all__ = [
     "visible",
     "whole_folder",
     "with_hint",
+    "without_draft",
     "write",
     "write_bytes",
     "write_lines",

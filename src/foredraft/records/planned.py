@@ -95,6 +95,11 @@ class ScheduleStep(Record, frozen=True):
     plain_output_tok_s: float | None = None
     plain_tpot_s: float | None = None
 
+    @property
+    def gains(self) -> bool:
+        """Whether the draft makes this load faster than a server without one."""
+        return self.lookahead > 0 and self.speedup.value > 1
+
 
 class RunnerUp(Record, frozen=True):
     """The best draft of a kind that lost: its mean gain, in the plan's terms and without its training, and the largest reason.

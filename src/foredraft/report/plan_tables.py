@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.text import Text
 
 from foredraft.machines import device_time
-from foredraft.records import CostSheet, DraftChoice, Plan, Rival, ScheduleStep, ServiceLevels
+from foredraft.records import CostSheet, DraftChoice, Plan, Rival, ScheduleStep, ServiceLevels, without_draft
 from foredraft.report.lengths import length_table
 from foredraft.report.terminal import Blocks, Titled, count, interval
 
@@ -47,6 +47,8 @@ def headline(plan: Plan) -> str:
     if plan.rival:
         lines.append(or_rival(plan.rival))
     lines.append(f"{interval(plan.speedup, '.2f')} {plan.speedup.unit}, on {where}" if plan.draft else f"on {where}")
+    if without := without_draft(plan):
+        lines.append(without)
     return "\n".join([*lines, *(level_lines(plan.service_levels) if plan.service_levels else ())])
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections import Counter
 
 from foredraft.laws.forms import law_named
-from foredraft.records import Estimate, Machine, Plan
+from foredraft.records import Estimate, Machine, Plan, without_draft
 from foredraft.report import plan_tables, style
 from foredraft.report.configurations import at_least_load, config_of, drafted, load_of, online
 from foredraft.report.documents import Documents, RunLog
@@ -72,6 +72,8 @@ def _planned(documents: Documents) -> Headline:
     first, _, rest = plan_tables.what_to_do(plan).partition(f" for {plan.target}")
     text = f"{first} for {plan.target}: predicted {number(plan.speedup)} {plan.speedup.unit}, not measured yet"
     remarks = [_sentence(rest.strip(" ,()"))] if rest.strip(" ,()") else []
+    if without := without_draft(plan):
+        remarks.append(_sentence(without))
     if plan.rival:
         remarks.append(_sentence(plan_tables.or_rival(plan.rival)))
     if plan.trust:

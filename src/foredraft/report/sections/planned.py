@@ -4,7 +4,7 @@ Promises: every number is the Plan's. Refuses to know: what was measured.
 """
 
 from foredraft.machines import device_time
-from foredraft.records import DraftChoice, Plan
+from foredraft.records import DraftChoice, Plan, without_draft
 from foredraft.report import style
 from foredraft.report.documents import Documents
 from foredraft.report.parts import NONE, Picture, Section, Table, count, number
@@ -40,9 +40,11 @@ def lede(plan: Plan) -> str:
     if plan.draft is None or not any(step.lookahead for step in plan.schedule):
         return what + "the plan is to decode without a draft: no candidate gained anything."
     verb = f"to {plan.action.verb} " if plan.action else ""
+    without = without_draft(plan)
     return (
         f"{what}the plan is {verb}{_long_name(plan.draft)}. Weighted over the loads asked for, it should gain "
         f"{number(plan.speedup)} {plan.speedup.unit}; the bracket is a {style.percent(plan.speedup.level)} interval."
+        + (f" {without[0].upper()}{without[1:]}." if without else "")
     )
 
 
