@@ -31,7 +31,8 @@ from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.decode.verify import verify_chain
 from foredraft.deploy.check import check
 from foredraft.deploy.export import ExportSettings, export
-from foredraft.models.block_head import BlockHead, default_feature_layers
+from foredraft.kinds import block_feature_layers
+from foredraft.models.block_head import BlockHead
 from foredraft.models.decoder import Decoder
 from foredraft.models.dspark import DSparkHead
 from foredraft.models.heads import load_head, new_head, save_head
@@ -45,9 +46,9 @@ from foredraft.teacher.blocks import PackedHead
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.hidden_states import OnlineHiddenStates
 from foredraft.teacher.teacher_forced import tallies
-from foredraft.train.blocks import BlockObjective, BlockSettings, block_training_flops, drawn_anchors
+from foredraft.train.blocks import BlockObjective, drawn_anchors
 from foredraft.train.devices import Devices
-from foredraft.train.heads import EVERYTHING, Computed
+from foredraft.train.flops import EVERYTHING, BlockSettings, Computed, block_training_flops
 from foredraft.train.launch import launch
 from foredraft.train.objectives import trainee_of
 
@@ -246,7 +247,7 @@ def test_options_of_new_heads_are_checked():
     [(36, [1, 9, 17, 25, 33]), (24, [1, 6, 11, 16, 21]), (32, [1, 8, 15, 22, 29]), (4, [0, 1, 2]), (1, [-1])],
 )
 def test_hidden_states_are_spread_as_in_published_heads(depth: int, left: list[int]):
-    assert [layer - 1 for layer in default_feature_layers(depth)] == left
+    assert [layer - 1 for layer in block_feature_layers(depth)] == left
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fuzz import READERS, here, tried, write_base
 
-from foredraft import records
+from foredraft import hardware, records
 from foredraft.data import files
 from foredraft.data.sources import Skips, origins, read
 from foredraft.decode.proposals import Budget
@@ -23,7 +23,6 @@ from foredraft.records import files as record_files
 from foredraft.teacher.cache import fingerprint
 from foredraft.text import load_engine
 from foredraft.tokenization import template_errors
-from foredraft.train import needs
 from foredraft.train.checkpoints import OPTIMISER, Checkpoints
 
 Cli = Callable[..., Any]
@@ -54,7 +53,7 @@ def ends_within(seconds: int) -> Iterator[None]:
 
 def test_damaged_files_end_in_a_line_or_are_read(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed 1; 26 of them, each kind of file once. `fuzz.py` tries as many as one has time for."""
-    monkeypatch.setattr(needs, "matmul_rate", lambda *_: 1e9)
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *_: 1e9)
     draw = random.Random(1)
 
     for reader in READERS:
@@ -202,7 +201,7 @@ def test_another_tokenizer_is_told_in_every_verb(cli: Cli, base: Path, tmp_path:
 
 
 def test_a_dry_run_sees_its_data(cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(needs, "matmul_rate", lambda *_: 1e9)
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *_: 1e9)
     stage = {"tokens": 512 * 400, "length": 512, "batch": 4}
     (tmp_path / "recipe.json").write_text(json.dumps({"model": {"kind": "eagle3"}, "stages": [stage]}))
     words = ("train", tmp_path / "recipe.json", "--dry-run", "--target", base / "target")

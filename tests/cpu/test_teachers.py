@@ -22,7 +22,7 @@ from foredraft.teacher.state_files import StateFiles, StateFolder
 from foredraft.teacher.transformers_target import TransformersFolder
 from foredraft.train.devices import Devices
 from foredraft.train.launch import launch
-from foredraft.train.objectives import TeacherChoice
+from foredraft.train.sizes import TeacherChoice
 
 VOCAB, LENGTH = 64, 24
 LAYERS = 4

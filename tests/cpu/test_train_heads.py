@@ -34,7 +34,8 @@ from foredraft.teacher.hidden_states import OnlineHiddenStates, document_places
 from foredraft.teacher.teacher import Teacher
 from foredraft.teacher.teacher_forced import tallies
 from foredraft.teacher.unroll import unroll
-from foredraft.train.heads import EAGLE, EAGLE3, Computed, HeadObjective, HeadSettings, TrainedHead
+from foredraft.train.flops import EAGLE, EAGLE3, Computed, HeadSettings
+from foredraft.train.heads import HeadObjective, TrainedHead
 from foredraft.train.lm_head import lm_head_loss
 
 VOCAB, DRAFTABLE = 48, range(2, 46)

@@ -20,7 +20,8 @@ from foredraft.models.heads import new_head
 from foredraft.models.layers import model_config_of
 from foredraft.shapes import from_config
 from foredraft.teacher.chains import joint
-from foredraft.train.heads import EAGLE, HeadObjective, HeadSettings
+from foredraft.train.flops import EAGLE, HeadSettings
+from foredraft.train.heads import HeadObjective
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = "cuda"

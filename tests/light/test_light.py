@@ -4,11 +4,15 @@ import ast
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import foredraft
+from foredraft import records
+from foredraft.data.token_writer import TokenWriter
 
 ROOT = Path(foredraft.__file__).parent
 
@@ -301,3 +305,73 @@ def test_a_head_is_checked_where_heavy_packages_cannot_be_imported(tmp_path):
     checked, unjudged = (run(f"{BLOCK}\n{verb.format(str(folder))}") for folder in (head, model))
     assert "not-finite" in {finding["code"] for finding in json.loads(checked.stdout)}, checked.stderr
     assert "not-judged" in {finding["code"] for finding in json.loads(unjudged.stdout)}, unjudged.stderr
+
+
+DRY_RUN = """
+import sys
+from foredraft.cli import main
+main.app(WORDS, standalone_mode=False)
+assert not {name for name in sys.modules if name.split(".")[0] in HEAVY and sys.modules[name]}
+"""
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 512,
+}  # fmt: skip
+STAGE = {"tokens": 8192, "length": 128, "batch": 4, "learning_rate": 1e-3}
+
+
+def token_folder(path: Path, vocab_size: int) -> Path:
+    with ExitStack() as files:
+        writer = TokenWriter(path, vocab_size, 0, files)
+        for _ in range(16):
+            writer.add(np.arange(128)[::-1], np.ones(128))
+        writer.finish("0" * 64, (), None)
+    return path
+
+
+@pytest.mark.parametrize(
+    "model", [{"kind": "eagle3"}, {"kind": "eagle", "draft_vocab": 64}, {"kind": "dspark"}, {"kind": "dflash", "block": 4},
+    {"kind": "lm", "params": 1e5}]
+)  # fmt: skip
+def test_a_dry_run_of_training_needs_no_torch_and_no_weights(tmp_path, model):
+    """Sizes, tokens, passes over the data, disk and time of each kind of draft; data of another vocabulary is refused."""
+    target, data = tmp_path / "target", token_folder(tmp_path / "data", 256)
+    records.write(target / "config.json", LLAMA)
+    records.write(tmp_path / "recipe.json", {"model": model, "stages": [STAGE]})
+    words = [
+        "train",
+        str(tmp_path / "recipe.json"),
+        "--dry-run",
+        "--json",
+        "--target",
+        str(target),
+        "--data",
+        str(data),
+    ]
+    done = run(BLOCK + f"WORDS = {words!r}" + DRY_RUN)
+    assert done.returncode == 0, done.stderr
+    needs = json.loads(done.stdout)
+    assert needs["params"] > 0
+    assert needs["passes"] == [[str(data), 4.0]]
+    assert 0 < needs["time_s"]["low"] < needs["time_s"]["high"]
+    assert needs["disk_bytes"] > needs["params"]
+    assert any("numpy" in note for note in needs["notes"])
+    words[-1] = str(token_folder(tmp_path / "other", 300))
+    assert "vocabulary of 300" in run(BLOCK + f"WORDS = {words!r}" + DRY_RUN).stderr
+
+
+def test_a_dry_run_on_a_gpu_says_what_it_needs(tmp_path):
+    records.write(tmp_path / "target/config.json", LLAMA)
+    records.write(tmp_path / "recipe.json", {"model": {"kind": "eagle3"}, "stages": [STAGE]})
+    words = [
+        "train",
+        str(tmp_path / "recipe.json"),
+        "--dry-run",
+        "--device",
+        "cuda",
+        "--target",
+        str(tmp_path / "target"),
+    ]
+    done = run(BLOCK + f"WORDS = {words!r}" + DRY_RUN)
+    assert done.returncode != 0
+    assert "torch" in done.stderr

@@ -1,6 +1,8 @@
 """The verb `foredraft train`. Refuses to know: how anything is computed; it imports its room when it runs."""
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from foredraft.recipe import Recipe
     from foredraft.train.checkpoints import State
     from foredraft.train.needs import Needs
+    from foredraft.train.sizes import TeacherChoice
 
 
 def train(
@@ -65,28 +68,25 @@ def train(
     """
     training = _recipe(recipe, len(data or ()))
     if target:
-        check_models(target, tokenizer=False)
+        check_models(target, tokenizer=False, weights=not dry_run)
     from foredraft.data.tokens import TokenFolder
 
     for folder in (*(data or ()), *([held_out] if held_out else [])):
         TokenFolder.open(folder)
-    from foredraft.train.devices import started
-    from foredraft.train.objectives import OURS, TeacherChoice
+    from foredraft.train.sizes import OURS, TeacherChoice
 
     choice = TeacherChoice(teacher, numbers(state_layers or "", int) or None)
+    if shard and teacher != OURS:
+        raise ValueError("--shard spreads targets of our own decoder: leave it or --teacher out")
+    if dry_run:
+        _say_needs(training, target, choice, data or (), device=device, threads=threads, shard=shard, json=json)
+        return
+    if out is None:
+        raise ValueError("--out is missing: name the folder of the run, or pass --dry-run")
+    from foredraft.train.devices import started
+
     set_threads(threads)
     with started(device, shard) as devices:
-        if shard and teacher != OURS:
-            raise ValueError("--shard spreads targets of our own decoder: leave it or --teacher out")
-        if dry_run:
-            from foredraft.train.needs import needs
-
-            estimate = needs(training, devices, target, choice, data or ())
-            if devices.first:
-                _print(estimate, json)
-            return
-        if out is None:
-            raise ValueError("--out is missing: name the folder of the run, or pass --dry-run")
         from foredraft.train.launch import launch
 
         state = launch(
@@ -94,6 +94,22 @@ def train(
         )
         if devices.first:
             _print_end(out, state, json)
+
+
+def _say_needs(
+    recipe: "Recipe", target: Path | None, teacher: "TeacherChoice", data: "Sequence[Path]", *, device: str, threads: int | None,
+    shard: bool, json: bool,
+) -> None:  # fmt: skip
+    """What a run needs, told by the first of the processes that a launcher started; torch is not needed."""
+    from foredraft.train.batches import Place
+    from foredraft.train.needs import needs
+
+    if threads is not None:
+        set_threads(threads)
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    estimate = needs(recipe, Place(rank, world, device.partition(":")[0], shard), target, teacher, data)
+    if rank == 0:
+        _print(estimate, json)
 
 
 def _recipe(path: Path, num_folders: int) -> "Recipe":
@@ -124,6 +140,10 @@ def _print(estimate: "Needs", json: bool) -> None:
         "disk": f"{estimate.disk_bytes / 1e9:.2f} GB",
         "time": f"{hours[0]:.3g} h ({hours[1]:.3g} to {hours[2]:.3g}) on {estimate.devices} × {estimate.ceiling_flops_per_s / 1e9:,.0f} GFLOP/s",
     }
+    for path, passes in estimate.passes:
+        rows["passes" if len(estimate.passes) == 1 else f"passes, {Path(path).name}"] = (
+            f"{passes:.3g} over the tokens of {path}"
+        )
     if estimate.predicted:
         tau = estimate.predicted.tokens_per_step
         rows["tokens per step"] = (

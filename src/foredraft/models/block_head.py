@@ -25,7 +25,6 @@ from foredraft.models.linear import Linear
 from foredraft.models.target import Target
 from foredraft.shapes import Shape
 
-USUAL_FEATURES = 5  # hidden states that published heads of five layers read
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -85,7 +84,7 @@ class BlockHead(DraftHead):
     ) -> Self:
         """`block`: tokens drafted in a pass, the kind's own by default. `mask_token`: an id that texts do not hold, the last by default."""
         vocab_size = target.shape.vocab_size
-        feature_layers = feature_layers or default_feature_layers(target.shape.num_layers)
+        feature_layers = feature_layers or kinds.block_feature_layers(target.shape.num_layers)
         mask_token = vocab_size - 1 if mask_token is None else mask_token
         check_block(feature_layers, mask_token, target)
         d2t = cut_offsets(draft_vocab, vocab_size)
@@ -211,15 +210,6 @@ def from_anchor_by_default(kind: kinds.Kind) -> bool:
     return kinds.from_anchor({}, kind)
 
 
-def default_feature_layers(num_layers: int, num: int = USUAL_FEATURES) -> tuple[int, ...]:
-    """The hidden states that published heads read, spread from the second layer's to the last but three's (Hugging Face's `hidden_states`
-    indices, one more than z-lab's count); of a target too shallow for `num` of them all but the last.
-    """
-    if num_layers < num + 3:
-        return tuple(range(1, num_layers)) or (0,)
-    return tuple(1 + round(1 + i * (num_layers - 4) / (num - 1)) for i in range(num))
-
-
 def check_block(feature_layers: tuple[int, ...], mask_token: int, target: Target) -> None:
     """Raise ValueError unless these are hidden states before the last layer's, and a token of the target's."""
     depth, vocab_size = target.shape.num_layers, target.shape.vocab_size
@@ -233,7 +223,7 @@ def stated_feature_layers(keys: Mapping[str, Any], target: Target) -> tuple[int,
     """By the layers left (`target_layer_ids`), or in the speculators format by the layers entered; the default where neither is there."""
     if left := keys.get("target_layer_ids"):
         return tuple(layer + 1 for layer in left)
-    return tuple(keys.get("aux_hidden_state_layer_ids") or default_feature_layers(target.shape.num_layers))
+    return tuple(keys.get("aux_hidden_state_layer_ids") or kinds.block_feature_layers(target.shape.num_layers))
 
 
 def refuse_variants(keys: Mapping[str, Any], config: ModelConfig) -> None:

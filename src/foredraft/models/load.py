@@ -59,19 +59,11 @@ def read_config(path: str | Path) -> tuple[Shape, ModelConfig]:
 
 def parse_config(keys: dict[str, Any], folder: str | Path) -> tuple[Shape, ModelConfig]:
     """`read_config` of the keys that were read from the folder's config.json, unfolded (see `shapes.unfolded`)."""
-    file = Path(folder) if is_gguf(folder) else Path(folder) / "config.json"
-    if keys.get("quantization_config"):
-        raise ValueError(
-            f"{file}: quantization_config: quantised weights are not supported; give the original checkpoint"
-        )
-    shape = shapes.from_config(keys, shapes.folder_name(folder), where=str(file))
+    shape = shapes.decodable(keys, folder)
     try:
-        if "hidden_size" not in keys:
-            raise ValueError("text_config: multimodal models are not supported")
-        runnable(shape.family)
         return shape, model_config_of(keys, shape)
     except (msgspec.ValidationError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{shapes.config_file(folder)}: {error}") from None
 
 
 def _prefix(shape: Shape, checkpoint: Checkpoint) -> str:

@@ -8,7 +8,7 @@ from foredraft.shapes.config import as_head, folder_name, from_config, read_conf
 from foredraft.shapes.counts import MtpLayers, Shape
 from foredraft.shapes.drafts import LEAST_BODY, head, mtp_head, scaled
 from foredraft.shapes.families import dense_family
-from foredraft.shapes.folder import check_folder, check_same_tokenizer
+from foredraft.shapes.folder import check_folder, check_same_tokenizer, config_file, decodable
 from foredraft.shapes.formats import FORMATS, bytes_per_value, compute_dtype, number_format
 from foredraft.shapes.heads import HeadMatrix, HeadParts
 from foredraft.shapes.public import known_name, known_shapes, named, shape, stated, trained_models
@@ -16,6 +16,7 @@ from foredraft.shapes.public import known_name, known_shapes, named, shape, stat
 __all__ = [
     "FORMATS", "LEAST_BODY", "Block", "Cache", "HeadMatrix", "HeadParts", "MtpLayers", "Shape", "as_head", "bytes_per_value",
     "check_folder",
-    "check_same_tokenizer", "compute_dtype", "dense_family", "folder_name", "from_config", "head", "known_name", "known_shapes", "mtp_head", "named",
+    "check_same_tokenizer", "compute_dtype", "config_file", "decodable",
+    "dense_family", "folder_name", "from_config", "head", "known_name", "known_shapes", "mtp_head", "named",
     "number_format", "read_config", "scaled", "shape", "stated", "tensor_names", "trained_models", "unfolded",
 ]  # fmt: skip

@@ -4,10 +4,13 @@ Promises: what is missing is one line, in a moment. Refuses to know: tensors, to
 """
 
 from pathlib import Path
+from typing import Any
 
 from foredraft.records import is_lfs, lfs_pointer, read_json, with_hint
 from foredraft.shapes.absent import download, is_hub_id, missing_weights, no_config, no_files, no_folder
-from foredraft.shapes.config import read_config
+from foredraft.shapes.config import folder_name, from_config, read_config
+from foredraft.shapes.counts import Shape
+from foredraft.shapes.families import runnable
 from foredraft.shapes.gguf import is_gguf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -35,6 +38,30 @@ def check_folder(path: str | Path, *, weights: bool = True, tokenizer: bool = Fa
         raise problem
     if tokenizer:
         check_tokenizer(folder)
+
+
+def config_file(path: str | Path) -> Path:
+    """Where the config of a folder or of a GGUF file stands."""
+    return Path(path) if is_gguf(path) else Path(path) / "config.json"
+
+
+def decodable(keys: dict[str, Any], path: str | Path) -> Shape:
+    """The shape of a model that our decoder runs, of the keys that were read from its config, unfolded. Raises ValueError, one line that names
+    the file, on any other.
+    """
+    file = config_file(path)
+    if keys.get("quantization_config"):
+        raise ValueError(
+            f"{file}: quantization_config: quantised weights are not supported; give the original checkpoint"
+        )
+    shape = from_config(keys, folder_name(path), where=str(file))
+    try:
+        if "hidden_size" not in keys:
+            raise ValueError("text_config: multimodal models are not supported")
+        runnable(shape.family)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return shape
 
 
 SAME_IDS = 0.99  # share of the ids that both have which must stand for one word: some special tokens go by other names

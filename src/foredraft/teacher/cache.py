@@ -28,8 +28,9 @@ from foredraft.data.tokens import Batch, Packing
 from foredraft.decode.batch import Request
 from foredraft.models.target import Target
 from foredraft.records import write_bytes
+from foredraft.teacher.group_bytes import GROUP_BYTES
 from foredraft.teacher.hidden_states import HiddenStates, HiddenStateSource, OnlineHiddenStates
-from foredraft.teacher.teacher import GROUP_BYTES, Text
+from foredraft.teacher.teacher import Text
 
 SPARE_BYTES = 2**20  # that the disk keeps
 

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from foredraft.models.target import LogitsForm
-
-# Logits of a group of places, in the type they are multiplied in.
-GROUP_BYTES = {"cpu": 2**25, "cuda": 2**29}
+from foredraft.teacher.group_bytes import GROUP_BYTES
 
 Text = tuple[Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]  # tokens, and which of them are to be predicted
 

@@ -14,14 +14,12 @@ hidden size.
 """
 
 import zlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft import kinds
 from foredraft.data.tokens import Batch
 from foredraft.models.block_head import BlockHead
 from foredraft.models.draft_head import DraftHead
@@ -30,27 +28,11 @@ from foredraft.teacher.acceptance import tally
 from foredraft.teacher.blocks import PackedHead
 from foredraft.teacher.hidden_states import HiddenStates
 from foredraft.teacher.predictions import emitted_mask
-from foredraft.train.heads import EVERYTHING, Computed, HeadObjective
+from foredraft.train.flops import EVERYTHING, BlockSettings, Computed, block_training_flops
+from foredraft.train.heads import HeadObjective
 from foredraft.train.lm_head import draft_ids_of, lm_head_loss
 
 HELD_OUT = -1  # a step that no training has
-
-
-class BlockSettings(NamedTuple):
-    """How a head of blocks is trained. `anchors`: blocks of a window, as a share of its tokens. `decay`: weight of a position over the one
-    before. `loss`: names of `losses` with weights; `confidence`: of the confidence head's. The rest as in `HeadSettings`.
-    """
-
-    anchors: float = 0.125
-    decay: float = 0.78
-    loss: Mapping[str, float] = {"ce": 1.0}
-    confidence: float = 0.0
-    within_documents: bool = False
-    lookahead: int = 5
-
-    def num(self, length: int) -> int:
-        """Blocks of a window of `length` tokens."""
-        return max(1, round(self.anchors * length))
 
 
 class TrainedBlocks(PackedHead):
@@ -170,27 +152,3 @@ class BlockObjective(HeadObjective):
 
     def sums(self, batch: Batch, hidden_states: HiddenStates, step: int) -> Any:
         return self.trained(batch, hidden_states, False, step)
-
-
-def block_training_flops(
-    shape: Shape, target: Shape, settings: BlockSettings, length: int, computed: Computed = EVERYTHING
-) -> float:
-    """FLOPs per token of a window, forward and twice that backward: `fc` (into whose inputs nothing goes back) and the keys and values of
-    every token, the layers over the rows of the blocks, what follows them over the drafted places; the LM head, which is the target's, gets
-    no gradient of its own. And of the frozen target what `computed` leaves, its LM head over the drafted places where the loss is against
-    its distribution. A window with fewer tokens to be predicted than blocks asks no LM head of those beyond.
-    """
-    assert shape.head is not None
-    blocks, context = settings.num(length) / length, length / 2
-    rows, places = blocks * _rows(shape), min(blocks, computed.labelled) * shape.head.block
-    chain = sum(inputs * outputs for inputs, outputs in shape.chain.values())
-    layers = shape.flops_per_token(context, recurrent=True) - 2 * shape.head_params
-    head = 3 * (2 * shape.context_weights + rows * layers + places * 2 * chain) - 2 * shape.fc_params
-    judged = computed.target_head_flops(shape, target, settings.loss if not settings.confidence else {})
-    return float(head + computed.target_flops(target, context) + places * (2 * 2 * shape.head_params + judged))
-
-
-def _rows(shape: Shape) -> int:
-    """Rows of a new head's block, the anchor's among them."""
-    assert shape.head is not None
-    return shape.head.block + (not kinds.from_anchor({}, kinds.of_shape(shape)))

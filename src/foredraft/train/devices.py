@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from foredraft.data.tokens import Batch
 from foredraft.models.layers import FusionLayer, Layer
+from foredraft.train.batches import Place
 from foredraft.train.objective import Loss, Objective
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process, say one that compiles
@@ -49,12 +50,9 @@ class Devices:
                     _shard(module)
         return SharedLoss(objective, self)
 
-    def share(self, count: int, field: str) -> slice:
-        """This process's part of `count` sequences."""
-        if count % self.world:
-            raise ValueError(f"{field} ({count}) must be a multiple of the {self.world} processes")
-        each = count // self.world
-        return slice(self.rank * each, (self.rank + 1) * each)
+    @property
+    def place(self) -> Place:
+        return Place(self.rank, self.world, self.device.type, self.shard)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place."""

@@ -12,7 +12,7 @@ Shapes: S steps, B windows, T tokens, C hidden size, V the head's vocabulary; W 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,55 +28,11 @@ from foredraft.teacher.acceptance import tally
 from foredraft.teacher.hidden_states import HiddenStates, HiddenStateSource, OnlineHiddenStates
 from foredraft.teacher.predictions import emitted_mask
 from foredraft.teacher.unroll import UnrolledHead, within
+from foredraft.train.flops import EAGLE3, EVERYTHING, Computed, HeadSettings, head_training_flops
 from foredraft.train.lm_head import lm_head_loss
 from foredraft.train.objective import Loss, acceptance_figures
 
 NOISE = 0.2 * 512  # EAGLE's width of the uniform noise, by tokens of the window
-
-
-class HeadSettings(NamedTuple):
-    """How a head is trained. `decay`: weight of a step over the one before. `loss`: names of `losses` against the target,
-    with weights. `feature_weight`, `token_weight` and `noise` (in units of the paper's 0.2·512/T) are EAGLE-1/2's.
-    `within_documents`: nothing is seen of other documents in a window. `lookahead`: drafted tokens per step held out.
-    """
-
-    unroll: int = 7
-    decay: float = 0.8
-    loss: Mapping[str, float] = {"soft_ce": 1.0}
-    feature_weight: float = 0.0
-    token_weight: float = 1.0
-    noise: float = 0.0
-    within_documents: bool = False
-    lookahead: int = 5
-
-
-EAGLE = HeadSettings(unroll=1, feature_weight=1.0, token_weight=0.1, noise=1.0)
-EAGLE3 = HeadSettings()
-
-
-class Computed(NamedTuple):
-    """What of a token is computed besides the head's layers. `labelled`: the share of tokens to be predicted. `cached`: the target's hidden
-    states come from disk, and with a draft vocabulary, where it is `known`, its argmax (which the first look at a window computes, and this
-    leaves out).
-    """
-
-    labelled: float = 1.0
-    cached: bool = False
-    known: bool = True
-
-    def target_flops(self, target: Shape, context: float) -> float:
-        """Of the target's layers, per token."""
-        return 0.0 if self.cached else target.flops_per_token(context) - 2 * target.head_params
-
-    def target_head_flops(self, shape: Shape, target: Shape, loss: Mapping[str, float]) -> float:
-        """Of the target's LM head, per place that is held against it."""
-        if set(loss) == {"ce"}:
-            return 0.0
-        rows = shape.draft_vocab_size if self.cached and self.known else None
-        return 2.0 * (rows or target.vocab_size) * target.embed_width
-
-
-EVERYTHING = Computed()
 
 
 class TrainedHead(UnrolledHead):
@@ -169,7 +125,7 @@ class HeadObjective:
     @staticmethod
     def flops(shape: Shape, target: Shape, settings: Any, length: int, computed: Computed = EVERYTHING) -> float:
         """Training FLOPs of one token of a window."""
-        return training_flops(shape, target, settings, length, computed)
+        return head_training_flops(shape, target, settings, length, computed)
 
     def sums(self, batch: Batch, hidden_states: HiddenStates, step: int) -> Any:
         """Summed loss, its weight, and the sums by step of `trained`, as step `step` of training has them."""
@@ -216,20 +172,3 @@ class HeadObjective:
         """The served flat format (config.json, model.safetensors), from the whole state of `trained`."""
         weights = {name.removeprefix("head."): tensor for name, tensor in state.items()}
         save_head(self._head.with_weights(weights), folder, dtype=self._dtype, more=self._keys)
-
-
-def training_flops(
-    shape: Shape, target: Shape, settings: HeadSettings, length: int, computed: Computed = EVERYTHING
-) -> float:
-    """FLOPs per token of a window: the head's steps forward and twice that backward, but nothing backward into the hidden states and
-    embeddings that are given, and what `computed` leaves of the target. LM heads meet the places that count alone; a borrowed one gets no
-    gradient of its own. Attention at half the window.
-    """
-    assert shape.head is not None
-    context, later = length / 2, settings.unroll - 1
-    layers = shape.flops_per_token(context) + later * shape.flops_per_token(context, recurrent=True)
-    layers -= settings.unroll * 2 * shape.head_params
-    given = 2 * (shape.fc_params + later * shape.head.fc_embedding * shape.hidden_size**2)
-    lm_head = settings.unroll * 2 * shape.head_params * (3 if shape.head.own_lm_head else 2)
-    judged = computed.target_head_flops(shape, target, settings.loss)
-    return float(3 * layers - given + computed.target_flops(target, context) + computed.labelled * (lm_head + judged))

@@ -19,13 +19,13 @@ from foredraft.data.tokens import Batch
 from foredraft.models.decoder import Decoder
 from foredraft.models.layers import Layer
 from foredraft.models.save import save
-from foredraft.shapes import Shape
 from foredraft.teacher.acceptance import tally
 from foredraft.teacher.attention import attend
 from foredraft.teacher.hidden_states import OnlineHiddenStates, document_places
 from foredraft.teacher.predictions import emitted_mask
 from foredraft.teacher.teacher import Teacher
 from foredraft.teacher.teacher_forced import draft_predictions
+from foredraft.train.flops import model_training_flops
 from foredraft.train.lm_head import draft_ids_of, lm_head_loss
 from foredraft.train.objective import Loss, acceptance_figures
 
@@ -52,7 +52,7 @@ class LanguageModelObjective:
         self._loss, self._within, self._served = dict(loss), within_documents, served or Served()
         self._distils, self._compiled = set(loss) != {"ce"}, False
         taught = target.shape if target and self._distils else None
-        self.flops_per_token = training_flops(decoder.shape, taught, length)
+        self.flops_per_token = model_training_flops(decoder.shape, taught, length)
 
     def compile(self) -> None:
         """Layers one by one, which compiles one layer for all, and the rows of the loss."""
@@ -118,9 +118,3 @@ class LanguageModelObjective:
 def _states(decoder: Decoder, tokens_BT: Tensor, place: Mapping[str, Any]) -> Tensor:
     """The hidden states that predict a next token."""
     return decoder(tokens_BT, logits="none", **place).final_BTC[:, :-1].flatten(0, 1)
-
-
-def training_flops(shape: Shape, target: Shape | None, length: int) -> float:
-    """FLOPs per token of a window: forward and twice that backward, and the forward of a target that is learned from."""
-    context = (length + 1) / 2
-    return 3 * shape.flops_per_token(context) + (target.flops_per_token(context) if target else 0.0)

@@ -16,7 +16,8 @@ from foredraft.recipe import Recipe
 from foredraft.train.checkpoints import State
 from foredraft.train.devices import Devices
 from foredraft.train.loop import Data, train
-from foredraft.train.objectives import TeacherChoice, trainee_of
+from foredraft.train.objectives import trainee_of
+from foredraft.train.sizes import TeacherChoice
 
 
 def launch(

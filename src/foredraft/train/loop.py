@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from torch import Tensor
 from foredraft import records
 from foredraft.data.tokens import Batch, Packing
 from foredraft.recipe import Recipe, Stage
+from foredraft.train.batches import micro_batches
 from foredraft.train.checkpoints import Best, Checkpoints, RunningLoss, State, difference, optimiser_state, weights
 from foredraft.train.devices import Devices, fill, gathered
 from foredraft.train.objective import Objective
@@ -198,7 +198,7 @@ class TrainingRun:
 
     def _gradients(self, stage: Stage, stop_requested: bool) -> tuple[float, float, dict[str, float]]:
         """Gradients of the summed loss, in place, and total, weight and terms summed over micro-batches and processes."""
-        pieces = micro_batches(stage, self.devices)
+        pieces = micro_batches(stage, self.devices.place)
         first, sums = self.state.stage_step * stage.batch, None
         for i, piece in enumerate(pieces):
             batch = self._batch(self.data.stages[self.state.stage], first + piece.start, piece.stop - piece.start)
@@ -263,7 +263,7 @@ class TrainingRun:
         packing, devices, stage = self.data.held_out, self.devices, self.recipe.stages[0]
         assert packing is not None
         num_windows = min(len(packing), max(1, round(self.recipe.watch.held_out_tokens / packing.length)))
-        size = len(range(*micro_batches(stage, devices)[0].indices(stage.batch)))
+        size = len(range(*micro_batches(stage, devices.place)[0].indices(stage.batch)))
         sums: dict[str, Tensor] | None = None
         for first in range(0, num_windows, size * devices.world):
             batch = self._batch(packing, first + devices.rank * size, size)
@@ -316,15 +316,6 @@ class TrainingRun:
             except (ValueError, OSError) as met:
                 error = str(met)
         self.devices.agree(error)
-
-
-def micro_batches(stage: Stage, devices: Devices) -> list[slice]:
-    """This process's sequences of a step, in pieces of one size where that is possible."""
-    share = devices.share(stage.batch, "batch")
-    count = share.stop - share.start
-    pieces = -(-count // (stage.micro_batch or count))
-    edges = [share.start + count * i // pieces for i in range(pieces + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def added(sums: dict[str, Tensor] | None, more: Mapping[str, Tensor]) -> dict[str, Tensor]:

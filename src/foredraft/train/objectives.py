@@ -1,46 +1,43 @@
 """What a recipe trains, by its kind: the one place where a recipe's model is taken apart.
 
-A new kind of head is a row of `HEADS`. Promises: shape and cost are known before a weight is loaded, a folder's config.json is
-read once. Refuses to know: the loop, how a loss is computed.
+A new kind of head is a row of `sizes.HEADS` and of `OBJECTIVES`. Promises: shape and cost are known before a weight is loaded, a folder's
+config.json is read once. Refuses to know: the loop, how a loss is computed.
 """
 
-import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import torch
 
-from foredraft import kinds, shapes
+from foredraft import shapes
 from foredraft.data.draft_vocab import coverage, most_frequent, unused_token
 from foredraft.data.tokens import TOKENIZER, check
-from foredraft.models.block_head import BlockHead, default_feature_layers
 from foredraft.models.decoder import Decoder, cut, new_decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.models.draft_vocab import offsets
-from foredraft.models.dspark import DSparkHead
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig, model_config_of
 from foredraft.models.load import load, parse_config
 from foredraft.models.target import Target
 from foredraft.recipe import DFlash, DSpark, Eagle, Eagle3, HeadModel, LanguageModel, Recipe
-from foredraft.records import with_hint
 from foredraft.shapes import Shape
 from foredraft.shapes.gguf import is_gguf
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.hidden_states import HiddenStateSource
 from foredraft.teacher.state_files import StateFiles, StateFolder, TargetTables
 from foredraft.teacher.transformers_target import NAME, TransformersFolder
-from foredraft.train import language_model
-from foredraft.train.blocks import BlockObjective, BlockSettings
+from foredraft.train.blocks import BlockObjective
 from foredraft.train.devices import Devices
-from foredraft.train.heads import Computed, HeadObjective, HeadSettings
+from foredraft.train.flops import Computed
+from foredraft.train.heads import HeadObjective
 from foredraft.train.language_model import LanguageModelObjective, Served
 from foredraft.train.loop import Data
 from foredraft.train.objective import Objective
+from foredraft.train.sizes import HEADS, OURS, Sizes, TargetSize, TeacherChoice, check_target, not_ours, sizes_of
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -58,52 +55,42 @@ class ModelFolder:
 
 
 TargetFolder = ModelFolder | TransformersFolder  # by what computes the target's hidden states
-OURS = "foredraft"
 
 
-class TeacherChoice(NamedTuple):
-    """What computes the target's hidden states: `name` is "foredraft" (our decoder), "transformers", or the path of a folder of files that a
-    serving engine wrote, of which `layers` are the states (None for 2, L/2, L−3 and L of L layers).
-    """
-
-    name: str = OURS
-    layers: tuple[int, ...] | None = None
-
-    def folder(self, target: Path) -> TargetFolder:
-        """The target's, opened by it. Raises ValueError, one line, where it cannot."""
-        if self.layers and self.name in (OURS, NAME):
-            raise ValueError("--state-layers names the states in a folder of files: give it with --teacher FOLDER")
-        if self.name == OURS:
-            return _ours(target)
-        if is_gguf(target):
-            raise ValueError(f"{target}: a GGUF file, which --teacher {self.name} does not read; leave --teacher out")
-        return TransformersFolder(target) if self.name == NAME else StateFolder(target, self.name, self.layers)
+def target_folder(target: Path, teacher: TeacherChoice) -> TargetFolder:
+    """The target's folder as `teacher` opens it. Raises ValueError, one line, where it cannot."""
+    if teacher.layers and teacher.name in (OURS, NAME):
+        raise ValueError("--state-layers names the states in a folder of files: give it with --teacher FOLDER")
+    if teacher.name == OURS:
+        try:
+            return ModelFolder(target)
+        except ValueError as error:
+            raise not_ours(error, target) from None
+    if is_gguf(target):
+        raise ValueError(f"{target}: a GGUF file, which --teacher {teacher.name} does not read; leave --teacher out")
+    return TransformersFolder(target) if teacher.name == NAME else StateFolder(target, teacher.name, teacher.layers)
 
 
-def _ours(target: Path) -> ModelFolder:
-    """Raises ValueError, which says what else can compute its states, on one that our decoder does not run."""
-    try:
-        return ModelFolder(target)
-    except ValueError as error:
-        if is_gguf(target):
-            raise
-        raise with_hint(
-            error, "for a draft head: --teacher transformers, or --teacher FOLDER of states that its server wrote"
-        ) from None
+def size_of(folder: TargetFolder) -> TargetSize:
+    quantised = isinstance(folder, TransformersFolder) and folder.quantised
+    return TargetSize(folder.shape, isinstance(folder, StateFolder), quantised)
 
 
 class Trainee(ABC):
-    """A recipe's model beside its target. `shape`: what is trained; `passes`: forward passes of it for a token of a window."""
+    """A recipe's model beside its target. `shape`: what is trained; `sizes`: all that is known of it before a weight is loaded."""
 
-    shape: Shape
-    passes: int = 1
+    sizes: Sizes
 
     def __init__(self, recipe: Recipe, target: TargetFolder | None) -> None:
         self.recipe, self.target = recipe, target
 
-    @abstractmethod
+    @property
+    def shape(self) -> Shape:
+        return self.sizes.shape
+
     def flops_per_token(self, length: int) -> float:
         """Training FLOPs of one token of a window of `length`."""
+        return self.sizes.flops_per_token(length)
 
     @abstractmethod
     def objective(self, data: Data, devices: Devices, cache_folder: Path | None = None) -> Objective:
@@ -128,12 +115,9 @@ class Trainee(ABC):
 
 def trainee_of(recipe: Recipe, target: Path | None, teacher: TeacherChoice | None = None) -> Trainee:
     """Raises ValueError where the recipe learns from a target and there is none, or one that `teacher` cannot open."""
-    if recipe.needs_target and target is None:
-        raise with_hint(
-            ValueError("this recipe learns from a target: give --target"), "--target DIR, a Hugging Face folder"
-        )
-    folder = (teacher or TeacherChoice()).folder(target) if target else None
-    return TRAINEES[type(recipe.model)](recipe, folder)
+    choice = teacher or TeacherChoice()
+    check_target(recipe, target, choice)
+    return TRAINEES[type(recipe.model)](recipe, target_folder(target, choice) if target else None)
 
 
 class LanguageModelTrainee(Trainee):
@@ -145,33 +129,22 @@ class LanguageModelTrainee(Trainee):
         super().__init__(recipe, target)
         model = recipe.model
         assert isinstance(model, LanguageModel)
-        if isinstance(target, TransformersFolder):
-            raise ValueError(
-                "--teacher is for draft heads; a language model learns from a target of our own decoder, or from text"
-            )
+        assert not isinstance(target, TransformersFolder), "check_target came first"
         self.init = None if model.init is None else ModelFolder(model.init)
-        shape, self.config, self.keys = (
-            _of_config(model.config) if model.config is not None else self._of_folder(model.params)
+        self.sizes = sizes_of(recipe, size_of(target) if target else None, self.init.shape if self.init else None)
+        self.draft_vocab = self.sizes.draft_vocab
+        self.config, self.keys = (
+            (model_config_of(model.config, self.shape), model.config)
+            if model.config is not None
+            else self._of_folder(model.params)
         )
-        self.draft_vocab = model.draft_vocab if (model.draft_vocab or 0) < shape.vocab_size else None
-        if self.draft_vocab and shape.draft_vocab_size:
-            raise ValueError(
-                f"model.draft_vocab: {model.init or 'config'} has a draft vocabulary of {shape.draft_vocab_size} already; leave it out"
-            )
-        self.shape = msgspec.structs.replace(shape, draft_vocab_size=self.draft_vocab) if self.draft_vocab else shape
 
-    def _of_folder(self, params: float | None) -> tuple[Shape, ModelConfig, Mapping[str, Any]]:
-        """Of `init`, or of about `params` parameters in the target's family and vocabulary."""
+    def _of_folder(self, params: float | None) -> tuple[ModelConfig, Mapping[str, Any]]:
+        """Of `init` or of the target; of a new model of so many `params`, with norms before attention and MLP."""
         folder = self.init or self.target
-        if folder is None:
-            raise ValueError("model.params is relative to a target: give --target, or model.config instead")
-        if params is None:
-            return folder.shape, folder.config, folder.keys
-        return shapes.scaled(folder.shape, params), msgspec.structs.replace(folder.config, pre_norm=True), folder.keys
-
-    def flops_per_token(self, length: int) -> float:
-        target = self.target.shape if self.target and self.recipe.needs_target else None
-        return language_model.training_flops(self.shape, target, length)
+        assert folder is not None, "there were sizes of it"
+        new = {} if params is None else {"pre_norm": True}
+        return msgspec.structs.replace(folder.config, **new), folder.keys
 
     def objective(self, data: Data, devices: Devices, cache_folder: Path | None = None) -> Objective:
         if cache_folder:
@@ -197,68 +170,9 @@ class LanguageModelTrainee(Trainee):
         return decoder if d2t is None else cut(decoder, d2t)
 
 
-def _of_config(keys: dict[str, Any]) -> tuple[Shape, ModelConfig, Mapping[str, Any]]:
-    shape = shapes.from_config(keys, name=str(keys.get("_name_or_path") or "trained"))
-    return shape, model_config_of(keys, shape), keys
-
-
-class HeadKind(NamedTuple):
-    """A kind of head in a recipe: what is made of the model that it states.
-
-    `settings`: of its objective, beside those that all have; `options`: what `models.heads.new_head` is told; `parts`: fields of its
-    `HeadParts`, from its target's number of layers; `passes`: of the head for a token of a window.
-    """
-
-    kind: kinds.Kind
-    objective: type[HeadObjective]
-    settings: Callable[[Any, Mapping[str, Any]], Any]
-    options: Callable[[Any], Mapping[str, Any]] = lambda model: {}
-    parts: Callable[[Any, int], Mapping[str, Any]] = lambda model, num_layers: {}
-    passes: Callable[[Any, Any], int] = lambda model, settings: settings.unroll
-
-
-def _block_options(model: Any) -> dict[str, Any]:
-    fields = ("draft_vocab", "feature_layers", "block", "mask_token")
-    return {name: getattr(model, name) for name in fields}
-
-
-def _block_parts(head: type[BlockHead], model: Any, num_layers: int, **options: Any) -> dict[str, Any]:
-    return head.part_fields(len(model.feature_layers or default_feature_layers(num_layers)), model.block, **options)
-
-
-HEADS: dict[type, HeadKind] = {
-    Eagle: HeadKind(
-        kinds.EAGLE,
-        HeadObjective,
-        lambda model, shared: HeadSettings(
-            unroll=1, noise=model.noise, feature_weight=model.feature_weight, token_weight=model.token_weight, **shared
-        ),
-        lambda model: {"draft_vocab": model.draft_vocab},
-    ),
-    Eagle3: HeadKind(
-        kinds.EAGLE3,
-        HeadObjective,
-        lambda model, shared: HeadSettings(unroll=model.unroll, decay=model.decay, **shared),
-        lambda model: {"draft_vocab": model.draft_vocab, "feature_layers": model.feature_layers},
-    ),
-    DFlash: HeadKind(
-        kinds.DFLASH,
-        BlockObjective,
-        lambda model, shared: BlockSettings(anchors=model.anchors, decay=model.position_decay, **shared),
-        _block_options,
-        lambda model, num_layers: _block_parts(BlockHead, model, num_layers),
-        lambda model, settings: math.ceil(settings.anchors * (model.block + 1)),
-    ),
-    DSpark: HeadKind(
-        kinds.DSPARK,
-        BlockObjective,
-        lambda model, shared: BlockSettings(
-            anchors=model.anchors, decay=model.position_decay, confidence=model.confidence, **shared
-        ),
-        lambda model: _block_options(model) | {"rank": model.rank},
-        lambda model, num_layers: _block_parts(DSparkHead, model, num_layers, rank=model.rank),
-        lambda model, settings: math.ceil(settings.anchors * model.block),
-    ),
+# The objective of each kind of head (`sizes.HEADS`).
+OBJECTIVES: dict[type, type[HeadObjective]] = {
+    Eagle: HeadObjective, Eagle3: HeadObjective, DFlash: BlockObjective, DSpark: BlockObjective,
 }  # fmt: skip
 
 
@@ -271,27 +185,10 @@ class HeadTrainee(Trainee):
         super().__init__(recipe, target)
         assert target is not None, "trainee_of came first"
         assert not isinstance(recipe.model, LanguageModel)
-        row, vocab_size = HEADS[type(recipe.model)], target.shape.vocab_size
         self.model: HeadModel = recipe.model
-        self.row, self.kind, self.options = row, row.kind, dict(row.options(self.model))
-        shared = {
-            "loss": recipe.losses,
-            "within_documents": recipe.within_documents,
-            "lookahead": recipe.watch.lookahead,
-        }
-        self.settings = row.settings(self.model, shared)
-        self.passes, self.draft_vocab = row.passes(self.model, self.settings), self.options.pop("draft_vocab", None)
-        whole = vocab_size if row.kind.own_lm_head else None
-        draft_vocab = self.draft_vocab if self.draft_vocab and self.draft_vocab < vocab_size else whole
-        parts = row.parts(self.model, target.shape.num_layers)
-        self.shape = (
-            kinds.shape_of_folder(self.model.init)
-            if self.model.init is not None
-            else row.kind.shape(target.shape, self.model.layers, draft_vocab, **parts)
-        )
-
-    def flops_per_token(self, length: int) -> float:
-        return self.row.objective.flops(self.shape, self.target.shape, self.settings, length, self._computed)
+        row, self.sizes = HEADS[type(recipe.model)], sizes_of(recipe, size_of(target))
+        self.kind, self.options, self.settings = row.kind, dict(row.options(self.model)), self.sizes.settings
+        self.draft_vocab = self.options.pop("draft_vocab", None)
 
     @property
     def _computed(self) -> Computed:
@@ -305,7 +202,7 @@ class HeadTrainee(Trainee):
         self.check(data, teacher.shape.vocab_size)
         head, on_disk = self.head(teacher, data), cache_folder is not None or self._computed.cached
         on_file = self._on_file(teacher, head, data, cache_folder)
-        return self.row.objective(
+        return OBJECTIVES[type(self.model)](
             teacher, head, self.settings, length=self.recipe.stages[0].length, dtype=self.served_dtype, held_out=on_file,
             keys=token_ids(self.target.keys), computed=self._computed._replace(labelled=labelled_share(data), cached=on_disk),
             source=on_file or (cached(self.recipe, head, data, devices, cache_folder) if cache_folder else None),
@@ -337,7 +234,7 @@ class HeadTrainee(Trainee):
         return new_head(teacher, self.kind.name, self.model.layers, ids, seed=self.recipe.seed, **options)
 
 
-TRAINEES: Mapping[type, type[Trainee]] = {LanguageModel: LanguageModelTrainee} | dict.fromkeys(HEADS, HeadTrainee)
+TRAINEES: Mapping[type, type[Trainee]] = {LanguageModel: LanguageModelTrainee} | dict.fromkeys(OBJECTIVES, HeadTrainee)
 
 
 def token_ids(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from torch.distributed.tensor import DTensor
 from foredraft.recipe import Recipe, Stage
 
 ADAM_EPS = 1e-8
-MOMENTS = 2  # tensors of AdamW's state, as large as its weights
 MUON_MATCH = "match_rms_adamw"  # updates as large as AdamW's, so that one learning rate serves both (arXiv 2502.16982)
 
 
