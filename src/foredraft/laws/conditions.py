@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # whose `optimize` loads where it is first used: it takes a fifth of a second
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from foredraft.laws.speedup import tokens_per_step_constant
 from foredraft.records import Record
@@ -189,7 +189,25 @@ class Levels:
             return np.zeros(len(asked)), prior
         factor, weights = self._solved
         shared = self._shared_with(asked)
-        return shared @ weights, prior - shared @ cho_solve(factor, shared.T)
+        return shared @ weights, prior - shared @ cho_solve(factor, shared.T, check_finite=False)
+
+    def _each(self, asked: Sequence[AcceptanceCell]) -> tuple[Array, Array]:
+        """Mean [Q] and variance [Q] of `asked`, the covariance between them left out."""
+        spreads = self.spreads
+        prior = sum(
+            (spreads.sds[name] * _slopes(effect, asked, spreads.size_power)) ** 2 for name, effect in EFFECTS.items()
+        )
+        if not self.cells:
+            return np.zeros(len(asked)), prior
+        (factor, _), weights = self._solved
+        shared = self._shared_with(asked)
+        part = solve_triangular(factor, shared.T, lower=True, check_finite=False)
+        return shared @ weights, prior - (part**2).sum(axis=0)
+
+    @cached_property
+    def targets(self) -> frozenset[str | None]:
+        """Those of the cells."""
+        return frozenset(cell.target for cell in self.cells)
 
     @cached_property
     def _coded(self) -> dict[str, tuple[dict[Hashable, int], Array, Array]]:
@@ -214,8 +232,8 @@ class Levels:
 
     def mixed(self, asked: Sequence[AcceptanceCell]) -> tuple[float, float]:
         """Mean and sd of a cell that is any of `asked`, each as likely; as wide as documents that were left out ask for."""
-        means, covariance = self.of(asked)
-        sd = float(np.sqrt(max(np.diag(covariance).mean() + means.var(), 1e-12)))
+        means, variances = self._each(asked)
+        sd = float(np.sqrt(max(variances.mean() + means.var(), 1e-12)))
         return float(means.mean()), self.spreads.widened * sd
 
     def shift(self, there: Sequence[AcceptanceCell], here: Sequence[AcceptanceCell]) -> tuple[float, float]:

@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 
 LM_TOKENS = (1e9, 1e10, 1e11, 1e12)
 LM_SIZES = tuple(np.geomspace(1e7, 6e9, 10))
+COARSE = 3  # of a first look: every third size, and every other budget
 LOOKUP = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
 FACTORS = {
     "draft": "acceptance of this draft against others like it",
@@ -42,7 +43,9 @@ FACTORS = {
 
 @dataclass(frozen=True)
 class Basis:
-    """What speaks for a plan's drafts under a load: own observations, studied once, beside the published ones."""
+    """What speaks for a plan's drafts under a load: own observations, studied once, beside the published ones. `coarse`: for a first look, at
+    few sizes and budgets of drafts to train.
+    """
 
     target: Shape
     machine: Machine
@@ -52,6 +55,7 @@ class Basis:
     engine: str = USUAL.name
     lengths: tuple[float, float] | None = None
     without: frozenset[str] = evidence.NOTHING
+    coarse: bool = False
 
     @cached_property
     def models(self) -> Study | None:
@@ -100,7 +104,7 @@ def _models(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
         return _studied_models(basis, basis.models)
     models: list[Candidate] = []
     try:
-        models += independent(basis, LM_SIZES)
+        models += independent(basis, LM_SIZES[:: COARSE if basis.coarse else 1])
         models += [_lm(basis, shape, None) for shape in public(basis.target)]
     except ValueError as error:
         return models, {"independent models": str(error)}
@@ -130,7 +134,7 @@ def independent(basis: Basis, sizes: Sequence[float]) -> list[Candidate]:
         return from_study.models(basis.models, basis.machine, sizes)[0]
     limit = 0.3 * basis.target.non_embedding_params
     smaller = [buildable(basis.target, float(size)) for size in sizes if size < limit]
-    return [_lm(basis, shape, tokens) for shape in smaller for tokens in LM_TOKENS]
+    return [_lm(basis, shape, tokens) for shape in smaller for tokens in LM_TOKENS[:: 2 if basis.coarse else 1]]
 
 
 buildable = cache(scaled)

@@ -6,6 +6,7 @@ trained on; an id is one that was read (`published.heads`). Refuses to know: how
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 from foredraft import kinds
@@ -16,7 +17,7 @@ from foredraft.plan.candidate import Candidate, choice, head_training_flops
 from foredraft.plan.levels import Level, LevelBasis, level_of
 from foredraft.plan.study import on_target
 from foredraft.published.heads import PublicHead, heads_for
-from foredraft.records import DraftChoice, Machine
+from foredraft.records import DraftChoice, Machine, Observation
 from foredraft.shapes import Shape
 
 # Training tokens tried for a head, as far as the law in tokens has been measured.
@@ -33,6 +34,8 @@ class ServedBasis(LevelBasis, Protocol):
     def machine(self) -> Machine: ...
     @property
     def engine(self) -> str: ...
+    @property
+    def coarse(self) -> bool: ...
 
 
 def heads(basis: ServedBasis) -> tuple[list[Candidate], dict[str, str]]:
@@ -85,11 +88,21 @@ def _public(
 
 def _measured_as(basis: ServedBasis, head: PublicHead) -> str | None:
     """What rows of this head on the target call it; None where none gives τ."""
-    names = {head.id, head.measured_as or head.id}
-    rows = (row for rows in (basis.observations, evidence.observations()) for row in rows)
-    return next(
-        (row.draft for row in rows if row.draft in names and row.tokens_per_step and on_target(row, basis.target)), None
-    )
+    names = dict.fromkeys((head.id, head.measured_as or head.id))
+    own = (row for row in basis.observations if row.draft in names)
+    published = (row for name in names for row in _by_draft().get(name, ()))
+    rows = (row for rows in (own, published) for row in rows)
+    return next((row.draft for row in rows if row.tokens_per_step and on_target(row, basis.target)), None)
+
+
+@cache
+def _by_draft() -> dict[str, list[Observation]]:
+    """Published rows by the draft that they name."""
+    rows: dict[str, list[Observation]] = {}
+    for row in evidence.observations():
+        if row.draft:
+            rows.setdefault(row.draft, []).append(row)
+    return rows
 
 
 def in_target(basis: ServedBasis, kind: Kind) -> list[Candidate]:
@@ -122,7 +135,7 @@ def _at_budgets(basis: ServedBasis, kind: Kind) -> tuple[list[Candidate], dict[s
     trained = []
     for num_layers, layer_gain in dials.layer_gains(kind, basis.observations, len(law.draws)).items():
         shape = kind.shape(basis.target, num_layers)
-        for tokens in (t for t in HEAD_TOKENS if low <= t <= high):
+        for tokens in [t for t in HEAD_TOKENS if low <= t <= high][:: -2 if basis.coarse else 1]:
             flops = head_training_flops(basis.target, shape, tokens)
             draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
             gain = tuple(dials.tokens_gain(law, tokens, REFERENCE_TOKENS) * layer_gain)

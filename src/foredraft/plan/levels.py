@@ -259,7 +259,7 @@ def _cell(
 ) -> AcceptanceCell:
     """A draft of the kind on the target under the load, in a harness of its own."""
     target, log_size = cells.target_key(basis.target.name)[0], float(np.log(basis.target.params / REFERENCE_PARAMS))
-    if target not in {cell.target for cell in measured.cells}:  # a folder has a name of its own, and its model's size
+    if target not in measured.targets:  # a folder has a name of its own, and its model's size
         target = next((cell.target for cell in measured.cells if abs(cell.log_size - log_size) < SAME_SIZE), target)
     return AcceptanceCell(
         role=kind.prior, kind=kind.name, method=method, target=target, log_size=log_size, head=ASKED, document=ASKED, task=task or ASKED,
@@ -290,12 +290,23 @@ def _published_shape(
     target: Any, kind: str, prior: kinds.Prior, draft: str | None, without: frozenset[str]
 ) -> CurvePosterior:
     """Worked out once for a target (a `_Sized`) and a draft, since neither load nor machine is in it."""
-    for alike in (*([named(draft)] if draft else []), lambda row: kinds.of_method(row.method).name == kind):
-        rows = [row for row in evidence.observations(without) if row.method != "none" and _is_chain(row)]
-        if mean := mean_curve(row for row in rows if alike(row) and on_target(row, target)):
+    chains = _chains(without)
+    of_draft = [row for rows in chains.values() for row in rows if named(draft)(row)] if draft else []
+    for rows in (of_draft, chains.get(kind, ())):
+        if mean := mean_curve(row for row in rows if on_target(row, target)):
             law = evidence.position_law(without)
             return acceptance.posterior(law, mean, kind=prior, extra_noise=ELSEWHERE_NOISE)
     return any_draft(prior, without)
+
+
+@cache
+def _chains(without: frozenset[str]) -> dict[str, list[Observation]]:
+    """Published rows of drafts in chains, by kind."""
+    chains: dict[str, list[Observation]] = {}
+    for row in evidence.observations(without):
+        if row.method != "none" and _is_chain(row):
+            chains.setdefault(kinds.of_method(row.method).name, []).append(row)
+    return chains
 
 
 @cache

@@ -95,6 +95,8 @@ def plan(
             raise ValueError(next(iter(not_considered.values())))
     else:
         session = manner.session or Session()
+        if manner.sketch and not session.knows(basis):
+            basis = replace(basis, coarse=True)
         everybody, missing = session.candidates(basis)
         everybody = [candidate for candidate in everybody if candidate.choice.kind in options.kinds]
         sized = (

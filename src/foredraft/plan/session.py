@@ -1,7 +1,8 @@
 """Plans one after another, each with a few inputs changed: what the next may take over, and how a first look comes from fewer drafts.
 
 Promises: what is taken over is what would have been worked out again; a sketch weighs the drafts that led the last plan of its target and
-engine alone (all, where there was none), so that it may miss one that only now leads. Refuses to know: how candidates are scored.
+engine alone (where there was none, few sizes and budgets of each kind), so that it may miss one that only now
+leads. Refuses to know: how candidates are scored.
 """
 
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from foredraft import kinds
 from foredraft.plan.at_hand import DraftAtHand
 from foredraft.plan.candidate import Candidate
 from foredraft.plan.candidates import Basis, candidates
-from foredraft.plan.draft_vocab import with_draft_vocabularies, with_words
+from foredraft.plan.draft_vocab import with_words
 from foredraft.plan.problem import PlanSettings, Problem, unheeded
 from foredraft.plan.ties import identity
 from foredraft.records import DraftChoice, Machine, Observation, Workload
@@ -37,7 +38,7 @@ class Session:
         """`candidates.candidates`, worked out once for each basis."""
         rows = tuple(id(row) for row in basis.observations)
         trains = basis.machine.name, *sorted(basis.machine.flops_per_s.items())
-        key = *_served(basis), trains, rows, basis.temperature, basis.task, basis.lengths, basis.without
+        key = *_served(basis), trains, rows, basis.temperature, basis.task, basis.lengths, basis.without, basis.coarse
         if key not in self.bases:
             self.bases[key] = basis, *candidates(basis)  # the rows are held on to, so that their ids stay their own
             while len(self.bases) > MOST_BASES:
@@ -47,14 +48,16 @@ class Session:
         return list(everybody), dict(missing)
 
     def leading(self, problem: Problem, basis: Basis, everybody: Sequence[Candidate]) -> list[Candidate]:
-        """Of `everybody` those that led the last plan of this target and engine, with the draft vocabularies that they had there; all, with
-        those that are best here, where none of them did.
+        """Of `everybody` those that led the last plan of this target and engine, with the draft vocabularies that they had there; all, as they
+        stand, where none of them did.
         """
         led = self.leaders.get(_served(basis), {})
         few = [each for each in everybody if _name(each.choice) in led]
-        if not few:
-            return with_draft_vocabularies(problem, everybody)
-        return [with_words(problem, each, led[_name(each.choice)]) for each in few]
+        return [with_words(problem, each, led[_name(each.choice)]) for each in few] or list(everybody)
+
+    def knows(self, basis: Basis) -> bool:
+        """Whether a plan of this target and engine was made."""
+        return _served(basis) in self.leaders
 
     def learn(self, basis: Basis, everybody: Iterable[Candidate], ranked: Sequence["Scored"]) -> None:
         """Which of `everybody` led: of each identity the best of the ranked, and the cheapest to train; with their vocabularies."""

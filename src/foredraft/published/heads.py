@@ -113,6 +113,7 @@ def _known(name: str) -> str | None:
     return shapes.shape(name).name if shapes.known_name(name) else None
 
 
+@cache
 def _bare(name: str) -> str:
     """A model's name without its organisation and its chat stage."""
     words = re.split(r"[^a-z0-9.]+", name.rsplit("/", 1)[-1].lower())
