@@ -394,6 +394,33 @@ def test_rows_of_another_place_are_left_out_and_named_with_the_reason(fields, re
     assert match(PLACE, clocked, 0.0).reasons() == ""
 
 
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [({"machine": "H100"}, "-m H100-SXM-80GB"), ({"machine": "mine"}, "-m RECORD.json"), ({"engine": "vLLM 0.32"}, "--engine vllm"),
+     ({"dtype": "fp8"}, "--dtype fp8"), ({"tensor_parallel": 4}, "--devices 4")],
+)  # fmt: skip
+def test_rows_of_another_place_say_which_option_plans_for_them(fields, option):
+    clocked = [row for row in rows() if row.output_tok_s][:2]
+    reasons = match(PLACE, [msgspec.structs.replace(row, **fields) for row in clocked], 0.0).reasons()
+    assert f": {option} plans for them" in reasons
+
+
+def test_the_reason_that_most_rows_fall_to_comes_first():
+    clocked = [row for row in rows() if row.output_tok_s][:12]
+    others = [
+        msgspec.structs.replace(row, **({"batch_size": None} if i < 2 else {"machine": "mine"}))
+        for i, row in enumerate(clocked)
+    ]
+    reasons = match(PLACE, others, 0.0).reasons()
+    assert reasons.index("10 of machine mine") < reasons.index("2 without clients")
+
+
+def test_own_rows_that_are_left_out_stand_before_all_else_that_is():
+    elsewhere = [msgspec.structs.replace(row, machine="mine") for row in rows()]
+    made = planned(elsewhere, options=msgspec.structs.replace(OURS, draws=32))
+    assert next(iter(made.not_considered)).startswith("own rows")
+
+
 def test_what_a_row_does_not_say_is_the_plans_and_said():
     bare = [
         msgspec.structs.replace(row, machine=None, engine=None, dtype=None, input_len=None, output_len=None)

@@ -200,6 +200,8 @@ def test_only_this_machines_own_page_is_answered(address):
         ("github.com/o/r@abcdef12 docs/a.json", "https://github.com/o/r/blob/abcdef12/docs/a.json"),
         ("github.com/o/r@abcdef1:results/x/0_out.logs", "https://github.com/o/r/blob/abcdef1/results/x/0_out.logs"),
         ("huggingface.co/org/model (card)", "https://huggingface.co/org/model"),
+        ("SafeAILab/EAGLE PR 173", "https://github.com/SafeAILab/EAGLE/issues/173"),
+        ("arXiv:2602.06036 (DFlash), as summarised in github.com/o/r", "https://arxiv.org/abs/2602.06036"),
         ("a talk in May", None),
     ],
 )

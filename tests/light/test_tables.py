@@ -1,5 +1,7 @@
 """Tables: the field's column names are recognised, a blank is missing and never 0, and a bad cell is named with its place."""
 
+import re
+
 import pytest
 
 from foredraft.published import document, observations
@@ -198,6 +200,14 @@ def test_shipped_observations_read_and_say_where_they_come_from():
     assert all(row.provenance.source and row.provenance.trust != "own" for row in rows)
     assert len({document(row.provenance.source) for row in rows}) >= 8
     assert len({row.run for row in rows}) == len(rows)
+
+
+def test_a_shipped_source_is_of_the_world_outside():
+    """Named as a stranger can look it up: no word of where its numbers were kept before."""
+    words = re.compile(r"\bin store\b|\bstored\b|digest|\bvia \w+\d", re.IGNORECASE)
+    told = {f"{row.provenance.source} {row.provenance.note or ''}" for row in observations()}
+    assert not [line for line in told if words.search(line)]
+    assert words.search("arXiv:2505.07858 via uni042 digest")
 
 
 def test_units_in_parentheses_are_not_part_of_a_name(tmp_path):

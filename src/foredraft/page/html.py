@@ -319,7 +319,7 @@ def _near(near: Near) -> dict[str, Any]:
         "target": row.target, "draft": row.draft or row.method, "method": row.method, "where": ", ".join(filter(None, where)) or "not said",
         "k": row.lookahead or NONE, "tau": f"{row.tokens_per_step:.2f}" if row.tokens_per_step else NONE,
         "gain": f"{row.speedup:.2f}×" if row.speedup else NONE, "speed": f"{row.output_tok_s:,.0f}" if row.output_tok_s else NONE,
-        "source": row.provenance.source[:90], "link": near.link, "trust": "yours" if near.is_own else row.provenance.trust.replace("_", " "),
+        "source": row.provenance.source[:130], "link": near.link, "trust": "yours" if near.is_own else row.provenance.trust.replace("_", " "),
         "same": [word for word, is_same in (("target", near.same_target), ("kind", near.same_kind)) if is_same],
     }  # fmt: skip
 

@@ -105,7 +105,7 @@ def _machine(name: str) -> str | None:
 
 
 _AT = r"@(?P<commit>[0-9a-f]{6,40})(?:[ :](?P<path>[\w./+=-]+\.\w+))?"
-_REPOSITORY = re.compile(rf"(?:https://)?(?:github\.com/)?(?P<name>[\w.-]+/[\w.-]+?)(?:{_AT}|#(?P<issue>\d+))")
+_REPOSITORY = re.compile(rf"(?:https://)?(?:github\.com/)?(?P<name>[\w.-]+/[\w.-]+?)(?:{_AT}|(?:#| PR )(?P<issue>\d+))")
 _PLAIN = re.compile(r"(?:https://)?((?:github\.com|huggingface\.co)/[\w.-]+(?:/[\w.-]+)*)")
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})", re.IGNORECASE)
 

@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 LM_TOKENS = (1e9, 1e10, 1e11, 1e12)
 LM_SIZES = tuple(np.geomspace(1e7, 6e9, 10))
-COARSE = 3  # of a first look: every third size, and every other budget
+COARSE_SIZES, COARSE_TOKENS = LM_SIZES[2:6:2], LM_TOKENS[2:3]  # of a first look
 LOOKUP = DraftChoice(kind=kinds.NGRAM.role, name="n-gram look-up", params=0.0, non_embedding_params=0.0)
 FACTORS = {
     "draft": "acceptance of this draft against others like it",
@@ -104,7 +104,7 @@ def _models(basis: Basis) -> tuple[list[Candidate], dict[str, str]]:
         return _studied_models(basis, basis.models)
     models: list[Candidate] = []
     try:
-        models += independent(basis, LM_SIZES[:: COARSE if basis.coarse else 1])
+        models += independent(basis, COARSE_SIZES if basis.coarse else LM_SIZES)
         models += [_lm(basis, shape, None) for shape in public(basis.target)]
     except ValueError as error:
         return models, {"independent models": str(error)}
@@ -134,7 +134,7 @@ def independent(basis: Basis, sizes: Sequence[float]) -> list[Candidate]:
         return from_study.models(basis.models, basis.machine, sizes)[0]
     limit = 0.3 * basis.target.non_embedding_params
     smaller = [buildable(basis.target, float(size)) for size in sizes if size < limit]
-    return [_lm(basis, shape, tokens) for shape in smaller for tokens in LM_TOKENS[:: 2 if basis.coarse else 1]]
+    return [_lm(basis, shape, tokens) for shape in smaller for tokens in (COARSE_TOKENS if basis.coarse else LM_TOKENS)]
 
 
 buildable = cache(scaled)

@@ -135,7 +135,7 @@ def _at_budgets(basis: ServedBasis, kind: Kind) -> tuple[list[Candidate], dict[s
     trained = []
     for num_layers, layer_gain in dials.layer_gains(kind, basis.observations, len(law.draws)).items():
         shape = kind.shape(basis.target, num_layers)
-        for tokens in [t for t in HEAD_TOKENS if low <= t <= high][:: -2 if basis.coarse else 1]:
+        for tokens in [t for t in HEAD_TOKENS if low <= t <= high][-1 if basis.coarse else 0 :]:
             flops = head_training_flops(basis.target, shape, tokens)
             draft = choice(from_study.head_name(shape), shape, basis.machine, tokens, flops)
             gain = tuple(dials.tokens_gain(law, tokens, REFERENCE_TOKENS) * layer_gain)

@@ -234,11 +234,48 @@ def _own_shift(
 # Published rows.
 
 
+class _Sized(NamedTuple):
+    """What published rows are asked of a target's shape, as a key."""
+
+    name: str
+    params: int
+    non_embedding_params: int
+
+
+class _Asked(NamedTuple):
+    """What published rows are asked of a load, as a key: neither machine nor lengths are in it."""
+
+    target: _Sized
+    temperature: float
+    task: str | None
+    without: frozenset[str]
+
+
+class _KindKey(NamedTuple):
+    """What they are asked of a kind."""
+
+    name: str
+    label: str
+    role: kinds.Role
+    prior: kinds.Prior
+
+
 def _published(
     basis: LevelBasis, kind: Kind, draft: str | None, method: str, tree: tuple[int, int, int] | None = None
 ) -> Level:
+    target = basis.target
+    sized = _Sized(target.name, target.params, target.non_embedding_params)
+    asked = _Asked(sized, basis.temperature, basis.task, basis.without)
+    key = _KindKey(kind.name, kind.label, kind.role, kind.prior)
+    return _published_level(asked, key, cells.head_key(draft, kind), draft, method, tree)
+
+
+@lru_cache(4096)
+def _published_level(
+    basis: _Asked, kind: _KindKey, key: Any, draft: str | None, method: str, tree: tuple[int, int, int] | None
+) -> Level:
+    """Worked out once for a target, a draft, a temperature and a task."""
     measured = cells.levels(basis.without)
-    key = cells.head_key(draft, kind)
     wanted = [_cell(basis, measured, kind, method, task, ASKED) for task in ((basis.task,) if basis.task else TASKS)]
     head = (wanted[0].target, method, key)
     of_draft = next((cell for cell in measured.cells if cell.head == head), None) if key else None
@@ -255,7 +292,7 @@ def _published(
 
 
 def _cell(
-    basis: LevelBasis, measured: Levels, kind: Kind, method: str, task: str | None, prompts: str
+    basis: "LevelBasis | _Asked", measured: Levels, kind: "Kind | _KindKey", method: str, task: str | None, prompts: str
 ) -> AcceptanceCell:
     """A draft of the kind on the target under the load, in a harness of its own."""
     target, log_size = cells.target_key(basis.target.name)[0], float(np.log(basis.target.params / REFERENCE_PARAMS))
@@ -267,22 +304,11 @@ def _cell(
     )  # fmt: skip
 
 
-def _shape(basis: LevelBasis, kind: Kind, draft: str | None) -> CurvePosterior:
+def _shape(basis: _Asked, kind: _KindKey, draft: str | None) -> CurvePosterior:
     """The shape by position: of the draft's own published curves, else of such drafts on the target, else of all such."""
     if kind.role == "lookup":
         return _any_lookup(basis.without)
-    target = basis.target
-    return _published_shape(
-        _Sized(target.name, target.params, target.non_embedding_params), kind.name, kind.prior, draft, basis.without
-    )
-
-
-class _Sized(NamedTuple):
-    """What `on_target` asks of a target's shape, as a key."""
-
-    name: str
-    params: int
-    non_embedding_params: int
+    return _published_shape(basis.target, kind.name, kind.prior, draft, basis.without)
 
 
 @lru_cache(256)
@@ -330,7 +356,7 @@ def _any_lookup(without: frozenset[str]) -> CurvePosterior:
     )
 
 
-def _source(measured: Levels, asked: AcceptanceCell, kind: Kind, basis: LevelBasis) -> str:
+def _source(measured: Levels, asked: AcceptanceCell, kind: _KindKey, basis: _Asked) -> str:
     """Which published rows speak, in a few words."""
     same = [cell for cell in measured.cells if cell.kind == asked.kind]
     load = f"{basis.task or 'a mix of tasks'} at temperature {basis.temperature:g}"

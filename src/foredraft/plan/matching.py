@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from foredraft import kinds
+from foredraft.engines import ENGINES
 from foredraft.machines import count_in
 from foredraft.machines import machine as known_machine
 from foredraft.plan.served import Place, load
@@ -57,14 +58,14 @@ class Matched:
         )
 
     def reasons(self, calibrates: bool = True) -> str:
-        """Why rows do not calibrate the cost law, the first of each reason by name; "" where all do. `calibrates` False: those of this
-        place do not, without plain decoding among them.
+        """Why rows do not calibrate the cost law, the reason of most rows first, the first rows of each by name; "" where all do. `calibrates`
+        False: those of this place do not, without plain decoding among them.
         """
         left_out = dict(self.left_out)
         if self.rows and not calibrates:
             left_out["without a row of plain decoding beside them"] = [row.run for row in self.rows]
         parts = []
-        for reason, runs in left_out.items():
+        for reason, runs in sorted(left_out.items(), key=lambda each: -len(each[1])):
             more = ", …" if len(runs) > NAMED else ""
             parts.append(f"{len(runs)} {reason} ({', '.join(dict.fromkeys(runs[:NAMED]))}{more})")
         return "; ".join(parts)
@@ -181,14 +182,27 @@ def _elsewhere(place: Place, row: Observation) -> str:
     if not on_target(row, place.target):
         return f"of {row.target} (--target-name {row.target} if that is this target)"
     if row.engine is not None and place.engine not in row.engine.lower():
-        return f"of engine {row.engine}, planned for {place.engine}"
+        return f"of engine {row.engine}, planned for {place.engine}{_uses(_engine(row.engine))}"
     if not _is_machine(row.machine, place.machine):
-        return f"of machine {row.machine}, planned for {place.machine.name}"
+        known = _known_name(row.machine) if row.machine else None
+        option = f"-m {known or 'RECORD.json'}"
+        return f"of machine {row.machine}, planned for {place.machine.name}{_uses(option)}"
     if row.dtype is not None and not _same_dtype(row.dtype, place):
-        return f"of dtype {row.dtype}, planned for {place.weight_format}"
+        return f"of dtype {row.dtype}, planned for {place.weight_format}{_uses(f'--dtype {row.dtype}')}"
     layout, counted = place.layout, count_in(row.machine) if row.machine else None
     devices = row.tensor_parallel or counted or layout.devices
-    return "" if devices in (layout.tensor, layout.devices) else f"on {devices} devices, planned for {layout.devices}"
+    if devices in (layout.tensor, layout.devices):
+        return ""
+    return f"on {devices} devices, planned for {layout.devices}{_uses(f'--devices {devices}')}"
+
+
+def _uses(option: str | None) -> str:
+    """What would plan for where such rows were measured."""
+    return f": {option} plans for them" if option else ""
+
+
+def _engine(name: str) -> str | None:
+    return next((f"--engine {known}" for known in ENGINES if known in name.lower()), None)
 
 
 def _same_dtype(dtype: str, place: Place) -> bool:

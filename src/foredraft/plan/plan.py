@@ -113,7 +113,9 @@ def plan(
         everybody = [*everybody, *behind]
         not_considered = missing | dropped
     if reasons := matched.reasons(problem.calibrated is not None):
-        not_considered = dict(not_considered) | {"own rows, for the cost law": reasons}
+        not_considered = {"own rows, for the cost law": reasons} | dict(
+            not_considered
+        )  # first: they are the user's own
     if options.always:
         ranked = _drafted(ranked)
     best = ranked[0]

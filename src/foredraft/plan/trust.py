@@ -174,4 +174,4 @@ def assumptions(problem: Problem, best: Scored, basis: Basis) -> tuple[str, ...]
     notes += best.candidate.notes if best.candidate else ()
     if note := ENGINES[settings.engine].note:
         notes.append(note)
-    return tuple(notes)
+    return tuple(dict.fromkeys(notes))
