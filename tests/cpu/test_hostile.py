@@ -65,7 +65,7 @@ def test_damaged_files_end_in_a_line_or_are_read(base: Path, tmp_path: Path, mon
 @pytest.mark.parametrize("place", ["pipe", "socket"])
 def test_what_is_no_file_is_a_line(place: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe without a writer, at which a reader would wait for ever, and a socket in the place of each kind of file."""
-    monkeypatch.setattr(needs, "matmul_rate", lambda *_: 1e9)
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *_: 1e9)
     monkeypatch.setattr(record_files, "PATIENCE", 0.02)
     once = {reader.file: reader for reader in READERS}
     with ends_within(20):
