@@ -99,14 +99,14 @@ JOBS = (
 )  # fmt: skip
 
 
-def write_jobs(base: Path) -> None:
+def write_jobs(base: Path, documents: int = 6000, prompts: int = 48) -> None:
     """The files that the jobs read: those of the fuzzer, longer where a job would be over too soon."""
     import torch
 
     write_base(base)
-    (base / "corpus.jsonl").write_text("".join(json.dumps({"text": f"{WORDS} {i}"}) + "\n" for i in range(6000)))
+    (base / "corpus.jsonl").write_text("".join(json.dumps({"text": f"{WORDS} {i}"}) + "\n" for i in range(documents)))
     (base / "prompts.jsonl").write_text(
-        "".join(json.dumps({"id": f"q{i}", "turns": [f"{WORDS[: 20 + i]}"]}) + "\n" for i in range(48))
+        "".join(json.dumps({"id": f"q{i}", "turns": [f"{WORDS[: 20 + i]}"]}) + "\n" for i in range(prompts))
     )
     stage = {"tokens": 24 * 4 * 32, "length": 32, "batch": 4, "learning_rate": 1e-3}
     watch = {"save_every": 3, "log_every": 1, "held_out_every": 6, "held_out_tokens": 256, "export_at": [1000, 2000]}
@@ -173,7 +173,8 @@ def end_of(out: Path) -> dict[str, Any]:
             for i, line in enumerate(lines):
                 values |= dict(_leaves(json.loads(line), f"{name}:{i}"))
         else:
-            values[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            data = path.read_bytes().replace(str(out).encode(), b"OUT")  # texts that name where they lie
+            values[name] = hashlib.sha256(data).hexdigest()
     return {name: value.replace(str(out), "OUT") if isinstance(value, str) else value for name, value in values.items()}
 
 
@@ -206,6 +207,11 @@ def undisturbed(job: Job, base: Path, root: Path) -> Undisturbed:
         _, seconds = run(job.words, base, out)
         runs.append((end_of(out), seconds))
     (first, cold), (second, warm) = runs
+    return Undisturbed(first, min(cold, warm), clocks_of(job, first, second))
+
+
+def clocks_of(job: Job, first: dict[str, Any], second: dict[str, Any]) -> frozenset[str]:
+    """In which values two undisturbed runs differ. Raises RuntimeError where those are no numbers of a document."""
     if first.keys() != second.keys():
         raise RuntimeError(
             f"{job.verb}: two undisturbed runs leave other things: {sorted(first.keys() ^ second.keys())[:5]}"
@@ -213,7 +219,7 @@ def undisturbed(job: Job, base: Path, root: Path) -> Undisturbed:
     clocks = frozenset(name for name in first if first[name] != second[name])
     if others := [name for name in clocks if ".json" not in name]:
         raise RuntimeError(f"{job.verb}: two undisturbed runs differ in {others[:5]}")
-    return Undisturbed(first, min(cold, warm), clocks)
+    return clocks
 
 
 def killed(
@@ -235,15 +241,20 @@ def killed(
         run(job.words, base, out)
     except RuntimeError as error:
         return count, [*wrong, str(error)]
-    end = end_of(out)
-    if lost := sorted(whole_run.end.keys() - end.keys()):
+    return count, [*wrong, *differences(whole_run.end, whole_run.clocks, end_of(out))]
+
+
+def differences(whole_end: dict[str, Any], clocks: frozenset[str], end: dict[str, Any]) -> list[str]:
+    """What is wrong with the end of a run that was killed."""
+    wrong = []
+    if lost := sorted(whole_end.keys() - end.keys()):
         wrong.append(f"lost: {lost[:5]}")
-    if more := sorted(end.keys() - whole_run.end.keys()):
+    if more := sorted(end.keys() - whole_end.keys()):
         wrong.append(f"left behind: {more[:5]}")
-    other = [name for name in end.keys() & whole_run.end.keys() - whole_run.clocks if end[name] != whole_run.end[name]]
+    other = [name for name in end.keys() & whole_end.keys() - clocks if end[name] != whole_end[name]]
     if other:
-        wrong.append(f"other: {[(name, whole_run.end[name], end[name]) for name in sorted(other)[:5]]}")
-    return count, wrong
+        wrong.append(f"other: {[(name, whole_end[name], end[name]) for name in sorted(other)[:5]]}")
+    return wrong
 
 
 def tally(jobs: tuple[Job, ...], kills: int, seed: int, root: Path) -> list[dict[str, Any]]:
