@@ -1,6 +1,7 @@
 """Chat templates that run on or blow up are one line, soon; all others give the text that transformers gives."""
 
 import time
+from pathlib import Path
 
 import pytest
 from jinja2.ext import loopcontrols
@@ -88,3 +89,13 @@ def test_transformers_renders_within_the_limits(monkeypatch: pytest.MonkeyPatch)
     assert (texts, blocks) == (["< hi ><yo>"], [[(1, 5), (7, 9)]])
     with pytest.raises(ValueError, match="runs for more than"), template_errors():
         render_jinja_template([MESSAGES], chat_template=ENDLESS["loops that write"])  # pyright: ignore[reportArgumentType]
+
+
+def test_the_guide_tells_the_limits_as_they_are():
+    guide = (Path(__file__).parents[2] / "docs/guides/data.md").read_text(encoding="utf-8")
+    told = guide.split("## A template's limits\n")[1].split("\n## ")[0]
+    for limit in (
+        f"{template_limits.SECONDS:g} s", f"{template_limits.CHARACTERS:,} characters", f"{template_limits.ITEMS:,} items",
+        f"{template_limits.SOURCE:,} characters", f"{template_limits.COUNT:,}", f"an indent {template_limits.INDENT}",
+    ):  # fmt: skip
+        assert limit in told

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_server import FakeServer
-from test_light import BLOCK
+from test_light import BLOCK, ROOT
+from typer.testing import CliRunner
 
 from foredraft import records
 from foredraft.calibrate.conclude import KnownServer, _step, conclude, next_lookahead
@@ -21,6 +22,7 @@ from foredraft.calibrate.law import accepted_by_position, served_law
 from foredraft.calibrate.runs import CalibrationSettings, measure_runs
 from foredraft.calibrate.schedule import ranges_of, scheduled
 from foredraft.cli import main as cli
+from foredraft.cli.main import app
 from foredraft.engines import ENGINES, SERVERS
 from foredraft.engines.counters import Counters, Totals
 from foredraft.engines.operations import Thresholds, alerts, compose, helm, planned_thresholds
@@ -31,6 +33,7 @@ from foredraft.serving.endpoint_http import address_of
 from foredraft.serving.watch import PageReading, seconds_of, stretches_of
 
 SURVIVAL = (0.75, 0.55, 0.4, 0.28, 0.2)
+RUNS = ROOT.parents[1] / "examples/runs.csv"
 KNOWN = KnownServer("http://here", "org/model", draft="org/head", method="eagle3")
 
 
@@ -326,3 +329,37 @@ main()
     assert done.returncode == 2
     assert "foredraft[endpoint]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Of rows that were measured before.
+
+
+def test_rows_of_a_benchmark_take_a_servers_place(tmp_path):
+    """No torch, no client of HTTP: the verdict, the schedule and the files, of a public benchmark of vLLM."""
+    words = ["calibrate", "--observations", str(RUNS), "--out", str(tmp_path / "c")]
+    code = f"{BLOCK}\nsys.modules['httpx2'] = None\nfrom foredraft.cli import main\nmain.app({words!r}, standalone_mode=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    calibration = records.read(ServerCalibration, tmp_path / "c" / "calibration.json")
+    assert calibration.lookaheads == (0, 1, 2)
+    assert 128 < (calibration.off_above or 0) < 256
+    assert "switch it off above" in done.stdout
+    assert (tmp_path / "c" / "serve.sh").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("Qwen3-32B,none,,0,1,", "Qwen3-8B,none,,0,1,"), "rows of 2 targets"),
+        (lambda text: text.replace("speculator.eagle3,2,", "speculator.other,2,"), "rows of 2 drafts"),
+        (lambda text: text.replace("concurrency", "nothing"), "no row has tokens/s"),
+    ],
+)
+def test_rows_that_are_not_of_one_server_are_refused(tmp_path, change, words):
+    (tmp_path / "rows.csv").write_text(change(RUNS.read_text()))
+    done = CliRunner().invoke(
+        app, ["calibrate", "--observations", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "c")]
+    )
+    assert words in str(done.exception)
+    both = CliRunner().invoke(app, ["calibrate", "http://localhost:1", "--observations", str(RUNS)])
+    assert "or --observations" in str(both.exception)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from foredraft.records import Observation, ServerCalibration
 
 URLs = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         help="Running vLLM or SGLang servers of one target: with a draft, without; each says itself what it runs."
     ),
@@ -73,17 +73,28 @@ Target = Annotated[
     str | None,
     typer.Option("--target", "-t", help="Folder or public name of the target, for Plan.json; as the server says."),
 ]
+Measured = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--observations",
+        help="In the place of a server, what was measured of it before: rows of ours or another benchmark's file; repeat for more.",
+    ),
+]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder that runs add to: rows, the schedule, launch files, alerts.")
 ]
 Again = Annotated[bool, typer.Option("--again", help="Measure anew what the folder has of these servers' settings.")]
 
+# What is asked of a server.
+ASKING = ("concurrency", "prompts", "requests", "rounds", "max_tokens", "stop", "chat", "again")
+
 
 def calibrate(
     ctx: typer.Context,
-    urls: URLs,
+    urls: URLs = None,
     *,
     out: Out = Path("calibration"),
+    observations: Measured = None,
     watch: Watch = None,
     every: Every = 5.0,
     concurrency: Loads = "1,8,32",
@@ -111,24 +122,30 @@ def calibrate(
     seed: Seed = 0,
     json: JSON = False,
 ) -> None:
-    """Measure a running server with and without its draft, or watch it: which lookahead at which load, what it gains, when to switch off."""
-    from foredraft.calibrate.conclude import KnownServer
-    from foredraft.calibrate.runs import served_path
-    from foredraft.records import reserved
-    from foredraft.serving.endpoint_http import address_of
+    """Measure a running server with and without its draft, or watch it: which lookahead at which load, what it gains, when to switch off.
 
-    addresses = [address_of(url, api_key, timeout) for url in urls]
+    With --observations nothing is asked: the same is concluded of what was measured before.
+    """
+    from foredraft.calibrate.conclude import KnownServer
+    from foredraft.records import reserved
+
+    if bool(urls) == bool(observations):
+        raise ValueError("give the URLs of servers, or --observations FILE of what was measured of one")
+    addresses = []
+    if urls:
+        from foredraft.serving.endpoint_http import address_of
+
+        addresses = [address_of(url, api_key, timeout) for url in urls]
     facts: dict[str, Any] = {
         "model": model, "engine": engine, "method": method, "machine": machine, "devices": devices, "draft": draft, "command": command(),
     }  # fmt: skip
     weights = dict(zip(*histogram(load), strict=True)) if load else None
     with reserved(out):
-        if watch is not None:
-            refuse(
-                ctx,
-                ("concurrency", "prompts", "requests", "rounds", "max_tokens", "stop", "chat", "again"),
-                "not used with --watch",
-            )
+        if observations:
+            refuse(ctx, ("watch", "every", *ASKING), "not used with --observations")
+            rows = _measured(observations, out)
+        elif watch is not None:
+            refuse(ctx, ASKING, "not used with --watch")
             rows, shares = _watched(addresses, watch, every, facts, out)
             weights = weights or shares
         else:
@@ -141,8 +158,36 @@ def calibrate(
                 temperature=temperature, stop=stop, chat=chat, seed=seed, again=again,
             )  # fmt: skip
             rows = _asked(addresses, prompts, on_error, settings, facts, out)
-        known = KnownServer(urls[0], served_path(out), draft, method, machine, devices or 1, command())
+        server, path = (urls[0], _served(out)) if urls else ("URL", rows[-1].target)
+        known = KnownServer(server, path, draft, method, machine, devices or 1, command())
         _conclude(rows, known, target, weights, out, json)
+
+
+def _measured(files: "Sequence[Path]", out: Path) -> "list[Observation]":
+    """Rows of one target with at most one draft, written to `out` as those of a server are. Raises ValueError where they are of more."""
+    from foredraft import records
+    from foredraft.calibrate.law import is_whole
+    from foredraft.cli.console import rows_by_file
+
+    rows = [row for rows in rows_by_file(files).values() for row in rows if is_whole(row)]
+    for name, values in (
+        ("target", [row.target for row in rows]),
+        ("draft", [row.draft for row in rows if row.lookahead]),
+    ):
+        if len(of := list(dict.fromkeys(values))) > 1:
+            raise ValueError(
+                f"--observations: rows of {len(of)} {name}s ({', '.join(map(str, of))}): give those of one"
+            )
+    if not rows:
+        raise ValueError("--observations: no row has tokens/s, clients, k and, where it drafted, tokens per step")
+    records.write_lines(out / "observations.jsonl", rows)
+    return rows
+
+
+def _served(out: Path) -> str:
+    from foredraft.calibrate.runs import served_path
+
+    return served_path(out)
 
 
 def _watched(
