@@ -42,13 +42,27 @@ def of_folder(path: str | Path) -> Any:
             raise records.with_hint(
                 ValueError(message), f"save it as {TOKENIZER}, or give a folder that has one"
             ) from None
-        reason = next(
-            (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
-        )
-        if "Field '" in reason:  # transformers reads the model's config beside it
-            raise ValueError(f"{Path(path) / 'config.json'}: {reason[:SHOWN]}") from None
+        reason = _reason(error)
+        if "Field '" in reason or reason == _config_fault(path):  # transformers reads the model's config beside it
+            raise ValueError(f"{Path(path) / 'config.json'}: {reason.removeprefix('ValueError: ')[:SHOWN]}") from None
         message = f"{path}: no tokenizer ({reason[:SHOWN]}); copy {TOKENIZER} beside config.json"
         raise records.with_hint(ValueError(message), "save the tokenizer into the model's folder") from None
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what another program says."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+def _config_fault(path: str | Path) -> str | None:
+    """What transformers finds wrong with a folder's config.json; None where it is as it should be."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        return _reason(error)
+    return None
 
 
 @contextmanager

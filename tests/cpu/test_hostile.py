@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,12 @@ from foredraft import hardware, records
 from foredraft.data import files
 from foredraft.data.sources import Skips, origins, read
 from foredraft.decode.proposals import Budget
-from foredraft.models import load
+from foredraft.deploy.check import check
+from foredraft.deploy.findings import errors
+from foredraft.models import load, load_head
 from foredraft.records import files as record_files
 from foredraft.teacher.cache import fingerprint
+from foredraft.teacher.transformers_target import TransformersFolder
 from foredraft.text import load_engine
 from foredraft.tokenization import template_errors
 from foredraft.train.checkpoints import OPTIMISER, Checkpoints
@@ -163,6 +167,55 @@ def test_a_line_that_is_too_long_is_named_and_the_next_is_read(tmp_path: Path, m
     rows = [document.text for origin in origins([str(path)]) for document in read(origin, "text", skips)]
     assert rows == ["one", "three"]
     assert skips.named == [f"{path}:2: longer than 1,000 bytes"]
+
+
+ABSURD = [
+    ("vocab_size", 10**12), ("hidden_size", 10**9), ("num_hidden_layers", 10**6), ("num_hidden_layers", 10**4), ("num_attention_heads", 10**9),
+    ("num_key_value_heads", 10**9), ("head_dim", 10**9), ("intermediate_size", 10**12), ("max_position_embeddings", 10**12),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "size"), ABSURD)
+def test_a_size_that_no_model_has_is_a_line_before_it_is_built(key: str, size: int, base: Path, tmp_path: Path) -> None:
+    """Of a target and of a head, by whatever reads them; in a moment, so that nothing of the size is made."""
+    whole = load(base / "target")
+    for name in ("target", "head"):
+        shutil.copytree(base / name, tmp_path / name)
+        file = tmp_path / name / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_bytes()) | {key: size}))
+    began = time.process_time()
+    readers: list[Callable[[], object]] = [
+        lambda: load(tmp_path / "target"),
+        lambda: load_head(tmp_path / "head", whole),
+    ]
+    for reader in readers:
+        with pytest.raises(ValueError, match=r"must be at most|layers, but config.json has 10,000"):
+            reader()
+    assert errors(check(tmp_path / "head"))
+    assert time.process_time() - began < 2
+
+
+def test_a_config_counts_no_more_than_its_files_hold(base: Path, tmp_path: Path) -> None:
+    """Where transformers would make room for it before it looks."""
+    shutil.copytree(base / "target", tmp_path / "target")
+    file = tmp_path / "target" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"vocab_size": 10**7}))
+    with pytest.raises(
+        ValueError, match=r"makes a model of 1,28\d,\d+,\d+ parameters, and its weights on file are \d+,\d+ bytes"
+    ):
+        TransformersFolder(tmp_path / "target").load()
+
+
+def test_a_head_of_a_much_larger_vocabulary_is_not_its_targets_filled_up(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "head", tmp_path / "head")
+    file, target = tmp_path / "head" / "config.json", load(base / "target")
+    for rows, good in ((310, True), (601, False)):
+        file.write_text(json.dumps(json.loads(file.read_bytes()) | {"vocab_size": rows}))
+        if good:
+            load_head(tmp_path / "head", target)
+        else:
+            with pytest.raises(ValueError, match="vocab_size 601, but target has 300"):
+                load_head(tmp_path / "head", target)
 
 
 def test_a_tree_may_extend_more_nodes_than_a_step_verifies(cli: Cli, base: Path) -> None:

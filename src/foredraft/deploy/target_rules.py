@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from foredraft.data.tokenizer import WORD_FILES, vocabulary
 from foredraft.deploy.findings import Finding
 from foredraft.deploy.folder import CONFIG, DraftFolder
+from foredraft.deploy.key_types import COUNTS, MOST
 from foredraft.engines.engine import ServingEngine
 from foredraft.kinds import AUX_LAYER_IDS, aux_layer_ids, block_keys
 from foredraft.records import is_file
 from foredraft.shapes import from_config, read_config, unfolded
+from foredraft.shapes.blocks import MOST_LAYERS
 from foredraft.shapes.config import text_part
 from foredraft.shapes.families import FAMILIES, ModelFamily
 from foredraft.shapes.rope import Rope, rope_from_config
@@ -31,6 +33,10 @@ def config_of(target: str | Path) -> dict[str, Any]:
     file = Path(target) / CONFIG
     config = unfolded(read_config(file))
     config = config | text_part(config)
+    for key in COUNTS:
+        most = MOST_LAYERS if key == "num_hidden_layers" else MOST
+        if isinstance(value := config.get(key), int) and value > most:
+            raise ValueError(f"{file}: {key} must be at most {most:,}, got {value:,}")
     generation = Path(target) / "generation_config.json"
     generated = read_config(generation) if is_file(generation) else {}
     return config | {

@@ -15,9 +15,10 @@ from foredraft.engines.engine import ServingEngine
 from foredraft.engines.loading import ExpectedTensors, Sizes, TensorShape, head_tensors, lacking, sizes_of
 from foredraft.shapes.absent import SINGLE
 from foredraft.shapes.families import prefixes
-from foredraft.shapes.tensors import FLOATS
+from foredraft.shapes.tensors import FLOATS, layer_of
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MANY = 64  # layers that a config has beyond the file's: with more, no tensor is compared
 SPARE = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # that every loader leaves out, and may
 
 
@@ -77,6 +78,9 @@ def _model(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding]:
         return
     try:
         shape, model_config = read_config(folder.path)
+        if shape.num_layers > _last(folder) + MANY:
+            yield from _layer_count(folder, shape.num_layers)
+            return
         if shape.draft_vocab_size:
             yield Finding(
                 code="draft-vocab", where="draft_vocab_size", effect=f"is {shape.draft_vocab_size}: engines run a draft model over all its tokens",
@@ -110,6 +114,9 @@ def _head(folder: DraftFolder, sizes: Sizes, engine: ServingEngine) -> Iterator[
         )  # fmt: skip
     for fault in engine.name_faults(folder):
         yield finding(fault, engine.name)
+    if sizes.layers > _last(folder) + MANY:
+        yield from _layer_count(folder, sizes.layers)
+        return
     yield from _compare(
         folder, head_tensors(sizes, folder.kind, loader, folder.config), engine, sizes.layers, sizes.hidden
     )
@@ -122,23 +129,17 @@ def _compare(
     judge = engine.name if folder.kind.role == "head" else BOTH
     yield from _layer_count(folder, layers)
     for name in expected.needed:
-        if name not in folder.names and _index(name) <= _last(folder):  # else of a layer that is missing altogether
+        if name not in folder.names and layer_of(name) <= _last(folder):  # else of a layer that is missing altogether
             yield _missing(name, folder, engine, judge)
     for name, stored in folder.names.items():
-        if name not in tensors and not SPARE.search(name) and not _index(name) >= layers:
+        if name not in tensors and not SPARE.search(name) and not layer_of(name) >= layers:
             yield _unknown(name, stored, folder, engine, judge)
     yield from _shapes(folder, tensors, hidden, judge)
 
 
-def _index(name: str) -> int:
-    """The layer a tensor belongs to, -1 for none."""
-    match = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    return int(match[1]) if match else -1
-
-
 def _last(folder: DraftFolder) -> int:
     """The last layer that the file has anything of; -1 for none."""
-    return max((_index(name) for name in folder.names), default=-1)
+    return max(map(layer_of, folder.names), default=-1)
 
 
 def _layer_count(folder: DraftFolder, layers: int) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
-from foredraft.shapes.tensors import FLOATS, StoredTensor, sharded
+from foredraft.shapes.tensors import FLOATS, StoredTensor, layer_of, sharded
 
 
 class TensorError(ValueError):
@@ -54,6 +54,14 @@ class Checkpoint:
     def spelled(self, name: str) -> str:
         """A tensor's name as its file writes it."""
         return name
+
+    def check_depth(self, num_layers: int) -> None:
+        """Raise ValueError where the config has layers of which nothing is on file: before so many are built."""
+        depth = 1 + max(map(layer_of, self.stored), default=-1)
+        if depth < num_layers:
+            raise ValueError(
+                f"{self.where}: holds {depth:,} layers, but {self.config} has {num_layers:,}; download it again, or mend num_hidden_layers"
+            )
 
     def fail(self, name: str, problem: str) -> TensorError:
         where = self.stored[name].file if name in self.stored else self.where

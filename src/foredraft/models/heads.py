@@ -27,12 +27,15 @@ from foredraft.models.target import Target
 from foredraft.records import write, write_bytes
 from foredraft.shapes import Shape
 from foredraft.shapes.absent import SINGLE
+from foredraft.shapes.counts import MOST_SIZES
 from foredraft.shapes.families import FAMILIES, HEAD_FAMILY, NORMED_HEAD_FAMILY
 from foredraft.shapes.rope import Rope, rope_to_config
 
 HEADS: dict[str, type[DraftHead]] = {
     kinds.EAGLE3.name: Eagle3Head, kinds.EAGLE.name: EagleHead, kinds.DFLASH.name: BlockHead, kinds.DSPARK.name: DSparkHead,
 }  # fmt: skip
+
+FILLED_UP = 2  # times its target's vocabulary: more than rows that fill it up for some kernel
 
 
 def new_head(
@@ -67,6 +70,7 @@ def load_head(
     keys = _in_own_family(keys, checkpoint)
     keys = _in_own_sizes(keys, checkpoint, target) if kind.passes == "token" else keys
     shape, config = parse_config(keys, folder)
+    checkpoint.check_depth(shape.num_layers)
     try:
         shape = shapes.as_head(shape, kinds.parts_of(keys, kind, checkpoint.stored) or kind.parts, keys)
         _check_fit(shape, target, checkpoint)
@@ -95,16 +99,17 @@ def _in_own_family(keys: dict[str, Any], checkpoint: HeadCheckpoint) -> dict[str
 
 def _in_own_sizes(keys: dict[str, Any], checkpoint: HeadCheckpoint, target: Target) -> dict[str, Any]:
     """The config of a head that drafts token by token as its tensors have it: the width of the MLP, and how many tokens it drafts. A
-    vocabulary that is only filled up is the target's.
+    vocabulary that is only filled up is the target's. What no model has is left as it stands, to be refused.
     """
     stored, keys = checkpoint.stored, dict(keys)
     gate, d2t = stored.get("layers.0.mlp.gate_proj.weight"), stored.get("d2t")
-    if gate is not None:
+    inner, words, rows = keys.get("intermediate_size"), keys.get("vocab_size"), target.shape.vocab_size
+    if gate is not None and not (isinstance(inner, int) and inner > MOST_SIZES["intermediate_size"]):
         keys["intermediate_size"] = gate.shape[0]
     if d2t is not None:
         keys["draft_vocab_size"] = keys.get("draft_vocab_size") or d2t.shape[0]
-        if "embed_tokens.weight" not in stored:
-            keys["vocab_size"] = target.shape.vocab_size
+        if "embed_tokens.weight" not in stored and not (isinstance(words, int) and words > FILLED_UP * rows):
+            keys["vocab_size"] = rows
     return keys
 
 

@@ -34,6 +34,7 @@ def load(
     """
     shape, model_config = config or read_config(path)
     checkpoint = opened(path)
+    checkpoint.check_depth(shape.num_layers)
     d2t = stored_offsets(shape, checkpoint) if shape.draft_vocab_size else None
     with torch.device("meta"):
         decoder = Decoder(shape, model_config, d2t)

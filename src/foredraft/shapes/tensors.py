@@ -31,6 +31,9 @@ ALIASES = {
 }  # fmt: skip
 
 
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
 class StoredTensor(NamedTuple):
     """Where a tensor lies and what its file's header says of it; `kind` as safetensors spells it: F32, BF16, I64, …"""
 
@@ -135,6 +138,12 @@ def canonical(name: str) -> str:
     for old, new in ALIASES.items():
         name = re.sub(rf"^{re.escape(old)}", new, name)
     return name
+
+
+def layer_of(name: str) -> int:
+    """The layer that a tensor belongs to, by the name that a loader has for it; -1 for none."""
+    match = LAYER.search(name)
+    return int(match[1]) if match else -1
 
 
 def table_name(stored: Mapping[str, StoredTensor], name: str, rows: int) -> str | None:

@@ -25,7 +25,7 @@ from foredraft.models.forward import Output
 from foredraft.models.target import Target
 from foredraft.records import with_hint
 from foredraft.teacher.hidden_states import HiddenStates, runs
-from foredraft.teacher.transformers_target import TransformersFolder, TransformersTarget, ends, loaded
+from foredraft.teacher.transformers_target import TransformersFolder, TransformersTarget, check_size, ends, loaded
 
 
 class StateFolder(TransformersFolder):
@@ -46,6 +46,7 @@ class StateFolder(TransformersFolder):
 
     def load(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "TargetTables":  # pyright: ignore[reportIncompatibleMethodOverride]
         """The tables alone. Raises ValueError where the checkpoint lacks one, or where the logits are not made of them."""
+        check_size(self.path, self.shape.params - self.shape.non_embedding_params)
         model, lacking = loaded(self.path, dtype, cut_to_one_layer)
         parts = TransformersTarget(model.to(device), self.shape, self.config, self.path, layers=1)
         if parts.trunk_norm is None:

@@ -38,6 +38,7 @@ SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
     "max_position_embeddings", "tie_word_embeddings",
 )  # fmt: skip
+MOST_PER_BYTE = 4  # parameters, of two bits each
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 
 
@@ -58,12 +59,23 @@ class TransformersFolder:
 
     def load(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "TransformersTarget":
         """The model, frozen, in evaluation mode. Raises ValueError where its weights or its logits are not as they should be."""
+        check_size(self.path, self.shape.params)
         model, lacking = loaded(self.path, dtype)
         if lacking:
             raise ValueError(f"{self.path}: lacks tensor {lacking[0]}, or has it in another shape; download it again")
         with as_one_line(self.path):  # a quantised one may be where it runs already, and refuse to move
             model = model if model.device == torch.device(device) else model.to(device)
         return TransformersTarget(model, self.shape, self.config, self.path)
+
+
+def check_size(path: Path, params: int) -> None:
+    """Raise ValueError where a config counts more parameters than the files beside it can hold: before transformers makes room for them."""
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    if params > MOST_PER_BYTE * size:
+        raise ValueError(
+            f"{path / 'config.json'}: makes a model of {params:,} parameters, and its weights on file are {size:,} bytes; download them again, "
+            "or mend its sizes"
+        )
 
 
 def loaded(
