@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD
-from foredraft.models.draft_vocab import GatheredRows, draftable, maps_nothing, target_ids
+from foredraft.models.draft_vocab import GatheredRows, all_target_ids, draftable, maps_nothing, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import AttentionMetadata, DecoderBlock, KeyValues, ModelConfig
@@ -124,7 +124,7 @@ class DraftHead(nn.Module, ABC):
         table = self.target.head_weight_VC
         if self.d2t is None or self.maps_nothing:
             return table
-        return self._gathered(table, self.target_ids(torch.arange(len(self.d2t), device=self.d2t.device)))
+        return self._gathered(table, all_target_ids(self.d2t))
 
     def with_weights(self, state: Mapping[str, Tensor], shape: Shape | None = None) -> Self:
         """A head like this one (in `shape`, where it changes) that holds `state`, not copied."""
