@@ -9,7 +9,8 @@ Promises: values and gradients of softmax(q·k/√D)·v over each row's own past
 Shapes: B windows, K key heads, G query heads on each, N = K·G, T tokens, D head_dim, n rows of a block, m keys up to its end.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,13 @@ from torch import Tensor
 BLOCK = 128
 LONGEST = 512  # tokens; beyond it probabilities kept for the backward pass cost more than they save
 DTYPES = (torch.bfloat16, torch.float32)
+
+
+def out_of_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` where compiled code may call it, never a part of it: what it sees changes with every call. Nothing is compiled where
+    the compiler, which takes a second to import, was not imported.
+    """
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def attend(layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:

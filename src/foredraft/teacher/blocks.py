@@ -10,8 +10,6 @@ Shapes: B texts, T tokens, A anchors of a text, R rows of a block, k tokens that
 D head_dim, C hidden size, S steps of a chain, r rank of a correction.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch import Tensor
 from foredraft.data.tokens import Batch
 from foredraft.models.block_head import BlockHead
 from foredraft.models.layers import AttentionMetadata
+from foredraft.teacher.attention import out_of_graphs
 from foredraft.teacher.beside_target import HeadBesideTarget
 from foredraft.teacher.hidden_states import HiddenStates
 from foredraft.teacher.predictions import Predictions, emitted_mask, predictions
@@ -43,6 +42,7 @@ class BlockAttention:
         documents_BT: Tensor | None = None,
     ) -> None:
         self.hidden_BTC, self.rotation, self.rows, num = hidden_BTC, rotation, rows, anchors_BA.shape[1]
+        self._attend = out_of_graphs(self.attend)
         seen_BAT = torch.arange(hidden_BTC.shape[1], device=anchors_BA.device) < anchors_BA[..., None]
         if documents_BT is not None:
             seen_BAT &= documents_BT[:, None] == documents_BT.gather(1, anchors_BA)[..., None]
@@ -56,7 +56,7 @@ class BlockAttention:
     def __call__(
         self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context_k: Tensor, context_v: Tensor
     ) -> Tensor:
-        return _uncompiled(self, q_BNTD, k_BKTD, v_BKTD, context_k, context_v)
+        return self._attend(q_BNTD, k_BKTD, v_BKTD, context_k, context_v)
 
     def attend(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context_k: Tensor, context_v: Tensor) -> Tensor:
         dtype, groups = v_BKTD.dtype, q_BNTD.shape[1] // k_BKTD.shape[1]
@@ -73,9 +73,6 @@ class BlockAttention:
             from_context = probs[..., :stop].flatten(2, 3) @ context_v[:, :, :stop]
             outs.append(from_context.unflatten(2, rows.shape[2:4]) + probs[..., stop:] @ v[:, :, part])
         return torch.cat(outs, 2).unflatten(3, (groups, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-_uncompiled: Any = torch.compiler.disable(BlockAttention.attend)  # how much is seen changes with every batch
 
 
 class PackedHead(HeadBesideTarget):

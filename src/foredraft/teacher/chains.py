@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foredraft.teacher.attention import blockwise, blockwise_backward
+from foredraft.teacher.attention import blockwise, blockwise_backward, out_of_graphs
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -32,9 +32,10 @@ class Chains:
     def __init__(self, documents_BT: Tensor | None = None) -> None:
         self.documents_BT = documents_BT
         self.keys_values: dict[int, list[Tensor]] = {}  # of each layer: keys and values, step after step
+        self._attend = out_of_graphs(self.attend)
 
     def __call__(self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
-        return _uncompiled(self, layer, q_BNTD, k_BKTD, v_BKTD)
+        return self._attend(layer, q_BNTD, k_BKTD, v_BKTD)
 
     def attend(self, layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         q, k, v = (
@@ -45,9 +46,6 @@ class Chains:
         if len(keys_values) == 2 and self.documents_BT is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         return joint(q, keys_values, self.documents_BT)
-
-
-_uncompiled: Any = torch.compiler.disable(Chains.attend)  # what was seen changes with every call
 
 
 def _rowed(x: Tensor) -> Tensor:
