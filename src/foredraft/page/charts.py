@@ -85,7 +85,7 @@ def latency_chart(plan: Plan) -> str:
     if plain := [
         (x(1e3 * s.plain_tpot_s), y(s.plain_output_tok_s)) for s in steps if s.plain_tpot_s and s.plain_output_tok_s
     ]:
-        parts += [_line(plain, "plain"), _text(plain[-1][0] + 7, plain[-1][1] + 4, "without a draft", "start")]
+        parts += [_line(plain, "plain"), _text(plain[-1][0], plain[-1][1] - 8, "without a draft", "end")]
     parts.append(_line([(x(1e3 * s.tpot_s.value), y(s.output_tok_s.value)) for s in steps], "curve"))
     for step in steps:
         at, up = x(1e3 * step.tpot_s.value), y(step.output_tok_s.value)
