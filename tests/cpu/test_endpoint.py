@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             fake.most_open = max(fake.most_open, fake.open)
             fake.enough.notify_all()
             if words != TRIAL:  # answers when so many have asked
-                fake.enough.wait_for(lambda: fake.most_open >= fake.together, timeout=30)
+                fake.enough.wait_for(lambda: fake.most_open >= fake.together, timeout=120)
         try:
             self.stream(words, body)
         finally:
@@ -707,7 +707,7 @@ def test_a_folder_that_is_served_by_its_path_is_named_as_our_own_runs_name_it() 
 # The client, against servers that mean no good.
 
 
-def answered(pieces: list[bytes], *, then: str = "close", path: str = "/x", timeout_s: float = 5.0) -> Any:
+def answered(pieces: list[bytes], *, then: str = "close", path: str = "/x", timeout_s: float = 60.0) -> Any:
     """What the client makes of a server that sends these bytes, and then closes, waits or repeats the last for ever."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

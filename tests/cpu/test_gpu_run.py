@@ -93,8 +93,8 @@ def test_a_step_beyond_its_time_is_ended_and_leaves_what_it_had(run: Any, tmp_pa
         time.sleep(600)
 
     run.RESERVE_S, began = 0.0, time.monotonic()
-    records = steps_of(run, {"grid": endless}, tmp_path, minutes=0.03)
-    assert time.monotonic() - began < 30
+    records = steps_of(run, {"grid": endless}, tmp_path, minutes=0.05)
+    assert time.monotonic() - began < 300
     assert records["grid"]["state"] == "stopped: its time was spent"
     assert records["grid"]["figures"] == {"first": 1}
     assert records["run"]["packed"] == ["packed.tar.00"]

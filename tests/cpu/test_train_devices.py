@@ -124,7 +124,7 @@ def test_torchrun_starts_it(folders, alone, tmp_path):
         "--out", str(tmp_path / "run"), "--json",
     ]  # fmt: skip
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == STEPS

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from itertools import pairwise
 from typing import Any
@@ -273,11 +272,12 @@ def test_runs_add_up_in_a_folder_and_nothing_is_measured_twice(tmp_path, capsys)
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_server_in_use_is_watched(tmp_path, engine, capsys):
     with FakeServer(3, engine=engine) as server:
-        stop = time.monotonic() + 1.5
+        stop = threading.Event()
         users = [threading.Thread(target=_use, args=(server.url, stop), daemon=True) for _ in range(3)]
         for user in users:
             user.start()
         calibrate(server.url, "--watch", "1s", "--every", "0.2", "--out", tmp_path / "w")
+        stop.set()
         for user in users:
             user.join()
     (watched, *_) = records.read_lines(Observation, tmp_path / "w" / "observations.jsonl")
@@ -286,11 +286,11 @@ def test_a_server_in_use_is_watched(tmp_path, engine, capsys):
     assert "usual shares" in capsys.readouterr().out
 
 
-def _use(url: str, stop: float) -> None:
+def _use(url: str, stop: threading.Event) -> None:
     body = json.dumps({"prompt": "x", "max_tokens": 30, "stream": True}).encode()
-    while time.monotonic() < stop:
+    while not stop.is_set():
         request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
-        urllib.request.urlopen(request, timeout=10).read()
+        urllib.request.urlopen(request, timeout=60).read()
 
 
 def test_a_server_that_shows_no_metrics_is_one_line():
@@ -308,7 +308,7 @@ def test_the_verb_runs_without_torch(tmp_path):
             "--target", "Llama-3.1-8B", "--draft", "Llama-3.2-1B", "--method", "draft_model",
         ]  # fmt: skip
         code = f"{BLOCK}\nfrom foredraft.cli import main\nmain.app({words!r}, standalone_mode=False)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "c" / "Plan.json").is_file() or "NO DRAFT" in done.stdout
     plan_file = tmp_path / "c" / "Plan.json"
@@ -325,7 +325,7 @@ sys.argv = ["foredraft", "calibrate", "http://localhost:1", "--out", {str(tmp_pa
 from foredraft.cli.main import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "foredraft[endpoint]" in done.stderr
     assert "Traceback" not in done.stderr
@@ -338,7 +338,7 @@ def test_rows_of_a_benchmark_take_a_servers_place(tmp_path):
     """No torch, no client of HTTP: the verdict, the schedule and the files, of a public benchmark of vLLM."""
     words = ["calibrate", "--observations", str(RUNS), "--out", str(tmp_path / "c")]
     code = f"{BLOCK}\nsys.modules['httpx2'] = None\nfrom foredraft.cli import main\nmain.app({words!r}, standalone_mode=False)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     calibration = records.read(ServerCalibration, tmp_path / "c" / "calibration.json")
     assert calibration.lookaheads == (0, 1, 2)
