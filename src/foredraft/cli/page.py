@@ -11,7 +11,7 @@ import typer
 from foredraft.cli.options import ObservationFiles, TargetNames, whole
 
 if TYPE_CHECKING:
-    from foredraft.plan.session import Question
+    from foredraft.plan.session import PlanArguments
     from foredraft.records import Observation
 
 PAGE = "pip install 'foredraft[page]'"
@@ -110,12 +110,12 @@ def _machines(names: "list[str] | tuple[str, ...]") -> dict[str, str]:
 
 def _reader(
     targets: Mapping[str, Path], machines: Mapping[str, str], rows: "list[Observation]"
-) -> "Callable[[Mapping[str, str]], Question]":
-    """From the page's inputs to the planner's question, through the options of `foredraft plan`, each judged by itself first. No input
+) -> "Callable[[Mapping[str, str]], PlanArguments]":
+    """From the page's inputs to the planner's arguments, through the options of `foredraft plan`, each judged by itself first. No input
     names a file: what the user gave at the start goes by its name.
     """
     from foredraft import shapes
-    from foredraft.cli.plan import plan, question
+    from foredraft.cli.plan import plan, plan_arguments
     from foredraft.page import inputs as of_page
     from foredraft.page.planner import BadInput, blamed
 
@@ -123,7 +123,7 @@ def _reader(
     app.command()(plan)
     command = typer.main.get_command(app)
 
-    def read(inputs: Mapping[str, str]) -> "Question":
+    def read(inputs: Mapping[str, str]) -> "PlanArguments":
         faults = {}
         for name, value in inputs.items():
             if name in ("machine", "train_machine") and value.lower().endswith(".json") and value not in machines:
@@ -142,7 +142,7 @@ def _reader(
         except ValueError as error:
             raise BadInput({"target": str(error)}) from None
         try:
-            asked = question(options, shape)
+            asked = plan_arguments(options, shape)
         except ValueError as error:
             raise BadInput(blamed(error)) from None
         return asked._replace(observations=rows)

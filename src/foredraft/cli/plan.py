@@ -21,7 +21,7 @@ from foredraft.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from foredraft.plan.session import Question
+    from foredraft.plan.session import PlanArguments
     from foredraft.plan.terms import Terms
     from foredraft.records import Plan
     from foredraft.shapes import Shape
@@ -76,15 +76,15 @@ def plan(
     options = dict(locals())
     from foredraft import api
 
-    _show(api.plan(*question(options)), out, figures=figures, json=json)
+    _show(api.plan(*plan_arguments(options)), out, figures=figures, json=json)
 
 
-def question(options: Mapping[str, Any], shape: "Shape | None" = None) -> "Question":
+def plan_arguments(options: Mapping[str, Any], shape: "Shape | None" = None) -> "PlanArguments":
     """What the planner is asked by the verb's `options`, all of them by parameter; `shape`: the target's, where it is known already."""
     from foredraft import machines
     from foredraft.plan.at_hand import draft_at_hand
     from foredraft.plan.problem import PlanSettings
-    from foredraft.plan.session import Question
+    from foredraft.plan.session import PlanArguments
     from foredraft.records import Workload
 
     option = SimpleNamespace(**options)
@@ -119,7 +119,7 @@ def question(options: Mapping[str, Any], shape: "Shape | None" = None) -> "Quest
         for part in rows_by_file(option.observations or (), option.target_name, target.name).values()
         for row in part
     ]
-    return Question(target, place, workload, settings, rows, at_hand, others)
+    return PlanArguments(target, place, workload, settings, rows, at_hand, others)
 
 
 def _shape(target: str, shape_file: Path | None) -> "Shape":

@@ -36,7 +36,7 @@ class Field(NamedTuple):
     step: str = "any"
 
 
-class Group(NamedTuple):
+class Fieldset(NamedTuple):
     """Fields under a heading; `open`: shown from the start."""
 
     title: str
@@ -48,12 +48,12 @@ def _words(names: Sequence[str], first: str) -> list[tuple[str, str]]:
     return [("", first), *((name, name) for name in names)]
 
 
-def groups(machine_names: Sequence[str] = ()) -> list[Group]:
+def groups(machine_names: Sequence[str] = ()) -> list[Fieldset]:
     """The form, from what most people set to what few do; `machine_names`: machines of the user's own."""
     machine_choices = [(name, name) for name in (*machine_names, *machines.MACHINES)]
     engines = [(name, engine.label) for name, engine in ENGINES.items()]
     return [
-        Group("Your server", [
+        Fieldset("Your server", [
             Field("target", "Model you serve", "text", USUAL_TARGET, about="A public model by name or id."),
             Field("machine", "Accelerator", "select", "H100-SXM-80GB", [("", "H100-SXM-80GB"), *machine_choices]),
             Field("devices", "How many", "number", "1", step="1"),
@@ -61,19 +61,19 @@ def groups(machine_names: Sequence[str] = ()) -> list[Group]:
             Field("engine", "Engine", "select", engines[0][1], [("", engines[0][1]), *engines[1:]]),
             Field(VERSION, "Its version", "text", "any"),
         ], open=True),
-        Group("Load", [
+        Fieldset("Load", [
             Field("load", "Requests at once", "load", USUAL_LOAD, about="How much of the time so many requests run at once. Drag the bars."),
             Field("input_len", "Prompt", "number", "512", unit="tokens"),
             Field("output_len", "Answer", "number", "256", unit="tokens"),
             Field("temperature", "Temperature", "number", "0"),
             Field("task", "Prompts are of", "select", "a mix", _words(TASKS, "a mix")),
         ], open=True),
-        Group("Service levels", [
+        Fieldset("Service levels", [
             Field("ttft", "First token within", "number", "not asked", unit="s, TTFT"),
             Field("tpot", "Each token within", "number", "not asked", unit="s, TPOT"),
             Field("rate", "Rate to be served", "number", "not asked", unit="requests/s"),
         ]),
-        Group("Costs and training", [
+        Fieldset("Costs and training", [
             Field("device_hour", "A device-hour", "number", "not stated", unit="money"),
             Field("max_gpu_hours", "Training budget", "number", "100000", unit="device-hours"),
             Field("train_machine", "Train on", "text", "as above, or 8xH100"),
@@ -81,7 +81,7 @@ def groups(machine_names: Sequence[str] = ()) -> list[Group]:
             Field("served_tokens", "Paid back over", "number", "1e11", unit="tokens"),
             Field("no_answers", "I have the target’s own answers", "check"),
         ]),
-        Group("More", [
+        Fieldset("More", [
             Field("objective", "Aim for", "select", OBJECTIVES[0], [("", OBJECTIVES[0]), *((o, o.replace("_", " ")) for o in OBJECTIVES[1:])]),
             Field("kv_dtype", "Cache in", "select", "the model’s 16 bits", _words(tuple(FORMATS), "the model’s 16 bits")),
             Field("data_parallel", "Replicas", "number", "1", step="1", about="That the devices make."),

@@ -14,12 +14,12 @@ import msgspec
 from foredraft.engines import ENGINES
 from foredraft.page.inputs import FIELDS, VERSION
 from foredraft.plan.plan import plan
-from foredraft.plan.session import Manner, Question, Session
+from foredraft.plan.session import Manner, PlanArguments, Session
 from foredraft.records import Observation, Plan
 
 SKETCH_DRAWS = 128
 MOST_PLANS = 64  # that are held on to, for going back and forth
-Read = Callable[[Mapping[str, str]], Question]
+Read = Callable[[Mapping[str, str]], PlanArguments]
 
 
 class BadInput(ValueError):
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
     """A plan of some inputs, of how many draws, and whether it is the full one."""
 
     plan: Plan
-    question: Question
+    arguments: PlanArguments
     draws: int
     full: bool
 
@@ -71,7 +71,7 @@ class Turn(NamedTuple):
 
 @dataclass
 class Planner:
-    """Answers to inputs; `read` makes the planner's question of them, and raises BadInput. `own`: the user's measurements,
+    """Answers to inputs; `read` makes `plan`'s arguments of them, and raises BadInput. `own`: the user's measurements,
     `files`: theirs as typed.
     """
 
@@ -101,16 +101,16 @@ class Planner:
             if key in self.plans:
                 self.plans.move_to_end(key)
                 return self.plans[key]
-            question = self.read(inputs)
-            settings = question.settings
+            arguments = self.read(inputs)
+            settings = arguments.settings
             if sketch:
                 settings = msgspec.structs.replace(settings, draws=min(SKETCH_DRAWS, settings.draws))
             manner = Manner(self.session, sketch, heed)
             try:
-                best = plan(*question._replace(settings=settings), manner=manner)
+                best = plan(*arguments._replace(settings=settings), manner=manner)
             except ValueError as error:
                 raise BadInput(blamed(error)) from None
-            answer = Answer(best, question, settings.num_draws, not sketch)
+            answer = Answer(best, arguments, settings.num_draws, not sketch)
             if not sketch:
                 self.plans[key] = answer
                 while len(self.plans) > MOST_PLANS:
@@ -119,9 +119,9 @@ class Planner:
 
     def turns(self, inputs: Mapping[str, str], stop: threading.Event | None = None) -> list[Turn]:
         """First looks at cases in which one thing is other, beside the case's own. Raises as `answer`."""
-        here, question = self._sketch(inputs, stop), self.read(inputs)
+        here, arguments = self._sketch(inputs, stop), self.read(inputs)
         cases = []
-        for case, changed in others(question).items():
+        for case, changed in others(arguments).items():
             try:
                 plan = self._sketch({**inputs, **changed}, stop)
                 cases.append(Turn(case, plan, _says(plan) != _says(here)))
@@ -143,9 +143,9 @@ def _says(plan: Plan) -> tuple[str | None, str | None]:
     return (plan.action.verb if plan.action else None), (plan.draft.name if plan.draft else None)
 
 
-def others(question: Question) -> dict[str, dict[str, str]]:
-    """The cases that are looked at beside a question, in words, with the inputs that are other there."""
-    load, settings = question.workload, question.settings
+def others(arguments: PlanArguments) -> dict[str, dict[str, str]]:
+    """The cases that are looked at beside a plan, in words, with the inputs that are other there."""
+    load, settings = arguments.workload, arguments.settings
     shares = load.weights or (1.0,) * len(load.concurrency)
 
     def at(times: float) -> dict[str, str]:

@@ -85,7 +85,7 @@ def _name(choice: DraftChoice) -> Hashable:
     return choice.kind, choice.method, name, choice.num_layers, choice.hidden_size, choice.draft_tokens
 
 
-class Question(NamedTuple):
+class PlanArguments(NamedTuple):
     """What `plan.plan` is asked, in its order."""
 
     target: Shape
