@@ -117,6 +117,7 @@ def of_others(config: dict[str, Any]) -> Tensors:
     return {
         "PEagleDraftModel": {"mask_hidden": torch.ones(1, 1, 3 * H)}, "EdsdDraftModel": {"edfuse.up_proj.weight": wide},
         "DSpineDraftModel": {"injection.readouts.0.weight": wide}, "HSpecDraftModel": {"layers.0.mixer.in_proj.weight": wide},
+        "QwenDFlareDraftModel": {"layer_fusion_weights": torch.ones(2, 9), "layers.0.self_attn.k_proj_target.weight": wide},
     }.get(name, {"candidate_selector.hidden_projection.weight": wide} if "selector_rank" in str(config) else {})  # fmt: skip
 
 
