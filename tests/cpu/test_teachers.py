@@ -1,6 +1,8 @@
 """Targets that our decoder does not know teach heads: through transformers, or from files that a serving engine wrote."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,9 +230,15 @@ def test_logits_that_are_not_of_the_last_state_are_refused(tmp_path: Path, monke
 
 
 def write_states(
-    folder: Path, target: Path, tokens: TokenFolder, layers: tuple[int, ...], *, whole: bool = True
+    folder: Path,
+    target: Path,
+    tokens: TokenFolder,
+    layers: tuple[int, ...],
+    *,
+    whole: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """As vLLM's connector writes them: the last layer's states before the norm. Not `whole`: without the end token."""
+    """As vLLM's connector writes them, a lock beside each: the last layer's states before the norm. Not `whole`: without the end token."""
     model, before_norm = transformers.AutoModelForCausalLM.from_pretrained(target), []
     norm: Any = getattr(model.base_model, "norm", None) or model.base_model.final_layer_norm
     norm.register_forward_pre_hook(lambda _, inputs: before_norm.append(inputs[0]))
@@ -242,7 +250,8 @@ def write_states(
             states = [*model(ids[None], output_hidden_states=True).hidden_states]
         states[LAYERS] = before_norm.pop()
         stacked = torch.stack([states[layer][0] for layer in layers], 1).contiguous()
-        save_file({"token_ids": ids, "hidden_states": stacked}, folder / f"hs_{index}.safetensors")
+        save_file({"token_ids": ids, "hidden_states": stacked.to(dtype)}, folder / f"hs_{index}.safetensors")
+        (folder / f"hs_{index}.safetensors.lock").touch()
     return folder
 
 
@@ -275,6 +284,73 @@ def test_files_of_states_teach_what_transformers_teaches(
     assert alike(one, two)
     for key in ("loss", "held_out_loss", "held_out_tokens_per_step"):
         assert logged(tmp_path / "run", key) == pytest.approx(logged(tmp_path / "files", key), abs=1e-4), key
+
+
+def test_states_in_bfloat16_teach_what_wider_ones_do_and_prompts_without_answers_teach_nothing(
+    target: Callable[[str], Path], written: Callable[[str], Path], folders: tuple[Path, Path], tmp_path: Path
+):
+    """bfloat16, as a server has them; the first 8 documents are prompts whose answers are missing: they have states, and no labels."""
+    kind, run = "llama", recipe(Eagle3(unroll=2, feature_layers=(1, 2, 3)), length=50, steps=4, within_documents=True)
+    shutil.copytree(folders[0], tmp_path / "train")
+    tokens = TokenFolder.open(tmp_path / "train")
+    mask = tokens.mask.copy()
+    mask[: int(tokens.offsets[8])] = 0
+    mask.tofile(tmp_path / "train/mask.bin")
+    for name, dtype in (("wide", torch.float32), ("narrow", torch.bfloat16)):
+        write_states(tmp_path / name / "train", target(kind), tokens, STATES, dtype=dtype)
+        write_states(tmp_path / name / "held_out", target(kind), TokenFolder.open(folders[1]), STATES, dtype=dtype)
+        choice = TeacherChoice(str(tmp_path / name), STATES)
+        trained((tmp_path / "train", folders[1]), tmp_path / f"run-{name}", run, target(kind), choice)
+    wide, narrow = (logged(tmp_path / f"run-{name}", "loss") for name in ("wide", "narrow"))
+    assert narrow == pytest.approx(wide, rel=0.02)
+    assert narrow != wide
+    whole = logged(tmp_path / "run-wide", "held_out_loss")
+    assert logged(tmp_path / "run-narrow", "held_out_loss") == pytest.approx(whole, rel=0.02)
+
+
+def test_a_file_of_states_that_is_none_is_told(
+    target: Callable[[str], Path], folders: tuple[Path, Path], tmp_path: Path
+):
+    """Cut off, of speculators' first format or packed by vLLM's online connector, of other names, types or shapes."""
+    tokens, neox = TokenFolder.open(folders[0]), target("gpt-neox")
+    states = write_states(tmp_path / "states", neox, tokens, STATES)
+    file, packing = states / "hs_3.safetensors", Packing(tokens, LENGTH, 0, True)
+    whole, tensors = file.read_bytes(), load_file(file)
+
+    def read() -> None:
+        folder = StateFolder(neox, states, STATES)
+        StateFiles(folder, None, (1, 2, 3), [(packing, len(packing))])  # type: ignore[arg-type]
+
+    read()
+    others: dict[str, dict[str, Tensor]] = {
+        r"lacks token_ids, and holds hidden_states, input_ids, loss_mask": {
+            "hidden_states": tensors["hidden_states"], "input_ids": tensors["token_ids"], "loss_mask": torch.ones(len(tensors["token_ids"])),
+        },
+        r"token_ids F32 \[50\] and hidden_states F32, not integers": tensors | {"token_ids": tensors["token_ids"].float()},
+        r"token_ids I64 \[1, 50\]": tensors | {"token_ids": tensors["token_ids"][None].clone()},
+        r"hidden_states is \[50, 128\], not \[tokens 50, states 4, width 32\]": tensors | {"hidden_states": tensors["hidden_states"].flatten(1)},
+        r"hidden_states is \[49, 4, 32\]": tensors | {"hidden_states": tensors["hidden_states"][:-1].clone()},
+        r"hidden_states I8, not": tensors | {"hidden_states": tensors["hidden_states"].to(torch.int8)},
+    }  # fmt: skip
+    for words, other in others.items():
+        save_file(other, file)
+        with pytest.raises(ValueError, match=rf"hs_3\.safetensors: .*{words}"):
+            read()
+    for cut in (0, 5, 60, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"hs_3\.safetensors: truncated or corrupt"):
+            read()
+    file.write_bytes(whole)
+    os.mkfifo(states / "hs_99.safetensors")
+    with pytest.raises(ValueError, match=r"hs_99\.safetensors: is a pipe"):
+        read()
+    for ending, words in ((".safetensors.zst", "its .zst files are packed"), (".pt", "its .pt files are pickles")):
+        shutil.rmtree(states)
+        states.mkdir()
+        (states / f"hs_0{ending}").write_bytes(whole)
+        with pytest.raises(ValueError, match=f"holds no safetensors files of hidden states; {words}") as caught:
+            read()
+        assert caught.value.__notes__
 
 
 def test_a_window_in_the_midst_of_a_document_has_that_documents_states(

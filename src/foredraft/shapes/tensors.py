@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foredraft.records import parse_loosely, read_json
+from foredraft.records import no_file, other_than_file, parse_loosely, read_json
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
 
 FLOATS = ("F32", "F16", "BF16")
@@ -75,7 +75,9 @@ class TensorFolder:
 
 
 def header_of(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """The entries of a file's header, and where its values begin. Raises ValueError where the file is not whole."""
+    """The entries of a file's header, and where its values begin. Raises ValueError where the file is not whole, or something else is there."""
+    if what := other_than_file(path):
+        raise no_file(path, what)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from foredraft.data.tokens import Batch, Packing
 from foredraft.models.forward import Output
 from foredraft.models.target import Target
 from foredraft.records import with_hint
+from foredraft.shapes.tensors import FLOATS, header_of
 from foredraft.teacher.hidden_states import HiddenStates, runs
 from foredraft.teacher.transformers_target import TransformersFolder, TransformersTarget, check_size, ends, loaded
 
@@ -89,6 +90,12 @@ def cut_to_one_layer(config: Any) -> None:
     for part in (config, text):
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
+
+
+_OTHERS = (
+    (".zst", "packed by vLLM's online connector", "unpack them (zstd -d --rm *.zst), or leave use_compression out"),
+    (".pt", "pickles, the first format of speculators", "have the states written again, as docs/guides/train.md says"),
+)
 
 
 class StatePlace(NamedTuple):
@@ -175,12 +182,19 @@ def _by_tokens(folder: StateFolder) -> dict[bytes, Path]:
     """The files of a folder by a digest of their tokens."""
     files, width = {}, (len(folder.layers), folder.shape.hidden_size)
     for path in sorted(folder.states.rglob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                tokens: Tensor = file.get_tensor("token_ids").clone()
-                states = tuple(file.get_slice("hidden_states").get_shape())
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: no file of hidden states ({str(error).splitlines()[0]})") from None
+        entries, _ = header_of(path)
+        if lacking := [name for name in ("token_ids", "hidden_states") if name not in entries]:
+            holds = ", ".join(sorted(entries)[:4]) or "nothing"
+            raise ValueError(f"{path}: no file of hidden states (it lacks {' and '.join(lacking)}, and holds {holds})")
+        kinds = [entries[name]["dtype"] for name in ("token_ids", "hidden_states")]
+        if kinds[0] not in ("I64", "I32") or kinds[1] not in FLOATS or len(entries["token_ids"]["shape"]) != 1:
+            raise ValueError(
+                f"{path}: token_ids {kinds[0]} {entries['token_ids']['shape']} and hidden_states {kinds[1]}, "
+                f"not integers [tokens] and {', '.join(FLOATS)}"
+            )
+        with safe_open(path, framework="pt") as file:
+            tokens: Tensor = file.get_tensor("token_ids").clone()
+        states = tuple(entries["hidden_states"]["shape"])
         if states != (len(tokens), *width):
             raise ValueError(
                 f"{path}: hidden_states is {list(states)}, not [tokens {len(tokens)}, states {width[0]}, width {width[1]}]; "
@@ -188,7 +202,12 @@ def _by_tokens(folder: StateFolder) -> dict[bytes, Path]:
             )
         files[_digest(tokens.numpy())] = path
     if not files:
-        raise ValueError(f"{folder.states}: holds no safetensors files of hidden states")
+        others = {path.suffix for path in folder.states.rglob("*.*")}
+        more, hint = next(
+            ((f"; its {ending} files are {what}", hint) for ending, what, hint in _OTHERS if ending in others), ("", "")
+        )
+        error = ValueError(f"{folder.states}: holds no safetensors files of hidden states{more}")
+        raise with_hint(error, hint) if hint else error
     return files
 
 
