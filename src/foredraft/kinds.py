@@ -29,7 +29,6 @@ Role = Literal["none", "lookup", "lm", "head", "mixed"]
 Prior = Literal["lookup", "lm", "head", "mtp", "block"]  # of acceptance by position, see laws.acceptance
 PRIORS: tuple[Prior, ...] = ("lookup", "lm", "head", "mtp", "block")
 OURS = "foredraft"  # as a tool that trains
-BLOCK_FEATURES = 5  # hidden states that published heads of blocks of five layers read
 BLOCK_CONFIG = "dflash_config"  # keys that only heads of blocks have, nested or beside the others
 
 
@@ -427,15 +426,6 @@ def from_anchor(keys: Mapping[str, Any], kind: Kind) -> bool:
     """Whether a block's first token is predicted by the anchor's own row, by its config's keys (`block_keys`)."""
     usual = kind is DSPARK and "speculators_model_type" not in keys  # whose reader takes an absent key for false
     return bool(keys.get("sample_from_anchor", keys.get("shift_label", usual)))
-
-
-def block_feature_layers(num_layers: int, num: int = BLOCK_FEATURES) -> tuple[int, ...]:
-    """The hidden states that published heads read, spread from the second layer's to the last but three's (Hugging Face's `hidden_states`
-    indices, one more than z-lab's count); of a target too shallow for `num` of them all but the last.
-    """
-    if num_layers < num + 3:
-        return tuple(range(1, num_layers)) or (0,)
-    return tuple(1 + round(1 + i * (num_layers - 4) / (num - 1)) for i in range(num))
 
 
 def shape_of_folder(folder: str | Path) -> Shape:

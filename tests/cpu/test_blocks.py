@@ -31,7 +31,7 @@ from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.decode.verify import verify_chain
 from foredraft.deploy.check import check
 from foredraft.deploy.export import ExportSettings, export
-from foredraft.kinds import block_feature_layers
+from foredraft.feature_layers import block_feature_layers
 from foredraft.models.block_head import BlockHead
 from foredraft.models.decoder import Decoder
 from foredraft.models.dspark import DSparkHead

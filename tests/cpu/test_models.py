@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from foredraft import shapes
+from foredraft.feature_layers import eagle3_feature_layers
 from foredraft.kinds import EAGLE3, LM, of_shape, shape_of_folder
 from foredraft.models import Decoder, load, load_head, new_head, save_head
 from foredraft.models.cache import KVCache
@@ -30,7 +31,7 @@ from foredraft.models.decoder import cut, new_decoder
 from foredraft.models.draft_head import HeadLayout
 from foredraft.models.draft_vocab import GatheredRows, offsets
 from foredraft.models.eagle import EagleHead
-from foredraft.models.eagle3 import Eagle3Head, default_feature_layers
+from foredraft.models.eagle3 import Eagle3Head
 from foredraft.models.forward import causal_mask
 from foredraft.models.rope import frequencies
 from foredraft.models.save import save
@@ -902,7 +903,7 @@ def test_hidden_state_layers_that_are_not_the_default_are_written_as_both_engine
 def test_a_head_of_another_width_brings_its_own_embedding(target, tmp_path):
     shape = msgspec.structs.replace(EAGLE3.shape(target.shape, 1, 23), hidden_size=32)
     d2t = torch.tensor(DRAFTABLE) - torch.arange(23)
-    head = Eagle3Head(shape, model_config(), target, default_feature_layers(6), d2t, own_embedding=True)
+    head = Eagle3Head(shape, model_config(), target, eagle3_feature_layers(6), d2t, own_embedding=True)
     save_head(head, tmp_path)
     back, tokens = load_head(tmp_path, target), some_tokens(1, 5)
     aux_BTF = aux_hidden_states(head, tokens)
@@ -957,9 +958,7 @@ def test_wrong_configs_of_a_head(target, tmp_path, changes, match):
 
 def test_folders_and_requests_that_are_no_head(folder, target, tmp_path_factory):
     refused("not a draft head: architectures names none, and there is no tensor fc.weight", load_head, folder, target)
-    refused(
-        "an EAGLE-3 head reads hidden states 2, L/2 and L−3, but its target has 2 layers", default_feature_layers, 2
-    )
+    refused("an EAGLE-3 head reads hidden states 2, L/2 and L−3, but its target has 2 layers", eagle3_feature_layers, 2)
     refused("kind must be one of 'eagle3', 'eagle', 'dflash', 'dspark', got 'medusa'", new_head, target, "medusa")
     refused("draft_vocab must name at least one token", new_head, target, draft_vocab=())
     refused("d2t must name each token once", new_head, target, draft_vocab=(3, 3))

@@ -101,13 +101,13 @@ def _say_needs(
     shard: bool, json: bool,
 ) -> None:  # fmt: skip
     """What a run needs, told by the first of the processes that a launcher started; torch is not needed."""
-    from foredraft.train.batches import Place
+    from foredraft.train.batches import Process
     from foredraft.train.needs import needs
 
     if threads is not None:
         set_threads(threads)
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    estimate = needs(recipe, Place(rank, world, device.partition(":")[0], shard), target, teacher, data)
+    estimate = needs(recipe, Process(rank, world, device.partition(":")[0], shard), target, teacher, data)
     if rank == 0:
         _print(estimate, json)
 

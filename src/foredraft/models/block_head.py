@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft import kinds
+from foredraft.feature_layers import block_feature_layers
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like, no_options
 from foredraft.models.draft_vocab import all_target_ids, cut_offsets, stored_offsets
@@ -84,7 +85,7 @@ class BlockHead(DraftHead):
     ) -> Self:
         """`block`: tokens drafted in a pass, the kind's own by default. `mask_token`: an id that texts do not hold, the last by default."""
         vocab_size = target.shape.vocab_size
-        feature_layers = feature_layers or kinds.block_feature_layers(target.shape.num_layers)
+        feature_layers = feature_layers or block_feature_layers(target.shape.num_layers)
         mask_token = vocab_size - 1 if mask_token is None else mask_token
         check_block(feature_layers, mask_token, target)
         d2t = cut_offsets(draft_vocab, vocab_size)
@@ -223,7 +224,7 @@ def stated_feature_layers(keys: Mapping[str, Any], target: Target) -> tuple[int,
     """By the layers left (`target_layer_ids`), or in the speculators format by the layers entered; the default where neither is there."""
     if left := keys.get("target_layer_ids"):
         return tuple(layer + 1 for layer in left)
-    return tuple(keys.get("aux_hidden_state_layer_ids") or kinds.block_feature_layers(target.shape.num_layers))
+    return tuple(keys.get("aux_hidden_state_layer_ids") or block_feature_layers(target.shape.num_layers))
 
 
 def refuse_variants(keys: Mapping[str, Any], config: ModelConfig) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft import kinds
+from foredraft.feature_layers import eagle3_feature_layers
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.draft_head import HeadLayout, NamesOnFile, TokenHead, llama_like, no_options
@@ -86,7 +87,7 @@ class Eagle3Head(TokenHead):
     ) -> Self:
         no_options(options)
         d2t = offsets(draft_vocab, target.shape.vocab_size)
-        feature_layers = feature_layers or default_feature_layers(target.shape.num_layers)
+        feature_layers = feature_layers or eagle3_feature_layers(target.shape.num_layers)
         check_features(feature_layers, target)
         shape = kinds.EAGLE3.shape(target.shape, num_layers, len(d2t), hidden_states=len(feature_layers))
         return cls(shape, llama_like(target), target, feature_layers, d2t)
@@ -170,21 +171,12 @@ class Eagle3Head(TokenHead):
         depth = self.target.shape.num_layers
         if self.reads_last_alone:
             return keys | {AUX_CONFIG: {AUX_LAYER_IDS: [], "use_aux_hidden_state": False}}
-        if depth >= 3 and entered == list(default_feature_layers(depth)):
+        if depth >= 3 and entered == list(eagle3_feature_layers(depth)):
             return keys
         if len(entered) != USUAL_FEATURES:
             keys["num_aux_hidden_states"] = len(entered)
         left_layers = {AUX_LAYER_IDS: [i - 1 for i in entered], "use_aux_hidden_state": True}
         return keys | {AUX_LAYER_IDS: entered, AUX_CONFIG: left_layers}
-
-
-def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
-    """The hidden states EAGLE-3 reads: those entering layers 2, L/2 and L−3 (Hugging Face's `hidden_states` indices)."""
-    if num_layers < 3:
-        raise ValueError(
-            f"an EAGLE-3 head reads hidden states 2, L/2 and L−3, but its target has {num_layers} layers; name three"
-        )
-    return 2, num_layers // 2, num_layers - 3
 
 
 def check_features(layers: tuple[int, ...], target: Target) -> None:
@@ -201,7 +193,7 @@ def _feature_layers(config_keys: Mapping[str, Any], target: Target) -> tuple[int
         return (depth,)
     if entered and left_layers and [i + 1 for i in left_layers] != list(entered):
         raise ValueError(f"{AUX_LAYER_IDS} {entered} must be one more than {AUX_CONFIG}'s {left_layers}")
-    layers = entered or kinds.entered_layers(left_layers, depth) or default_feature_layers(depth)
+    layers = entered or kinds.entered_layers(left_layers, depth) or eagle3_feature_layers(depth)
     check_features(tuple(layers), target)
     return tuple(layers)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from foredraft.recipe import Stage
 
 
-class Place(NamedTuple):
+class Process(NamedTuple):
     """A process among `world`, on a kind of `device`. `shard`: weights, gradients and optimiser state are spread instead of copied."""
 
     rank: int = 0
@@ -22,7 +22,7 @@ class Place(NamedTuple):
         return slice(self.rank * each, (self.rank + 1) * each)
 
 
-def micro_batches(stage: Stage, place: Place) -> list[slice]:
+def micro_batches(stage: Stage, place: Process) -> list[slice]:
     """This process's sequences of a step, in pieces of one size where that is possible."""
     share = place.share(stage.batch, "batch")
     count = share.stop - share.start

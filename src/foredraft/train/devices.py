@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from foredraft.data.tokens import Batch
 from foredraft.models.layers import FusionLayer, Layer
-from foredraft.train.batches import Place
+from foredraft.train.batches import Process
 from foredraft.train.objective import Loss, Objective
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process, say one that compiles
@@ -51,8 +51,8 @@ class Devices:
         return SharedLoss(objective, self)
 
     @property
-    def place(self) -> Place:
-        return Place(self.rank, self.world, self.device.type, self.shard)
+    def place(self) -> Process:
+        return Process(self.rank, self.world, self.device.type, self.shard)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place."""

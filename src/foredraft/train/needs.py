@@ -19,8 +19,8 @@ from foredraft.recipe import Prediction, Recipe
 from foredraft.records import Estimate, Record
 from foredraft.shapes import Shape, bytes_per_value
 from foredraft.teacher.group_bytes import GROUP_BYTES
-from foredraft.train.batches import Place, micro_batches
-from foredraft.train.sizes import Sizes, TargetSize, TeacherChoice, check_target, sizes_of, target_size
+from foredraft.train.batches import Process, micro_batches
+from foredraft.train.sizes import TargetSize, TeacherChoice, TrainedSize, check_target, sizes_of, target_size
 
 MOMENTS = 2  # tensors of AdamW's state, as large as its weights
 # Share of the ceiling that training reaches: from small models in eager mode to large or compiled ones (results/train_speed.json).
@@ -55,7 +55,7 @@ class Needs(Record, frozen=True):
 
 
 def needs(
-    recipe: Recipe, place: Place, target: Path | None = None, teacher: TeacherChoice | None = None, data: Sequence[Path] = ()
+    recipe: Recipe, place: Process, target: Path | None = None, teacher: TeacherChoice | None = None, data: Sequence[Path] = ()
 ) -> Needs:  # fmt: skip
     """What `recipe` needs; of `data`, token folders as in `launch`, only sizes and vocabulary are looked at.
 
@@ -139,7 +139,7 @@ def _notes(recipe: Recipe, read_by: Shape, data: Sequence[Path]) -> Iterator[str
             yield f"{where}{passes:,.0f} passes over {folder.data.num_tokens:,} tokens of {path.name}: prepare more of them, or lower tokens"
 
 
-def memory(recipe: Recipe, sizes: Sizes, target: TargetSize | None, place: Place) -> float:
+def memory(recipe: Recipe, sizes: TrainedSize, target: TargetSize | None, place: Process) -> float:
     """Bytes of weights, gradients, moments, the frozen target, activations of one micro-batch and the loss's logits."""
     trained, spread = sizes.shape, place.world if place.shard else 1
     narrow = bytes_per_value(recipe.precision)

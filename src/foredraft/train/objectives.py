@@ -37,7 +37,7 @@ from foredraft.train.heads import HeadObjective
 from foredraft.train.language_model import LanguageModelObjective, Served
 from foredraft.train.loop import Data
 from foredraft.train.objective import Objective
-from foredraft.train.sizes import HEADS, OURS, Sizes, TargetSize, TeacherChoice, check_target, not_ours, sizes_of
+from foredraft.train.sizes import HEADS, OURS, TargetSize, TeacherChoice, TrainedSize, check_target, not_ours, sizes_of
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -79,7 +79,7 @@ def size_of(folder: TargetFolder) -> TargetSize:
 class Trainee(ABC):
     """A recipe's model beside its target. `shape`: what is trained; `sizes`: all that is known of it before a weight is loaded."""
 
-    sizes: Sizes
+    sizes: TrainedSize
 
     def __init__(self, recipe: Recipe, target: TargetFolder | None) -> None:
         self.recipe, self.target = recipe, target

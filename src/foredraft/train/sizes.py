@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foredraft import kinds, shapes
+from foredraft.feature_layers import block_feature_layers
 from foredraft.recipe import DFlash, DSpark, Eagle, Eagle3, LanguageModel, Recipe
 from foredraft.records import with_hint
 from foredraft.shapes import Shape
@@ -46,7 +47,7 @@ class TargetSize(NamedTuple):
     quantised: bool = False
 
 
-class Sizes(NamedTuple):
+class TrainedSize(NamedTuple):
     """`shape`: of what is trained; `draft_vocab`: words that it may draft, None for all; `passes`: forward passes of it for a token of a
     window; `flops_per_token`: training FLOPs of one token of a window, by its length; `settings`: of a head's training.
     """
@@ -80,7 +81,7 @@ def _block_options(model: Any) -> dict[str, Any]:
 
 def _block_parts(model: Any, num_layers: int) -> dict[str, Any]:
     stated = {"block": model.block} | ({"rank": model.rank} if isinstance(model, DSpark) else {})
-    layers = model.feature_layers or kinds.block_feature_layers(num_layers)
+    layers = model.feature_layers or block_feature_layers(num_layers)
     return {"hidden_states": len(layers)} | {name: value for name, value in stated.items() if value is not None}
 
 
@@ -152,7 +153,7 @@ def check_target(recipe: Recipe, target: Path | None, teacher: TeacherChoice) ->
         )
 
 
-def sizes_of(recipe: Recipe, target: TargetSize | None, init: Shape | None = None) -> Sizes:
+def sizes_of(recipe: Recipe, target: TargetSize | None, init: Shape | None = None) -> TrainedSize:
     """Of `recipe` beside `target`. `init`: the shape of the model that a language model begins from, where it is known already."""
     if isinstance(recipe.model, LanguageModel):
         return _model_sizes(recipe, recipe.model, target, init)
@@ -160,7 +161,7 @@ def sizes_of(recipe: Recipe, target: TargetSize | None, init: Shape | None = Non
     return _head_sizes(recipe, target)
 
 
-def _model_sizes(recipe: Recipe, model: LanguageModel, target: TargetSize | None, init: Shape | None) -> Sizes:
+def _model_sizes(recipe: Recipe, model: LanguageModel, target: TargetSize | None, init: Shape | None) -> TrainedSize:
     """Of a decoder of its own, as its config says, or that it begins from, or of about `params` in that one's family and vocabulary."""
     if model.config is not None:
         shape = shapes.from_config(model.config, name=str(model.config.get("_name_or_path") or "trained"))
@@ -178,10 +179,10 @@ def _model_sizes(recipe: Recipe, model: LanguageModel, target: TargetSize | None
         )
     shape = msgspec.structs.replace(shape, draft_vocab_size=words) if words else shape
     taught = target.shape if target and recipe.needs_target else None
-    return Sizes(shape, words, 1, lambda length: model_training_flops(shape, taught, length))
+    return TrainedSize(shape, words, 1, lambda length: model_training_flops(shape, taught, length))
 
 
-def _head_sizes(recipe: Recipe, target: TargetSize) -> Sizes:
+def _head_sizes(recipe: Recipe, target: TargetSize) -> TrainedSize:
     """Of a head on the hidden states of its target."""
     model: Any = recipe.model
     row, vocab_size = HEADS[type(model)], target.shape.vocab_size
@@ -200,4 +201,4 @@ def _head_sizes(recipe: Recipe, target: TargetSize) -> Sizes:
     def flops(length: int) -> float:
         return row.flops(shape, target.shape, settings, length, computed)
 
-    return Sizes(shape, asked, row.passes(model, settings), flops, settings)
+    return TrainedSize(shape, asked, row.passes(model, settings), flops, settings)
