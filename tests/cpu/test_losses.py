@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foredraft.teacher import teacher as teachers
+from foredraft.teacher.group_bytes import GROUP_BYTES
 from foredraft.teacher.teacher import Teacher
 from foredraft.train import lm_head
 from foredraft.train.lm_head import lm_head_loss
@@ -156,7 +156,7 @@ def language_model_loss(states, matrix, labels, counted, loss, teacher=None):
 @pytest.mark.parametrize("loss", [{"ce": 1.0}, {"kl": 1.0}, {"ce": 0.1, "tv": 0.9}])
 @pytest.mark.parametrize("rows_at_once", [1000, 8, 1])
 def test_pieces_give_the_value_and_slopes_of_the_whole(loss, rows_at_once, monkeypatch):
-    monkeypatch.setitem(teachers.GROUP_BYTES, "cpu", 4 * VOCAB * rows_at_once * 2)
+    monkeypatch.setitem(GROUP_BYTES, "cpu", 4 * VOCAB * rows_at_once * 2)
     monkeypatch.setitem(lm_head.CHUNK_BYTES, "cpu", 4 * VOCAB * rows_at_once)
     states, matrix, labels, counted, teacher, expected, slopes = case(loss)
     total, terms = language_model_loss(states, matrix, labels, counted, loss, teacher)
@@ -203,7 +203,7 @@ def test_no_more_logits_live_than_the_room_allows(monkeypatch):
     monkeypatch.setattr(lm_head, "chunk_terms", recorded)
     states, matrix, labels, counted, *_ = case({"ce": 1.0})
     for room, largest in ((4 * VOCAB * 5, 5), (4 * VOCAB * 1000, 37)):
-        monkeypatch.setitem(teachers.GROUP_BYTES, "cpu", room)
+        monkeypatch.setitem(GROUP_BYTES, "cpu", room)
         monkeypatch.setitem(lm_head.CHUNK_BYTES, "cpu", room)
         widths.clear()
         language_model_loss(states, matrix, labels, counted, {"ce": 1.0})

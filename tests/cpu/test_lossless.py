@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from foredraft import kinds
-from foredraft.decode import drafters, verify
 from foredraft.decode import engine as engines
+from foredraft.decode import proposals, verify
 from foredraft.decode.batch import Request
-from foredraft.decode.drafters import drafter_for, machine_name, rule_for
+from foredraft.decode.drafters import DRAFTERS, drafter_for, machine_name, rule_for
 from foredraft.decode.engine import Engine
+from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.decode.proposals import Budget, Proposal
 from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.models.decoder import Decoder, cut
@@ -299,7 +300,8 @@ STEEP = 100.0  # so that a confidence means yes or no
 
 def write_lengths(engine: Engine, draft: str, sampling: Sampling) -> None:
     """What the rule goes by: a longer chain pays where the draft is surer than it usually is."""
-    engine.lengths = told = Told()
+    told: Any = Told()
+    engine.lengths = told
     engine.generate([Request(PROMPT, 2, msgspec.structs.replace(sampling, seed=seed)) for seed in range(9)])
     confidence = Confidence(
         temperature=1.0, here=(-STEEP * told.threshold(), STEEP, 0.0, 0.0), ahead=(9.0, 0.0, 0.0, 0.0), num=1, survival=(0.5,), shared_sd=0.0,
@@ -341,7 +343,7 @@ def test_the_law_of_answers_is_the_targets(case: Case, listener: Listener, tmp_p
 
 
 def test_kinds_that_are_not_enumerated_are_not_run():
-    assert {kind.role for kind in RUN} == set(drafters.DRAFTERS)
+    assert {kind.role for kind in RUN} == set(DRAFTERS)
     assert {kind.checkpoint for kind in RUN if kind.role == "head"} == set(HEADS)
     others = [kind for kind in kinds.KINDS if kind not in RUN and kind is not kinds.NONE]
     assert {kind.role for kind in others} == {"head"}
@@ -366,7 +368,7 @@ def first_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dropped_when_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths that hang on the token whose place they decide on: an improbable one is not verified."""
-    shortened = engines.shortened
+    shortened = proposals.shortened
 
     def looked_at(proposal: Proposal, lengths: list[int]) -> Proposal:
         assert proposal.q is not None
@@ -378,9 +380,7 @@ def dropped_when_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stated_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """A q that is not what tokens were drawn from."""
-    monkeypatch.setattr(
-        drafters.ModelDrafter, "_kept", lambda self, probs: (probs + 1) / (probs + 1).sum(-1, keepdim=True)
-    )
+    monkeypatch.setattr(ModelDrafter, "_kept", lambda self, probs: (probs + 1) / (probs + 1).sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize(

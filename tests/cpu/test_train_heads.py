@@ -26,10 +26,10 @@ from foredraft.models.layers import ModelConfig
 from foredraft.shapes import from_config
 from foredraft.shapes.rope import rope_from_config
 from foredraft.teacher import chains
-from foredraft.teacher import teacher as teachers
 from foredraft.teacher.acceptance import TeacherForcedAcceptance, acceptance
 from foredraft.teacher.cache import TargetCache
 from foredraft.teacher.chains import joint
+from foredraft.teacher.group_bytes import GROUP_BYTES
 from foredraft.teacher.hidden_states import OnlineHiddenStates, document_places
 from foredraft.teacher.teacher import Teacher
 from foredraft.teacher.teacher_forced import tallies
@@ -270,7 +270,7 @@ def test_losses_do_not_depend_on_groups_and_follow_their_names(loss: dict[str, f
     expected = sum(weights @ (share * terms[name] * live).sum(1) for name, share in loss.items())
     expected_gradients = torch.autograd.grad(torch.as_tensor(expected), [states, matrix], retain_graph=True)
     for room in (300, 2**25):
-        monkeypatch.setitem(teachers.GROUP_BYTES, "cpu", room)
+        monkeypatch.setitem(GROUP_BYTES, "cpu", room)
         result = lm_head_loss(states, matrix, counted, loss, teacher=teacher, weights_S=weights, monitor="agree")
         torch.testing.assert_close(result.total, expected)
         for gradient, other in zip(

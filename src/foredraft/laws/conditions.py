@@ -194,8 +194,9 @@ class Levels:
     def _each(self, asked: Sequence[AcceptanceCell]) -> tuple[Array, Array]:
         """Mean [Q] and variance [Q] of `asked`, the covariance between them left out."""
         spreads = self.spreads
-        prior = sum(
-            (spreads.sds[name] * _slopes(effect, asked, spreads.size_power)) ** 2 for name, effect in EFFECTS.items()
+        prior = np.sum(
+            [(spreads.sds[name] * _slopes(effect, asked, spreads.size_power)) ** 2 for name, effect in EFFECTS.items()],
+            0,
         )
         if not self.cells:
             return np.zeros(len(asked)), prior

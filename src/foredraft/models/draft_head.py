@@ -122,9 +122,8 @@ class DraftHead(nn.Module, ABC):
         if self.lm_head is not None:
             return self.lm_head.weight
         table = self.target.head_weight_VC
-        if self.d2t is None or self.maps_nothing:
-            return table
-        return self._gathered(table, all_target_ids(self.d2t))
+        ids = None if self.maps_nothing else all_target_ids(self.d2t)
+        return table if ids is None else self._gathered(table, ids)
 
     def with_weights(self, state: Mapping[str, Tensor], shape: Shape | None = None) -> Self:
         """A head like this one (in `shape`, where it changes) that holds `state`, not copied."""

@@ -4,7 +4,7 @@ Promises: what cannot be read is a ValueError of one line, whatever its cause. R
 """
 
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -19,7 +19,11 @@ class TooDeepError(ValueError):
         super().__init__(f"nested more than {JSON_DEPTH} deep")
 
 
-def parse(data: bytes | str, kind: type[T] = Any) -> T:
+@overload
+def parse(data: bytes | str) -> Any: ...
+@overload
+def parse(data: bytes | str, kind: type[T]) -> T: ...
+def parse(data: bytes | str, kind: Any = Any) -> Any:
     """Strict JSON as `kind`. Raises ValueError, half a character (a lone surrogate) among its causes."""
     try:
         value = msgspec.json.decode(data, type=kind)

@@ -26,7 +26,8 @@ def out_of_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` where compiled code may call it, never a part of it: what it sees changes with every call. Nothing is compiled where
     the compiler, which takes a second to import, was not imported.
     """
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    disabled: Any = torch.compiler.disable
+    return disabled(function) if "torch._dynamo" in sys.modules else function
 
 
 def attend(layer: int, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
