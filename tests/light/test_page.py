@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import msgspec
@@ -21,13 +22,16 @@ from typer.testing import CliRunner
 from browser import opened
 from foredraft import records
 from foredraft.cli.main import app as command_line
+from foredraft.machines import machine
 from foredraft.page import inputs as of_page
 from foredraft.page import planner as planner_room
 from foredraft.page.copies import copies
 from foredraft.page.html import answer_html, plan_page
 from foredraft.page.nearest import link, nearest
 from foredraft.page.planner import SKETCH_DRAWS, Dropped, others
+from foredraft.plan.candidates import Basis, candidates
 from foredraft.records import Plan
+from foredraft.shapes import shape
 
 CASE = {"target": "Qwen3-4B", "load": "1:3,8:1", "max_lookahead": "5", "temperature": "0.7"}
 
@@ -359,3 +363,19 @@ def test_the_missing_extra_is_one_line_with_the_command(monkeypatch):
     done = CliRunner().invoke(command_line, ["page"])
     assert isinstance(done.exception, ImportError)
     assert str(done.exception) == "foredraft page needs starlette: pip install 'foredraft[page]'"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_first_look_at_what_is_new_weighs_a_few_of_each_kind(engine):
+    """Drafts of the full search alone, all its kinds among them, and less than half as many."""
+    fine = Basis(shape("Llama-3.1-8B"), machine("H100"), (), 0.0, None, engine, (512, 256))
+    everybody, few = (
+        {_told(each.choice) for each in candidates(basis)[0]} for basis in (fine, replace(fine, coarse=True))
+    )
+    assert few < everybody
+    assert len(few) < len(everybody) / 2
+    assert {told[:2] for told in few} == {told[:2] for told in everybody}
+
+
+def _told(choice):
+    return choice.kind, choice.method, choice.name, choice.params, choice.draft_tokens
