@@ -194,8 +194,8 @@ def greedy() -> list[list[int]]:
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_greedy_is_token_for_token_that_of_the_target(name: str, batch: int, greedy: list[list[int]]) -> None:
-    engine = engine_with(name, 4, 128, batch)
-    assert [sequence.answer for sequence in engine.generate(requests())] == greedy
+    engine, num = engine_with(name, 4, 128, batch), 3 if batch == 1 else len(PROMPTS)
+    assert [sequence.answer for sequence in engine.generate(requests()[:num])] == greedy[:num]
 
 
 @pytest.mark.parametrize("name", ["none", "near", "eagle3", "eagle", "scylla-tree"])
@@ -321,9 +321,11 @@ def test_a_sampled_batch_equals_its_requests_alone(name: str) -> None:
         assert alone.answer == sequence.answer
 
 
-@pytest.mark.parametrize("name", ["near", "tree", "other", "eagle3-tree", "lm-static-tree"])
+@pytest.mark.parametrize("name", ["near", "tree"])
 def test_sampled_tokens_follow_the_targets_distribution(name: str) -> None:
-    """Pairs of tokens after one prompt, 3,000 seeds, against the exact distribution of pairs; false-alarm rate 1e-4 a case (fixed seeds)."""
+    """Pairs of tokens after one prompt, 3,000 seeds, against the exact distribution of pairs; false-alarm rate 1e-4 a case (fixed seeds).
+    `test_lossless` enumerates every kind of draft, whatever is drawn; this is of what is drawn.
+    """
     from scipy.stats import chisquare
 
     prompt, num = (1, 2, 3), 3000

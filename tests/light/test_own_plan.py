@@ -82,7 +82,7 @@ def log_speed(shape: Shape, tokens: float, depths: dict[int, int] | None = None)
 # The best draft.
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kinds", [MODELS, HEADS, (*MODELS, *HEADS)])
 def test_the_planned_draft_as_planned_is_within_3_percent_of_the_best(seed, kinds):
     """Against the best of the study at the best lookaheads of each; the planner sees noise of 1.5 % in speed and 0.03 in logits."""
@@ -113,9 +113,9 @@ def test_another_truth_another_draft():
 
 
 def test_intervals_cover():
-    """Of τ, speed and speedup of six plans at three loads, 54 in all, at least 80 % (nominal 90)."""
+    """Of τ, speed and speedup of four plans at three loads, 36 in all, at least 80 % (nominal 90)."""
     hits = []
-    for seed in range(6):
+    for seed in range(4):
         best_plan = study_plan(seed, MODELS)
         shape, tokens = drafted(best_plan)
         accept = TRUTH.accept(shape, tokens)
@@ -568,7 +568,7 @@ def read(target: str, perplexity: float) -> list[Observation]:
 
 
 def test_hindsight_finds_the_theorys_best_size_where_its_laws_hold():
-    study_rows = [*rows(), *read("runs/tales", 20.0), *read("runs/other", 45.0)]
+    study_rows = [*of(MODELS), *read("runs/tales", 20.0), *read("runs/other", 45.0)]
     judgement = judge(TARGET, MACHINE, study_rows)
     assert [text.split(" (")[0] for text in judgement.lacking] == ["own rows left out: 30 of runs/other"]
     theory = [choice for choice in judgement.choices if choice.by == "SDSL"]
@@ -580,7 +580,7 @@ def test_hindsight_finds_the_theorys_best_size_where_its_laws_hold():
     assert [choice.load for choice in theory] == sorted(LOADS)
     assert all(choice.optimum == pytest.approx(truth.draft_params, rel=0.02) for choice in theory)
     assert all(choice.tokens == max(LM_BUDGETS) and choice.regret >= 0 for choice in theory)
-    without = judge(TARGET, MACHINE, [*rows(), *read("runs/tales", 20.0)])
+    without = judge(TARGET, MACHINE, [*of(MODELS), *read("runs/tales", 20.0)])
     assert {choice.by for choice in without.choices} == {"cost law"}
     assert "accept_plane needs 2 distinct target_perplexity" in without.lacking[0]
 
@@ -602,7 +602,7 @@ def test_the_largest_and_longest_are_predicted_from_the_others():
         msgspec.structs.replace(row, tokens_per_step=1.0, survival=(1e-9,) * (row.lookahead or 1))
         if row.draft_tokens == max(LM_BUDGETS) and row.method == "draft_model" and (row.topk or 1) == 1
         else row
-        for row in rows()
+        for row in of(MODELS)
     ]
     fallen = [draft for draft in judge(TARGET, MACHINE, flat).drafts if draft.measured == 1.0]
     assert fallen
@@ -616,7 +616,7 @@ def test_hindsight_sees_a_world_that_does_not():
         msgspec.structs.replace(row, output_tok_s=row.output_tok_s / 1.5, speedup=row.speedup / 1.5)
         if (row.lookahead or 0) > 2 and row.output_tok_s and row.speedup
         else row
-        for row in rows()
+        for row in of(MODELS)
     ]
     assert (judge(TARGET, MACHINE, slow).error or 0) > 0.3
     best = hindsight().choices[0]
@@ -624,7 +624,7 @@ def test_hindsight_sees_a_world_that_does_not():
         msgspec.structs.replace(row, output_tok_s=row.output_tok_s * (0.5 if row.draft_tokens == best.tokens else 2.0))
         if row.draft_params == best.params and row.output_tok_s
         else row
-        for row in rows()
+        for row in of(MODELS)
     ]
     assert judge(TARGET, MACHINE, spoiled).choices[0].regret > 0.03
 
