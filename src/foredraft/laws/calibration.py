@@ -81,52 +81,60 @@ def calibrate_served(
     number = {run: i for i, run in enumerate(dict.fromkeys(runs or ()))}
     run_of = np.array([number[run] for run in runs] if runs else [0] * len(rows))
 
-    def misfit(log_multipliers: Array) -> Array:
-        multipliers = dict(zip(MULTIPLIERS, np.exp(log_multipliers), strict=True))
-        off = _levelled(np.log(_predicted(places, table, multipliers) / table[:, 3]), run_of, noise)
-        return np.concatenate(
-            [off / noise, _shares_off(places, table, multipliers) / SHARE_NOISE, log_multipliers / prior]
-        )
+    def misfits(log_multipliers_MS: Array) -> Array:
+        multipliers = dict(zip(MULTIPLIERS, np.exp(log_multipliers_MS), strict=True))
+        off_RS = _levelled(np.log(_predicted(places, table, multipliers) / table[:, 3:4]), run_of, noise)
+        shares_off = _shares_off(places, table, multipliers)
+        return np.concatenate([off_RS / noise, shares_off / SHARE_NOISE, log_multipliers_MS / prior[:, None]])
+
+    def slopes(x_M: Array) -> Array:
+        """Forward differences, all in one pass over the servers: each has few rows, so that the passes are what takes time."""
+        steps = np.sqrt(np.finfo(float).eps) * np.where(x_M < 0, -1, 1) * np.maximum(1, np.abs(x_M))
+        moved = misfits(x_M[:, None] + np.column_stack((np.zeros_like(x_M), np.diag(steps))))
+        return (moved[:, 1:] - moved[:, :1]) / ((x_M + steps) - x_M)
 
     solution = scipy.optimize.least_squares(
-        misfit, np.zeros(len(MULTIPLIERS)), loss="soft_l1", x_scale=prior, max_nfev=MOST_STEPS
-    )
+        lambda x_M: misfits(x_M[:, None])[:, 0], np.zeros(len(MULTIPLIERS)), slopes, loss="soft_l1", x_scale=prior,
+        max_nfev=MOST_STEPS,
+    )  # fmt: skip
     covariance = np.linalg.inv(solution.jac.T @ solution.jac)
     multipliers = dict(zip(MULTIPLIERS, np.exp(solution.x).tolist(), strict=True))
     return Calibration(multipliers, covariance, float(solution.cost))
 
 
 def _shares_off(
-    places: Sequence[tuple[ServerCost, NDArray[np.intp]]], table: Array, multipliers: Mapping[str, float]
+    places: Sequence[tuple[ServerCost, NDArray[np.intp]]], table: Array, multipliers: Mapping[str, Array]
 ) -> Array:
-    """How far the modelled shares of prompts and of drafting lie off those measured, where they were; a slow minute moves neither."""
-    parts = []
+    """How far the modelled shares of prompts and of drafting lie off those measured, where they were, by draw of the multipliers;
+    a slow minute moves neither.
+    """
+    parts = [np.zeros((0, len(next(iter(multipliers.values())))))]
     for server, here in places:
         clocked = here[np.isfinite(table[here, 6])]
         if len(clocked):
-            concurrency, depth, tau, _, width, nodes, *measured = table[clocked].T
+            concurrency, depth, tau, _, width, nodes, *measured = table[clocked].T[..., None]
             nodes = np.where(np.isnan(nodes), depth, nodes)
             shares = adjusted(server, multipliers).shares(concurrency, depth, tau, width=width, nodes=nodes)
             parts += [modelled - share for modelled, share in zip(shares, measured, strict=True)]
-    return np.concatenate([np.zeros(0), *parts])
+    return np.concatenate(parts)
 
 
-def _levelled(off: Array, run_of: NDArray[np.intp], noise: float) -> Array:
+def _levelled(off_RS: Array, run_of: NDArray[np.intp], noise: float) -> Array:
     """Log errors with each run's distance from the mean run divided by its sd, noise and swing together, over that of noise alone."""
-    sizes = np.bincount(run_of)
-    means = np.bincount(run_of, off) / sizes
+    sizes = np.bincount(run_of)[:, None]
+    means = np.column_stack([np.bincount(run_of, off) for off in off_RS.T]) / sizes
     share = 1 / np.sqrt(1 + sizes * (SWING / noise) ** 2)
-    return off - ((1 - share) * (means - means.mean()))[run_of]
+    return off_RS - ((1 - share) * (means - means.mean(axis=0)))[run_of]
 
 
 def predict_rows(plain: ServerCost, speculative: ServerCost, table: Array, multipliers: Mapping[str, float]) -> Array:
     """Output tokens/s of each row (concurrency, depth, τ, …) under calibrated servers."""
-    return _predicted(_places([speculative if depth > 0 else plain for depth in table[:, 1]]), table, multipliers)
+    return _predicted_once(_places([speculative if depth > 0 else plain for depth in table[:, 1]]), table, multipliers)
 
 
 def predict_served(served: Sequence[ServerCost], rows: Sequence[CostRow], multipliers: Mapping[str, float]) -> Array:
     """Output tokens/s of each row on the server at its place in `served`, calibrated."""
-    return _predicted(_places(served), np.array(rows, dtype=float), multipliers)
+    return _predicted_once(_places(served), np.array(rows, dtype=float), multipliers)
 
 
 def _places(served: Sequence[ServerCost]) -> list[tuple[ServerCost, NDArray[np.intp]]]:
@@ -136,14 +144,23 @@ def _places(served: Sequence[ServerCost]) -> list[tuple[ServerCost, NDArray[np.i
     return [(server, np.flatnonzero(ids == name)) for name, server in servers.items()]
 
 
-def _predicted(
+def _predicted_once(
     places: Sequence[tuple[ServerCost, NDArray[np.intp]]], table: Array, multipliers: Mapping[str, float]
 ) -> Array:
-    """Output tokens/s; a table's columns are CostRow's, of which those from the throughput on may be missing."""
-    speeds = np.empty(len(table))
+    """Output tokens/s of each row."""
+    return _predicted(places, table, {name: np.array([value]) for name, value in multipliers.items()})[:, 0]
+
+
+def _predicted(
+    places: Sequence[tuple[ServerCost, NDArray[np.intp]]], table: Array, multipliers: Mapping[str, Array]
+) -> Array:
+    """Output tokens/s [R, S] under each of S draws of the multipliers; a table's columns are CostRow's, of which those from the
+    throughput on may be missing.
+    """
+    speeds = np.empty((len(table), len(next(iter(multipliers.values())))))
     for server, here in places:
-        concurrency, depth, tau = table[here, :3].T
-        width, nodes = table[here, 4:6].T if table.shape[1] > 4 else (1.0, np.nan)
+        concurrency, depth, tau = table[here, :3].T[..., None]
+        width, nodes = table[here, 4:6].T[..., None] if table.shape[1] > 4 else (1.0, np.nan)
         nodes = np.where(np.isnan(nodes), depth, nodes)
         tau = np.where(depth > 0, tau, 1.0)
         load = adjusted(server, multipliers).load(concurrency, depth, tau, width=width, nodes=nodes)

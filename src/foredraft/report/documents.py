@@ -236,7 +236,9 @@ def _run(path: Path) -> RunLog:
     lines = [line for line in records.read_bytes(path).splitlines(keepends=True) if line.strip()]
     complete = lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
     rows = [_figures(line, f"{path}:{i}") for i, line in enumerate(complete, 1)]
-    return RunLog(_run_name(path), records.read(RunRecipe, recipe) if os.path.lexists(recipe) else {}, rows, path.parent)
+    return RunLog(
+        _run_name(path), records.read(RunRecipe, recipe) if os.path.lexists(recipe) else {}, rows, path.parent
+    )
 
 
 def _figures(line: bytes, where: str) -> Mapping[str, Any]:
