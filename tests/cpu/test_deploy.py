@@ -523,7 +523,7 @@ def plan_for(kind: str, target: Path) -> Plan:
     steps = tuple(
         ScheduleStep(
             concurrency=c, running=c, lookahead=k, topk=1, tree_nodes=k, tokens_per_step=estimate(2.0),
-            speedup=estimate(1.5), output_tok_s=estimate(100.0),
+            speedup=estimate(1.5 if k else 0.9), output_tok_s=estimate(100.0),
             tpot_s=estimate(1.0), ttft_s=estimate(1.0),
         ) for c, k in ((1, 6), (8, 3), (32, 0))
     )  # fmt: skip
@@ -558,7 +558,13 @@ def test_each_engine_gets_what_the_plan_holds_for_it(drafts: dict[str, Path], ch
     steps = {"num-steps": 5, "eagle-topk": 1, "num-draft-tokens": 6}
     assert flags == {"--speculative-algorithm": "EAGLE3"} | {f"--speculative-{name}": n for name, n in steps.items()}
     assert "SGLang has one setting for all loads: 5 draft tokens." in (tmp_path / "sglang" / "README.md").read_text()
-    assert "| 8 | 3 | 1.50 (1.40 to 1.60) |" in (tmp_path / "vllm" / "README.md").read_text()
+    cards = {form: (tmp_path / form / "README.md").read_text() for form in ("vllm", "sglang")}
+    assert "| 8 | 3 | 1.50 (1.40 to 1.60) |" in cards["vllm"]
+    off = "Above about 20 clients a server without a draft is faster: 1.11"
+    assert f"{off} [1.00, 1.25] × at 32; the schedule drafts nothing there (k = 0)." in cards["vllm"]
+    assert f"{off} [1.00, 1.25] × at 32; serve such loads without one." in cards["sglang"]
+    assert "running" in (alerts := (tmp_path / "vllm" / "alerts.yaml").read_text())
+    assert "> 20" in alerts
     assert "# Lengths that follow the draft's confidence" in (tmp_path / "vllm" / SERVE).read_text()
     without = msgspec.structs.replace(plan, settings={"vllm": plan.settings["vllm"]})
     with pytest.raises(ValueError, match="at no load on SGLang"):

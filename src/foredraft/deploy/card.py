@@ -124,7 +124,7 @@ def _serving(draft: TrainedDraft, record: Deployed, plan: Plan | None, settings:
         lines.append(
             f"| {step.concurrency} | {step.lookahead} | {gain.value:.2f} ({gain.low:.2f} to {gain.high:.2f}) |"
         )
-    without = without_draft(plan)
+    without = without_draft(plan, always=engine.one_mode)
     about = [f"{without[0].upper()}{without[1:]}.", ""] if without else []
     return "\n".join([*lines, "", *about, engine.serving_note(draft.kind, settings, plan), ""])
 

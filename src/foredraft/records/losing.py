@@ -34,9 +34,9 @@ def last_gaining(loads: Sequence[tuple[float, ScheduleStep]]) -> float | None:
     return load * (beyond / load) ** (gain / (gain - loss))
 
 
-def without_draft(plan: Plan) -> str:
+def without_draft(plan: Plan, always: bool = False) -> str:
     """Where a server without a draft is faster than the planned one, by how much, and what the schedule does there; "" where it is nowhere,
-    or where no draft is planned.
+    or where no draft is planned. `always`: of a server that drafts at every load, whatever the schedule.
     """
     loads = losing(plan)
     if not loads or plan.draft is None:
@@ -48,6 +48,6 @@ def without_draft(plan: Plan) -> str:
     most = loads[-1]
     gain, faster = most.speedup, "faster" if most.speedup.value < EVEN else "as fast"
     times = f"{1 / gain.value:.2f} [{1 / gain.high:.2f}, {1 / gain.low:.2f}] × at {most.concurrency:,}"
-    drafts = any(step.lookahead for step in loads)
+    drafts = always or any(step.lookahead for step in loads)
     what = "serve such loads without one" if drafts else "the schedule drafts nothing there (k = 0)"
     return f"{where} a server without a draft is {faster}: {times}; {what}"
