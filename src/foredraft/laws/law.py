@@ -9,6 +9,7 @@ Shapes: R rows, J terms, P parameters, M parameter vectors.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,19 +79,19 @@ class Law:
     leads_down: bool = False
     limits: tuple[float, float] = (-np.inf, np.inf)
 
-    @property
+    @cached_property
     def coefficients(self) -> tuple[str, ...]:
         return tuple(term.coefficient for term in self.terms)
 
-    @property
+    @cached_property
     def shapes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(term.shape for term in self.terms if term.shape))
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         return self.coefficients + self.shapes
 
-    @property
+    @cached_property
     def shape_index(self) -> Array:
         """One-hot map J × Q from a term to its shape parameter; a row of zeros for a term without one."""
         return np.array([[float(term.shape == shape) for shape in self.shapes] for term in self.terms])
