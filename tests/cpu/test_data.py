@@ -241,8 +241,6 @@ def test_another_tokenizer_or_vocabulary_is_refused(tmp_path: Path, bpe: Path, c
         ValueError, match=r"made with the tokenizer [0-9a-f]{12} \(300 ids\), the target's is [0-9a-f]{12} \(303 ids\)"
     ):
         check(folder, 400, chatml)
-    with pytest.raises(ValueError, match=r"tokenizer.json: no such file"):
-        check(folder, 300, tmp_path)
     respelt = tmp_path / "respelt"
     respelt.mkdir()
     same = json.loads((bpe / "tokenizer.json").read_text())

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -238,10 +239,7 @@ def test_a_fingerprint_is_of_every_value(base: Path) -> None:
 def test_another_tokenizer_is_told_in_every_verb(cli: Cli, base: Path, tmp_path: Path) -> None:
     target, draft, prompts = base / "target", tmp_path / "draft", base / "prompts.jsonl"
     shutil.copytree(base / "head", draft)
-    document = json.loads((target / "tokenizer.json").read_bytes())
-    words = document["model"]["vocab"]
-    document["model"]["vocab"] = dict(zip(words, reversed(words.values()), strict=True))
-    (draft / "tokenizer.json").write_text(json.dumps(document))
+    shutil.copyfile(other_target(base, tmp_path / "other") / "tokenizer.json", draft / "tokenizer.json")
     for verb in (
         ("generate", target, "hi", "--draft", draft), ("bench", target, "--draft", f"{draft}@3", "--file", prompts),
         ("measure", target, "--draft", f"{draft}@3", "--prompts", prompts, "--out", tmp_path / "out"),
@@ -251,6 +249,61 @@ def test_another_tokenizer_is_told_in_every_verb(cli: Cli, base: Path, tmp_path:
         done = cli(*verb)
         assert done.returncode == 2, verb
         assert "its tokenizer is not the target's" in done.stderr, (verb, done.stderr)
+    done = cli("deploy", "check", draft, "--target", target)
+    assert (done.returncode, "error tokenizer" in done.stdout) == (1, True), done.stdout
+
+
+def other_target(base: Path, out: Path) -> Path:
+    """The same model with a tokenizer of the same size whose ids mean other words."""
+    shutil.copytree(base / "target", out)
+    document = json.loads((out / "tokenizer.json").read_bytes())
+    words = document["model"]["vocab"]
+    document["model"]["vocab"] = dict(zip(words, reversed(words.values()), strict=True))
+    (out / "tokenizer.json").write_text(json.dumps(document))
+    return out
+
+
+def test_another_tokenizer_is_told_in_training(
+    cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of data, of the draft to go on from, and of the trained head, which keeps the tokenizer that its ids are of."""
+    monkeypatch.setattr("foredraft.train.launch.matmul_rate", lambda *_: 1e9)
+    other, out, stage = (
+        other_target(base, tmp_path / "other"),
+        tmp_path / "run",
+        {"tokens": 256, "length": 32, "batch": 4},
+    )
+    recipes = {
+        "head": {"kind": "eagle3", "unroll": 1},
+        "again": {"kind": "eagle3", "init": str(out / "final")},
+        "lm": {"kind": "lm", "init": str(base / "target")},
+    }
+    for name, model in recipes.items():
+        losses = {"ce": 1.0} if name == "lm" else {"soft_ce": 1.0}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"model": model, "stages": [stage], "loss": losses}))
+
+    def train(name: str, target: Path | None, *more: object) -> Any:
+        of = () if target is None else ("--target", target)
+        return cli("train", tmp_path / f"{name}.json", *of, "--data", base / "tokens", *more)
+
+    for more in (("--dry-run",), ("--out", tmp_path / "none")):
+        done = train("head", other, *more)
+        assert done.returncode == 2
+        assert re.search(r"tokens: made with the tokenizer .*: \d+ of 300 ids are other words", done.stderr), (
+            done.stderr
+        )
+        assert f"foredraft data prepare FILES --tokenizer {other}" in done.stderr
+    assert train("head", base / "target", "--out", out).returncode == 0
+    assert (out / "final/tokenizer.json").read_bytes() == (base / "target/tokenizer.json").read_bytes()
+    for name in ("again", "lm"):
+        done = train(name, other, "--dry-run")
+        assert "its tokenizer is not the target's: " in done.stderr, done.stderr
+    done = cli("generate", other, "once", "--draft", out / "final")
+    assert (done.returncode, "its tokenizer is not the target's" in done.stderr) == (2, True)
+    (tmp_path / "lm.json").write_text((tmp_path / "lm.json").read_text().replace(str(base / "target"), str(other)))
+    done = train("lm", None, "--out", tmp_path / "none")
+    assert "are other words" in done.stderr, done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_dry_run_sees_its_data(cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

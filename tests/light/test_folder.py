@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_bytes import LLAMA, write_gguf
 
 from foredraft.runs import name_of, run_name
 from foredraft.shapes import check_folder, check_same_tokenizer, folder_name
@@ -138,3 +139,12 @@ def test_another_tokenizer_of_the_same_size_is_told(tmp_path):
         check_same_tokenizer(tmp_path / "target", tmp_path / same)
     with pytest.raises(ValueError, match="other: its tokenizer is not the target's: 200 of 201 ids are other words"):
         check_same_tokenizer(tmp_path / "target", tmp_path / "other")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.json").write_text(json.dumps({f"w{i}": i for i in range(200)}))
+    check_same_tokenizer(tmp_path / "target", tmp_path / "words")
+    gguf = write_gguf(tmp_path / "model.gguf", LLAMA | {"tokenizer.ggml.tokens": [f"w{i}" for i in range(200)]})
+    check_same_tokenizer(gguf, tmp_path / "target")
+    for draft in ("other", "target"):
+        gguf = write_gguf(tmp_path / "model.gguf", LLAMA | {"tokenizer.ggml.tokens": [f"v{i}" for i in range(200)]})
+        with pytest.raises(ValueError, match="200 of 200 ids are other words"):
+            check_same_tokenizer(gguf, tmp_path / draft)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from foredraft.records import Record, is_file, read, read_json, require, with_hint
+from foredraft.shapes.folder import other_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,29 +181,36 @@ def shuffled(size: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng([seed % 2**64, epoch]).permutation(size)
 
 
-def check(folder: TokenFolder, vocab_size: int, tokenizer_path: str | Path | None = None) -> None:
+def check(folder: TokenFolder, vocab_size: int, target: str | Path | None = None) -> None:
     """Raise ValueError unless the folder's ids mean to a model of `vocab_size` ids what they meant when written.
 
-    A model may have more ids than its tokenizer (padding rows), never fewer. `tokenizer_path` is the target's folder
-    or its tokenizer.json: other bytes are accepted only where everything that makes ids of text is equal.
+    A model may have more ids than its tokenizer (padding rows), never fewer. `target`: its folder or GGUF file. Another tokenizer.json
+    is accepted only where everything that makes ids of text is equal; of a target that has none its words are compared.
     """
     if folder.data.vocab_size > vocab_size:
         raise ValueError(
             f"{folder.path}: tokens of a vocabulary of {folder.data.vocab_size}, but the target's vocab_size is {vocab_size}; "
             "prepare the data with the target's tokenizer"
         )
-    if tokenizer_path is None:
+    if target is None:
         return
-    other = Path(tokenizer_path)
-    other = other / TOKENIZER if other.is_dir() else other
-    if not is_file(other):
-        raise ValueError(f"{other}: no such file; save the target's tokenizer there as {TOKENIZER}")
+    hint = f"foredraft data prepare FILES --tokenizer {target} --out DIR"
+    other = Path(target) / TOKENIZER
+    if not other.is_file():
+        if words := other_words(target, folder.path):
+            raise with_hint(
+                ValueError(f"{folder.path}: made with another tokenizer than {target}'s: {words} are other words"), hint
+            )
+        return
     theirs = hashlib.sha256(other.read_bytes()).hexdigest()
     if theirs != folder.data.tokenizer_sha256 and not _same_ids(folder.path / TOKENIZER, other):
-        raise ValueError(
+        words = other_words(target, folder.path)
+        error = ValueError(
             f"{folder.path}: made with the tokenizer {folder.data.tokenizer_sha256[:12]} ({folder.data.vocab_size} ids), "
-            f"the target's is {theirs[:12]} ({len(_vocabulary(other))} ids); prepare the data with the target's tokenizer"
+            f"the target's is {theirs[:12]} ({len(_vocabulary(other))} ids){f': {words} are other words' if words else ''}; "
+            "prepare the data with the target's tokenizer"
         )
+        raise with_hint(error, hint)
 
 
 def _same_ids(first: Path, second: Path) -> bool:

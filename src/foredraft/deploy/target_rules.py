@@ -21,6 +21,7 @@ from foredraft.shapes import from_config, read_config, unfolded
 from foredraft.shapes.blocks import MOST_LAYERS
 from foredraft.shapes.config import text_part
 from foredraft.shapes.families import FAMILIES, ModelFamily
+from foredraft.shapes.folder import other_words
 from foredraft.shapes.rope import Rope, rope_from_config
 from foredraft.shapes.tensors import FLOATS, TensorFolder, table_name
 
@@ -130,6 +131,7 @@ def _tokenizer(folder: DraftFolder, target: Path) -> Iterator[Finding]:
         yield Finding(
             code="tokenizer", where="tokenizer.json", effect=f"differs from the target's in {differ} words: their ids mean other texts",
             remedy="use a draft trained on the target's tokenizer, and copy the target's files",
+            level="error" if other_words(target, folder.path) else "warning",
         )  # fmt: skip
     elif folder.kind.role == "lm" and not present:
         yield Finding(

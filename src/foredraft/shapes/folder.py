@@ -11,7 +11,7 @@ from foredraft.shapes.absent import download, is_hub_id, missing_weights, no_con
 from foredraft.shapes.config import folder_name, from_config, read_config
 from foredraft.shapes.counts import Shape
 from foredraft.shapes.families import runnable
-from foredraft.shapes.gguf import is_gguf
+from foredraft.shapes.gguf import GgufFile, is_gguf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -68,19 +68,37 @@ SAME_IDS = 0.99  # share of the ids that both have which must stand for one word
 
 
 def check_same_tokenizer(target: str | Path, draft: str | Path) -> None:
-    """Raise ValueError where the tokenizer.json of a draft's folder gives the ids of its target's to other words; nothing is said of folders
-    that have none, or list no words.
+    """Raise ValueError where the tokenizer of a draft's folder gives the ids of its target's to other words; nothing is said of folders that
+    have none, or list no words.
     """
-    files = [Path(folder) / TOKENIZER_FILES[0] for folder in (target, draft)]
-    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
-        return
-    theirs, ours = map(vocabulary_in, files)
-    shared = (theirs or {}).keys() & (ours or {}).keys()
-    if theirs and ours and (same := sum(theirs[i] == ours[i] for i in shared)) < SAME_IDS * len(shared):
-        error = ValueError(
-            f"draft {draft}: its tokenizer is not the target's: {len(shared) - same:,} of {len(shared):,} ids are other words"
-        )
+    if other := other_words(target, draft):
+        error = ValueError(f"draft {draft}: its tokenizer is not the target's: {other} are other words")
         raise with_hint(error, "use a draft made for this target; a copied tokenizer.json would not mend it")
+
+
+def other_words(target: str | Path, folder: str | Path) -> str | None:
+    """How many ids mean other words in a folder than in its target's, "20 of 300 ids"; None where these are as good as none, or either of the
+    two lists no words.
+    """
+    files = [Path(path) / TOKENIZER_FILES[0] for path in (target, folder)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return None
+    theirs, ours = map(words_by_id, (target, folder))
+    shared = (theirs or {}).keys() & (ours or {}).keys()
+    if theirs is None or ours is None or (same := sum(theirs[i] == ours[i] for i in shared)) >= SAME_IDS * len(shared):
+        return None
+    return f"{len(shared) - same:,} of {len(shared):,} ids"
+
+
+def words_by_id(path: str | Path) -> dict[int, str] | None:
+    """The words of a folder's tokenizer.json, or of its vocab.json where it has none, or of a GGUF file; None where none are listed."""
+    if is_gguf(path):
+        return dict(enumerate(GgufFile(path).entries("tokenizer.ggml.tokens"))) or None
+    if (file := Path(path) / TOKENIZER_FILES[0]).is_file():
+        return vocabulary_in(file)
+    file = Path(path) / "vocab.json"
+    words = read_json(file) if file.is_file() else None
+    return {i: word for word, i in words.items()} if isinstance(words, dict) else None
 
 
 def vocabulary_in(file: Path) -> dict[int, str] | None:

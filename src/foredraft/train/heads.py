@@ -10,6 +10,7 @@ same head. Refuses to know: the loop, plans.
 Shapes: S steps, B windows, T tokens, C hidden size, V the head's vocabulary; W the target's hidden size.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foredraft.data.tokens import Batch
+from foredraft.data.tokens import TOKENIZER, Batch
 from foredraft.models.draft_head import DraftHead, TokenHead
 from foredraft.models.heads import save_head
 from foredraft.models.layers import FusionLayer, Layer
@@ -89,7 +90,8 @@ class HeadObjective:
     """An `Objective`: trains `head`, which borrows `target`, on hidden states from `source` (the target itself by default,
     as on held-out text, where `held_out` has none).
 
-    `length`: tokens of a window, and `computed`, for `flops_per_token`. `dtype`: of the served weights, `keys`: more of their config.
+    `length`: tokens of a window, and `computed`, for `flops_per_token`. `dtype`: of the served weights, `keys`: more of their config,
+    `tokenizer`: the folder of the one whose ids they draft.
     Raises ValueError where the settings do not fit the head.
     """
 
@@ -99,6 +101,7 @@ class HeadObjective:
         self, target: Target, head: DraftHead, settings: Any = EAGLE3, *,
         source: HiddenStateSource | None = None, held_out: HiddenStateSource | None = None, length: int = 512,
         dtype: torch.dtype = torch.float32, keys: Mapping[str, Any] | None = None, computed: Computed = EVERYTHING,
+        tokenizer: Path | None = None,
     ) -> None:  # fmt: skip
         if settings.lookahead < 1:
             raise ValueError(f"lookahead ({settings.lookahead}) must be at least 1")
@@ -108,7 +111,7 @@ class HeadObjective:
         self.trained: nn.Module = self.module(head.requires_grad_(True), settings)
         online = OnlineHiddenStates(target, head.feature_layers, within_documents=settings.within_documents)
         self._source, self._held_out = source or online, held_out or online
-        self._head, self._dtype, self._keys = head, dtype, dict(keys or {})
+        self._head, self._dtype, self._keys, self._tokenizer = head, dtype, dict(keys or {}), tokenizer
         self.flops_per_token = self.flops(head.shape, target.shape, settings, length, computed)
 
     @staticmethod
@@ -169,6 +172,10 @@ class HeadObjective:
         }
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """The served flat format (config.json, model.safetensors), from the whole state of `trained`."""
+        """The served flat format (config.json, model.safetensors), from the whole state of `trained`, and the tokenizer that its ids are of, so
+        that a target of another is told.
+        """
         weights = {name.removeprefix("head."): tensor for name, tensor in state.items()}
         save_head(self._head.with_weights(weights), folder, dtype=self._dtype, more=self._keys)
+        if self._tokenizer and (file := self._tokenizer / TOKENIZER).is_file():
+            shutil.copyfile(file, folder / TOKENIZER)

@@ -14,13 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foredraft.data.tokens import TOKENIZER, TokenFolder, check
+from foredraft.data.tokens import TokenFolder, check
 from foredraft.recipe import Prediction, Recipe
 from foredraft.records import Estimate, Record
 from foredraft.shapes import Shape, bytes_per_value
 from foredraft.teacher.group_bytes import GROUP_BYTES
 from foredraft.train.batches import Process, micro_batches
-from foredraft.train.sizes import TargetSize, TeacherChoice, TrainedSize, check_target, sizes_of, target_size
+from foredraft.train.sizes import (
+    TargetSize,
+    TeacherChoice,
+    TrainedSize,
+    check_target,
+    sizes_of,
+    target_size,
+    tokenizer_folder,
+)
 
 MOMENTS = 2  # tensors of AdamW's state, as large as its weights
 # Share of the ceiling that training reaches: from small models in eager mode to large or compiled ones (results/train_speed.json).
@@ -70,7 +78,7 @@ def needs(
     for stage, path in zip(recipe.stages, _folders(recipe, data), strict=True):
         if path:
             folder = TokenFolder.open(path)
-            check(folder, read_by.vocab_size, target if target and (target / TOKENIZER).is_file() else None)
+            check(folder, read_by.vocab_size, tokenizer_folder(recipe, target))
             passes[str(path)] = passes.get(str(path), 0.0) + stage.tokens / folder.data.num_tokens
     flops = sum(stage.steps * stage.tokens_per_step * sizes.flops_per_token(stage.length) for stage in recipe.stages)
     rate = _rate(place.device, recipe.precision)

@@ -15,7 +15,7 @@ import torch
 
 from foredraft import shapes
 from foredraft.data.draft_vocab import coverage, most_frequent, unused_token
-from foredraft.data.tokens import TOKENIZER, check
+from foredraft.data.tokens import check
 from foredraft.models.decoder import Decoder, cut, new_decoder
 from foredraft.models.draft_head import DraftHead
 from foredraft.models.draft_vocab import offsets
@@ -37,7 +37,17 @@ from foredraft.train.heads import HeadObjective
 from foredraft.train.language_model import LanguageModelObjective, Served
 from foredraft.train.loop import Data
 from foredraft.train.objective import Objective
-from foredraft.train.sizes import HEADS, OURS, TargetSize, TeacherChoice, TrainedSize, check_target, not_ours, sizes_of
+from foredraft.train.sizes import (
+    HEADS,
+    OURS,
+    TargetSize,
+    TeacherChoice,
+    TrainedSize,
+    check_target,
+    not_ours,
+    sizes_of,
+    tokenizer_folder,
+)
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -107,10 +117,9 @@ class Trainee(ABC):
 
     def check(self, data: Data, vocab_size: int) -> None:
         """Raise ValueError where a token folder is of another vocabulary."""
-        folder = self.target.path if self.target else None
-        tokenizer = folder if folder is not None and (folder / TOKENIZER).is_file() else None
+        model = tokenizer_folder(self.recipe, self.target.path if self.target else None)
         for packing in data.packings:
-            check(packing.folder, vocab_size, tokenizer)
+            check(packing.folder, vocab_size, model)
 
 
 def trainee_of(recipe: Recipe, target: Path | None, teacher: TeacherChoice | None = None) -> Trainee:
@@ -204,7 +213,8 @@ class HeadTrainee(Trainee):
         on_file = self._on_file(teacher, head, data, cache_folder)
         return OBJECTIVES[type(self.model)](
             teacher, head, self.settings, length=self.recipe.stages[0].length, dtype=self.served_dtype, held_out=on_file,
-            keys=token_ids(self.target.keys), computed=self._computed._replace(labelled=labelled_share(data), cached=on_disk),
+            keys=token_ids(self.target.keys),
+            tokenizer=data.stages[0].folder.path, computed=self._computed._replace(labelled=labelled_share(data), cached=on_disk),
             source=on_file or (cached(self.recipe, head, data, devices, cache_folder) if cache_folder else None),
         )  # fmt: skip
 

@@ -142,7 +142,9 @@ def not_ours(error: ValueError, target: Path) -> ValueError:
 
 
 def check_target(recipe: Recipe, target: Path | None, teacher: TeacherChoice) -> None:
-    """Raise ValueError where the recipe learns from a target and there is none, or where only a head could learn from it in this way."""
+    """Raise ValueError where the recipe learns from a target and there is none, where only a head could learn from it in this way, or where
+    the draft to go on from has another tokenizer.
+    """
     if recipe.needs_target and target is None:
         raise with_hint(
             ValueError("this recipe learns from a target: give --target"), "--target DIR, a Hugging Face folder"
@@ -151,6 +153,13 @@ def check_target(recipe: Recipe, target: Path | None, teacher: TeacherChoice) ->
         raise ValueError(
             "--teacher is for draft heads; a language model learns from a target of our own decoder, or from text"
         )
+    if target and recipe.model.init:
+        shapes.check_same_tokenizer(target, recipe.model.init)
+
+
+def tokenizer_folder(recipe: Recipe, target: Path | None) -> Path | None:
+    """The folder of the model whose tokenizer the data must have: the target's, or that of the model to go on from."""
+    return target or (Path(recipe.model.init) if recipe.model.init else None)
 
 
 def sizes_of(recipe: Recipe, target: TargetSize | None, init: Shape | None = None) -> TrainedSize:
