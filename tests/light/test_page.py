@@ -269,7 +269,7 @@ def test_a_load_is_dragged_an_input_changed_and_the_way_back_found(browser, addr
     page.wait_for_selector("#tpot-fault:not([hidden])")
     assert "must be a number above 0" in page.inner_text("#tpot-fault")
     assert page.get_attribute("#tpot", "aria-invalid") is not None
-    settled(page, lambda: [page.go_back() for _ in range(3)])
+    settled(page, lambda: page.evaluate("history.go(-3)"))
     assert page.input_value("#tpot") == ""
     assert page.inner_text(".tiles") == before
     assert page.locator(".fault:not([hidden])").count() == 0
