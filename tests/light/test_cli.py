@@ -54,6 +54,13 @@ def _model(folder: Path, *files: str) -> None:
         (folder / name).touch()
 
 
+def test_a_verb_that_needs_torch_says_in_a_line_how_to_have_it(tmp_path: Path):
+    _model(tmp_path / "model", "model.safetensors", "tokenizer.json")
+    assert blocked([["generate", "model", "Hello"]], tmp_path) == [
+        (2, "error: this needs torch: pip install 'foredraft[full]'\n")
+    ]
+
+
 class Ended(NamedTuple):
     """What a run of the command line left."""
 

@@ -33,12 +33,20 @@ def fail(error: BaseException, options: Mapping[str, str] | None = None) -> NoRe
     """
     from foredraft.records import visible
 
-    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    field, space, rest = " ".join(message.split()).partition(" ")
+    field, space, rest = " ".join(_message(error).split()).partition(" ")
     print(f"error: {visible((options or {}).get(field, field))}{space}{visible(rest)}", file=sys.stderr)
-    for hint in getattr(error, "__notes__", ()) or _usual_hints(error):
+    hints = ("check the path",) if isinstance(error, FileNotFoundError) else ()
+    for hint in getattr(error, "__notes__", hints):
         print(f"\nhint: {visible(hint)}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", 2))
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"this needs {error.name}: {ENDPOINT if error.name == 'httpx2' else FULL}"
+    return str(error)
 
 
 def fail_memory(error: BaseException) -> NoReturn:
@@ -139,15 +147,6 @@ def options_of(app: typer.Typer, words: Sequence[str]) -> dict[str, str]:
     for word in words:
         command = getattr(command, "commands", {}).get(word, command)
     return {param.name: max(param.opts, key=len) for param in command.params if param.opts[0].startswith("-")}
-
-
-def _usual_hints(error: BaseException) -> tuple[str, ...]:
-    """What helps against an error that Python itself raised."""
-    if isinstance(error, FileNotFoundError):
-        return ("check the path",)
-    if not isinstance(error, ModuleNotFoundError):
-        return ()
-    return (ENDPOINT,) if error.name == "httpx2" else (FULL,)
 
 
 def print_json(record: Any) -> None:
