@@ -211,12 +211,14 @@ def undisturbed(job: Job, base: Path, root: Path) -> Undisturbed:
 
 
 def clocks_of(job: Job, first: dict[str, Any], second: dict[str, Any]) -> frozenset[str]:
-    """In which values two undisturbed runs differ. Raises RuntimeError where those are no numbers of a document."""
+    """In which values two undisturbed runs differ, and those of whole seconds, in which they may not. Raises RuntimeError where those are no
+    numbers of a document.
+    """
     if first.keys() != second.keys():
         raise RuntimeError(
             f"{job.verb}: two undisturbed runs leave other things: {sorted(first.keys() ^ second.keys())[:5]}"
         )
-    clocks = frozenset(name for name in first if first[name] != second[name])
+    clocks = frozenset(name for name in first if first[name] != second[name] or name.endswith(".created"))
     if others := [name for name in clocks if ".json" not in name]:
         raise RuntimeError(f"{job.verb}: two undisturbed runs differ in {others[:5]}")
     return clocks
