@@ -357,6 +357,15 @@ def test_what_is_exported_can_be_read_by_others(base: Path) -> None:
     ).stat().st_mode & 0o777
 
 
+def test_a_plan_without_a_schedule_is_a_line(cli: Cli, base: Path, tmp_path: Path) -> None:
+    planned = cli("plan", "Llama-160M", "--draws", "16", "--no-figures", "--out", tmp_path / "plan")
+    assert planned.returncode == 0, planned.stderr
+    file = tmp_path / "plan/Plan.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"schedule": []}))
+    done = cli("generate", base / "target", "once", "--plan", file, "--draft", base / "head")
+    assert (done.returncode, "error: --plan: its schedule is empty" in done.stderr) == (2, True), done.stderr
+
+
 def test_a_cache_that_does_not_fit_is_one_line(base: Path) -> None:
     with pytest.raises(ValueError, match="lower --batch or --context"):
         load_engine(base / "target", max_context=10**8, max_batch=2**12)
