@@ -313,7 +313,7 @@ def damaged(data: bytes, draw: random.Random) -> tuple[bytes, str]:
     other = (
         b"\x80\x04cos\nsystem\n.",
         b"PK\x03\x04",
-        b"\xff\xfe{\0}\0",
+        b"\xff\xfe{\0",  # in UTF-16, which is read where it is whole
         b"<html>",
         b"version https://git-lfs.github.com/spec/v1\n",
     )
