@@ -240,6 +240,10 @@ def test_a_recipe_that_is_none_is_named(tmp_path, recipe):
     (tmp_path / "run/recipe.json").symlink_to(tmp_path / "gone.json")
     with pytest.raises((OSError, ValueError), match=r"recipe\.json"):
         read_documents([tmp_path])
+    (tmp_path / "run/recipe.json").unlink()
+    (tmp_path / "run/sweep.json").mkdir()
+    with pytest.raises((OSError, ValueError), match=r"sweep\.json"):
+        read_documents([tmp_path])
 
 
 def test_a_part_without_records_says_which_would_fill_it(tmp_path):

@@ -171,6 +171,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     """Files in order of their names; the cells of a sweep are in its own assembled files."""
     for where, inside, names in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and name not in PRUNED)
+        names += [name for name in inside if _kind(Path(name))]  # a folder of a record's name is told when it is read
         assembled = {name.removesuffix(PACKED) for name in names} & {"observations.jsonl", "measurements.jsonl"}
         yield from (Path(where) / name for name in sorted(names))
         if "sweep.json" in names and "cells" in inside:
