@@ -139,6 +139,11 @@ def _of_engine(
     adaptive: bool,
 ) -> "list[Measurement]":
     """Of our own engine; where `adaptive`, what lengths by confidence rest on before it."""
+    from foredraft.data.prompts import read_questions
+    from foredraft.data.sources import Skips
+
+    if prompts.is_file():  # a broken line is told before torch is imported; what a pipe holds is read once
+        read_questions(prompts, Skips(skips.on_error), settings["num"])
     from foredraft.measure.lengths import learn_all, work_of_learning
     from foredraft.measure.measure import measure as rows_of
     from foredraft.measure.measure import work
