@@ -36,6 +36,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 1,
         "intermediate_size": 176,
     },
+    "five heads of 96 to a key head": CONFIG
+    | {"model_type": "llama", "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 96},
+    "three heads of 128 to a key head": CONFIG
+    | {"model_type": "llama", "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 128},
     "qwen2": CONFIG | {"model_type": "qwen2"},
     "qwen3": CONFIG | {"model_type": "qwen3", "num_key_value_heads": 4},
     "opt": OPT,

@@ -56,6 +56,10 @@ INLINE num down(float f) { // to nearest, ties to even; a NaN stays one
     return f != f ? 0x7fc0 : (num)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 INLINE vec load(const num *p) { hvec h; memcpy(&h, p, sizeof h); return (vec)(__builtin_convertvector(h, uvec) << 16); }
+INLINE const float *floats(const num *p, float *room, long size) { // as float32, in `room` where they are not yet
+    for (long i = 0; i < size; i += LANES) storef(room + i, load(p + i));
+    return room;
+}
 INLINE void store(num *p, vec v) {
     uvec u = (uvec)v, rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16, nan = (uvec)(v != v);
     hvec h = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), hvec);
@@ -67,20 +71,25 @@ INLINE float up(num x) { return x; }
 INLINE num down(float f) { return f; }
 INLINE vec load(const num *p) { return loadf(p); }
 INLINE void store(num *p, vec v) { storef(p, v); }
+INLINE const float *floats(const num *p, float *room, long size) { return p; }
 #endif
 
 // What the inner product multiplies at a time: a vector; of bfloat16 two (of each pair of numbers the first in one, the second in the other),
-// or pairs where the CPU multiplies these itself. `given`: a row as it is multiplied, widened once and not for every weight.
+// or pairs where the CPU multiplies these itself. `given`: a row as it is multiplied, widened once and not for every weight; behind `widened` rows
+// there is room for `more`.
 #if defined(BF16) && defined(__AVX512BF16__)
 #define STEP 32
+#define WIDENS 0
 typedef num given;
 typedef __m512i word;
 INLINE word fetch(const num *p) { return _mm512_loadu_si512(p); }
 INLINE word take(const given *x) { return fetch(x); }
+INLINE void put(given *x, word w) { _mm512_storeu_si512(x, w); }
 INLINE vec mac(vec a, word x, word w) { return (vec)_mm512_dpbf16_ps((__m512)a, (__m512bh)x, (__m512bh)w); }
-INLINE const given *widened(const num *x, long size) { return x; }
+INLINE given *widened(const num *x, long size, long more) { return (given *)x; }
 #elif defined(BF16)
 #define STEP (2 * LANES)
+#define WIDENS 1
 typedef float given;
 typedef struct { vec first, second; } word;
 #undef KEEP
@@ -91,55 +100,61 @@ INLINE word fetch(const num *p) {
     return (word){(vec)(pairs << 16), (vec)(pairs & 0xffff0000)};
 }
 INLINE word take(const given *x) { return (word){loadf(x), loadf(x + LANES)}; }
+INLINE void put(given *x, word w) { storef(x, w.first), storef(x + LANES, w.second); }
 INLINE vec mac(vec a, word x, word w) { return fused(fused(a, x.first, w.first), x.second, w.second); }
-static const given *widened(const num *x, long size) {
+static given *widened(const num *x, long size, long more) {
     static _Thread_local float *room;
     static _Thread_local long have;
-    if (have < size) free(room), room = malloc((have = size) * sizeof *room);
-    for (long i = 0; i < size; i += STEP) {
-        word both = fetch(x + i);
-        storef(room + i, both.first), storef(room + i + LANES, both.second);
-    }
+    if (have < size + more) free(room), room = aligned_alloc(64, ((have = size + more) * sizeof *room + 63) / 64 * 64);
+    for (long i = 0; i < size; i += STEP) put(room + i, fetch(x + i));
     return room;
 }
 #else
 #define STEP LANES
+#define WIDENS 0
 typedef float given;
 typedef vec word;
 INLINE word fetch(const num *p) { return load(p); }
 INLINE word take(const given *x) { return loadf(x); }
+INLINE void put(given *x, word w) { storef(x, w); }
 INLINE vec mac(vec a, word x, word w) { return fused(a, x, w); }
-INLINE const given *widened(const num *x, long size) { return x; }
+INLINE given *widened(const num *x, long size, long more) { return (given *)x; }
 #endif
 
 // Sums of LANES vectors, each by halves (lane i and i + LANES/2, then quarters, …): lane j of the result is the sum of a[j].
+// The lanes are spelt out: where the compiler is left to build them, it does so for every sum.
+#define FROM(half, i) ((i) / (half) % 2 * LANES + (i) / (half) / 2 * 2 * (half) + (i) % (half)) // blocks of `half` lanes, alternating between two vectors
+#define FOUR(half, i) FROM(half, i), FROM(half, i + 1), FROM(half, i + 2), FROM(half, i + 3)
+#if LANES == 16
+#define LOW(half) (ivec){FOUR(half, 0), FOUR(half, 4), FOUR(half, 8), FOUR(half, 12)}
+#elif LANES == 8
+#define LOW(half) (ivec){FOUR(half, 0), FOUR(half, 4)}
+#else
+#define LOW(half) (ivec){FOUR(half, 0)}
+#endif
+#define PAIR(half, j) a[j] = __builtin_shuffle(a[j], a[j + half], LOW(half)) + __builtin_shuffle(a[j], a[j + half], LOW(half) + half);
 INLINE vec sums(vec *a) {
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half >= 1; half /= 2)
-#pragma GCC unroll 8
-        for (int j = 0; j < half; j++) {
-            ivec low, high;
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) {
-                int block = i / half, within = i % half; // blocks of `half` lanes, alternating between the two vectors
-                int from = (block & 1) * LANES + (block >> 1) * 2 * half + within;
-                low[i] = from, high[i] = from + half;
-            }
-            a[j] = __builtin_shuffle(a[j], a[j + half], low) + __builtin_shuffle(a[j], a[j + half], high);
-        }
+#if LANES == 16
+    PAIR(8, 0) PAIR(8, 1) PAIR(8, 2) PAIR(8, 3) PAIR(8, 4) PAIR(8, 5) PAIR(8, 6) PAIR(8, 7)
+#endif
+#if LANES >= 8
+    PAIR(4, 0) PAIR(4, 1) PAIR(4, 2) PAIR(4, 3)
+#endif
+    PAIR(2, 0) PAIR(2, 1)
+    PAIR(1, 0)
     return a[0];
 }
 
 // y[r][o] = x[r]·w[o] + bias[o] for `rows` rows and `outs` outputs from o, rows × outs ≤ LANES; `in` is a multiple of STEP. Each number of w
-// and x that is in a register is used as often as possible, in sums that need not wait for each other. w is read in the order of
-// memory: asked for `ahead` of its use, a line at a time, unless it was just met.
-INLINE void tile(const int rows, const int outs, const int ahead, const given *x, const num *w, const num *bias, num *y, long o, long in, long out) {
+// and x that is in a register is used as often as possible, in sums that need not wait for each other. The `first` rows read w in the order
+// of memory, asked for ahead of its use, a line at a time; where it is `kept` they leave it, as it is multiplied, in `keep`, where the other rows take it.
+INLINE void tile(const int rows, const int outs, const int first, const int kept, const given *x, const num *w, given *keep, const num *bias, num *y, long o, long in, long out) {
     const int wide = out - o < outs ? out - o : outs;
     const num *from[4];
     for (int j = 0; j < outs; j++) from[j] = w + (j < wide ? o + j : o) * in;
     vec a[LANES] = {0};
     for (long i = 0; i < in; i += LINE) {
-        if (ahead)
+        if (first)
 #pragma GCC unroll 4
             for (int j = 0; j < outs; j++) __builtin_prefetch(from[0] + AHEAD + outs * i + LINE * j);
 #pragma GCC unroll 4
@@ -148,14 +163,18 @@ INLINE void tile(const int rows, const int outs, const int ahead, const given *x
             if (outs > rows) {
 #pragma GCC unroll 4
                 for (int j = 0; j < outs; j++) {
-                    word with = fetch(from[j] + s);
+                    word with = kept && !first ? take(keep + j * in + s) : fetch(from[j] + s);
+                    if (first && kept) put(keep + j * in + s, with);
 #pragma GCC unroll 4
                     for (int r = 0; r < rows; r++) a[outs * r + j] = mac(a[outs * r + j], take(x + r * in + s), with);
                 }
             } else {
                 word with[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < outs; j++) with[j] = fetch(from[j] + s);
+                for (int j = 0; j < outs; j++) {
+                    with[j] = kept && !first ? take(keep + j * in + s) : fetch(from[j] + s);
+                    if (first && kept) put(keep + j * in + s, with[j]);
+                }
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++) {
                     word by = take(x + r * in + s);
@@ -179,14 +198,15 @@ INLINE void tile(const int rows, const int outs, const int ahead, const given *x
 
 // Each thread of the region takes one stretch of the outputs, and so of the memory.
 static void multiply(const num *x, const num *w, const num *bias, num *y, long rows, long in, long out) {
-    const given *wide = widened(x, rows * in);
+    const int kept = WIDENS && rows > 4;
+    given *wide = widened(x, rows * in, kept ? 4 * in : 0);
 #pragma omp for schedule(static) nowait
     for (long c = 0; c < (out + 3) / 4; c++)
         for (long r = 0; r < rows; r += 4) {
-            const given *from = wide + r * in;
-            num *to = y + r * out;
+#define TILE(R, O, FIRST, KEPT) tile(R, O, FIRST, KEPT, wide + r * in, w, wide + (rows + o % 4) * in, bias, y + r * out, o, in, out)
 #define TILES(R, O) for (long o = 4 * c; o < 4 * c + 4 && o < out; o += O) { \
-                if (r) tile(R, O, 0, from, w, bias, to, o, in, out); else tile(R, O, 1, from, w, bias, to, o, in, out); }
+                if (!r) { if (kept) TILE(R, O, 1, 1); else TILE(R, O, 1, 0); } \
+                else { if (kept) TILE(R, O, 0, 1); else TILE(R, O, 0, 0); } }
             switch (rows - r) {
             case 1: TILES(1, 4) break;
             case 2: TILES(2, LANES < 8 ? 2 : 4) break;
@@ -269,29 +289,74 @@ static void place(const Layer *layer, const Pass *pass, num *x, const num *weigh
     }
 }
 
-// The attention of one token's query head over the `count` slots it sees: softmax(q·k / √D)·v.
-static void attend(const num *q, const num *keys, const num *values, const long *slots, long count, long dim, float *score, float *sum, num *out) {
-    const float scale = 1 / sqrtf(dim);
-    float best = -INFINITY, total = 0;
-    for (long s = 0; s < count; s += LANES) {
-        vec a[LANES];
-        for (int j = 0; j < LANES; j++) {
-            const num *key = keys + slots[s + j < count ? s + j : count - 1] * dim;
-            a[j] = (vec){0};
-            for (long i = 0; i < dim; i += LANES) a[j] = fused(a[j], load(q + i), load(key + i));
-        }
-        vec found = sums(a) * scale;
-        storef(score + s, found);
-        for (int j = 0; j < LANES && s + j < count; j++) best = score[s + j] > best ? score[s + j] : best;
-    }
-    for (long i = 0; i < dim; i++) sum[i] = 0;
-    for (long s = 0; s < count; s += LANES) storef(score + s, exponential(loadf(score + s) - best));
+// Query heads that attend together: their sums of four vectors each fill half of the registers.
+#define TOGETHER (LANES / 4)
+
+// out[g] = Σ weight[g][s]·value[s] / total[g] for `heads` query heads and `parts` vectors of the value, both kept in registers.
+INLINE void weigh(const int heads, const int parts, const num *values, const long *slots, long count, long dim, const float *weight, long stride, const float *total, num *out) {
+    vec sum[16] = {0};
     for (long s = 0; s < count; s++) {
-        const num *value = values + slots[s] * dim;
-        total += score[s];
-        for (long i = 0; i < dim; i += LANES) storef(sum + i, fused(loadf(sum + i), splat(score[s]), load(value + i)));
+        vec value[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < parts; i++) value[i] = load(values + slots[s] * dim + i * LANES);
+#pragma GCC unroll 4
+        for (int g = 0; g < heads; g++) {
+            vec by = splat(weight[g * stride + s]);
+#pragma GCC unroll 4
+            for (int i = 0; i < parts; i++) sum[4 * g + i] = fused(sum[4 * g + i], by, value[i]);
+        }
     }
-    for (long i = 0; i < dim; i++) out[i] = down(sum[i] / total);
+#pragma GCC unroll 4
+    for (int g = 0; g < heads; g++)
+#pragma GCC unroll 4
+        for (int i = 0; i < parts; i++) store(out + g * dim + i * LANES, sum[4 * g + i] / total[g]);
+}
+
+// The attention of `heads` query heads of one token, which share a key head, over the `count` slots it sees: softmax(q·k / √D)·v.
+// `score` has room for `heads` × `stride` numbers, `stride` a multiple of LANES from `count` up.
+static void attend(const num *q, const num *keys, const num *values, const long *slots, long count, long dim, int heads, float *near, float *score, long stride, num *out) {
+    const vec scale = splat(1 / sqrtf(dim)), lowest = splat(-INFINITY);
+    float total[4];
+    vec best[4] = {lowest, lowest, lowest, lowest};
+    for (long s = 0; s < count; s += LANES) {
+        const float *key[LANES];
+        for (int j = 0; j < LANES; j++) key[j] = floats(keys + slots[s + j < count ? s + j : count - 1] * dim, near + j * dim, dim);
+        for (int g = 0; g < heads; g++) {
+            vec a[LANES] = {0};
+            for (long i = 0; i < dim; i += LANES) {
+                vec by = load(q + g * dim + i);
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; j++) a[j] = fused(a[j], by, loadf(key[j] + i));
+            }
+            vec found = sums(a) * scale;
+            ivec above = found > best[g];
+            best[g] = (vec)(((ivec)found & above) | ((ivec)best[g] & ~above));
+            storef(score + g * stride + s, found);
+        }
+    }
+    for (int g = 0; g < heads; g++) {
+        float *of = score + g * stride, most = -INFINITY;
+        vec all = {0};
+        for (int j = 0; j < LANES; j++) most = best[g][j] > most ? best[g][j] : most;
+        for (long s = count; s % LANES; s++) of[s] = -INFINITY;
+        for (long s = 0; s < count; s += LANES) {
+            vec weight = exponential(loadf(of + s) - most);
+            storef(of + s, weight);
+            all += weight;
+        }
+        total[g] = 0;
+        for (int j = 0; j < LANES; j++) total[g] += all[j];
+    }
+    for (long i = 0; i < dim; i += 4 * LANES) {
+#define WEIGH(G, P) weigh(G, P, values + i, slots, count, dim, score, stride, total, out + i)
+#define PARTS(G) switch ((dim - i) / LANES) { case 1: WEIGH(G, 1); break; case 2: WEIGH(G, 2); break; case 3: WEIGH(G, 3); break; default: WEIGH(G, 4); }
+        switch (heads) {
+        case 1: PARTS(1) break;
+        case 2: PARTS(2) break;
+        case 3: PARTS(3) break;
+        default: PARTS(4)
+        }
+    }
 }
 
 static long cache_row(const Pass *pass, long sequence) { return pass->places ? pass->places[sequence] : sequence; }
@@ -310,16 +375,17 @@ static void attention(const Layer *layer, const Pass *pass, num *q, num *k, cons
         }
     }
     long *slots = malloc(pass->seen * sizeof(long));
-    float *score = malloc((pass->seen + LANES + dim) * sizeof(float));
+    const long stride = (pass->seen + LANES - 1) / LANES * LANES;
+    float *score = malloc((TOGETHER * stride + LANES * dim) * sizeof(float));
 #pragma omp for collapse(2) schedule(dynamic, 1)
     for (long row = 0; row < pass->batch * T; row++)
         for (long h = 0; h < few; h++) {
             const uint8_t *mask = pass->mask + row / T * pass->mask_batch_stride + row % T * pass->seen;
             long count = 0, at = cache_row(pass, row / T) * pass->cache_batch_stride + h * pass->cache_head_stride;
             for (long s = 0; s < pass->seen; s++) slots[count] = s, count += mask[s];
-            for (long g = h * group; g < (h + 1) * group; g++) {
-                long head = (row * heads + g) * dim;
-                attend(q + head, keys + at, values + at, slots, count, dim, score, score + pass->seen + LANES, out + head);
+            for (long g = 0; g < group; g += TOGETHER) {
+                long head = (row * heads + h * group + g) * dim;
+                attend(q + head, keys + at, values + at, slots, count, dim, group - g < TOGETHER ? group - g : TOGETHER, score + TOGETHER * stride, score, stride, out + head);
             }
         }
     free(slots);
