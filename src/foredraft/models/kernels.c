@@ -22,7 +22,7 @@
 #else
 #define KEEP(v)
 #endif
-#define AHEAD (16384 / (long)sizeof(num)) // how far before its use memory is asked for
+#define AHEAD (16384 / (long)sizeof(num)) // how far before its use memory is asked for, into the second-level cache: the first has too few requests open
 #define LINE (64 / (long)sizeof(num)) // what memory gives at once
 #define INLINE static inline __attribute__((always_inline))
 
@@ -156,7 +156,7 @@ INLINE void tile(const int rows, const int outs, const int first, const int kept
     for (long i = 0; i < in; i += LINE) {
         if (first)
 #pragma GCC unroll 4
-            for (int j = 0; j < outs; j++) __builtin_prefetch(from[0] + AHEAD + outs * i + LINE * j);
+            for (int j = 0; j < outs; j++) __builtin_prefetch(from[0] + AHEAD + outs * i + LINE * j, 0, 2);
 #pragma GCC unroll 4
         for (long s = i; s < i + LINE; s += STEP) {
             if (s >= in) break;
