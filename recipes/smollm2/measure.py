@@ -1,7 +1,7 @@
 """A target alone and with drafts, in one run after another on a quiet machine: tokens per step by category, and speed by precision and batch.
 
     python recipes/smollm2/measure.py TARGET OUT.json --prompts FILE --draft NAME=DIR [--draft NAME=DIR …] [--quick] [--parts speed,counted,forced]
-        [--dtypes float32,bfloat16] [--batches 1,8,32] [--max-tokens N] [--specs "@2 @3 …"] [--finalists N] [--threads N] [--work DIR]
+        [--dtypes float32,bfloat16] [--batches 1,8,32] [--max-tokens N] [--specs "@2 @3 …"] [--lookups "@5 …"] [--finalists N] [--threads N] [--work DIR]
 
 Speed, by precision and batch: first every draft in every spec, alone and behind a look-up, on prompts that are measured no more, which chooses
 its N fastest specs; then plain decoding, those, and the look-up alone, in turn for each group of prompts, so that a slow minute hurts all alike.
@@ -62,6 +62,7 @@ class Bench(NamedTuple):
     work: Path
     size: Size
     specs: tuple[str, ...]
+    lookups: tuple[str, ...]
     finalists: int
     threads: int
 
@@ -97,8 +98,8 @@ def main() -> None:
     size = QUICK if arguments.quick else FULL
     size = size._replace(max_tokens=arguments.max_tokens or size.max_tokens)
     bench = Bench(
-        arguments.target, _drafts(arguments.draft), arguments.work, size, tuple((arguments.specs or size.specs).split()), arguments.finalists,
-        arguments.threads,
+        arguments.target, _drafts(arguments.draft), arguments.work, size, tuple((arguments.specs or size.specs).split()),
+        tuple((arguments.lookups or size.lookups).split()), arguments.finalists, arguments.threads,
     )  # fmt: skip
     batches = [int(batch) for batch in (arguments.batches or size.batches).split(",")]
     write_prompts(arguments.prompts, bench.work, size._replace(chosen_on=max(size.chosen_on, *batches)))
@@ -137,6 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", help="1,8,32")
     parser.add_argument("--max-tokens", type=int, help="of an answer")
     parser.add_argument("--specs", help="chains and trees of every draft to choose from")
+    parser.add_argument("--lookups", help="lengths of a look-up to choose from, alone and before every draft")
     parser.add_argument("--finalists", type=int, default=2, help="specs of each draft that are measured")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work", type=Path, help="build/smollm2/full, or quick")
@@ -190,9 +192,8 @@ def place(dtype: str, batch: int) -> str:
 
 def choose(bench: Bench, loads: Sequence[tuple[str, int]]) -> dict[str, dict[str, speeds.Configuration]]:
     """By place, every configuration on prompts that are not timed later."""
-    lookups = bench.size.lookups.split()
     every = [f"{name}{spec}" for name in bench.drafts for spec in bench.specs]
-    every += [f"{name}{spec}" for name in (*(f"{name}+ngram" for name in bench.drafts), "ngram") for spec in lookups]
+    every += [f"{name}{spec}" for name in (*(f"{name}+ngram" for name in bench.drafts), "ngram") for spec in bench.lookups]
     cells = {
         place(dtype, batch): timed(bench, "chosen-on", (dtype, batch), [name for name in every if fits(name, batch)])
         for dtype, batch in loads

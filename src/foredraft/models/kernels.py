@@ -26,9 +26,10 @@ from foredraft.models.cache import KVCache
 from foredraft.shapes import Shape
 
 SOURCE = Path(__file__).with_suffix(".c")
-# Rows up to which these kernels are ahead of torch's, which has matrix units for bfloat16 where the processor does
-# (results/few_rows.json).
-FEW_ROWS = {torch.float32: 128, torch.bfloat16: 16 if torch.cpu._is_amx_tile_supported() else 64}
+# Rows up to which these kernels are ahead of torch's, which multiplies bfloat16 in the processor's units for it where there are any
+# (results/few_rows.json); float32 a little beyond, where a row's bits are worth more than its time.
+_UNITS = (torch.cpu._is_amx_tile_supported(), 16), (torch.cpu._is_avx512_bf16_supported(), 64)
+FEW_ROWS = {torch.float32: 128, torch.bfloat16: next((rows for there, rows in _UNITS if there), 128)}
 STEP = {torch.float32: 16, torch.bfloat16: 32}  # what inner sizes must be a multiple of; 16 does for a head's
 ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
 # OpenMP stays unlinked: its symbols are those that torch has loaded, so that both share one pool of threads.
