@@ -107,7 +107,7 @@ def test_a_cell_names_folders_and_leaves_out_what_no_cpu_gains_from(
     recipes: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
     measure = recipes[1]
-    bench = measure.Bench("T", {"s": "runs/s/final"}, tmp_path, measure.QUICK, ("@3",), 2, 2)
+    bench = measure.Bench("T", {"s": "runs/s/final"}, tmp_path, measure.QUICK, ("@3",), ("@5",), 2, 2)
     words = measure.timed(bench, "timed", ("bfloat16", 8), ["s@4,4,8", "s+ngram@5", "ngram@5"])["run"]
     assert [words[i + 1] for i, word in enumerate(words) if word == "--draft"] == [
         "runs/s/final@4,4,8",
@@ -122,7 +122,7 @@ def test_the_report_keeps_what_was_chosen_apart_from_what_was_best(
     recipes: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
     speeds, measure = recipes
-    bench = measure.Bench("T", {name: folder for folder, name in NAMES.items()}, tmp_path, measure.QUICK, ("@3",), 2, 2)
+    bench = measure.Bench("T", {name: folder for folder, name in NAMES.items()}, tmp_path, measure.QUICK, ("@3",), ("@5",), 2, 2)
     bench = bench._replace(
         drafts={"eagle2": str(tmp_path / "e2" / "final"), "scylla-L2": str(tmp_path / "s" / "final")}
     )
