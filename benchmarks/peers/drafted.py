@@ -111,7 +111,7 @@ class Exports(NamedTuple):
 
     def _placed(self, spec: str) -> str:
         """A spec with its draft's folder in place of its name."""
-        name = re.split(r"[@+]", spec)[0]
+        name = _name(spec)
         return spec if name == "ngram" else f"{self.drafts[name].folder}{spec.removeprefix(name)}"
 
     def _vllm(self, draft: Draft) -> Path:
@@ -165,6 +165,10 @@ def _is_eagle3(draft: Draft) -> bool:
     return draft.method == "eagle3" and draft.layers == 1
 
 
+def _name(spec: str) -> str:
+    return re.split(r"[@+]", spec)[0]
+
+
 def _version(folder: Path) -> str:
     """A draft's folder by what it holds."""
     digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("config.json", "model.safetensors")))
@@ -197,6 +201,8 @@ def main() -> None:
     out = arguments.out.resolve()
     zoo_drafts.at_hand(arguments.target, arguments.prompts)
     drafts, new = zoo_drafts.drafts_of(arguments.draft), QUICK_NEW if arguments.quick else NEW
+    if missing := {_name(spec) for spec in arguments.ours.split()} - {"ngram", *drafts}:
+        raise SystemExit(f"--ours: no draft {min(missing)}; there are {', '.join(drafts)}; name others with --draft")
     folder = BUILD / arguments.target.name
     file = zoo_drafts.first_of_each(arguments.prompts, arguments.num, folder)
     prompts = read_prompts(file, Encoding(text.tokenizer_of(arguments.target)), Skips("stop"))[
@@ -225,9 +231,10 @@ def _arguments() -> argparse.Namespace:
     zoo_drafts.add_options(parser)
     parser.add_argument("--num", type=int, default=1, help="prompts of each category")
     parser.add_argument(
-        "--ours", default="scylla-L2@3 eagle3@3", help="what our engine runs: NAME@K, NAME@K,TOPK,NODES, NAME+ngram@K"
-    )
-    parser.add_argument("--lookaheads", default="2,3,4,5", help="of the others")
+        "--ours", default="eagle2@2 eagle2@3 eagle2+ngram@3 scylla-L2@2",
+        help="what our engine runs: NAME@K, NAME@K,TOPK,NODES, NAME+ngram@K",
+    )  # fmt: skip
+    parser.add_argument("--lookaheads", default="2", help="of the others")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument(
         "--only", type=re.compile, default=re.compile(""), help="engine/method to run beside our plain decoding"
