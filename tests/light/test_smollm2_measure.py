@@ -122,7 +122,9 @@ def test_the_report_keeps_what_was_chosen_apart_from_what_was_best(
     recipes: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
     speeds, measure = recipes
-    bench = measure.Bench("T", {name: folder for folder, name in NAMES.items()}, tmp_path, measure.QUICK, ("@3",), ("@5",), 2, 2)
+    bench = measure.Bench(
+        "T", {name: folder for folder, name in NAMES.items()}, tmp_path, measure.QUICK, ("@3",), ("@5",), 2, 2
+    )
     bench = bench._replace(
         drafts={"eagle2": str(tmp_path / "e2" / "final"), "scylla-L2": str(tmp_path / "s" / "final")}
     )
