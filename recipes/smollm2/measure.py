@@ -1,7 +1,8 @@
 """A target alone and with drafts, in one run after another on a quiet machine: tokens per step by category, and speed by precision and batch.
 
-    python recipes/smollm2/measure.py TARGET OUT.json --prompts FILE --draft NAME=DIR [--draft NAME=DIR …] [--quick] [--parts speed,counted,forced] [--work DIR]
-        [--dtypes float32,bfloat16] [--batches 1,8,32] [--max-tokens N] [--specs "@2 @3 …"] [--lookups "@5 …"] [--finalists N] [--threads N]
+    python recipes/smollm2/measure.py TARGET OUT.json --prompts FILE --draft NAME=DIR [--draft NAME=DIR …] [--quick] [--work DIR]
+        [--parts speed,counted,forced] [--dtypes float32,bfloat16] [--batches 1,8,32] [--max-tokens N] [--specs "@2 @3 …"]
+        [--lookups "@5 …"] [--finalists N] [--threads N]
 
 Speed, by precision and batch: first every draft in every spec, alone and behind a look-up, on prompts that are measured no more, which chooses
 its N fastest specs; then plain decoding, those, and the look-up alone, in turn for each group of prompts, so that a slow minute hurts all alike.
