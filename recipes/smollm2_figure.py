@@ -72,7 +72,10 @@ def _tok_s(configuration: dict[str, Any]) -> str:
 
 def _gain(load: dict[str, Any], group: str) -> str:
     name = load["chosen"].get(group)
-    gain = load["configurations"][name].get("speedup_mean") if name else None
+    figures = load["configurations"][name] if name else {}
+    gain = figures.get("speedup_mean") or figures.get("all", {}).get(
+        "speedup"
+    )  # several at once are of several categories
     if gain is None:
         return "–"
     interval = f" ({gain['low']:.2f} to {gain['high']:.2f})" if gain.get("low") and gain.get("high") else ""
