@@ -63,6 +63,11 @@ def _speeds(speeds: dict[str, Any]) -> Iterator[str]:
         if number == 0:
             yield "|---" * (1 + len(cells)) + "|"
     yield ""
+    losing = sorted({int(batch) for _, batch, load in columns if (gain := _gain_of(load, DRAFT)) and gain["value"] < 1})
+    if losing:
+        spare = f"{losing[0]} at once leave a CPU no arithmetic to spare: drafting loses"
+        yield f"{spare}. `foredraft plan … --concurrency 1,{losing[0]}` weighs that beforehand."
+        yield ""
 
 
 def _tok_s(configuration: dict[str, Any]) -> str:
@@ -70,12 +75,15 @@ def _tok_s(configuration: dict[str, Any]) -> str:
     return "–" if speed is None else f"{speed['value']:.1f} tokens/s"
 
 
-def _gain(load: dict[str, Any], group: str) -> str:
+def _gain_of(load: dict[str, Any], group: str) -> dict[str, Any] | None:
+    """The mean over categories; of all together where several at once are of several categories."""
     name = load["chosen"].get(group)
     figures = load["configurations"][name] if name else {}
-    gain = figures.get("speedup_mean") or figures.get("all", {}).get(
-        "speedup"
-    )  # several at once are of several categories
+    return figures.get("speedup_mean") or figures.get("all", {}).get("speedup")
+
+
+def _gain(load: dict[str, Any], group: str) -> str:
+    gain = _gain_of(load, group)
     if gain is None:
         return "–"
     interval = f" ({gain['low']:.2f} to {gain['high']:.2f})" if gain.get("low") and gain.get("high") else ""

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from foredraft import records
@@ -59,3 +60,15 @@ def test_the_draft_chosen_before_stands_beside_plain_decoding(modules: tuple[Any
         "| gain, mean over 2 categories | **1.62× (1.52 to 1.72)** |", "| the least of them | 1.42×, open writing |",
         "| prompt look-up instead, the mean | 1.05× (0.95 to 1.15) |", "",
     ]  # fmt: skip
+
+
+def test_where_drafting_loses_a_line_says_so(modules: tuple[Any, Any], tmp_path: Path) -> None:
+    figure, speeds = modules
+    gaining, losing = speeds_of(speeds, 1.62).speed["float32"]["1"], speeds_of(speeds, 0.87).speed["float32"]["1"]
+    records.write(
+        tmp_path / "speed.json",
+        msgspec.structs.replace(speeds_of(speeds, 1.0), speed={"float32": {"1": gaining, "8": losing}}),
+    )
+    text = figure.figure(tmp_path)
+    assert "| **1.62× (1.52 to 1.72)** | **0.87× (0.77 to 0.97)** |" in text
+    assert "\n8 at once leave a CPU no arithmetic to spare: drafting loses" in text
