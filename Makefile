@@ -65,7 +65,7 @@ peers-bench: peers ## ours and theirs in turn: same checkpoints, prompts, precis
 	$(BIN)/python benchmarks/peers/run.py results/peers.json
 
 smollm2-bench: .venv/.dev ## SmolLM2 with and without the zoo's drafts, by precision, batch and category; an hour and a half on a quiet machine
-	$(BIN)/python recipes/smollm2/measure.py build/smollm2/SmolLM2-135M-Instruct results/smollm2/speed.json --prompts zoo/prompts.jsonl $(foreach draft,$(dir $(wildcard zoo/*/config.json)),--draft $(notdir $(draft:/=))=$(draft:/=))
+	$(BIN)/python recipes/smollm2/measure.py build/smollm2/SmolLM2-135M-Instruct results/smollm2/speed.json --batches 1,8 --prompts zoo/prompts.jsonl $(foreach draft,$(dir $(wildcard zoo/*/config.json)),--draft $(notdir $(draft:/=))=$(draft:/=))
 
 drafted-bench: peers .venv-peers/llama-cpp/.ready ## the zoo's drafts on our engine, vLLM, OpenVINO and llama.cpp in turn
 	$(BIN)/python benchmarks/peers/drafted.py results/smollm2/peers.json

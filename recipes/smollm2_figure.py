@@ -65,8 +65,7 @@ def _speeds(speeds: dict[str, Any]) -> Iterator[str]:
     yield ""
     losing = sorted({int(batch) for _, batch, load in columns if (gain := _gain_of(load, DRAFT)) and gain["value"] < 1})
     if losing:
-        spare = f"{losing[0]} at once leave a CPU no arithmetic to spare: drafting loses"
-        yield f"{spare}. `foredraft plan … --concurrency 1,{losing[0]}` weighs that beforehand."
+        yield f"At {losing[0]} at once drafting loses here. `foredraft plan … --concurrency 1,{losing[0]}` weighs that beforehand."
         yield ""
 
 

@@ -201,7 +201,8 @@ def main() -> None:
     out = arguments.out.resolve()
     zoo_drafts.at_hand(arguments.target, arguments.prompts)
     drafts, new = zoo_drafts.drafts_of(arguments.draft), QUICK_NEW if arguments.quick else NEW
-    if missing := {_name(spec) for spec in arguments.ours.split()} - {"ngram", *drafts}:
+    ours = tuple(arguments.ours.split() if arguments.ours else (f"{name}@{k}" for name in drafts for k in (2, 3)))
+    if missing := {_name(spec) for spec in ours} - {"ngram", *drafts}:
         raise SystemExit(f"--ours: no draft {min(missing)}; there are {', '.join(drafts)}; name others with --draft")
     folder = BUILD / arguments.target.name
     file = zoo_drafts.first_of_each(arguments.prompts, arguments.num, folder)
@@ -215,7 +216,7 @@ def main() -> None:
     }  # fmt: skip
     for dtype in arguments.dtypes.split(","):
         exports = Exports(
-            folder, arguments.target, drafts, tuple(map(int, arguments.lookaheads.split(","))), tuple(arguments.ours.split()), dtype,
+            folder, arguments.target, drafts, tuple(map(int, arguments.lookaheads.split(","))), ours, dtype,
             arguments.gguf, arguments.llama_cpp.resolve(),
         )  # fmt: skip
         results["races"][dtype] = race(
@@ -231,10 +232,10 @@ def _arguments() -> argparse.Namespace:
     zoo_drafts.add_options(parser)
     parser.add_argument("--num", type=int, default=1, help="prompts of each category")
     parser.add_argument(
-        "--ours", default="eagle2@2 eagle2@3 eagle2+ngram@3 scylla-L2@2",
-        help="what our engine runs: NAME@K, NAME@K,TOPK,NODES, NAME+ngram@K",
-    )  # fmt: skip
-    parser.add_argument("--lookaheads", default="2", help="of the others")
+        "--ours",
+        help="what our engine runs: NAME@K, NAME@K,TOPK,NODES, NAME+ngram@K; every draft at 2 and 3 where left out",
+    )
+    parser.add_argument("--lookaheads", default="2,3,4,5", help="of the others")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument(
         "--only", type=re.compile, default=re.compile(""), help="engine/method to run beside our plain decoding"
