@@ -289,7 +289,7 @@ static void place(const Layer *layer, const Pass *pass, num *x, const num *weigh
     }
 }
 
-// Query heads that attend together: their sums of four vectors each fill half of the registers.
+// Query heads that attend together: their sums of four vectors each fill half of the registers at most.
 #define TOGETHER (LANES / 4)
 
 // out[g] = Σ weight[g][s]·value[s] / total[g] for `heads` query heads and `parts` vectors of the value, both kept in registers.
