@@ -20,7 +20,7 @@ from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
 from foredraft.laws.fit import fit_all
 from foredraft.measure.configurations import DraftSpec, configurations_on, spec_of
-from foredraft.measure.live import Counts, decode_in_turn, groups_of, turns
+from foredraft.measure.live import TIMES, Counts, Stream, decode_in_turn, groups_of, turns
 from foredraft.measure.measure import chains, measure, work
 from foredraft.measure.settings import MeasureSettings
 from foredraft.measure.subject import Subject, by_category
@@ -412,6 +412,64 @@ def test_the_last_group_is_filled_up_from_the_beginning():
     assert groups_of(5, 2) == [[0, 1], [2, 3], [4, 0]]
     assert groups_of(2, 5) == [[0, 1, 0, 1, 0]]
     assert groups_of(4, 4) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_batch_stays_full(checkpoint: Path, batch: int):
+    """By hand: the next prompt enters where an answer ends, so every timed step has all rows; tokens, passes and requests are those of
+    the timed steps alone; answers and counts are those of each request by itself.
+    """
+    from foredraft.decode.engine import Engine
+    from foredraft.decode.model_drafter import ModelDrafter
+
+    target = load(checkpoint)
+    lengths = (9, 3, 6, 2, 8, 5, 4)
+    requests = [Request((5 + i, 6), num) for i, num in enumerate(lengths)]
+
+    def engine() -> Engine:
+        return Engine(target, ModelDrafter(target, target.new_cache(4, 64)), lookahead=2, max_batch=4, max_context=32)
+
+    watched, steps = engine(), []
+    inner = watched._step
+    watched._step = lambda: steps.append(inner()) or steps[-1]  # pyright: ignore[reportAttributeAccessIssue]
+    run = decode_in_turn({"self": watched}, requests, batch)["self"]
+    alone = decode_in_turn({"self": engine()}, requests, 1)["self"]
+    assert (run.answers, run.counts) == (alone.answers, alone.counts)
+    assert not watched.running
+    times = dict(zip(TIMES, run.times_GT.sum(0), strict=True))
+    groups = groups_of(len(requests), batch)
+    assert times["requests"] == batch * len(groups)
+    full = [step for step in steps if len(step.emitted) == batch]
+    assert times["passes"] * batch <= sum(len(step.emitted) for step in full)
+    assert times["passes"] <= times["tokens"] <= 3 * batch * times["passes"]
+    assert set().union(*run.ran) == set(range(len(requests)))
+    assert 0 < times["first_s"] <= times["whole_s"]
+    if batch == 1:
+        assert times["tokens"] == sum(lengths)
+        assert run.ran == [{i} for i in range(len(requests))]
+        assert times["whole_s"] == pytest.approx(times["seconds"])
+
+
+def test_rows_are_never_fewer_than_the_batch_while_timed(checkpoint: Path):
+    """The steps of each group's seconds, watched from outside. Negative control: behind the last group there are fewer."""
+    from foredraft.decode.engine import Engine
+
+    engine, timed, behind = Engine(load(checkpoint), max_batch=3, max_context=64), [], []
+    requests = [Request((5 + i, 6), num) for i, num in enumerate((9, 3, 6, 2, 8, 5))]
+    stream = Stream(engine, requests, groups_of(len(requests), 3))
+    inner = engine._step
+
+    def step():
+        record = inner()
+        (timed if len(stream.parts) < 2 else behind).append(len(record.emitted))
+        return record
+
+    engine._step = step  # pyright: ignore[reportAttributeAccessIssue]
+    stream.run_group()
+    stream.run_group()
+    assert set(timed) == {3}
+    assert set(behind) <= {1, 2}
+    assert behind
 
 
 # Names and folders

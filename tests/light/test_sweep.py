@@ -77,7 +77,7 @@ GRID = {
     "drafts": {
         "lm": {"params": [5e4, 1e5], "tokens": [2e4, 1e5], "runs": "each", "rate": {"value": 4e-3, "params": 5e4, "power": -0.5}},
         "scylla": {
-            "layers": [2], "tokens": [2e4, 1e5], "recipe": {"model": {"kind": "eagle3"}, "stages": [{"schedule": "constant"}]},
+            "layers": [2], "tokens": [2e4, 1e5], "recipe": {"model": {"kind": "eagle3", "draft_vocab": 512}, "stages": [{"schedule": "constant"}]},
             "then": {"data": "answers", "recipe": {"stages": [{"tokens": 1e4, "schedule": "cosine"}]}},
         },
         "given": {"folder": "there"},
@@ -169,6 +169,7 @@ def test_the_axes_are_what_the_recipes_say():
 
 
 def test_a_second_training_starts_from_the_export_at_its_budget_and_keeps_the_model():
+    """And with it its draft vocabulary, which training refuses to be told twice."""
     cells = expand(grid())
     named, places = by_name(cells), Places(Path("out"), cells)
     for budget, where in (("20k", "exports/tokens-20000"), ("100k", "final")):

@@ -106,7 +106,7 @@ def _row(configuration: EngineConfiguration, run: Decoding, plain: Decoding, bat
         name=configuration.spec.name, tokens_per_step=_ratio(emitted, steps, "tokens/step"),
         output_tok_s=_ratio(tokens, seconds, "tokens/s"),
         ratio=_mean(tokens / seconds / (base["tokens"] / base["seconds"]), "× the first arm"), ttft_s=_mean(first_s, "s"),
-        tpot_s=_ratio((seconds - first_s) * requests, np.maximum(tokens - requests, 1), "s"),
+        tpot_s=_ratio(times["between_s"], np.maximum(times["gaps"], 1), "s"),
         gb_s=read_bytes * sums["passes"] / sums["target_s"] / 1e9, ceiling_gb_s=ceiling / 1e9,
         same_tokens=run.answers == plain.answers, drafting_share=sums["draft_s"] / (sums["draft_s"] + sums["target_s"] + sums["other_s"]),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from foredraft.decode.sampling import Sampling
 from foredraft.kinds import role_of
 from foredraft.measure import rows
 from foredraft.measure.configurations import PLAIN, EngineConfiguration, longest
-from foredraft.measure.live import Decoding, decode_in_turn, groups_of, turns
+from foredraft.measure.live import Decoding, decode_in_turn, turns
 from foredraft.measure.settings import MeasureSettings
 from foredraft.measure.subject import Fields, Subject
 from foredraft.models.decoder import Decoder
@@ -113,7 +113,7 @@ class _Study:
         self, configuration: EngineConfiguration, run: Decoding, plain: Decoding, part: str | None, temperature: float, batch: int
     ) -> Measurement:  # fmt: skip
         chosen = self.parts[part]
-        pure = [set(group) <= set(chosen) for group in groups_of(len(self.subject.prompts), batch)]
+        pure = [(ran | others) <= set(chosen) for ran, others in zip(run.ran, plain.ran, strict=True)]
         differ = sum(run.answers[i] != plain.answers[i] for i in chosen)
         note = "" if temperature else f"; {differ} of {len(chosen)} answers differ from plain decoding's"
         budget, drafts = configuration.spec.budget, configuration.method != "none"

@@ -191,7 +191,7 @@ def _check_shared(recipe: Mapping[str, Any], budgets: Sequence[float], where: st
 def _then(draft: Draft, recipe: dict[str, Any], name: str, family: Drafts, grid: Grid) -> Cell:
     """The second training of a draft: the family's recipe from the draft's weights, with `then` laid over it."""
     assert family.then is not None
-    model = {key: value for key, value in recipe["model"].items() if key not in ("params", "config")}
+    model = {key: value for key, value in recipe["model"].items() if key not in ("params", "config", "draft_vocab")}
     base = {key: value for key, value in recipe.items() if key != "watch"}
     base["watch"] = {key: value for key, value in recipe.get("watch", {}).items() if key != "export_at"}
     second = laid(base | {"model": model}, family.then.recipe)
