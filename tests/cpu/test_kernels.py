@@ -4,17 +4,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from foredraft.decode.batch import Request
+from foredraft.decode.drafters import drafter_for
+from foredraft.decode.engine import Engine
 from foredraft.models import kernels
 from foredraft.models.decoder import Decoder
-from foredraft.models.heads import new_head
+from foredraft.models.heads import new_head, save_head
 from foredraft.models.layers import model_config_of
 from foredraft.models.linear import linear
+from foredraft.models.save import save
 from foredraft.shapes import from_config
 
 CONFIG = {
@@ -177,6 +182,24 @@ def test_weights_that_move_are_found_again() -> None:
     assert torch.equal(a_pass(model.to(torch.float64).to(torch.float32), tokens, [8]), before)
     model.layers[1].mlp.up_proj.weight.mul_(2)  # type: ignore[union-attr]
     assert not torch.equal(a_pass(model, tokens, [8]), before)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "dspark", "lm"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_a_draft_that_bfloat16_holds_exactly_is_read_so(kind: str, stored: torch.dtype, tmp_path: Path) -> None:
+    """The text is plain decoding's, token for token; where a weight would be rounded, nothing changes."""
+    target = random_decoder(FAMILIES["llama"])
+    if kind == "lm":
+        draft = random_decoder(FAMILIES["llama"] | {"num_hidden_layers": 1})
+        save(draft.state_dict(), draft.shape, draft.config, tmp_path, dtype=stored)
+    else:
+        save_head(new_head(target, kind, draft_vocab=range(40)), tmp_path, dtype=stored)
+    requests = [Request(tuple(range(2 + i, 9 + i)), 12) for i in range(3)]
+    drafter: Any = drafter_for(target, str(tmp_path), 3, 64)
+    assert drafter.cache.kv.dtype == stored
+    drafted = Engine(target, drafter, lookahead=3, max_batch=3, max_context=32).generate(requests)
+    plain = Engine(target, max_batch=3, max_context=32).generate(requests)
+    assert [each.answer for each in drafted] == [each.answer for each in plain]
 
 
 def test_training_is_torchs_own() -> None:

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from foredraft import kinds
+from foredraft.decode import drafters, proposals, verify
 from foredraft.decode import engine as engines
-from foredraft.decode import proposals, verify
 from foredraft.decode.batch import Request
 from foredraft.decode.drafters import DRAFTERS, drafter_for, machine_name, rule_for
 from foredraft.decode.engine import Engine
@@ -340,6 +340,21 @@ def test_the_law_of_answers_is_the_targets(case: Case, listener: Listener, tmp_p
         assert {any(step.looked_up) for step in steps} == {True, False}
     if case.ending == kinds.ADAPTIVE:
         assert len({length for step in steps for length in step.drafted}) > 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RUN if kind.role != "lookup"], ids=lambda kind: kind.name)
+def test_a_draft_in_bfloat16_beside_a_target_in_float32(
+    kind: kinds.Kind, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A chain, drawn from what the draft says in its own type."""
+    monkeypatch.setattr(drafters, "_narrowed", lambda draft, target: draft.to(torch.bfloat16))
+    case = Case(kind, True, "", CHAIN, ALL, 2)
+    engine = engine_of(case, tmp_path)
+    drafter: Any = engine.drafter
+    assert drafter.cache.kv.dtype == torch.bfloat16
+    law, steps = law_of(engine, Request(PROMPT, case.num, case.sampling), listener)
+    assert distance(law, by_target(case.sampling, case.num)) < 1e-6
+    assert sum(sum(step.accepted) for step in steps) > 0
 
 
 def test_kinds_that_are_not_enumerated_are_not_run():

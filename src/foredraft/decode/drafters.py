@@ -4,6 +4,7 @@ Promises: a draft that cannot draft for this target is one line. Refuses to know
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +24,8 @@ from foredraft.models.draft_head import DraftHead, TokenHead
 from foredraft.models.heads import load_head
 from foredraft.models.load import load
 from foredraft.records import DraftLengths, read, with_hint
+
+M = TypeVar("M", DraftHead, Decoder)
 
 TREE_SLOTS = 192  # nodes of a tree that a drafter may extend, beyond those that a step may verify
 
@@ -84,8 +87,19 @@ def _ngram(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
 
 
 def _head(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
-    head = load_head(draft, target, target.dtype, target.device)
+    head = _narrowed(load_head(draft, target, target.dtype, target.device), target)
     return head_drafter(head, head.new_cache(max_batch, slots))
+
+
+def _narrowed(model: M, target: Decoder) -> M:
+    """The draft of a float32 target in bfloat16, where that holds its weights exactly and our kernels run it: half as much to read. What it
+    drafts is judged by the target in float32 all the same.
+    """
+    half = torch.bfloat16
+    if target.dtype != torch.float32 or half not in model.kernel_dtypes or not kernels.able(half, target.device):
+        return model
+    exact = all(bool((each.to(half).to(each.dtype) == each).all()) for each in model.parameters())
+    return model.to(half) if exact else model
 
 
 def head_drafter(head: DraftHead, cache: KVCache) -> Drafter:
@@ -111,6 +125,7 @@ def _model(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
         raise ValueError(
             f"draft {draft}: d2t names token {int(model.draft_ids.max())}, beyond the target's {target.shape.vocab_size}"
         )
+    model = _narrowed(model, target)
     return ModelDrafter(model, model.new_cache(max_batch, slots), vocab_size=target.shape.vocab_size)
 
 

@@ -13,6 +13,7 @@ from foredraft.kinds import USUAL_HEAD, Kind
 from foredraft.laws.passes import Efficiency
 from foredraft.laws.stated import Accepted
 from foredraft.records import DraftChoice, Machine, Plan, ScheduleStep
+from foredraft.shapes import Shape
 
 PLACEHOLDER = "path/to/draft"
 STATED = ("bfloat16", "float16", "float32")  # dtypes of a plan that are also an engine's --dtype
@@ -78,6 +79,10 @@ class ServingEngine:
     def efficiency(self, machine: Machine | None = None, dtype: str = "bfloat16") -> Efficiency:
         """What it reaches of the machine's peaks on weights stored in `dtype`, and its fixed costs."""
         return Efficiency()
+
+    def draft_dtype(self, draft: Shape, dtype: str) -> str:
+        """The type that it computes a draft in beside a target in `dtype`."""
+        return dtype
 
     def adaptive(self, kind: Kind) -> Adaptive | None:
         """Its lengths that follow the confidence of a draft of `kind`, of chains; None where it has none."""

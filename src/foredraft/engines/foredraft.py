@@ -9,6 +9,7 @@ from foredraft.kinds import ADAPTIVE, LENGTHS, Kind
 from foredraft.laws.passes import Efficiency
 from foredraft.laws.stack import reached_rates
 from foredraft.records import Machine
+from foredraft.shapes import Shape
 from foredraft.shapes.formats import bytes_per_value, compute_dtype
 
 PACKED = 64  # tokens that our kernels on a CPU compute alone, in bfloat16 without matrix units
@@ -32,6 +33,10 @@ class Foredraft(ServingEngine):
             stops=True,
             packed=PACKED,
         )
+
+    def draft_dtype(self, draft: Shape, dtype: str) -> str:
+        """As it is stored, where that is narrower than a target in float32."""
+        return "bfloat16" if dtype == "float32" and draft.weight_format == "bfloat16" else dtype
 
     def efficiency(self, machine: Machine | None = None, dtype: str = "bfloat16") -> Efficiency:
         """Where the machine's step was probed, the rates are those that rows through its stack of weights in `dtype` reached, else those of

@@ -183,11 +183,12 @@ def mean_running(concurrency: ArrayLike, num_requests: ArrayLike) -> Array:
 def serve(
     target: Shape, machine: Machine, *, input_len: float, output_len: float, draft: Shape | None = None,
     layout: Layout | None = None, dtype: str | None = None, kv_dtype: str | None = None,
-    efficiency: Efficiency | None = None, speculate: bool = True,
+    efficiency: Efficiency | None = None, speculate: bool = True, draft_reading: tuple[str, Efficiency] | None = None,
 ) -> ServerCost:  # fmt: skip
     """A server of `target`, and of `draft` beside it, on the devices of `layout`; `dtype` None: weights as the checkpoint stores them.
 
-    `speculate` False leaves out the memory that a drafter's buffers take. Raises ValueError when the layout does not divide the
+    `speculate` False leaves out the memory that a drafter's buffers take. `draft_reading`: the type that the draft computes in where it is
+    another than the target's, and what the engine reaches in it. Raises ValueError when the layout does not divide the
     target, the models do not fit or the cache cannot hold one sequence, with the numbers.
     """
     eff, layout = efficiency or Efficiency(), layout or Layout()
@@ -210,15 +211,15 @@ def serve(
     draft_fixed = {"fixed_s": eff.draft_fixed_s, "layer_s": eff.draft_layer_s}
 
     speculation_s = eff.speculation_s + eff.speculation_rank_s * float(np.log2(layout.tensor))
-    block = _block_drafting(draft, machine, eff, layout, dtype)
+    draft_dtype, draft_eff = draft_reading or (dtype, eff)
+    block = _block_drafting(draft, machine, draft_eff, layout, draft_dtype)
 
     def passes(context: float, *, prompt: bool = False) -> list[PassCost]:
         """Of the target, and of the draft where there is one; over a prompt a draft of blocks makes keys and values alone."""
-        models = [(target, fixed)] + ([(draft, draft_fixed)] if draft and not (block and prompt) else [])
-        costs = [
-            PassCost.of(shape, machine, eff, context=context, prompt=prompt, **floors, **placed)
-            for shape, floors in models
-        ]
+        costs = [PassCost.of(target, machine, eff, context=context, prompt=prompt, **fixed, **placed)]
+        if draft and not (block and prompt):
+            own = {**placed, "dtype": draft_dtype}
+            costs.append(PassCost.of(draft, machine, draft_eff, context=context, prompt=prompt, **draft_fixed, **own))
         return [*costs, block.context] if block and prompt else costs
 
     decoding, prompt = passes(input_len + output_len / 2), passes(input_len / 2, prompt=True)

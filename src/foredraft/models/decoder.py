@@ -56,8 +56,7 @@ class Decoder(Target):
         """The LM head, which a tied model shares with its embedding: the rows of what it can draft."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        ids = self.draft_ids
-        return self.embed_tokens.weight if ids is None else self._gathered(self.embed_tokens.weight, ids)
+        return self._gathered(self.embed_tokens.weight, self.draft_ids, self.dtype)
 
     @property
     def draft_ids(self) -> Tensor | None:

@@ -118,12 +118,11 @@ class DraftHead(nn.Module, ABC):
 
     @property
     def head_weight_VC(self) -> Tensor:
-        """What makes logits over the head's vocabulary: its own LM head, or the target's rows of what it can draft."""
+        """What makes logits over the head's vocabulary, in its type: its own LM head, or the target's rows of what it can draft."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        table = self.target.head_weight_VC
         ids = None if self.maps_nothing else all_target_ids(self.d2t)
-        return table if ids is None else self._gathered(table, ids)
+        return self._gathered(self.target.head_weight_VC, ids, self.dtype)
 
     def with_weights(self, state: Mapping[str, Tensor], shape: Shape | None = None) -> Self:
         """A head like this one (in `shape`, where it changes) that holds `state`, not copied."""
@@ -159,7 +158,7 @@ class DraftHead(nn.Module, ABC):
         """Logits over the head's vocabulary."""
         if self.lm_head is not None:
             return self.lm_head(final_BTC)
-        return linear(final_BTC, self.head_weight_VC.to(self.dtype))
+        return linear(final_BTC, self.head_weight_VC)
 
     # On file
 

@@ -98,17 +98,26 @@ def _check_map(checkpoint: Checkpoint, name: str, dtypes: tuple[str, ...], size:
 
 
 class GatheredRows:
-    """Rows of a table: a copy taken once while the table is frozen and unchanged, so that a pass reads no others; of a trained one anew."""
+    """Rows of a table, None for all, in a type: a copy taken once while the table is frozen and unchanged, so that a pass reads no others; of a
+    trained one anew.
+    """
 
     def __init__(self) -> None:
         self._of: tuple[Tensor | None, int, int] = (None, 0, 0)
         self._rows_DC: Tensor | None = None
 
-    def __call__(self, table_VC: Tensor, ids_D: Tensor) -> Tensor:
+    def __call__(self, table_VC: Tensor, ids_D: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if ids_D is None and table_VC.dtype == dtype:
+            return table_VC
         if table_VC.requires_grad:
-            return table_VC[ids_D]
+            return table_VC[... if ids_D is None else ids_D].to(dtype)
         table, place, version = self._of
         now = (table_VC, table_VC.data_ptr(), 0 if table_VC.is_inference() else table_VC._version)
-        if self._rows_DC is None or table is not table_VC or (place, version) != now[1:]:
-            self._of, self._rows_DC = now, table_VC[ids_D]
+        if (
+            self._rows_DC is None
+            or self._rows_DC.dtype != dtype
+            or table is not table_VC
+            or (place, version) != now[1:]
+        ):
+            self._of, self._rows_DC = now, table_VC[... if ids_D is None else ids_D].to(dtype)
         return self._rows_DC

@@ -129,13 +129,17 @@ def _processor() -> str:
 
 def usable(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether so few rows are worth it, of a type that is compiled for, on a CPU, outside training."""
-    return 0 < rows <= FEW_ROWS.get(dtype, 0) and device.type == "cpu" and not torch.is_grad_enabled() and _have(dtype)
+    return 0 < rows <= FEW_ROWS.get(dtype, 0) and not torch.is_grad_enabled() and able(dtype, device)
+
+
+def able(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether these kernels are there for this type and device."""
+    return device.type == "cpu" and dtype in FEW_ROWS and _have(dtype)
 
 
 def most_rows(model: Any) -> int:
     """Of how many rows a pass of the model runs by these kernels at most; 0: none does."""
-    able = model.dtype in model.kernel_dtypes and model.device.type == "cpu" and _have(model.dtype)
-    return FEW_ROWS[model.dtype] if able else 0
+    return FEW_ROWS[model.dtype] if model.dtype in model.kernel_dtypes and able(model.dtype, model.device) else 0
 
 
 @functools.cache

@@ -62,12 +62,18 @@ class Place:
             return PROBE_PRIOR_WIDTH
         return (EXPERTS_WIDTH if self.target.num_experts else 1.0) * UNBACKED_WIDTH ** len(self.unbacked)
 
+    def _draft_reading(self, draft: Shape | None) -> tuple[str, Efficiency] | None:
+        """None where the draft is computed in the target's type."""
+        engine = named_in(self.engine)
+        dtype = engine.draft_dtype(draft, self.weight_format) if draft else self.weight_format
+        return None if dtype == self.weight_format else (dtype, engine.efficiency(self.machine, dtype))
+
     def server(self, draft: Shape | None, input_len: float, output_len: float, *, speculate: bool) -> ServerCost:
         """The server of the target beside `draft`; raises ValueError where it does not fit."""
         return serve(
             self.target, self.machine, draft=draft, input_len=input_len, output_len=output_len,
             layout=self.layout, dtype=self.dtype, kv_dtype=self.kv_dtype, efficiency=self.efficiency,
-            speculate=speculate,
+            speculate=speculate, draft_reading=self._draft_reading(draft),
         )  # fmt: skip
 
 
