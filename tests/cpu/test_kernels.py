@@ -16,6 +16,7 @@ from foredraft.decode.drafters import drafter_for
 from foredraft.decode.engine import Engine
 from foredraft.models import kernels
 from foredraft.models.decoder import Decoder
+from foredraft.models.forward import causal_mask
 from foredraft.models.heads import new_head, save_head
 from foredraft.models.layers import model_config_of
 from foredraft.models.linear import linear
@@ -200,6 +201,51 @@ def test_a_draft_that_bfloat16_holds_exactly_is_read_so(kind: str, stored: torch
     drafted = Engine(target, drafter, lookahead=3, max_batch=3, max_context=32).generate(requests)
     plain = Engine(target, max_batch=3, max_context=32).generate(requests)
     assert [each.answer for each in drafted] == [each.answer for each in plain]
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [32, 45, 177])
+def test_a_prompt_is_read_as_torch_reads_it(
+    family: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another order of sums than other passes, whose bits hang neither on what stands behind nor on the cache's other rows."""
+    model = random_decoder(FAMILIES[family], dtype)
+    if dtype not in model.kernel_dtypes:
+        return
+    tokens = torch.randint(0, 101, (1, rows))
+
+    def read(num: int) -> tuple[Tensor, Tensor]:
+        cache, places = model.new_cache(2, 200), torch.arange(num)[None]
+        output = model(tokens[:, :num], places, cache.rows(1, 2), mask_BTS=causal_mask(places, num), logits="none")
+        return output.final_BTC[0], cache.kv[:, :, 1, :, :num]
+
+    final, stored = read(rows)
+    for shorter in (32, rows - 1) if rows > 33 else ():
+        again, stored_again = read(shorter)
+        assert torch.equal(again, final[:shorter])
+        assert torch.equal(stored_again, stored[..., :shorter, :])
+    by_torch(monkeypatch)
+    torchs, torchs_stored = read(rows)
+    for ours, theirs in ((final, torchs), (stored, torchs_stored)):
+        assert (ours - theirs).abs().max() <= SMALL[dtype] * theirs.abs().max()
+
+
+def test_prompts_are_read_in_even_parts() -> None:
+    cpu = torch.device("cpu")
+    assert [kernels.chunk(num, torch.float32, cpu) for num in (0, 1, 128, 134, 191, 193, 300)] == [
+        1,
+        1,
+        128,
+        134,
+        191,
+        97,
+        150,
+    ]
+    assert all(
+        kernels.usable(kernels.chunk(num, torch.float32, cpu), torch.float32, cpu, prompt=True) for num in range(1000)
+    )
+    assert not kernels.usable(193, torch.float32, cpu, prompt=True)
 
 
 def test_training_is_torchs_own() -> None:

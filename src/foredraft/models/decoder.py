@@ -87,7 +87,7 @@ class Decoder(Target):
         """
         positions_BT, metadata = attention_metadata(
             tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes,
-            groups=self.shape.num_heads // self.shape.num_kv_heads,
+            groups=self.shape.num_heads // self.shape.num_kv_heads, prompt=isinstance(logits, str) and logits == "none",
         )  # fmt: skip
         metadata = metadata._replace(attend=attend)
         if cache is None:

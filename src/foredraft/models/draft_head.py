@@ -202,7 +202,7 @@ class TokenHead(DraftHead):
         assert hidden_BTC.shape == (*tokens_BT.shape, self.shape.hidden_size), (hidden_BTC.shape, tokens_BT.shape)
         _, metadata = attention_metadata(
             tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes,
-            groups=self.shape.num_heads // self.shape.num_kv_heads,
+            groups=self.shape.num_heads // self.shape.num_kv_heads, prompt=isinstance(logits, str) and logits == "none",
         )  # fmt: skip
         pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, metadata)
         final = self.norm(pre_norm)

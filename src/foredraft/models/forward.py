@@ -36,12 +36,12 @@ class Output(NamedTuple):
 def attention_metadata(
     tokens_BT: Tensor, positions_BT: Tensor | None, cache: KeyValues | None, slots_BT: Tensor | None,
     mask_BTS: Tensor | None, rotary: Rotary | None, dtype: torch.dtype,
-    kernel_dtypes: frozenset[torch.dtype] = frozenset(), groups: int = 1,
+    kernel_dtypes: frozenset[torch.dtype] = frozenset(), groups: int = 1, prompt: bool = False,
 ) -> tuple[Tensor, AttentionMetadata]:  # fmt: skip
     """Positions and `AttentionMetadata` of a pass, defaults filled in: positions 0, 1, …, slots = positions, a causal mask.
 
     `groups`: query heads of a key head. `kernel_dtypes`: types in which the layers can run by our own kernels, which they then do
-    where the pass is small enough.
+    where the pass is small enough. `prompt`: whether it reads one, and decides no token.
     """
     assert tokens_BT.dim() == 2, f"tokens must be [B, T], got {tuple(tokens_BT.shape)}"
     if positions_BT is None:
@@ -61,10 +61,10 @@ def attention_metadata(
         dtype in kernel_dtypes
         and mask_BTS is not None
         and isinstance(cache, KVCache)
-        and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device)
+        and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device, prompt=prompt)
     ):
         rotation = rotary(positions_BT, torch.float32) if rotary else None
-        kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype)
+        kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype, prompt)
         return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS, kernel=kernel)
     rotation = rotary(positions_BT, dtype) if rotary else None
     bias = grouped_bias(mask_B1TS, groups, dtype) if mask_B1TS is not None and mask_B1TS.is_cuda else None

@@ -60,6 +60,7 @@ INLINE const float *floats(const num *p, float *room, long size) { // as float32
     for (long i = 0; i < size; i += LANES) storef(room + i, load(p + i));
     return room;
 }
+#define WIDER 1
 INLINE void store(num *p, vec v) {
     uvec u = (uvec)v, rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16, nan = (uvec)(v != v);
     hvec h = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), hvec);
@@ -70,9 +71,18 @@ typedef float num;
 INLINE float up(num x) { return x; }
 INLINE num down(float f) { return f; }
 INLINE vec load(const num *p) { return loadf(p); }
+#define WIDER 0
 INLINE void store(num *p, vec v) { storef(p, v); }
 INLINE const float *floats(const num *p, float *room, long size) { return p; }
 #endif
+
+// Room that a thread keeps from pass to pass: 0 for what it multiplies by itself, 1 for what all threads read.
+static float *kept_room(int which, long size) {
+    static _Thread_local float *kept[2];
+    static _Thread_local long have[2];
+    if (have[which] < size) free(kept[which]), kept[which] = aligned_alloc(64, ((have[which] = size) * sizeof(float) + 63) / 64 * 64);
+    return kept[which];
+}
 
 // What the inner product multiplies at a time: a vector; of bfloat16 two (of each pair of numbers the first in one, the second in the other),
 // or pairs where the CPU multiplies these itself. `given`: a row as it is multiplied, widened once and not for every weight; behind `widened` rows
@@ -103,11 +113,9 @@ INLINE word take(const given *x) { return (word){loadf(x), loadf(x + LANES)}; }
 INLINE void put(given *x, word w) { storef(x, w.first), storef(x + LANES, w.second); }
 INLINE vec mac(vec a, word x, word w) { return fused(fused(a, x.first, w.first), x.second, w.second); }
 static given *widened(const num *x, long size, long more) {
-    static _Thread_local float *room;
-    static _Thread_local long have;
-    if (have < size + more) free(room), room = aligned_alloc(64, ((have = size + more) * sizeof *room + 63) / 64 * 64);
-    for (long i = 0; i < size; i += STEP) put(room + i, fetch(x + i));
-    return room;
+    float *wide = kept_room(0, size + more);
+    for (long i = 0; i < size; i += STEP) put(wide + i, fetch(x + i));
+    return wide;
 }
 #else
 #define STEP LANES
@@ -216,6 +224,96 @@ static void multiply(const num *x, const num *w, const num *bias, num *y, long r
         }
 }
 
+// A prompt's rows lie side by side in the lanes, SIDE of them at most, and a number of w is multiplied into all at once: nothing is summed across
+// lanes. That is another order of sums, so only passes that read prompts do so: plain and drafted decoding read the same ones, by the same passes.
+#define SIDE (2 * LANES)
+#define OUTS (3 * LANES / 4) // whose sums over SIDE rows fill three quarters of the registers; every size is larger
+#define SWAP(half, i) ((i) & (half) ? LANES + (i) - (half) : (i)) // of two vectors the blocks of `half` lanes that trade places, and the others
+#define STAY(half, i) ((i) & (half) ? LANES + (i) : (i) + (half))
+#define FOUR_OF(which, half, i) which(half, i), which(half, i + 1), which(half, i + 2), which(half, i + 3)
+#if LANES == 16
+#define ALL_OF(which, half) (ivec){FOUR_OF(which, half, 0), FOUR_OF(which, half, 4), FOUR_OF(which, half, 8), FOUR_OF(which, half, 12)}
+#elif LANES == 8
+#define ALL_OF(which, half) (ivec){FOUR_OF(which, half, 0), FOUR_OF(which, half, 4)}
+#else
+#define ALL_OF(which, half) (ivec){FOUR_OF(which, half, 0)}
+#endif
+#define TRADE(half) for (int j = 0; j < LANES; j++) if (!(j & half)) { \
+        vec low = __builtin_shuffle(a[j], a[j + half], ALL_OF(SWAP, half)); \
+        a[j + half] = __builtin_shuffle(a[j], a[j + half], ALL_OF(STAY, half)), a[j] = low; }
+
+// Lane j of vector i becomes lane i of vector j.
+INLINE void turn(vec *a) {
+#if LANES == 16
+#pragma GCC unroll 16
+    TRADE(8)
+#endif
+#if LANES >= 8
+#pragma GCC unroll 16
+    TRADE(4)
+#endif
+#pragma GCC unroll 16
+    TRADE(2)
+#pragma GCC unroll 16
+    TRADE(1)
+}
+
+// x as panels of SIDE rows, or of LANES where no more are left: number k of all of them, then number k + 1; zeros where there is no row.
+static void spread(const num *x, float *panels, long rows, long in) {
+    const long steps = in / LANES;
+#pragma omp for schedule(static)
+    for (long c = 0; c < (rows + LANES - 1) / LANES * steps; c++) {
+        const long r = c / steps * LANES, k = c % steps * LANES, panel = r / SIDE * SIDE, side = rows - panel > LANES ? SIDE : LANES;
+        vec a[LANES];
+        for (int i = 0; i < LANES; i++) a[i] = r + i < rows ? load(x + (r + i) * in + k) : splat(0);
+        turn(a);
+        for (int i = 0; i < LANES; i++) storef(panels + panel * in + (k + i) * side + r - panel, a[i]);
+    }
+}
+
+// y[r][o] = x[r]·w[o] + bias[o] for the rows of a panel of `parts` vectors and OUTS outputs from o, of which those before `from` are not written.
+// Memory from `next` on is asked for, a line for every four numbers of a row.
+INLINE void cross(const int parts, const float *panel, const float *w, const num *next, const num *bias, num *y, long rows, long o, long from, long in, long out) {
+    vec sum[2][LANES] = {0};
+    const float *pair[OUTS / 2 + 1];
+    for (int j = 0; j < (OUTS + 1) / 2; j++) pair[j] = w + 2 * j * in;
+    for (long k = 0; k < in; k++) {
+        if (k % 4 == 0) __builtin_prefetch(next + k / 4 * LINE, 0, 2);
+        vec x[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < parts; i++) x[i] = loadf(panel + (k * parts + i) * LANES);
+#pragma GCC unroll 16
+        for (int j = 0; j < OUTS; j++) {
+            vec by = splat(pair[j / 2][k + j % 2 * in]);
+#pragma GCC unroll 2
+            for (int i = 0; i < parts; i++) sum[i][j] = fused(sum[i][j], x[i], by);
+        }
+    }
+    float more[LANES] = {0};
+    for (int j = 0; bias && j < OUTS; j++) more[j] = up(bias[o + j]);
+    for (int i = 0; i < parts; i++) {
+        turn(sum[i]);
+        for (long r = i * LANES; r < rows && r < (i + 1) * LANES; r++) {
+            num ready[LANES];
+            store(ready, sum[i][r % LANES] + loadf(more));
+            memcpy(y + r * out + from, ready + from - o, (o + OUTS - from) * sizeof(num));
+        }
+    }
+}
+
+static void multiply_panels(const float *panels, const num *w, const num *bias, num *y, long rows, long in, long out) {
+#pragma omp for schedule(static) nowait
+    for (long c = 0; c < (out + OUTS - 1) / OUTS; c++) {
+        const long from = c * OUTS, o = from < out - OUTS ? from : out - OUTS;
+        const float *wide = floats(w + o * in, WIDER ? kept_room(0, OUTS * in) : NULL, OUTS * in);
+        for (long r = 0; r < rows; r += SIDE) {
+            const num *next = w + (o + OUTS) * in + r / SIDE * (in / 4 * LINE);
+            if (rows - r > LANES) cross(2, panels + r * in, wide, next, bias, y + r * out, rows - r, o, from, in, out);
+            else cross(1, panels + r * in, wide, next, bias, y + r * out, rows - r, o, from, in, out);
+        }
+    }
+}
+
 void linear(const num *x, const num *w, const num *bias, num *y, long rows, long in, long out, int threads) {
 #pragma omp parallel num_threads(threads)
     multiply(x, w, bias, y, rows, in, out);
@@ -239,7 +337,7 @@ typedef struct {
     long batch, tokens, seen, mask_batch_stride;       // B, T, S
     long cache_batch, cache_slots;                     // what the cache has room for
     long cache_batch_stride, cache_head_stride;        // in numbers; a slot is D numbers
-    int threads;
+    int threads, prompt;                               // prompt: whether the pass reads one, and decides no token
 } Pass;
 
 INLINE vec exponential(vec x) { // e^x to 2 units in the last place; 0 far below, so that −inf gives 0
@@ -421,6 +519,12 @@ static int fits(const Pass *pass) {
     return 1;
 }
 
+// By panels of x where there are any.
+static void product(const num *x, const float *panels, const num *w, const num *bias, num *y, long rows, long in, long out) {
+    if (panels) multiply_panels(panels, w, bias, y, rows, in, out);
+    else multiply(x, w, bias, y, rows, in, out);
+}
+
 // y = layer(x); returns 0, or −1 with nothing written where the pass leaves the cache. `normed`: what attention reads [R, attention_in], or NULL where it is the norm of x. `room` holds what is in between.
 int layer(const Layer *layer, const Pass *pass, const num *x, const num *normed, num *keys, num *values, num *y, num *room) {
     if (!fits(pass)) return -1;
@@ -428,6 +532,8 @@ int layer(const Layer *layer, const Pass *pass, const num *x, const num *normed,
     const long wide = layer->heads * layer->head_dim, few = layer->key_heads * layer->head_dim;
     num *small = room, *q = small + rows * hidden, *k = q + rows * wide, *v = k + rows * few, *mixed = v + rows * few;
     num *gate = mixed + rows * wide, *up = gate + rows * inner;
+    const long most = in > inner ? in : inner, widest = most > wide ? most : wide;
+    float *panels = pass->prompt && rows >= SIDE ? kept_room(1, (rows + SIDE) * (widest > hidden ? widest : hidden)) : NULL;
 #pragma omp parallel num_threads(pass->threads)
     {
         if (!normed) {
@@ -435,21 +541,25 @@ int layer(const Layer *layer, const Pass *pass, const num *x, const num *normed,
             for (long r = 0; r < rows; r++) norm(x + r * hidden, layer->in_norm, layer->in_norm_bias, small + r * hidden, hidden, layer->layer_norm, layer->eps);
         }
         const num *from = normed ? normed : small;
-        multiply(from, layer->q, layer->q_bias, q, rows, in, wide);
-        multiply(from, layer->k, layer->k_bias, k, rows, in, few);
-        multiply(from, layer->v, layer->v_bias, v, rows, in, few);
+        if (panels) spread(from, panels, rows, in);
+        product(from, panels, layer->q, layer->q_bias, q, rows, in, wide);
+        product(from, panels, layer->k, layer->k_bias, k, rows, in, few);
+        product(from, panels, layer->v, layer->v_bias, v, rows, in, few);
 #pragma omp barrier
         attention(layer, pass, q, k, v, keys, values, mixed);
-        multiply(mixed, layer->o, layer->o_bias, small, rows, wide, hidden);
+        if (panels) spread(mixed, panels, rows, wide);
+        product(mixed, panels, layer->o, layer->o_bias, small, rows, wide, hidden);
 #pragma omp barrier
         add(y, x, small, rows * hidden);
 #pragma omp for schedule(static)
         for (long r = 0; r < rows; r++) norm(y + r * hidden, layer->out_norm, layer->out_norm_bias, small + r * hidden, hidden, layer->layer_norm, layer->eps);
-        if (layer->gate) multiply(small, layer->gate, layer->gate_bias, gate, rows, hidden, inner);
-        multiply(small, layer->up, layer->up_bias, up, rows, hidden, inner);
+        if (panels) spread(small, panels, rows, hidden);
+        if (layer->gate) product(small, panels, layer->gate, layer->gate_bias, gate, rows, hidden, inner);
+        product(small, panels, layer->up, layer->up_bias, up, rows, hidden, inner);
 #pragma omp barrier
         activate(layer, gate, up, rows);
-        multiply(gate, layer->down, layer->down_bias, small, rows, inner, hidden);
+        if (panels) spread(gate, panels, rows, inner);
+        product(gate, panels, layer->down, layer->down_bias, small, rows, inner, hidden);
 #pragma omp barrier
         add(y, y, small, rows * hidden);
     }

@@ -1,7 +1,8 @@
 """Our own kernels for few rows on a CPU, from kernels.c: compiled for this machine at first use, then cached.
 
 Promises: what `linear` and `Layer` compute, up to rounding, at the speed of reading the weights once; a row's bits do
-not depend on the other rows of the pass, up to FEW_ROWS of them: beyond, torch computes, whose bits do. Where there is no
+not depend on the other rows of the pass, up to FEW_ROWS of them (of a pass that reads a prompt: up to half as many again, from 32 rows
+on in another order of sums): beyond, torch computes, whose bits do. Where there is no
 compiler, `missing()` says why and torch computes too.
 Refuses to know: what a pass is for.
 """
@@ -127,9 +128,10 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in _cpuinfo() if line.startswith(("model name", "flags", "Features"))}))
 
 
-def usable(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether so few rows are worth it, of a type that is compiled for, on a CPU, outside training."""
-    return 0 < rows <= FEW_ROWS.get(dtype, 0) and not torch.is_grad_enabled() and able(dtype, device)
+def usable(rows: int, dtype: torch.dtype, device: torch.device, *, prompt: bool = False) -> bool:
+    """Whether so few rows are worth it, of a type that is compiled for, on a CPU, outside training; of a prompt half as many again."""
+    most = FEW_ROWS.get(dtype, 0)
+    return 0 < rows <= most + prompt * most // 2 and not torch.is_grad_enabled() and able(dtype, device)
 
 
 def able(dtype: torch.dtype, device: torch.device) -> bool:
@@ -152,9 +154,11 @@ def _have(dtype: torch.dtype) -> bool:
 
 
 def chunk(tokens: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many of a prompt's tokens to read in a pass: all, or as many as these kernels take where that is worth it."""
+    """How many of a prompt's tokens to read in a pass: all, or even parts that these kernels take where that is worth it."""
     most = FEW_ROWS.get(dtype, 0)
-    return most if most >= 64 and usable(1, dtype, device) else max(tokens, 1)
+    if most < 64 or not usable(1, dtype, device):
+        return max(tokens, 1)
+    return -(-max(tokens, 1) // max(round(tokens / most), 1))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -204,7 +208,7 @@ class _Pass(ctypes.Structure):
         *((name, c_void_p) for name in ("cos", "sin", "slots", "places", "mask")),
         *((name, c_long) for name in ("batch", "tokens", "seen", "mask_batch_stride")),
         *((name, c_long) for name in ("cache_batch", "cache_slots", "cache_batch_stride", "cache_head_stride")),
-        ("threads", c_int),
+        ("threads", c_int), ("prompt", c_int),
     ]  # fmt: skip
 
 
@@ -252,8 +256,9 @@ class KernelPass(NamedTuple):
         slots_BT: Tensor,
         mask_BTS: Tensor,
         dtype: torch.dtype,
+        prompt: bool,
     ) -> "KernelPass":
-        """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows."""
+        """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows. `prompt`: whether the pass reads one."""
         batch, tokens = slots_BT.shape
         slots, mask, places = slots_BT.contiguous(), mask_BTS.contiguous(), cache.places
         cos, sin = (None, None) if rotation is None else (part.contiguous() for part in rotation)
@@ -262,7 +267,7 @@ class KernelPass(NamedTuple):
             places=None if places is None else places.data_ptr(),
             batch=batch, tokens=tokens, seen=mask.shape[2], mask_batch_stride=0 if mask.shape[0] == 1 else tokens * mask.shape[2],
             cache_batch=cache.kv.shape[2], cache_slots=cache.slots,
-            cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(),
+            cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(), prompt=prompt,
         )  # fmt: skip
         return cls(struct, cache, (slots, mask, cos, sin, places), _library(dtype).layer)
 
