@@ -226,8 +226,8 @@ def decode_in_turn(
 def _decoding(rounds: Sequence[Stream], num: int) -> Decoding:
     """Answers, counts and `ran` are of the first round."""
     results, times_RGT = rounds[0].results(), np.array([stream.times() for stream in rounds])
-    answers, counts = ([results[i][part] for i in range(num)] for part in (0, 1))
-    return Decoding(answers, counts, np.median(times_RGT, axis=0), rounds[0].ran)
+    answers, counts = zip(*(results[i] for i in range(num)), strict=True)
+    return Decoding([*answers], [*counts], np.median(times_RGT, axis=0), rounds[0].ran)
 
 
 def turns(engines: Mapping[str, Engine], num: int, batch: int, rounds: int) -> int:
