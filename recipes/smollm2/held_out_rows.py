@@ -3,6 +3,7 @@
     python recipes/smollm2/held_out_rows.py TARGET OUT.jsonl.gz HELD_OUT DEVICE RUN [RUN …]
 
 RUN is the folder of a training run that is done, with the target's answers as its last stage's data and HELD_OUT as its held-out token folder.
+A sweep's second training, NAME-then, is of a family of its own, and its tokens are its stem's budget, as a sweep has it.
 """
 
 import json
@@ -16,6 +17,7 @@ from foredraft.recipe import Recipe
 from foredraft.records import Observation, Provenance
 
 TARGET = "SmolLM2-135M-Instruct"
+THEN, EXPORTED = "-then", "tokens-"  # what a sweep calls a second training, and a run its export at a budget
 FAMILIES = {"scylla": "scylla", "lm": "lm"}  # of a run's name up to the first dash, where the kind does not say it
 
 
@@ -26,11 +28,13 @@ def row(run: Path, target: Path, held_out: TokenFolder, device: str) -> Observat
     shape = shape_of(run, target)
     kind, name = kinds.of_shape(shape), run.resolve().name
     drafted = [figures[f"survival_{i}"] for i in range(1, 100) if f"survival_{i}" in figures]
-    tokens = sum(tokens_of(each) for each in (recipe, *before(recipe)))
+    then = name.endswith(THEN)
+    tokens = sum(each for each in (0.0 if then else tokens_of(recipe), *before(recipe)))
+    family = FAMILIES.get(name.split("-")[0], kind.name) + (THEN if then else "")
     low, high = figures["tokens_per_step_low"], figures["tokens_per_step_high"]
     rates = ", ".join(f"{stage.get('learning_rate', 1e-3):g}" for stage in recipe["stages"])
     return Observation(
-        run=name, draft=f"{name}/final", target=TARGET, method=kind.name, family=FAMILIES.get(name.split("-")[0], kind.name),
+        run=name, draft=f"{name}/final", target=TARGET, method=kind.name, family=family,
         provenance=Provenance(
             source="foredraft train",
             note=f"held-out greedy answers, teacher-forced, at the end of training; {low:.3f} to {high:.3f}; learning rate {rates}",
@@ -65,12 +69,14 @@ def tokens_of(recipe: dict[str, Any]) -> float:
     return sum(round(stage["tokens"] / step) * step for stage, step in stages)
 
 
-def before(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """Recipes of the runs that it went on from."""
+def before(recipe: dict[str, Any]) -> list[float]:
+    """Tokens of the runs that it went on from, as far as these had come."""
     init = recipe["model"].get("init")
     run = runs.run_folder(init) if init else None
-    earlier = json.loads((run / runs.RECIPE).read_bytes()) if run else None
-    return [] if earlier is None else [earlier, *before(earlier)]
+    if run is None:
+        return []
+    earlier, (_, _, budget) = json.loads((run / runs.RECIPE).read_bytes()), Path(init).name.rpartition(EXPORTED)
+    return [float(budget) if budget.isdigit() else tokens_of(earlier), *before(earlier)]
 
 
 if __name__ == "__main__":

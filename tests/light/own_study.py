@@ -10,10 +10,11 @@ import numpy as np
 from scipy.special import expit
 
 from foredraft import kinds
-from foredraft.engines import named_in
 from foredraft.laws.calibration import MULTIPLIERS, adjusted
-from foredraft.laws.cost import ServerCost, serve
+from foredraft.laws.cost import ServerCost
+from foredraft.laws.passes import Layout
 from foredraft.laws.speedup import best_tree, rank_acceptance
+from foredraft.plan.served import Place
 from foredraft.records import Machine, Observation, Provenance
 from foredraft.shapes import Shape, from_config, scaled
 
@@ -76,10 +77,8 @@ class Truth:
 
 @cache
 def true_server(shape: Shape | None, multipliers: tuple[tuple[str, float], ...]) -> ServerCost:
-    plain = serve(
-        TARGET, MACHINE, draft=shape, dtype="float32", efficiency=named_in("foredraft").efficiency(MACHINE),
-        speculate=shape is not None, input_len=LENGTHS["input_len"], output_len=LENGTHS["output_len"],
-    )  # fmt: skip
+    place = Place(TARGET, MACHINE, "foredraft", Layout(), "float32")
+    plain = place.server(shape, LENGTHS["input_len"], LENGTHS["output_len"], speculate=shape is not None)
     assert set(dict(multipliers)) == set(MULTIPLIERS)
     return adjusted(plain, dict(multipliers))
 
