@@ -492,6 +492,19 @@ def test_calibration_narrows_the_speed():
     assert np.log(with_it.high / with_it.low) < 0.5 * np.log(without.high / without.low)
 
 
+def test_a_draft_beside_a_float32_target_is_read_in_bfloat16():
+    """As our engine does it; vLLM's reads all in the target's type."""
+    head = kinds.EAGLE.shape(TARGET)
+
+    def drafting_s(engine: str, dtype: str) -> float:
+        server = Place(TARGET, MACHINE, engine, Layout(), dtype).server(head, 64, 64, speculate=True)
+        assert server.draft is not None
+        return server.draft.dense_s
+
+    assert drafting_s("foredraft", "float32") == drafting_s("foredraft", "bfloat16")
+    assert drafting_s("vllm", "float32") > 1.5 * drafting_s("vllm", "bfloat16")
+
+
 def test_own_rows_of_another_target_change_no_plan_but_are_named():
     load = Workload(input_len=64, output_len=64, concurrency=(1, 8))
     llama, small = shape("Llama-3.1-8B"), PlanSettings(draws=16)
