@@ -63,9 +63,10 @@ def _speeds(speeds: dict[str, Any]) -> Iterator[str]:
         if number == 0:
             yield "|---" * (1 + len(cells)) + "|"
     yield ""
-    losing = sorted({int(batch) for _, batch, load in columns if (gain := _gain_of(load, DRAFT)) and gain["value"] < 1})
+    losing = [(dtype, batch) for dtype, batch, load in columns if (gain := _gain_of(load, DRAFT)) and gain["value"] < 1]
     if losing:
-        yield f"At {losing[0]} at once drafting loses here. `foredraft plan … --concurrency 1,{losing[0]}` weighs that beforehand."
+        where, batch = " and ".join(f"in {dtype} at {batch} at once" for dtype, batch in losing), losing[0][1]
+        yield f"Drafting loses here {where}. `foredraft plan … --concurrency 1,{batch}` weighs that beforehand."
         yield ""
 
 

@@ -71,4 +71,4 @@ def test_where_drafting_loses_a_line_says_so(modules: tuple[Any, Any], tmp_path:
     )
     text = figure.figure(tmp_path)
     assert "| **1.62× (1.52 to 1.72)** | **0.87× (0.77 to 0.97)** |" in text
-    assert "\nAt 8 at once drafting loses here." in text
+    assert "\nDrafting loses here in float32 at 8 at once" in text
