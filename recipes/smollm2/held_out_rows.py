@@ -29,7 +29,7 @@ def row(run: Path, target: Path, held_out: TokenFolder, device: str) -> Observat
     kind, name = kinds.of_shape(shape), run.resolve().name
     drafted = [figures[f"survival_{i}"] for i in range(1, 100) if f"survival_{i}" in figures]
     then = name.endswith(THEN)
-    tokens = sum(each for each in (0.0 if then else tokens_of(recipe), *before(recipe)))
+    tokens = sum((0.0 if then else tokens_of(recipe), *before(recipe)))
     family = FAMILIES.get(name.split("-")[0], kind.name) + (THEN if then else "")
     low, high = figures["tokens_per_step_low"], figures["tokens_per_step_high"]
     rates = ", ".join(f"{stage.get('learning_rate', 1e-3):g}" for stage in recipe["stages"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.draft_vocab import GatheredRows, all_target_ids, target_ids
-from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
+from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import Attend, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
@@ -87,7 +87,7 @@ class Decoder(Target):
         """
         positions_BT, metadata = attention_metadata(
             tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes,
-            groups=self.shape.num_heads // self.shape.num_kv_heads, prompt=isinstance(logits, str) and logits == "none",
+            groups=self.shape.num_heads // self.shape.num_kv_heads, prompt=reads_prompt(logits),
         )  # fmt: skip
         metadata = metadata._replace(attend=attend)
         if cache is None:

@@ -20,7 +20,7 @@ from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD
 from foredraft.models.draft_vocab import GatheredRows, all_target_ids, draftable, maps_nothing, target_ids
-from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out
+from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import AttentionMetadata, DecoderBlock, KeyValues, ModelConfig
 from foredraft.models.linear import Linear, linear
@@ -202,7 +202,7 @@ class TokenHead(DraftHead):
         assert hidden_BTC.shape == (*tokens_BT.shape, self.shape.hidden_size), (hidden_BTC.shape, tokens_BT.shape)
         _, metadata = attention_metadata(
             tokens_BT, positions_BT, cache, slots_BT, mask_BTS, self.rotary, self.dtype, self.kernel_dtypes,
-            groups=self.shape.num_heads // self.shape.num_kv_heads, prompt=isinstance(logits, str) and logits == "none",
+            groups=self.shape.num_heads // self.shape.num_kv_heads, prompt=reads_prompt(logits),
         )  # fmt: skip
         pre_norm = self.run(self.embed(tokens_BT), hidden_BTC, metadata)
         final = self.norm(pre_norm)

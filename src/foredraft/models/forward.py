@@ -85,6 +85,11 @@ def _mask(mask_BTS: Tensor, tokens_BT: Tensor) -> Tensor:
     return mask_BTS[:, None]
 
 
+def reads_prompt(at: LogitsAt) -> bool:
+    """Whether a pass decides no token: it reads a prompt."""
+    return isinstance(at, str) and at == "none"
+
+
 def read_out(x_BTC: Tensor, at: LogitsAt, head: Callable[[Tensor], Tensor]) -> Tensor | None:
     """Logits of the rows asked for only: the LM head is the widest matrix of a small model."""
     if isinstance(at, Tensor):
