@@ -41,7 +41,7 @@ def row(run: Path, target: Path, held_out: TokenFolder, device: str) -> Observat
         ),
         dataset=held_out.path.name, temperature=0.0, engine="foredraft", machine=device, dtype=recipe.get("precision", "bfloat16"),
         target_params=float(shapes.named(str(target)).params), draft_params=float(shape.params), draft_tokens=float(tokens),
-        draft_layers=shape.num_layers, lookahead=len(drafted), topk=1, tree_nodes=len(drafted), num_requests=held_out.data.num_documents,
+        draft_layers=shape.num_layers, lookahead=len(drafted), topk=1, tree_nodes=len(drafted), num_requests=num_judged(recipe, held_out),
         tokens_per_step=figures["tokens_per_step"], survival=tuple(drafted), pooling="steps",
     )  # fmt: skip
 
@@ -61,6 +61,12 @@ def last_figures(run: Path) -> dict[str, Any]:
     if last is None:
         raise SystemExit(f"{run}: its metrics.jsonl has no held-out figures; train it with --held-out")
     return {key.removeprefix("held_out_"): value for key, value in last.items()}
+
+
+def num_judged(recipe: dict[str, Any], held_out: TokenFolder) -> int:
+    """How many of the held-out documents a run judges, by their tokens."""
+    share = recipe["watch"]["held_out_tokens"] / held_out.data.num_tokens
+    return max(round(held_out.data.num_documents * min(share, 1.0)), 1)
 
 
 def tokens_of(recipe: dict[str, Any]) -> float:
