@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_study import MACHINE, TARGET, observed
+from own_study import MACHINE, TARGET, Truth, observed
 from test_held_out import budgets, row
 
 ROOT = Path(__file__).parents[2]
@@ -41,13 +41,15 @@ def test_a_law_that_breaks_is_told(recipes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def plans_judged(recipes: Any) -> dict[str, Any]:
-    return recipes[1].judged(TARGET, MACHINE, observed(batches=(8,), kinds=("eagle", "eagle3")))
+    """Timed with a scatter of 0.3 %: with the usual 1.5 %, the luckiest of 21 drafts alone lies 4 % above what the laws give it."""
+    truth = Truth(speed_noise=0.003)
+    return recipes[1].judged(TARGET, MACHINE, observed(truth, batches=(8,), kinds=("eagle", "eagle3")))
 
 
 def test_the_planned_draft_is_nearly_the_best_of_a_study_that_follows_the_laws(plans_judged: dict[str, Any]) -> None:
     (choice,) = plans_judged["choices"]
     assert (choice["batch"], choice["drafts"]) == (8, 21)
-    assert 0 <= choice["regret"] < 0.03  # speeds scatter by 1.5 %
+    assert 0 <= choice["regret"] < 0.02
     assert choice["best_speedup"] > 1.05
 
 
