@@ -1,4 +1,4 @@
-"""The zoo: trained drafts in bfloat16, each with a model card of what was recorded and the rows that were measured of it.
+"""The zoo: trained drafts in eight bits, each with a model card of what was recorded and the rows that were measured of it.
 
     python recipes/smollm2/zoo.py ZOO NAME=RUN[:DATA] [NAME=RUN[:DATA] …] [MEASUREMENTS.jsonl …]
 
@@ -12,15 +12,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from foredraft import kinds, records, runs
 from foredraft.data.tokens import TokenData
+from foredraft.models.checkpoint import Checkpoint
+from foredraft.models.eight_bits import config_keys, stored
 from foredraft.records import Measurement
+from foredraft.shapes.tensors import FLOATS
 
 MOST_BYTES = 30e6
 TARGET, HUB_ID, LICENCE = "SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
@@ -39,17 +43,19 @@ SOURCES = """| domain | source | licence |
 
 
 def copied(source: Path, out: Path) -> None:
-    """The served folder with its floating tensors in bfloat16 and without the tokenizer, which is the target's."""
+    """The served folder with its matrices in eight bits and without the tokenizer, which is the target's."""
     out.mkdir(parents=True)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != WEIGHTS and not path.name.startswith(LEFT_OUT):
             shutil.copyfile(path, out / path.name)
-    tensors = load_file(source / WEIGHTS)
-    halved = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    save_file(halved, out / WEIGHTS, metadata={"format": "pt"})
+    import torch
+
+    checkpoint = Checkpoint(source)
+    tensors = {name: checkpoint.tensor(name) for name in checkpoint.stored}
+    save_file(stored(tensors, torch.int8), out / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((out / "config.json").read_bytes())
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    records.write(out / "config.json", config | {key: "bfloat16"})
+    records.write(out / "config.json", config | config_keys(torch.int8, key))
 
 
 class Trained(NamedTuple):
@@ -133,8 +139,8 @@ def kind_of(model: dict[str, Any]) -> kinds.Kind:
 
 
 def parameters(weights: Path) -> str:
-    number = sum(tensor.numel() for tensor in load_file(weights / WEIGHTS).values() if tensor.is_floating_point())
-    return f"{number:,} stored parameters, bfloat16."
+    number = sum(prod(each.shape) for each in Checkpoint(weights).stored.values() if each.kind in (*FLOATS, "I8"))
+    return f"{number:,} stored parameters, matrices in eight bits."
 
 
 def trainings(run: Path) -> list[Path]:

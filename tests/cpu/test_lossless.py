@@ -69,14 +69,14 @@ TARGET = model(0, 4)
 # The drafts, by kind
 
 
-def folder_of(kind: kinds.Kind, own_vocab: bool, folder: Path) -> str:
+def folder_of(kind: kinds.Kind, own_vocab: bool, folder: Path, stored: torch.dtype = torch.float32) -> str:
     """A draft of the kind as it is asked for, written to `folder` where it has weights."""
     if kind.role == "lookup":
         return kind.name
     if kind.role == "lm":
         draft = model(1, 1)
         draft = cut(draft, offsets(DRAFT_VOCAB, VOCAB)) if own_vocab else draft
-        save(draft.state_dict(), draft.shape, draft.config, folder)
+        save(draft.state_dict(), draft.shape, draft.config, folder, dtype=stored)
         return str(folder)
     layers = 1 if kind.name == kind.checkpoint else 2
     head = new_head(
@@ -86,7 +86,7 @@ def folder_of(kind: kinds.Kind, own_vocab: bool, folder: Path) -> str:
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    save_head(head, folder)
+    save_head(head, folder, dtype=stored)
     return str(folder)
 
 
@@ -315,8 +315,8 @@ def write_lengths(engine: Engine, draft: str, sampling: Sampling) -> None:
     write(Path(draft) / kinds.LENGTHS, measured)
 
 
-def engine_of(case: Case, folder: Path) -> Engine:
-    folder_or_name = folder_of(case.kind, case.own_vocab, folder)
+def engine_of(case: Case, folder: Path, stored: torch.dtype = torch.float32) -> Engine:
+    folder_or_name = folder_of(case.kind, case.own_vocab, folder, stored)
     adaptive, draft = case.ending == kinds.ADAPTIVE, folder_or_name + case.ending
     batch = 1 if adaptive else BATCH  # lengths hang on what else runs
     engine = Engine(
@@ -352,6 +352,17 @@ def test_a_draft_in_bfloat16_beside_a_target_in_float32(
     engine = engine_of(case, tmp_path)
     drafter: Any = engine.drafter
     assert drafter.cache.kv.dtype == torch.bfloat16
+    law, steps = law_of(engine, Request(PROMPT, case.num, case.sampling), listener)
+    assert distance(law, by_target(case.sampling, case.num)) < 1e-6
+    assert sum(sum(step.accepted) for step in steps) > 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RUN if kind.role != "lookup"], ids=lambda kind: kind.name)
+def test_a_draft_in_eight_bits(kind: kinds.Kind, listener: Listener, tmp_path: Path):
+    case = Case(kind, True, "", CHAIN, ALL, 2)
+    engine = engine_of(case, tmp_path, torch.int8)
+    drafter: Any = engine.drafter
+    assert (drafter.model if kind.role == "lm" else drafter.head).in_eight
     law, steps = law_of(engine, Request(PROMPT, case.num, case.sampling), listener)
     assert distance(law, by_target(case.sampling, case.num)) < 1e-6
     assert sum(sum(step.accepted) for step in steps) > 0

@@ -32,6 +32,7 @@ from foredraft.models.draft_head import HeadLayout
 from foredraft.models.draft_vocab import GatheredRows, offsets
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
+from foredraft.models.eight_bits import EightBits
 from foredraft.models.forward import causal_mask
 from foredraft.models.rope import frequencies
 from foredraft.models.save import save
@@ -787,17 +788,22 @@ def test_a_model_of_a_draft_vocabulary_is_read_back_as_one(tied, tmp_path):
 def test_gathered_rows_follow_their_table():
     """Copied once while it is frozen, anew when it has changed in place, and with gradients while it is trained."""
     table, ids, rows = torch.randn(6, 3), torch.tensor([1, 4]), GatheredRows()
-    first = rows(table, ids, table.dtype)
-    assert rows(table, ids, table.dtype) is first
+    d2t = offsets(ids.tolist(), 6)
+    first = rows(table, d2t, table.dtype)
+    assert rows(table, d2t, table.dtype) is first
     table[4] += 1
-    assert torch.equal(rows(table, ids, table.dtype), table[ids])
+    assert torch.equal(rows(table, d2t, table.dtype), table[ids])
     narrow = rows(table, None, torch.bfloat16)
     assert rows(table, None, torch.bfloat16) is narrow
     assert torch.equal(narrow, table.bfloat16())
     assert rows(table, None, table.dtype) is table
+    eight = rows(table, d2t, table.dtype, in_eight=True)
+    assert rows.eight is not None
+    assert torch.equal(eight, rows.eight.weight)
+    assert torch.equal(eight, EightBits.of(table[ids]).weight)
     trained_table = table.clone().requires_grad_(True)
     with torch.enable_grad():
-        rows(trained_table, ids, table.dtype).sum().backward()
+        rows(trained_table, d2t, table.dtype).sum().backward()
     assert trained_table.grad is not None
     assert trained_table.grad.sum(1).tolist() == [0, 3, 0, 0, 3, 0]
 

@@ -13,6 +13,7 @@ from typer.main import get_group
 
 from foredraft import kinds, records, shapes, tour
 from foredraft.cli import main as cli
+from foredraft.models.checkpoint import Checkpoint
 from foredraft.records import Estimate, Machine, Measurement, Observation, Plan, Provenance, Workload
 from foredraft.tour import ITINERARY, TourPlaces, TourStep
 from foredraft.tour_outcome import drafting
@@ -94,16 +95,18 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 # The zoo.
 
 
-def test_the_zoo_holds_a_runs_weights_in_bfloat16_its_card_and_its_rows(
+def test_the_zoo_holds_a_runs_weights_in_eight_bits_its_card_and_its_rows(
     recipe: Any, sweep: Path, tmp_path: Path
 ) -> None:
     recipe.main(tmp_path / "zoo", {"eagle2": recipe.Trained.named(f"{sweep / 'cells' / 'head-L1-512'}")}, [])
     folder = tmp_path / "zoo" / "eagle2"
-    weights, source = (
-        recipe.load_file(path / "model.safetensors") for path in (folder, sweep / "cells" / "head-L1-512" / "final")
-    )
-    assert weights.keys() == source.keys()
-    assert all(tensor.dtype == torch.bfloat16 for tensor in weights.values() if tensor.is_floating_point())
+    weights, source = Checkpoint(folder), Checkpoint(sweep / "cells" / "head-L1-512" / "final")
+    assert weights.stored.keys() == source.stored.keys()
+    for name, each in source.stored.items():
+        assert weights.stored[name].kind == (
+            "I8" if len(each.shape) == 2 else "BF16" if each.kind == "F32" else each.kind
+        )
+        assert torch.allclose(weights.tensor(name).float(), source.tensor(name).float(), atol=0.01)
     card = (folder / "README.md").read_text()
     for said in ("base_model: HuggingFaceTB/SmolLM2-135M-Instruct", "512 tokens of `text`", "CC-BY-2.5", "| stem | 0 | 1.20 | 0.250 | greedy |",
                  "--draft zoo/eagle2", '"learning_rate": 0.001'):  # fmt: skip

@@ -92,14 +92,15 @@ def _head(target: Decoder, draft: str, max_batch: int, slots: int) -> Drafter:
 
 
 def _narrowed(model: M, target: Decoder) -> M:
-    """The draft of a float32 target in bfloat16, where that holds its weights exactly and our kernels run it: half as much to read. What it
-    drafts is judged by the target in float32 all the same.
+    """The draft of a float32 target in bfloat16, where that holds its weights exactly, or they are kept in eight bits, and our kernels run it:
+    half as much to read. What it drafts is judged by the target in float32 all the same.
     """
     half = torch.bfloat16
     if target.dtype != torch.float32 or half not in model.kernel_dtypes or not kernels.able(half, target.device):
         return model
-    exact = all(bool((each.to(half).to(each.dtype) == each).all()) for each in model.parameters())
-    return model.to(half) if exact else model
+    if model.in_eight or all(bool((each.to(half).to(each.dtype) == each).all()) for each in model.parameters()):
+        return model.to(half)
+    return model
 
 
 def head_drafter(head: DraftHead, cache: KVCache) -> Drafter:

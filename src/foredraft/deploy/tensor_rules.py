@@ -38,13 +38,14 @@ def tensor_rules(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding
 def _types(folder: DraftFolder) -> Iterator[Finding]:
     stated = folder.config.get("torch_dtype") or folder.config.get("dtype")
     kinds, others = {}, dict[str, list[str]]()
+    quantised = bool(folder.config.get("quantization_config"))
     for name, stored in folder.checkpoint.stored.items():
-        if name.split(".")[-1] in ("d2t", "t2d") or SPARE.search(name):
+        if name.split(".")[-1] in ("d2t", "t2d") or SPARE.search(name) or (quantised and name.endswith("_scale")):
             continue
         if stored.kind not in FLOATS:
             others.setdefault(stored.kind, []).append(name)
         kinds.setdefault(DTYPES.get(stored.kind), name)
-    for kind, names in others.items() if not folder.config.get("quantization_config") else ():
+    for kind, names in others.items() if not quantised else ():
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         yield Finding(
             code="dtype", where=names[0], effect=f"is {kind}{more}, which loaders cast or refuse", remedy=f"save weights as {', '.join(FLOATS)}",

@@ -4,7 +4,7 @@ Promises: a module is filled completely or not at all, and what is wrong is one 
 Refuses to know: pickle (loading one can run code), what the tensors mean.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from foredraft.models.eight_bits import SCALE, EightBits
+from foredraft.models.linear import Linear
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
 from foredraft.shapes.tensors import FLOATS, StoredTensor, layer_of, sharded
 
@@ -22,9 +24,12 @@ class TensorError(ValueError):
 
 
 class Checkpoint:
-    """The tensors of a folder, by name. Only headers are read until a tensor is asked for. `config`: where its sizes stand."""
+    """The tensors of a folder, by name. Only headers are read until a tensor is asked for. `config`: where its sizes stand. `scales`: of the
+    tensors that are stored in eight bits, by their names on file.
+    """
 
     config = "config.json"
+    scales: Mapping[str, StoredTensor] = {}
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -37,6 +42,11 @@ class Checkpoint:
             self.where, self.stored = index, sharded(index, _header)
         else:
             raise ValueError(f"{self.folder}: holds no weights")
+        eight = [name for name, each in self.stored.items() if each.kind == "I8" and name + SCALE in self.stored]
+        self.scales = {name: self.stored.pop(name + SCALE) for name in eight}
+        for name, scale in self.scales.items():
+            if scale.kind not in FLOATS or scale.shape not in (rows := self.stored[name].shape[:1], (*rows, 1)):
+                raise TensorError(f"{scale.file}: tensor {name}{SCALE} must hold a number for each row of {name}")
 
     @property
     def files(self) -> list[Path]:
@@ -48,8 +58,17 @@ class Checkpoint:
 
     def read(self, name: str, on_file: str) -> Tensor:
         """The tensor `name`, which its file calls `on_file`."""
-        with _opened(self.stored[name].file, on_file) as file:
-            return file.get_tensor(on_file)
+        if eight := self.eight_bits(name):
+            return eight.weight
+        return _tensor(self.stored[name], on_file)
+
+    def eight_bits(self, name: str) -> EightBits | None:
+        """The tensor `name` as it is stored, where that is in eight bits."""
+        on_file = self.spelled(name)
+        if (scale := self.scales.get(on_file)) is None:
+            return None
+        values = _tensor(self.stored[name], on_file)
+        return EightBits(values.clone(), _tensor(scale, on_file + SCALE).float().flatten().clone())
 
     def spelled(self, name: str) -> str:
         """A tensor's name as its file writes it."""
@@ -66,6 +85,11 @@ class Checkpoint:
     def fail(self, name: str, problem: str) -> TensorError:
         where = self.stored[name].file if name in self.stored else self.where
         return TensorError(f"{where}: tensor {self.spelled(name)} {problem}")
+
+
+def _tensor(stored: StoredTensor, on_file: str) -> Tensor:
+    with _opened(stored.file, on_file) as file:
+        return file.get_tensor(on_file)
 
 
 @contextmanager
@@ -98,7 +122,7 @@ def check(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], ignore: Ca
         )
     for name, shape in shapes.items():
         stored = checkpoint.stored[name]
-        if stored.kind not in FLOATS:
+        if stored.kind not in FLOATS and checkpoint.spelled(name) not in checkpoint.scales:
             raise checkpoint.fail(name, f"is {stored.kind}; weights must be {', '.join(FLOATS)}")
         if stored.shape != shape:
             raise checkpoint.fail(name, f"is {list(stored.shape)}, but {checkpoint.config} makes it {list(shape)}")
@@ -122,6 +146,9 @@ def fill(
     check(checkpoint, shapes, ignore)
     state = {name: _cast(checkpoint.tensor(stored), dtype, device) for name, stored in names.items()}
     module.load_state_dict(module.state_dict() | state, strict=True, assign=True)
+    for name, part in module.named_modules():
+        if isinstance(part, Linear):
+            part.stored_eight = checkpoint.eight_bits(names[f"{name}.weight"])
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

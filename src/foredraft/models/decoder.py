@@ -56,7 +56,13 @@ class Decoder(Target):
         """The LM head, which a tied model shares with its embedding: the rows of what it can draft."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        return self._gathered(self.embed_tokens.weight, self.draft_ids, self.dtype)
+        return self._gathered(self.embed_tokens.weight, self.d2t, self.dtype, in_eight=self.in_eight)
+
+    @property
+    def in_eight(self) -> bool:
+        """Whether its matrices are kept in eight bits."""
+        layer = next(iter(self.layers), None)
+        return isinstance(layer, Layer) and layer.in_eight
 
     @property
     def draft_ids(self) -> Tensor | None:
@@ -111,7 +117,8 @@ class Decoder(Target):
 
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits of hidden states that are normed already."""
-        return linear(final_BTC, self.head_weight_VC)
+        weight_VC = self.head_weight_VC
+        return linear(final_BTC, weight_VC, eight=self.lm_head.eight if self.lm_head else self._gathered.eight)
 
 
 def new_decoder(shape: Shape, model_config: ModelConfig, seed: int, d2t: Tensor | None = None) -> Decoder:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD
-from foredraft.models.draft_vocab import GatheredRows, all_target_ids, draftable, maps_nothing, target_ids
+from foredraft.models.draft_vocab import GatheredRows, draftable, maps_nothing, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
 from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import AttentionMetadata, DecoderBlock, KeyValues, ModelConfig
@@ -121,8 +121,15 @@ class DraftHead(nn.Module, ABC):
         """What makes logits over the head's vocabulary, in its type: its own LM head, or the target's rows of what it can draft."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        ids = None if self.maps_nothing else all_target_ids(self.d2t)
-        return self._gathered(self.target.head_weight_VC, ids, self.dtype)
+        d2t = None if self.maps_nothing else self.d2t
+        return self._gathered(self.target.head_weight_VC, d2t, self.dtype, in_eight=self.in_eight)
+
+    @property
+    def in_eight(self) -> bool:
+        """Whether its matrices are kept in eight bits: then it reads its target's rows so too."""
+        layer = self.layers[0]
+        assert isinstance(layer, DecoderBlock)
+        return layer.in_eight
 
     def with_weights(self, state: Mapping[str, Tensor], shape: Shape | None = None) -> Self:
         """A head like this one (in `shape`, where it changes) that holds `state`, not copied."""
@@ -158,7 +165,7 @@ class DraftHead(nn.Module, ABC):
         """Logits over the head's vocabulary."""
         if self.lm_head is not None:
             return self.lm_head(final_BTC)
-        return linear(final_BTC, self.head_weight_VC)
+        return linear(final_BTC, self.head_weight_VC, eight=self._gathered.eight)
 
     # On file
 

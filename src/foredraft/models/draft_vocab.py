@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foredraft.models.checkpoint import Checkpoint, TensorError
+from foredraft.models.eight_bits import EightBits
 from foredraft.shapes import Shape
 
 
@@ -98,19 +99,20 @@ def _check_map(checkpoint: Checkpoint, name: str, dtypes: tuple[str, ...], size:
 
 
 class GatheredRows:
-    """Rows of a table, None for all, in a type: a copy taken once while the table is frozen and unchanged, so that a pass reads no others; of a
-    trained one anew.
+    """Rows of a table that offsets name, None for all, in a type: a copy taken once while the table is frozen and unchanged, so that a pass reads
+    no others; of a trained one anew. `eight`: those that were given last in eight bits, where that was asked for.
     """
 
     def __init__(self) -> None:
         self._of: tuple[Tensor | None, int, int] = (None, 0, 0)
         self._rows_DC: Tensor | None = None
+        self.eight: EightBits | None = None
 
-    def __call__(self, table_VC: Tensor, ids_D: Tensor | None, dtype: torch.dtype) -> Tensor:
-        if ids_D is None and table_VC.dtype == dtype:
+    def __call__(self, table_VC: Tensor, d2t: Tensor | None, dtype: torch.dtype, *, in_eight: bool = False) -> Tensor:
+        if d2t is None and table_VC.dtype == dtype and not in_eight:
             return table_VC
         if table_VC.requires_grad:
-            return table_VC[... if ids_D is None else ids_D].to(dtype)
+            return _rows(table_VC, d2t).to(dtype)
         table, place, version = self._of
         now = (table_VC, table_VC.data_ptr(), 0 if table_VC.is_inference() else table_VC._version)
         if (
@@ -119,5 +121,12 @@ class GatheredRows:
             or table is not table_VC
             or (place, version) != now[1:]
         ):
-            self._of, self._rows_DC = now, table_VC[... if ids_D is None else ids_D].to(dtype)
+            rows_DC = _rows(table_VC, d2t)
+            self.eight = EightBits.of(rows_DC) if in_eight else None
+            self._of, self._rows_DC = now, (self.eight.weight if self.eight else rows_DC).to(dtype)
         return self._rows_DC
+
+
+def _rows(table_VC: Tensor, d2t: Tensor | None) -> Tensor:
+    ids = all_target_ids(d2t)
+    return table_VC if ids is None else table_VC[ids]

@@ -11,7 +11,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from foredraft import kinds, shapes
 from foredraft.models.block_head import BlockHead
@@ -21,6 +20,7 @@ from foredraft.models.draft_head import DraftHead, HeadLayout
 from foredraft.models.dspark import DSparkHead
 from foredraft.models.eagle import EagleHead
 from foredraft.models.eagle3 import Eagle3Head
+from foredraft.models.eight_bits import config_keys, stored
 from foredraft.models.head_files import HeadCheckpoint
 from foredraft.models.load import parse_config
 from foredraft.models.target import Target
@@ -132,22 +132,16 @@ def save_head(
     head: DraftHead, folder: str | Path, *, dtype: torch.dtype | None = None, layout: HeadLayout | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write config.json and model.safetensors, weights as `dtype` (the head's own by default).
+    """Write config.json and model.safetensors, weights as `dtype` (the head's own by default; int8: matrices in eight bits).
 
     `layout`: what the engine wants that is to load it, its kind's own by default. `more` adds config keys, such as
     bos_token_id and eos_token_id.
     """
     dtype, folder, layout = dtype or head.dtype, Path(folder), layout or head.layout
-    tensors = {name: _on_disk(tensor, dtype) for name, tensor in head.tensors_on_file(layout).items()}
+    tensors = stored(head.tensors_on_file(layout), dtype)
     keys = head_config(head, dtype, layout) | {key: value for key, value in (more or {}).items() if value is not None}
     write_bytes(folder / SINGLE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     write(folder / "config.json", keys)
-
-
-def _on_disk(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, since two names may share memory; offsets and masks keep their type."""
-    stored_dtype = dtype if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(device="cpu", dtype=stored_dtype, copy=True).contiguous()
 
 
 def head_config(head: DraftHead, dtype: torch.dtype, layout: HeadLayout) -> dict[str, Any]:
@@ -160,7 +154,7 @@ def head_config(head: DraftHead, dtype: torch.dtype, layout: HeadLayout) -> dict
         "hidden_act": config.activation, "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": shape.max_position_embeddings, "attention_bias": shape.qkv_bias,
         "mlp_bias": shape.mlp_bias, "vocab_size": shape.vocab_size, "tie_word_embeddings": False,
-        "torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True, "initializer_range": INIT_STD,
+        "use_cache": True, **config_keys(dtype, "torch_dtype"), "initializer_range": INIT_STD,
     }  # fmt: skip
     keys |= rope_to_config(config.rope or Rope()) | head.keys_on_file()
     return {key: value for key, value in keys.items() if value is not None} | dict.fromkeys(head.null_keys)

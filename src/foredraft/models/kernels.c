@@ -3,6 +3,7 @@
 // With few rows a layer costs what its weights cost to read, so every weight is read once, by all threads, and is used for
 // all rows while it is near. A row's result has the same bits whatever else is in the batch or the tree: each sum runs
 // over the same numbers in the same order. That is what makes drafted decoding equal plain decoding token for token.
+// A draft's matrices may be kept in eight bits, a scale for each row: an eighth to a quarter of the bytes, times the scale once a sum is made.
 //
 // Letters: R rows (sequences × tokens), B sequences, T tokens of each, N query heads, K key heads, D head size, S slots read.
 #include <math.h>
@@ -22,14 +23,15 @@
 #else
 #define KEEP(v)
 #endif
-#define AHEAD (16384 / (long)sizeof(num)) // how far before its use memory is asked for, into the second-level cache: the first has too few requests open
-#define LINE (64 / (long)sizeof(num)) // what memory gives at once
+#define AHEAD 16384 // bytes before its use that memory is asked for, into the second-level cache: the first has too few requests open
+#define LINE 64 // bytes that memory gives at once
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+typedef int8_t bvec __attribute__((vector_size(LANES)));
 
 // a + x·y, rounded once where the CPU can. Said outright: left to the compiler (-ffp-contract), whether a product is fused would
 // depend on the loop around it, and a row's bits on how many rows are beside it.
@@ -47,6 +49,13 @@ INLINE vec fused(vec a, vec x, vec y) { return a + x * y; }
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE vec loadf(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void storef(float *p, vec v) { memcpy(p, &v, sizeof v); }
+#if defined(__AVX512F__) // spelt out: the compiler converts from bytes one by one
+INLINE vec load8(const int8_t *p) { return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+#elif defined(__AVX2__)
+INLINE vec load8(const int8_t *p) { return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+#else
+INLINE vec load8(const int8_t *p) { bvec b; memcpy(&b, p, sizeof b); return __builtin_convertvector(__builtin_convertvector(b, ivec), vec); }
+#endif
 
 #ifdef BF16
 typedef uint16_t num;
@@ -93,10 +102,11 @@ static float *kept_room(int which, long size) {
 typedef num given;
 typedef __m512i word;
 INLINE word fetch(const num *p) { return _mm512_loadu_si512(p); }
+INLINE word fetch8(const int8_t *p) { return (word)_mm512_cvtne2ps_pbh((__m512)load8(p + LANES), (__m512)load8(p)); } // no number is rounded
 INLINE word take(const given *x) { return fetch(x); }
 INLINE void put(given *x, word w) { _mm512_storeu_si512(x, w); }
 INLINE vec mac(vec a, word x, word w) { return (vec)_mm512_dpbf16_ps((__m512)a, (__m512bh)x, (__m512bh)w); }
-INLINE given *widened(const num *x, long size, long more) { return (given *)x; }
+INLINE given *widened(const num *x, long size, long more, int eight) { return (given *)x; }
 #elif defined(BF16)
 #define STEP (2 * LANES)
 #define WIDENS 1
@@ -109,12 +119,14 @@ INLINE word fetch(const num *p) {
     memcpy(&pairs, p, sizeof pairs);
     return (word){(vec)(pairs << 16), (vec)(pairs & 0xffff0000)};
 }
+INLINE word fetch8(const int8_t *p) { return (word){load8(p), load8(p + LANES)}; }
 INLINE word take(const given *x) { return (word){loadf(x), loadf(x + LANES)}; }
 INLINE void put(given *x, word w) { storef(x, w.first), storef(x + LANES, w.second); }
 INLINE vec mac(vec a, word x, word w) { return fused(fused(a, x.first, w.first), x.second, w.second); }
-static given *widened(const num *x, long size, long more) {
+INLINE given *widened(const num *x, long size, long more, int eight) { // beside numbers of eight bits, which come as they stand, no pairs
     float *wide = kept_room(0, size + more);
-    for (long i = 0; i < size; i += STEP) put(wide + i, fetch(x + i));
+    if (eight) floats(x, wide, size);
+    else for (long i = 0; i < size; i += STEP) put(wide + i, fetch(x + i));
     return wide;
 }
 #else
@@ -123,10 +135,11 @@ static given *widened(const num *x, long size, long more) {
 typedef float given;
 typedef vec word;
 INLINE word fetch(const num *p) { return load(p); }
+INLINE word fetch8(const int8_t *p) { return load8(p); }
 INLINE word take(const given *x) { return loadf(x); }
 INLINE void put(given *x, word w) { storef(x, w); }
 INLINE vec mac(vec a, word x, word w) { return fused(a, x, w); }
-INLINE given *widened(const num *x, long size, long more) { return (given *)x; }
+INLINE given *widened(const num *x, long size, long more, int eight) { return (given *)x; }
 #endif
 
 // Sums of LANES vectors, each by halves (lane i and i + LANES/2, then quarters, …): lane j of the result is the sum of a[j].
@@ -153,25 +166,28 @@ INLINE vec sums(vec *a) {
     return a[0];
 }
 
-// y[r][o] = x[r]·w[o] + bias[o] for `rows` rows and `outs` outputs from o, rows × outs ≤ LANES; `in` is a multiple of STEP. Each number of w
+// y[r][o] = x[r]·w[o] + bias[o] for `rows` rows and `outs` outputs from o, rows × outs ≤ LANES; `in` is a multiple of STEP. `eight`: w is of eight
+// bits, times scale[o]. Each number of w
 // and x that is in a register is used as often as possible, in sums that need not wait for each other. The `first` rows read w in the order
 // of memory, asked for ahead of its use, a line at a time; where it is `kept` they leave it, as it is multiplied, in `keep`, where the other rows take it.
-INLINE void tile(const int rows, const int outs, const int first, const int kept, const given *x, const num *w, given *keep, const num *bias, num *y, long o, long in, long out) {
+#define FETCH(j) (eight ? fetch8((const int8_t *)from[j] + s) : fetch((const num *)from[j] + s))
+INLINE void tile(const int rows, const int outs, const int first, const int kept, const int eight, const given *x, const void *w, const float *scale, given *keep, const num *bias, num *y, long o, long in, long out) {
+    const long size = eight ? 1 : sizeof(num), line = LINE / size;
     const int wide = out - o < outs ? out - o : outs;
-    const num *from[4];
-    for (int j = 0; j < outs; j++) from[j] = w + (j < wide ? o + j : o) * in;
+    const char *from[4];
+    for (int j = 0; j < outs; j++) from[j] = (const char *)w + (j < wide ? o + j : o) * in * size;
     vec a[LANES] = {0};
-    for (long i = 0; i < in; i += LINE) {
+    for (long i = 0; i < in; i += line) {
         if (first)
 #pragma GCC unroll 4
-            for (int j = 0; j < outs; j++) __builtin_prefetch(from[0] + AHEAD + outs * i + LINE * j, 0, 2);
+            for (int j = 0; j < outs; j++) __builtin_prefetch(from[0] + AHEAD + outs * i * size + LINE * j, 0, 2);
 #pragma GCC unroll 4
-        for (long s = i; s < i + LINE; s += STEP) {
+        for (long s = i; s < i + line; s += STEP) {
             if (s >= in) break;
             if (outs > rows) {
 #pragma GCC unroll 4
                 for (int j = 0; j < outs; j++) {
-                    word with = kept && !first ? take(keep + j * in + s) : fetch(from[j] + s);
+                    word with = kept && !first ? take(keep + j * in + s) : FETCH(j);
                     if (first && kept) put(keep + j * in + s, with);
 #pragma GCC unroll 4
                     for (int r = 0; r < rows; r++) a[outs * r + j] = mac(a[outs * r + j], take(x + r * in + s), with);
@@ -180,7 +196,7 @@ INLINE void tile(const int rows, const int outs, const int first, const int kept
                 word with[4];
 #pragma GCC unroll 4
                 for (int j = 0; j < outs; j++) {
-                    with[j] = kept && !first ? take(keep + j * in + s) : fetch(from[j] + s);
+                    with[j] = kept && !first ? take(keep + j * in + s) : FETCH(j);
                     if (first && kept) put(keep + j * in + s, with[j]);
                 }
 #pragma GCC unroll 4
@@ -194,8 +210,12 @@ INLINE void tile(const int rows, const int outs, const int first, const int kept
         }
     }
     vec total = sums(a);
+    float more[LANES] = {0};
+    if (eight) {
+        for (int l = 0; l < outs * rows; l++) more[l] = scale[o + (l % outs < wide ? l % outs : 0)];
+        total *= loadf(more);
+    }
     if (bias) {
-        float more[LANES] = {0};
         for (int l = 0; l < outs * rows; l++) more[l] = up(bias[o + (l % outs < wide ? l % outs : 0)]);
         total += loadf(more);
     }
@@ -205,13 +225,13 @@ INLINE void tile(const int rows, const int outs, const int first, const int kept
 }
 
 // Each thread of the region takes one stretch of the outputs, and so of the memory.
-static void multiply(const num *x, const num *w, const num *bias, num *y, long rows, long in, long out) {
+INLINE void multiply_as(const int eight, const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
     const int kept = WIDENS && rows > 4;
-    given *wide = widened(x, rows * in, kept ? 4 * in : 0);
+    given *wide = widened(x, rows * in, kept ? 4 * in : 0, eight);
 #pragma omp for schedule(static) nowait
     for (long c = 0; c < (out + 3) / 4; c++)
         for (long r = 0; r < rows; r += 4) {
-#define TILE(R, O, FIRST, KEPT) tile(R, O, FIRST, KEPT, wide + r * in, w, wide + (rows + o % 4) * in, bias, y + r * out, o, in, out)
+#define TILE(R, O, FIRST, KEPT) tile(R, O, FIRST, KEPT, eight, wide + r * in, w, scale, wide + (rows + o % 4) * in, bias, y + r * out, o, in, out)
 #define TILES(R, O) for (long o = 4 * c; o < 4 * c + 4 && o < out; o += O) { \
                 if (!r) { if (kept) TILE(R, O, 1, 1); else TILE(R, O, 1, 0); } \
                 else { if (kept) TILE(R, O, 0, 1); else TILE(R, O, 0, 0); } }
@@ -222,6 +242,12 @@ static void multiply(const num *x, const num *w, const num *bias, num *y, long r
             default: TILES(4, LANES / 4)
             }
         }
+}
+
+// `scale` is NULL where w is no matrix of eight bits.
+static void multiply(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
+    if (scale) multiply_as(1, x, w, scale, bias, y, rows, in, out);
+    else multiply_as(0, x, w, NULL, bias, y, rows, in, out);
 }
 
 // A prompt's rows lie side by side in the lanes, SIDE of them at most, and a number of w is multiplied into all at once: nothing is summed across
@@ -273,7 +299,7 @@ static void spread(const num *x, float *panels, long rows, long in) {
 
 // y[r][o] = x[r]·w[o] + bias[o] for the rows of a panel of `parts` vectors and OUTS outputs from o, of which those before `from` are not written.
 // Memory from `next` on is asked for, a line for every four numbers of a row.
-INLINE void cross(const int parts, const float *panel, const float *w, const num *next, const num *bias, num *y, long rows, long o, long from, long in, long out) {
+INLINE void cross(const int parts, const float *panel, const float *w, const char *next, const num *bias, num *y, long rows, long o, long from, long in, long out) {
     vec sum[2][LANES] = {0};
     const float *pair[OUTS / 2 + 1];
     for (int j = 0; j < (OUTS + 1) / 2; j++) pair[j] = w + 2 * j * in;
@@ -301,28 +327,43 @@ INLINE void cross(const int parts, const float *panel, const float *w, const num
     }
 }
 
-static void multiply_panels(const float *panels, const num *w, const num *bias, num *y, long rows, long in, long out) {
+// `outs` rows of w as float32, in `room` where they are not yet.
+INLINE const float *wider(const void *w, const float *scale, float *room, long o, long outs, long in) {
+    if (!scale) return floats((const num *)w + o * in, room, outs * in);
+    for (long j = 0; j < outs; j++)
+        for (long i = 0; i < in; i += LANES) storef(room + j * in + i, load8((const int8_t *)w + (o + j) * in + i) * scale[o + j]);
+    return room;
+}
+
+static void multiply_panels(const float *panels, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
+    const long size = scale ? 1 : sizeof(num);
 #pragma omp for schedule(static) nowait
     for (long c = 0; c < (out + OUTS - 1) / OUTS; c++) {
         const long from = c * OUTS, o = from < out - OUTS ? from : out - OUTS;
-        const float *wide = floats(w + o * in, WIDER ? kept_room(0, OUTS * in) : NULL, OUTS * in);
+        const float *wide = wider(w, scale, WIDER || scale ? kept_room(0, OUTS * in) : NULL, o, OUTS, in);
         for (long r = 0; r < rows; r += SIDE) {
-            const num *next = w + (o + OUTS) * in + r / SIDE * (in / 4 * LINE);
+            const char *next = (const char *)w + (o + OUTS) * in * size + r / SIDE * (in / 4 * LINE);
             if (rows - r > LANES) cross(2, panels + r * in, wide, next, bias, y + r * out, rows - r, o, from, in, out);
             else cross(1, panels + r * in, wide, next, bias, y + r * out, rows - r, o, from, in, out);
         }
     }
 }
 
-void linear(const num *x, const num *w, const num *bias, num *y, long rows, long in, long out, int threads) {
+void linear(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out, int threads) {
 #pragma omp parallel num_threads(threads)
-    multiply(x, w, bias, y, rows, in, out);
+    multiply(x, w, scale, bias, y, rows, in, out);
 }
+
+typedef struct {
+    const void *w;
+    const float *scale; // of each row; NULL where w is as everything else
+    const num *bias;
+} Matrix;
 
 // Everything of a layer that does not change from pass to pass; absent parts are NULL.
 typedef struct {
-    const num *in_norm, *in_norm_bias, *q, *q_bias, *k, *k_bias, *v, *v_bias, *q_norm, *k_norm, *o, *o_bias;
-    const num *out_norm, *out_norm_bias, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
+    Matrix q, k, v, o, gate, up, down;
+    const num *in_norm, *in_norm_bias, *q_norm, *k_norm, *out_norm, *out_norm_bias;
     long hidden, attention_in, heads, key_heads, head_dim, inner;
     int activation, layer_norm; // activation: 0 silu, 1 relu, 2 gelu
     float eps, qk_eps;
@@ -496,11 +537,11 @@ static void activate(const Layer *layer, num *gate, const num *wide, long rows) 
 #pragma omp for schedule(static)
     for (long c = 0; c < rows * inner / LANES; c++) {
         num *at = gate + c * LANES;
-        vec x = layer->gate ? load(at) : load(wide + c * LANES);
+        vec x = layer->gate.w ? load(at) : load(wide + c * LANES);
         if (layer->activation == 0) x = x / (exponential(-x) + 1.0f);
         if (layer->activation == 1) x = (vec)((ivec)x & (x > 0));
         if (layer->activation == 2) for (int i = 0; i < LANES; i++) x[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678f));
-        store(at, layer->gate ? x * load(wide + c * LANES) : x);
+        store(at, layer->gate.w ? x * load(wide + c * LANES) : x);
     }
 }
 
@@ -520,9 +561,9 @@ static int fits(const Pass *pass) {
 }
 
 // By panels of x where there are any.
-static void product(const num *x, const float *panels, const num *w, const num *bias, num *y, long rows, long in, long out) {
-    if (panels) multiply_panels(panels, w, bias, y, rows, in, out);
-    else multiply(x, w, bias, y, rows, in, out);
+static void product(const num *x, const float *panels, const Matrix *m, num *y, long rows, long in, long out) {
+    if (panels) multiply_panels(panels, m->w, m->scale, m->bias, y, rows, in, out);
+    else multiply(x, m->w, m->scale, m->bias, y, rows, in, out);
 }
 
 // y = layer(x); returns 0, or −1 with nothing written where the pass leaves the cache. `normed`: what attention reads [R, attention_in], or NULL where it is the norm of x. `room` holds what is in between.
@@ -542,24 +583,24 @@ int layer(const Layer *layer, const Pass *pass, const num *x, const num *normed,
         }
         const num *from = normed ? normed : small;
         if (panels) spread(from, panels, rows, in);
-        product(from, panels, layer->q, layer->q_bias, q, rows, in, wide);
-        product(from, panels, layer->k, layer->k_bias, k, rows, in, few);
-        product(from, panels, layer->v, layer->v_bias, v, rows, in, few);
+        product(from, panels, &layer->q, q, rows, in, wide);
+        product(from, panels, &layer->k, k, rows, in, few);
+        product(from, panels, &layer->v, v, rows, in, few);
 #pragma omp barrier
         attention(layer, pass, q, k, v, keys, values, mixed);
         if (panels) spread(mixed, panels, rows, wide);
-        product(mixed, panels, layer->o, layer->o_bias, small, rows, wide, hidden);
+        product(mixed, panels, &layer->o, small, rows, wide, hidden);
 #pragma omp barrier
         add(y, x, small, rows * hidden);
 #pragma omp for schedule(static)
         for (long r = 0; r < rows; r++) norm(y + r * hidden, layer->out_norm, layer->out_norm_bias, small + r * hidden, hidden, layer->layer_norm, layer->eps);
         if (panels) spread(small, panels, rows, hidden);
-        if (layer->gate) product(small, panels, layer->gate, layer->gate_bias, gate, rows, hidden, inner);
-        product(small, panels, layer->up, layer->up_bias, up, rows, hidden, inner);
+        if (layer->gate.w) product(small, panels, &layer->gate, gate, rows, hidden, inner);
+        product(small, panels, &layer->up, up, rows, hidden, inner);
 #pragma omp barrier
         activate(layer, gate, up, rows);
         if (panels) spread(gate, panels, rows, inner);
-        product(gate, panels, layer->down, layer->down_bias, small, rows, inner, hidden);
+        product(gate, panels, &layer->down, small, rows, inner, hidden);
 #pragma omp barrier
         add(y, y, small, rows * hidden);
     }

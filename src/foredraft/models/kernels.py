@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache
+from foredraft.models.eight_bits import EightBits
 from foredraft.shapes import Shape
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -64,7 +65,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     except (OSError, subprocess.SubprocessError) as error:
         message = getattr(error, "stderr", "") or str(error)
         raise KernelsMissing(f"{compiler} could not build them: {message.strip().splitlines()[0]}") from None
-    library.linear.argtypes = [c_void_p] * 4 + [c_long] * 3 + [c_int]
+    library.linear.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_int]
     library.layer.argtypes = [c_void_p] * 8
     library.linear.restype, library.layer.restype = None, c_int
     return library
@@ -161,16 +162,20 @@ def chunk(tokens: int, dtype: torch.dtype, device: torch.device) -> int:
     return -(-max(tokens, 1) // max(round(tokens / most), 1))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x·Wᵀ + b, for what `fits_linear`."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, eight: EightBits | None = None) -> Tensor:
+    """x·Wᵀ + b, for what `fits_linear`; of `eight` where the matrix is there in eight bits."""
     x = x.contiguous()
     out, size = weight.shape
     y = torch.empty(*x.shape[:-1], out, dtype=x.dtype)
+    values, scale = (weight, None) if eight is None else eight
     _library(x.dtype).linear(
-        x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-        x.numel() // size, size, out, torch.get_num_threads(),
+        x.data_ptr(), values.data_ptr(), _address(scale), _address(bias), y.data_ptr(), x.numel() // size, size, out, torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def fits_linear(x: Tensor, weight: Tensor) -> bool:
@@ -187,15 +192,18 @@ def fits_layer(shape: Shape, model_config: Any) -> frozenset[torch.dtype]:
     return frozenset(dtype for dtype, step in STEP.items() if all(size % step == 0 for size in sizes))
 
 
+class _Matrix(ctypes.Structure):
+    """kernels.c's `Matrix`."""
+
+    _fields_ = [(name, c_void_p) for name in ("w", "scale", "bias")]
+
+
 class _Layer(ctypes.Structure):
     """kernels.c's `Layer`."""
 
-    WEIGHTS = (
-        "in_norm", "in_norm_bias", "q", "q_bias", "k", "k_bias", "v", "v_bias", "q_norm", "k_norm", "o", "o_bias",
-        "out_norm", "out_norm_bias", "gate", "gate_bias", "up", "up_bias", "down", "down_bias",
-    )  # fmt: skip
     _fields_ = [
-        *((name, c_void_p) for name in WEIGHTS),
+        *((name, _Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, c_void_p) for name in ("in_norm", "in_norm_bias", "q_norm", "k_norm", "out_norm", "out_norm_bias")),
         *((name, c_long) for name in ("hidden", "attention_in", "heads", "key_heads", "head_dim", "inner")),
         ("activation", c_int), ("layer_norm", c_int), ("eps", c_float), ("qk_eps", c_float),
     ]  # fmt: skip
@@ -217,27 +225,37 @@ class LayerWeights:
 
     def __init__(self, layer: Any, shape: Shape, model_config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        modules = {
-            "in_norm": layer.input_layernorm, "q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj,
-            "out_norm": layer.post_attention_layernorm, "gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj,
-            "q_norm": attention.q_norm, "k_norm": attention.k_norm,
+        matrices = {
+            "q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj,
+            "gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj,
         }  # fmt: skip
-        self._weights = {name: getattr(module, "weight", None) for name, module in modules.items()}
-        self._weights |= {
-            f"{name}_bias": getattr(module, "bias", None)
-            for name, module in modules.items()
-            if not name.endswith("k_norm")
-        }
+        norms = {"in_norm": layer.input_layernorm, "out_norm": layer.post_attention_layernorm}
+        norms |= {"q_norm": attention.q_norm, "k_norm": attention.k_norm}
+        self._held: list[Tensor | None] = []
         few, heads = shape.num_kv_heads * shape.head_dim, shape.num_heads * shape.head_dim
-        assert all(weight is None or weight.is_contiguous() for weight in self._weights.values())
         self.room = shape.hidden_size + 2 * heads + 2 * few + 2 * shape.intermediate_size
         self.struct = _Layer(
-            **{name: None if weight is None else weight.data_ptr() for name, weight in self._weights.items()},
+            **{name: self._matrix(module) for name, module in matrices.items()},
+            **{name: self._at(getattr(module, "weight", None)) for name, module in norms.items()},
+            in_norm_bias=self._at(getattr(layer.input_layernorm, "bias", None)),
+            out_norm_bias=self._at(getattr(layer.post_attention_layernorm, "bias", None)),
             hidden=shape.hidden_size, attention_in=attention.q_proj.in_features, heads=shape.num_heads, key_heads=shape.num_kv_heads,
             head_dim=shape.head_dim, inner=shape.intermediate_size, activation=ACTIVATIONS[model_config.activation],
             layer_norm=isinstance(layer.post_attention_layernorm, nn.LayerNorm), eps=model_config.norm_eps, qk_eps=model_config.norm_eps,
         )  # fmt: skip
         self.address = ctypes.addressof(self.struct)
+
+    def _matrix(self, module: Any) -> _Matrix:
+        if module is None:
+            return _Matrix()
+        values, scale = module.eight or (module.weight, None)
+        return _Matrix(w=self._at(values), scale=self._at(scale), bias=self._at(module.bias))
+
+    def _at(self, tensor: Tensor | None) -> int | None:
+        """Its address; it is held from now on."""
+        assert tensor is None or tensor.is_contiguous()
+        self._held.append(tensor)
+        return _address(tensor)
 
 
 class KernelPass(NamedTuple):

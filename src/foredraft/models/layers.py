@@ -210,6 +210,11 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(shape, model_config)
         self._weights: kernels.LayerWeights | None = None
 
+    @property
+    def in_eight(self) -> bool:
+        """Whether its matrices are kept in eight bits."""
+        return self.self_attn.o_proj.eight is not None
+
     def block(self, x_BTC: Tensor, normed_BTI: Tensor, metadata: AttentionMetadata) -> Tensor:
         """The layer, `normed_BTI` being what attention reads."""
         if metadata.kernel is not None:

@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foredraft.models import kernels
+from foredraft.models.eight_bits import EightBits
 
 FEW_ROWS = 64
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x·Wᵀ + b over the last axis of `x`, [..., in] to [..., out]."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, eight: EightBits | None = None) -> Tensor:
+    """x·Wᵀ + b over the last axis of `x`, [..., in] to [..., out]. `eight`: the weight in eight bits, which our kernels then read."""
     if kernels.fits_linear(x, weight):
-        return kernels.linear(x, weight, bias)
+        return kernels.linear(x, weight, bias, eight)
     rows = x.numel() // x.shape[-1]
     learning = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
     if learning or not 0 < rows <= FEW_ROWS or weight.dtype != torch.float32 or weight.device.type != "cpu":
@@ -30,7 +31,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by way of `linear`."""
+    """`nn.Linear` by way of `linear`. `stored_eight`: the weight as its file has it, where that is in eight bits."""
+
+    stored_eight: EightBits | None = None
+
+    @property
+    def eight(self) -> EightBits | None:
+        """The weight in eight bits while it is what was stored: one that learns is no more."""
+        return None if self.weight.requires_grad else self.stored_eight
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias, self.eight)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foredraft.models.decoder import INIT_STD
+from foredraft.models.eight_bits import config_keys, stored
 from foredraft.models.layers import ModelConfig
 from foredraft.models.load import stored_name
 from foredraft.records import make_readable, write
@@ -25,9 +26,12 @@ def save(
     state: Mapping[str, Tensor], shape: Shape, model_config: ModelConfig, folder: str | Path, *,
     dtype: torch.dtype = torch.float32, more: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the weights `state` (named as `Decoder`'s parameters) in `dtype`; `more` are further keys, such as token ids."""
+    """Write the weights `state` (named as `Decoder`'s parameters) in `dtype`; `more` are further keys, such as token ids.
+
+    `dtype` int8: matrices in eight bits (see `eight_bits`).
+    """
     folder, prefix = Path(folder), prefixes(shape.family)[0]
-    tensors = {stored_name(name, shape, prefix): _on_file(tensor, dtype) for name, tensor in state.items()}
+    tensors = stored({stored_name(name, shape, prefix): tensor for name, tensor in state.items()}, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{SINGLE}.partial"
     try:
@@ -36,13 +40,8 @@ def save(
         partial.replace(folder / SINGLE)
     finally:
         partial.unlink(missing_ok=True)
-    config = config_of(shape, model_config) | {"dtype": str(dtype).removeprefix("torch.")}
+    config = config_of(shape, model_config) | config_keys(dtype, "dtype")
     write(folder / "config.json", config | dict(more or {}))
-
-
-def _on_file(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights in `dtype`; a draft vocabulary's offsets stay integers."""
-    return tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
 
 
 def config_of(shape: Shape, model_config: ModelConfig) -> dict[str, Any]:

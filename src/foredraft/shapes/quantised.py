@@ -81,6 +81,18 @@ def _with_outer(inner: Keys, outer: Keys | None) -> Keys:
     return {**inner, "rest": outer} if outer and outer.get("quant_method") == "fp8" else inner
 
 
+def in_eight_bits(keys: Any) -> bool:
+    """Whether a `quantization_config` is of weights alone, in eight bits with a scale for each row: what our own reader has."""
+    groups = keys.get("config_groups") if isinstance(keys, Mapping) and keys.get("format") == "int-quantized" else None
+    return isinstance(groups, Mapping) and bool(groups) and all(map(_in_rows, groups.values()))
+
+
+def _in_rows(group: Any) -> bool:
+    weights = group.get("weights") if isinstance(group, Mapping) and not group.get("input_activations") else None
+    asked = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    return isinstance(weights, Mapping) and all(weights.get(key) == value for key, value in asked.items())
+
+
 _NAMES = (
     (r"nvfp4|fp4", "nvfp4"), (r"mxfp4", "mxfp4"), (r"awq|gptq|int4|w4a16|4bit|q4", "int4"), (r"int8|w8a8|8bit", "int8"), (r"w8a16", "int8-g128"),
     (r"fp8", "fp8"), (r"bf16", "bfloat16"),
@@ -182,7 +194,7 @@ def _compressed_tensors(keys: Keys) -> Quantisation:
     excluded = Patterns.of(_excluded(keys))
     groups = []
     for group in (keys.get("config_groups") or {}).values():
-        targets = [t for t in group.get("targets") or ("Linear",) if t not in ("Linear", "FusedMoE")]
+        targets = [t for t in group.get("targets") or ("Linear",) if t not in ("Linear", "FusedMoE", "Embedding")]
         form = _group_format(group.get("weights") or {}, group.get("input_activations"))
         groups.append((Patterns.of(targets) if targets else None, form))
 
