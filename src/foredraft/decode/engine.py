@@ -10,6 +10,7 @@ reads.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,9 +166,9 @@ class Engine:
         start = time.perf_counter()
         proposal, lookahead = self._propose()
         drafted = time.perf_counter()
-        logits_BNV, features_BNF = self._score(proposal)
+        scores, features_BNF = self._score(proposal)
         scored = time.perf_counter()
-        verdict = self._verify(logits_BNV, proposal)
+        verdict = self._verify(scores, proposal)
         emitted = self._commit(proposal, verdict, features_BNF)
         done = time.perf_counter()
         return StepRecord(
@@ -195,8 +196,8 @@ class Engine:
         proposal = drafter.propose(self.running, budget, chosen)
         return shortened(proposal, chosen.lengths.tolist()), proposal.tokens.shape[1]
 
-    def _score(self, proposal: Proposal) -> tuple[Tensor, Tensor | None]:
-        """One target pass over root and nodes: logits [B, N, V], and the hidden states that the drafter reads [B, N, F]."""
+    def _score(self, proposal: Proposal) -> tuple["Scores", Tensor | None]:
+        """One target pass over root and nodes: logits, and the hidden states that the drafter reads [B, N, F]."""
         device = self.target.device
         root_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in self.running], device=device)
         positions_BN, slots_BN, mask_BNS = lay_out(proposal, [sequence.cached for sequence in self.running], device)
@@ -211,7 +212,7 @@ class Engine:
             tokens_BN, positions_BN, cache=cache, slots_BT=slots_BN, mask_BTS=mask_BNS, hidden_states=reads
         )
         assert output.logits_BTV is not None
-        return output.logits_BTV, torch.cat(output.hidden_states, -1) if reads else None
+        return Scores(output.logits_BTV), torch.cat(output.hidden_states, -1) if reads else None
 
     def _packs(self, nodes: int, padded: int) -> bool:
         """Whether a pass over these nodes alone, as sequences of one token each, is shorter: by our kernels, which read a row of the cache
@@ -221,27 +222,23 @@ class Engine:
 
     def _score_packed(
         self, nodes: tuple[Tensor, ...], inputs: tuple[Tensor, ...], cache: KVCache, reads: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor | None]:
-        """What `_score` gives, zeros at padding; `nodes` are the indices [R] of those that there are, `inputs` what a pass takes [B, N, ..]."""
+    ) -> tuple["Scores", Tensor | None]:
+        """What `_score` gives; `nodes` are the indices [R] of those that there are, `inputs` what a pass takes [B, N, ..]."""
         tokens, positions, slots, mask = (part[nodes][:, None] for part in inputs)
         output = self.score(
             tokens, positions, cache=cache.of_rows(nodes[0]), slots_BT=slots, mask_BTS=mask, hidden_states=reads
         )
         assert output.logits_BTV is not None
+        scores = Scores(output.logits_BTV[:, 0], nodes, inputs[0].shape)
+        return scores, scores.placed(torch.cat(output.hidden_states, -1)[:, 0]) if reads else None
 
-        def unpacked(x_R1C: Tensor) -> Tensor:
-            return x_R1C.new_zeros(*inputs[0].shape, x_R1C.shape[-1]).index_put_(nodes, x_R1C[:, 0])
-
-        features = torch.cat(output.hidden_states, -1) if reads else None
-        return unpacked(output.logits_BTV), None if features is None else unpacked(features)
-
-    def _verify(self, logits_BNV: Tensor, proposal: Proposal) -> Verdict:
+    def _verify(self, scores: "Scores", proposal: Proposal) -> Verdict:
         """One rule for deterministic drafts, one for sampled chains; as many uniforms as the depth asks, from each request's own seed."""
         samplings, title = [sequence.request.sampling for sequence in self.running], f"target {self.target.shape.name}"
         if proposal.q is None and not any(sampling.temperature for sampling in samplings):
-            return verify_greedy(argmax(logits_BNV, title), proposal.tokens, proposal.parents)
+            return verify_greedy(scores.placed(argmax(scores.logits, title)), proposal.tokens, proposal.parents)
         p_BNV = row_probabilities(
-            logits_BNV, samplings, title
+            scores.placed(scores.logits), samplings, title
         ).double()  # so that a long vocabulary's sums do not round
         draws = [1 + max(depths(row)) for row in proposal.parents]
         drawn = [sequence.uniforms(num) for sequence, num in zip(self.running, draws, strict=True)]
@@ -278,6 +275,20 @@ class Engine:
         device = self.target.device
         slots, starts = torch.tensor(keep, dtype=torch.long, device=device), torch.tensor(first, device=device)
         self.cache.rows(0, len(self.running)).compact(slots, starts)
+
+
+class Scores(NamedTuple):
+    """A target's logits of a step's root and nodes, [B, N, V]; or [R, V] of those that there are alone, which stand at `nodes` [R] of `shape`
+    (B, N): a pass over several sequences of uneven lengths has no rows for what is not there.
+    """
+
+    logits: Tensor
+    nodes: tuple[Tensor, ...] | None = None
+    shape: tuple[int, ...] = ()
+
+    def placed(self, x: Tensor) -> Tensor:
+        """What is said of each of the logits' rows as [B, N, …], zeros where there is no node."""
+        return x if self.nodes is None else x.new_zeros(*self.shape, *x.shape[1:]).index_put_(self.nodes, x)
 
 
 def _on_paths(features_BNF: Tensor, paths: list[list[int]]) -> list[Tensor]:
