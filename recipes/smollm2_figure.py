@@ -18,7 +18,7 @@ OPENING = (
     "**SmolLM2-135M-Instruct with and without a draft** of `zoo/`, trained and measured here. The text is the model's own, token for token;\n"
     "`make tour` shows it on your machine.\n"
 )
-DRAFT, LOOKUP = "draft", "lookup"
+DRAFT, LOOKUP, BESIDE = "draft", "lookup", "beside"
 
 
 def figure(folder: Path) -> str:
@@ -47,7 +47,7 @@ def _speeds(speeds: dict[str, Any]) -> Iterator[str]:
     machine = f"{speeds['threads']} threads of {speeds['machine']}"
     heads = [f"{dtype}, {batch} at once" for dtype, batch, _ in columns]
     rows = [
-        (f"{speeds['target']} on {machine}, T = 0", heads),
+        (f"{speeds['target']} on {machine}, T = 0, answers of at most {speeds['max_tokens']} tokens", heads),
         ("without a draft", [_tok_s(load["configurations"]["plain"]) for *_, load in columns]),
         ("with a draft", [f"**{_tok_s(load['configurations'][load['chosen'][DRAFT]])}**" for *_, load in columns]),
         ("which", [f"`{load['chosen'][DRAFT]}`" for *_, load in columns]),
@@ -56,6 +56,7 @@ def _speeds(speeds: dict[str, Any]) -> Iterator[str]:
             [f"**{_gain(load, DRAFT)}**" for *_, load in columns],
         ),
         ("the least of them", [_least(load) for *_, load in columns]),
+        ("a draft behind a look-up, the mean", [_gain(load, BESIDE) for *_, load in columns]),
         ("prompt look-up instead, the mean", [_gain(load, LOOKUP) for *_, load in columns]),
     ]
     for number, (what, cells) in enumerate(rows):
