@@ -7,6 +7,7 @@ what was made is left in one folder, and its page says what was predicted beside
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,12 +124,18 @@ def minute(places: TourPlaces, times: int, route: Itinerary = ITINERARY) -> Tour
     )
 
 
-def training(places: TourPlaces, route: Itinerary = ITINERARY) -> TourStep:
+def new_run(out: Path) -> Path:
+    """Where the minute is trained: every tour plans its own, and a run that is there goes on by its own recipe alone."""
+    names = ("run" if number == 1 else f"run-{number}" for number in count(1))
+    return next(out / name for name in names if not (out / name).exists())
+
+
+def training(places: TourPlaces, run: Path) -> TourStep:
     """The minute that was planned."""
     return TourStep(
         "Train it",
         ("train", f"{places.plan('minute')}", "--target", f"{places.target}", "--data", f"{places.trained_on}",
-         "--out", f"{places.out / 'run'}"),
+         "--out", f"{run}"),
     )  # fmt: skip
 
 
@@ -175,8 +182,8 @@ def tour(
     shipped, plan = of_the_zoo(places, records.read(Plan, places.plan("plan")), route)
     same_tokens = show(places.target, [f"{draft}" for draft in drafts], drafting(plan).lookahead, route)
     short = plan_a_minute(places, route)
-    run(training(places, route))
-    trained = f"{out / 'run' / 'final'}{_lookup(short.draft)}"
+    run(training(places, folder := new_run(out)))
+    trained = f"{folder / 'final'}{_lookup(short.draft)}"
     for step in measuring(places, [f"{shipped}@{spec(drafting(plan))}", f"{trained}@{spec(drafting(short))}"], route):
         run(step)
     tell(outcome(out / "measured", (shipped, plan), (trained, short), same_tokens), out)

@@ -180,7 +180,7 @@ def test_every_step_is_one_that_its_verb_takes(places: TourPlaces) -> None:
     steps = [
         *tour.before_decoding(places),
         tour.minute(places, 4),
-        tour.training(places),
+        tour.training(places, tour.new_run(places.out)),
         *tour.measuring(places, ["zoo/eagle2@3,2,8"]),
     ]
     assert [step.words[0] for step in steps] == ["probe", "plan", "plan", "train", "measure", "report"]
@@ -227,6 +227,13 @@ def test_a_draft_of_the_zoo_goes_through_the_whole_tour(
     shown = capsys.readouterr().out
     assert f"{places.zoo / 'eagle2'}: the same {ROUTE.answer_len} tokens" in shown
     assert f"× as fast with {places.zoo / 'eagle2'}" in shown
+
+
+def test_a_tour_taken_again_trains_beside_the_run_of_the_first(tmp_path: Path) -> None:
+    """Its plan is another, since the machine was probed anew, and a run goes on by its own recipe alone."""
+    for name in ("run", "run-2", "run-3"):
+        assert tour.new_run(tmp_path) == tmp_path / name
+        (tmp_path / name).mkdir()
 
 
 def test_the_best_of_the_zoo_is_planned_by_itself_where_another_was_chosen(
