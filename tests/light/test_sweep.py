@@ -256,6 +256,7 @@ def test_a_measurement_comes_as_soon_as_its_draft_is_there():
         ({"measure": [{"spec": ["@5"], "of": ["eagle*"]}]}, "of 'eagle\\*' names no draft; there are lm-n50k-d20k"),
         ({"measure": [{"spec": ["5"]}]}, "must be as @5"),
         ({"measure": [{"batch": []}]}, "batch must hold at least one value"),
+        ({"measure": [{"way": "forced", "temperature": [0, 1]}]}, "temperature is of live decoding"),
         ({"prompts": None}, "prompts is missing"),
         ({"data": None}, "drafts.lm: data is missing"),
         ({"target": None}, "target is missing"),

@@ -124,6 +124,11 @@ class Measure(Record, frozen=True):
         for field in ("batch", "temperature"):
             if not getattr(self, field):
                 raise ValueError(f"measure.{field} must hold at least one value")
+            if self.way == "forced" and len(getattr(self, field)) > 1:
+                raise ValueError(
+                    f"measure.{field} is of live decoding: way forced reads answers of temperatures 0 and 1 alike, so that "
+                    "a second value would measure the same again; leave it out"
+                )
         for spec in self.spec:
             if not spec.startswith(("@", BESIDE)):
                 raise ValueError(
