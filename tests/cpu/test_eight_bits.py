@@ -1,14 +1,13 @@
 """Drafts in eight bits: what is stored is what is read, by our kernels as it stands and by torch in the draft's type."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_kernels import CONFIG, FAMILIES, SMALL, by_torch, random_decoder
+from test_kernels import CONFIG, FAMILIES, SMALL, _compiled, _no_grad, by_torch, random_decoder  # noqa: F401 (two are fixtures)
 from torch import Tensor
 
 from foredraft import shapes
@@ -17,7 +16,6 @@ from foredraft.decode.drafters import drafter_for
 from foredraft.decode.engine import Engine
 from foredraft.deploy.check import check
 from foredraft.deploy.export import ExportSettings, export
-from foredraft.models import kernels
 from foredraft.models.eight_bits import EightBits
 from foredraft.models.forward import causal_mask
 from foredraft.models.heads import load_head, new_head, save_head
@@ -26,12 +24,6 @@ from foredraft.models.load import load
 from foredraft.models.save import save
 
 KINDS = ["eagle", "eagle3", "dflash", "dspark"]
-
-
-@pytest.fixture(autouse=True)
-def _no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def test_each_row_is_rounded_to_the_nearest_of_its_own() -> None:
@@ -119,8 +111,7 @@ def test_a_draft_in_eight_bits_is_run_in_bfloat16_beside_any_target(kind: str, t
         save_head(new_head(target, kind, draft_vocab=range(40)), tmp_path, dtype=torch.int8)
     requests = [Request(tuple(range(2 + i, 9 + i)), 12) for i in range(3)]
     drafter: Any = drafter_for(target, str(tmp_path), 3, 64)
-    if kernels.missing() is None:
-        assert drafter.cache.kv.dtype == torch.bfloat16
+    assert drafter.cache.kv.dtype == torch.bfloat16
     drafted = Engine(target, drafter, lookahead=3, max_batch=3, max_context=32).generate(requests)
     plain = Engine(target, max_batch=3, max_context=32).generate(requests)
     assert [each.answer for each in drafted] == [each.answer for each in plain]

@@ -35,6 +35,20 @@ SHARED_ROWS = 16  # the share of rows, one of so many, that is left free until p
 Schedule = Callable[[int], Budget | int]  # by the number of running sequences; an int is a chain's lookahead
 
 
+class Scores(NamedTuple):
+    """A target's logits of a step's root and nodes, [B, N, V]; or [R, V] of those that there are alone, which stand at `nodes` [R] of `shape`
+    (B, N): a pass over several sequences of uneven lengths has no rows for what is not there.
+    """
+
+    logits: Tensor
+    nodes: tuple[Tensor, ...] | None = None
+    shape: tuple[int, ...] = ()
+
+    def placed(self, x: Tensor) -> Tensor:
+        """What is said of each of the logits' rows as [B, N, …], zeros where there is no node."""
+        return x if self.nodes is None else x.new_zeros(*self.shape, *x.shape[1:]).index_put_(self.nodes, x)
+
+
 class Engine:
     """Decodes requests on `target`, `max_batch` at a time, each within `max_context` tokens.
 
@@ -196,7 +210,7 @@ class Engine:
         proposal = drafter.propose(self.running, budget, chosen)
         return shortened(proposal, chosen.lengths.tolist()), proposal.tokens.shape[1]
 
-    def _score(self, proposal: Proposal) -> tuple["Scores", Tensor | None]:
+    def _score(self, proposal: Proposal) -> tuple[Scores, Tensor | None]:
         """One target pass over root and nodes: logits, and the hidden states that the drafter reads [B, N, F]."""
         device = self.target.device
         root_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in self.running], device=device)
@@ -222,7 +236,7 @@ class Engine:
 
     def _score_packed(
         self, nodes: tuple[Tensor, ...], inputs: tuple[Tensor, ...], cache: KVCache, reads: tuple[int, ...]
-    ) -> tuple["Scores", Tensor | None]:
+    ) -> tuple[Scores, Tensor | None]:
         """What `_score` gives; `nodes` are the indices [R] of those that there are, `inputs` what a pass takes [B, N, ..]."""
         tokens, positions, slots, mask = (part[nodes][:, None] for part in inputs)
         output = self.score(
@@ -232,7 +246,7 @@ class Engine:
         scores = Scores(output.logits_BTV[:, 0], nodes, inputs[0].shape)
         return scores, scores.placed(torch.cat(output.hidden_states, -1)[:, 0]) if reads else None
 
-    def _verify(self, scores: "Scores", proposal: Proposal) -> Verdict:
+    def _verify(self, scores: Scores, proposal: Proposal) -> Verdict:
         """One rule for deterministic drafts, one for sampled chains; as many uniforms as the depth asks, from each request's own seed."""
         samplings, title = [sequence.request.sampling for sequence in self.running], f"target {self.target.shape.name}"
         if proposal.q is None and not any(sampling.temperature for sampling in samplings):
@@ -275,20 +289,6 @@ class Engine:
         device = self.target.device
         slots, starts = torch.tensor(keep, dtype=torch.long, device=device), torch.tensor(first, device=device)
         self.cache.rows(0, len(self.running)).compact(slots, starts)
-
-
-class Scores(NamedTuple):
-    """A target's logits of a step's root and nodes, [B, N, V]; or [R, V] of those that there are alone, which stand at `nodes` [R] of `shape`
-    (B, N): a pass over several sequences of uneven lengths has no rows for what is not there.
-    """
-
-    logits: Tensor
-    nodes: tuple[Tensor, ...] | None = None
-    shape: tuple[int, ...] = ()
-
-    def placed(self, x: Tensor) -> Tensor:
-        """What is said of each of the logits' rows as [B, N, …], zeros where there is no node."""
-        return x if self.nodes is None else x.new_zeros(*self.shape, *x.shape[1:]).index_put_(self.nodes, x)
 
 
 def _on_paths(features_BNF: Tensor, paths: list[list[int]]) -> list[Tensor]:

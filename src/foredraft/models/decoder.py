@@ -117,8 +117,9 @@ class Decoder(Target):
 
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits of hidden states that are normed already."""
-        weight_VC = self.head_weight_VC
-        return linear(final_BTC, weight_VC, eight=self.lm_head.eight if self.lm_head else self._gathered.eight)
+        if self.lm_head is not None:
+            return self.lm_head(final_BTC)
+        return linear(final_BTC, self.head_weight_VC, eight=self._gathered.eight)
 
 
 def new_decoder(shape: Shape, model_config: ModelConfig, seed: int, d2t: Tensor | None = None) -> Decoder:

@@ -3,7 +3,7 @@
 // With few rows a layer costs what its weights cost to read, so every weight is read once, by all threads, and is used for
 // all rows while it is near. A row's result has the same bits whatever else is in the batch or the tree: each sum runs
 // over the same numbers in the same order. That is what makes drafted decoding equal plain decoding token for token.
-// A draft's matrices may be kept in eight bits, a scale for each row: an eighth to a quarter of the bytes, times the scale once a sum is made.
+// A draft's matrices may be kept in eight bits, a scale for each row: a half or a quarter of the bytes; a sum is scaled once it is made.
 //
 // Letters: R rows (sequences × tokens), B sequences, T tokens of each, N query heads, K key heads, D head size, S slots read.
 #include <math.h>
