@@ -23,7 +23,7 @@
 #else
 #define KEEP(v)
 #endif
-#define AHEAD 16384 // bytes before its use that memory is asked for, into the second-level cache: the first has too few requests open
+#define AHEAD 16384 // bytes before its use that memory is asked for, at least, into the second-level cache: the first has too few requests open
 #define LINE 64 // bytes that memory gives at once
 #define INLINE static inline __attribute__((always_inline))
 
@@ -167,20 +167,22 @@ INLINE vec sums(vec *a) {
 }
 
 // y[r][o] = x[r]·w[o] + bias[o] for `rows` rows and `outs` outputs from o, rows × outs ≤ LANES; `in` is a multiple of STEP. `eight`: w is of eight
-// bits, times scale[o]. Each number of w
-// and x that is in a register is used as often as possible, in sums that need not wait for each other. The `first` rows read w in the order
-// of memory, asked for ahead of its use, a line at a time; where it is `kept` they leave it, as it is multiplied, in `keep`, where the other rows take it.
+// bits, times scale[o]. Each number of w and x that is in a register is used as often as possible, in sums that need not wait for each other. The
+// `first` rows read w; where it is `kept` they leave it, as it is multiplied, in `keep`, where the other rows take it. Memory is asked for ahead of its
+// use while a line of each output is multiplied: where `asked` is 4 as many lines as outputs, in the order of memory; where it is 2, `stride`
+// bytes from `ahead` on.
 #define FETCH(j) (eight ? fetch8((const int8_t *)from[j] + s) : fetch((const num *)from[j] + s))
-INLINE void tile(const int rows, const int outs, const int first, const int kept, const int eight, const given *x, const void *w, const float *scale, given *keep, const num *bias, num *y, long o, long in, long out) {
+INLINE void tile(const int rows, const int outs, const int first, const int kept, const int asked, const int eight, const given *x, const void *w, const char *ahead, const long stride, const float *scale, given *keep, const num *bias, num *y, long o, long in, long out) {
     const long size = eight ? 1 : sizeof(num), line = LINE / size;
     const int wide = out - o < outs ? out - o : outs;
     const char *from[4];
     for (int j = 0; j < outs; j++) from[j] = (const char *)w + (j < wide ? o + j : o) * in * size;
     vec a[LANES] = {0};
     for (long i = 0; i < in; i += line) {
-        if (first)
+        if (asked == 4)
 #pragma GCC unroll 4
             for (int j = 0; j < outs; j++) __builtin_prefetch(from[0] + AHEAD + outs * i * size + LINE * j, 0, 2);
+        if (asked == 2) __builtin_prefetch(ahead, 0, 2), __builtin_prefetch(ahead + stride / 2, 0, 2), ahead += stride;
 #pragma GCC unroll 4
         for (long s = i; s < i + line; s += STEP) {
             if (s >= in) break;
@@ -224,17 +226,22 @@ INLINE void tile(const int rows, const int outs, const int first, const int kept
     for (int r = 0; r < rows; r++) memcpy(y + r * out + o, ready + outs * r, wide * sizeof(num));
 }
 
-// Each thread of the region takes one stretch of the outputs, and so of the memory.
-INLINE void multiply_as(const int eight, const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
-    const int kept = WIDENS && rows > 4;
+// Each thread of the region takes one stretch of the outputs, and so of the memory. `several`: of more than four rows; where they are `sharing`, the
+// first four fours each ask for a part of what lies ahead, so that memory has work while all of them multiply, and not the first four alone.
+INLINE void multiply_as(const int eight, const int several, const int sharing, const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
+    const int kept = WIDENS && several;
+    const long size = eight ? 1 : sizeof(num), fours = (rows + 3) / 4, parts = fours < 4 ? fours : 4, chunk = 4 * in * size;
     given *wide = widened(x, rows * in, kept ? 4 * in : 0, eight);
 #pragma omp for schedule(static) nowait
     for (long c = 0; c < (out + 3) / 4; c++)
         for (long r = 0; r < rows; r += 4) {
-#define TILE(R, O, FIRST, KEPT) tile(R, O, FIRST, KEPT, eight, wide + r * in, w, scale, wide + (rows + o % 4) * in, bias, y + r * out, o, in, out)
+            const long part = sharing && r / 4 < parts ? LINE / parts : 0; // bytes for each line of an output
+            const char *ahead = (const char *)w + c * chunk + (chunk > AHEAD ? chunk : AHEAD) + r / 4 * (chunk / LINE * part);
+#define TILE(R, O, FIRST, ASKED) tile(R, O, FIRST, kept, ASKED, eight, wide + r * in, w, ahead + o % 4 * in * size / LINE * part, O * part, scale, wide + (rows + o % 4) * in, bias, y + r * out, o, in, out)
 #define TILES(R, O) for (long o = 4 * c; o < 4 * c + 4 && o < out; o += O) { \
-                if (!r) { if (kept) TILE(R, O, 1, 1); else TILE(R, O, 1, 0); } \
-                else { if (kept) TILE(R, O, 0, 1); else TILE(R, O, 0, 0); } }
+                if (!several) TILE(R, O, 1, 4); \
+                else if (!r) TILE(R, O, 1, sharing ? 2 : 4); \
+                else TILE(R, O, 0, sharing ? 2 : 0); }
             switch (rows - r) {
             case 1: TILES(1, 4) break;
             case 2: TILES(2, LANES < 8 ? 2 : 4) break;
@@ -244,10 +251,20 @@ INLINE void multiply_as(const int eight, const num *x, const void *w, const floa
         }
 }
 
-// `scale` is NULL where w is no matrix of eight bits.
+// Of up to four rows, and of rows that share: functions of their own, so that each has all registers to itself.
+#define MULTIPLY(name, ...) static __attribute__((noinline)) void name(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) { \
+        multiply_as(__VA_ARGS__, x, w, scale, bias, y, rows, in, out); }
+MULTIPLY(multiply_four, 0, 0, 0)
+MULTIPLY(multiply_four8, 1, 0, 0)
+MULTIPLY(multiply_sharing, 0, 1, 1)
+MULTIPLY(multiply_sharing8, 1, 1, 1)
+
+// `scale` is NULL where w is no matrix of eight bits. Rows beyond 24 that are widened multiply for longer than memory takes anyway.
 static void multiply(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
-    if (scale) multiply_as(1, x, w, scale, bias, y, rows, in, out);
-    else multiply_as(0, x, w, NULL, bias, y, rows, in, out);
+    if (rows <= 4) (scale ? multiply_four8 : multiply_four)(x, w, scale, bias, y, rows, in, out);
+    else if (!WIDENS || rows <= 24) (scale ? multiply_sharing8 : multiply_sharing)(x, w, scale, bias, y, rows, in, out);
+    else if (scale) multiply_as(1, 1, 0, x, w, scale, bias, y, rows, in, out);
+    else multiply_as(0, 1, 0, x, w, NULL, bias, y, rows, in, out);
 }
 
 // A prompt's rows lie side by side in the lanes, SIDE of them at most, and a number of w is multiplied into all at once: nothing is summed across
