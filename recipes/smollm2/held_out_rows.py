@@ -42,7 +42,7 @@ def row(run: Path, target: Path, held_out: TokenFolder, device: str) -> Observat
         dataset=held_out.path.name, temperature=0.0, engine="foredraft", machine=device, dtype=recipe.get("precision", "bfloat16"),
         target_params=float(shapes.named(str(target)).params), draft_params=float(shape.params), draft_tokens=float(tokens),
         draft_layers=shape.num_layers, lookahead=len(drafted), topk=1, tree_nodes=len(drafted), num_requests=num_judged(recipe, held_out),
-        tokens_per_step=figures["tokens_per_step"], survival=tuple(drafted), pooling="steps",
+        tokens_per_step=figures["tokens_per_step"], survival=tuple(drafted), pooling="steps", loss=figures["ce"] if kind is kinds.LM else None,
     )  # fmt: skip
 
 
