@@ -18,14 +18,15 @@ _ADAPTIVE = re.compile(rf"(?P<draft>.+){ADAPTIVE}(?P<file>(?:.+\.json)?)")
 
 
 class Lookup(NamedTuple):
-    """A look-up before a draft: it takes matches of `min_match` tokens or more, and drafts `lookahead` (None: as deep as the draft).
+    """A look-up before a draft: it takes matches of `min_match` tokens or more, and drafts as many as the match is long, `lookahead` at most.
 
     The default match is the shortest that accepts more than a draft of 2.5 tokens per step does: of 4 looked up after matches of
-    exactly 1, 2, 3, 4 and 5 tokens 0.4, 1.2, 1.6, 1.8 and 2.2 were accepted (docs/log.md).
+    exactly 1, 2, 3, 4 and 5 tokens 0.4, 1.2, 1.6, 1.8 and 2.2 were accepted. A further token is accepted the more likely the longer
+    the match, so that no one length suits all (docs/log.md).
     """
 
     min_match: int = 3
-    lookahead: int | None = None
+    lookahead: int = 15
 
     @property
     def sizes(self) -> range:
@@ -48,11 +49,8 @@ def parted(draft: str) -> tuple[str, Lookup | None]:
     match = _LOOKUP.fullmatch(draft)
     if not match:
         return draft, None
-    min_match, lookahead = match["min_match"], match["lookahead"]
-    lookup = Lookup(
-        Lookup().min_match if min_match is None else int(min_match), None if lookahead is None else int(lookahead)
-    )
-    if lookup.min_match < 1 or lookup.lookahead == 0:
+    lookup = Lookup(*(int(stated) for stated in match.group("min_match", "lookahead") if stated is not None))
+    if not all(lookup):
         raise ValueError(
             f"draft {draft!r}: what follows {BESIDE}: is MIN_MATCH or MIN_MATCH,LOOKAHEAD, each at least 1"
         )

@@ -70,7 +70,7 @@ def engine_on(
 
 def _looking_up(lookahead: int | Budget | Schedule, lookup: kinds.Lookup | None) -> int | Budget | Schedule:
     """The same budgets, with the positions that the look-up drafts."""
-    if lookup is None or lookup.lookahead is None:
+    if lookup is None:
         return lookahead
     if not callable(lookahead):
         return budgeted(lookahead)._replace(lookup=lookup.lookahead)

@@ -1,7 +1,9 @@
 """A look-up before a draft: lossless, the same alone and in a batch, and the draft behind it misses nothing."""
 
+import sys
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import test_engine as engines
@@ -14,6 +16,7 @@ from foredraft.decode.drafter import Drafter
 from foredraft.decode.engine import Engine
 from foredraft.decode.lookup_first import LookupFirst
 from foredraft.decode.model_drafter import ModelDrafter
+from foredraft.decode.ngram import NGramIndex
 from foredraft.decode.proposals import Budget
 from foredraft.decode.sampling import Sampling, probabilities
 from foredraft.kinds import Lookup
@@ -146,13 +149,30 @@ def test_a_model_behind_a_look_up_drafts_as_one_that_read_all_along() -> None:
 
 
 def test_rows_without_a_match_of_the_least_length_are_drafted_for() -> None:
-    """Of three texts one repeats two tokens and one a single token: at two tokens the first alone is looked up."""
-    engine = Engine(TARGET, LookupFirst(lm(blended(0.1)), Lookup(2)), lookahead=Budget(2, lookup=3), max_context=32)
-    for prompt in ((4, 6, 9, 4, 6), (4, 6, 9, 4), (4, 6, 9)):
+    """Of four texts two repeat two tokens and five, and one a single token: at two tokens the first two alone are looked up, as far as they
+    repeat, and four tokens at most.
+    """
+    engine = Engine(TARGET, LookupFirst(lm(blended(0.1)), Lookup(2)), lookahead=Budget(3, lookup=4), max_context=32)
+    for prompt in ((4, 6, 9, 4, 6), (1, 4, 6, 9, 7, 3, 2, 4, 6, 9, 7, 3), (4, 6, 9, 4), (4, 6, 9)):
         engine.add(Request(prompt, 1))
     (step,) = engine.run()
-    assert step.looked_up == (True, False, False)
-    assert step.drafted == (3, 2, 2)
+    assert step.looked_up == (True, True, False, False)
+    assert step.drafted == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "drafted"),
+    [
+        ([7, 1, 2, 3, 9, 8, 1, 2, 3], 15, [9, 8, 1]),  # a match of three, whose forerunner differs
+        ([7, 1, 2, 3, 9, 8, 7, 1, 2, 3], 15, [9, 8, 7, 1]),  # of four, which begins the text
+        ([1, 2, 3, 4, 5, 1, 2, 3, 4, 5], 2, [1, 2]),
+        ([5, 5, 5, 5], 15, [5, 5, 5]),  # of three, one token ago
+        ([1, 2, 1, 2, 1, 2], 15, [1, 2, 1, 2]),
+        ([1, 2, 3, 4], 15, []),
+    ],
+)
+def test_a_look_up_drafts_as_many_tokens_as_its_match_is_long(text: list[int], most: int, drafted: list[int]) -> None:
+    assert NGramIndex(Lookup().sizes).as_long_as_matched(text, most) == drafted
 
 
 def test_a_look_up_that_cannot_be_verified_is_refused() -> None:
@@ -169,6 +189,19 @@ def test_steps_are_counted_by_source() -> None:
         sum(column) for column in zip(*parts, strict=True)
     )
     assert 0 < steps < all_steps
-    assert (drafted, all_drafted) == (7 * steps, 7 * steps + 3 * (all_steps - steps))
+    assert 2 * steps < drafted < 7 * steps
+    assert all_drafted == drafted + 3 * (all_steps - steps)
     assert 0 < accepted < all_accepted
     assert max(len(c.reached) for c in decoding.counts) == 7
+
+
+def test_what_a_look_up_brings_is_counted_on_answers() -> None:
+    """recipes/smollm2/lookup_matches.py on a text that stands there twice and once more in part: steps by hand."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "smollm2"))
+    import lookup_matches as recipe  # pyright: ignore[reportMissingImports]
+
+    passage = [4, 6, 9, 7, 3, 2, 8]
+    answers = [recipe.Answer([1, *passage, *passage, 9, 9], 8)]
+    assert recipe.taken(answers) == (6, 2, 3, 10), "4 6 9; 7 3 2 looked up, 8; seven looked up in vain, 9; 9"
+    assert recipe.taken(answers, 1.0, 2) == (4, 2, 3, 10), "the first three in one step"
+    assert recipe.survival(answers)[[0, 5, 6]].tolist() == [1 / 3, 1 / 3, 0], "none; 6 9 7 3 2 8; none"

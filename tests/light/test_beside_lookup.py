@@ -9,7 +9,8 @@ import pytest
 from foredraft import kinds
 from foredraft.laws.draws import Lattice
 from foredraft.machines import machine
-from foredraft.plan.beside_lookup import MIN_MATCH, LookupShare, OwnShare, lookup_matches, own_share
+from foredraft.plan.beside_lookup import PLANNED, LookupShare, OwnShare, lookup_matches, own_share
+from foredraft.plan.candidate import LookedUp, Steps
 from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
@@ -18,7 +19,8 @@ from foredraft.shapes import shape
 
 TARGET, H100 = shape("Llama-3.1-8B"), machine("H100")
 NOTHING: frozenset[str] = frozenset()
-DEPTHS, NUM = range(9), 256
+NUM = 256
+BY_DEFAULT = {"lookup_min_match": PLANNED.min_match, "lookup_lookahead": PLANNED.lookahead}
 
 
 class Alone:
@@ -31,44 +33,70 @@ class Alone:
         return np.full((num, 16), self.accept)
 
 
-def mixed(share: LookupShare, tau_at: float, frozen: frozenset[str] = NOTHING) -> np.ndarray:
-    """Tokens per step [M, S] behind the look-up of a draft of `tau_at` from one drafted token on."""
-    tau = np.vstack([np.ones(NUM), np.full((len(DEPTHS) - 1, NUM), tau_at)])
-    return share.before(tau, DEPTHS, Lattice(0), frozen)
+def drawn(share: LookupShare, tau: float, frozen: frozenset[str] = NOTHING) -> LookedUp:
+    return share.draws(np.full((1, NUM), tau), Lattice(0), frozen)
+
+
+def mixed(share: LookupShare, tau: float, frozen: frozenset[str] = NOTHING) -> np.ndarray:
+    """Tokens per step [S] behind the look-up of a draft of `tau`."""
+    of_steps, accepted, _ = drawn(share, tau, frozen)
+    return ((1 - of_steps) * tau + of_steps * (1 + accepted))[0]
 
 
 def test_without_matches_the_draft_is_as_it_is_alone() -> None:
-    tau = mixed(LookupShare(Alone(0.0)), 2.5)
-    assert np.allclose(tau[1:], 2.5)
-    assert np.all(tau[0] == 1)
+    assert np.allclose(mixed(LookupShare(Alone(0.0)), 2.5), 2.5)
 
 
-def test_the_mixture_is_looked_up_steps_and_the_drafts_in_their_shares() -> None:
+def test_beside_plain_decoding_matches_are_those_of_prompt_lookup() -> None:
     """At the centre of what is uncertain, by hand: prompt lookup accepts 0.5 of any next token."""
     matches = lookup_matches()
-    assert matches.min_match == MIN_MATCH
-    survival = np.array(matches.of_all_matches) * 0.5 ** np.arange(1, 9)
-    share = survival[0] * (1 + np.exp(-matches.first_accepted))
-    tau = mixed(LookupShare(Alone(0.5)), 1.8, frozenset({"draft"}))
-    assert np.allclose(tau[1:, 0], 1 + np.cumsum(survival) + (1 - share) * 0.8)
-    drawn = mixed(LookupShare(Alone(0.5)), 1.8)
-    assert np.ptp(drawn[4]) > 0.1
-    assert abs(np.median(drawn[4]) - tau[4, 0]) < 0.03
+    assert (matches.min_match, matches.lookahead) == PLANNED
+    at_centre = drawn(LookupShare(Alone(0.5)), 1.0, frozenset({"draft"}))
+    accepted = matches.accepted_of_alone * (0.5 + 0.25 + 0.125 + 0.0625) / 0.5
+    constant, each = matches.drafted
+    assert np.allclose(at_centre.share, matches.share_of_first * 0.5)
+    assert np.allclose(at_centre.accepted, accepted)
+    assert np.allclose(at_centre.drafted, constant + each * accepted)
+    scattered = drawn(LookupShare(Alone(0.5)), 1.0)
+    for part, centre in zip(scattered, at_centre, strict=True):
+        assert np.ptp(part) > 0.01
+        assert np.median(part) == pytest.approx(centre[0, 0], rel=0.05)
 
 
-def test_never_more_steps_are_looked_up_than_there_are() -> None:
-    looked_up, share = LookupShare(Alone(0.999)).draws(NUM, Lattice(1), NOTHING)
-    assert np.all(looked_up[:, 0] <= share + 1e-12)
-    assert share.max() <= 1
-    assert np.all(np.diff(looked_up, axis=1) <= 1e-12), "no more survive to a later position"
+def test_a_better_draft_is_looked_up_beside_in_more_of_its_steps() -> None:
+    worse, better = (drawn(LookupShare(Alone(0.5)), tau, frozenset({"draft"})) for tau in (1.5, 3.0))
+    odds = [float(each.share[0, 0] / (1 - each.share[0, 0])) for each in (worse, better)]
+    assert odds[1] / odds[0] == pytest.approx(2 ** lookup_matches().share_by_tau)
+    assert np.all(better.accepted > worse.accepted)
+
+
+def test_never_more_is_looked_up_than_there_is() -> None:
+    share, accepted, drafted = drawn(LookupShare(Alone(0.999)), 4.0)
+    assert share.max() < 1
+    assert np.all(accepted <= drafted)
+    assert drafted.max() <= PLANNED.lookahead
 
 
 def test_own_rows_of_the_mixture_say_how_much_is_looked_up() -> None:
-    """4,000 steps, a quarter looked up, 2 of 4 tokens accepted there: τ at k = 4 of a draft of 1.8 is 1 + 0.5 + 0.75 · 0.8."""
-    tau = mixed(LookupShare(Alone(0.2), OwnShare(4000, 1000, 2000, 4)), 1.8)
-    assert np.mean(tau[4]) == pytest.approx(2.1, abs=0.01)
-    few = mixed(LookupShare(Alone(0.2), OwnShare(40, 10, 20, 4)), 1.8)
-    assert np.std(few[4]) > 3 * np.std(tau[4]), "few steps say less"
+    """4,000 steps, a quarter looked up, 2 of 4 tokens accepted there: τ of a draft of 1.8 is 0.25 · 3 + 0.75 · 1.8."""
+    own = LookupShare(Alone(0.2), OwnShare(4000, 1000, 4000, 2000, 1.8))
+    assert np.mean(mixed(own, 1.8)) == pytest.approx(2.1, abs=0.01)
+    assert np.allclose(drawn(own, 1.8).drafted, 4.0)
+    few = LookupShare(Alone(0.2), OwnShare(40, 10, 40, 20, 1.8))
+    assert np.std(mixed(few, 1.8)) > 3 * np.std(mixed(own, 1.8)), "few steps say less"
+
+
+def test_steps_spend_what_the_look_up_leaves() -> None:
+    """Half the steps looked up, eight tokens each, beside a chain of 3: alone the draft makes half its passes, beside a second sequence
+    three quarters of them.
+    """
+    half, eight = np.full((1, 1), 0.5), np.full((1, 1), 8.0)
+    steps = Steps(np.full((1, 1), 2.0), LookedUp(half, eight, eight))
+    three = np.array([[3.0]])
+    for running, passes in ((1, 1.5), (2, 2.25)):
+        depth, nodes = steps.spent(three, three, np.array(running))
+        assert (depth.item(), nodes.item()) == (passes, 5.5)
+    assert Steps(steps.tau).spent(three, three, np.array(1)) == (three, three)
 
 
 def row(method: str, k: int, tau: float, **more: object) -> Observation:
@@ -88,7 +116,7 @@ def planned(engine: str, accepted: int | None) -> Plan:
     """
     rows = [row("eagle3", k, tau) for k, tau in ((1, 1.5), (2, 1.7), (4, 1.85))] + [row("ngram", 4, 1.3)]
     counted = {
-        "steps": 1000, "lookup_min_match": MIN_MATCH, "lookup_steps": 400, "lookup_drafted": 1600, "lookup_accepted": accepted,
+        "steps": 1000, "lookup_steps": 400, "lookup_drafted": 1600, "lookup_accepted": accepted, **BY_DEFAULT,
     }  # fmt: skip
     rows += [row("eagle3+ngram", 4, 2.4, **counted)] if accepted is not None else []
     workload = Workload(input_len=200, output_len=200, concurrency=(1,))
@@ -104,9 +132,11 @@ def test_a_look_up_that_pays_is_planned_and_measured_by_its_words() -> None:
     paying = planned("foredraft", 1400)
     assert paying.draft is not None
     assert paying.action is not None
-    assert paying.draft.lookup_min_match == MIN_MATCH
+    assert paying.draft.lookup_min_match == PLANNED.min_match
     assert paying.draft.name.endswith(kinds.BEHIND)
-    assert any(f"{kinds.BESIDE}:{MIN_MATCH}@" in command for command in paying.action.commands), paying.action.commands
+    assert any(f"{kinds.BESIDE}:{PLANNED.min_match}@" in command for command in paying.action.commands), (
+        paying.action.commands
+    )
     (step,) = paying.schedule
     assert step.tokens_per_step.low < step.tokens_per_step.value < step.tokens_per_step.high
     assert paying.settings == {}, "no other engine is given settings of what it does not run"
@@ -143,10 +173,12 @@ def test_a_plan_keeps_the_look_up_when_it_is_written() -> None:
 def test_tokens_accepted_beyond_an_answers_end_do_not_count() -> None:
     """Rows that emitted half of what they accepted say half of it."""
     counted = {
-        "steps": 100, "accepted": 100, "lookup_min_match": MIN_MATCH, "lookup_steps": 40, "lookup_drafted": 160, "lookup_accepted": 80,
+        "steps": 100, "accepted": 100, "lookup_steps": 40, "lookup_drafted": 160, "lookup_accepted": 80, **BY_DEFAULT,
     }  # fmt: skip
     rows = [row("eagle3+ngram", 4, 1.5, **counted)]
     basis = Basis(TARGET, H100, rows, 0.0)
     head = next(each for each in candidates(basis)[0] if each.choice.method == "eagle3")
-    assert own_share(basis, head) == OwnShare(100, 40, 40, 4)
+    assert own_share(basis, head) == OwnShare(100, 40, 160, 40, 70 / 60)
     assert own_share(Basis(TARGET, H100, rows, 1.0), head) is None, "of another temperature"
+    shorter = [msgspec.structs.replace(each, lookup_lookahead=4) for each in rows]
+    assert own_share(Basis(TARGET, H100, shorter, 0.0), head) is None, "of another look-up"

@@ -12,7 +12,7 @@ from foredraft.kinds import EAGLE3, of_choice
 from foredraft.laws.cost import serve
 from foredraft.machines import machine
 from foredraft.page.html import answer_html
-from foredraft.plan.candidate import training_dtype, training_rate
+from foredraft.plan.candidate import Steps, training_dtype, training_rate
 from foredraft.plan.candidates import Basis, candidates
 from foredraft.plan.cost_sheet import answer_tokens
 from foredraft.plan.outcome import Pairs, outcome
@@ -374,7 +374,7 @@ def test_a_schedules_0_pays_for_the_draft_where_its_pass_is_made_all_the_same(en
     problem = Problem(PUBLIC, H100, LOAD, msgspec.structs.replace(HEADS, engine=engine))
     everybody, _ = candidates(Basis(PUBLIC, H100, (), 0.0, None, engine, (512, 256)))
     candidate = next(each for each in everybody if each.choice.kind == "head")
-    off = outcome(problem, candidate, Pairs.all(3, (Mode(0, 1, 0),)), np.ones((1, 32)))
+    off = outcome(problem, candidate, Pairs.all(3, (Mode(0, 1, 0),)), Steps(np.ones((1, 32))))
     server = problem.server(candidate.shape)
     assert np.allclose(off.speedup.mean(axis=-1), server.idle_speed([1, 8, 64]) if pays else 1.0, rtol=0.01)
     assert not pays or off.speedup.max() < 0.99

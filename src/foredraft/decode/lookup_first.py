@@ -1,4 +1,5 @@
-"""A look-up before any other drafter: by sequence and step the text's own continuation where a long enough match stands, else the draft.
+"""A look-up before any other drafter: by sequence and step the text's own continuation where a long enough match stands, as far as the match
+is long, else the draft.
 
 Promises: each row's proposal depends on its own text and settings, whoever runs beside it; the inner draft misses nothing of what is
 looked up. Refuses to know: what the inner drafter is.
@@ -26,7 +27,7 @@ from foredraft.models.cache import KVCache
 
 
 class LookupFirst:
-    """`inner`, and before it a look-up of matches of at least `lookup.min_match` tokens, `budget.lookup` positions long."""
+    """`inner`, and before it a look-up of matches of at least `lookup.min_match` tokens, of `budget.lookup` positions at most."""
 
     def __init__(self, inner: Drafter, lookup: Lookup) -> None:
         self.inner, self.lookup = inner, lookup
@@ -47,11 +48,12 @@ class LookupFirst:
 
     def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
         assert lengths is None, "a look-up has no confidence"
-        num = budget.levels if budget.lookup is None else budget.lookup
-        chains = [self.rows[row].after(sequence.tokens, num) for row, sequence in enumerate(running)]
+        most = budget.levels if budget.lookup is None else budget.lookup
+        chains = [self.rows[row].as_long_as_matched(sequence.tokens, most) for row, sequence in enumerate(running)]
         if all(chains):
-            line = list(range(-1, num - 1))
-            return Proposal(torch.tensor(chains), [line] * len(chains), None, True, (True,) * len(chains))
+            return beside(
+                Proposal(torch.empty(len(chains), 0, dtype=torch.long), [[]] * len(chains), chain=True), chains
+            )
         matched = [sequence for sequence, chain in zip(running, chains, strict=True) if chain]
         before = [sequence.generator.get_state() for sequence in matched]
         proposal = self.inner.propose(running, budget)

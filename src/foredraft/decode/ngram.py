@@ -49,14 +49,28 @@ class NGramIndex:
         """The `num` tokens that followed the latest earlier match of the end of `tokens`; empty where nothing matches. Where
         the match ends fewer tokens ago, the text is taken to go on repeating itself.
         """
+        end, _ = self._latest(tokens)
+        return _following(tokens, end, num) if end else []
+
+    def as_long_as_matched(self, tokens: list[int], most: int) -> list[int]:
+        """As `after`, as many tokens as the match is long, `most` at most: the longer a text repeats another, the further it does."""
+        end, size = self._latest(tokens)
+        while size < min(most, end) and tokens[end - size - 1] == tokens[-size - 1]:
+            size += 1
+        return _following(tokens, end, min(size, most))
+
+    def _latest(self, tokens: list[int]) -> tuple[int, int]:
+        """Where the latest earlier match of the end of `tokens` ends, and of how many it is of those looked for, the longest first; or 0, 0."""
         for end in range(self.read + 1, len(tokens)):  # an n-gram counts once a token has followed it
             for size in self.sizes:
                 if size <= end:
                     self.ends[tuple(tokens[end - size : end])] = end
         self.read = max(self.read, len(tokens) - 1)
-        for size in self.sizes:
-            end = self.ends.get(tuple(tokens[-size:])) if size < len(tokens) else None
-            if end is not None:
-                period = tokens[end : end + num]
-                return [period[i % len(period)] for i in range(num)]
-        return []
+        matches = ((self.ends.get(tuple(tokens[-size:])), size) for size in self.sizes if size < len(tokens))
+        return next(((end, size) for end, size in matches if end), (0, 0))
+
+
+def _following(tokens: list[int], end: int, num: int) -> list[int]:
+    """The `num` tokens behind place `end`, over again where the text ends."""
+    period = tokens[end : end + num]
+    return [period[i % len(period)] for i in range(num)]

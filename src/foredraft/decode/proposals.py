@@ -19,8 +19,8 @@ PAD = -2  # parent of a node that stands for nothing
 class Budget(NamedTuple):
     """How much to draft in a step: `lookahead` positions (0: nothing). A head drafts a chain where `topk` is 1, else
     EAGLE-2's tree: `topk` children of each of `topk` nodes a level, and of all those the most probable `nodes`; or the static
-    `tree`, (parent, rank) of each node, parents first, which sets its own depth. `lookup`: positions of a look-up that stands
-    before the draft, where its match stands; None: as many levels as the draft's. `fixed`: no length follows the draft's confidence.
+    `tree`, (parent, rank) of each node, parents first, which sets its own depth. `lookup`: positions at most of a look-up that
+    stands before the draft, where its match stands; None: as many levels as the draft's. `fixed`: no length follows the draft's confidence.
     """
 
     lookahead: int

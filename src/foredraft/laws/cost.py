@@ -135,7 +135,7 @@ class ServerCost:
         together; for prompts that come with it; and where the cache is full for its turn.
         """
         concurrency, tau = np.asarray(concurrency, dtype=float), np.asarray(tokens_per_step, dtype=float)
-        running = self._running(concurrency)
+        running = self.running(concurrency)
         admitted = np.minimum(concurrency, np.maximum(self.capacity_tokens / self.occupancy / self.cached_tokens, 1.0))
         step_s = self.step_s(running, depth, width=width, nodes=nodes)
         decode_s = self.output_len / tau * step_s
@@ -155,7 +155,7 @@ class ServerCost:
         nodes: ArrayLike | None = None,
     ) -> tuple[Array, Array]:  # fmt: skip
         """Of the engines' time under `load`, what prompts take, and what drafting takes."""
-        depth, running = np.asarray(depth, dtype=float), self._running(np.asarray(concurrency, dtype=float))
+        depth, running = np.asarray(depth, dtype=float), self.running(np.asarray(concurrency, dtype=float))
         step_s = self.step_s(running, depth, width=width, nodes=nodes)
         prompt_s = self._prefill_s(np.maximum(running / self.replicas, 1.0)) / np.minimum(self.replicas, running)
         steps_s = self.output_len / np.asarray(tokens_per_step, dtype=float) * step_s / running
@@ -166,7 +166,8 @@ class ServerCost:
         prompt = prompt_s / (prompt_s + steps_s)
         return prompt, (1 - prompt) * self._drafting_s(sequences, depth, width, verified) / step_s
 
-    def _running(self, concurrency: Array) -> Array:
+    def running(self, concurrency: Array) -> Array:
+        """Sequences that decode together where so many clients ask."""
         return np.minimum(concurrency, np.maximum(self.capacity_tokens / self.cached_tokens, 1.0))
 
     def _prefill_s(self, company: Array) -> Array:

@@ -111,7 +111,7 @@ def _draft_fields(draft: str, settings: MeasureSettings) -> Fields:
     stated = {"draft_params": settings.draft_params, "family": settings.family}
     fields |= {name: value for name, value in stated.items() if value}
     if lookup:
-        fields["lookup_min_match"] = lookup.min_match
+        fields |= {"lookup_min_match": lookup.min_match, "lookup_lookahead": lookup.lookahead}
     return fields | ({} if settings.run else {"run": run_name(folder)})
 
 

@@ -1,19 +1,18 @@
-"""A look-up before a draft, weighed: how much of a mixture of the two is accepted.
+"""A look-up before a draft, weighed: how much of a mixture of the two is accepted, and how seldom the draft is needed.
 
-In a share s of the steps a match stands, and the look-up is accepted as look-ups behind such matches are; in the rest the draft, chain
-or tree, as it is alone. So τ = 1 + Σ L_i + (1 - s)·(τ_draft - 1), where L_i is the share of all steps in which i looked-up tokens
-survive. L and s follow from prompt lookup alone under the same load (its survival N, with matches of any length): L_i = r_i·N_i and
-s = L_1 / a, where r is how much of N matches of MIN_MATCH tokens or more bring, and a the share of those whose first token is accepted.
-r and a were read off one target's answers to 13 categories of prompts (docs/log.md); how they scatter over categories is drawn. Own rows
-of the mixture, which count looked-up steps, replace s and the sum of L by what they measured.
+In a share s of the steps a match stands, and A of the D tokens that are looked up there are accepted; in the rest the draft, chain or tree, is as
+it is alone. So τ = (1 - s)·τ_draft + s·(1 + A). Beside plain decoding s and A follow from prompt lookup alone under the same load (its
+survival N, at every step and with matches of any length): s in proportion to N_1, A to the mean of what it accepts where it does, N_1 to N_4 over
+N_1. A draft passes over the tokens between matches in fewer steps: the odds of s rise as a power of τ_draft, and so, less, does A. D is as long as
+the match, a line in A. All of that was counted on one target's answers (recipes/smollm2/lookup_matches.py); how it scatters over categories of
+prompts is drawn. Own rows of the mixture, which count looked-up steps, replace s, A and D by what they measured.
 
 Promises: a draft and the same behind a look-up are held to the same draws; both stand in a plan, and where they gain alike the draft alone
-is planned. Refuses to know: what a step costs; steps in which the draft need not run are not counted as cheaper.
+is planned. Refuses to know: what a step costs.
 
-Shapes: S draws, K positions.
+Shapes: M modes, S draws, K positions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -27,7 +26,7 @@ from scipy.special import expit, logit
 from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.laws.draws import normals
-from foredraft.plan.candidate import AcceptanceDraws, Candidate, level_shift, moved
+from foredraft.plan.candidate import AcceptanceDraws, Candidate, LookedUp
 from foredraft.plan.candidates import Basis, lookup
 from foredraft.plan.problem import Problem
 from foredraft.plan.search import Scored, rank
@@ -37,22 +36,27 @@ from foredraft.records import Observation, Record, decode
 
 Array = NDArray[np.float64]
 
-MIN_MATCH = kinds.Lookup().min_match
+PLANNED = kinds.Lookup()
 MOST_SHARE = 0.95  # of steps that may be looked up
+SUMMED = 4  # positions of prompt lookup's survival that say how far it goes
 
 
 class LookupMatches(Record, frozen=True):
-    """What matches of `min_match` tokens bring, by `source`. `of_all_matches`: looked-up tokens that survive to each position, over those after
-    matches of any length, and the sd of its logarithm over categories of prompts; beyond, the last. `first_accepted`: logit of the share of
-    matches whose first token is accepted, and its sd. `given_match`: acceptance of each looked-up token given all before it.
+    """What a look-up before a draft brings, matches of `min_match` tokens and `lookahead` tokens at most, by `source`. `share_of_first`: looked-up
+    steps over those in which prompt lookup's first token is accepted; `accepted_of_alone`: tokens accepted in one over N_1 + … + N_4 of
+    N_1; each with the sd of its logarithm over categories of prompts. `share_by_tau`, `accepted_by_tau`: powers of the draft's tokens per
+    step by which the odds of the share, and the accepted tokens, rise. `drafted`: tokens looked up, a constant and what each accepted one adds.
     """
 
     min_match: int
-    of_all_matches: tuple[float, ...]
-    of_all_matches_sd: float
-    first_accepted: float
-    first_accepted_sd: float
-    given_match: tuple[float, ...]
+    lookahead: int
+    share_of_first: float
+    share_of_first_sd: float
+    accepted_of_alone: float
+    accepted_of_alone_sd: float
+    share_by_tau: float
+    accepted_by_tau: float
+    drafted: tuple[float, float]
     source: str
 
 
@@ -64,12 +68,13 @@ def lookup_matches() -> LookupMatches:
 
 
 class OwnShare(NamedTuple):
-    """What own rows say: steps, those looked up, tokens accepted in those, and the positions that were looked up in each."""
+    """What own rows say: steps, those looked up, tokens drafted and accepted in those, and the draft's tokens per step in the others."""
 
     steps: int
     lookup_steps: int
+    lookup_drafted: int
     lookup_accepted: int
-    lookahead: int
+    draft_tau: float
 
 
 @dataclass(frozen=True)
@@ -79,43 +84,34 @@ class LookupShare:
     alone: AcceptanceDraws
     own: OwnShare | None = None
 
-    def before(self, tau: Array, depths: Sequence[int], rng: np.random.Generator, frozen: frozenset[str]) -> Array:
-        """Tokens per step [M, S] of the mixture, of the draft's own in modes of `depths` [M]; the look-up is as long as the draft is deep."""
-        looked_up, share = self.draws(tau.shape[1], rng, frozen)
-        gained = np.concatenate((np.zeros((1, tau.shape[1])), np.cumsum(looked_up.T, axis=0)))
-        steps = np.array(depths)
-        return np.where(steps[:, None] > 0, 1 + gained[steps] + (1 - share) * (tau - 1), tau)
-
-    def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> tuple[Array, Array]:
-        """Survival of looked-up tokens per step of any kind [S, K], and the share of steps that are looked up [S]."""
-        alone = np.cumprod(self.alone.draws(num, rng, frozen), axis=1)
-        part, first = normals(num, rng), normals(num, rng)
+    def draws(self, tau: Array, rng: np.random.Generator, frozen: frozenset[str]) -> LookedUp:
+        """Of the steps of a draft whose own tokens per step are `tau` [M, S]."""
+        num, matches = tau.shape[1], lookup_matches()
+        alone = np.cumprod(self.alone.draws(num, rng, frozen), axis=1)[:, :SUMMED]
+        stands, goes_on = normals(num, rng), normals(num, rng)
         if "draft" in frozen:
-            part, first = np.zeros(num), np.zeros(num)
-        positions = alone.shape[1]
+            stands, goes_on = np.zeros(num), np.zeros(num)
         if self.own:
-            return self._as_counted(self.own, positions, part, first)
-        matches = lookup_matches()
-        brought = np.exp(matches.of_all_matches_sd * part)[:, None] * _as_far_as(matches.of_all_matches, positions)
-        looked_up = np.minimum.accumulate(np.minimum(brought, 1.0) * alone, axis=1)
-        accepted = expit(matches.first_accepted + matches.first_accepted_sd * first)
-        share = looked_up[:, 0] / accepted
-        return looked_up, np.minimum(share, np.maximum(MOST_SHARE, looked_up[:, 0]))
-
-    def _as_counted(self, own: OwnShare, positions: int, part: Array, first: Array) -> tuple[Array, Array]:
-        """The usual shape by position at the counted level; both counts with their chance (log of a count of n: sd 1/√n)."""
-        spread = np.sqrt(1 / (own.lookup_steps + 0.5) + 1 / (own.steps - own.lookup_steps + 0.5))
-        share = expit(logit((own.lookup_steps + 0.5) / (own.steps + 1)) + spread * first)
-        accepted = own.lookup_accepted / max(own.lookup_steps, 1) * np.exp(part / np.sqrt(own.lookup_accepted + 0.5))
-        usual = _as_far_as(lookup_matches().given_match, positions)
-        counted = usual[: own.lookahead]
-        given = moved(np.tile(usual, (len(part), 1)), level_shift(counted, accepted / np.cumprod(counted).sum()))
-        return share[:, None] * np.cumprod(given, axis=1), share
+            share, accepted = _as_counted(self.own, stands, goes_on)
+            drafted, beside = self.own.lookup_drafted / max(self.own.lookup_steps, 1), tau / self.own.draft_tau
+        else:
+            share = matches.share_of_first * np.exp(matches.share_of_first_sd * stands) * alone[:, 0]
+            of_alone = alone.sum(axis=1) / np.maximum(alone[:, 0], np.finfo(float).tiny)
+            accepted = matches.accepted_of_alone * np.exp(matches.accepted_of_alone_sd * goes_on) * of_alone
+            drafted, beside = None, tau
+        share = expit(logit(np.minimum(share, MOST_SHARE)) + matches.share_by_tau * np.log(beside))
+        accepted = np.minimum(accepted * beside**matches.accepted_by_tau, matches.lookahead)
+        if drafted is None:
+            constant, each = matches.drafted
+            drafted = np.minimum(constant + each * accepted, matches.lookahead)
+        return LookedUp(share, accepted, np.maximum(drafted, accepted))
 
 
-def _as_far_as(by_position: tuple[float, ...], positions: int) -> Array:
-    """So many positions; beyond the last it stays."""
-    return np.array(by_position + by_position[-1:] * positions)[:positions]
+def _as_counted(own: OwnShare, stands: Array, goes_on: Array) -> tuple[Array, Array]:
+    """The share of looked-up steps and what is accepted in one, both with their chance (log of a count of n: sd 1/√n)."""
+    spread = np.sqrt(1 / (own.lookup_steps + 0.5) + 1 / (own.steps - own.lookup_steps + 0.5))
+    share = expit(logit((own.lookup_steps + 0.5) / (own.steps + 1)) + spread * stands)
+    return share, own.lookup_accepted / max(own.lookup_steps, 1) * np.exp(goes_on / np.sqrt(own.lookup_accepted + 0.5))
 
 
 def with_lookup(problem: Problem, basis: Basis, ranked: list[Scored]) -> tuple[list[Scored], list[Candidate]]:
@@ -132,7 +128,7 @@ def with_lookup(problem: Problem, basis: Basis, ranked: list[Scored]) -> tuple[l
 
 
 def behind_lookup(basis: Basis, candidate: Candidate) -> Candidate:
-    """The same draft, and before it a look-up of matches of MIN_MATCH tokens."""
+    """The same draft, and before it a look-up as it is by default."""
     alone = lookup(basis)
     own = own_share(basis, candidate)
     source = (
@@ -141,7 +137,7 @@ def behind_lookup(basis: Basis, candidate: Candidate) -> Candidate:
         else f"a look-up before the draft as prompt lookup alone says ({alone.notes[0]})"
     )
     choice = msgspec.structs.replace(
-        candidate.choice, name=candidate.choice.name + kinds.BEHIND, lookup_min_match=MIN_MATCH
+        candidate.choice, name=candidate.choice.name + kinds.BEHIND, lookup_min_match=PLANNED.min_match
     )
     return replace(
         candidate, choice=choice, lookup=LookupShare(alone.acceptance, own), notes=(*candidate.notes, source),
@@ -160,7 +156,9 @@ def own_share(basis: Basis, candidate: Candidate) -> OwnShare | None:
         sum(int(getattr(row, name) or 0) for row in rows) for name in ("steps", "lookup_steps", "lookup_drafted")
     )
     accepted = round(sum((row.lookup_accepted or 0) * _emitted(row) for row in rows))
-    return OwnShare(steps, looked_up, accepted, max(round(drafted / max(looked_up, 1)), 1))
+    tokens = sum((row.tokens_per_step or 1.0) * (row.steps or 0) for row in rows)
+    draft_tau = (tokens - looked_up - accepted) / max(steps - looked_up, 1)
+    return OwnShare(steps, looked_up, drafted, accepted, max(draft_tau, 1.0))
 
 
 def _emitted(row: Observation) -> float:
@@ -173,6 +171,6 @@ def _emitted(row: Observation) -> float:
 def _counts(row: Observation, kind: kinds.Kind) -> bool:
     return (
         kinds.of_method(row.method).name == kind.name + kinds.BESIDE
-        and row.lookup_min_match == MIN_MATCH
-        and None not in (row.steps, row.lookup_steps, row.lookup_accepted)
+        and (row.lookup_min_match, row.lookup_lookahead) == PLANNED
+        and None not in (row.steps, row.lookup_steps, row.lookup_drafted, row.lookup_accepted)
     )

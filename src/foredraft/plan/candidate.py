@@ -6,7 +6,7 @@ would settle can be priced. Refuses to know: which drafts are worth weighing.
 Shapes: S draws, K positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -36,10 +36,39 @@ class AcceptanceDraws(Protocol):
     def draws(self, num: int, rng: np.random.Generator, frozen: frozenset[str]) -> Array: ...
 
 
-class Mixture(Protocol):
-    """What a look-up before a draft makes of the draft's tokens per step [M, S] in modes of `depths` [M]."""
+class LookedUp(NamedTuple):
+    """What a look-up before a draft takes: its share of the steps, and the tokens accepted and drafted in each of those, all [M, S]."""
 
-    def before(self, tau: Array, depths: Sequence[int], rng: np.random.Generator, frozen: frozenset[str]) -> Array: ...
+    share: Array
+    accepted: Array
+    drafted: Array
+
+
+class Mixture(Protocol):
+    """What a look-up takes of the steps of a draft whose own tokens per step are `tau` [M, S]."""
+
+    def draws(self, tau: Array, rng: np.random.Generator, frozen: frozenset[str]) -> LookedUp: ...
+
+
+class Steps(NamedTuple):
+    """Tokens per step in M modes [M, S], and what of the steps a look-up takes (None: nothing)."""
+
+    tau: Array
+    looked_up: LookedUp | None = None
+
+    def at(self, modes: NDArray[np.intp]) -> "Steps":
+        """Those of some modes."""
+        looked_up = self.looked_up and LookedUp(*(part[modes] for part in self.looked_up))
+        return Steps(self.tau[modes], looked_up)
+
+    def spent(self, depth: Array, nodes: Array, running: Array) -> tuple[Array, Array]:
+        """Passes of the draft and drafted tokens verified in a step of `running` sequences, on average: the draft rests where all of them are
+        looked up. Of a draft of blocks, whose one pass hardly gets shorter, too much is counted.
+        """
+        if self.looked_up is None:
+            return depth, nodes
+        share, _, drafted = self.looked_up
+        return depth * (1 - share**running), nodes + share * (drafted - nodes)
 
 
 class StudyRange(NamedTuple):

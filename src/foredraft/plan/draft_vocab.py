@@ -20,7 +20,7 @@ from foredraft import kinds
 from foredraft.engines import ENGINES
 from foredraft.laws.coverage import LEAST_VOCABULARY, CountedCoverage, Coverage, coverage_law
 from foredraft.laws.draws import normals
-from foredraft.plan.candidate import AcceptanceDraws, Candidate, choice, head_training_flops
+from foredraft.plan.candidate import AcceptanceDraws, Candidate, Steps, choice, head_training_flops
 from foredraft.plan.outcome import Pairs, outcome
 from foredraft.plan.problem import Mode, Problem
 from foredraft.shapes import Shape
@@ -130,7 +130,7 @@ def _expected(problem: Problem, candidate: Candidate, accept: Array) -> float:
     longest, num_loads = min(problem.settings.max_lookahead, len(accept)), len(problem.concurrency)
     pairs = Pairs.all(num_loads, [Mode(k, 1, k) for k in range(1, longest + 1)])
     tau: Array = np.tile(1 + np.cumsum(np.cumprod(accept))[:longest], num_loads)[:, None].astype(np.float64)
-    lift = outcome(problem, candidate, pairs, tau, costs_frozen=True).lift
+    lift = outcome(problem, candidate, pairs, Steps(tau), costs_frozen=True).lift
     return float(problem.weights @ lift.reshape(num_loads, longest).max(axis=1))
 
 

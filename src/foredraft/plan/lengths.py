@@ -34,6 +34,7 @@ from foredraft.laws.adaptive import (
 from foredraft.laws.calibration import adjusted
 from foredraft.laws.draws import stratified
 from foredraft.plan import evidence
+from foredraft.plan.candidate import Steps
 from foredraft.plan.problem import Problem
 from foredraft.plan.search import Scored
 from foredraft.plan.ties import SAME_SPEED
@@ -83,8 +84,8 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
     accept = problem.accept(candidate, min(settings.num_draws, GRID_DRAWS))[:, : settings.max_lookahead]
     survival = np.cumprod(accept, axis=1, dtype=np.float64)
     tau = np.concatenate([np.ones((len(survival), 1)), 1 + np.cumsum(survival, axis=1)], axis=1).T  # [N, S]
-    tau = problem.behind_lookup(candidate, tau, range(len(tau)))
-    grid = _grid(problem, best, tau)
+    steps = problem.steps(candidate, tau, range(len(tau)))
+    grid, tau = _grid(problem, best, steps), steps.tau
     level = -np.log(grid.pace_s).mean(axis=2)
     if settings.always:
         level[:, 0] = -np.inf
@@ -169,21 +170,22 @@ def _kind(choice: DraftChoice) -> kinds.Kind:
         return kinds.of_method(choice.method or "")
 
 
-def _grid(problem: Problem, best: Scored, tau: Array) -> _Grid:
-    """Of every length at every concurrency under all draws; `tau` [N, S]."""
-    candidate, settings = best.candidate, problem.settings
+def _grid(problem: Problem, best: Scored, steps: Steps) -> _Grid:
+    """Of every length at every concurrency under all draws; `steps` [N, S]."""
+    candidate, settings, tau = best.candidate, problem.settings, steps.tau
     assert candidate is not None
     costs = problem.costs(tau.shape[1])
     server = adjusted(problem.server(candidate.shape), costs)
     clients, counts = problem.concurrency[:, None, None], np.arange(len(tau), dtype=float)[:, None]
     some, batch = np.maximum(counts, 1.0), best.running[:, None, None]
-    drafted, bare = server.load(clients, some, tau), problem.plain(tau.shape[1])
+    depth, nodes = steps.spent(some, some, server.running(clients))
+    drafted, bare = server.load(clients, depth, tau, nodes=nodes), problem.plain(tau.shape[1])
     if settings.objective == "latency":
         pace, slow = drafted.tpot_s, bare.tpot_s
     else:
         pace, slow = drafted.running / drafted.output_tok_s, bare.running / bare.output_tok_s
     plain_step_s = adjusted(problem.server(None, speculate=False), costs).step_s(batch, 0.0)
-    step = np.where(counts > 0, server.step_s(batch, some), plain_step_s)
+    step = np.where(counts > 0, server.step_s(batch, depth, nodes=nodes), plain_step_s)
     shape = step.shape
     pace = np.broadcast_to(np.where(counts > 0, pace, slow[:, None]), shape)
     if server.block:

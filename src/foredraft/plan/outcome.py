@@ -17,7 +17,7 @@ from foredraft.laws.calibration import adjusted
 from foredraft.laws.cost import ServedLoad, ServerCost
 from foredraft.laws.deviation import slowdown
 from foredraft.laws.speedup import BestTree
-from foredraft.plan.candidate import Candidate
+from foredraft.plan.candidate import Candidate, Steps
 from foredraft.plan.problem import Mode, Problem
 from foredraft.plan.trees import static, tokens_per_step_in
 
@@ -85,17 +85,17 @@ class Pairs(NamedTuple):
 
 
 def outcome(
-    problem: Problem, candidate: Candidate | None, pairs: Pairs, tau: Array, *, costs_frozen: bool = False
+    problem: Problem, candidate: Candidate | None, pairs: Pairs, steps: Steps, *, costs_frozen: bool = False
 ) -> SimulatedOutcome:
-    """What each of `pairs` brings where each mode gains `tau` [M, S] tokens per step, under drawn costs or, if `costs_frozen`, at their centre.
+    """What each of `pairs` brings where `steps` are of its modes, under drawn costs or, if `costs_frozen`, at their centre.
 
     Raises ValueError where the draft does not fit beside the target.
     """
     server = problem.server(candidate.shape if candidate else None, speculate=candidate is not None)
-    num = None if costs_frozen else tau.shape[-1]
+    num = None if costs_frozen else steps.tau.shape[-1]
     server = adjusted(server, problem.costs(num))
-    load = _load(server, problem, pairs, tau)
-    depth, tau = pairs.dials[0, pairs.places, None], tau[pairs.places]
+    load = _load(server, problem, pairs, steps)
+    depth, tau = pairs.dials[0, pairs.places, None], steps.tau[pairs.places]
     if server.draft and ENGINES[problem.settings.engine].idle_draft:
         load = _idling(load, server, depth[:, 0] == 0)
     plain = ServedLoad(*(part[pairs.loads] for part in problem.plain(num)))
@@ -124,14 +124,16 @@ def outcome(
     return SimulatedOutcome(*np.broadcast_arrays(*parts))
 
 
-def _load(server: ServerCost, problem: Problem, pairs: Pairs, tau: Array) -> ServedLoad:
+def _load(server: ServerCost, problem: Problem, pairs: Pairs, steps: Steps) -> ServedLoad:
     """Of each pair [P, S]; of whole sets what hangs on the load alone, or on the mode, is worked out once."""
     clients, dials = problem.concurrency, pairs.dials[:, :, None]
     width = dials[1, :1] if (dials[1] == dials[1, 0]).all() else dials[1]
-    if not pairs.is_whole:
+    if steps.looked_up or not pairs.is_whole:
         (depth, _, nodes), width = dials[:, pairs.places], width if len(width) == 1 else width[pairs.places]
-        return server.load(clients[pairs.loads, None], depth, tau[pairs.places], width=width, nodes=nodes)
-    load = server.load(clients[: pairs.loads[-1] + 1, None, None], dials[0], tau, width=width, nodes=dials[2])
+        clients, steps = clients[pairs.loads, None], steps.at(pairs.places)
+        depth, nodes = steps.spent(depth, nodes, server.running(clients))
+        return server.load(clients, depth, steps.tau, width=width, nodes=nodes)
+    load = server.load(clients[: pairs.loads[-1] + 1, None, None], dials[0], steps.tau, width=width, nodes=dials[2])
     return ServedLoad(*(each.reshape(len(pairs.loads), -1) for each in np.broadcast_arrays(*load)))
 
 

@@ -22,7 +22,7 @@ from foredraft.laws.cost import ServedLoad, ServerCost
 from foredraft.laws.draws import Lattice, normals
 from foredraft.laws.own_costs import UNEVEN, OwnCosts
 from foredraft.laws.passes import Layout
-from foredraft.plan.candidate import Candidate
+from foredraft.plan.candidate import Candidate, Steps
 from foredraft.plan.cells import conditions
 from foredraft.plan.served import Place, alike
 from foredraft.plan.terms import Terms
@@ -228,13 +228,13 @@ class Problem:
         """Draws of the draft's own accept_given_prefix [S, K]; the same uniforms for every draft of a kind."""
         return candidate.acceptance.draws(num, self._columns(_place_of_kind(candidate.choice)), frozen)
 
-    def behind_lookup(
-        self, candidate: Candidate, tau: Array, depths: Sequence[int], frozen: frozenset[str] = NOTHING
-    ) -> Array:
-        """Tokens per step [M, S] in modes of `depths` [M], of the draft's own `tau`: the same unless a look-up stands before it."""
+    def steps(self, candidate: Candidate, tau: Array, depths: Sequence[int], frozen: frozenset[str] = NOTHING) -> Steps:
+        """In modes of `depths` [M], of the draft's own tokens per step `tau` [M, S]: those, unless a look-up stands before it."""
         if candidate.lookup is None:
-            return tau
-        return candidate.lookup.before(tau, depths, self._columns(kinds.KINDS.index(kinds.NGRAM)), frozen)
+            return Steps(tau)
+        looked_up = candidate.lookup.draws(tau, self._columns(kinds.KINDS.index(kinds.NGRAM)), frozen)
+        share = np.where(np.array(depths)[:, None] > 0, looked_up.share, 0.0)
+        return Steps(tau + share * (1 + looked_up.accepted - tau), looked_up._replace(share=share))
 
     def _columns(self, place: int) -> Lattice:
         """Those of the kind that stands at `place`."""

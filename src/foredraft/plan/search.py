@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from foredraft.engines import ENGINES
 from foredraft.machines import device_time
-from foredraft.plan.candidate import Candidate
+from foredraft.plan.candidate import Candidate, Steps
 from foredraft.plan.outcome import Pairs, SimulatedOutcome, outcome, tokens_per_step, training_s
 from foredraft.plan.problem import NOTHING, Mode, PlanSettings, Problem
 from foredraft.plan.service_levels import FOREMOST, excess, misses
@@ -121,9 +121,9 @@ def weigh(problem: Problem, candidate: Candidate | None, sift: Sift | None, befo
         _check_training(candidate, settings)
     num = min(sift.draws, settings.num_draws) if sift else settings.num_draws
     pairs = before.near if before else Pairs.all(num_loads, modes_for(candidate, settings))
-    drawn = outcome(problem, candidate, pairs, _tau(problem, candidate, pairs.modes, num))
+    drawn = outcome(problem, candidate, pairs, _steps(problem, candidate, pairs.modes, num))
     judge = problem if sift else problem.reference
-    judged = drawn if judge is problem else outcome(judge, candidate, pairs, _tau(judge, candidate, pairs.modes, num))
+    judged = drawn if judge is problem else outcome(judge, candidate, pairs, _steps(judge, candidate, pairs.modes, num))
     value = judged.lift.mean(axis=-1) - FOREMOST * excess(settings.terms, judged.ttft_s, judged.tpot_s)
     if ENGINES[settings.engine].one_mode:
         totals = np.asarray(np.bincount(pairs.places, problem.weights[pairs.loads] * value), dtype=np.float64)
@@ -148,15 +148,15 @@ def _check_training(candidate: Candidate, settings: PlanSettings) -> None:
         raise ValueError(f"training{on} costs {spent}, more than {most}; raise --max-gpu-hours to weigh it")
 
 
-def _tau(
+def _steps(
     problem: Problem, candidate: Candidate | None, modes: Sequence[Mode], num: int, frozen: frozenset[str] = NOTHING
-) -> Array:
-    """Tokens per step of each mode, [M, S]."""
+) -> Steps:
+    """What each mode's steps bring, [M, S]."""
     if candidate is None:
-        return np.ones((len(modes), num))
+        return Steps(np.ones((len(modes), num)))
     accept, tails = problem.accept(candidate, num, frozen), problem.tails(candidate, num, frozen)
     tau = tokens_per_step(accept, tails, candidate.tail.middle, modes)
-    return problem.behind_lookup(candidate, tau, [mode.depth for mode in modes], frozen)
+    return problem.steps(candidate, tau, [mode.depth for mode in modes], frozen)
 
 
 def _shortest(pairs: Pairs, value: Array, places: NDArray[np.intp]) -> int:
@@ -221,7 +221,7 @@ def finer(problem: Problem, scored: Scored, times: int | None = None) -> Scored:
     """
     pairs, times = Pairs.each(scored.modes), times or (SMOOTHED if scored.outcome.scatter.any() else FINER)
     num = max(len(scored.gains), min(times * len(scored.gains), MOST_DRAWS))
-    drawn = outcome(problem, scored.candidate, pairs, _tau(problem, scored.candidate, pairs.modes, num))
+    drawn = outcome(problem, scored.candidate, pairs, _steps(problem, scored.candidate, pairs.modes, num))
     gains = problem.weights @ drawn.lift
     return replace(scored, outcome=drawn, gains=gains, gain=float(gains.mean()))
 
@@ -232,7 +232,7 @@ def finer_tau(problem: Problem, scored: Scored) -> Array:
     if len(scored.gains) >= num:
         return scored.outcome.tau
     pairs = Pairs.each(scored.modes)
-    return _tau(problem, scored.candidate, pairs.modes, num)[pairs.places]
+    return _steps(problem, scored.candidate, pairs.modes, num).tau[pairs.places]
 
 
 def simulate(
@@ -240,7 +240,7 @@ def simulate(
 ) -> SimulatedOutcome:
     """The chosen modes again [C, S], with some factors at their centre."""
     pairs = Pairs.each(scored.modes)
-    tau = _tau(problem, scored.candidate, pairs.modes, len(scored.gains), frozen)
-    if not costs_frozen and np.array_equal(tau[pairs.places], scored.outcome.tau):
+    steps = _steps(problem, scored.candidate, pairs.modes, len(scored.gains), frozen)
+    if not costs_frozen and np.array_equal(steps.tau[pairs.places], scored.outcome.tau):
         return scored.outcome  # it does not hang on what is frozen
-    return outcome(problem, scored.candidate, pairs, tau, costs_frozen=costs_frozen)
+    return outcome(problem, scored.candidate, pairs, steps, costs_frozen=costs_frozen)

@@ -156,8 +156,8 @@ def _cost_row(row: Observation) -> CostRow:
     nodes = float(row.tree_nodes or depth) if width > 1 else float(depth)
     role = kinds.role_of(row.method)
     if role in ("lookup", "mixed") and row.steps and row.drafted:
-        nodes = row.drafted / row.steps  # where a look-up finds no match it drafts nothing, or a draft in its place
-        depth *= 1 - (row.lookup_steps or 0) / row.steps
+        nodes = row.drafted / row.steps  # where a look-up finds no match it drafts nothing, or a draft does
+        depth *= 1 - ((row.lookup_steps or 0) / row.steps) ** max(load(row), 1)
     tau, tok_s = row.tokens_per_step or 1.0, row.output_tok_s or 0.0
     return CostRow(load(row), depth, tau, tok_s, width, nodes, *_shares(row))
 

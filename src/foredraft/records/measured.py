@@ -201,7 +201,8 @@ class Observation(Record, frozen=True, gc=False):
     is P(at least i draft tokens accepted), joint, not conditional. `accept_prob` (α) is per token and `accept_kind`
     says which: greedy P(argmax p = argmax q), point E[p(x̂)], sampled Σ min(p, q). `pooling` says whether τ is pooled
     over steps or a mean over requests. `lookup_steps`, `lookup_drafted` and `lookup_accepted` are the part of steps, drafted and accepted
-    that a look-up with matches of `lookup_min_match` tokens stands for, where it stands before a draft (method eagle3+ngram).
+    that a look-up stands for, where it stands before a draft (method eagle3+ngram): of matches of `lookup_min_match` tokens, as long as the match
+    and `lookup_lookahead` tokens at most.
     `draft_vocab`: how many tokens the draft may draft, None for all. Of an engine that clocks its own steps, means over its steps of `draft_s`,
     drafting, `target_s`, the target's pass, and `other_s`, the rest; and `prompt_s`, what passed outside steps, over its requests.
     `concurrency` counts clients of a server, `batch_size` sequences in a fixed batch. Perplexities are in their own tokenizer, named.
@@ -239,6 +240,7 @@ class Observation(Record, frozen=True, gc=False):
     drafted: int | None = None
     accepted: int | None = None
     lookup_min_match: int | None = None
+    lookup_lookahead: int | None = None
     lookup_steps: int | None = None
     lookup_drafted: int | None = None
     lookup_accepted: int | None = None
