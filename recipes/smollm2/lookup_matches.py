@@ -84,7 +84,9 @@ def by_category(target: Path, file: Path, kept: Path) -> dict[str, list[Answer]]
     stored, encoding = load_file(kept), Encoding(text.tokenizer_of(target))
     told = iter(np.split(stored["tokens"], np.cumsum(stored["lengths"])[:-1]))
     answers: dict[str, list[Answer]] = {}
-    for category, prompts in groupby(in_order(read_prompts(file, encoding, Skips("stop"))), lambda prompt: prompt.category):
+    for category, prompts in groupby(
+        in_order(read_prompts(file, encoding, Skips("stop"))), lambda prompt: prompt.category
+    ):
         part = list(prompts)
         answers[category or ""] = [Answer([*prompt.ids, *next(told).tolist()], len(prompt.ids) + 1) for prompt in part]
         deque(islice(told, sum(len(prompt.later) for prompt in part)), maxlen=0)
