@@ -26,8 +26,9 @@ from foredraft.data.sources import Skips
 from foredraft.decode.ngram import NGramDrafter, NGramIndex
 from foredraft.kinds import Lookup
 from foredraft.measure.subject import by_category as in_order
+from foredraft.plan.beside_lookup import SUMMED
 
-SUMMED, ALONE = 4, 8  # positions of prompt lookup's survival that are summed, of those that it looks up
+ALONE = 8  # tokens that prompt lookup alone looks up
 DRAFTS = ((0.4, 2), (0.6, 1), (0.6, 3), (0.8, 3), (0.8, 5))  # acceptance of a simulated draft, and its lookahead
 
 

@@ -37,7 +37,7 @@ MEASUREMENTS = "measurements.jsonl"
 
 class Size(NamedTuple):
     """How much is measured. `timed`, `counted`, `forced`: prompts of each category; `chosen_on`: prompts in all, on answers half as long;
-    `max_tokens` of an answer; `specs` and `lookups` (behind a look-up, and the look-up alone) to choose from.
+    `max_tokens` of an answer; `specs`, and `lookups` (of drafts behind a look-up, and of the look-up alone), to choose from.
     """
 
     timed: int
@@ -139,7 +139,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", help="1,8,32")
     parser.add_argument("--max-tokens", type=int, help="of an answer")
     parser.add_argument("--specs", help="chains and trees of every draft to choose from")
-    parser.add_argument("--lookups", help="lengths of a look-up to choose from, alone and before every draft")
+    parser.add_argument("--lookups", help="lengths to choose from of a look-up alone, and of every draft behind one")
     parser.add_argument("--finalists", type=int, default=2, help="specs of each draft that are measured")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work", type=Path, help="build/smollm2/full, or quick")

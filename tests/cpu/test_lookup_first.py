@@ -1,6 +1,5 @@
 """A look-up before a draft: lossless, the same alone and in a batch, and the draft behind it misses nothing."""
 
-import sys
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -195,9 +194,9 @@ def test_steps_are_counted_by_source() -> None:
     assert max(len(c.reached) for c in decoding.counts) == 7
 
 
-def test_what_a_look_up_brings_is_counted_on_answers() -> None:
+def test_what_a_look_up_brings_is_counted_on_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """recipes/smollm2/lookup_matches.py on a text that stands there twice and once more in part: steps by hand."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "smollm2"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes" / "smollm2"))
     import lookup_matches as recipe  # pyright: ignore[reportMissingImports]
 
     passage = [4, 6, 9, 7, 3, 2, 8]

@@ -76,6 +76,11 @@ class OwnShare(NamedTuple):
     lookup_accepted: int
     draft_tau: float
 
+    @property
+    def drafted(self) -> float:
+        """Tokens looked up in a step that was."""
+        return self.lookup_drafted / max(self.lookup_steps, 1)
+
 
 @dataclass(frozen=True)
 class LookupShare:
@@ -87,28 +92,31 @@ class LookupShare:
     def draws(self, tau: Array, rng: np.random.Generator, frozen: frozenset[str]) -> LookedUp:
         """Of the steps of a draft whose own tokens per step are `tau` [M, S]."""
         num, matches = tau.shape[1], lookup_matches()
-        alone = np.cumprod(self.alone.draws(num, rng, frozen), axis=1)[:, :SUMMED]
+        alone = np.cumprod(self.alone.draws(num, rng, frozen), axis=1, dtype=np.float64)
         stands, goes_on = normals(num, rng), normals(num, rng)
         if "draft" in frozen:
             stands, goes_on = np.zeros(num), np.zeros(num)
         if self.own:
-            share, accepted = _as_counted(self.own, stands, goes_on)
-            drafted, beside = self.own.lookup_drafted / max(self.own.lookup_steps, 1), tau / self.own.draft_tau
+            (share, accepted), beside = _as_counted(self.own, stands, goes_on), tau / self.own.draft_tau
         else:
-            share = matches.share_of_first * np.exp(matches.share_of_first_sd * stands) * alone[:, 0]
-            of_alone = alone.sum(axis=1) / np.maximum(alone[:, 0], np.finfo(float).tiny)
-            accepted = matches.accepted_of_alone * np.exp(matches.accepted_of_alone_sd * goes_on) * of_alone
-            drafted, beside = None, tau
+            (share, accepted), beside = _as_alone(alone, stands, goes_on), tau
         share = expit(logit(np.minimum(share, MOST_SHARE)) + matches.share_by_tau * np.log(beside))
         accepted = np.minimum(accepted * beside**matches.accepted_by_tau, matches.lookahead)
-        if drafted is None:
-            constant, each = matches.drafted
-            drafted = np.minimum(constant + each * accepted, matches.lookahead)
+        constant, each = matches.drafted
+        drafted = self.own.drafted if self.own else np.minimum(constant + each * accepted, matches.lookahead)
         return LookedUp(share, accepted, np.maximum(drafted, accepted))
 
 
+def _as_alone(survival: Array, stands: Array, goes_on: Array) -> tuple[Array, Array]:
+    """The share of looked-up steps and what is accepted in one, beside plain decoding, from prompt lookup's own `survival` [S, K]."""
+    matches, first = lookup_matches(), survival[:, 0]
+    share = matches.share_of_first * np.exp(matches.share_of_first_sd * stands) * first
+    given_first = survival[:, :SUMMED].sum(axis=1) / np.maximum(first, np.finfo(float).tiny)
+    return share, matches.accepted_of_alone * np.exp(matches.accepted_of_alone_sd * goes_on) * given_first
+
+
 def _as_counted(own: OwnShare, stands: Array, goes_on: Array) -> tuple[Array, Array]:
-    """The share of looked-up steps and what is accepted in one, both with their chance (log of a count of n: sd 1/√n)."""
+    """The same as own rows counted it, both with their chance (log of a count of n: sd 1/√n)."""
     spread = np.sqrt(1 / (own.lookup_steps + 0.5) + 1 / (own.steps - own.lookup_steps + 0.5))
     share = expit(logit((own.lookup_steps + 0.5) / (own.steps + 1)) + spread * stands)
     return share, own.lookup_accepted / max(own.lookup_steps, 1) * np.exp(goes_on / np.sqrt(own.lookup_accepted + 0.5))

@@ -273,7 +273,7 @@ class Observation(Record, frozen=True, gc=False):
             positive=(
                 "target_params", "target_tokens", "draft_params", "draft_tokens", "draft_layers", "draft_vocab", "topk", "concurrency",
                 "batch_size", "tensor_parallel", "output_tok_s", "speedup", "input_len", "output_len", "num_requests", "tokens_per_step", "loss",
-                "target_perplexity", "draft_perplexity", "tpot_s", "itl_s", "target_s",
+                "target_perplexity", "draft_perplexity", "tpot_s", "itl_s", "target_s", "lookup_min_match", "lookup_lookahead",
             ),
             non_negative=(
                 "lookahead", "tree_nodes", "temperature", "steps", "drafted", "accepted", "ttft_s", "kv_cache_tokens", "model_bytes",
