@@ -5,6 +5,7 @@ observations come from.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -109,6 +110,17 @@ ACCEPT_PLANE = Law(
     distinct={"draft_perplexity": 2, "target_perplexity": 2},
     pool=_ACCEPT_POOL,
     **_ACCEPT,
+)
+ACCEPT_LINE = replace(
+    ACCEPT_PLANE,
+    name="accept_line",
+    formula="α = A1·x + C1",
+    inputs=("draft_perplexity",),
+    terms=(ACCEPT_PLANE.terms[0], ACCEPT_PLANE.terms[2]),
+    source="arXiv:2603.11053, acceptance plane at one target",
+    note="x, the draft's perplexity in its target's tokenizer; A1 per unit of perplexity",
+    distinct={"draft_perplexity": 2},
+    pool=("target", *_ACCEPT_POOL),
 )
 SDSL_PLANE: Mapping[str, float] = {"A1": -0.0067, "B1": 0.01297, "C1": 0.642}
 """Published coefficients (arXiv:2603.11053): 13 targets and their drafts on HellaSwag, R² 0.602."""
@@ -280,7 +292,7 @@ TAU_LAWS = (
 @cache
 def laws() -> dict[str, Law]:
     """All laws by name; `accept_gap` once per text loss law."""
-    accept = (ACCEPT_PLANE, ACCEPT_LOSS_PLANE, ACCEPT_SIZE, ACCEPT_RATIO, ACCEPT_RATIO_TOKENS, ACCEPT_CHINCHILLA)
+    accept = (ACCEPT_PLANE, ACCEPT_LINE, ACCEPT_LOSS_PLANE, ACCEPT_SIZE, ACCEPT_RATIO, ACCEPT_RATIO_TOKENS, ACCEPT_CHINCHILLA)
     gaps = map(accept_gap, loss_laws())
     return {law.name: law for law in (LOSS_LAW, *accept, *gaps, *TAU_LAWS)}
 

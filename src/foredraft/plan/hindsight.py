@@ -157,16 +157,18 @@ def _choices(
 
 
 def _optimum(study: Study, observations: Sequence[Observation]) -> DraftOptimum:
-    """N* at the study's largest budget, from the study's own loss law and acceptance plane at the target's measured perplexity.
+    """N* at the study's largest budget, from the study's own loss law and acceptance plane at the target's measured perplexity; of a study
+    of one target the plane is a line.
 
-    Raises ValueError where the rows do not hold what they need: losses of several sizes and budgets, two targets.
+    Raises ValueError where the rows do not hold what they need: losses of several sizes and budgets, perplexities.
     """
     drafts = [row for row in observations if kinds.role_of(row.method) == "lm" and row.dataset == study.dataset]
     drafts = [row for row in drafts if (row.temperature or 0.0) == study.temperature and row.accept_prob is not None]
     here = [row for row in drafts if on_target(row, study.target)]
-    loss, plane = fit(forms.LOSS_LAW, here), fit(forms.ACCEPT_PLANE, drafts)
-    perplexity = next(row.target_perplexity for row in here if row.target_perplexity)
-    level = plane.parameters["B1"] * perplexity + plane.parameters["C1"]
+    perplexity = next((row.target_perplexity for row in here if row.target_perplexity), 0.0)
+    several = len({row.target for row in drafts}) > 1
+    loss, plane = fit(forms.LOSS_LAW, here), fit(forms.ACCEPT_PLANE if several else forms.ACCEPT_LINE, drafts)
+    level = plane.parameters.get("B1", 0.0) * perplexity + plane.parameters["C1"]
     coefficients = {name: loss.parameters[name] for name in "EABab"}
     return optimal_draft(
         float(study.target.params),
