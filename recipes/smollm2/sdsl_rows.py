@@ -2,8 +2,9 @@
 
     python recipes/smollm2/sdsl_rows.py OUT.jsonl.gz FORCED.jsonl.gz GRID.jsonl.gz TIMED.jsonl[.gz] …
 
-FORCED has each model's acceptance, GRID its held-out loss (held_out_rows.py), whose runs are each budget's own, TIMED rows with a clock. A model that drafts some of its words alone
-has no perplexity on texts that hold others, so that e to its held-out loss, over the words that it drafts, stands for it.
+FORCED has each model's acceptance, GRID its held-out loss (held_out_rows.py), whose runs are each budget's own, TIMED rows with a clock. A model
+that drafts some of its words alone has no perplexity on texts that hold others, so that e to its held-out loss, over the words that it drafts,
+stands for it.
 """
 
 import math

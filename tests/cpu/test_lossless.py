@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import pairwise, takewhile
+from itertools import count, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +198,20 @@ class Listener:
                 self.hear(place, uniforms[place], cuts[node])
         return verdict
 
+    def verify_by_level(
+        self, verify_by_level: Any, p_of: Any, tokens: Tensor, parents: Any, uniforms_BD: Tensor
+    ) -> Any:
+        levels = count()
+
+        def heard(rows: list[int], nodes: list[int]) -> Tensor:
+            p_RV, level = p_of(rows, nodes), next(levels)
+            for row, cuts in zip(rows, p_RV.cumsum(-1).tolist(), strict=True):
+                self.hear(level, float(uniforms_BD[row, level]), cuts)
+            return p_RV
+
+        verdict, self.place = verify_by_level(heard, tokens, parents, uniforms_BD), 0
+        return verdict
+
     def verify_chain(self, verify_chain: Any, p_BNV: Tensor, q_BKV: Tensor, tokens: Tensor, uniforms_BD: Tensor) -> Any:
         verdict, self.place = verify_chain(p_BNV, q_BKV, tokens, uniforms_BD), 0
         rows, nums = torch.arange(len(tokens)), torch.tensor(list(map(len, verdict.path)))
@@ -216,7 +230,7 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
     """One that hears every drafter and verifier."""
     listener = Listener()
     rooms = [module for name, module in sys.modules.items() if name.startswith("foredraft.decode.")]
-    for name in ("draw", "verify_tree", "verify_chain"):
+    for name in ("draw", "verify_tree", "verify_by_level", "verify_chain"):
         spy = partial(getattr(listener, name), getattr(verify, name))
         for room in rooms:
             if hasattr(room, name) and (room is not verify or name != "draw"):  # by which the verifiers draw
@@ -386,8 +400,14 @@ def first_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child of the root is accepted whatever was drawn."""
     walk = verify._walk
 
-    def taking(drawn: list[list[int]], tokens: Tensor, parents: Any) -> verify.Verdict:
-        return walk([[row[0], *rest] for row, (_, *rest) in zip(tokens.tolist(), drawn, strict=True)], tokens, parents)
+    def taking(drawn: Any, tokens: Tensor, parents: Any) -> verify.Verdict:
+        first = tokens[:, 0].tolist()
+
+        def first_at_root(rows: list[int], nodes: list[int], level: int) -> list[int]:
+            found = drawn(rows, nodes, level)
+            return [first[row] for row in rows] if level == 0 else found
+
+        return walk(first_at_root, tokens, parents)
 
     monkeypatch.setattr(verify, "_walk", taking)
 

@@ -13,8 +13,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from foredraft.decode.sampling import Sampling, probabilities
-from foredraft.decode.verify import verify_chain, verify_tree
+from foredraft.decode.sampling import Sampling, first_largest, probabilities
+from foredraft.decode.verify import draw, first_reached, verify_chain, verify_tree
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,40 @@ def test_distribution_is_that_of_transformers(temperature: float, top_k: int, to
     assert torch.allclose(probs, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("top_p", [1e-3, 0.5, 0.9, 0.999, 1 - 1e-6])
+@pytest.mark.parametrize("spread", [0.0, 0.05, 4.0])
+def test_a_nucleus_is_that_of_a_whole_row_sorted(top_p: float, spread: float) -> None:
+    """Of a long vocabulary, flat and steep, with ties, which are taken in its order."""
+    logits = (torch.randn(3, 5000, generator=torch.Generator().manual_seed(2)) * spread).round(decimals=1)
+    probs = logits.softmax(-1)
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    before = ordered.double().cumsum(-1) - ordered
+    kept = torch.zeros_like(probs, dtype=torch.bool).scatter_(-1, order, before < top_p)
+    nucleus = probabilities(logits, Sampling(temperature=1.0, top_p=top_p))
+    assert torch.equal(nucleus > 0, kept)
+    assert torch.allclose(nucleus, probs.where(kept, 0) / probs.where(kept, 0).sum(-1, keepdim=True), atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_of_the_largest_stands_where_torch_finds_it(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 3, 700, generator=torch.Generator().manual_seed(4)).to(dtype)
+    logits[0, 1] = 0.0
+    logits[1, 2, 5] = torch.inf
+    largest, ids = first_largest(logits)
+    expected = logits.max(-1)
+    assert torch.equal(largest, expected.values)
+    assert torch.equal(ids, expected.indices)
+    logits[0, 0, 3] = torch.nan
+    assert first_largest(logits)[0].isnan().nonzero().tolist() == [[0, 0]]
+
+
 def test_temperature_zero_is_the_first_of_the_largest() -> None:
     assert probabilities(torch.tensor([[1.0, 3.0, 3.0]]), Sampling()).tolist() == [[0.0, 1.0, 0.0]]
 
 
-def test_the_most_probable_token_is_always_kept() -> None:
-    probs = probabilities(torch.tensor([[0.0, 5.0, 1.0]]), Sampling(temperature=1.0, top_p=1e-6))
+@pytest.mark.parametrize("top_p", [1e-6, 1e-46])
+def test_the_most_probable_token_is_always_kept(top_p: float) -> None:
+    probs = probabilities(torch.tensor([[0.0, 5.0, 1.0]]), Sampling(temperature=1.0, top_p=top_p))
     assert probs.tolist() == [[0.0, 1.0, 0.0]]
 
 
@@ -64,13 +92,12 @@ def test_logits_without_a_distribution_are_refused(logits: list[float], sampling
         probabilities(torch.tensor([[0.0, 1.0], logits]), sampling, "draft tiny")
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=1e-40), Sampling(temperature=1.0, top_p=1e-46)])
-def test_settings_too_small_for_float32_are_refused(sampling: Sampling) -> None:
-    """The quotient overflows, or no mass is below the border: once the vocabulary's last token, again and again."""
+def test_a_temperature_too_small_for_float32_is_refused() -> None:
+    """The quotient overflows: once the vocabulary's last token, again and again."""
     with pytest.raises(
         ValueError, match=r"of row 0 are NaN or sum to nothing at temperature .* these settings too small"
     ):
-        probabilities(torch.tensor([[3.0, 1.0, 2.0]]), sampling)
+        probabilities(torch.tensor([[3.0, 1.0, 2.0]]), Sampling(temperature=1e-40))
 
 
 @pytest.mark.parametrize("array", [np.array, lambda rows: torch.tensor(rows)])
@@ -92,6 +119,19 @@ def test_verification_is_the_same_on_torch_and_numpy() -> None:
     p_t, q_t, tokens_t, uniforms_t = map(torch.from_numpy, (p, q, tokens, uniforms))
     assert verify_chain(p, q, tokens, uniforms) == verify_chain(p_t, q_t, tokens_t, uniforms_t)
     assert verify_tree(p, tokens, parents, uniforms) == verify_tree(p_t, tokens_t, parents, uniforms_t)
+
+
+def test_a_draw_is_the_same_whoever_adds() -> None:
+    """By numpy, by torch, and where sums are made in any order; most words are impossible."""
+    rng = np.random.default_rng(5)
+    p = rng.dirichlet(np.ones(3000), 64) * (rng.random((64, 3000)) < 0.3)
+    p[0], uniforms = 0, rng.random(64)
+    uniforms[1:9] = 1 - 1e-16
+    tokens = draw(p, uniforms)
+    p_t, uniforms_t = torch.from_numpy(p), torch.from_numpy(uniforms)
+    assert tokens.tolist() == draw(p_t, uniforms_t).tolist() == first_reached(p_t, uniforms_t).tolist()
+    assert tokens[0] == -1
+    assert all(p[row, token] > 0 for row, token in enumerate(tokens) if row)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

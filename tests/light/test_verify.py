@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 from foredraft.decode import verify
-from foredraft.decode.verify import Verdict, draw, residual, verify_chain, verify_greedy, verify_rows, verify_tree
+from foredraft.decode.verify import (
+    Verdict,
+    draw,
+    residual,
+    verify_by_level,
+    verify_chain,
+    verify_greedy,
+    verify_rows,
+    verify_tree,
+)
 
 V = 3
 EASED = Fraction(11, 10)
@@ -189,10 +198,16 @@ def tree_step(p: ProbsGiven, rule: Callable[..., Verdict] = verify_tree) -> Outc
     return out
 
 
+def by_level(p: np.ndarray, tokens: np.ndarray, parents: list[tuple[int, ...]], uniforms: np.ndarray) -> Verdict:
+    """The same tree, p being asked for where the walk comes to."""
+    return verify_by_level(lambda rows, nodes: p[rows, nodes], tokens, parents, uniforms)
+
+
+@pytest.mark.parametrize("rule", [verify_tree, by_level])
 @pytest.mark.parametrize("salt", range(6))
-def test_tree_of_determined_proposals_is_lossless(salt: int) -> None:
+def test_tree_of_determined_proposals_is_lossless(salt: int, rule: Callable[..., Verdict]) -> None:
     p = probs_given(salt)
-    emitted = tree_step(p)
+    emitted = tree_step(p, rule)
     assert sum(emitted.values()) == 1
     assert completed(emitted, p, 3) == by_target(p, 3)
 

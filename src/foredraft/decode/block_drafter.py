@@ -25,7 +25,7 @@ from foredraft.decode.batch import Sequence
 from foredraft.decode.drafter import over_target, row_probabilities, top_confidence
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
-from foredraft.decode.sampling import require_finite
+from foredraft.decode.sampling import first_largest, require_finite
 from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.block_head import BlockHead
@@ -109,7 +109,7 @@ class BlockDrafter:
         if not self.head.reads_drafts:
             if told is not None:
                 logits_BkV = logits_BkV[:, : told.places(logits_BkV)]
-            largest, ids = logits_BkV.max(-1)
+            largest, ids = first_largest(logits_BkV)
             require_finite(largest, self._title)
             return in_line(self.head.target_ids(ids))
         tokens: list[Tensor] = []
@@ -117,7 +117,7 @@ class BlockDrafter:
         for place in range(logits_BkV.shape[1]):
             logits = self.head.corrected(logits_BkV[:, place], previous_B)
             more = told is None or told.goes_on(place, logits, previous_B)
-            largest, ids = logits.max(-1)
+            largest, ids = first_largest(logits)
             previous_B = self.head.target_ids(ids)
             tokens.append(previous_B)
             scores.append(largest)

@@ -74,7 +74,7 @@ def goes_on(lengths: StepLengths | None, logits_BV: Tensor, position: int, looka
 def top_confidence(logits_BV: Tensor) -> Tensor:
     """The logit of the probability of each row's most probable token, whatever is drawn [B]: a confidence that every draft has."""
     logits = logits_BV.float()
-    log_prob = logits.max(-1).values - logits.logsumexp(-1)
+    log_prob = logits.amax(-1) - logits.logsumexp(-1)
     return log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-7)))
 
 

@@ -22,7 +22,7 @@ from foredraft.decode.layout import lay_out
 from foredraft.decode.lengths import Lengths
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line, shortened
 from foredraft.decode.sampling import argmax
-from foredraft.decode.verify import Verdict, depths, verify_greedy, verify_rows, verify_tree
+from foredraft.decode.verify import Verdict, depths, verify_by_level, verify_greedy, verify_rows, verify_tree
 from foredraft.models import kernels
 from foredraft.models.cache import KVCache
 from foredraft.models.decoder import Decoder
@@ -47,6 +47,12 @@ class Scores(NamedTuple):
     def placed(self, x: Tensor) -> Tensor:
         """What is said of each of the logits' rows as [B, N, …], zeros where there is no node."""
         return x if self.nodes is None else x.new_zeros(*self.shape, *x.shape[1:]).index_put_(self.nodes, x)
+
+    def at(self, rows: list[int], nodes: list[int]) -> Tensor:
+        """Logits at a node of each of these rows, [R, V]."""
+        if self.nodes is None:
+            return self.logits[rows, nodes]
+        return self.logits[self.placed(torch.arange(len(self.logits), device=self.logits.device))[rows, nodes]]
 
 
 class Engine:
@@ -251,12 +257,17 @@ class Engine:
         samplings, title = [sequence.request.sampling for sequence in self.running], f"target {self.target.shape.name}"
         if proposal.q is None and not any(sampling.temperature for sampling in samplings):
             return verify_greedy(scores.placed(argmax(scores.logits, title)), proposal.tokens, proposal.parents)
-        p_BNV = row_probabilities(
-            scores.placed(scores.logits), samplings, title
-        ).double()  # so that a long vocabulary's sums do not round
         draws = [1 + max(depths(row)) for row in proposal.parents]
         drawn = [sequence.uniforms(num) for sequence, num in zip(self.running, draws, strict=True)]
-        uniforms = pad_sequence(drawn, batch_first=True).to(p_BNV.device)
+        uniforms = pad_sequence(drawn, batch_first=True).to(scores.logits.device)
+
+        def p_of(rows: list[int], nodes: list[int]) -> Tensor:
+            """In float64, so that a long vocabulary's sums do not round."""
+            return row_probabilities(scores.at(rows, nodes), [samplings[row] for row in rows], title).double()
+
+        if proposal.q is None and scores.logits.device.type == "cpu":
+            return verify_by_level(p_of, proposal.tokens, proposal.parents, uniforms)
+        p_BNV = row_probabilities(scores.placed(scores.logits), samplings, title).double()
         if proposal.q is None:
             return verify_tree(p_BNV, proposal.tokens, proposal.parents, uniforms)
         tokens, q_BKV = proposal.tokens.to(p_BNV.device), proposal.q.to(p_BNV)

@@ -16,7 +16,7 @@ from foredraft.decode.batch import Sequence
 from foredraft.decode.drafter import goes_on
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
-from foredraft.decode.sampling import require_finite
+from foredraft.decode.sampling import first_largest, require_finite
 from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import KVCache
 from foredraft.models.draft_head import TokenHead
@@ -92,7 +92,7 @@ class HeadDrafter:
         for depth in range(lookahead):
             assert output.logits_BTV is not None
             more = goes_on(lengths, output.logits_BTV[:, 0], depth, lookahead)
-            largest, ids = output.logits_BTV.max(-1)
+            largest, ids = first_largest(output.logits_BTV)
             scores.append(largest)
             tokens.append(self.head.target_ids(ids))
             if not more:

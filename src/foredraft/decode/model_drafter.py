@@ -12,7 +12,7 @@ from foredraft.decode.batch import Sequence
 from foredraft.decode.drafter import fitted, goes_on, over_target, prefill, row_probabilities, unread
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
-from foredraft.decode.sampling import require_finite
+from foredraft.decode.sampling import first_largest, require_finite
 from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.cache import KVCache
@@ -79,7 +79,7 @@ class ModelDrafter:
             logits = self._logits(output)[:, 0]
             more = goes_on(lengths, logits, depth, lookahead)
             if greedy:
-                largest, ids = logits.max(-1)
+                largest, ids = first_largest(logits)
                 scores.append(largest)
             else:
                 probs.append(row_probabilities(logits, samplings, self._title))

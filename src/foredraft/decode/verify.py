@@ -35,7 +35,7 @@ D levels of the deepest tree and one more.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
 
 def verify_greedy(best_BN: Any, tokens_BW: Any, parents: Sequence[Sequence[int]]) -> Verdict:
     """`verify_tree` at temperature 0, where p is one-hot at `best_BN` and whatever is drawn from it is that token."""
-    return _walk(best_BN, tokens_BW, parents)
+    return _walk(_among(best_BN), tokens_BW, parents)
 
 
 def verify_tree(p_BNV: Any, tokens_BW: Any, parents: Sequence[Sequence[int]], uniforms_BD: Any) -> Verdict:
@@ -68,7 +68,7 @@ def verify_tree(p_BNV: Any, tokens_BW: Any, parents: Sequence[Sequence[int]], un
     for start in range(0, batch, size):
         p, uniforms = p_BNV[start : start + size], uniforms_BN[start : start + size]
         drawn += draw(p.reshape(-1, vocabulary), uniforms.reshape(-1)).reshape(-1, nodes).tolist()
-    return _checked(_walk(drawn, tokens_BW, parents))
+    return _checked(_walk(_among(drawn), tokens_BW, parents))
 
 
 def depths(parents: Sequence[int]) -> list[int]:
@@ -79,17 +79,52 @@ def depths(parents: Sequence[int]) -> list[int]:
     return levels
 
 
-def _walk(drawn_BN: Any, tokens_BW: Any, parents: Sequence[Sequence[int]]) -> Verdict:
-    """From the root to a child that carries the token drawn at its parent, until there is none."""
-    verdict = Verdict([], [])
-    for drawn, tokens, above in zip(_listed(drawn_BN), _listed(tokens_BW), parents, strict=True):
-        child = {(parent, token): w for w, (parent, token) in enumerate(zip(above, tokens, strict=True)) if parent > -2}
-        path, node = [], -1
-        while (node := child.get((node, drawn[node + 1]), -2)) >= 0:
-            path.append(node)
-        verdict.path.append(path)
-        verdict.bonus.append(drawn[path[-1] + 1 if path else 0])
+def verify_by_level(
+    p_of: Callable[[list[int], list[int]], Any],
+    tokens_BW: Any,
+    parents: Sequence[Sequence[int]],
+    uniforms_BD: Any,
+) -> Verdict:
+    """`verify_tree` of p that is asked for where the walk comes to, a level at a time: `p_of(rows, nodes)` is p at a node of each of these rows
+    [R, V], the root being 0. For where a look at what was drawn costs nothing, and p does.
+    """
+
+    def drawn(rows: list[int], nodes: list[int], level: int) -> list[int]:
+        return draw(p_of(rows, nodes), uniforms_BD[rows, level]).tolist()
+
+    return _checked(_walk(drawn, tokens_BW, parents))
+
+
+def _walk(
+    drawn: Callable[[list[int], list[int], int], list[int]], tokens_BW: Any, parents: Sequence[Sequence[int]]
+) -> Verdict:
+    """From the root to a child that carries the token drawn at its parent, until there is none. `drawn` says what is at a node of each of these
+    rows, all of one level.
+    """
+    children = [
+        {(parent, token): w for w, (parent, token) in enumerate(zip(above, tokens, strict=True)) if parent > -2}
+        for tokens, above in zip(_listed(tokens_BW), parents, strict=True)
+    ]
+    verdict = Verdict([[] for _ in parents], [-1] * len(parents))
+    walking, level = list(range(len(parents))), 0
+    while walking:
+        nodes = [verdict.path[row][-1] if verdict.path[row] else -1 for row in walking]
+        found, going = drawn(walking, [node + 1 for node in nodes], level), []
+        for row, node, token in zip(walking, nodes, found, strict=True):
+            child = children[row].get((node, token))
+            if child is None:
+                verdict.bonus[row] = token
+            else:
+                verdict.path[row].append(child)
+                going.append(row)
+        walking, level = going, level + 1
     return verdict
+
+
+def _among(drawn_BN: Any) -> Callable[[list[int], list[int], int], list[int]]:
+    """What was drawn at every node beforehand."""
+    drawn = _listed(drawn_BN)
+    return lambda rows, nodes, level: [drawn[row][node] for row, node in zip(rows, nodes, strict=True)]
 
 
 def verify_chain(p_BNV: Any, q_BKV: Any, tokens_BK: Any, uniforms_BD: Any) -> Verdict:
@@ -143,14 +178,25 @@ def draw(p_BV: Any, uniforms_B: Any) -> Any:
     """Tokens by inverse CDF: the first v with u < p(0) + … + p(v), u in [0, 1); never a token of probability 0.
 
     Rounding may leave the sum below u: the last token of positive probability is drawn then. Where none is positive, as among
-    NaN, −1, which no walk accepts and `_checked` refuses.
+    NaN, −1, which no walk accepts and `_checked` refuses. A CPU adds in order, so that sums never fall, and stand still where nothing
+    is added.
     """
     xp = _library(p_BV)
-    reached = (xp.cumsum(p_BV, -1) > uniforms_B[:, None]) & (p_BV > 0)
-    positive = p_BV > 0
-    last = p_BV.shape[-1] - 1 - _first(xp, _flip(xp, positive))
-    last = xp.where(positive.any(-1), last, last * 0 - 1)
-    return xp.where(reached.any(-1), _first(xp, reached), last)
+    if xp is not np and p_BV.device.type != "cpu":
+        return first_reached(p_BV, uniforms_B)
+    tokens = [
+        min(sums.searchsorted(uniform, "right"), sums.searchsorted(sums[-1])) if sums[-1] > 0 else -1
+        for sums, uniform in zip(np.asarray(p_BV.cumsum(-1)), uniforms_B.tolist(), strict=True)
+    ]
+    return xp.asarray(np.array(tokens, dtype=int))
+
+
+def first_reached(p_BV: Any, uniforms_B: Any) -> Any:
+    """`draw` of tensors whose sums are made in any order, as a GPU makes them: they may fall by a rounding, and rise where nothing is added."""
+    reached, positive = (p_BV.cumsum(-1) > uniforms_B[:, None]) & (p_BV > 0), p_BV > 0
+    last = p_BV.shape[-1] - 1 - positive.flip(-1).int().argmax(-1)
+    last = last.where(positive.any(-1), last * 0 - 1)
+    return reached.int().argmax(-1).where(reached.any(-1), last)
 
 
 def _checked(verdict: Verdict) -> Verdict:
@@ -172,20 +218,11 @@ def _arange(xp: Any, num: int, like: Any) -> Any:
     return np.arange(num) if xp is np else xp.arange(num, device=like.device)
 
 
-def _first(xp: Any, mask: Any) -> Any:
-    """Index of the first True along the last axis (0 where there is none)."""
-    return mask.argmax(-1) if xp is np else mask.int().argmax(-1)
-
-
 def _by_level(uniforms_BD: Any, levels_BN: np.ndarray) -> Any:
     """Each node's uniform: that of its level."""
     if isinstance(uniforms_BD, np.ndarray):
         return np.take_along_axis(uniforms_BD, levels_BN, 1)
     return uniforms_BD.gather(1, sys.modules["torch"].from_numpy(levels_BN).to(uniforms_BD.device))
-
-
-def _flip(xp: Any, array: Any) -> Any:
-    return array[..., ::-1] if xp is np else array.flip(-1)
 
 
 def _least(xp: Any, array: Any, most: int) -> Any:

@@ -292,7 +292,15 @@ TAU_LAWS = (
 @cache
 def laws() -> dict[str, Law]:
     """All laws by name; `accept_gap` once per text loss law."""
-    accept = (ACCEPT_PLANE, ACCEPT_LINE, ACCEPT_LOSS_PLANE, ACCEPT_SIZE, ACCEPT_RATIO, ACCEPT_RATIO_TOKENS, ACCEPT_CHINCHILLA)
+    accept = (
+        ACCEPT_PLANE,
+        ACCEPT_LINE,
+        ACCEPT_LOSS_PLANE,
+        ACCEPT_SIZE,
+        ACCEPT_RATIO,
+        ACCEPT_RATIO_TOKENS,
+        ACCEPT_CHINCHILLA,
+    )
     gaps = map(accept_gap, loss_laws())
     return {law.name: law for law in (LOSS_LAW, *accept, *gaps, *TAU_LAWS)}
 
