@@ -165,10 +165,11 @@ def _optimum(study: Study, observations: Sequence[Observation]) -> DraftOptimum:
     drafts = [row for row in observations if kinds.role_of(row.method) == "lm" and row.dataset == study.dataset]
     drafts = [row for row in drafts if (row.temperature or 0.0) == study.temperature and row.accept_prob is not None]
     here = [row for row in drafts if on_target(row, study.target)]
-    perplexity = next((row.target_perplexity for row in here if row.target_perplexity), 0.0)
     several = len({row.target for row in drafts}) > 1
     loss, plane = fit(forms.LOSS_LAW, here), fit(forms.ACCEPT_PLANE if several else forms.ACCEPT_LINE, drafts)
-    level = plane.parameters.get("B1", 0.0) * perplexity + plane.parameters["C1"]
+    level = plane.parameters["C1"]
+    if several:
+        level += plane.parameters["B1"] * next(row.target_perplexity for row in here if row.target_perplexity)
     coefficients = {name: loss.parameters[name] for name in "EABab"}
     return optimal_draft(
         float(study.target.params),
