@@ -4,6 +4,10 @@ Promises: logits and hidden states equal transformers'; trees and ragged batches
 mask. Refuses to know: which tokens are drafts, what was accepted, files.
 """
 
+import itertools
+from collections.abc import Callable
+from typing import Self
+
 import msgspec
 import torch
 from torch import Tensor, nn
@@ -11,8 +15,8 @@ from torch import Tensor, nn
 from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.draft_vocab import GatheredRows, all_target_ids, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
-from foredraft.models.kernels import fits_layer
-from foredraft.models.layers import Attend, KeyValues, Layer, ModelConfig, norm
+from foredraft.models.kernels import Stack, fits_layer
+from foredraft.models.layers import Attend, AttentionMetadata, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rotary
 from foredraft.models.target import Target
@@ -50,6 +54,7 @@ class Decoder(Target):
         self.lm_head = None if shape.tie_embeddings else Linear(width, rows, bias=False)
         self.register_buffer("d2t", d2t)
         self._gathered = GatheredRows()
+        self._stack: Stack | None = None
 
     @property
     def head_weight_VC(self) -> Tensor:
@@ -101,13 +106,27 @@ class Decoder(Target):
         assert all(0 <= i <= len(self.layers) for i in hidden_states), (
             f"hidden states {hidden_states} of {len(self.layers)} layers"
         )
-        x_BTC, states = self._embed(tokens_BT, positions_BT), {}
-        for i, layer in enumerate(self.layers):
-            if i in hidden_states:
-                states[i] = x_BTC
-            x_BTC = layer(x_BTC, metadata)
+        stops, x_BTC = sorted({*hidden_states, len(self.layers)}), self._embed(tokens_BT, positions_BT)
+        states = {0: x_BTC}
+        for start, stop in itertools.pairwise((0, *stops)):
+            states[stop] = x_BTC = self._run(start, stop, x_BTC, metadata)
         final = states[len(self.layers)] = self.project_out(self.norm(x_BTC))
         return Output(read_out(final, logits, self.head), final, x_BTC, tuple(states[i] for i in hidden_states))
+
+    def _run(self, start: int, stop: int, x_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """Layers `start` to `stop`."""
+        if metadata.kernel is not None and start < stop:
+            if self._stack is None:
+                self._stack = Stack(self.layers)
+            return metadata.kernel.layers(self._stack, x_BTC, None, start, stop)
+        for layer in self.layers[start:stop]:
+            x_BTC = layer(x_BTC, metadata)
+        return x_BTC
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Weights that move are looked up again."""
+        self._stack = None
+        return super()._apply(fn, recurse)
 
     def _embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         x_BTC = self.project_in(self.embed_tokens(tokens_BT))

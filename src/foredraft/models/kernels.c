@@ -583,9 +583,8 @@ static void product(const num *x, const float *panels, const Matrix *m, num *y, 
     else multiply(x, m->w, m->scale, m->bias, y, rows, in, out);
 }
 
-// y = layer(x); returns 0, or −1 with nothing written where the pass leaves the cache. `normed`: what attention reads [R, attention_in], or NULL where it is the norm of x. `room` holds what is in between.
-int layer(const Layer *layer, const Pass *pass, const num *x, const num *normed, num *keys, num *values, num *y, num *room) {
-    if (!fits(pass)) return -1;
+// y = layer(x), which may be x's place. `normed`: what attention reads [R, attention_in], or NULL where it is the norm of x. `room` holds what is in between.
+static void layer(const Layer *layer, const Pass *pass, const num *x, const num *normed, num *keys, num *values, num *y, num *room) {
     const long rows = pass->batch * pass->tokens, hidden = layer->hidden, in = layer->attention_in, inner = layer->inner;
     const long wide = layer->heads * layer->head_dim, few = layer->key_heads * layer->head_dim;
     num *small = room, *q = small + rows * hidden, *k = q + rows * wide, *v = k + rows * few, *mixed = v + rows * few;
@@ -621,5 +620,12 @@ int layer(const Layer *layer, const Pass *pass, const num *x, const num *normed,
 #pragma omp barrier
         add(y, y, small, rows * hidden);
     }
+}
+
+// y = all[count − 1](… all[0](x)), whose keys and values lie `stride` numbers apart; returns 0, or −1 with nothing written where the pass leaves the cache. `normed` is the first one's. One call, since what a caller
+// does between layers finds its code and data driven out of the caches by the weights.
+int layers(const Layer *const *all, long count, const Pass *pass, const num *x, const num *normed, num *keys, num *values, long stride, num *y, num *room) {
+    if (!fits(pass)) return -1;
+    for (long i = 0; i < count; i++) layer(all[i], pass, i ? y : x, i ? NULL : normed, keys + i * stride, values + i * stride, y, room);
     return 0;
 }

@@ -16,6 +16,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from ctypes import c_float, c_int, c_long, c_void_p
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +67,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
         message = getattr(error, "stderr", "") or str(error)
         raise KernelsMissing(f"{compiler} could not build them: {message.strip().splitlines()[0]}") from None
     library.linear.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_int]
-    library.layer.argtypes = [c_void_p] * 8
-    library.linear.restype, library.layer.restype = None, c_int
+    library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
+    library.linear.restype, library.layers.restype = None, c_int
     return library
 
 
@@ -221,7 +222,7 @@ class _Pass(ctypes.Structure):
 
 
 class LayerWeights:
-    """Where a layer's weights lie. Made once: the module drops it when its weights move (`nn.Module._apply`)."""
+    """Where a layer's weights lie."""
 
     def __init__(self, layer: Any, shape: Shape, model_config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -243,7 +244,6 @@ class LayerWeights:
             head_dim=shape.head_dim, inner=shape.intermediate_size, activation=ACTIVATIONS[model_config.activation],
             layer_norm=isinstance(layer.post_attention_layernorm, nn.LayerNorm), eps=model_config.norm_eps, qk_eps=model_config.norm_eps,
         )  # fmt: skip
-        self.address = ctypes.addressof(self.struct)
 
     def _matrix(self, module: Any) -> _Matrix:
         if module is None:
@@ -256,6 +256,16 @@ class LayerWeights:
         assert tensor is None or tensor.is_contiguous()
         self._held.append(tensor)
         return _address(tensor)
+
+
+class Stack:
+    """Layers that run one behind another, the first of which is `index` in the cache. Made once: the module drops it when its weights move
+    (`nn.Module._apply`).
+    """
+
+    def __init__(self, layers: Iterable[Any], index: int = 0) -> None:
+        self.layers, self.index = [LayerWeights(layer, layer.shape, layer.config) for layer in layers], index
+        self.addresses = (c_void_p * len(self.layers))(*(ctypes.addressof(layer.struct) for layer in self.layers))
 
 
 class KernelPass(NamedTuple):
@@ -287,18 +297,22 @@ class KernelPass(NamedTuple):
             cache_batch=cache.kv.shape[2], cache_slots=cache.slots,
             cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(), prompt=prompt,
         )  # fmt: skip
-        return cls(struct, cache, (slots, mask, cos, sin, places), _library(dtype).layer)
+        return cls(struct, cache, (slots, mask, cos, sin, places), _library(dtype).layers)
 
-    def layer(self, weights: LayerWeights, index: int, x_BTC: Tensor, normed_BTI: Tensor | None) -> Tensor:
-        """y = layer(x); `normed_BTI` is what attention reads, the layer's own norm of x where None."""
-        kv, x = self.cache.kv, x_BTC.contiguous()
-        y, room = torch.empty_like(x), torch.empty(weights.room * x.shape[0] * x.shape[1], dtype=x.dtype)
-        keys = kv.data_ptr() + index * kv.stride(0) * kv.element_size()
+    def layers(
+        self, stack: Stack, x_BTC: Tensor, normed_BTI: Tensor | None = None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """What layers `start` to `stop` of the stack make of x; `normed_BTI` is what the first one's attention reads, its own norm of x where
+        None.
+        """
+        kv, x, count = self.cache.kv, x_BTC.contiguous(), (len(stack.layers) if stop is None else stop) - start
+        y, room = torch.empty_like(x), torch.empty(stack.layers[start].room * x.shape[0] * x.shape[1], dtype=x.dtype)
+        keys = kv.data_ptr() + (stack.index + start) * kv.stride(0) * kv.element_size()
         values = keys + kv.stride(1) * kv.element_size()
         normed = None if normed_BTI is None else normed_BTI.contiguous()
         outside = self.run(
-            weights.address, ctypes.addressof(self.struct), x.data_ptr(), None if normed is None else normed.data_ptr(),
-            keys, values, y.data_ptr(), room.data_ptr(),
+            ctypes.addressof(stack.addresses) + start * ctypes.sizeof(c_void_p), count, ctypes.addressof(self.struct), x.data_ptr(),
+            None if normed is None else normed.data_ptr(), keys, values, kv.stride(0), y.data_ptr(), room.data_ptr(),
         )  # fmt: skip
         if outside:
             slots, mask, *_ = self.inputs

@@ -208,7 +208,7 @@ class DecoderBlock(nn.Module):
         self.self_attn = Attention(shape, model_config, index, input_size)
         self.post_attention_layernorm = norm(shape.hidden_size, shape, model_config)
         self.mlp = Mlp(shape, model_config)
-        self._weights: kernels.LayerWeights | None = None
+        self._stack: kernels.Stack | None = None
 
     @property
     def in_eight(self) -> bool:
@@ -223,13 +223,13 @@ class DecoderBlock(nn.Module):
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
 
     def by_kernel(self, x_BTC: Tensor, normed_BTI: Tensor | None, kernel: kernels.KernelPass) -> Tensor:
-        if self._weights is None:
-            self._weights = kernels.LayerWeights(self, self.shape, self.config)
-        return kernel.layer(self._weights, self.index, x_BTC, normed_BTI)
+        if self._stack is None:
+            self._stack = kernels.Stack([self], self.index)
+        return kernel.layers(self._stack, x_BTC, normed_BTI)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Weights that move are looked up again."""
-        self._weights = None
+        self._stack = None
         return super()._apply(fn, recurse)
 
 
