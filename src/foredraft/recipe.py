@@ -46,11 +46,14 @@ class LanguageModel(Record, frozen=True, tag_field="kind", tag="lm"):
 class Eagle(Record, frozen=True, tag_field="kind", tag="eagle"):
     """An EAGLE-1/2 head (arXiv 2401.15077): `feature_weight`·SmoothL1 on features + `token_weight`·the recipe's loss.
 
-    `noise`: amplitude of the uniform noise on features, in units of the paper's 0.2·512/T. `draft_vocab`: how many of the most frequent
-    tokens it may draft, by their rows of the target's LM head alone; None for all. `init`: a head's folder.
+    `unroll`: steps on its own features that it learns from; EAGLE's one, or more as HASS has them (arXiv 2408.15766). `decay`: weight of a
+    step over the step before. `noise`: amplitude of the uniform noise on features, in units of the paper's 0.2·512/T. `draft_vocab`: how many
+    of the most frequent tokens it may draft, by their rows of the target's LM head alone; None for all. `init`: a head's folder.
     """
 
     layers: int = 1
+    unroll: int = 1
+    decay: float = 0.8
     feature_weight: float = 1.0
     token_weight: float = 0.1
     noise: float = 1.0
@@ -58,7 +61,8 @@ class Eagle(Record, frozen=True, tag_field="kind", tag="eagle"):
     init: str | None = None
 
     def __post_init__(self) -> None:
-        require(self, positive=("layers", "draft_vocab"), non_negative=("feature_weight", "token_weight", "noise"))
+        settings = ("feature_weight", "token_weight", "noise")
+        require(self, positive=("layers", "unroll", "decay", "draft_vocab"), non_negative=settings)
 
 
 class Eagle3(Record, frozen=True, tag_field="kind", tag="eagle3"):

@@ -23,6 +23,7 @@ from foredraft.models.decoder import Decoder
 from foredraft.models.draft_head import TokenHead
 from foredraft.models.heads import load_head, new_head
 from foredraft.models.layers import ModelConfig
+from foredraft.recipe import Eagle
 from foredraft.shapes import from_config
 from foredraft.shapes.rope import rope_from_config
 from foredraft.teacher import chains
@@ -37,6 +38,7 @@ from foredraft.teacher.unroll import unroll
 from foredraft.train.flops import EAGLE, EAGLE3, Computed, HeadSettings
 from foredraft.train.heads import HeadObjective, TrainedHead
 from foredraft.train.lm_head import lm_head_loss
+from foredraft.train.sizes import HEADS
 
 VOCAB, DRAFTABLE = 48, range(2, 46)
 KINDS = {"eagle": ("eagle", 1), "eagle-cut": ("eagle-cut", 1), "eagle3": ("eagle3", 1), "scylla": ("eagle3", 2)}
@@ -207,9 +209,11 @@ def written(head: TokenHead, batch: Batch, settings: HeadSettings) -> tuple[Tens
     return total, torch.tensor(weight)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_the_loss_and_its_gradients_are_the_written_ones(name: str):
-    settings = EAGLE._replace(noise=0.0) if name in ("eagle", "eagle-cut") else EAGLE3._replace(unroll=3)
+@pytest.mark.parametrize(
+    ("name", "unroll"), [("eagle", 1), ("eagle", 3), ("eagle-cut", 1), ("eagle3", 3), ("scylla", 3)]
+)
+def test_the_loss_and_its_gradients_are_the_written_ones(name: str, unroll: int):
+    settings = (EAGLE._replace(noise=0.0) if KINDS[name][0] != "eagle3" else EAGLE3)._replace(unroll=unroll)
     batch = windows(2, 11, documents=[0] * 4 + [1] * 7)
     batch.mask_BT[0, 3:6] = False
     head = head_for(RANDOM, *KINDS[name], std=0.15)
@@ -631,9 +635,21 @@ def test_flops_count_target_and_steps():
     assert isinstance(HeadObjective(RANDOM, head).trained, TrainedHead)
 
 
+def test_a_recipe_of_eagle_states_its_steps():
+    settings = HEADS[Eagle].settings(Eagle(unroll=3, decay=0.5), {})
+    assert (settings.unroll, settings.decay, settings.feature_weight) == (3, 0.5, 1.0)
+    assert HEADS[Eagle].settings(Eagle(), {}).unroll == 1
+
+
 @pytest.mark.parametrize("from_disk", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("eagle", EAGLE), ("eagle-cut", EAGLE), ("eagle3", EAGLE3._replace(unroll=3))]
+    ("kind", "settings"),
+    [
+        ("eagle", EAGLE),
+        ("eagle", EAGLE._replace(unroll=3)),
+        ("eagle-cut", EAGLE),
+        ("eagle3", EAGLE3._replace(unroll=3)),
+    ],
 )
 def test_flops_are_those_that_torch_counts(kind: str, settings: HeadSettings, from_disk: bool, tmp_path: Path):
     """With a quarter of the tokens to be predicted, hidden states computed or on disk. A window's last two tokens have no rows and fused

@@ -90,7 +90,12 @@ HEADS: dict[type, HeadKind] = {
         kinds.EAGLE,
         head_training_flops,
         lambda model, shared: HeadSettings(
-            unroll=1, noise=model.noise, feature_weight=model.feature_weight, token_weight=model.token_weight, **shared
+            unroll=model.unroll,
+            decay=model.decay,
+            noise=model.noise,
+            feature_weight=model.feature_weight,
+            token_weight=model.token_weight,
+            **shared,
         ),
         lambda model: {"draft_vocab": model.draft_vocab},
     ),
