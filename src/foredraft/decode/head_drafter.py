@@ -65,23 +65,30 @@ class HeadDrafter:
 
     def _read(self, running: Listed[Sequence], cache: KVCache) -> tuple[Output, Tensor, Tensor]:
         """The head's output at the last pair, the hidden state it leaves [B, 1, C], and the next slot [B, 1]."""
-        device, counts = cache.kv.device, [1 if s.fresh is None else len(s.fresh) for s in running]
-        width, size = max(counts), len(self.reads) * self.head.target.shape.hidden_size
-        none = torch.zeros(1, size, device=device, dtype=self.head.target.dtype)
-        features = torch.cat([none if s.fresh is None else s.fresh for s in running])
-        first = [sum(counts[:row]) for row in range(len(counts))]
-        order = [[start + min(i, n - 1) for i in range(width)] for start, n in zip(first, counts, strict=True)]
-        padded = features[torch.tensor(order, device=device)]
+        device, features = cache.kv.device, [self._unread(sequence) for sequence in running]
+        counts = [len(each) for each in features]
+        width, joined = max(counts), torch.cat(features)
+        if min(counts) < width:  # the last one's over again, which writes what is there
+            first = [sum(counts[:row]) for row in range(len(counts))]
+            order = [start + min(i, n - 1) for start, n in zip(first, counts, strict=True) for i in range(width)]
+            joined = joined[torch.tensor(order, device=device)]
+        hidden = self.head.combine(joined.unflatten(0, (len(running), width)))
         tokens = [s.tokens[-n:] + s.tokens[-1:] * (width - n) for s, n in zip(running, counts, strict=True)]
         base = [max(s.cached, 1) for s in running]
+        places = [[start - n + min(i, n - 1) for i in range(width)] for start, n in zip(base, counts, strict=True)]
+        ids, positions_BM = torch.tensor([tokens, places], device=device)
         base_B1, last_B1 = torch.tensor([base, [n - 1 for n in counts]], device=device)[..., None]
-        positions_BM = base_B1 - 1 - last_B1 + torch.arange(width, device=device).minimum(last_B1)
         mask = causal_mask(positions_BM, max(base))
-        ids = torch.tensor(tokens, device=device)
-        hidden = self.head.combine(padded)
         output = self.run(ids, hidden, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B1)
         hidden_B1C = output.pre_norm_BTC.gather(1, last_B1[..., None].expand(-1, -1, output.pre_norm_BTC.shape[-1]))
         return output, hidden_B1C, base_B1
+
+    def _unread(self, sequence: Sequence) -> Tensor:
+        """Features of its tokens that the head has not read, [M, F]; zeros where none came yet."""
+        if sequence.fresh is not None:
+            return sequence.fresh
+        size = len(self.reads) * self.head.target.shape.hidden_size
+        return torch.zeros(1, size, device=self.cache.kv.device, dtype=self.head.target.dtype)
 
     def _chain(
         self, output: Output, hidden_B1C: Tensor, base_B1: Tensor, cache: KVCache, lookahead: int, lengths: StepLengths | None

@@ -7,6 +7,7 @@ logits come from.
 Shapes: … any leading axes, V vocabulary; settings broadcast over the leading axes.
 """
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -49,16 +50,18 @@ def first_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     if logits.device.type != "cpu":
         return logits.max(-1)
-    ids = torch.from_numpy(np.asarray(logits.detach().float().numpy().argmax(-1)))
-    return logits.gather(-1, ids[..., None])[..., 0], ids
+    rows = logits.detach().float().numpy()
+    return torch.from_numpy(np.asarray(rows.max(-1))), torch.from_numpy(np.asarray(rows.argmax(-1)))
 
 
 def require_finite(largest: Tensor, model: str) -> None:
     """Raise ValueError, which names `model`, where a row's largest logit is not finite; waits for the device."""
-    finite = largest.isfinite()
-    if not finite.all():
+    finite = [
+        all(map(math.isfinite, row)) for row in largest.reshape(len(largest) if largest.dim() else 1, -1).tolist()
+    ]
+    if not all(finite):
         raise ValueError(
-            f"{model}: the logits of row {_first_row(~finite)} are NaN or infinite: its weights or its input are broken"
+            f"{model}: the logits of row {finite.index(False)} are NaN or infinite: its weights or its input are broken"
         )
 
 
