@@ -5,7 +5,7 @@
 Odd prompts teach (`foredraft measure --adaptive`): confidence, times, and the rule's and every length's predicted speed; even ones are
 raced on: plain decoding, chains of each length and adaptive ones take turns, group by group of requests. `--small` takes a minute or so.
 A ratio's interval (90 %) is over groups of requests that ran together; the best fixed length is the fastest of those raced, picked after
-the race, which flatters it.
+the race, which flatters it. `gain_of_steps` leaves out what no length changes, the prompts' passes, as what is predicted does.
 """
 
 import argparse
@@ -117,6 +117,7 @@ def _raced(
     raced = [0, *lengths]
     return {
         "batch": batch, "tok_s": speeds, "best_fixed": num_of[best], "gain": _gain(decodings["adaptive"], decodings[best]),
+        "gain_of_steps": _gain(decodings["adaptive"], decodings[best], ("draft_s", "target_s", "other_s")),
         "predicted_best": raced[int(fixed[raced].argmax())],
         "predicted_gain": max(rule_rate(confidence, batch), float(fixed.max())) / float(fixed[raced].max()) - 1,
         "gain_by_law": _by_law(measured, batch, kernels.most_rows(model)) - 1, "drafted_per_step": sum(c.drafted for c in counts) / steps,
@@ -130,10 +131,11 @@ def _speed(decoding: Decoding) -> float:
     return float(tokens / seconds)
 
 
-def _gain(adaptive: Decoding, fixed: Decoding) -> Any:
+def _gain(adaptive: Decoding, fixed: Decoding, seconds: tuple[str, ...] = ("seconds",)) -> Any:
     """Ratio of tokens/s, paired by group."""
     a, b = (
-        each.times_GT[:, TIMES.index("tokens")] / each.times_GT[:, TIMES.index("seconds")] for each in (adaptive, fixed)
+        each.times_GT[:, TIMES.index("tokens")] / sum(each.times_GT[:, TIMES.index(name)] for name in seconds)
+        for each in (adaptive, fixed)
     )
     return ratio(a / b, np.ones_like(a), "× the best fixed length", "benchmarks/adaptive.py")
 

@@ -11,7 +11,6 @@ import pytest
 import test_blocks as of_blocks
 import test_engine as of_tokens
 import torch
-from numpy.typing import ArrayLike
 
 from foredraft import kinds
 from foredraft.decode.batch import Request
@@ -106,15 +105,15 @@ class ByTurns:
 
     def begin(self, temperatures: Sequence[float], most: int) -> StepLengths:
         self.turn += 1
-        return _Given(np.array([(self.turn + 2 * row) % (most + 1) for row in range(len(temperatures))]))
+        return _Given([(self.turn + 2 * row) % (most + 1) for row in range(len(temperatures))])
 
 
 class _Given:
-    def __init__(self, lengths: np.ndarray) -> None:
+    def __init__(self, lengths: list[int]) -> None:
         self.lengths, self.told = lengths, 0
 
-    def tell(self, confidence_B: ArrayLike) -> bool:
-        assert np.isfinite(np.asarray(confidence_B)).all()
+    def tell(self, confidence_B: Sequence[float]) -> bool:
+        assert np.isfinite(confidence_B).all()
         self.told += 1
         return self.told < max(self.lengths)
 
@@ -218,8 +217,8 @@ def test_a_drawn_step_of_adaptive_length_is_enumerated_to_the_targets_distributi
     drafter, told = read(sequence), []
 
     class Listening(Choice):
-        def tell(self, confidence_B: ArrayLike) -> bool:
-            told.append(float(np.asarray(confidence_B)[0]))
+        def tell(self, confidence_B: Sequence[float]) -> bool:
+            told.append(confidence_B[0])
             return super().tell(confidence_B)
 
     def drawn(picked: list[float], price: float) -> tuple[list[int], np.ndarray, int]:
@@ -237,7 +236,7 @@ def test_a_drawn_step_of_adaptive_length_is_enumerated_to_the_targets_distributi
             drafter.num_read[0] = sequence.cached  # as before the step
         proposal = drafter.propose([sequence], Budget(k), choice)
         assert proposal.q is not None
-        return proposal.tokens[0].tolist(), proposal.q[0].double().numpy(), int(choice.lengths[0])
+        return proposal.tokens[0].tolist(), proposal.q[0].double().numpy(), choice.lengths[0]
 
     first = of_blocks.middles(np.cumsum(drawn([0.5] * k, 0.0)[1][0]).tolist())
     joint = []
@@ -280,9 +279,10 @@ def test_a_drawn_step_of_adaptive_length_is_enumerated_to_the_targets_distributi
 def test_the_confidence_of_logits_is_the_logit_of_their_largest_probability():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0], [30.0, 0.0, 0.0, 0.0], [0.0, 0.0, -torch.inf, -torch.inf]])
     probs = logits.softmax(-1).double().max(-1).values
-    expected = torch.log(probs[[0, 2]] / (1 - probs[[0, 2]])).float()
-    torch.testing.assert_close(top_confidence(logits)[[0, 2]], expected, rtol=1e-5, atol=1e-6)
-    assert 15 < float(top_confidence(logits)[1]) < 40
+    expected = torch.log(probs[[0, 2]] / (1 - probs[[0, 2]])).numpy()
+    first, sure, last = top_confidence(logits)
+    np.testing.assert_allclose((first, last), expected, rtol=1e-5, atol=1e-6)
+    assert 15 < sure < 40
 
 
 def planted(num: int = 4000, seed: int = 0) -> tuple[JudgedConfidence, np.ndarray]:
@@ -328,6 +328,18 @@ def test_replayed_the_rule_is_ahead_of_every_fixed_length_where_passes_cost_and_
         assert rate > least * best, (packs, batch, token_s, rate / best)
 
 
+def test_what_a_confidence_promises_is_judged_on_other_requests():
+    """Two requests in which the same confidence means the opposite: each by itself promises a gain, the other's weights none."""
+    rng = np.random.default_rng(0)
+    told, sequence = np.repeat(rng.choice([-3.0, 3.0], (128, 1)), 3, axis=1), np.arange(128) % 2
+    judged = JudgedConfidence(told, np.where((told[:, 0] > 0) == (sequence == 0), 3, 0), sequence)
+    times = PassTimes(StepCosts({num: 1 + 0.2 * num for num in (1, 64)}, {1: (0.02, 0.02)}), 99)
+    best = max(fixed_rates(judged, times, 1))
+    assert replayed_rate(confidence(), judged, times, 1, best) < best
+    alone = judged.at(sequence == 0)
+    assert replayed_rate(confidence(), alone, times, 1, best) > 1.1 * best
+
+
 def test_a_run_measures_what_the_rule_asks_for():
     """Of a draft near the target, at both temperatures: counted steps, times of every length, and rates by batch."""
     _, engine = engine_with("near", 4, None)
@@ -358,7 +370,7 @@ def test_a_recorder_asks_for_every_length_by_turns():
     recorder, asked = Recorder(), []
     for _ in range(8):
         step = recorder.begin([0.0], 3)
-        asked.append(step if isinstance(step, int) else int(step.lengths[0]))
+        asked.append(step if isinstance(step, int) else step.lengths[0])
     assert asked == [3, 0, 3, 1, 3, 2, 3, 0]
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -288,12 +287,12 @@ class Told:
         self.steps: list[list[float]] = []
 
     def begin(self, temperatures: list[float], most: int) -> "Told":
-        self.lengths = np.full(len(temperatures), most)
+        self.lengths = [most] * len(temperatures)
         self.steps.append([])
         return self
 
-    def tell(self, confidence_B: np.ndarray) -> bool:
-        self.steps[-1] += confidence_B.tolist()
+    def tell(self, confidence_B: list[float]) -> bool:
+        self.steps[-1] += confidence_B
         return len(self.steps[-1]) < self.lengths[0]
 
     def threshold(self) -> float:

@@ -168,10 +168,9 @@ class _Told(NamedTuple):
 
     def goes_on(self, place: int, logits_BV: Tensor, previous_B: Tensor) -> bool:
         stated = self.head.acceptance(self.final_BkC[:, place : place + 1], previous_B[:, None])
-        confidence = top_confidence(logits_BV) if stated is None else stated[:, 0].float()
-        return self.lengths.tell(confidence.cpu().numpy())
+        return self.lengths.tell(top_confidence(logits_BV) if stated is None else stated[:, 0].float().tolist())
 
     def places(self, logits_BkV: Tensor) -> int:
         """How many places of a block whose tokens know nothing of one another."""
-        confidence_kB = top_confidence(logits_BkV).T.cpu().numpy()
-        return next((i + 1 for i, each in enumerate(confidence_kB) if not self.lengths.tell(each)), len(confidence_kB))
+        places = logits_BkV.unbind(1)
+        return next((i for i, each in enumerate(places, 1) if not self.lengths.tell(top_confidence(each))), len(places))

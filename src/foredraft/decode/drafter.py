@@ -6,6 +6,7 @@ Refuses to know: what becomes of a proposal.
 Shapes: B running sequences, M tokens that a drafter has not read yet, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence as Listed
 from typing import Protocol
 
@@ -67,15 +68,19 @@ def row_probabilities(logits_BV: Tensor, samplings: Listed[Sampling], model: str
 
 def goes_on(lengths: StepLengths | None, logits_BV: Tensor, position: int, lookahead: int) -> bool:
     """Whether a position more is drafted after `position`, counted from 0, once `lengths` has been told that position's confidence."""
-    wanted = lengths is None or lengths.tell(top_confidence(logits_BV).cpu().numpy())
+    wanted = lengths is None or lengths.tell(top_confidence(logits_BV))
     return wanted and position + 1 < lookahead
 
 
-def top_confidence(logits_BV: Tensor) -> Tensor:
-    """The logit of the probability of each row's most probable token, whatever is drawn [B]: a confidence that every draft has."""
+def top_confidence(logits_BV: Tensor) -> list[float]:
+    """The logit of the probability of each row's most probable token, whatever is drawn: a confidence that every draft has."""
     logits = logits_BV.float()
-    log_prob = logits.amax(-1) - logits.logsumexp(-1)
-    return log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-7)))
+    over_largest = (logits - logits.amax(-1, keepdim=True)).exp_().sum(-1).tolist()
+    return [_logit_of(-math.log(each)) for each in over_largest]
+
+
+def _logit_of(log_prob: float) -> float:
+    return log_prob - math.log(-math.expm1(min(log_prob, -1e-7)))
 
 
 def over_target(probs_BKD: Tensor, draft_ids: Tensor | None, vocab_size: int) -> Tensor:

@@ -214,7 +214,7 @@ class Engine:
         if isinstance(chosen, int):
             return drafter.propose(self.running, budget._replace(lookahead=chosen)), chosen
         proposal = drafter.propose(self.running, budget, chosen)
-        return shortened(proposal, chosen.lengths.tolist()), proposal.tokens.shape[1]
+        return shortened(proposal, chosen.lengths), proposal.tokens.shape[1]
 
     def _score(self, proposal: Proposal) -> tuple[Scores, Tensor | None]:
         """One target pass over root and nodes: logits, and the hidden states that the drafter reads [B, N, F]."""

@@ -14,8 +14,9 @@ lossless whatever the length. Refuses to know: models, how confidences come abou
 Shapes: B running sequences, k positions.
 """
 
+import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,14 +27,16 @@ from foredraft.records import Confidence, DraftLengths, StepCosts
 Array = NDArray[np.float64]
 
 MOST_LOGIT = 15.0  # a confidence beyond is as good as sure, and would weigh for too much in a fit
+SURE = 700.0  # of a logit, since e to more is no number
+DECISIONS = 1024  # that a rule remembers, by running sequences and their temperatures
 
 
 class StepLengths(Protocol):
     """The choice of one step, position by position."""
 
-    lengths: NDArray[np.int64]
+    lengths: list[int]
 
-    def tell(self, confidence_B: ArrayLike) -> bool:
+    def tell(self, confidence_B: Sequence[float]) -> bool:
         """Take each sequence's confidence at the next position, a logit, before its token is told to anyone; give whether another
         position is to be drafted.
         """
@@ -59,6 +62,7 @@ class PassTimes:
         self.batches = np.array(sorted(costs.draft_s), dtype=float)
         self.drafting = np.array([costs.draft_s[num] for num in sorted(costs.draft_s)])
         self._added: dict[tuple[int, int], Array] = {}
+        self._drafting: dict[int, tuple[float, float]] = {}
 
     def packs(self, batch: int, most: int) -> bool:
         """Whether passes of so many sequences of up to `most` drafted tokens compute what is verified alone."""
@@ -75,8 +79,10 @@ class PassTimes:
 
     def of_drafting(self, batch: int) -> tuple[float, float]:
         """What drafting takes whatever is drafted, and for each position."""
-        whole, each = (float(np.interp(batch, self.batches, column)) for column in self.drafting.T)
-        return whole, each
+        if batch not in self._drafting:
+            whole, each = (float(np.interp(batch, self.batches, column)) for column in self.drafting.T)
+            self._drafting[batch] = whole, each
+        return self._drafting[batch]
 
     def added(self, batch: int, most: int) -> Array:
         """What each further token adds to a pass of `batch` roots, up to `most` for each: the slopes of the times' lower convex hull,
@@ -117,8 +123,13 @@ class LengthRule:
 
     def __init__(self, measured: DraftLengths, packed: int = 0) -> None:
         self.measured, self.times = measured, PassTimes(measured.costs, packed)
+        self._decided = lru_cache(DECISIONS)(self._decision)  # a step should not take longer to decide than to draft
 
     def begin(self, temperatures: Sequence[float], most: int) -> StepLengths | int:
+        decided = self._decided(tuple(temperatures), most)
+        return Choice(decided) if isinstance(decided, Regime) else decided
+
+    def _decision(self, temperatures: tuple[float, ...], most: int) -> "Regime | int":
         if most > self.measured.lookahead:
             raise ValueError(
                 f"lookahead {most} is more than the {self.measured.lookahead} positions that lengths.json was measured at; ask for fewer"
@@ -126,9 +137,7 @@ class LengthRule:
         confidences, batch = [self.nearest(temperature) for temperature in temperatures], len(temperatures)
         fixed = np.mean([fixed_rates(each, batch)[: most + 1] for each in confidences], axis=0)
         adaptive = float(np.mean([rule_rate(each, batch) for each in confidences]))
-        return (
-            Choice(Regime(confidences, adaptive, self.times, most)) if adaptive > fixed.max() else int(fixed.argmax())
-        )
+        return Regime(confidences, adaptive, self.times, most) if adaptive > fixed.max() else int(fixed.argmax())
 
     def nearest(self, temperature: float) -> Confidence:
         """What was measured at the nearest temperature."""
@@ -153,62 +162,65 @@ def fixed_rates(confidence: Confidence, batch: int) -> Array:
 
 
 class Choice:
-    """One step's lengths by the rule."""
+    """One step's lengths by the rule. In Python's own numbers: of the few that a step has, an array's functions take longer than a draft's layer."""
 
     def __init__(self, regime: Regime) -> None:
         batch = len(regime.confidences)
-        self.regime, self.lengths = regime, np.zeros(batch, dtype=np.int64)
+        self.regime, self.lengths = regime, [0] * batch
         self.packs = regime.times.packs(batch, regime.most)
-        self.survival, self.told = np.ones(batch), np.zeros((batch, 0))
-        self.added = regime.rate * regime.times.added(batch, regime.most)  # in tokens: what each further one costs
+        self.told: list[list[float]] = [[] for _ in range(batch)]
+        self.survival = [1.0] * batch  # of what is verified so far; 0 of those that have stopped
+        self.prices: list[float] = (
+            regime.rate * regime.times.added(batch, regime.most)
+        ).tolist()  # in tokens, of each further one
         self.position = regime.rate * regime.times.of_drafting(batch)[1]
 
-    def tell(self, confidence_B: ArrayLike) -> bool:
-        self.told = np.column_stack((self.told, np.clip(np.nan_to_num(confidence_B), -MOST_LOGIT, MOST_LOGIT)))
-        survival = self.survival * accepted(self._here, features(self.told))
+    def tell(self, confidence_B: Sequence[float]) -> bool:
+        for told, confidence in zip(self.told, confidence_B, strict=True):
+            told.append(0.0 if math.isnan(confidence) else min(max(confidence, -MOST_LOGIT), MOST_LOGIT))
+        survival = self._with([each.here for each in self.regime.confidences])
         taken = self._worth(survival)
-        self.lengths += taken
-        self.survival = np.where(taken, survival, 0.0)
-        if self.told.shape[1] == self.regime.most or not taken.any():
+        self.lengths = [num + more for num, more in zip(self.lengths, taken, strict=True)]
+        self.survival = [share * more for share, more in zip(survival, taken, strict=True)]
+        if len(self.told[0]) == self.regime.most or not any(taken):
             return False
-        ahead = self.survival * accepted(self._ahead, features(self.told))
-        gained = ahead[(more := self._worth(ahead))].sum() - self._price(int(more.sum()))
-        return bool(gained > self.position)
+        ahead = self._with([each.ahead for each in self.regime.confidences])
+        worth = self._worth(ahead)
+        return (
+            sum(share for share, more in zip(ahead, worth, strict=True) if more) - self._price(sum(worth))
+            > self.position
+        )
 
-    def _worth(self, survival_B: Array) -> NDArray[np.bool_]:
-        """Which sequences verify a token more, of such survivals; 0 of those that have stopped."""
+    def _with(self, weights_B4: Sequence[Sequence[float]]) -> list[float]:
+        """Survival with one token more."""
+        rows = zip(self.survival, weights_B4, self.told, strict=True)
+        return [share and share * accepted(weights, told) for share, weights, told in rows]
+
+    def _worth(self, survival: list[float]) -> list[bool]:
+        """Which sequences verify a token more, of such survivals: the surest as long as each is worth its price, or all or none."""
+        batch, used = len(survival), sum(self.lengths)
         if not self.packs:
-            batch = len(survival_B)
-            return np.full(batch, survival_B.sum() > self._price(batch))
-        order = np.argsort(-survival_B, kind="stable")
-        used = int(self.lengths.sum())
-        prices = self.added[used : used + len(order)]
-        num = int(np.argmin([*(survival_B[order[: len(prices)]] > prices), False]))
-        worth = np.zeros(len(order), dtype=bool)
-        worth[order[:num]] = True
+            return [sum(survival) > self._price(batch)] * batch
+        worth = [False] * batch
+        for row, price in zip(sorted(range(batch), key=lambda row: -survival[row]), self.prices[used:], strict=False):
+            if survival[row] <= price:
+                break
+            worth[row] = True
         return worth
 
     def _price(self, num: int) -> float:
         """In tokens: what so many further ones cost."""
-        used = int(self.lengths.sum())
-        return float(self.added[used : used + num].sum())
-
-    @cached_property
-    def _here(self) -> Array:
-        return np.array([each.here for each in self.regime.confidences])
-
-    @cached_property
-    def _ahead(self) -> Array:
-        return np.array([each.ahead for each in self.regime.confidences])
+        used = sum(self.lengths)
+        return sum(self.prices[used : used + num])
 
 
-def features(told_Bk: Array) -> Array:
-    """What the logit of acceptance is linear in, [B, 4]: one, the last position's confidence, the mean of those before it, log of the place."""
-    batch, place = told_Bk.shape
-    before = told_Bk[:, :-1].mean(axis=1) if place > 1 else np.zeros(batch)
-    return np.column_stack((np.ones(batch), told_Bk[:, -1], before, np.full(batch, np.log(place))))
+def features(told: Sequence[float]) -> tuple[float, float, float, float]:
+    """What the logit of acceptance is linear in: one, the last position's confidence, the mean of those before it, log of the place."""
+    place = len(told)
+    return 1.0, told[-1], sum(told[:-1]) / (place - 1) if place > 1 else 0.0, math.log(place)
 
 
-def accepted(weights_B4: Array, features_B4: Array) -> Array:
-    """The probability of acceptance [B] under weights of its logit."""
-    return 1 / (1 + np.exp(-(weights_B4 * features_B4).sum(axis=-1)))
+def accepted(weights: Sequence[float], told: Sequence[float]) -> float:
+    """The probability of acceptance under weights of its logit."""
+    logit = sum(weight * feature for weight, feature in zip(weights, features(told), strict=True))
+    return 1 / (1 + math.exp(min(-logit, SURE)))

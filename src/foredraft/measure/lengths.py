@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from foredraft.decode.batch import Request
 from foredraft.decode.drafters import machine_name
-from foredraft.decode.engine import Engine
-from foredraft.decode.lengths import MOST_LOGIT, Choice, PassTimes, Regime, StepLengths, accepted, features
+from foredraft.decode.engine import Engine, budgeted
+from foredraft.decode.lengths import MOST_LOGIT, Choice, PassTimes, Regime, StepLengths, features
 from foredraft.kinds import role_of
 from foredraft.measure.configurations import EngineConfiguration
 from foredraft.measure.live import groups_of
@@ -58,33 +58,40 @@ class JudgedConfidence(NamedTuple):
         return JudgedConfidence(self.told[which], self.accepted[which], self.sequence[which])
 
 
-class _Whole:
-    """All sequences draft and verify `num` tokens."""
+class _Set:
+    """Lengths that hang on nothing."""
 
-    def __init__(self, batch: int, num: int) -> None:
-        self.lengths, self.num = np.full(batch, num), num
-        self.told: list[Array] = []
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths, self.told = lengths, list[Sequence[float]]()
 
-    def tell(self, confidence_B: ArrayLike) -> bool:
-        self.told.append(np.asarray(confidence_B, dtype=float))
-        return len(self.told) < self.num
+    def tell(self, confidence_B: Sequence[float]) -> bool:
+        self.told.append(confidence_B)
+        return len(self.told) < max(self.lengths)
 
 
 class Recorder:
-    """Asks for k, 0, k, 1, k, 2 … tokens by turns, and holds what the last step was told."""
+    """Asks for k tokens in every other step; in those between by turns for as many of all sequences, 0, 1, 2 …, and for some number of each.
+    Holds what the last step was told.
+    """
 
     def __init__(self) -> None:
-        self.turn, self.step = -1, _Whole(0, 0)
+        self.turn, self.step, self.rng = -1, _Set([]), np.random.default_rng(0)
 
     def begin(self, temperatures: Sequence[float], most: int) -> StepLengths | int:
         self.turn += 1
-        num = self.turn // 2 % most if self.turn % 2 else most
-        self.step = _Whole(len(temperatures), num)
-        return self.step if num else 0
+        batch, between = len(temperatures), self.turn // 2
+        if self.turn % 2 == 0:
+            lengths = [most] * batch
+        elif batch > 1 and between % 2:
+            lengths = self.rng.integers(0, most + 1, batch).tolist()
+        else:
+            lengths = [(between if batch == 1 else between // 2) % most] * batch
+        self.step = _Set(lengths)
+        return self.step if any(self.step.lengths) else 0
 
 
 class _Times(NamedTuple):
-    """Seconds by tokens of a target's pass, and by sequences and drafted positions."""
+    """Seconds by tokens that a target's pass computes, and by sequences and drafted positions."""
 
     passes: dict[int, list[float]]
     drafting: dict[tuple[int, int], list[float]]
@@ -159,7 +166,7 @@ def _decode(
     """(confidences, accepted, request) of each sequence's steps of full length; times go into `times`, those of the first group apart,
     which warms up.
     """
-    recorder = Recorder()
+    recorder, packed, most = Recorder(), kernels.most_rows(engine.target), budgeted(engine.schedule(batch)).lookahead
     engine.lengths = recorder
     try:
         for number, group in enumerate(groups_of(len(requests), batch)):
@@ -167,11 +174,12 @@ def _decode(
             for step in engine.run():
                 drafted, running = recorder.step.lengths, len(step.drafted)
                 if number or len(requests) <= batch:
-                    times.passes[running + int(drafted.sum())].append(step.target_s + step.other_s)
-                    if drafted[0]:
-                        times.drafting[running, int(drafted[0])].append(step.draft_s)
+                    tokens = running + (sum(drafted) if running * (1 + most) <= packed else running * max(drafted))
+                    times.passes[tokens].append(step.target_s + step.other_s)
+                    if any(drafted):
+                        times.drafting[running, max(drafted)].append(step.draft_s)
                 if recorder.turn % 2 == 0:
-                    told = np.stack(recorder.step.told, axis=1)
+                    told = np.array(recorder.step.told).T
                     for row, sequence in enumerate(engine.running):
                         if step.drafted[row]:
                             yield told[row], step.accepted[row], index[sequence.id]
@@ -246,16 +254,25 @@ def _at_risk(judged: JudgedConfidence, behind: int) -> tuple[Array, Array]:
     parts, labels = [np.zeros((0, 4))], [np.zeros(0)]
     for place in range(behind, judged.told.shape[1]):
         at_risk = judged.accepted >= place
-        parts.append(features(judged.told[at_risk, : place + 1 - behind]))
+        parts.append(_features(judged.told[at_risk, : place + 1 - behind]))
         labels.append((judged.accepted[at_risk] > place).astype(float))
     return np.concatenate(parts), np.concatenate(labels)
+
+
+def _features(told_Nk: Array) -> Array:
+    """`features` of each row, [N, F]."""
+    return np.array([features(told) for told in told_Nk.tolist()]).reshape(-1, 4)
+
+
+def _sigmoid(logits: Array) -> Array:
+    return 1 / (1 + np.exp(-logits))
 
 
 def _logistic(x_NF: Array, accepted_N: Array) -> Array:
     """The weights of greatest likelihood, less RIDGE times their squares, by Newton's method."""
     weights = np.zeros(x_NF.shape[1])
     for _ in range(NEWTON):
-        probs = accepted(weights, x_NF)
+        probs = _sigmoid(x_NF @ weights)
         slope = x_NF.T @ (accepted_N - probs) - 2 * RIDGE * weights
         bend = (x_NF * (probs * (1 - probs))[:, None]).T @ x_NF + 2 * RIDGE * np.eye(len(weights))
         step = np.linalg.solve(bend, slope)
@@ -265,15 +282,23 @@ def _logistic(x_NF: Array, accepted_N: Array) -> Array:
     return weights
 
 
+def _left_out(judged: JudgedConfidence) -> list[tuple[tuple[Array, Array], JudgedConfidence]]:
+    """Each half of the requests with weights that the other half fits; all with their own where one half is empty."""
+    halves = [judged.at(judged.sequence % 2 == half) for half in (0, 1)]
+    if not all(len(half.accepted) for half in halves):
+        return [(weights_of(judged), judged)]
+    return [(weights_of(seen), left_out) for seen, left_out in (halves, halves[::-1])]
+
+
 def held_out_auc(judged: JudgedConfidence) -> float | None:
     """How often an accepted token's predicted acceptance is above a refused one's, each half of the requests predicted from the other."""
+    parts = _left_out(judged)
+    if len(parts) == 1:
+        return None
     scores, labels = [], []
-    for half in (0, 1):
-        seen, left_out = judged.at(judged.sequence % 2 != half), judged.at(judged.sequence % 2 == half)
-        if not len(seen.accepted) or not len(left_out.accepted):
-            return None
+    for (here, _), left_out in parts:
         x_NF, accepted_N = _at_risk(left_out, 0)
-        scores.append(accepted(weights_of(seen)[0], x_NF))
+        scores.append(x_NF @ here)
         labels.append(accepted_N)
     score, label = np.concatenate(scores), np.concatenate(labels) > 0
     above, below = np.sort(score[label]), np.sort(score[~label])
@@ -285,7 +310,7 @@ def held_out_auc(judged: JudgedConfidence) -> float | None:
 
 def _spread(weights: Array, told_Nk: Array) -> tuple[float, float]:
     """Sd of the logits of acceptance about their means by position: what a step's positions have in common, and each one's own."""
-    logits = np.stack([features(told_Nk[:, : i + 1]) @ weights for i in range(told_Nk.shape[1])], axis=1)
+    logits = np.stack([_features(told_Nk[:, : i + 1]) @ weights for i in range(told_Nk.shape[1])], axis=1)
     covariance = np.atleast_2d(np.cov(logits, rowvar=False)) if len(logits) > 1 else np.zeros((told_Nk.shape[1],) * 2)
     own = float(np.diag(covariance).mean())
     apart = ~np.eye(len(covariance), dtype=bool)
@@ -306,10 +331,16 @@ def fixed_rates(judged: JudgedConfidence, times: PassTimes, batch: int) -> tuple
 
 
 def replayed_rate(confidence: Confidence, judged: JudgedConfidence, times: PassTimes, batch: int, rate: float) -> float:
-    """Tokens/s that the rule reaches on such steps, put together at random, when it is told that very rate; `rate` is where the search begins."""
-    picked = _shuffled(len(judged.accepted), batch)
+    """Tokens/s that the rule reaches on such steps, put together at random, when it is told that very rate and weights that were fitted to
+    other requests; `rate` is where the search begins.
+    """
+    parts = [
+        (msgspec.structs.replace(confidence, here=_four(here), ahead=_four(ahead)), left_out, _shuffled(len(left_out.accepted), batch))
+        for (here, ahead), left_out in _left_out(judged)
+    ]  # fmt: skip
     for _ in range(ROUNDS):
-        before, rate = rate, _replay(confidence, judged, times, picked, rate)
+        tokens, seconds = np.sum([_replay(*part, times, rate) for part in parts], axis=0)
+        before, rate = rate, float(tokens / seconds)
         if abs(rate / before - 1) < 1e-3:
             break
     return rate
@@ -324,17 +355,18 @@ def _shuffled(num: int, batch: int) -> NDArray[np.int64]:
 
 
 def _replay(
-    confidence: Confidence, judged: JudgedConfidence, times: PassTimes, picked_SB: NDArray[np.int64], rate: float
-) -> float:
+    confidence: Confidence, judged: JudgedConfidence, picked_SB: NDArray[np.int64], times: PassTimes, rate: float
+) -> tuple[float, float]:
+    """Tokens that the rule emits in these steps, and their seconds."""
     batch, most = picked_SB.shape[1], judged.told.shape[1]
     regime = Regime([confidence] * batch, rate, times, most)
     tokens = seconds = 0.0
     whole, each = times.of_drafting(batch)
     for steps in picked_SB:
-        choice, place = Choice(regime), 0
-        while choice.tell(judged.told[steps, place]):
+        choice, place, told = Choice(regime), 0, judged.told[steps].T.tolist()
+        while choice.tell(told[place]):
             place += 1
-        verified = int(choice.lengths.sum()) if times.packs(batch, most) else batch * int(choice.lengths.max())
+        verified = sum(choice.lengths) if times.packs(batch, most) else batch * max(choice.lengths)
         seconds += float(times.of_pass(batch + verified)) + whole + each * (place + 1)
         tokens += batch + float(np.minimum(judged.accepted[steps], choice.lengths).sum())
-    return tokens / seconds
+    return tokens, seconds
