@@ -1,14 +1,19 @@
-"""Rows of docs/results.md on SmolLM2-135M-Instruct: laws and plans held to its grid, our engine beside others, drafts on vLLM's server.
+"""Rows of docs/results.md on SmolLM2-135M-Instruct: laws and plans held to its grid, our engine beside others, drafts on vLLM's server and
+on Spec-Bench's questions.
 
-Promises: what has not been measured has no row. Refuses to know: how it was measured (recipes/laws.py, benchmarks/peers/drafted.py and
-benchmarks/served.py).
+Promises: what has not been measured has no row. Refuses to know: how it was measured (recipes/laws.py, benchmarks/peers/drafted.py,
+benchmarks/served.py and `foredraft measure`).
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from foredraft import records
+from foredraft.records import Measurement
 
 Row = tuple[str, str]
 
@@ -17,12 +22,14 @@ def rows(folder: Path) -> list[Row]:
     """Of `folder`, results/smollm2."""
     parts = {"laws": _laws, "peers": _peers, "served": _served}
     files = {name: folder / f"{name}.json" for name in parts}
-    return [
+    found = [
         row
         for name, file in files.items()
         if file.is_file()
         for row in parts[name](msgspec.json.decode(file.read_bytes()))
     ]
+    questions = folder / "spec_bench.jsonl.gz"
+    return [*found, *(_spec_bench(questions) if questions.is_file() else ())]
 
 
 def _laws(report: dict[str, Any]) -> Iterator[Row]:
@@ -86,3 +93,25 @@ def _served(report: dict[str, Any]) -> Iterator[Row]:
             loads = sorted(over, key=int)
             what = f"SmolLM2 on vLLM (CPU): {conditions['planned']} as planned over {other}, {', '.join(loads)} clients"
             yield what, ", ".join(f"{over[load]:.2f}×" for load in loads)
+
+
+def _spec_bench(file: Path) -> Iterator[Row]:
+    """By temperature and width of the tree: all questions together, and the categories that accept least and most."""
+    cells: dict[tuple[float, str], dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    for row in records.read_lines(Measurement, file):
+        o = row.observation
+        drafted = f"trees of {o.tree_nodes} nodes" if (o.topk or 1) > 1 else f"chains of {o.lookahead}"
+        cells[o.temperature or 0.0, drafted][o.draft or ""].append(row)
+    for (temperature, drafted), drafts in sorted(cells.items()):
+        what = f"SmolLM2 on Spec-Bench's questions, T = {temperature:g}, {drafted}: tokens per step; least and most of its categories"
+        yield what, "; ".join(f"{name} {_of_categories(rows)}" for name, rows in drafts.items())
+
+
+def _of_categories(rows: list[Measurement]) -> str:
+    whole = next(row.intervals["tokens_per_step"] for row in rows if row.category is None)
+    of = {str(row.category): row.intervals["tokens_per_step"].value for row in rows if row.category}
+    least, most = (
+        f"{each.replace('_', ' ')} {of[each]:.2f}"
+        for each in (min(of, key=of.__getitem__), max(of, key=of.__getitem__))
+    )
+    return f"{whole.value:.2f} ({whole.low:.2f} to {whole.high:.2f}), {least}, {most}"
