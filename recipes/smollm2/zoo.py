@@ -104,8 +104,8 @@ def card(name: str, draft: Trained, rows: Sequence[Measurement]) -> str:
         f"---\nlicense: {LICENCE}\nlanguage: en\nbase_model: {HUB_ID}\ntags: [speculative-decoding, foredraft]\n---\n# {name}\n",
         f"{what[0].upper()}{what[1:]}{deep} that drafts for [{HUB_ID}](https://huggingface.co/{HUB_ID}) (Apache-2.0). {parameters(draft.weights)} "
         "The text stays the target's own, token for token, whatever it drafts.\n",
-        usage(name, model),
-        "**Data.** English text of the sources below, and answers of the target, greedy and sampled, to prompts made of them "
+        usage(name, kind, json.loads((draft.weights / "config.json").read_bytes()).get("draft_vocab_size")),
+        "**Data.** English text of the sources below, and answers of the target to prompts made of them "
         f"(recipes/smollm2/prompts.py). Of all this only answers to the topics lie in this repository, in zoo/answers.\n\n{SOURCES}\n",
         *(f"**{'Then' if i else 'Training'}.** {trained(each, draft)}\n" for i, each in enumerate(trainings(run))),
     ]
@@ -120,13 +120,13 @@ def card(name: str, draft: Trained, rows: Sequence[Measurement]) -> str:
     return "\n".join(parts)
 
 
-def usage(name: str, model: dict[str, Any]) -> str:
+def usage(name: str, kind: kinds.Kind, draft_vocab: int | None) -> str:
     """Commands that run it. Engines draft by the whole vocabulary of an independent model, so one of fewer words is for ours."""
     draft = f"--draft zoo/{name} --stats"
     lines = [
         f"foredraft generate {TARGET}/ 'Why is the sky blue?' {draft}   # make tour leaves {TARGET}/ in build/smollm2"
     ]
-    if kind_of(model).role == "head" or not model.get("draft_vocab"):
+    if kind.role == "head" or not draft_vocab:
         lines.append(
             f"foredraft deploy zoo/{name} --target {TARGET}/ --out served     # for vLLM, checked, with its launch script"
         )
