@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from torch import Tensor
 from foredraft.decode.batch import Request
 from foredraft.decode.drafters import drafter_for
 from foredraft.decode.engine import Engine
+from foredraft.decode.head_drafter import HeadDrafter
+from foredraft.decode.model_drafter import ModelDrafter
 from foredraft.models import kernels
-from foredraft.models.decoder import Decoder
+from foredraft.models.chain import Chain
+from foredraft.models.decoder import Decoder, cut
+from foredraft.models.draft_vocab import offsets
 from foredraft.models.forward import causal_mask
-from foredraft.models.heads import new_head, save_head
+from foredraft.models.heads import load_head, new_head, save_head
 from foredraft.models.layers import model_config_of
 from foredraft.models.linear import linear
 from foredraft.models.save import save
@@ -201,6 +205,108 @@ def test_a_draft_that_bfloat16_holds_exactly_is_read_so(kind: str, stored: torch
     drafted = Engine(target, drafter, lookahead=3, max_batch=3, max_context=32).generate(requests)
     plain = Engine(target, max_batch=3, max_context=32).generate(requests)
     assert [each.answer for each in drafted] == [each.answer for each in plain]
+
+
+class Telling:
+    """A rule that drafts three positions at most, and what it was told."""
+
+    def __init__(self, told: list[list[float]]) -> None:
+        self.told, self.asked, self.lengths = told, 0, [3, 3, 3]
+
+    def begin(self, temperatures: Sequence[float], most: int) -> "Telling":
+        return Telling(self.told)
+
+    def tell(self, confidence_B: Sequence[float]) -> bool:
+        self.asked += 1
+        self.told.append(list(confidence_B))
+        self.lengths = [self.asked] * len(confidence_B)
+        return self.asked < 3
+
+
+def drafts_of(kind: str, dtype: torch.dtype, tmp_path: Path) -> tuple[Decoder, Any]:
+    """A target and a draft of its own, random and frozen; one whose name ends in 8 was stored in eight bits."""
+    target = random_decoder(FAMILIES["llama"], dtype)
+    if kind.startswith("lm"):
+        more = {"tie_word_embeddings": False} if kind == "lm-untied" else {"attention_bias": True}
+        draft = random_decoder(FAMILIES["llama"] | {"num_hidden_layers": 2, "model_type": "llama"} | more, dtype)
+        return target, cut(draft, offsets(range(0, 101, 2), 101)).requires_grad_(False) if kind == "lm-cut" else draft
+    name = kind.rstrip("8").partition("-")[0]
+    head = new_head(
+        target, name, 2 if kind == "eagle-deep" else 1, range(0, 101, 3),
+        feature_layers=(0, 1, 2) if name == "eagle3" else None, seed=3, dtype=dtype,
+    )  # fmt: skip
+    for parameter in head.parameters():
+        parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    keys = {"norm_before_residual": True, "norm_output": True} if kind == "eagle3-switched" else {}
+    save_head(head, tmp_path, dtype=torch.int8 if kind.endswith("8") else dtype, more=keys)
+    return target, load_head(tmp_path, target, dtype)
+
+
+CHAINS = ("lm", "lm-untied", "lm-cut", "eagle", "eagle8", "eagle-deep", "eagle3", "eagle38", "eagle3-switched")
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_a_chain_in_one_call_drafts_what_the_drafts_own_passes_do(
+    kind: str, asks: bool, batch: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Sequences of different lengths that gain different numbers of tokens; asked behind each position and not."""
+    target, draft = drafts_of(kind, dtype, tmp_path)
+    requests, proposals, told = [Request(tuple(range(2 + i, 5 + 4 * i)), 14) for i in range(batch)], [], ([], [])
+    for chained in (True, False):
+        drafter: Any = (ModelDrafter if kind.startswith("lm") else HeadDrafter)(draft, draft.new_cache(batch, 64))
+        assert drafter.kernel is not None
+        drafter.kernel = drafter.kernel if chained else None
+        drafted, propose = [], drafter.propose
+        drafter.propose = lambda *a, propose=propose, drafted=drafted: drafted.append(propose(*a)) or drafted[-1]
+        lengths: Any = Telling(told[chained]) if asks else None
+        engine = Engine(target, drafter, lookahead=5, max_batch=batch, max_context=40, lengths=lengths)
+        engine.generate(requests)
+        proposals.append([(each.tokens.tolist(), each.parents) for each in drafted])
+    ours, torchs = (torch.tensor([row for rows, _ in steps for row in rows if len(row) > 0]) for steps in proposals)
+    if dtype == torch.float32:
+        assert proposals[0] == proposals[1]
+        near = [
+            torch.tensor([min(c, 9.0) for step in each for c in step]) for each in told
+        ]  # surer ones are lost in rounding
+        assert torch.allclose(*near, atol=2e-3)
+    else:  # a rounding apart
+        assert (ours[: len(torchs)] == torchs[: len(ours)]).float().mean() > 0.8
+    assert ours.shape[1] == (3 if asks else 5)
+
+
+def test_a_chain_that_leaves_its_cache_or_its_vocabulary_is_refused_before_it_writes(tmp_path: Path) -> None:
+    _, draft = drafts_of("lm", torch.float32, tmp_path)
+    chain = Chain.of(draft)
+    assert chain is not None
+    last = torch.tensor([0])
+    for token, slot, num in ((5, 6, 3), (5, -1, 1), (101, 0, 1), (-1, 0, 1)):
+        cache = draft.new_cache(1, 8)
+        with pytest.raises(IndexError, match="leaves a cache of 1 × 8"):
+            chain(torch.tensor([[token]]), None, torch.tensor([[slot]]), last, cache, num)
+        assert not cache.kv.any()
+    drafted = chain(torch.tensor([[5]]), None, torch.tensor([[5]]), last, draft.new_cache(1, 8), 3)
+    assert drafted.ids_KB.shape == (3, 1)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_chain_whose_logits_are_no_numbers_says_so(broken: float, tmp_path: Path) -> None:
+    target, draft = drafts_of("lm", torch.float32, tmp_path)
+    draft.norm.weight[7] = broken
+    drafter = ModelDrafter(draft, draft.new_cache(1, 64))
+    assert drafter.kernel is not None
+    with pytest.raises(ValueError, match="draft tiny"):
+        Engine(target, drafter, lookahead=2, max_batch=1, max_context=40).generate([Request((1, 2, 3), 4)])
+
+
+def test_what_these_kernels_do_not_know_is_drafted_by_passes(tmp_path: Path) -> None:
+    opt = random_decoder(OPT)
+    assert Chain.of(opt) is None  # learned positions
+    _, draft = drafts_of("eagle", torch.float32, tmp_path)
+    assert Chain.of(draft) is not None
+    assert Chain.of(draft.requires_grad_(True)) is None  # its weights may change
 
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)

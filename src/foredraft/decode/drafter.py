@@ -8,16 +8,17 @@ Shapes: B running sequences, M tokens that a drafter has not read yet, V vocabul
 
 import math
 from collections.abc import Sequence as Listed
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
 from foredraft.decode.lengths import StepLengths
-from foredraft.decode.proposals import Budget, Proposal
-from foredraft.decode.sampling import Sampling, probabilities
+from foredraft.decode.proposals import Budget, Proposal, in_line
+from foredraft.decode.sampling import Sampling, probabilities, require_finite
 from foredraft.models.cache import KVCache
+from foredraft.models.chain import Chain, Drafted
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import causal_mask
 from foredraft.models.kernels import chunk
@@ -48,6 +49,18 @@ class Drafter(Protocol):
         ...
 
 
+class Pairs(NamedTuple):
+    """Tokens that a draft has not read yet, what it reads beside each (None: nothing), their slots, which are their positions, which is
+    the last of each row, and how many slots are in use then.
+    """
+
+    tokens_BM: Tensor
+    left_BMC: Tensor | None
+    slots_BM: Tensor
+    last_B: Tensor
+    seen: int
+
+
 def fitted(logits_BV: Tensor, vocab_size: int) -> Tensor:
     """Logits over the target's vocabulary: rows that only the draft has are cut, those it lacks are impossible."""
     lacking = max(vocab_size - logits_BV.shape[-1], 0)
@@ -75,8 +88,29 @@ def goes_on(lengths: StepLengths | None, logits_BV: Tensor, position: int, looka
 def top_confidence(logits_BV: Tensor) -> list[float]:
     """The logit of the probability of each row's most probable token, whatever is drawn: a confidence that every draft has."""
     logits = logits_BV.float()
-    over_largest = (logits - logits.amax(-1, keepdim=True)).exp_().sum(-1).tolist()
-    return [_logit_of(-math.log(each)) for each in over_largest]
+    return _confidences((logits - logits.amax(-1, keepdim=True)).exp_().sum(-1))
+
+
+def _confidences(over_largest_B: Tensor) -> list[float]:
+    """The same of the sums of e^(logit − largest)."""
+    return [_logit_of(-math.log(each)) for each in over_largest_B.tolist()]
+
+
+def greedy_chain(
+    chain: Chain, pairs: Pairs, cache: KVCache, lookahead: int, lengths: StepLengths | None, model: str
+) -> Proposal:
+    """A chain by our kernels: by one call, or one for each position where `lengths` is asked behind each."""
+    tokens_BM, left_BMC, slots_BM, last_B, _ = pairs
+    parts: list[Drafted] = []
+    while len(parts) < (1 if lengths is None else lookahead):
+        if parts:
+            last, slots_BM = parts[-1], (slots_BM.gather(1, last_B[:, None]) + 1)
+            tokens_BM, left_BMC, last_B = last.ids_KB.T, last.left_BC[:, None], torch.zeros_like(last_B)
+        parts.append(chain(tokens_BM, left_BMC, slots_BM, last_B, cache, lookahead if lengths is None else 1))
+        if lengths is not None and not lengths.tell(_confidences(parts[-1].over_largest_KB[0])):
+            break
+    require_finite(torch.cat([part.largest_KB for part in parts]).T, model)
+    return in_line(torch.cat([part.ids_KB for part in parts]).T)
 
 
 def _logit_of(log_prob: float) -> float:

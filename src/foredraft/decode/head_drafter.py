@@ -13,12 +13,13 @@ from torch import Tensor
 
 from foredraft import kinds
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafter import goes_on
+from foredraft.decode.drafter import Pairs, goes_on, greedy_chain
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import first_largest, require_finite
 from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import KVCache
+from foredraft.models.chain import Chain
 from foredraft.models.draft_head import TokenHead
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
@@ -30,7 +31,7 @@ class HeadDrafter:
     trees = True
 
     def __init__(self, head: TokenHead, cache: KVCache) -> None:
-        self.head, self.run, self.cache = head, Graphed(head), cache
+        self.head, self.run, self.cache, self.kernel = head, Graphed(head), cache, Chain.of(head)
         self._title = f"draft {head.shape.name}"
         self.name, self.reads = kinds.of_shape(head.shape).name, head.feature_layers
 
@@ -51,21 +52,20 @@ class HeadDrafter:
     def propose(self, running: Listed[Sequence], budget: Budget, lengths: StepLengths | None = None) -> Proposal:
         """Read the pairs that came since, then draft; a sequence without features yet proposes nothing."""
         cache, silent = self.cache.rows(0, len(running)), [sequence.fresh is None for sequence in running]
-        output, hidden_B1C, base_B1 = self._read(running, cache)
+        pairs = self._pairs(running)
         for sequence in running:
             sequence.fresh = None
-        if budget.branches:
-            extend = self._extending(hidden_B1C, cache)
-            proposal = grow(output.logits_BTV, base_B1, budget, extend, self.head.target_ids, model=self._title)
+        if self.kernel and not budget.branches and self.kernel.takes(pairs.tokens_BM.numel()):
+            proposal = greedy_chain(self.kernel, pairs, cache, budget.lookahead, lengths, self._title)
         else:
-            proposal = self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead, lengths)
+            proposal = self._by_passes(pairs, cache, budget, lengths)
         none = [PAD] * proposal.tokens.shape[1]
         parents = [none if quiet else row for quiet, row in zip(silent, proposal.parents, strict=True)]
         return proposal._replace(parents=parents)
 
-    def _read(self, running: Listed[Sequence], cache: KVCache) -> tuple[Output, Tensor, Tensor]:
-        """The head's output at the last pair, the hidden state it leaves [B, 1, C], and the next slot [B, 1]."""
-        device, features = cache.kv.device, [self._unread(sequence) for sequence in running]
+    def _pairs(self, running: Listed[Sequence]) -> Pairs:
+        """Each token that came since the last proposal beside the hidden state of the one before it."""
+        device, features = self.cache.kv.device, [self._unread(sequence) for sequence in running]
         counts = [len(each) for each in features]
         width, joined = max(counts), torch.cat(features)
         if min(counts) < width:  # the last one's over again, which writes what is there
@@ -77,11 +77,20 @@ class HeadDrafter:
         base = [max(s.cached, 1) for s in running]
         places = [[start - n + min(i, n - 1) for i in range(width)] for start, n in zip(base, counts, strict=True)]
         ids, positions_BM = torch.tensor([tokens, places], device=device)
-        base_B1, last_B1 = torch.tensor([base, [n - 1 for n in counts]], device=device)[..., None]
-        mask = causal_mask(positions_BM, max(base))
-        output = self.run(ids, hidden, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B1)
+        return Pairs(ids, hidden, positions_BM, torch.tensor([n - 1 for n in counts], device=device), max(base))
+
+    def _by_passes(self, pairs: Pairs, cache: KVCache, budget: Budget, lengths: StepLengths | None) -> Proposal:
+        """A chain or a tree by the head's own passes."""
+        ids_BM, read_BMC, slots_BM, last_B, seen = pairs
+        last_B1 = last_B[:, None]
+        base_B1 = slots_BM.gather(1, last_B1) + 1
+        mask = causal_mask(slots_BM, seen)
+        output = self.run(ids_BM, read_BMC, slots_BM, cache=cache, slots_BT=slots_BM, mask_BTS=mask, logits=last_B1)
         hidden_B1C = output.pre_norm_BTC.gather(1, last_B1[..., None].expand(-1, -1, output.pre_norm_BTC.shape[-1]))
-        return output, hidden_B1C, base_B1
+        if budget.branches:
+            extend = self._extending(hidden_B1C, cache)
+            return grow(output.logits_BTV, base_B1, budget, extend, self.head.target_ids, model=self._title)
+        return self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead, lengths)
 
     def _unread(self, sequence: Sequence) -> Tensor:
         """Features of its tokens that the head has not read, [M, F]; zeros where none came yet."""

@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafter import fitted, goes_on, over_target, prefill, row_probabilities, unread
+from foredraft.decode.drafter import (
+    Pairs,
+    fitted,
+    goes_on,
+    greedy_chain,
+    over_target,
+    prefill,
+    row_probabilities,
+    unread,
+)
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import first_largest, require_finite
 from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.cache import KVCache
+from foredraft.models.chain import Chain
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
@@ -39,6 +49,7 @@ class ModelDrafter:
         self.vocab_size = vocab_size or model.shape.vocab_size
         self.num_read = [0] * cache.batch
         self._title = f"draft {model.shape.name}"
+        self.kernel = Chain.of(model, None if model.d2t is not None else self.vocab_size)
 
     def admit(self, row: int, sequence: Sequence) -> None:
         self.num_read[row] = 0
@@ -54,6 +65,11 @@ class ModelDrafter:
         cache = self.cache.rows(0, len(running))
         tokens_BM, positions_BM, last_B = unread(running, self.num_read, self.model.device)
         ends = [len(sequence.tokens) for sequence in running]
+        greedy = not any(sequence.request.sampling.temperature for sequence in running)
+        if self.kernel and greedy and not budget.branches and self.kernel.takes(tokens_BM.numel()):
+            self.num_read[: len(running)] = ends
+            pairs = Pairs(tokens_BM, None, positions_BM, last_B, max(ends))
+            return greedy_chain(self.kernel, pairs, cache, budget.lookahead, lengths, self._title)
         mask = causal_mask(positions_BM, max(ends))
         output = self.run(
             tokens_BM, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B[:, None]

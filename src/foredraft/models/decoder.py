@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache, new_cache
+from foredraft.models.chain import Entry
 from foredraft.models.draft_vocab import GatheredRows, all_target_ids, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
-from foredraft.models.kernels import Stack, fits_layer
+from foredraft.models.kernels import Stack, StoredMatrix, fits_layer
 from foredraft.models.layers import Attend, AttentionMetadata, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rotary
@@ -133,6 +134,23 @@ class Decoder(Target):
         if self.embed_positions is None:
             return x_BTC
         return x_BTC + self.embed_positions(positions_BT + POSITION_OFFSET)
+
+    @property
+    def head_matrix(self) -> StoredMatrix:
+        """The LM head as it is multiplied."""
+        if self.lm_head is not None:
+            return self.lm_head.stored
+        return StoredMatrix(self.head_weight_VC, self._gathered.eight, None)
+
+    @property
+    def embedding_VC(self) -> Tensor:
+        return self.embed_tokens.weight
+
+    @property
+    def entry(self) -> Entry | None:
+        """A token's embedding enters as it is; None where it is widened, or learned positions are added."""
+        widened = not isinstance(self.project_in, nn.Identity)
+        return None if widened or self.embed_positions is not None else Entry()
 
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits of hidden states that are normed already."""

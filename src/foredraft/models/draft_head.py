@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache, new_cache
+from foredraft.models.chain import Entry
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD
 from foredraft.models.draft_vocab import GatheredRows, draftable, maps_nothing, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
-from foredraft.models.kernels import fits_layer
+from foredraft.models.kernels import StoredMatrix, fits_layer
 from foredraft.models.layers import AttentionMetadata, DecoderBlock, KeyValues, ModelConfig
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rotary
@@ -161,6 +162,18 @@ class DraftHead(nn.Module, ABC):
         table = self.target.embed_tokens if self.embed_tokens is None else self.embed_tokens
         return table(tokens_BT).to(self.dtype)
 
+    @property
+    def head_matrix(self) -> StoredMatrix:
+        """The same as it is multiplied."""
+        if self.lm_head is not None:
+            return self.lm_head.stored
+        return StoredMatrix(self.head_weight_VC, self._gathered.eight, None)
+
+    @property
+    def embedding_VC(self) -> Tensor:
+        """The head's own table if its file carries one, else the target's."""
+        return (self.target.embed_tokens if self.embed_tokens is None else self.embed_tokens).weight
+
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits over the head's vocabulary."""
         if self.lm_head is not None:
@@ -193,6 +206,11 @@ class TokenHead(DraftHead):
     @abstractmethod
     def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         """All layers."""
+
+    @property
+    @abstractmethod
+    def entry(self) -> Entry:
+        """What `run` and `fed_back` do, for our kernels."""
 
     def fed_back(self, pre_norm_BTC: Tensor, final_BTC: Tensor) -> Tensor:
         """What the next step reads in place of the target's hidden states: what the layers left, before the final norm."""

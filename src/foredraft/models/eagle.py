@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft import kinds
+from foredraft.models.chain import Entry
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.draft_head import HeadLayout, NamesOnFile, TokenHead, llama_like, no_options
 from foredraft.models.draft_vocab import cut_offsets, stored_offsets
@@ -83,6 +84,10 @@ class EagleHead(TokenHead):
     def combine(self, features_BTF: Tensor) -> Tensor:
         """The target's final hidden state as it is."""
         return features_BTF.to(self.dtype)
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(fc=self.fc)
 
     def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         x_BTC = self.fc(torch.cat((embeds_BTC, hidden_BTC), dim=-1))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from foredraft import kinds
 from foredraft.feature_layers import eagle3_feature_layers
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids
+from foredraft.models.chain import Entry
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.draft_head import HeadLayout, NamesOnFile, TokenHead, llama_like, no_options
 from foredraft.models.draft_vocab import offsets, stored_offsets
@@ -130,6 +131,15 @@ class Eagle3Head(TokenHead):
 
     def fed_back(self, pre_norm_BTC: Tensor, final_BTC: Tensor) -> Tensor:
         return final_BTC if self.switches.norm_output else pre_norm_BTC
+
+    @property
+    def entry(self) -> Entry:
+        first, switches = self.layers[0], self.switches
+        assert isinstance(first, FusionLayer)
+        return Entry(
+            embed_norm=first.input_layernorm, left_norm=first.hidden_norm,
+            normed_residual=switches.norm_before_residual, leaves_normed=switches.norm_output,
+        )  # fmt: skip
 
     def run(self, embeds_BTC: Tensor, hidden_BTC: Tensor, metadata: AttentionMetadata) -> Tensor:
         first_layer, *later_layers = self.layers

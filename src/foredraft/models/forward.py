@@ -63,9 +63,9 @@ def attention_metadata(
         and isinstance(cache, KVCache)
         and kernels.usable(tokens_BT.numel(), dtype, tokens_BT.device, prompt=prompt)
     ):
-        rotation = rotary(positions_BT, torch.float32) if rotary else None
-        kernel = kernels.KernelPass.of(rotation, cache, slots_BT, mask_BTS, dtype, prompt)
-        return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS, kernel=kernel)
+        table = rotary.table(cache.slots) if rotary else None
+        kernel = kernels.KernelPass.of(table, cache, slots_BT, positions_BT, mask_BTS, dtype, prompt=prompt)
+        return positions_BT, AttentionMetadata(None, cache, slots_BT, mask_B1TS, kernel=kernel)
     rotation = rotary(positions_BT, dtype) if rotary else None
     bias = grouped_bias(mask_B1TS, groups, dtype) if mask_B1TS is not None and mask_B1TS.is_cuda else None
     return positions_BT, AttentionMetadata(rotation, cache, slots_BT, mask_B1TS, bias_B1RS=bias)

@@ -85,10 +85,10 @@ INLINE void store(num *p, vec v) { storef(p, v); }
 INLINE const float *floats(const num *p, float *room, long size) { return p; }
 #endif
 
-// Room that a thread keeps from pass to pass: 0 for what it multiplies by itself, 1 for what all threads read.
+// Room that a thread keeps from pass to pass: 0 for what it multiplies by itself, 1 for what all threads read, 2 for what a chain's passes leave.
 static float *kept_room(int which, long size) {
-    static _Thread_local float *kept[2];
-    static _Thread_local long have[2];
+    static _Thread_local float *kept[3];
+    static _Thread_local long have[3];
     if (have[which] < size) free(kept[which]), kept[which] = aligned_alloc(64, ((have[which] = size) * sizeof(float) + 63) / 64 * 64);
     return kept[which];
 }
@@ -388,12 +388,12 @@ typedef struct {
 
 // Everything of a pass that does not change from layer to layer. `cos` is NULL where positions are learned.
 typedef struct {
-    const float *cos, *sin;                            // [R, D]
-    const int64_t *slots;                              // [R]
+    const float *cos, *sin;                            // of each position, [P, D]
+    const int64_t *slots, *positions;                  // [R]
     const int64_t *places;                             // [B]: the cache's row of each sequence; NULL: in order
     const uint8_t *mask;                               // [B or 1, T, S]
     long batch, tokens, seen, mask_batch_stride;       // B, T, S
-    long cache_batch, cache_slots;                     // what the cache has room for
+    long turns, cache_batch, cache_slots;              // P; what the cache has room for
     long cache_batch_stride, cache_head_stride;        // in numbers; a slot is D numbers
     int threads, prompt;                               // prompt: whether the pass reads one, and decides no token
 } Pass;
@@ -441,7 +441,7 @@ static void place(const Layer *layer, const Pass *pass, num *x, const num *weigh
     for (long h = 0; h < heads; h++) {
         num *head = x + (row * heads + h) * dim;
         if (weight) norm(head, weight, NULL, head, dim, 0, layer->qk_eps);
-        if (pass->cos) rotate(head, pass->cos + row * dim, pass->sin + row * dim, dim);
+        if (pass->cos) rotate(head, pass->cos + pass->positions[row] * dim, pass->sin + pass->positions[row] * dim, dim);
     }
 }
 
@@ -567,13 +567,13 @@ static void add(num *y, const num *x, const num *more, long size) {
     for (long c = 0; c < size / LANES; c++) store(y + c * LANES, load(x + c * LANES) + load(more + c * LANES));
 }
 
-// Whether a pass stays within the cache that it writes to and reads.
+// Whether a pass stays within the cache that it writes to and reads, and the positions that there are.
 static int fits(const Pass *pass) {
     if ((!pass->places && pass->batch != pass->cache_batch) || pass->seen > pass->cache_slots) return 0;
     for (long b = 0; pass->places && b < pass->batch; b++)
         if (pass->places[b] < 0 || pass->places[b] >= pass->cache_batch) return 0;
     for (long row = 0; row < pass->batch * pass->tokens; row++)
-        if (pass->slots[row] < 0 || pass->slots[row] >= pass->cache_slots) return 0;
+        if (pass->slots[row] < 0 || pass->slots[row] >= pass->cache_slots || (pass->cos && (pass->positions[row] < 0 || pass->positions[row] >= pass->turns))) return 0;
     return 1;
 }
 
@@ -627,5 +627,93 @@ static void layer(const Layer *layer, const Pass *pass, const num *x, const num 
 int layers(const Layer *const *all, long count, const Pass *pass, const num *x, const num *normed, num *keys, num *values, long stride, num *y, num *room) {
     if (!fits(pass)) return -1;
     for (long i = 0; i < count; i++) layer(all[i], pass, i ? y : x, i ? NULL : normed, keys + i * stride, values + i * stride, y, room);
+    return 0;
+}
+
+// Everything of a draft that does not change from pass to pass; absent parts are NULL. Its layers read a token's embedding, or `fc` of that beside
+// what the target or the last pass left (EAGLE), or each of the two normed, beside a residual of what was left (EAGLE-3).
+typedef struct {
+    const num *embed;                                                // [V, C]
+    Matrix fc, head;                                                 // [C, 2C], [D, C]
+    const num *embed_norm, *left_norm, *norm, *norm_bias;            // EAGLE-3's two, and the one before the head
+    const int64_t *d2t;                                              // the target's id less the draft's own, [D]
+    const Layer *const *layers;
+    long count, room, hidden, vocabulary, words;                     // room: what a row of a layer needs; V, D
+    int layer_norm, normed_residual, leaves_normed;                  // whether the residual is the normed one; whether what is left is
+    float eps;
+} Draft;
+
+// Where the largest of `size` numbers first stands, that number (NaN where one is), and the sum of e^(each − it).
+static long first_largest(const num *x, long size, float *largest, float *total) {
+    float most = -INFINITY;
+    long at = 0, whole = size / LANES * LANES;
+    vec best = splat(-INFINITY), sum = {0};
+    ivec odd = {0};
+    for (long i = 0; i < whole; i += LANES) {
+        vec v = load(x + i);
+        ivec above = v > best;
+        best = (vec)(((ivec)v & above) | ((ivec)best & ~above)), odd |= v != v;
+    }
+    int broken = 0;
+    for (int j = 0; j < LANES; j++) most = best[j] > most ? best[j] : most, broken |= odd[j];
+    for (long i = whole; i < size; i++) most = up(x[i]) > most ? up(x[i]) : most, broken |= up(x[i]) != up(x[i]);
+    *largest = broken ? NAN : most, *total = 0;
+    while (at < size - 1 && up(x[at]) != most) at++;
+    for (long i = 0; i < whole; i += LANES) sum += exponential(load(x + i) - most);
+    for (int j = 0; j < LANES; j++) *total += sum[j];
+    for (long i = whole; i < size; i++) *total += expf(up(x[i]) - most);
+    return at;
+}
+
+// A greedy chain: reads T tokens of B sequences, each beside its row of `left` [R, C], and drafts `depth` behind the `last` of each: their ids in the
+// target's vocabulary and what `first_largest` gives, [depth, B]; `left` [B, C] is then what the last one read left. A slot is a position, and sees those up to itself.
+// Returns 0, or −1 with nothing written where a pass leaves the cache or a token the vocabulary. One call, as for layers.
+int chain(const Draft *draft, const Pass *given, const int64_t *tokens, const num *before, const int64_t *last, num *keys, num *values, long stride, long depth, int64_t *ids, float *largest, float *total, num *left) {
+    const long B = given->batch, T = given->tokens, C = draft->hidden, D = draft->words, R = B * T;
+    long seen = 0;
+    for (long r = 0; r < R; r++) {
+        if (tokens[r] < 0 || tokens[r] >= draft->vocabulary) return -1;
+        seen = given->slots[r] >= seen ? given->slots[r] + 1 : seen;
+    }
+    const long most = seen + depth - 1;
+    Pass pass = *given;
+    pass.seen = seen, pass.positions = pass.slots;
+    if (!fits(&pass) || most > pass.cache_slots || (pass.cos && most > pass.turns)) return -1;
+    num *x = (num *)kept_room(2, R * (4 * C + draft->room) + B * (C + D) + 2 * B + R * most), *y = x + R * C, *joined = y + R * C, *room = joined + 2 * R * C;
+    num *final = room + R * draft->room, *logits = final + B * C;
+    int64_t *slots = (int64_t *)(((uintptr_t)(logits + B * D) + 7) / 8 * 8);
+    uint8_t *mask = (uint8_t *)(slots + B);
+    pass.mask = mask;
+    for (long k = 0; k < depth; k++) {
+        const long n = B * pass.tokens;
+        pass.mask_batch_stride = pass.tokens * pass.seen;
+        for (long r = 0; r < n; r++) {
+            const num *embedding = draft->embed + tokens[r] * C, *of = before ? before + r * C : NULL;
+            num *first = joined + 2 * r * C, *second = first + C;
+            for (long s = 0; s < pass.seen; s++) mask[r * pass.seen + s] = s <= pass.slots[r];
+            if (draft->fc.w) memcpy(first, embedding, C * sizeof(num)), memcpy(second, of, C * sizeof(num));
+            else if (draft->left_norm) {
+                norm(embedding, draft->embed_norm, NULL, first, C, 0, draft->eps), norm(of, draft->left_norm, NULL, second, C, 0, draft->eps);
+                memcpy(x + r * C, draft->normed_residual ? second : of, C * sizeof(num));
+            } else memcpy(x + r * C, embedding, C * sizeof(num));
+        }
+        if (draft->fc.w) linear(joined, draft->fc.w, draft->fc.scale, draft->fc.bias, x, n, 2 * C, C, pass.threads);
+        for (long i = 0; i < draft->count; i++)
+            layer(draft->layers[i], &pass, i ? y : x, i ? NULL : draft->fc.w ? x : draft->left_norm ? joined : NULL, keys + i * stride, values + i * stride, y, room);
+        for (long b = 0; b < B; b++) {
+            const num *of = y + (k ? b : b * T + last[b]) * C;
+            if (draft->norm) norm(of, draft->norm, draft->norm_bias, final + b * C, C, draft->layer_norm, draft->eps);
+            else memcpy(final + b * C, of, C * sizeof(num));
+            memcpy(left + b * C, draft->leaves_normed ? final + b * C : of, C * sizeof(num));
+        }
+        linear(final, draft->head.w, draft->head.scale, draft->head.bias, logits, B, C, D, pass.threads);
+        for (long b = 0; b < B; b++) {
+            const long id = first_largest(logits + b * D, D, largest + k * B + b, total + k * B + b);
+            ids[k * B + b] = id + (draft->d2t ? draft->d2t[id] : 0);
+            slots[b] = k ? slots[b] + 1 : given->slots[b * T + last[b]] + 1;
+        }
+        tokens = ids + k * B, before = left, pass.tokens = 1, pass.slots = pass.positions = slots, pass.seen = 0;
+        for (long b = 0; b < B; b++) pass.seen = slots[b] >= pass.seen ? slots[b] + 1 : pass.seen;
+    }
     return 0;
 }

@@ -68,7 +68,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
         raise KernelsMissing(f"{compiler} could not build them: {message.strip().splitlines()[0]}") from None
     library.linear.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_int]
     library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
-    library.linear.restype, library.layers.restype = None, c_int
+    library.chain.argtypes = [c_void_p] * 7 + [c_long] * 2 + [c_void_p] * 4
+    library.linear.restype, library.layers.restype, library.chain.restype = None, c_int, c_int
     return library
 
 
@@ -210,21 +211,62 @@ class _Layer(ctypes.Structure):
     ]  # fmt: skip
 
 
+class _Draft(ctypes.Structure):
+    """kernels.c's `Draft`."""
+
+    _fields_ = [
+        ("embed", c_void_p), ("fc", _Matrix), ("head", _Matrix),
+        *((name, c_void_p) for name in ("embed_norm", "left_norm", "norm", "norm_bias", "d2t", "layers")),
+        *((name, c_long) for name in ("count", "room", "hidden", "vocabulary", "words")),
+        *((name, c_int) for name in ("layer_norm", "normed_residual", "leaves_normed")), ("eps", c_float),
+    ]  # fmt: skip
+
+
 class _Pass(ctypes.Structure):
     """kernels.c's `Pass`."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("cos", "sin", "slots", "places", "mask")),
+        *((name, c_void_p) for name in ("cos", "sin", "slots", "positions", "places", "mask")),
         *((name, c_long) for name in ("batch", "tokens", "seen", "mask_batch_stride")),
-        *((name, c_long) for name in ("cache_batch", "cache_slots", "cache_batch_stride", "cache_head_stride")),
+        *((name, c_long) for name in ("turns", "cache_batch", "cache_slots", "cache_batch_stride", "cache_head_stride")),
         ("threads", c_int), ("prompt", c_int),
     ]  # fmt: skip
 
 
-class LayerWeights:
+class StoredMatrix(NamedTuple):
+    """A matrix as it is multiplied: its weight, the same in eight bits where it is kept so, its bias."""
+
+    weight: Tensor
+    eight: EightBits | None
+    bias: Tensor | None
+
+
+class _Weights:
+    """Where weights lie, which are held from then on."""
+
+    def __init__(self) -> None:
+        self._held: list[Tensor | None] = []
+
+    def _matrix(self, module: Any) -> _Matrix:
+        if module is None:
+            return _Matrix()
+        return self._stored(*module.stored)
+
+    def _stored(self, weight: Tensor, eight: EightBits | None, bias: Tensor | None) -> _Matrix:
+        values, scale = eight or (weight, None)
+        return _Matrix(w=self._at(values), scale=self._at(scale), bias=self._at(bias))
+
+    def _at(self, tensor: Tensor | None) -> int | None:
+        assert tensor is None or tensor.is_contiguous()
+        self._held.append(tensor)
+        return _address(tensor)
+
+
+class LayerWeights(_Weights):
     """Where a layer's weights lie."""
 
     def __init__(self, layer: Any, shape: Shape, model_config: Any) -> None:
+        super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         matrices = {
             "q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj,
@@ -232,7 +274,6 @@ class LayerWeights:
         }  # fmt: skip
         norms = {"in_norm": layer.input_layernorm, "out_norm": layer.post_attention_layernorm}
         norms |= {"q_norm": attention.q_norm, "k_norm": attention.k_norm}
-        self._held: list[Tensor | None] = []
         few, heads = shape.num_kv_heads * shape.head_dim, shape.num_heads * shape.head_dim
         self.room = shape.hidden_size + 2 * heads + 2 * few + 2 * shape.intermediate_size
         self.struct = _Layer(
@@ -245,18 +286,6 @@ class LayerWeights:
             layer_norm=isinstance(layer.post_attention_layernorm, nn.LayerNorm), eps=model_config.norm_eps, qk_eps=model_config.norm_eps,
         )  # fmt: skip
 
-    def _matrix(self, module: Any) -> _Matrix:
-        if module is None:
-            return _Matrix()
-        values, scale = module.eight or (module.weight, None)
-        return _Matrix(w=self._at(values), scale=self._at(scale), bias=self._at(module.bias))
-
-    def _at(self, tensor: Tensor | None) -> int | None:
-        """Its address; it is held from now on."""
-        assert tensor is None or tensor.is_contiguous()
-        self._held.append(tensor)
-        return _address(tensor)
-
 
 class Stack:
     """Layers that run one behind another, the first of which is `index` in the cache. Made once: the module drops it when its weights move
@@ -266,6 +295,57 @@ class Stack:
     def __init__(self, layers: Iterable[Any], index: int = 0) -> None:
         self.layers, self.index = [LayerWeights(layer, layer.shape, layer.config) for layer in layers], index
         self.addresses = (c_void_p * len(self.layers))(*(ctypes.addressof(layer.struct) for layer in self.layers))
+
+
+def _pass_of(
+    rotation: tuple[Tensor, Tensor] | None, cache: KVCache, slots_BT: Tensor, *, prompt: bool = False
+) -> _Pass:
+    """What a pass says beside its positions and its mask."""
+    cos, sin = rotation or (None, None)
+    return _Pass(
+        cos=_address(cos), sin=_address(sin), turns=0 if cos is None else len(cos), slots=slots_BT.data_ptr(), places=_address(cache.places),
+        batch=slots_BT.shape[0], tokens=slots_BT.shape[1], cache_batch=cache.kv.shape[2], cache_slots=cache.slots,
+        cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(), prompt=prompt,
+    )  # fmt: skip
+
+
+class ChainWeights(_Weights):
+    """Where the weights of a draft lie, its layers' and those around them (`chain`)."""
+
+    def __init__(self, model: Any, entry: Any, table_VC: Tensor, head: StoredMatrix, words: int | None) -> None:
+        super().__init__()
+        self.stack = Stack(model.layers)
+        self.struct = _Draft(
+            embed=self._at(table_VC), fc=self._matrix(entry.fc), head=self._stored(*head), d2t=self._at(model.d2t),
+            embed_norm=self._at(getattr(entry.embed_norm, "weight", None)), left_norm=self._at(getattr(entry.left_norm, "weight", None)),
+            norm=self._at(getattr(model.norm, "weight", None)), norm_bias=self._at(getattr(model.norm, "bias", None)),
+            layers=ctypes.addressof(self.stack.addresses), count=len(self.stack.layers), room=self.stack.layers[0].room,
+            hidden=model.shape.hidden_size, vocabulary=len(table_VC), words=min(words or len(head.weight), len(head.weight)),
+            layer_norm=isinstance(model.norm, nn.LayerNorm), normed_residual=entry.normed_residual, leaves_normed=entry.leaves_normed,
+            eps=model.config.norm_eps,
+        )  # fmt: skip
+
+
+def run_chain(
+    weights: ChainWeights,
+    rotation: tuple[Tensor, Tensor] | None,
+    cache: KVCache,
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    """`inputs`: tokens [B, M], what was left beside them [B, M, C], slots, indices [B]; `outputs` are as kernels.c's `chain` fills them."""
+    tokens, left, slots, last = (None if each is None else each.contiguous() for each in inputs)
+    assert slots is not None
+    struct = _pass_of(rotation, cache, slots)
+    keys = cache.kv.data_ptr()
+    outside = _library(cache.kv.dtype).chain(
+        ctypes.addressof(weights.struct), ctypes.addressof(struct), _address(tokens), _address(left), _address(last), keys,
+        keys + cache.kv.stride(1) * cache.kv.element_size(), cache.kv.stride(0), len(outputs[0]), *map(_address, outputs),
+    )  # fmt: skip
+    if outside:
+        raise IndexError(
+            f"a chain of {len(outputs[0])} behind {slots.shape[0]} sequences leaves a cache of {cache.batch} × {cache.slots}, or its vocabulary"
+        )
 
 
 class KernelPass(NamedTuple):
@@ -282,22 +362,19 @@ class KernelPass(NamedTuple):
         rotation: tuple[Tensor, Tensor] | None,
         cache: KVCache,
         slots_BT: Tensor,
+        positions_BT: Tensor,
         mask_BTS: Tensor,
         dtype: torch.dtype,
-        prompt: bool,
+        *,
+        prompt: bool = False,
     ) -> "KernelPass":
-        """`rotation` is in float32, [B, 1, T, D]; the cache may be a view of some rows. `prompt`: whether the pass reads one."""
-        batch, tokens = slots_BT.shape
-        slots, mask, places = slots_BT.contiguous(), mask_BTS.contiguous(), cache.places
-        cos, sin = (None, None) if rotation is None else (part.contiguous() for part in rotation)
-        struct = _Pass(
-            cos=None if cos is None else cos.data_ptr(), sin=None if sin is None else sin.data_ptr(), slots=slots.data_ptr(), mask=mask.data_ptr(),
-            places=None if places is None else places.data_ptr(),
-            batch=batch, tokens=tokens, seen=mask.shape[2], mask_batch_stride=0 if mask.shape[0] == 1 else tokens * mask.shape[2],
-            cache_batch=cache.kv.shape[2], cache_slots=cache.slots,
-            cache_batch_stride=cache.kv.stride(2), cache_head_stride=cache.kv.stride(3), threads=torch.get_num_threads(), prompt=prompt,
-        )  # fmt: skip
-        return cls(struct, cache, (slots, mask, cos, sin, places), _library(dtype).layers)
+        """`rotation`: `Rotary.table`; the cache may be a view of some rows. `prompt`: whether the pass reads one."""
+        slots, positions, mask = slots_BT.contiguous(), positions_BT.contiguous(), mask_BTS.contiguous()
+        struct = _pass_of(rotation, cache, slots, prompt=prompt)
+        struct.positions, struct.mask, struct.seen = positions.data_ptr(), mask.data_ptr(), mask.shape[2]
+        struct.mask_batch_stride = 0 if mask.shape[0] == 1 else slots.shape[1] * mask.shape[2]
+        inputs = (slots, mask, positions, cache.places, *(rotation or ()))
+        return cls(struct, cache, inputs, _library(dtype).layers)
 
     def layers(
         self, stack: Stack, x_BTC: Tensor, normed_BTI: Tensor | None = None, start: int = 0, stop: int | None = None

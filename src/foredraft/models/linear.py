@@ -40,5 +40,9 @@ class Linear(nn.Linear):
         """The weight in eight bits while it is what was stored: one that learns is no more."""
         return None if self.weight.requires_grad else self.stored_eight
 
+    @property
+    def stored(self) -> kernels.StoredMatrix:
+        return kernels.StoredMatrix(self.weight, self.eight, self.bias)
+
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias, self.eight)

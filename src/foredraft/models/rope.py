@@ -55,6 +55,7 @@ class Rotary:
     def __init__(self, rope: Rope, head_dim: int) -> None:
         self.scale = rope.attention_factor
         self.frequencies = frequencies(rope, head_dim)
+        self._table: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine, [B, 1, T, D] each: computed in float32 once per pass, for all layers and heads."""
@@ -63,6 +64,13 @@ class Rotary:
         angles = positions_BT[:, None, :, None].float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+
+    def table(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of positions 0, 1, … for our kernels: float32 [P, D] each, P at least `positions`; kept."""
+        if self._table is None or len(self._table[0]) < positions:
+            cos, sin = self(torch.arange(positions)[None], torch.float32)
+            self._table = cos[0, 0], sin[0, 0]
+        return self._table
 
 
 def rotate(x_BNTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
