@@ -82,6 +82,7 @@ class HeadDrafter:
     def _by_passes(self, pairs: Pairs, cache: KVCache, budget: Budget, lengths: StepLengths | None) -> Proposal:
         """A chain or a tree by the head's own passes."""
         ids_BM, read_BMC, slots_BM, last_B, seen = pairs
+        assert read_BMC is not None, "a head reads hidden states"
         last_B1 = last_B[:, None]
         base_B1 = slots_BM.gather(1, last_B1) + 1
         mask = causal_mask(slots_BM, seen)
