@@ -23,6 +23,7 @@ from foredraft.models.chain import Chain
 from foredraft.models.draft_head import TokenHead
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
+from foredraft.models.kernels import chunk
 
 
 class HeadDrafter:
@@ -41,10 +42,13 @@ class HeadDrafter:
             return
         features, sequence.fresh = sequence.fresh[:-1], sequence.fresh[-1:]
         tokens = torch.tensor([sequence.tokens[1:-1]], device=features.device)
-        positions = torch.arange(tokens.shape[1], device=features.device)[None]
-        mask = causal_mask(positions, tokens.shape[1])
-        hidden = self.head.combine(features[None])
-        self.head(tokens, hidden, positions, self.cache.rows(row, row + 1), mask_BTS=mask, logits="none")
+        positions, into = torch.arange(len(features), device=features.device)[None], self.cache.rows(row, row + 1)
+        size = chunk(len(features), self.head.dtype, features.device)
+        for start in range(0, len(features), size):
+            part = slice(start, start + size)
+            hidden, some = self.head.combine(features[None, part]), positions[:, part]
+            mask = causal_mask(some, min(start + size, len(features)))
+            self.head(tokens[:, part], hidden, some, into, mask_BTS=mask, logits="none")
 
     def move(self, source: int, row: int, num: int) -> None:
         self.cache.copy_row(source, row, num)

@@ -18,11 +18,6 @@
 #else
 #define LANES 4
 #endif
-#if defined(__AVX512F__)
-#define KEEP(v) __asm__("" : "+v"(v)) // in one of its 32 registers: the compiler would load it again for every product
-#else
-#define KEEP(v)
-#endif
 #define AHEAD 16384 // bytes before its use that memory is asked for, at least, into the second-level cache: the first has too few requests open
 #define LINE 64 // bytes that memory gives at once
 #define INLINE static inline __attribute__((always_inline))
@@ -112,8 +107,6 @@ INLINE given *widened(const num *x, long size, long more, int eight) { return (g
 #define WIDENS 1
 typedef float given;
 typedef struct { vec first, second; } word;
-#undef KEEP
-#define KEEP(v) // of two parts, which the compiler keeps by itself
 INLINE word fetch(const num *p) {
     uvec pairs;
     memcpy(&pairs, p, sizeof pairs);
@@ -186,7 +179,7 @@ INLINE void tile(const int rows, const int outs, const int first, const int kept
 #pragma GCC unroll 4
         for (long s = i; s < i + line; s += STEP) {
             if (s >= in) break;
-            if (outs > rows) {
+            if (outs >= rows) {
 #pragma GCC unroll 4
                 for (int j = 0; j < outs; j++) {
                     word with = kept && !first ? take(keep + j * in + s) : FETCH(j);
@@ -204,7 +197,6 @@ INLINE void tile(const int rows, const int outs, const int first, const int kept
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++) {
                     word by = take(x + r * in + s);
-                    KEEP(by);
 #pragma GCC unroll 4
                     for (int j = 0; j < outs; j++) a[outs * r + j] = mac(a[outs * r + j], by, with[j]);
                 }
