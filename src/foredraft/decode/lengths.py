@@ -109,13 +109,17 @@ def _lies_above(x: NDArray[np.int64], y: Array, a: int, b: int, c: int) -> bool:
     return bool((y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a]))
 
 
-class Regime(NamedTuple):
-    """What a step is decided by: each sequence's confidence, ρ in tokens per second of the whole batch, and the times."""
+class Regime:
+    """What a step is decided by: each sequence's confidence, ρ in tokens per second of the whole batch, and the times. `prices`, of each further
+    token verified, and `position`, of drafting one more, are in tokens.
+    """
 
-    confidences: Sequence[Confidence]
-    rate: float
-    times: PassTimes
-    most: int
+    def __init__(self, confidences: Sequence[Confidence], rate: float, times: PassTimes, most: int) -> None:
+        batch = len(confidences)
+        self.here, self.ahead = ([getattr(each, name) for each in confidences] for name in ("here", "ahead"))
+        self.most, self.packs = most, times.packs(batch, most)
+        self.prices: list[float] = (rate * times.added(batch, most)).tolist()
+        self.position = rate * times.of_drafting(batch)[1]
 
 
 class LengthRule:
@@ -165,30 +169,25 @@ class Choice:
     """One step's lengths by the rule. In Python's own numbers: of the few that a step has, an array's functions take longer than a draft's layer."""
 
     def __init__(self, regime: Regime) -> None:
-        batch = len(regime.confidences)
+        batch = len(regime.here)
         self.regime, self.lengths = regime, [0] * batch
-        self.packs = regime.times.packs(batch, regime.most)
         self.told: list[list[float]] = [[] for _ in range(batch)]
         self.survival = [1.0] * batch  # of what is verified so far; 0 of those that have stopped
-        self.prices: list[float] = (
-            regime.rate * regime.times.added(batch, regime.most)
-        ).tolist()  # in tokens, of each further one
-        self.position = regime.rate * regime.times.of_drafting(batch)[1]
 
     def tell(self, confidence_B: Sequence[float]) -> bool:
         for told, confidence in zip(self.told, confidence_B, strict=True):
             told.append(0.0 if math.isnan(confidence) else min(max(confidence, -MOST_LOGIT), MOST_LOGIT))
-        survival = self._with([each.here for each in self.regime.confidences])
+        survival = self._with(self.regime.here)
         taken = self._worth(survival)
         self.lengths = [num + more for num, more in zip(self.lengths, taken, strict=True)]
         self.survival = [share * more for share, more in zip(survival, taken, strict=True)]
         if len(self.told[0]) == self.regime.most or not any(taken):
             return False
-        ahead = self._with([each.ahead for each in self.regime.confidences])
+        ahead = self._with(self.regime.ahead)
         worth = self._worth(ahead)
         return (
             sum(share for share, more in zip(ahead, worth, strict=True) if more) - self._price(sum(worth))
-            > self.position
+            > self.regime.position
         )
 
     def _with(self, weights_B4: Sequence[Sequence[float]]) -> list[float]:
@@ -199,10 +198,12 @@ class Choice:
     def _worth(self, survival: list[float]) -> list[bool]:
         """Which sequences verify a token more, of such survivals: the surest as long as each is worth its price, or all or none."""
         batch, used = len(survival), sum(self.lengths)
-        if not self.packs:
+        if not self.regime.packs:
             return [sum(survival) > self._price(batch)] * batch
         worth = [False] * batch
-        for row, price in zip(sorted(range(batch), key=lambda row: -survival[row]), self.prices[used:], strict=False):
+        for row, price in zip(
+            sorted(range(batch), key=lambda row: -survival[row]), self.regime.prices[used:], strict=False
+        ):
             if survival[row] <= price:
                 break
             worth[row] = True
@@ -211,7 +212,7 @@ class Choice:
     def _price(self, num: int) -> float:
         """In tokens: what so many further ones cost."""
         used = sum(self.lengths)
-        return sum(self.prices[used : used + num])
+        return sum(self.regime.prices[used : used + num])
 
 
 def features(told: Sequence[float]) -> tuple[float, float, float, float]:
