@@ -116,7 +116,7 @@ def test_a_draft_in_eight_bits_is_run_in_bfloat16_beside_any_target(kind: str, t
     plain = Engine(target, max_batch=3, max_context=32).generate(requests)
     assert [each.answer for each in drafted] == [each.answer for each in plain]
     model = drafter.model if kind == "lm" else drafter.head
-    assert model.lm_head is not None or model._gathered.eight is not None
+    assert model.lm_head is not None or model.gathered.eight is not None
 
 
 def test_a_weight_that_learns_is_no_more_in_eight_bits(tmp_path: Path) -> None:

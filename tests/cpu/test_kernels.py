@@ -307,6 +307,9 @@ def test_what_these_kernels_do_not_know_is_drafted_by_passes(tmp_path: Path) -> 
     _, draft = drafts_of("eagle", torch.float32, tmp_path)
     assert Chain.of(draft) is not None
     assert Chain.of(draft.requires_grad_(True)) is None  # its weights may change
+    target, draft = drafts_of("eagle", torch.float32, tmp_path)
+    target.embed_tokens.__class__ = type("Scaled", (torch.nn.Embedding,), {})
+    assert Chain.of(draft) is None  # a table of another kind may scale what it looks up
 
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)

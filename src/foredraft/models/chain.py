@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache
-from foredraft.models.kernels import ChainWeights, able, run_chain, usable
+from foredraft.models.kernels import ChainWeights, StoredMatrix, able, run_chain, usable
 from foredraft.models.linear import Linear
 
 
@@ -46,12 +46,13 @@ class Chain:
     def of(cls, model: Any, words: int | None = None) -> Self | None:
         """Of a decoder or a `TokenHead`; None where these kernels do not run it. `words`: the first that may be drafted, all by default."""
         entry: Entry | None = model.entry
-        head, table = model.head_matrix, model.embedding_VC
+        head, table = _head_of(model), model.table.weight
         if entry is None or model.dtype not in model.kernel_dtypes or not able(model.dtype, head.weight.device):
             return None
         norms = [each for each in (entry.embed_norm, entry.left_norm) if each is not None]
         known = all(isinstance(each, nn.RMSNorm) for each in norms)
         known = known and isinstance(model.norm, nn.RMSNorm | nn.LayerNorm | nn.Identity)
+        known = known and type(model.table) is nn.Embedding  # another may scale what it looks up
         learning = any(parameter.requires_grad for parameter in model.parameters())
         if learning or not known or not table.dtype == head.weight.dtype == model.dtype or not table.is_contiguous():
             return None
@@ -73,3 +74,11 @@ class Chain:
         table = self.rotary.table(cache.slots) if self.rotary else None
         run_chain(self.weights, table, cache, (tokens_BM, left_BMC, slots_BM, last_B), (ids, largest, total, left))
         return Drafted(ids, largest, total, left)
+
+
+def _head_of(model: Any) -> StoredMatrix:
+    """The LM head as it is multiplied: the model's own, or the rows that it borrows."""
+    if model.lm_head is not None:
+        return model.lm_head.stored
+    rows = model.head_weight_VC  # which says what `gathered` holds in eight bits
+    return StoredMatrix(rows, model.gathered.eight, None)

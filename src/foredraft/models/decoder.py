@@ -16,7 +16,7 @@ from foredraft.models.cache import KVCache, new_cache
 from foredraft.models.chain import Entry
 from foredraft.models.draft_vocab import GatheredRows, all_target_ids, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
-from foredraft.models.kernels import Stack, StoredMatrix, fits_layer
+from foredraft.models.kernels import Stack, fits_layer
 from foredraft.models.layers import Attend, AttentionMetadata, KeyValues, Layer, ModelConfig, norm
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rotary
@@ -54,7 +54,7 @@ class Decoder(Target):
         rows = shape.draft_vocab_size or shape.vocab_size
         self.lm_head = None if shape.tie_embeddings else Linear(width, rows, bias=False)
         self.register_buffer("d2t", d2t)
-        self._gathered = GatheredRows()
+        self.gathered = GatheredRows()
         self._stack: Stack | None = None
 
     @property
@@ -62,7 +62,7 @@ class Decoder(Target):
         """The LM head, which a tied model shares with its embedding: the rows of what it can draft."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        return self._gathered(self.embed_tokens.weight, self.d2t, self.dtype, in_eight=self.in_eight)
+        return self.gathered(self.embed_tokens.weight, self.d2t, self.dtype, in_eight=self.in_eight)
 
     @property
     def in_eight(self) -> bool:
@@ -136,15 +136,9 @@ class Decoder(Target):
         return x_BTC + self.embed_positions(positions_BT + POSITION_OFFSET)
 
     @property
-    def head_matrix(self) -> StoredMatrix:
-        """The LM head as it is multiplied."""
-        if self.lm_head is not None:
-            return self.lm_head.stored
-        return StoredMatrix(self.head_weight_VC, self._gathered.eight, None)
-
-    @property
-    def embedding_VC(self) -> Tensor:
-        return self.embed_tokens.weight
+    def table(self) -> nn.Embedding:
+        """The embedding that it reads."""
+        return self.embed_tokens
 
     @property
     def entry(self) -> Entry | None:
@@ -156,7 +150,7 @@ class Decoder(Target):
         """Logits of hidden states that are normed already."""
         if self.lm_head is not None:
             return self.lm_head(final_BTC)
-        return linear(final_BTC, self.head_weight_VC, eight=self._gathered.eight)
+        return linear(final_BTC, self.head_weight_VC, eight=self.gathered.eight)
 
 
 def new_decoder(shape: Shape, model_config: ModelConfig, seed: int, d2t: Tensor | None = None) -> Decoder:

@@ -22,7 +22,7 @@ from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.decoder import INIT_STD
 from foredraft.models.draft_vocab import GatheredRows, draftable, maps_nothing, target_ids
 from foredraft.models.forward import LogitsAt, Output, attention_metadata, check_context, read_out, reads_prompt
-from foredraft.models.kernels import StoredMatrix, fits_layer
+from foredraft.models.kernels import fits_layer
 from foredraft.models.layers import AttentionMetadata, DecoderBlock, KeyValues, ModelConfig
 from foredraft.models.linear import Linear, linear
 from foredraft.models.rope import Rotary
@@ -64,7 +64,7 @@ class DraftHead(nn.Module, ABC):
         self.register_buffer("t2d", None if d2t is None else draftable(d2t, shape.vocab_size))
         self.maps_nothing = d2t is not None and maps_nothing(d2t, shape.vocab_size)
         self._borrowed = (target,)  # in a tuple, where nn.Module does not register it
-        self._gathered = GatheredRows()
+        self.gathered = GatheredRows()
 
     @classmethod
     @abstractmethod
@@ -123,7 +123,7 @@ class DraftHead(nn.Module, ABC):
         if self.lm_head is not None:
             return self.lm_head.weight
         d2t = None if self.maps_nothing else self.d2t
-        return self._gathered(self.target.head_weight_VC, d2t, self.dtype, in_eight=self.in_eight)
+        return self.gathered(self.target.head_weight_VC, d2t, self.dtype, in_eight=self.in_eight)
 
     @property
     def in_eight(self) -> bool:
@@ -157,28 +157,20 @@ class DraftHead(nn.Module, ABC):
         check_context(slots, self.shape, self.config)
         return new_cache(self.shape, batch, slots, self.dtype, self._matrix.device)
 
+    @property
+    def table(self) -> nn.Embedding:
+        """The embedding that it reads: its own if its file carries one, else the target's."""
+        return self.target.embed_tokens if self.embed_tokens is None else self.embed_tokens
+
     def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Embeddings of target token ids: the head's own table if its file carries one, else the target's."""
-        table = self.target.embed_tokens if self.embed_tokens is None else self.embed_tokens
-        return table(tokens_BT).to(self.dtype)
-
-    @property
-    def head_matrix(self) -> StoredMatrix:
-        """The same as it is multiplied."""
-        if self.lm_head is not None:
-            return self.lm_head.stored
-        return StoredMatrix(self.head_weight_VC, self._gathered.eight, None)
-
-    @property
-    def embedding_VC(self) -> Tensor:
-        """The head's own table if its file carries one, else the target's."""
-        return (self.target.embed_tokens if self.embed_tokens is None else self.embed_tokens).weight
+        """Embeddings of target token ids."""
+        return self.table(tokens_BT).to(self.dtype)
 
     def head(self, final_BTC: Tensor) -> Tensor:
         """Logits over the head's vocabulary."""
         if self.lm_head is not None:
             return self.lm_head(final_BTC)
-        return linear(final_BTC, self.head_weight_VC, eight=self._gathered.eight)
+        return linear(final_BTC, self.head_weight_VC, eight=self.gathered.eight)
 
     # On file
 
