@@ -1,5 +1,6 @@
 """Our own kernels: torch's numbers, and bits that do not depend on the company a row keeps."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from foredraft.models import kernels
 from foredraft.models.chain import Chain
 from foredraft.models.decoder import Decoder, cut
 from foredraft.models.draft_vocab import offsets
+from foredraft.models.eight_bits import EightBits
 from foredraft.models.forward import causal_mask
 from foredraft.models.heads import load_head, new_head, save_head
 from foredraft.models.layers import model_config_of
@@ -66,7 +68,7 @@ def _no_grad() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled() -> None:
-    reason = kernels.missing()
+    reason = kernels.missing() or kernels.missing(torch.bfloat16)
     if reason and "no C compiler" in reason:
         pytest.skip(reason)
     assert reason is None
@@ -118,18 +120,20 @@ def test_a_pass_gives_torchs_logits(family: str, dtype: torch.dtype, monkeypatch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
 def test_a_rows_bits_do_not_depend_on_its_company(family: str, dtype: torch.dtype) -> None:
-    """One token at a time, all at once, and beside other sequences: equal, not close. So drafted text is plain text, also in bfloat16."""
-    model = random_decoder(FAMILIES[family], dtype)
+    """One token at a time, some, and beside other sequences: equal, not close. So drafted text is plain text, also in bfloat16, but that there
+    tiles make a pass of five rows another thing than one of four.
+    """
+    model = random_decoder(FAMILIES[family] | {"hidden_size": 192, "word_embed_proj_dim": 192}, dtype)
+    contexts = [9, 21, 4]
     tokens = torch.randint(0, 101, (3, 5), generator=torch.Generator().manual_seed(1))
-    together = a_pass(model, tokens, [9, 21, 4])
-    for row, length in enumerate([9, 21, 4]):
-        cache = model.new_cache(1, 64)
-        text = torch.randint(0, 101, (3, 40), generator=torch.Generator().manual_seed(3))[row : row + 1, :length]
-        model(text, torch.arange(length)[None], cache)
-        for t in range(5):
-            position = torch.tensor([[length + t]])
-            alone = model(tokens[row : row + 1, t : t + 1], position, cache).logits_BTV
-            assert torch.equal(alone[0, 0], together[row, t])
+    together = a_pass(model, tokens, contexts)
+    for num in (1, 2, 4, 5):
+        first = a_pass(model, tokens[:1, :num], contexts[:1])
+        if kernels.tiled(dtype) and num < kernels.FEWEST_TILED:
+            assert torch.equal(first[0, 0], a_pass(model, tokens[:1, :1], contexts[:1])[0, 0])
+            assert torch.equal(first[0, 0], a_pass(model, tokens[:, :1], contexts)[0, 0])
+        else:
+            assert torch.equal(first[0], together[0, :num])
 
 
 def test_a_path_of_a_tree_has_the_bits_of_its_chain() -> None:
@@ -168,14 +172,16 @@ def test_heads_run_by_kernel_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("rows", "out", "size"), [(1, 7, 32), (2, 64, 64), (3, 101, 96), (5, 4, 160), (16, 33, 64), (61, 130, 128)]
+    ("rows", "out", "size"),
+    [(1, 7, 32), (2, 64, 64), (3, 101, 96), (5, 4, 160), (16, 33, 64), (31, 16, 96), (61, 130, 128)],
 )
 def test_linear_of_any_size(rows: int, out: int, size: int, dtype: torch.dtype) -> None:
     x, weight, bias = torch.randn(rows, size).to(dtype), torch.randn(out, size).to(dtype), torch.randn(out).to(dtype)
     assert kernels.fits_linear(x, weight) == (rows <= kernels.FEW_ROWS[dtype])
-    for more in (None, bias):
-        exact = x.double() @ weight.double().T + (0 if more is None else more.double())
-        product = linear(x, weight, more)
+    eight = EightBits.of(weight)
+    for more, of in itertools.product((None, bias), (None, eight)):
+        exact = x.double() @ (weight if of is None else of.weight).double().T + (0 if more is None else more.double())
+        product = linear(x, weight, more, of)
         assert product.dtype == dtype
         assert (product - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.01) * exact.abs().max()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foredraft.hardware import memory_bytes
+from foredraft.models import pages
 from foredraft.shapes import Shape
 
 
@@ -105,4 +106,4 @@ def new_cache(
             f"a cache for {batch} sequences of {slots:,} tokens needs {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}; "
             "lower --batch or --context"
         )
-    return KVCache(torch.zeros(size, dtype=dtype, device=device))
+    return KVCache(pages.zeros([size], dtype, device)[0])

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from foredraft.models import pages
 from foredraft.models.eight_bits import SCALE, EightBits
 from foredraft.models.linear import Linear
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
@@ -144,13 +145,10 @@ def fill(
     names = {name: name_of(name) for name, _ in module.named_parameters()}
     shapes = {names[name]: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     check(checkpoint, shapes, ignore)
-    state = {name: _cast(checkpoint.tensor(stored), dtype, device) for name, stored in names.items()}
+    # In memory of their own: what safetensors gives may be a view into the file, which can change or vanish.
+    rooms = pages.zeros([shapes[stored] for stored in names.values()], dtype, device)
+    state = {name: room.copy_(checkpoint.tensor(names[name])) for name, room in zip(names, rooms, strict=True)}
     module.load_state_dict(module.state_dict() | state, strict=True, assign=True)
     for name, part in module.named_modules():
         if isinstance(part, Linear):
             part.stored_eight = checkpoint.eight_bits(names[f"{name}.weight"])
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """In memory of its own: what safetensors gives may be a view into the file, which can change or vanish."""
-    return tensor.to(device=device, dtype=dtype, copy=True).contiguous()

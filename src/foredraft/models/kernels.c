@@ -5,12 +5,22 @@
 // over the same numbers in the same order. That is what makes drafted decoding equal plain decoding token for token.
 // A draft's matrices may be kept in eight bits, a scale for each row: a half or a quarter of the bytes; a sum is scaled once it is made.
 //
+// In bfloat16 a processor that has tiles (AMX) multiplies more than four rows by these, in another order: there bits are the same among passes of up
+// to four rows, and among those of more.
+//
 // Letters: R rows (sequences × tokens), B sequences, T tokens of each, N query heads, K key heads, D head size, S slots read.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(BF16) && defined(__AMX_BF16__) && defined(__linux__)
+#define TILED 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#define TILED 0
+#endif
 #if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
@@ -243,26 +253,6 @@ INLINE void multiply_as(const int eight, const int several, const int sharing, c
         }
 }
 
-// Of up to four rows, and of rows that share: functions of their own, so that each has all registers to itself.
-#define MULTIPLY(name, ...) static __attribute__((noinline)) void name(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) { \
-        multiply_as(__VA_ARGS__, x, w, scale, bias, y, rows, in, out); }
-MULTIPLY(multiply_four, 0, 0, 0)
-MULTIPLY(multiply_four8, 1, 0, 0)
-MULTIPLY(multiply_sharing, 0, 1, 1)
-MULTIPLY(multiply_sharing8, 1, 1, 1)
-
-// `scale` is NULL where w is no matrix of eight bits. Rows beyond 24 that are widened multiply for longer than memory takes anyway.
-static void multiply(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
-    if (rows <= 4) (scale ? multiply_four8 : multiply_four)(x, w, scale, bias, y, rows, in, out);
-    else if (!WIDENS || rows <= 24) (scale ? multiply_sharing8 : multiply_sharing)(x, w, scale, bias, y, rows, in, out);
-    else if (scale) multiply_as(1, 1, 0, x, w, scale, bias, y, rows, in, out);
-    else multiply_as(0, 1, 0, x, w, NULL, bias, y, rows, in, out);
-}
-
-// A prompt's rows lie side by side in the lanes, SIDE of them at most, and a number of w is multiplied into all at once: nothing is summed across
-// lanes. That is another order of sums, so only passes that read prompts do so: plain and drafted decoding read the same ones, by the same passes.
-#define SIDE (2 * LANES)
-#define OUTS (3 * LANES / 4) // whose sums over SIDE rows fill three quarters of the registers; every size is larger
 #define SWAP(half, i) ((i) & (half) ? LANES + (i) - (half) : (i)) // of two vectors the blocks of `half` lanes that trade places, and the others
 #define STAY(half, i) ((i) & (half) ? LANES + (i) : (i) + (half))
 #define FOUR_OF(which, half, i) which(half, i), which(half, i + 1), which(half, i + 2), which(half, i + 3)
@@ -293,6 +283,135 @@ INLINE void turn(vec *a) {
     TRADE(1)
 }
 
+static int tiles; // whether the processor's tiles may be used, which the system is asked once
+#if TILED
+// Columns of a tile: rows of x; a full tile where there are more.
+static void shape_tiles(long columns) {
+    struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } __attribute__((aligned(64))) config = {.palette = 1};
+    for (int t = 0; t < 8; t++) config.rows[t] = 16, config.bytes[t] = t == 4 || t == 5 ? LINE : 4 * columns;
+    _tile_loadconfig(&config);
+}
+
+// x as tiles read it, block by block of `columns` rows: the first pair of numbers of each row, then the second; zeros where there is no row.
+static const num *paired(const num *x, long rows, long columns, long in) {
+    const long words = in / 2, blocks = (rows + columns - 1) / columns;
+    if (columns == 1) return x;
+    float *pairs = kept_room(0, blocks * columns * words + LANES);
+    for (long b = 0; b < blocks; b++)
+        for (long k = 0; k < words; k += LANES) {
+            vec a[LANES];
+            for (int i = 0; i < LANES; i++) a[i] = i < columns && b * columns + i < rows ? loadf((const float *)(x + (b * columns + i) * in) + k) : splat(0);
+            turn(a);
+            for (int i = 0; i < LANES; i++) storef(pairs + (b * words + k + i) * columns, a[i]); // what is too wide is overwritten next
+        }
+    return (const num *)pairs;
+}
+
+// What tiles have summed and is not yet written: of 32 outputs from `to` and of the rows from r.
+typedef struct {
+    float sum[4][256];
+    long to, r;
+} Sums;
+
+static void write_sums(const Sums *of, const float *scale, const num *bias, num *y, long rows, long columns, long out) {
+    for (int t = 0; t < 4; t++) {
+        const long to = of->to + t % 2 * 16, o = to < out - 16 ? to : out - 16, skipped = to - o, r = of->r + t / 2 * 16, end = rows < r + 16 ? rows : r + 16;
+        if (to >= out || r >= rows) continue;
+        vec a[LANES], by = scale ? loadf(scale + o) : splat(1), more = bias ? load(bias + o) : splat(0);
+        if (columns == 1) a[0] = loadf(of->sum[t]);
+        else {
+            for (int i = 0; i < LANES; i++) a[i] = loadf(of->sum[t] + columns * i);
+            turn(a);
+        }
+        for (long i = r; i < end; i++) {
+            num ready[LANES];
+            store(ready, a[i - r] * by + more);
+            memcpy(y + i * out + to, ready + skipped, (16 - skipped) * sizeof(num));
+        }
+    }
+}
+
+// As `multiply_as`, by the processor's tiles: as many rows as a tile has columns take no longer than one. A tile of w, as it lies, is multiplied by
+// one of `pairs`, for 32 outputs and one or two blocks of rows at a time. What is summed is written in the middle of the next ones: at once, that
+// writing would wait for memory, and the processor look no further than to it.
+INLINE void multiply_tiles(const int eight, const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
+    const long size = eight ? 1 : sizeof(num), columns = rows < 16 ? rows : 16, stride = 4 * columns;
+    const num *pairs = paired(x, rows, columns, in);
+    num wide[2][16 * 32] __attribute__((aligned(64)));
+    Sums all[2], *now = all, *ready = NULL;
+    shape_tiles(columns);
+#pragma omp for schedule(static) nowait
+    for (long c = 0; c < (out + 31) / 32; c++) {
+        const long first = 32 * c, second = first + 16;
+        const char *from[2] = {(const char *)w + (first < out - 16 ? first : out - 16) * in * size, (const char *)w + (second < out - 16 ? second : out - 16) * in * size};
+        for (long r = 0; r < rows; r += 32) {
+            const int two = rows - r > 16;
+            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+            for (long k = 0; k < in; k += 32) {
+                for (int j = 0; two && !r && j < 32 * size / 2; j++) __builtin_prefetch(from[0] + 3 * AHEAD + 32 * k * size + LINE * j, 0, 2);
+                if (ready && k == in / 64 * 32) write_sums(ready, scale, bias, y, rows, columns, out);
+                if (eight) {
+                    for (int half = 0; half < 2; half++)
+                        for (int j = 0; j < 16; j++) put(wide[half] + 32 * j, fetch8((const int8_t *)from[half] + j * in + k));
+                    _tile_loadd(4, wide[0], LINE); _tile_loadd(5, wide[1], LINE);
+                } else {
+                    _tile_loadd(4, from[0] + k * size, in * size); _tile_loadd(5, from[1] + k * size, in * size);
+                }
+                const num *by = pairs + r * in + k * columns;
+                _tile_loadd(6, by, stride);
+                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 5, 6);
+                if (two) {
+                    _tile_loadd(7, by + columns * in, stride);
+                    _tile_dpbf16ps(2, 4, 7); _tile_dpbf16ps(3, 5, 7);
+                }
+            }
+            _tile_stored(0, now->sum[0], stride); _tile_stored(1, now->sum[1], stride);
+            if (two) {
+                _tile_stored(2, now->sum[2], stride); _tile_stored(3, now->sum[3], stride);
+            }
+            now->to = first, now->r = r, ready = now, now = all + (now == all);
+        }
+    }
+    if (ready) write_sums(ready, scale, bias, y, rows, columns, out);
+    _tile_release();
+}
+#endif
+
+// Whether products of more than four rows are by the processor's tiles; of fewer they read memory more slowly than `multiply_four`.
+int tiled(void) {
+#if TILED
+    tiles = !syscall(SYS_arch_prctl, 0x1023, 18); // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+#endif
+    return tiles;
+}
+
+// Of up to four rows, and of rows that share: functions of their own, so that each has all registers to itself.
+#define MULTIPLY(name, ...) static __attribute__((noinline)) void name(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) { \
+        multiply_as(__VA_ARGS__, x, w, scale, bias, y, rows, in, out); }
+MULTIPLY(multiply_four, 0, 0, 0)
+MULTIPLY(multiply_four8, 1, 0, 0)
+MULTIPLY(multiply_sharing, 0, 1, 1)
+MULTIPLY(multiply_sharing8, 1, 1, 1)
+
+// `scale` is NULL where w is no matrix of eight bits. Rows beyond 24 that are widened multiply for longer than memory takes anyway.
+static void multiply(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
+#if TILED
+    if (tiles && rows > 4 && out >= 16) {
+        if (scale) multiply_tiles(1, x, w, scale, bias, y, rows, in, out);
+        else multiply_tiles(0, x, w, NULL, bias, y, rows, in, out);
+        return;
+    }
+#endif
+    if (rows <= 4) (scale ? multiply_four8 : multiply_four)(x, w, scale, bias, y, rows, in, out);
+    else if (!WIDENS || rows <= 24) (scale ? multiply_sharing8 : multiply_sharing)(x, w, scale, bias, y, rows, in, out);
+    else if (scale) multiply_as(1, 1, 0, x, w, scale, bias, y, rows, in, out);
+    else multiply_as(0, 1, 0, x, w, NULL, bias, y, rows, in, out);
+}
+
+// A prompt's rows lie side by side in the lanes, SIDE of them at most, and a number of w is multiplied into all at once: nothing is summed across
+// lanes. That is another order of sums, so only passes that read prompts do so: plain and drafted decoding read the same ones, by the same passes.
+#define SIDE (2 * LANES)
+#define OUTS (3 * LANES / 4) // whose sums over SIDE rows fill three quarters of the registers; every size is larger
 // x as panels of SIDE rows, or of LANES where no more are left: number k of all of them, then number k + 1; zeros where there is no row.
 static void spread(const num *x, float *panels, long rows, long in) {
     const long steps = in / LANES;
@@ -462,20 +581,39 @@ INLINE void weigh(const int heads, const int parts, const num *values, const lon
 
 // The attention of `heads` query heads of one token, which share a key head, over the `count` slots it sees: softmax(q·k / √D)·v.
 // `score` has room for `heads` × `stride` numbers, `stride` a multiple of LANES from `count` up.
+// A key as it is multiplied by queries, and the sum of its products with one from number i on, of `dim`.
+#if defined(BF16) && defined(__AVX512BF16__)
+typedef const num *Key;
+INLINE Key key_at(const num *p, float *room, long dim) { return p; }
+INLINE vec with_key(vec a, const num *q, Key key, long i, long dim) {
+    if (i + STEP <= dim) return mac(a, fetch(q + i), fetch(key + i));
+    const __m256i *half_q = (const __m256i *)(q + i), *half_key = (const __m256i *)(key + i);
+    return mac(a, _mm512_zextsi256_si512(_mm256_loadu_si256(half_q)), _mm512_zextsi256_si512(_mm256_loadu_si256(half_key)));
+}
+#define KEY_STEP STEP
+#else
+typedef const float *Key;
+INLINE Key key_at(const num *p, float *room, long dim) { return floats(p, room, dim); }
+INLINE vec with_key(vec a, const num *q, Key key, long i, long dim) { return fused(a, load(q + i), loadf(key + i)); }
+#define KEY_STEP LANES
+#endif
+
 static void attend(const num *q, const num *keys, const num *values, const long *slots, long count, long dim, int heads, float *near, float *score, long stride, num *out) {
     const vec scale = splat(1 / sqrtf(dim)), lowest = splat(-INFINITY);
     float total[4];
     vec best[4] = {lowest, lowest, lowest, lowest};
     for (long s = 0; s < count; s += LANES) {
-        const float *key[LANES];
-        for (int j = 0; j < LANES; j++) key[j] = floats(keys + slots[s + j < count ? s + j : count - 1] * dim, near + j * dim, dim);
+        Key key[LANES];
+        for (int j = 0; j < LANES; j++) {
+            const long this = slots[s + j < count ? s + j : count - 1] * dim, next = slots[s + LANES + j < count ? s + LANES + j : count - 1] * dim;
+            for (long i = 0; i < dim; i += LINE / sizeof(num)) __builtin_prefetch(keys + next + i), __builtin_prefetch(values + this + i, 0, 2);
+            key[j] = key_at(keys + this, near + j * dim, dim);
+        }
         for (int g = 0; g < heads; g++) {
             vec a[LANES] = {0};
-            for (long i = 0; i < dim; i += LANES) {
-                vec by = load(q + g * dim + i);
+            for (long i = 0; i < dim; i += KEY_STEP)
 #pragma GCC unroll 16
-                for (int j = 0; j < LANES; j++) a[j] = fused(a[j], by, loadf(key[j] + i));
-            }
+                for (int j = 0; j < LANES; j++) a[j] = with_key(a[j], q + g * dim, key[j], i, dim);
             vec found = sums(a) * scale;
             ivec above = found > best[g];
             best[g] = (vec)(((ivec)found & above) | ((ivec)best[g] & ~above));
@@ -525,17 +663,18 @@ static void attention(const Layer *layer, const Pass *pass, num *q, num *k, cons
     long *slots = malloc(pass->seen * sizeof(long));
     const long stride = (pass->seen + LANES - 1) / LANES * LANES;
     float *score = malloc((TOGETHER * stride + LANES * dim) * sizeof(float));
-#pragma omp for collapse(2) schedule(dynamic, 1)
-    for (long row = 0; row < pass->batch * T; row++)
-        for (long h = 0; h < few; h++) {
-            const uint8_t *mask = pass->mask + row / T * pass->mask_batch_stride + row % T * pass->seen;
-            long count = 0, at = cache_row(pass, row / T) * pass->cache_batch_stride + h * pass->cache_head_stride;
-            for (long s = 0; s < pass->seen; s++) slots[count] = s, count += mask[s];
-            for (long g = 0; g < group; g += TOGETHER) {
-                long head = (row * heads + h * group + g) * dim;
-                attend(q + head, keys + at, values + at, slots, count, dim, group - g < TOGETHER ? group - g : TOGETHER, score + TOGETHER * stride, score, stride, out + head);
-            }
+    const long items = pass->batch * few * T, part = items / (8 * pass->threads);
+#pragma omp for schedule(dynamic, part > 1 ? part : 1)
+    for (long item = 0; item < items; item++) { // a sequence's tokens one behind another, of each head: its keys and values stay near
+        const long b = item / (few * T), h = item / T % few, t = item % T;
+        const uint8_t *mask = pass->mask + b * pass->mask_batch_stride + t * pass->seen;
+        long count = 0, at = cache_row(pass, b) * pass->cache_batch_stride + h * pass->cache_head_stride;
+        for (long s = 0; s < pass->seen; s++) slots[count] = s, count += mask[s];
+        for (long g = 0; g < group; g += TOGETHER) {
+            long head = ((b * T + t) * heads + h * group + g) * dim;
+            attend(q + head, keys + at, values + at, slots, count, dim, group - g < TOGETHER ? group - g : TOGETHER, score + TOGETHER * stride, score, stride, out + head);
         }
+    }
     free(slots);
     free(score);
 }
@@ -582,7 +721,7 @@ static void layer(const Layer *layer, const Pass *pass, const num *x, const num 
     num *small = room, *q = small + rows * hidden, *k = q + rows * wide, *v = k + rows * few, *mixed = v + rows * few;
     num *gate = mixed + rows * wide, *up = gate + rows * inner;
     const long most = in > inner ? in : inner, widest = most > wide ? most : wide;
-    float *panels = pass->prompt && rows >= SIDE ? kept_room(1, (rows + SIDE) * (widest > hidden ? widest : hidden)) : NULL;
+    float *panels = !tiles && pass->prompt && rows >= SIDE ? kept_room(1, (rows + SIDE) * (widest > hidden ? widest : hidden)) : NULL;
 #pragma omp parallel num_threads(pass->threads)
     {
         if (!normed) {

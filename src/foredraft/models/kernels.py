@@ -2,8 +2,8 @@
 
 Promises: what `linear` and `Layer` compute, up to rounding, at the speed of reading the weights once; a row's bits do
 not depend on the other rows of the pass, up to FEW_ROWS of them (of a pass that reads a prompt: up to half as many again, from 32 rows
-on in another order of sums): beyond, torch computes, whose bits do. Where there is no
-compiler, `missing()` says why and torch computes too.
+on in another order of sums): beyond, torch computes, whose bits do. Where `tiled`, passes of FEWEST_TILED and more rows have other bits than
+smaller ones. Where there is no compiler, `missing()` says why and torch computes too.
 Refuses to know: what a pass is for.
 """
 
@@ -29,10 +29,11 @@ from foredraft.models.eight_bits import EightBits
 from foredraft.shapes import Shape
 
 SOURCE = Path(__file__).with_suffix(".c")
-# Rows up to which these kernels are ahead of torch's, which multiplies bfloat16 in the processor's units for it where there are any
-# (results/few_rows.json); float32 a little beyond, where a row's bits are worth more than its time.
-_UNITS = (torch.cpu._is_amx_tile_supported(), 16), (torch.cpu._is_avx512_bf16_supported(), 64)
-FEW_ROWS = {torch.float32: 128, torch.bfloat16: next((rows for there, rows in _UNITS if there), 128)}
+# Rows up to which these kernels are ahead of torch's (results/few_rows.json), float32 a little beyond, where a row's bits are worth more than its
+# time. Units that multiply pairs of bfloat16, but no tiles of them, are torch's sooner.
+_PAIRS_ONLY = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+FEW_ROWS = {torch.float32: 128, torch.bfloat16: 64 if _PAIRS_ONLY else 128}
+FEWEST_TILED = 5  # rows from which on tiles multiply, where there are any (kernels.c)
 STEP = {torch.float32: 16, torch.bfloat16: 32}  # what inner sizes must be a multiple of; 16 does for a head's
 ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
 # OpenMP stays unlinked: its symbols are those that torch has loaded, so that both share one pool of threads.
@@ -43,13 +44,18 @@ class KernelsMissing(Exception):
     """Why there are no kernels here."""
 
 
-def missing() -> str | None:
+def missing(dtype: torch.dtype = torch.float32) -> str | None:
     """Why this machine computes without these kernels; None where it has them."""
     try:
-        _library(torch.float32)
+        _library(dtype)
     except KernelsMissing as error:
         return str(error)
     return None
+
+
+def tiled(dtype: torch.dtype) -> bool:
+    """Whether products are by the processor's tiles, from FEWEST_TILED rows on."""
+    return able(dtype, torch.device("cpu")) and bool(_library(dtype).tiled())
 
 
 @functools.cache
@@ -70,6 +76,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
     library.chain.argtypes = [c_void_p] * 7 + [c_long] * 2 + [c_void_p] * 4
     library.linear.restype, library.layers.restype, library.chain.restype = None, c_int, c_int
+    library.tiled()
     return library
 
 
@@ -149,11 +156,7 @@ def most_rows(model: Any) -> int:
 
 @functools.cache
 def _have(dtype: torch.dtype) -> bool:
-    try:
-        _library(dtype)
-    except KernelsMissing:
-        return False
-    return True
+    return missing(dtype) is None
 
 
 def chunk(tokens: int, dtype: torch.dtype, device: torch.device) -> int:
