@@ -5,9 +5,6 @@
 // over the same numbers in the same order. That is what makes drafted decoding equal plain decoding token for token.
 // A draft's matrices may be kept in eight bits, a scale for each row: a half or a quarter of the bytes; a sum is scaled once it is made.
 //
-// In bfloat16 a processor that has tiles (AMX) multiplies more than four rows by these, in another order: there bits are the same among passes of up
-// to four rows, and among those of more.
-//
 // Letters: R rows (sequences × tokens), B sequences, T tokens of each, N query heads, K key heads, D head size, S slots read.
 #include <math.h>
 #include <stdint.h>
@@ -285,43 +282,76 @@ INLINE void turn(vec *a) {
 
 static int tiles; // whether the processor's tiles may be used, which the system is asked once
 #if TILED
-// Columns of a tile: rows of x; a full tile where there are more.
+// Columns of a tile: rows of x, 1, 2, 4, 8 or 16; others are read more slowly.
 static void shape_tiles(long columns) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } __attribute__((aligned(64))) config = {.palette = 1};
     for (int t = 0; t < 8; t++) config.rows[t] = 16, config.bytes[t] = t == 4 || t == 5 ? LINE : 4 * columns;
     _tile_loadconfig(&config);
 }
 
-// x as tiles read it, block by block of `columns` rows: the first pair of numbers of each row, then the second; zeros where there is no row.
-static const num *paired(const num *x, long rows, long columns, long in) {
-    const long words = in / 2, blocks = (rows + columns - 1) / columns;
-    if (columns == 1) return x;
-    float *pairs = kept_room(0, blocks * columns * words + LANES);
-    for (long b = 0; b < blocks; b++)
-        for (long k = 0; k < words; k += LANES) {
+// n vectors laid into each other, and taken apart: number k of vector r is number n·k + r of all.
+#define ALTERNATE(i) i, i + 16, i + 1, i + 17, i + 2, i + 18, i + 3, i + 19, i + 4, i + 20, i + 5, i + 21, i + 6, i + 22, i + 7, i + 23
+#define EVERY_OTHER(i) i, i + 2, i + 4, i + 6, i + 8, i + 10, i + 12, i + 14, i + 16, i + 18, i + 20, i + 22, i + 24, i + 26, i + 28, i + 30
+INLINE void interleave(vec *a, const int n) {
+    for (int level = 1; level < n; level *= 2) {
+        vec b[LANES];
+#pragma GCC unroll 8
+        for (int i = 0; i < n / 2; i++) b[2 * i] = __builtin_shuffle(a[i], a[i + n / 2], (ivec){ALTERNATE(0)}), b[2 * i + 1] = __builtin_shuffle(a[i], a[i + n / 2], (ivec){ALTERNATE(8)});
+        memcpy(a, b, n * sizeof(vec));
+    }
+}
+INLINE void part(vec *a, const int n) {
+    for (int level = 1; level < n; level *= 2) {
+        vec b[LANES];
+#pragma GCC unroll 8
+        for (int i = 0; i < n / 2; i++) b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], (ivec){EVERY_OTHER(0)}), b[i + n / 2] = __builtin_shuffle(a[2 * i], a[2 * i + 1], (ivec){EVERY_OTHER(1)});
+        memcpy(a, b, n * sizeof(vec));
+    }
+}
+
+// x as tiles read it, block by block of n rows: the first pair of numbers of each row, then the second; zeros where there is no row.
+INLINE void pair_up(const int n, const num *x, float *pairs, long rows, long in) {
+    for (long b = 0; b < rows; b += n)
+        for (long k = 0; k < in / 2; k += LANES, pairs += n * LANES) {
             vec a[LANES];
-            for (int i = 0; i < LANES; i++) a[i] = i < columns && b * columns + i < rows ? loadf((const float *)(x + (b * columns + i) * in) + k) : splat(0);
-            turn(a);
-            for (int i = 0; i < LANES; i++) storef(pairs + (b * words + k + i) * columns, a[i]); // what is too wide is overwritten next
+#pragma GCC unroll 16
+            for (int i = 0; i < n; i++) a[i] = b + i < rows ? loadf((const float *)(x + (b + i) * in) + k) : splat(0);
+            interleave(a, n);
+#pragma GCC unroll 16
+            for (int i = 0; i < n; i++) storef(pairs + LANES * i, a[i]);
         }
+}
+
+static const num *paired(const num *x, long rows, long columns, long in) {
+    if (columns == 1) return x;
+    float *pairs = kept_room(0, (rows + columns) * in / 2);
+    switch (columns) {
+    case 2: pair_up(2, x, pairs, rows, in); break;
+    case 4: pair_up(4, x, pairs, rows, in); break;
+    case 8: pair_up(8, x, pairs, rows, in); break;
+    default: pair_up(16, x, pairs, rows, in);
+    }
     return (const num *)pairs;
 }
 
-// What tiles have summed and is not yet written: of 32 outputs from `to` and of the rows from r.
+// What tiles have summed and is not yet written: of 16 outputs from `to` and of the rows from r, two sums for each block of these.
 typedef struct {
     float sum[4][256];
     long to, r;
 } Sums;
 
 static void write_sums(const Sums *of, const float *scale, const num *bias, num *y, long rows, long columns, long out) {
-    for (int t = 0; t < 4; t++) {
-        const long to = of->to + t % 2 * 16, o = to < out - 16 ? to : out - 16, skipped = to - o, r = of->r + t / 2 * 16, end = rows < r + 16 ? rows : r + 16;
-        if (to >= out || r >= rows) continue;
+    for (int t = 0; t < 2; t++) {
+        const long to = of->to, o = to < out - 16 ? to : out - 16, skipped = to - o, r = of->r + t * 16, end = rows < r + 16 ? rows : r + 16;
+        if (r >= rows) break;
         vec a[LANES], by = scale ? loadf(scale + o) : splat(1), more = bias ? load(bias + o) : splat(0);
-        if (columns == 1) a[0] = loadf(of->sum[t]);
-        else {
-            for (int i = 0; i < LANES; i++) a[i] = loadf(of->sum[t] + columns * i);
-            turn(a);
+        for (int i = 0; i < columns; i++) a[i] = loadf(of->sum[2 * t] + LANES * i) + loadf(of->sum[2 * t + 1] + LANES * i);
+        switch (columns) {
+        case 1: break;
+        case 2: part(a, 2); break;
+        case 4: part(a, 4); break;
+        case 8: part(a, 8); break;
+        default: part(a, 16);
         }
         for (long i = r; i < end; i++) {
             num ready[LANES];
@@ -331,45 +361,53 @@ static void write_sums(const Sums *of, const float *scale, const num *bias, num 
     }
 }
 
-// As `multiply_as`, by the processor's tiles: as many rows as a tile has columns take no longer than one. A tile of w, as it lies, is multiplied by
-// one of `pairs`, for 32 outputs and one or two blocks of rows at a time. What is summed is written in the middle of the next ones: at once, that
-// writing would wait for memory, and the processor look no further than to it.
+// As `multiply_as`, by the processor's tiles: as many rows as a tile has columns take no longer than one. Tiles of w, as it lies, are multiplied by
+// those of `pairs`, for 16 outputs and one or two blocks of rows at a time; what lies in two neighbouring lines of memory at once, into two sums.
+// These are written in the middle of the next ones: at once, that would wait for memory, and the processor look no further than to it.
 INLINE void multiply_tiles(const int eight, const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
-    const long size = eight ? 1 : sizeof(num), columns = rows < 16 ? rows : 16, stride = 4 * columns;
+    const long size = eight ? 1 : sizeof(num), columns = rows > 8 ? 16 : rows > 4 ? 8 : rows > 2 ? 4 : rows, stride = 4 * columns;
     const num *pairs = paired(x, rows, columns, in);
     num wide[2][16 * 32] __attribute__((aligned(64)));
     Sums all[2], *now = all, *ready = NULL;
     shape_tiles(columns);
 #pragma omp for schedule(static) nowait
-    for (long c = 0; c < (out + 31) / 32; c++) {
-        const long first = 32 * c, second = first + 16;
-        const char *from[2] = {(const char *)w + (first < out - 16 ? first : out - 16) * in * size, (const char *)w + (second < out - 16 ? second : out - 16) * in * size};
+    for (long c = 0; c < (out + 15) / 16; c++) {
+        const char *from = (const char *)w + (16 * c < out - 16 ? 16 * c : out - 16) * in * size;
         for (long r = 0; r < rows; r += 32) {
             const int two = rows - r > 16;
             _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-            for (long k = 0; k < in; k += 32) {
-                for (int j = 0; two && !r && j < 32 * size / 2; j++) __builtin_prefetch(from[0] + 3 * AHEAD + 32 * k * size + LINE * j, 0, 2);
-                if (ready && k == in / 64 * 32) write_sums(ready, scale, bias, y, rows, columns, out);
+            for (long k = 0; k < in; k += 64) {
+                const num *by = pairs + r * in + k * columns;
+                const int last = in - k < 64;
+                for (int j = 0; !r && j < 16 * size; j++) __builtin_prefetch(from + 2 * AHEAD + 16 * k * size + LINE * j, 0, 2);
+                if (ready && k == in / 128 * 64) write_sums(ready, scale, bias, y, rows, columns, out);
                 if (eight) {
-                    for (int half = 0; half < 2; half++)
-                        for (int j = 0; j < 16; j++) put(wide[half] + 32 * j, fetch8((const int8_t *)from[half] + j * in + k));
+                    for (int half = 0; half < 2 - last; half++)
+                        for (int j = 0; j < 16; j++) put(wide[half] + 32 * j, fetch8((const int8_t *)from + j * in + k + 32 * half));
                     _tile_loadd(4, wide[0], LINE); _tile_loadd(5, wide[1], LINE);
                 } else {
-                    _tile_loadd(4, from[0] + k * size, in * size); _tile_loadd(5, from[1] + k * size, in * size);
+                    _tile_loadd(4, from + k * size, in * size);
+                    if (!last) { _tile_loadd(5, from + (k + 32) * size, in * size); }
                 }
-                const num *by = pairs + r * in + k * columns;
                 _tile_loadd(6, by, stride);
-                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 5, 6);
+                _tile_dpbf16ps(0, 4, 6);
                 if (two) {
                     _tile_loadd(7, by + columns * in, stride);
-                    _tile_dpbf16ps(2, 4, 7); _tile_dpbf16ps(3, 5, 7);
+                    _tile_dpbf16ps(2, 4, 7);
+                }
+                if (last) break;
+                _tile_loadd(6, by + 32 * columns, stride);
+                _tile_dpbf16ps(1, 5, 6);
+                if (two) {
+                    _tile_loadd(7, by + columns * (in + 32), stride);
+                    _tile_dpbf16ps(3, 5, 7);
                 }
             }
             _tile_stored(0, now->sum[0], stride); _tile_stored(1, now->sum[1], stride);
             if (two) {
                 _tile_stored(2, now->sum[2], stride); _tile_stored(3, now->sum[3], stride);
             }
-            now->to = first, now->r = r, ready = now, now = all + (now == all);
+            now->to = 16 * c, now->r = r, ready = now, now = all + (now == all);
         }
     }
     if (ready) write_sums(ready, scale, bias, y, rows, columns, out);
@@ -377,7 +415,7 @@ INLINE void multiply_tiles(const int eight, const num *x, const void *w, const f
 }
 #endif
 
-// Whether products of more than four rows are by the processor's tiles; of fewer they read memory more slowly than `multiply_four`.
+// Whether products are by the processor's tiles, of one row too, though that reads memory a sixth more slowly than `multiply_four`: bits are one row's.
 int tiled(void) {
 #if TILED
     tiles = !syscall(SYS_arch_prctl, 0x1023, 18); // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -396,7 +434,7 @@ MULTIPLY(multiply_sharing8, 1, 1, 1)
 // `scale` is NULL where w is no matrix of eight bits. Rows beyond 24 that are widened multiply for longer than memory takes anyway.
 static void multiply(const num *x, const void *w, const float *scale, const num *bias, num *y, long rows, long in, long out) {
 #if TILED
-    if (tiles && rows > 4 && out >= 16) {
+    if (tiles && out >= 16) {
         if (scale) multiply_tiles(1, x, w, scale, bias, y, rows, in, out);
         else multiply_tiles(0, x, w, NULL, bias, y, rows, in, out);
         return;

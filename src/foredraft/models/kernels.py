@@ -2,8 +2,8 @@
 
 Promises: what `linear` and `Layer` compute, up to rounding, at the speed of reading the weights once; a row's bits do
 not depend on the other rows of the pass, up to FEW_ROWS of them (of a pass that reads a prompt: up to half as many again, from 32 rows
-on in another order of sums): beyond, torch computes, whose bits do. Where `tiled`, passes of FEWEST_TILED and more rows have other bits than
-smaller ones. Where there is no compiler, `missing()` says why and torch computes too.
+on in another order of sums): beyond, torch computes, whose bits do. Where there is no
+compiler, `missing()` says why and torch computes too.
 Refuses to know: what a pass is for.
 """
 
@@ -33,7 +33,6 @@ SOURCE = Path(__file__).with_suffix(".c")
 # time. Units that multiply pairs of bfloat16, but no tiles of them, are torch's sooner.
 _PAIRS_ONLY = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 FEW_ROWS = {torch.float32: 128, torch.bfloat16: 64 if _PAIRS_ONLY else 128}
-FEWEST_TILED = 5  # rows from which on tiles multiply, where there are any (kernels.c)
 STEP = {torch.float32: 16, torch.bfloat16: 32}  # what inner sizes must be a multiple of; 16 does for a head's
 ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu": 2}
 # OpenMP stays unlinked: its symbols are those that torch has loaded, so that both share one pool of threads.
@@ -51,11 +50,6 @@ def missing(dtype: torch.dtype = torch.float32) -> str | None:
     except KernelsMissing as error:
         return str(error)
     return None
-
-
-def tiled(dtype: torch.dtype) -> bool:
-    """Whether products are by the processor's tiles, from FEWEST_TILED rows on."""
-    return able(dtype, torch.device("cpu")) and bool(_library(dtype).tiled())
 
 
 @functools.cache
