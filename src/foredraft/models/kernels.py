@@ -3,7 +3,7 @@
 Promises: what `linear` and `Layer` compute, up to rounding, at the speed of reading the weights once; a row's bits do
 not depend on the other rows of the pass, up to FEW_ROWS of them (of a pass that reads a prompt: up to half as many again, from 32 rows
 on in another order of sums): beyond, torch computes, whose bits do. Where there is no
-compiler, `missing()` says why and torch computes too.
+compiler, or FOREDRAFT_KERNELS is 0, `missing()` says why and torch computes too; "pairs" does without the processor's tiles.
 Refuses to know: what a pass is for.
 """
 
@@ -70,7 +70,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
     library.chain.argtypes = [c_void_p] * 7 + [c_long] * 2 + [c_void_p] * 4
     library.linear.restype, library.layers.restype, library.chain.restype = None, c_int, c_int
-    library.tiled()
+    if os.environ.get("FOREDRAFT_KERNELS") != "pairs":
+        library.tiled()
     return library
 
 
