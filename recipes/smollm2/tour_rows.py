@@ -2,8 +2,9 @@
 
     python recipes/smollm2/tour_rows.py ZOO OBSERVATIONS.jsonl.gz MEASURED/observations.jsonl [MEASURED/observations.jsonl …]
 
-A draft's rows go into its folder in the zoo, in place of those with a clock; what was read of held-out answers there stays. Those of plain
-decoding and of the look-up alone go into OBSERVATIONS. Rows of single categories are left out: they say what the others say.
+A draft's rows go into its folder in the zoo, in place of those with a clock of the same machine; what was read of held-out answers there stays, and
+what other machines measured. Those of plain decoding and of the look-up alone go into OBSERVATIONS likewise. Rows of single categories are left out:
+they say what the others say.
 """
 
 import sys
@@ -31,13 +32,18 @@ def main(zoo: Path, out: Path, *measured: Path) -> None:
     of = by_folder([row for file in measured for row in records.read_lines(Observation, file)])
     if not any(row.method == kinds.NONE.name for row in of[""]):
         raise SystemExit("no row of plain decoding, which every gain is over; measure it in the same run")
-    records.write_lines(out, of.pop(""))
+    _replace(out, of.pop(""))
     for name, rows in of.items():
         file = zoo / name / ROWS
         if not file.is_file():
             raise SystemExit(f"{file}: no such draft in the zoo; name those that were measured by its folders")
-        untimed = [row for row in records.read_lines(Observation, file) if not row.output_tok_s]
-        records.write_lines(file, [*untimed, *rows])
+        _replace(file, rows)
+
+
+def _replace(file: Path, rows: Sequence[Observation]) -> None:
+    machines = {row.machine for row in rows}
+    stay = [row for row in records.read_lines(Observation, file) if not row.output_tok_s or row.machine not in machines]
+    records.write_lines(file, [*stay, *rows])
 
 
 if __name__ == "__main__":

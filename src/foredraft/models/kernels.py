@@ -123,9 +123,10 @@ def _cpuinfo() -> list[str]:
 
 
 def processor_name() -> str:
-    """The processor's name as it gives it."""
+    """The processor's name as it gives it, and whether it has tiles: a rented one may hide its model, and what a row was timed on with it."""
     names = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
-    return next(names, "") or platform.machine()
+    tiles = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return (next(names, "") or platform.machine()) + tiles
 
 
 def _processor() -> str:
