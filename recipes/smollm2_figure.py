@@ -1,7 +1,7 @@
 """README's first figure: SmolLM2-135M-Instruct with and without a draft, from results/smollm2; nothing where that has not been measured.
 
-`speed.json` is of recipes/smollm2/speeds.py: every configuration in turn in one run. The draft shown is the one that was chosen on other
-prompts. `tour.json` is what a tour leaves. Refuses to know: how it was measured.
+`SPEEDS` are of recipes/smollm2/speeds.py, of a machine each: every configuration in turn in one run. The draft shown is the one that was chosen on
+other prompts. `tour.json` is what a tour leaves. Refuses to know: how it was measured.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,14 @@ OPENING = (
     "**SmolLM2-135M-Instruct with and without a draft** of `zoo/`, trained and measured here. The text is the model's own, token for token;\n"
     "`make tour` shows it on your machine.\n"
 )
+SPEEDS = "speed_amx.json", "speed.json"
 DRAFT, LOOKUP, BESIDE = "draft", "lookup", "beside"
 
 
 def figure(folder: Path) -> str:
     """Markdown; "" without measurements."""
-    path = folder / "speed.json"
-    parts = [*_speeds(msgspec.json.decode(path.read_bytes()))] if path.is_file() else []
+    files = [folder / name for name in SPEEDS if (folder / name).is_file()]
+    parts = [line for file in files for line in _speeds(msgspec.json.decode(file.read_bytes()))]
     return "\n".join([OPENING, *parts]) + "\n" if parts else ""
 
 

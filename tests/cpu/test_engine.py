@@ -313,6 +313,30 @@ def test_lookahead_may_follow_the_number_running(greedy: list[list[int]]) -> Non
     assert all(k == {1: 5, 2: 3}.get(n, 0) for n, k in observed)
 
 
+@pytest.mark.parametrize("name", [name for name in DRAFTERS if name != "none"])
+def test_a_draft_reads_a_prompt_once_it_is_to_draft(name: str, greedy: list[list[int]]) -> None:
+    """Of five requests those that end while nothing is drafted are never read; the last two are, with what they have said since."""
+    engine, lengths, read = engine_with(name, max_batch=5), (4, 6, 8, 20, 40), []
+    assert engine.drafter is not None
+    engine.schedule, admit = (lambda running: 4 if running <= 2 else 0), engine.drafter.admit
+    engine.drafter.admit = lambda row, sequence: (read.append(sequence.id), admit(row, sequence))[1]
+    asked = [Request(prompt=prompt, max_tokens=num) for prompt, num in zip(PROMPTS[:5], lengths, strict=True)]
+    sequences = engine.generate(asked)
+    assert [each.answer for each in sequences] == [
+        answer[:num] for answer, num in zip(greedy[:5], lengths, strict=True)
+    ]
+    assert sorted(read) == [each.id for each in sequences[3:]]
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_head_that_reads_late_drafts_what_whole_passes_would(kind: str) -> None:
+    drafter = Checked(headed(kind))
+    schedule = {1: 3, 2: 3}
+    engine = Engine(TARGET, drafter, lookahead=lambda running: schedule.get(running, 0), max_batch=4, max_context=64)
+    engine.generate([Request(prompt=PROMPTS[i], max_tokens=8 + 4 * i) for i in range(4)])
+    assert drafter.seen > 3
+
+
 @pytest.mark.parametrize("name", ["ngram", "near", "tree", "eagle3-tree", "lm-tree"])
 def test_a_sampled_batch_equals_its_requests_alone(name: str) -> None:
     """Each request's chance comes from its own seed: who runs beside it changes nothing."""

@@ -62,6 +62,14 @@ def test_the_draft_chosen_before_stands_beside_plain_decoding(modules: tuple[Any
     ]  # fmt: skip
 
 
+def test_each_machine_has_its_table(modules: tuple[Any, Any], tmp_path: Path) -> None:
+    figure, speeds = modules
+    for name, machine, gain in zip(figure.SPEEDS, ("with tiles", "without"), (1.7, 1.5), strict=True):
+        records.write(tmp_path / name, msgspec.structs.replace(speeds_of(speeds, gain), machine=machine))
+    text = figure.figure(tmp_path)
+    assert text.index("of with tiles") < text.index("**1.70×") < text.index("of without") < text.index("**1.50×")
+
+
 def test_where_drafting_loses_a_line_says_so(modules: tuple[Any, Any], tmp_path: Path) -> None:
     figure, speeds = modules
     gaining, losing = speeds_of(speeds, 1.62).speed["float32"]["1"], speeds_of(speeds, 0.87).speed["float32"]["1"]

@@ -33,14 +33,17 @@ class Request(Record, frozen=True):
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way. `tokens` are prompt and answer; `fresh` the target's features of the tokens that entered its cache last."""
+    """A request on its way. `tokens` are prompt and answer; `gained` the target's features of the tokens that entered its cache since its drafter
+    read any; `admitted`, whether that has read its prompt.
+    """
 
     id: int
     request: Request
     tokens: list[int]
     generator: torch.Generator
     on_tokens: Callable[[list[int]], None] | None = None
-    fresh: Tensor | None = None
+    gained: list[Tensor] = field(default_factory=list)
+    admitted: bool = False
     finish: str | None = None
     steps: int = 0
     accepted_at: list[int] = field(default_factory=list)
@@ -54,6 +57,17 @@ class Sequence:
     def cached(self) -> int:
         """Tokens whose keys and values are in the caches."""
         return len(self.tokens) - 1
+
+    @property
+    def fresh(self) -> Tensor | None:
+        """All that was gained as one, [M, F]; put together when it is asked for: where nothing is drafted nobody does."""
+        if len(self.gained) > 1:
+            self.gained = [torch.cat(self.gained)]
+        return self.gained[0] if self.gained else None
+
+    @fresh.setter
+    def fresh(self, features: Tensor | None) -> None:
+        self.gained = [] if features is None else [features]
 
     @property
     def answer(self) -> list[int]:

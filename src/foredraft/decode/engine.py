@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from foredraft.decode.batch import Request, Sequence
 from foredraft.decode.drafter import Drafter, prefill, prefill_together, row_probabilities
 from foredraft.decode.layout import lay_out
-from foredraft.decode.lengths import Lengths
+from foredraft.decode.lengths import Lengths, StepLengths
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line, shortened
 from foredraft.decode.sampling import argmax
 from foredraft.decode.verify import Verdict, depths, verify_by_level, verify_greedy, verify_rows, verify_tree
@@ -149,10 +149,15 @@ class Engine:
             num = self._sharing(entering) if share else 1
             for sequence, hidden_states in zip(entering[:num], self._read(entering[:num]), strict=True):
                 sequence.fresh = torch.cat(hidden_states, -1) if hidden_states else None
-                if self.drafter:
-                    self.drafter.admit(len(self.running), sequence)
                 self.running.append(sequence)
             entering = entering[num:]
+
+    def _tell_drafter(self, drafter: Drafter) -> None:
+        """Let it read what it has not, once it is to draft: where nothing is drafted at so many requests, reading would be for nothing."""
+        for row, sequence in enumerate(self.running):
+            if not sequence.admitted:
+                drafter.admit(row, sequence)
+                sequence.admitted = True
 
     def _sharing(self, entering: list[Sequence]) -> int:
         """How many of the first prompts, padded to the longest, fit a pass."""
@@ -178,13 +183,16 @@ class Engine:
                 num = len(self.running[last].tokens)
                 self.cache.copy_row(last, row, num)
                 self.running[row] = self.running[last]
-                if self.drafter:
+                if self.drafter and self.running[row].admitted:
                     self.drafter.move(last, row, num)
             self.running.pop()
 
     def _step(self) -> StepRecord:
+        wanted = self._wanted()
+        if self.drafter and wanted:
+            self._tell_drafter(self.drafter)  # a prompt's reading, which is no part of a step
         start = time.perf_counter()
-        proposal, lookahead = self._propose()
+        proposal, lookahead = self._propose(self.drafter, *wanted) if self.drafter and wanted else self._none()
         drafted = time.perf_counter()
         scores, features_BNF = self._score(proposal)
         scored = time.perf_counter()
@@ -197,24 +205,29 @@ class Engine:
             draft_s=drafted - start, target_s=scored - drafted, other_s=done - scored, looked_up=proposal.looked_up,
         )  # fmt: skip
 
-    def _propose(self) -> tuple[Proposal, int]:
+    def _wanted(self) -> tuple[Budget, StepLengths | None] | None:
+        """What is to be drafted, and by which choice of lengths where that is made as drafting goes on; None: nothing."""
         budget = budgeted(self.schedule(len(self.running)))
         if not self.drafter or not budget.levels:
-            return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
+            return None
         self._check(budget, self.max_nodes)
         if self.lengths is None or budget.fixed:
-            return self.drafter.propose(self.running, budget), budget.levels
-        return self._propose_by_confidence(self.drafter, budget, self.lengths)
-
-    def _propose_by_confidence(self, drafter: Drafter, budget: Budget, rule: Lengths) -> tuple[Proposal, int]:
-        """As many tokens of each chain as the rule wants verified, and how deep was drafted."""
-        chosen = rule.begin([sequence.request.sampling.temperature for sequence in self.running], budget.lookahead)
-        if chosen == 0:
-            return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
+            return budget, None
+        temperatures = [sequence.request.sampling.temperature for sequence in self.running]
+        chosen = self.lengths.begin(temperatures, budget.lookahead)
         if isinstance(chosen, int):
-            return drafter.propose(self.running, budget._replace(lookahead=chosen)), chosen
-        proposal = drafter.propose(self.running, budget, chosen)
-        return shortened(proposal, chosen.lengths), proposal.tokens.shape[1]
+            return (budget._replace(lookahead=chosen), None) if chosen else None
+        return budget, chosen
+
+    def _propose(self, drafter: Drafter, budget: Budget, lengths: StepLengths | None) -> tuple[Proposal, int]:
+        """As many tokens of each chain as are wanted verified, and how deep was drafted."""
+        proposal = drafter.propose(self.running, budget, lengths)
+        if lengths is None:
+            return proposal, budget.levels
+        return shortened(proposal, lengths.lengths), proposal.tokens.shape[1]
+
+    def _none(self) -> tuple[Proposal, int]:
+        return in_line(torch.empty(len(self.running), 0, dtype=torch.long)), 0
 
     def _score(self, proposal: Proposal) -> tuple[Scores, Tensor | None]:
         """One target pass over root and nodes: logits, and the hidden states that the drafter reads [B, N, F]."""
@@ -285,8 +298,7 @@ class Engine:
             sequence.accepted_at.append(len(path))
             emitted.append(sequence.extend([*(drafted_BW[row][node] for node in path), bonus]))
             if features is not None:
-                new = features[row]
-                sequence.fresh = new if sequence.fresh is None else torch.cat((sequence.fresh, new))
+                sequence.gained.append(features[row])
         return emitted
 
     def _compact(self, paths: list[list[int]]) -> None:
