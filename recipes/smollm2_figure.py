@@ -16,7 +16,8 @@ TYPES = "float32", "bfloat16"
 BATCHES = "1", "8"
 OPENING = (
     "**SmolLM2-135M-Instruct with and without a draft** of `zoo/`, trained and measured here. The text is the model's own, token for token;\n"
-    "`make tour` shows it on your machine.\n"
+    "`make tour` shows it on your machine. On a processor with tiles (AMX) one text in bfloat16 without a draft is faster by\n"
+    "`FOREDRAFT_KERNELS=pairs` ([how much](docs/log.md#2026-11-28-tiles)); the gains are over what the engine does by itself.\n"
 )
 SPEEDS = "speed_amx.json", "speed.json"
 DRAFT, LOOKUP, BESIDE = "draft", "lookup", "beside"

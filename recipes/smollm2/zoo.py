@@ -215,9 +215,10 @@ def by_speed(rows: Sequence[Measurement]) -> str:
         seen = row.observation
         tree = f"tree of {seen.tree_nodes}" if (seen.topk or 1) > 1 else f"{seen.lookahead}"
         beside = " behind a look-up" if seen.method.endswith(kinds.BESIDE) else ""
+        tiles = " with AMX" if (seen.machine or "").endswith(" with AMX") else ""
         lines.append(
             (tree + beside, f"{seen.batch_size}", f"{seen.temperature or 0:g}", figure(row, "tokens_per_step"), figure(row, "speedup"),
-             seen.dtype or "–", f"{seen.num_requests or '–'}")
+             f"{seen.dtype or '–'}{tiles}", f"{seen.num_requests or '–'}")
         )  # fmt: skip
     return markdown(lines)
 
