@@ -28,6 +28,9 @@ Array = NDArray[np.float64]
 
 MOST_LOGIT = 15.0  # a confidence beyond is as good as sure, and would weigh for too much in a fit
 SURE = 700.0  # of a logit, since e to more is no number
+LEAST_PROMISE = (
+    0.03  # of a gain over the best fixed length: races fell short of smaller promises, once by a tenth (docs/log.md)
+)
 DECISIONS = 1024  # that a rule remembers, by running sequences and their temperatures
 
 
@@ -123,7 +126,7 @@ class Regime:
 
 
 class LengthRule:
-    """The rule with what was measured of a draft: adaptive lengths where they are the fastest there, else the best fixed one, or none."""
+    """The rule with what was measured of a draft: adaptive lengths where they promise LEAST_PROMISE or more, else the best fixed one, or none."""
 
     def __init__(self, measured: DraftLengths, packed: int = 0) -> None:
         self.measured, self.times = measured, PassTimes(measured.costs, packed)
@@ -141,7 +144,8 @@ class LengthRule:
         confidences, batch = [self.nearest(temperature) for temperature in temperatures], len(temperatures)
         fixed = np.mean([fixed_rates(each, batch)[: most + 1] for each in confidences], axis=0)
         adaptive = float(np.mean([rule_rate(each, batch) for each in confidences]))
-        return Regime(confidences, adaptive, self.times, most) if adaptive > fixed.max() else int(fixed.argmax())
+        worth = adaptive > (1 + LEAST_PROMISE) * fixed.max()
+        return Regime(confidences, adaptive, self.times, most) if worth else int(fixed.argmax())
 
     def nearest(self, temperature: float) -> Confidence:
         """What was measured at the nearest temperature."""
