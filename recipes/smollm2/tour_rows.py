@@ -42,7 +42,8 @@ def main(zoo: Path, out: Path, *measured: Path) -> None:
 
 def _replace(file: Path, rows: Sequence[Observation]) -> None:
     machines = {row.machine for row in rows}
-    stay = [row for row in records.read_lines(Observation, file) if not row.output_tok_s or row.machine not in machines]
+    there = records.read_lines(Observation, file) if file.is_file() else ()
+    stay = [row for row in there if not row.output_tok_s or row.machine not in machines]
     records.write_lines(file, [*stay, *rows])
 
 
