@@ -21,7 +21,7 @@ from foredraft import records, text
 from foredraft.data.prompts import read_questions
 from foredraft.data.sources import Skips
 from foredraft.decode.batch import Request
-from foredraft.decode.lengths import LEAST_PROMISE, LengthRule, fixed_rates, rule_rate
+from foredraft.decode.lengths import LengthRule, fixed_rates, keeps, rule_rate
 from foredraft.decode.sampling import Sampling
 from foredraft.laws.adaptive import best_stopping, in_common, seen_survival
 from foredraft.measure.configurations import PLAIN, configurations_on, spec_of
@@ -115,7 +115,7 @@ def _raced(
     confidence, counts = measured.confidences[0], decodings["adaptive"].counts
     fixed, steps = fixed_rates(confidence, batch), sum(c.steps for c in counts)
     raced, rule = [0, *lengths], rule_rate(confidence, batch)
-    promised = rule if rule > (1 + LEAST_PROMISE) * fixed.max() else float(fixed.max())
+    promised = rule if keeps(rule, fixed) else float(fixed.max())
     return {
         "batch": batch, "tok_s": speeds, "best_fixed": num_of[best], "gain": _gain(decodings["adaptive"], decodings[best]),
         "gain_of_steps": _gain(decodings["adaptive"], decodings[best], ("draft_s", "target_s", "other_s")),

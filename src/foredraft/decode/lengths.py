@@ -144,12 +144,17 @@ class LengthRule:
         confidences, batch = [self.nearest(temperature) for temperature in temperatures], len(temperatures)
         fixed = np.mean([fixed_rates(each, batch)[: most + 1] for each in confidences], axis=0)
         adaptive = float(np.mean([rule_rate(each, batch) for each in confidences]))
-        worth = adaptive > (1 + LEAST_PROMISE) * fixed.max()
+        worth = keeps(adaptive, fixed)
         return Regime(confidences, adaptive, self.times, most) if worth else int(fixed.argmax())
 
     def nearest(self, temperature: float) -> Confidence:
         """What was measured at the nearest temperature."""
         return min(self.measured.confidences, key=lambda each: abs(each.temperature - temperature))
+
+
+def keeps(adaptive: float, fixed: Array) -> bool:
+    """Whether the rule promises enough, in tokens/s, over the best of chains of fixed lengths."""
+    return bool(adaptive > (1 + LEAST_PROMISE) * fixed.max())
 
 
 def rule_rate(confidence: Confidence, batch: int) -> float:

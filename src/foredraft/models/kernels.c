@@ -329,6 +329,7 @@ INLINE void pair_up(const int n, const num *x, float *pairs, long rows, long in)
         }
 }
 
+// x as tiles of so many columns read it: one row as it is.
 static const num *paired(const num *x, long rows, long columns, long in) {
     if (columns == 1) return x;
     float *pairs = kept_room(0, (rows + columns) * in / 2);

@@ -29,8 +29,8 @@ from foredraft.models.eight_bits import EightBits
 from foredraft.shapes import Shape
 
 SOURCE = Path(__file__).with_suffix(".c")
-# Rows up to which these kernels are ahead of torch's (results/few_rows.json), float32 a little beyond, where a row's bits are worth more than its
-# time. Units that multiply pairs of bfloat16, but no tiles of them, are torch's sooner.
+# Rows up to which these kernels are ahead of torch's (results/few_rows.json; with tiles docs/log.md), float32 a little beyond, where a row's bits are
+# worth more than its time. With units that multiply pairs of bfloat16, but no tiles of them, torch is ahead sooner.
 _PAIRS_ONLY = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 FEW_ROWS = {torch.float32: 128, torch.bfloat16: 64 if _PAIRS_ONLY else 128}
 STEP = {torch.float32: 16, torch.bfloat16: 32}  # what inner sizes must be a multiple of; 16 does for a head's

@@ -16,14 +16,13 @@ LINE = 64  # bytes that memory gives at once
 
 
 def zeros(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-    """Tensors of zeros; on a CPU one behind another in one stretch of memory, each from a line of its own on."""
-    if torch.device(device).type != "cpu":
+    """Tensors of zeros; on a CPU of Linux one behind another in one stretch of memory, each from a line of its own on."""
+    if torch.device(device).type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     sizes = [-(-math.prod(shape) * dtype.itemsize // LINE) * LINE for shape in shapes]
     stretch = mmap.mmap(-1, max(sum(sizes), LINE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a system that has none
-            stretch.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a system that has none
+        stretch.madvise(mmap.MADV_HUGEPAGE)
     starts = itertools.accumulate(sizes, initial=0)
     return [
         torch.frombuffer(stretch, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
