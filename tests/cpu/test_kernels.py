@@ -395,6 +395,21 @@ def test_without_them_the_reason_is_told_and_torch_computes(environment: dict[st
     assert says in run.stdout, run.stderr
 
 
+def test_without_tiles_products_are_torchs_too(tmp_path) -> None:
+    """Where there are tiles, `pairs` leaves other bits: sums have another order."""
+    code = (
+        "import sys, torch; from foredraft.models.linear import linear; torch.manual_seed(0); torch.set_grad_enabled(False);"
+        "x, w = torch.randn(9, 576).bfloat16(), torch.randn(16384, 576).bfloat16(); y = linear(x, w);"
+        "assert (y.double() - x.double() @ w.double().T).abs().max() < 0.01 * y.abs().max(); torch.save(y, sys.argv[1])"
+    )
+    products = []
+    for kernels_asked in ("pairs", "1"):
+        file, environment = tmp_path / f"{kernels_asked}.pt", {**os.environ, "FOREDRAFT_KERNELS": kernels_asked}
+        subprocess.run([sys.executable, "-c", code, str(file)], check=True, env=environment)
+        products.append(torch.load(file, weights_only=True))
+    assert torch.equal(*products) != bool(kernels._library(torch.bfloat16).tiled())
+
+
 def test_they_are_built_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
