@@ -164,9 +164,9 @@ def _group(
             None if known is None else known[..., part] for known in (argmax_n, log_sum_n, labels_n)
         )
         out = slopes[:, part] if wants_slope else None
-        logits = x_SnC[:, part] @ head_VC.T
+        logits = _products(x_SnC[:, part], head_VC)
         for x, matrix in zip(rows[1:], matrices[1:], strict=True):
-            logits += x[:, part] @ matrix.T
+            logits += _products(x[:, part], matrix)
         chunk, live[:, part] = job.terms(
             logits, truth, argmax, ids_V, labels, counted_Sn[:, part], job.loss, job.names, out
         )
@@ -178,6 +178,11 @@ def _group(
     if job.accept_SM is not None and accept_Sn is not None:
         job.accept_SM[:, places] = accept_Sn
     return sums, live, slopes
+
+
+def _products(x_SnC: Tensor, matrix_VC: Tensor) -> Tensor:
+    """x·Mᵀ by one product: of rows that do not lie together torch would make one for each step, and a copy of the matrix each."""
+    return (x_SnC.flatten(0, 1) @ matrix_VC.T).unflatten(0, x_SnC.shape[:2])
 
 
 def acceptance(logits_SnV: Tensor, truth_nU: Tensor, ids_V: Tensor | None, log_sum_n: Tensor | None = None) -> Tensor:
