@@ -23,6 +23,7 @@ from foredraft import kinds, records, runs
 from foredraft.data.tokens import TokenData
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.eight_bits import config_keys, stored
+from foredraft.models.four_bits import INT4
 from foredraft.records import Measurement
 from foredraft.shapes.tensors import FLOATS
 
@@ -42,32 +43,35 @@ SOURCES = """| domain | source | licence |
 | topics | topics and questions named in recipes/smollm2/topics.json | Apache-2.0 |"""
 
 
-def copied(source: Path, out: Path) -> None:
-    """The served folder with its matrices in eight bits and without the tokenizer, which is the target's."""
+def copied(source: Path, out: Path, bits: int = 8) -> None:
+    """The served folder with its matrices in so few bits and without the tokenizer, which is the target's."""
     out.mkdir(parents=True)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != WEIGHTS and not path.name.startswith(LEFT_OUT):
             shutil.copyfile(path, out / path.name)
     import torch
 
+    dtype = {8: torch.int8, 4: INT4}[bits]
     checkpoint = Checkpoint(source)
     tensors = {name: checkpoint.tensor(name) for name in checkpoint.stored}
-    save_file(stored(tensors, torch.int8), out / WEIGHTS, metadata={"format": "pt"})
+    save_file(stored(tensors, dtype), out / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((out / "config.json").read_bytes())
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    records.write(out / "config.json", config | config_keys(torch.int8, key))
+    records.write(out / "config.json", config | config_keys(dtype, key))
 
 
 class Trained(NamedTuple):
-    """A draft's weights, the run that they come from, and the token folder it was trained on, where that is stated."""
+    """A draft's weights, the run that they come from, the token folder it was trained on, where that is stated, and the bits it is stored in."""
 
     weights: Path
     run: Path
     data: Path | None
+    bits: int = 8
 
     @classmethod
     def named(cls, words: str) -> "Trained":
-        """By RUN[:DATA]. Raises SystemExit where there is no such run."""
+        """By RUN[:DATA][@4], of four bits. Raises SystemExit where there is no such run."""
+        words, _, bits = words.partition("@")
         folder, _, data = words.partition(":")
         weights = (Path(folder) / "final" if (Path(folder) / "final").is_dir() else Path(folder)).resolve()
         run = runs.run_folder(weights)
@@ -75,7 +79,7 @@ class Trained(NamedTuple):
             raise SystemExit(
                 f"{folder}: no training run that is done, nor an export of one; give the --out of foredraft train"
             )
-        return cls(weights, run, Path(data) if data else None)
+        return cls(weights, run, Path(data) if data else None, int(bits or 8))
 
 
 def measured_rows(name: str, weights: Path, files: Sequence[Path]) -> list[Measurement]:
@@ -102,8 +106,8 @@ def card(name: str, draft: Trained, rows: Sequence[Measurement]) -> str:
     deep = f" of {layers} layers" if layers > 1 and kind.role == "head" else ""
     parts = [
         f"---\nlicense: {LICENCE}\nlanguage: en\nbase_model: {HUB_ID}\ntags: [speculative-decoding, foredraft]\n---\n# {name}\n",
-        f"{what[0].upper()}{what[1:]}{deep} that drafts for [{HUB_ID}](https://huggingface.co/{HUB_ID}) (Apache-2.0). {parameters(draft.weights)} "
-        "The text stays the target's own, token for token, whatever it drafts.\n",
+        f"{what[0].upper()}{what[1:]}{deep} that drafts for [{HUB_ID}](https://huggingface.co/{HUB_ID}) (Apache-2.0). "
+        f"{parameters(draft.weights, draft.bits)} The text stays the target's own, token for token, whatever it drafts.\n",
         usage(name, kind, json.loads((draft.weights / "config.json").read_bytes()).get("draft_vocab_size")),
         "**Data.** English text of the sources below, and answers of the target to prompts made of them "
         f"(recipes/smollm2/prompts.py). Of all this only answers to the topics lie in this repository, in zoo/answers.\n\n{SOURCES}\n",
@@ -138,9 +142,9 @@ def kind_of(model: dict[str, Any]) -> kinds.Kind:
     return kinds.CHECKPOINTS[model.get("kind", kinds.LM.name)]
 
 
-def parameters(weights: Path) -> str:
-    number = sum(prod(each.shape) for each in Checkpoint(weights).stored.values() if each.kind in (*FLOATS, "I8"))
-    return f"{number:,} stored parameters, matrices in eight bits."
+def parameters(weights: Path, bits: int) -> str:
+    number = sum(prod(each.shape) for each in Checkpoint(weights).stored.values() if each.kind in (*FLOATS, "I8", "I4"))
+    return f"{number:,} stored parameters, matrices in {'four' if bits == 4 else 'eight'} bits."
 
 
 def trainings(run: Path) -> list[Path]:
@@ -277,7 +281,7 @@ def main(zoo: Path, drafts: dict[str, Trained], files: Sequence[Path]) -> None:
     with tempfile.TemporaryDirectory(dir=zoo.resolve().parent, prefix=".zoo-") as work:
         folders = {name: Path(work) / name for name in drafts}
         for name, draft in drafts.items():
-            copied(draft.weights, folders[name])
+            copied(draft.weights, folders[name], draft.bits)
             own = draft.run.parent.parent / "measurements.jsonl"
             rows = measured_rows(name, draft.weights, [*([own] if own.is_file() else []), *files])
             records.write_bytes(folders[name] / CARD, card(name, draft, rows).encode())

@@ -16,7 +16,11 @@ TARGET_LOSSES = ("soft_ce", "kl", "rkl", "tv", "nla")
 SCHEDULES = ("cosine", "wsd", "constant")
 OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("bfloat16", "float32")
-STORED = (*PRECISIONS, "int8")  # int8: matrices in eight bits, a scale a row, which our engine reads as they are
+STORED = (
+    *PRECISIONS,
+    "int8",
+    "int4",
+)  # matrices in eight bits, a scale a row, which our engine reads as they are, or in half the file
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -206,7 +210,7 @@ class EvalSchedule(Record, frozen=True):
 
     Every so many steps: a line in metrics.jsonl, held-out figures over about `held_out_tokens`, a checkpoint (of which the
     last `keep` and the best stay). `export_at`: tokens, counted over the run, at which the model is saved in its served
-    format beside; `export_dtype`: the type of served weights (int8: see `STORED`). `lookahead`: drafted tokens per step on held-out text.
+    format beside; `export_dtype`: the type of served weights (int8, int4: see `STORED`). `lookahead`: drafted tokens per step on held-out text.
     """
 
     log_every: int = 10

@@ -1,4 +1,4 @@
-"""Drafts in eight bits: what is stored is what is read, by our kernels as it stands and by torch in the draft's type."""
+"""Drafts in eight bits and in four: what is stored is what is read, by our kernels as it stands and by torch in the draft's type."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,8 @@ from foredraft.decode.drafters import drafter_for
 from foredraft.decode.engine import Engine
 from foredraft.deploy.check import check
 from foredraft.deploy.export import ExportSettings, export
+from foredraft.models import four_bits
+from foredraft.models.checkpoint import Checkpoint, TensorError
 from foredraft.models.eight_bits import EightBits
 from foredraft.models.forward import causal_mask
 from foredraft.models.heads import load_head, new_head, save_head
@@ -55,27 +57,83 @@ def test_a_product_is_that_of_the_matrix_it_stands_for(rows: int, dtype: torch.d
             assert torch.equal(linear(x[:1], weight, more, eight), product[:1])
 
 
+def test_four_bits_are_packed_as_compressed_tensors_packs_them() -> None:
+    """By hand: eight numbers a word, each raised by 8, the first in the lowest bits; a scale for each 32."""
+    weight = torch.tensor([[7.0, -7, 0, 1, -1, 2, 3, -7] * 4 + [14.0, -14, 0, 0, 2, 4, 6, 8] * 4])
+    parts = four_bits.packed(weight, "w")
+    assert {name: (part.dtype, tuple(part.shape)) for name, part in parts.items()} == {
+        "w_packed": (torch.int32, (1, 8)), "w_scale": (torch.bfloat16, (1, 2)), "w_shape": (torch.int64, (2,)),
+    }  # fmt: skip
+    assert parts["w_packed"][0].tolist() == [0x1BA7981F] * 4 + [0xCBA9881F - 2**32] * 4
+    assert parts["w_scale"].tolist() == [[1, 2]]
+    assert parts["w_shape"].tolist() == [1, 64]
+    assert torch.equal(four_bits.unpacked(parts["w_packed"], parts["w_scale"]), weight)
+
+
+def test_four_bits_lie_within_the_steps_of_their_group() -> None:
+    """And the scales chosen are better than each group's largest number as ±7."""
+    weight = torch.randn(9, 96) * torch.logspace(-6, 6, 9)[:, None]
+    weight[3] = 0
+    parts = four_bits.packed(weight, "w")
+    read = four_bits.unpacked(parts["w_packed"], parts["w_scale"])
+    assert not read[3].any()
+    error = (read - weight).unflatten(1, (-1, 32)).square().sum(-1)
+    plain = (weight.unflatten(1, (-1, 32)).abs().amax(-1) / 7).clamp(min=1e-30)[..., None]
+    rounded = (weight.unflatten(1, (-1, 32)) / plain).round() * plain - weight.unflatten(1, (-1, 32))
+    assert bool((error <= 1.02 * rounded.square().sum(-1)).all())  # bfloat16 rounds a scale by up to 0.4 %
+    assert error.sum(1)[4] < 0.97 * rounded.square().sum((1, 2))[4]
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "said"),
+    [
+        ("w_packed", torch.zeros(2, 8), "w_packed is F32"),
+        ("w_packed", torch.zeros(2, 8, 1, dtype=torch.int32), "w_packed is I32"),
+        ("w_scale", torch.zeros(3, 2), "w_scale must hold a number for each group"),
+        ("w_scale", torch.zeros(2, 3), "w_scale must hold a number for each group"),
+        ("w_scale", torch.zeros(2, 0), "w_scale must hold a number for each group"),
+        ("w_scale", torch.zeros(2, 2, dtype=torch.int32), "w_scale must hold a number for each group"),
+    ],
+)
+def test_a_broken_matrix_of_four_bits_is_named(name: str, broken: Tensor, said: str, tmp_path: Path) -> None:
+    save_file(four_bits.packed(torch.randn(2, 64), "w") | {name: broken}, tmp_path / "model.safetensors")
+    with pytest.raises(TensorError, match=said):
+        Checkpoint(tmp_path)
+
+
+def as_read(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a matrix is read as that was stored so."""
+    if dtype == torch.int4 and four_bits.fits(weight):
+        parts = four_bits.packed(weight, "w")
+        weight = four_bits.unpacked(parts["w_packed"], parts["w_scale"])
+    elif dtype == torch.int4:
+        return weight.bfloat16().float()
+    return EightBits.of(weight).weight
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("kind", [*KINDS, "lm"])
-def test_what_is_stored_is_what_is_read(kind: str, tmp_path: Path) -> None:
+def test_what_is_stored_is_what_is_read(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     target = random_decoder(FAMILIES["llama"])
     if kind == "lm":
         draft: Any = random_decoder(FAMILIES["llama"] | {"num_hidden_layers": 1})
-        save(draft.state_dict(), draft.shape, draft.config, tmp_path, dtype=torch.int8)
+        save(draft.state_dict(), draft.shape, draft.config, tmp_path, dtype=dtype)
         read: Any = load(tmp_path)
     else:
         draft = new_head(target, kind, draft_vocab=range(40))
-        save_head(draft, tmp_path, dtype=torch.int8)
+        save_head(draft, tmp_path, dtype=dtype)
         read = load_head(tmp_path, target)
     stored, matrices = load_file(tmp_path / "model.safetensors"), 0
     for (name, weight), (_, before) in zip(read.named_parameters(), draft.named_parameters(), strict=True):
         if weight.dim() == 2:
-            assert torch.equal(weight, EightBits.of(before).weight), name
-            matrices += 1
+            assert torch.equal(weight, as_read(before, dtype)), name
+            matrices += dtype == torch.int8 or four_bits.fits(before)
         else:
             assert torch.equal(weight, before.bfloat16().float()), name
-    assert sum(tensor.dtype == torch.int8 for tensor in stored.values()) == matrices
-    assert all(part.eight for part in read.modules() if isinstance(part, Linear))
-    assert shapes.from_config(tmp_path).weight_format == "int8-g0"
+    few = {torch.int8: torch.int8, torch.int4: torch.int32}[dtype]
+    assert sum(tensor.dtype == few for tensor in stored.values()) == matrices
+    assert all(part.eight for part in read.modules() if isinstance(part, Linear) and four_bits.fits(part.weight))
+    assert shapes.from_config(tmp_path).weight_format == {torch.int8: "int8-g0", torch.int4: "int4-g32"}[dtype]
 
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
@@ -100,15 +158,18 @@ def test_a_model_runs_by_kernel_as_by_torch(
     assert (ours - theirs).abs().max() <= SMALL[dtype] * theirs.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("kind", ["eagle", "eagle3", "dspark", "lm"])
-def test_a_draft_in_eight_bits_is_run_in_bfloat16_beside_any_target(kind: str, tmp_path: Path) -> None:
+def test_a_draft_in_few_bits_is_run_in_bfloat16_beside_any_target(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     """Its text is plain decoding's, and the rows that it borrows of its target's LM head are in eight bits too."""
     target = random_decoder(FAMILIES["llama"])
     if kind == "lm":
         draft = random_decoder(FAMILIES["llama"] | {"num_hidden_layers": 1})
-        save(draft.state_dict(), draft.shape, draft.config, tmp_path, dtype=torch.int8)
+        save(draft.state_dict(), draft.shape, draft.config, tmp_path, dtype=dtype)
     else:
-        save_head(new_head(target, kind, draft_vocab=range(40)), tmp_path, dtype=torch.int8)
+        save_head(new_head(target, kind, draft_vocab=range(40)), tmp_path, dtype=dtype)
     requests = [Request(tuple(range(2 + i, 9 + i)), 12) for i in range(3)]
     drafter: Any = drafter_for(target, str(tmp_path), 3, 64)
     assert drafter.cache.kv.dtype == torch.bfloat16
@@ -163,7 +224,9 @@ def test_other_quantisations_are_refused(change: dict[str, Any], tmp_path: Path)
     for key, value in change.items():
         (how if key == "format" else group if key == "input_activations" else group["weights"])[key] = value
     (tmp_path / "config.json").write_text(json.dumps(keys))
-    with pytest.raises(ValueError, match="quantised weights are not supported, but for rows of eight bits"):
+    with pytest.raises(
+        ValueError, match="quantised weights are not supported, but for eight bits a scale a row and four"
+    ):
         load(tmp_path)
 
 

@@ -238,13 +238,14 @@ def test_it_learns_the_grammar_and_saves_best_last_and_on_the_way(folders, tmp_p
     assert not torch.equal(early, final)
 
 
-def test_exports_in_eight_bits_are_the_same_weights_rounded(folders, tmp_path):
-    for name in ("float32", "int8"):
+@pytest.mark.parametrize(("few", "off"), [("int8", 200), ("int4", 3)])
+def test_exports_in_few_bits_are_the_same_weights_rounded(few, off, folders, tmp_path):
+    for name in ("float32", few):
         run(recipe(steps=5, watch=EvalSchedule(export_dtype=name)), tmp_path / name, folders)
-    whole, rounded = (load(tmp_path / name / "final") for name in ("float32", "int8"))
+    whole, rounded = (load(tmp_path / name / "final") for name in ("float32", few))
     assert (whole.in_eight, rounded.in_eight) == (False, True)
     for (name, weight), (_, other) in zip(whole.named_parameters(), rounded.named_parameters(), strict=True):
-        assert torch.allclose(weight, other, atol=float(weight.abs().max()) / 200), name
+        assert torch.allclose(weight, other, atol=float(weight.abs().max()) / off), name
         assert torch.equal(weight, other) == bool((weight == weight.bfloat16()).all() and weight.dim() == 1), name
 
 

@@ -11,7 +11,7 @@ from foredraft.engines import speculators
 from foredraft.engines.engine import ServingEngine
 from foredraft.engines.loading import lacking
 from foredraft.kinds import AUX_CONFIG, AUX_LAYER_IDS, aux_layer_ids, last_state_alone
-from foredraft.shapes.quantised import in_eight_bits
+from foredraft.shapes.quantised import in_few_bits
 
 # Keys that engines ask for with hasattr or as an attribute, so that null is a value to them: they compute null × 3, or pass it on.
 NEVER_NULL = {
@@ -28,7 +28,7 @@ def config_rules(folder: DraftFolder, engine: ServingEngine) -> Iterator[Finding
     yield from _missing(folder)
     yield from _nulls(folder, engine)
     if how := folder.config.get("quantization_config"):
-        ours = in_eight_bits(how)
+        ours = in_few_bits(how)
         yield Finding(
             code="quantised", where="quantization_config", effect="its tensors cannot be judged here", level="warning",
             remedy="export it by foredraft deploy, which writes 16 bits" if ours else "judge the draft before it is quantised",

@@ -35,8 +35,10 @@ class Foredraft(ServingEngine):
         )
 
     def draft_dtype(self, draft: Shape, dtype: str) -> str:
-        """As it is stored, where that is narrower than a target in float32; of eight bits no more is counted than of sixteen."""
-        return "bfloat16" if dtype == "float32" and draft.weight_format in ("bfloat16", "int8-g0") else dtype
+        """As it is stored, where that is narrower than a target in float32; of eight bits and fewer no more is counted than of sixteen."""
+        return (
+            "bfloat16" if dtype == "float32" and draft.weight_format in ("bfloat16", "int8-g0", "int4-g32") else dtype
+        )
 
     def efficiency(self, machine: Machine | None = None, dtype: str = "bfloat16") -> Efficiency:
         """Where the machine's step was probed, the rates are those that rows through its stack of weights in `dtype` reached, else those of

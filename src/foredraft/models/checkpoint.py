@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foredraft.models import pages
 from foredraft.models.eight_bits import SCALE, EightBits
+from foredraft.models.four_bits import PACKED, PER_WORD, SHAPE, unpacked
 from foredraft.models.linear import Linear
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
 from foredraft.shapes.tensors import FLOATS, StoredTensor, layer_of, sharded
@@ -26,11 +27,12 @@ class TensorError(ValueError):
 
 class Checkpoint:
     """The tensors of a folder, by name. Only headers are read until a tensor is asked for. `config`: where its sizes stand. `scales`: of the
-    tensors that are stored in eight bits, by their names on file.
+    tensors that are stored in eight bits or in four (`packed`), by their names on file.
     """
 
     config = "config.json"
     scales: Mapping[str, StoredTensor] = {}
+    packed: Mapping[str, StoredTensor] = {}
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -43,11 +45,15 @@ class Checkpoint:
             self.where, self.stored = index, sharded(index, _header)
         else:
             raise ValueError(f"{self.folder}: holds no weights")
+        self.packed = self._unpacked_names()
         eight = [name for name, each in self.stored.items() if each.kind == "I8" and name + SCALE in self.stored]
-        self.scales = {name: self.stored.pop(name + SCALE) for name in eight}
+        self.scales = {name: self.stored.pop(name + SCALE) for name in (*eight, *self.packed)}
         for name, scale in self.scales.items():
-            if scale.kind not in FLOATS or scale.shape not in (rows := self.stored[name].shape[:1], (*rows, 1)):
-                raise TensorError(f"{scale.file}: tensor {name}{SCALE} must hold a number for each row of {name}")
+            rows, *size = self.stored[name].shape
+            groups = [n for n in range(1, size[0] + 1) if size[0] % n == 0] if name in self.packed else [1]
+            if scale.kind not in FLOATS or scale.shape not in ((rows,), *((rows, n) for n in groups)):
+                each = "group of a row" if name in self.packed else "row"
+                raise TensorError(f"{scale.file}: tensor {name}{SCALE} must hold a number for each {each} of {name}")
 
     @property
     def files(self) -> list[Path]:
@@ -64,12 +70,25 @@ class Checkpoint:
         return _tensor(self.stored[name], on_file)
 
     def eight_bits(self, name: str) -> EightBits | None:
-        """The tensor `name` as it is stored, where that is in eight bits."""
+        """The tensor `name` as it is stored, where that is in eight bits, or in four."""
         on_file = self.spelled(name)
         if (scale := self.scales.get(on_file)) is None:
             return None
+        if words := self.packed.get(on_file):
+            return EightBits.of(unpacked(_tensor(words, on_file + PACKED), _tensor(scale, on_file + SCALE)))
         values = _tensor(self.stored[name], on_file)
         return EightBits(values.clone(), _tensor(scale, on_file + SCALE).float().flatten().clone())
+
+    def _unpacked_names(self) -> dict[str, StoredTensor]:
+        """The words of each matrix in four bits, in whose place the matrix itself stands among the stored."""
+        names = [name.removesuffix(PACKED) for name in self.stored if name.endswith(PACKED)]
+        words = {name: self.stored.pop(name + PACKED) for name in names if name + SCALE in self.stored}
+        for name, (file, kind, shape) in words.items():
+            self.stored.pop(name + SHAPE, None)
+            if kind != "I32" or len(shape) != 2:
+                raise TensorError(f"{file}: tensor {name}{PACKED} is {kind} {list(shape)}; it must be I32 of two sizes")
+            self.stored[name] = StoredTensor(file, "I4", (shape[0], PER_WORD * shape[1]))
+        return words
 
     def spelled(self, name: str) -> str:
         """A tensor's name as its file writes it."""

@@ -132,7 +132,7 @@ def save_head(
     head: DraftHead, folder: str | Path, *, dtype: torch.dtype | None = None, layout: HeadLayout | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write config.json and model.safetensors, weights as `dtype` (the head's own by default; int8: matrices in eight bits).
+    """Write config.json and model.safetensors, weights as `dtype` (the head's own by default; int8, int4: matrices in so few bits).
 
     `layout`: what the engine wants that is to load it, its kind's own by default. `more` adds config keys, such as
     bos_token_id and eos_token_id.

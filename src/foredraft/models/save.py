@@ -28,7 +28,7 @@ def save(
 ) -> None:  # fmt: skip
     """Write the weights `state` (named as `Decoder`'s parameters) in `dtype`; `more` are further keys, such as token ids.
 
-    `dtype` int8: matrices in eight bits (see `eight_bits`).
+    `dtype` int8 and int4: matrices in so few bits (see `eight_bits`, `four_bits`).
     """
     folder, prefix = Path(folder), prefixes(shape.family)[0]
     tensors = stored({stored_name(name, shape, prefix): tensor for name, tensor in state.items()}, dtype)

@@ -12,7 +12,7 @@ from foredraft.shapes.config import folder_name, from_config, read_config
 from foredraft.shapes.counts import Shape
 from foredraft.shapes.families import runnable
 from foredraft.shapes.gguf import GgufFile, is_gguf
-from foredraft.shapes.quantised import in_eight_bits
+from foredraft.shapes.quantised import in_few_bits
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -51,10 +51,10 @@ def decodable(keys: dict[str, Any], path: str | Path) -> Shape:
     the file, on any other.
     """
     file = config_file(path)
-    if (how := keys.get("quantization_config")) and not in_eight_bits(how):
+    if (how := keys.get("quantization_config")) and not in_few_bits(how):
         raise ValueError(
-            f"{file}: quantization_config: quantised weights are not supported, but for rows of eight bits "
-            "(compressed-tensors, int-quantized, a scale a channel); give the original checkpoint"
+            f"{file}: quantization_config: quantised weights are not supported, but for eight bits a scale a "
+            "row and four a scale a group (compressed-tensors, int-quantized and pack-quantized); give the original checkpoint"
         )
     shape = from_config(keys, folder_name(path), where=str(file))
     try:

@@ -81,16 +81,27 @@ def _with_outer(inner: Keys, outer: Keys | None) -> Keys:
     return {**inner, "rest": outer} if outer and outer.get("quant_method") == "fp8" else inner
 
 
-def in_eight_bits(keys: Any) -> bool:
-    """Whether a `quantization_config` is of weights alone, in eight bits with a scale for each row: what our own reader has."""
-    groups = keys.get("config_groups") if isinstance(keys, Mapping) and keys.get("format") == "int-quantized" else None
-    return isinstance(groups, Mapping) and bool(groups) and all(map(_in_rows, groups.values()))
+_READ_HERE = {  # by format, the bits and the strategies of scales that our own reader has
+    "int-quantized": (8, ("channel",)),
+    "pack-quantized": (4, ("channel", "group")),
+}
 
 
-def _in_rows(group: Any) -> bool:
+def in_few_bits(keys: Any) -> bool:
+    """Whether a `quantization_config` is what our own reader has: of weights alone, in eight bits with a scale for each row, or in four with
+    one for each group of a row.
+    """
+    known = _READ_HERE.get(str(keys.get("format"))) if isinstance(keys, Mapping) else None
+    if known is None or not isinstance(groups := keys.get("config_groups"), Mapping) or not groups:
+        return False
+    return all(_is_read(group, *known) for group in groups.values())
+
+
+def _is_read(group: Any, bits: int, strategies: tuple[str, ...]) -> bool:
     weights = group.get("weights") if isinstance(group, Mapping) and not group.get("input_activations") else None
-    asked = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
-    return isinstance(weights, Mapping) and all(weights.get(key) == value for key, value in asked.items())
+    if not isinstance(weights, Mapping) or weights.get("strategy") not in strategies or weights.get("actorder"):
+        return False
+    return all(weights.get(key) == value for key, value in {"num_bits": bits, "type": "int", "symmetric": True}.items())
 
 
 _NAMES = (
