@@ -17,6 +17,8 @@ from foredraft.decode.drafters import drafter_for
 from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
 from foredraft.decode.model_drafter import ModelDrafter
+from foredraft.decode.proposals import Budget
+from foredraft.decode.sampling import Sampling
 from foredraft.models import kernels
 from foredraft.models.chain import Chain
 from foredraft.models.decoder import Decoder, cut
@@ -284,6 +286,98 @@ def test_a_chain_in_one_call_drafts_what_the_drafts_own_passes_do(
     else:  # a rounding apart
         assert (tokens[: len(others)] == others[: len(tokens)]).float().mean() > 0.8
     assert tokens.shape[1] == (3 if asks else 5)
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "dials", [{"topk": 3, "nodes": 9}, {"tree": ((-1, 0), (-1, 2), (0, 0), (0, 1), (2, 0))}], ids=["dynamic", "static"]
+)
+@pytest.mark.parametrize("kind", CHAINS)
+def test_a_tree_whose_levels_are_a_call_each_is_that_of_the_drafts_own_passes(
+    kind: str, dials: dict[str, Any], batch: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Sequences of different lengths that gain different numbers of tokens, at T = 0 and above: a tree has no chance in it."""
+    target, draft = drafts_of(kind, dtype, tmp_path)
+    sampling = Sampling(temperature=0.8, seed=5)
+    requests = [
+        Request(tuple(range(2 + i, 5 + 4 * i)), 14, **({"sampling": sampling} if i else {})) for i in range(batch)
+    ]
+    trees: list[list[tuple[Any, Any]]] = []
+    for by_kernel in (True, False):
+        drafter: Any = (ModelDrafter if kind.startswith("lm") else HeadDrafter)(draft, draft.new_cache(batch, 64))
+        drafter.kernel = drafter.kernel if by_kernel else None
+        drafted, propose = [], drafter.propose
+        drafter.propose = lambda *a, propose=propose, drafted=drafted: drafted.append(propose(*a)) or drafted[-1]
+        Engine(target, drafter, lookahead=Budget(3, **dials), max_batch=batch, max_context=40).generate(requests)
+        trees.append([(each.tokens.tolist(), each.parents) for each in drafted])
+    if dtype == torch.float32:
+        assert trees[0] == trees[1]
+    else:  # a rounding apart; the first step's roots have the same text before them
+        (tokens, parents), (others, theirs) = trees[0][0], trees[1][0]
+        assert len(tokens[0]) == len(others[0])
+        alike = [
+            set(zip(a, b, strict=True)) & set(zip(c, d, strict=True))
+            for a, b, c, d in zip(tokens, parents, others, theirs, strict=True)
+        ]
+        assert sum(map(len, alike)) >= 0.6 * sum(map(len, tokens))
+
+
+@pytest.mark.parametrize("size", [3, 16, 127, 128, 129, 1000])
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+def test_the_words_of_a_level_are_the_most_probable_the_first_of_equals(size: int, dtype: torch.dtype) -> None:
+    """Logits in steps, many of them equal; above them a NaN, of which every word's score is one."""
+    keys = FAMILIES["llama"] | {"model_type": "llama", "vocab_size": size, "tie_word_embeddings": False}
+    draft = random_decoder(keys, dtype)
+    tokens, places = torch.tensor([[1, 2, 0]]), torch.arange(3)[None]
+    mask, wanted = causal_mask(places, 3), torch.tensor([[1, 2]])
+    final = draft(tokens, places, draft.new_cache(1, 8), mask_BTS=mask).final_BTC[0, 2].float()
+    levels = torch.randint(-3, 4, (size,), generator=torch.Generator().manual_seed(size)).float()
+    assert draft.lm_head is not None
+    draft.lm_head.weight.copy_(levels[:, None] * final / final.square().sum())
+    chain = Chain.of(draft)
+    assert chain is not None
+    num = min(5, size)
+    log_probs, ids, _ = chain.level(tokens, None, places, places, mask, wanted, draft.new_cache(1, 8), num)
+    assert ids.shape == log_probs.shape == (1, 2, num)
+    assert ids[0, 1].tolist() == levels.sort(descending=True, stable=True).indices[:num].tolist()
+    expected = levels.log_softmax(-1).sort(descending=True).values[:num]
+    assert torch.allclose(log_probs[0, 1], expected, atol=1e-4 if dtype == torch.float32 else 0.1)
+    draft.lm_head.weight[size - 1] = float("nan")
+    assert chain.level(tokens, None, places, places, mask, wanted, draft.new_cache(1, 8), num)[0].isnan().all()
+
+
+def test_a_level_that_leaves_its_cache_or_its_vocabulary_is_refused_before_it_writes(tmp_path: Path) -> None:
+    _, draft = drafts_of("lm", torch.float32, tmp_path)
+    chain = Chain.of(draft)
+    assert chain is not None
+    for token, slot, row, num in (
+        (5, 8, 0, 3),
+        (5, -1, 0, 3),
+        (101, 0, 0, 3),
+        (-1, 0, 0, 3),
+        (5, 0, 1, 3),
+        (5, 0, 0, 102),
+    ):
+        cache, slots = draft.new_cache(1, 8), torch.tensor([[slot]])
+        mask = torch.ones(1, 1, 1, dtype=torch.bool)
+        with pytest.raises(IndexError, match="leaves a cache of 1 × 8"):
+            chain.level(torch.tensor([[token]]), None, slots, slots, mask, torch.tensor([[row]]), cache, num)
+        assert not cache.kv.any()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_tree_of_more_children_than_words_or_of_no_numbers_says_so(kernel: bool, tmp_path: Path) -> None:
+    target, draft = drafts_of("eagle", torch.float32, tmp_path)
+    drafter = HeadDrafter(draft, draft.new_cache(1, 64))
+    drafter.kernel = drafter.kernel if kernel else None
+    engine = Engine(target, drafter, lookahead=Budget(2, topk=40, nodes=20), max_batch=1, max_context=40)
+    with pytest.raises(ValueError, match="40 children of a node are more than the 34 tokens that draft"):
+        engine.generate([Request((1, 2, 3), 4)])
+    draft.fc.weight[3] = float("nan")
+    engine = Engine(target, drafter, lookahead=Budget(2, topk=3), max_batch=1, max_context=40)
+    with pytest.raises(ValueError, match="the logits of a drafted tree are NaN"):
+        engine.generate([Request((1, 2, 3), 4)])
 
 
 def test_a_chain_that_leaves_its_cache_or_its_vocabulary_is_refused_before_it_writes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Shapes: B running sequences, M tokens that a drafter has not read yet, V vocabul
 """
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from typing import NamedTuple, Protocol
 
@@ -17,8 +18,9 @@ from foredraft.decode.batch import Sequence
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import Sampling, probabilities, require_finite
+from foredraft.decode.trees import Words, grow, rows, too_few
 from foredraft.models.cache import KVCache
-from foredraft.models.chain import Chain, Drafted
+from foredraft.models.chain import Chain, Drafted, Level
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import causal_mask
 from foredraft.models.kernels import chunk
@@ -111,6 +113,37 @@ def greedy_chain(
             break
     require_finite(torch.cat([part.largest_KB for part in parts]).T, model)
     return in_line(torch.cat([part.ids_KB for part in parts]).T)
+
+
+def grown_tree(
+    pairs: Pairs, cache: KVCache, budget: Budget, chain: Chain | None, by_passes: Callable[..., Level], model: str
+) -> Proposal:
+    """A tree, level by level: by our kernels where these take a level, else as `by_passes` has it of the same arguments as `Chain.level`.
+    What each pass leaves stands beside its nodes' children.
+    """
+    left_BkC: Tensor | None = None
+
+    def level(tokens: Tensor, left: Tensor | None, positions: Tensor, slots: Tensor, mask: Tensor, wanted: Tensor, num: int) -> Words:  # fmt: skip
+        nonlocal left_BkC
+        read = by_passes
+        if chain is not None and chain.takes(tokens.numel()):
+            if num > chain.words:
+                raise too_few(num, chain.words, model)
+            read = chain.level
+        log_probs, ids, left_BkC = read(tokens, left, positions, slots, mask, wanted, cache, num)
+        return log_probs, ids
+
+    def first(num: int) -> Words:
+        mask = causal_mask(pairs.slots_BM, pairs.seen)
+        return level(pairs.tokens_BM, pairs.left_BMC, pairs.slots_BM, pairs.slots_BM, mask, last_B1, num)
+
+    def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, num: int) -> Words:
+        left = None if left_BkC is None else rows(left_BkC, source)
+        nodes = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        return level(tokens, left, positions, slots, mask, nodes, num)
+
+    last_B1 = pairs.last_B[:, None]
+    return grow(first, pairs.slots_BM.gather(1, last_B1) + 1, budget, extend, model=model)
 
 
 def _logit_of(log_prob: float) -> float:

@@ -842,16 +842,95 @@ static long first_largest(const num *x, long size, float *largest, float *total)
     return at;
 }
 
+// The `count` largest of `size` numbers, the largest first, of equal ones the first: where they stand, and they. size ≥ count.
+static void largest_of(const num *x, long size, long count, int64_t *at, float *most) {
+    for (long start = 0; start < size; start += 8 * LANES) {
+        const long stop = start + 8 * LANES < size ? start + 8 * LANES : size;
+        int above = start < count;
+        if (!above && stop - start == 8 * LANES) {
+            vec best = load(x + start);
+            for (long i = start + LANES; i < stop; i += LANES) {
+                vec v = load(x + i);
+                ivec more = v > best;
+                best = (vec)(((ivec)v & more) | ((ivec)best & ~more));
+            }
+            for (int j = 0; j < LANES; j++) above |= best[j] > most[count - 1];
+        } else above = 1;
+        for (long i = start; above && i < stop; i++) {
+            const float v = up(x[i]);
+            if (i >= count && !(v > most[count - 1])) continue;
+            long place = i < count ? i : count - 1;
+            for (; place > 0 && v > most[place - 1]; place--) most[place] = most[place - 1], at[place] = at[place - 1];
+            most[place] = v, at[place] = i;
+        }
+    }
+}
+
+// y [R, C] = what a draft's layers make of the tokens of a pass, each beside its row of `before`. x, joined and room hold what is in between.
+static void read_tokens(const Draft *draft, const Pass *pass, const int64_t *tokens, const num *before, num *keys, num *values, long stride, num *x, num *joined, num *y, num *room) {
+    const long C = draft->hidden, rows = pass->batch * pass->tokens;
+    for (long r = 0; r < rows; r++) {
+        const num *embedding = draft->embed + tokens[r] * C, *of = before ? before + r * C : NULL;
+        num *first = joined + 2 * r * C, *second = first + C;
+        if (draft->fc.w) memcpy(first, embedding, C * sizeof(num)), memcpy(second, of, C * sizeof(num));
+        else if (draft->left_norm) {
+            norm(embedding, draft->embed_norm, NULL, first, C, 0, draft->eps), norm(of, draft->left_norm, NULL, second, C, 0, draft->eps);
+            memcpy(x + r * C, draft->normed_residual ? second : of, C * sizeof(num));
+        } else memcpy(x + r * C, embedding, C * sizeof(num));
+    }
+    if (draft->fc.w) linear(joined, draft->fc.w, draft->fc.scale, draft->fc.bias, x, rows, 2 * C, C, pass->threads);
+    for (long i = 0; i < draft->count; i++)
+        layer(draft->layers[i], pass, i ? y : x, i ? NULL : draft->fc.w ? x : draft->left_norm ? joined : NULL, keys + i * stride, values + i * stride, y, room);
+}
+
+// What a row leaves for the next pass, and what the LM head reads of it.
+static void leave(const Draft *draft, const num *of, num *final, num *left) {
+    const long C = draft->hidden;
+    if (draft->norm) norm(of, draft->norm, draft->norm_bias, final, C, draft->layer_norm, draft->eps);
+    else memcpy(final, of, C * sizeof(num));
+    memcpy(left, draft->leaves_normed ? final : of, C * sizeof(num));
+}
+
+static int knows(const Draft *draft, const int64_t *tokens, long count) {
+    for (long r = 0; r < count; r++)
+        if (tokens[r] < 0 || tokens[r] >= draft->vocabulary) return 0;
+    return 1;
+}
+
+// A level of a tree: reads T tokens of B sequences, each beside its row of `before` [R, C], and of the rows `wanted` [Q] gives the `count` most probable words
+// behind each, as ids of the target's vocabulary, their log-probabilities (NaN where a logit is) [Q, count], and what these rows left [Q, C].
+// Returns 0, or −1 with nothing written where the pass leaves the cache, a token the vocabulary or a row the pass.
+int level(const Draft *draft, const Pass *pass, const int64_t *tokens, const num *before, const int64_t *wanted, long Q, num *keys, num *values, long stride, long count, int64_t *ids, float *log_probs, num *left) {
+    const long C = draft->hidden, D = draft->words, R = pass->batch * pass->tokens;
+    if (!fits(pass) || !knows(draft, tokens, R) || count > D) return -1;
+    for (long i = 0; i < Q; i++)
+        if (wanted[i] < 0 || wanted[i] >= R) return -1;
+    num *x = (num *)kept_room(2, R * (4 * C + draft->room) + Q * (C + D)), *y = x + R * C, *joined = y + R * C, *room = joined + 2 * R * C;
+    num *final = room + R * draft->room, *logits = final + Q * C;
+    read_tokens(draft, pass, tokens, before, keys, values, stride, x, joined, y, room);
+    for (long i = 0; i < Q; i++) leave(draft, y + wanted[i] * C, final + i * C, left + i * C);
+    linear(final, draft->head.w, draft->head.scale, draft->head.bias, logits, Q, C, D, pass->threads);
+#pragma omp parallel for schedule(static) num_threads(pass->threads)
+    for (long i = 0; i < Q; i++) {
+        float most, total;
+        first_largest(logits + i * D, D, &most, &total);
+        largest_of(logits + i * D, D, count, ids + i * count, log_probs + i * count);
+        for (long j = i * count; j < (i + 1) * count; j++) {
+            log_probs[j] = most != most ? NAN : log_probs[j] - most - logf(total);
+            ids[j] += draft->d2t ? draft->d2t[ids[j]] : 0;
+        }
+    }
+    return 0;
+}
+
 // A greedy chain: reads T tokens of B sequences, each beside its row of `left` [R, C], and drafts `depth` behind the `last` of each: their ids in the
 // target's vocabulary and what `first_largest` gives, [depth, B]; `left` [B, C] is then what the last one read left. A slot is a position, and sees those up to itself.
 // Returns 0, or −1 with nothing written where a pass leaves the cache or a token the vocabulary. One call, as for layers.
 int chain(const Draft *draft, const Pass *given, const int64_t *tokens, const num *before, const int64_t *last, num *keys, num *values, long stride, long depth, int64_t *ids, float *largest, float *total, num *left) {
     const long B = given->batch, T = given->tokens, C = draft->hidden, D = draft->words, R = B * T;
     long seen = 0;
-    for (long r = 0; r < R; r++) {
-        if (tokens[r] < 0 || tokens[r] >= draft->vocabulary) return -1;
-        seen = given->slots[r] >= seen ? given->slots[r] + 1 : seen;
-    }
+    if (!knows(draft, tokens, R)) return -1;
+    for (long r = 0; r < R; r++) seen = given->slots[r] >= seen ? given->slots[r] + 1 : seen;
     const long most = seen + depth - 1;
     Pass pass = *given;
     pass.seen = seen, pass.positions = pass.slots;
@@ -864,25 +943,10 @@ int chain(const Draft *draft, const Pass *given, const int64_t *tokens, const nu
     for (long k = 0; k < depth; k++) {
         const long n = B * pass.tokens;
         pass.mask_batch_stride = pass.tokens * pass.seen;
-        for (long r = 0; r < n; r++) {
-            const num *embedding = draft->embed + tokens[r] * C, *of = before ? before + r * C : NULL;
-            num *first = joined + 2 * r * C, *second = first + C;
+        for (long r = 0; r < n; r++)
             for (long s = 0; s < pass.seen; s++) mask[r * pass.seen + s] = s <= pass.slots[r];
-            if (draft->fc.w) memcpy(first, embedding, C * sizeof(num)), memcpy(second, of, C * sizeof(num));
-            else if (draft->left_norm) {
-                norm(embedding, draft->embed_norm, NULL, first, C, 0, draft->eps), norm(of, draft->left_norm, NULL, second, C, 0, draft->eps);
-                memcpy(x + r * C, draft->normed_residual ? second : of, C * sizeof(num));
-            } else memcpy(x + r * C, embedding, C * sizeof(num));
-        }
-        if (draft->fc.w) linear(joined, draft->fc.w, draft->fc.scale, draft->fc.bias, x, n, 2 * C, C, pass.threads);
-        for (long i = 0; i < draft->count; i++)
-            layer(draft->layers[i], &pass, i ? y : x, i ? NULL : draft->fc.w ? x : draft->left_norm ? joined : NULL, keys + i * stride, values + i * stride, y, room);
-        for (long b = 0; b < B; b++) {
-            const num *of = y + (k ? b : b * T + last[b]) * C;
-            if (draft->norm) norm(of, draft->norm, draft->norm_bias, final + b * C, C, draft->layer_norm, draft->eps);
-            else memcpy(final + b * C, of, C * sizeof(num));
-            memcpy(left + b * C, draft->leaves_normed ? final + b * C : of, C * sizeof(num));
-        }
+        read_tokens(draft, &pass, tokens, before, keys, values, stride, x, joined, y, room);
+        for (long b = 0; b < B; b++) leave(draft, y + (k ? b : b * T + last[b]) * C, final + b * C, left + b * C);
         linear(final, draft->head.w, draft->head.scale, draft->head.bias, logits, B, C, D, pass.threads);
         for (long b = 0; b < B; b++) {
             const long id = first_largest(logits + b * D, D, largest + k * B + b, total + k * B + b);

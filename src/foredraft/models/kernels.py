@@ -69,7 +69,13 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library.linear.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_int]
     library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
     library.chain.argtypes = [c_void_p] * 7 + [c_long] * 2 + [c_void_p] * 4
-    library.linear.restype, library.layers.restype, library.chain.restype = None, c_int, c_int
+    library.level.argtypes = [c_void_p] * 5 + [c_long, *[c_void_p] * 2] + [c_long] * 2 + [c_void_p] * 3
+    library.linear.restype, library.layers.restype, library.chain.restype, library.level.restype = (
+        None,
+        c_int,
+        c_int,
+        c_int,
+    )
     if os.environ.get("FOREDRAFT_KERNELS") != "pairs":
         library.tiled()
     return library
@@ -308,6 +314,13 @@ def _pass_of(
     )  # fmt: skip
 
 
+def _seeing(struct: _Pass, positions_BT: Tensor, mask_BTS: Tensor) -> _Pass:
+    """The pass with its positions and its mask, both contiguous."""
+    struct.positions, struct.mask, struct.seen = positions_BT.data_ptr(), mask_BTS.data_ptr(), mask_BTS.shape[2]
+    struct.mask_batch_stride = 0 if mask_BTS.shape[0] == 1 else mask_BTS.shape[1] * mask_BTS.shape[2]
+    return struct
+
+
 class ChainWeights(_Weights):
     """Where the weights of a draft lie, its layers' and those around them (`chain`)."""
 
@@ -347,6 +360,33 @@ def run_chain(
         )
 
 
+def run_level(
+    weights: ChainWeights,
+    rotation: tuple[Tensor, Tensor] | None,
+    cache: KVCache,
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """`inputs`: tokens [B, M], what was left beside them [B, M, C], slots, positions, mask [B, M, S], rows wanted [Q]; `outputs` are as
+    kernels.c's `level` fills them.
+    """
+    tokens, left, slots, positions, mask, wanted = (None if each is None else each.contiguous() for each in inputs)
+    assert slots is not None
+    assert positions is not None
+    assert mask is not None
+    assert wanted is not None
+    struct = _seeing(_pass_of(rotation, cache, slots), positions, mask)
+    keys, (ids, log_probs, left_behind) = cache.kv.data_ptr(), outputs
+    outside = _library(cache.kv.dtype).level(
+        ctypes.addressof(weights.struct), ctypes.addressof(struct), _address(tokens), _address(left), _address(wanted), len(wanted), keys,
+        keys + cache.kv.stride(1) * cache.kv.element_size(), cache.kv.stride(0), ids.shape[-1], *map(_address, (ids, log_probs, left_behind)),
+    )  # fmt: skip
+    if outside:
+        raise IndexError(
+            f"a level of {slots.shape[1]} nodes of {slots.shape[0]} sequences leaves a cache of {cache.batch} × {cache.slots}, or its vocabulary"
+        )
+
+
 class KernelPass(NamedTuple):
     """One pass's tokens, seen by the kernels; holds what its addresses point to."""
 
@@ -369,9 +409,7 @@ class KernelPass(NamedTuple):
     ) -> "KernelPass":
         """`rotation`: `Rotary.table`; the cache may be a view of some rows. `prompt`: whether the pass reads one."""
         slots, positions, mask = slots_BT.contiguous(), positions_BT.contiguous(), mask_BTS.contiguous()
-        struct = _pass_of(rotation, cache, slots, prompt=prompt)
-        struct.positions, struct.mask, struct.seen = positions.data_ptr(), mask.data_ptr(), mask.shape[2]
-        struct.mask_batch_stride = 0 if mask.shape[0] == 1 else slots.shape[1] * mask.shape[2]
+        struct = _seeing(_pass_of(rotation, cache, slots, prompt=prompt), positions, mask)
         inputs = (slots, mask, positions, cache.places, *(rotation or ()))
         return cls(struct, cache, inputs, _library(dtype).layers)
 
