@@ -15,7 +15,6 @@ Shapes: B running sequences, M tokens not read yet, k places of the block, V the
 """
 
 from collections.abc import Sequence as Listed
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ from foredraft.decode.drafter import over_target, row_probabilities, top_confide
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import first_largest, require_finite
-from foredraft.decode.trees import Extend, Words, grow, most_probable
+from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.block_head import BlockHead
 from foredraft.models.cache import KVCache
@@ -65,7 +64,7 @@ class BlockDrafter:
         anchors_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in running], device=cache.kv.device)
         if budget.branches:
             root, base_B1 = self.head.corrected(logits_BkV[:, :1], anchors_B1), anchors_B1 * 0
-            return grow(partial(self._words, root), base_B1, budget, self._extending(logits_BkV), model=self._title)
+            return grow(root, base_B1, budget, self._extending(logits_BkV), self.head.target_ids, model=self._title)
         told = None if lengths is None else _Told(self.head, lengths, final_BkC)
         if self.head.draws and any(sequence.request.sampling.temperature for sequence in running):
             return self._drawn(running, logits_BkV, anchors_B1[:, 0], told)
@@ -149,16 +148,13 @@ class BlockDrafter:
         """Below a node stand the tokens of the block's next place, corrected by the node's own token; no pass is run."""
         level = 0
 
-        def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, num: int) -> Words:
+        def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
             nonlocal level
             level += 1
             place = logits_BkV[:, level : level + 1].expand(-1, tokens.shape[1], -1)
-            return self._words(self.head.corrected(place, tokens), num)
+            return self.head.corrected(place, tokens)
 
         return extend
-
-    def _words(self, logits_BkV: Tensor, num: int) -> Words:
-        return most_probable(logits_BkV, num, self.head.target_ids, model=self._title)
 
 
 class _Told(NamedTuple):

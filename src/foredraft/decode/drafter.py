@@ -7,7 +7,6 @@ Shapes: B running sequences, M tokens that a drafter has not read yet, V vocabul
 """
 
 import math
-from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from typing import NamedTuple, Protocol
 
@@ -18,9 +17,9 @@ from foredraft.decode.batch import Sequence
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import Sampling, probabilities, require_finite
-from foredraft.decode.trees import Words, grow, rows, too_few
+from foredraft.decode.trees import broken, plan_of
 from foredraft.models.cache import KVCache
-from foredraft.models.chain import Chain, Drafted, Level
+from foredraft.models.chain import Chain, Drafted
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import causal_mask
 from foredraft.models.kernels import chunk
@@ -98,10 +97,21 @@ def _confidences(over_largest_B: Tensor) -> list[float]:
     return [_logit_of(-math.log(each)) for each in over_largest_B.tolist()]
 
 
-def greedy_chain(
+def by_kernels(
+    chain: Chain | None, pairs: Pairs, cache: KVCache, budget: Budget, lengths: StepLengths | None, model: str
+) -> Proposal | None:
+    """The most probable chain or tree by our kernels; None where there are none, or a pass of it has more rows than these take."""
+    if chain is None or not chain.takes(pairs.tokens_BM.numel()):
+        return None
+    if budget.branches:
+        return _kernel_tree(chain, pairs, cache, budget, model)
+    return _greedy_chain(chain, pairs, cache, budget.lookahead, lengths, model)
+
+
+def _greedy_chain(
     chain: Chain, pairs: Pairs, cache: KVCache, lookahead: int, lengths: StepLengths | None, model: str
 ) -> Proposal:
-    """A chain by our kernels: by one call, or one for each position where `lengths` is asked behind each."""
+    """By one call, or one for each position where `lengths` is asked behind each."""
     tokens_BM, left_BMC, slots_BM, last_B, _ = pairs
     parts: list[Drafted] = []
     while len(parts) < (1 if lengths is None else lookahead):
@@ -115,35 +125,16 @@ def greedy_chain(
     return in_line(torch.cat([part.ids_KB for part in parts]).T)
 
 
-def grown_tree(
-    pairs: Pairs, cache: KVCache, budget: Budget, chain: Chain | None, by_passes: Callable[..., Level], model: str
-) -> Proposal:
-    """A tree, level by level: by our kernels where these take a level, else as `by_passes` has it of the same arguments as `Chain.level`.
-    What each pass leaves stands beside its nodes' children.
-    """
-    left_BkC: Tensor | None = None
-
-    def level(tokens: Tensor, left: Tensor | None, positions: Tensor, slots: Tensor, mask: Tensor, wanted: Tensor, num: int) -> Words:  # fmt: skip
-        nonlocal left_BkC
-        read = by_passes
-        if chain is not None and chain.takes(tokens.numel()):
-            if num > chain.words:
-                raise too_few(num, chain.words, model)
-            read = chain.level
-        log_probs, ids, left_BkC = read(tokens, left, positions, slots, mask, wanted, cache, num)
-        return log_probs, ids
-
-    def first(num: int) -> Words:
-        mask = causal_mask(pairs.slots_BM, pairs.seen)
-        return level(pairs.tokens_BM, pairs.left_BMC, pairs.slots_BM, pairs.slots_BM, mask, last_B1, num)
-
-    def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, num: int) -> Words:
-        left = None if left_BkC is None else rows(left_BkC, source)
-        nodes = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        return level(tokens, left, positions, slots, mask, nodes, num)
-
-    last_B1 = pairs.last_B[:, None]
-    return grow(first, pairs.slots_BM.gather(1, last_B1) + 1, budget, extend, model=model)
+def _kernel_tree(chain: Chain, pairs: Pairs, cache: KVCache, budget: Budget, model: str) -> Proposal | None:
+    tokens_BM, left_BMC, slots_BM, last_B, _ = pairs
+    plan = plan_of(budget, chain.words, model)
+    if not chain.takes(len(tokens_BM) * plan.widest):
+        return None
+    tree = chain.tree(tokens_BM, left_BMC, slots_BM, last_B, cache, plan)
+    if tree is None:
+        raise broken(model)
+    ids, parents = tree
+    return Proposal(ids, parents.tolist())
 
 
 def _logit_of(log_prob: float) -> float:

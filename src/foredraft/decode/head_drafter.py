@@ -13,15 +13,15 @@ from torch import Tensor
 
 from foredraft import kinds
 from foredraft.decode.batch import Sequence
-from foredraft.decode.drafter import Pairs, goes_on, greedy_chain, grown_tree
+from foredraft.decode.drafter import Pairs, by_kernels, goes_on
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import PAD, Budget, Proposal, in_line
 from foredraft.decode.sampling import first_largest, require_finite
-from foredraft.decode.trees import most_probable, rows
+from foredraft.decode.trees import Extend, grow, rows
 from foredraft.models.cache import KVCache
-from foredraft.models.chain import Chain, Level
+from foredraft.models.chain import Chain
 from foredraft.models.draft_head import TokenHead
-from foredraft.models.forward import causal_mask
+from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
 from foredraft.models.kernels import chunk
 
@@ -59,12 +59,8 @@ class HeadDrafter:
         pairs = self._pairs(running)
         for sequence in running:
             sequence.fresh = None
-        if budget.branches:
-            proposal = grown_tree(pairs, cache, budget, self.kernel, self._level, self._title)
-        elif self.kernel and self.kernel.takes(pairs.tokens_BM.numel()):
-            proposal = greedy_chain(self.kernel, pairs, cache, budget.lookahead, lengths, self._title)
-        else:
-            proposal = self._chain(pairs, cache, budget.lookahead, lengths)
+        proposal = by_kernels(self.kernel, pairs, cache, budget, lengths, self._title)
+        proposal = proposal or self._by_passes(pairs, cache, budget, lengths)
         none = [PAD] * proposal.tokens.shape[1]
         parents = [none if quiet else row for quiet, row in zip(silent, proposal.parents, strict=True)]
         return proposal._replace(parents=parents)
@@ -85,24 +81,30 @@ class HeadDrafter:
         ids, positions_BM = torch.tensor([tokens, places], device=device)
         return Pairs(ids, hidden, positions_BM, torch.tensor([n - 1 for n in counts], device=device), max(base))
 
-    def _level(
-        self, tokens: Tensor, left: Tensor | None, positions: Tensor, slots: Tensor, mask: Tensor, wanted_Bk: Tensor, cache: KVCache, num: int,
-    ) -> Level:  # fmt: skip
-        """A tree's level by the head's own pass."""
-        assert left is not None, "a head reads hidden states"
-        output = self.run(tokens, left, positions, cache=cache, slots_BT=slots, mask_BTS=mask, logits=wanted_Bk)
-        words = most_probable(output.logits_BTV, num, self.head.target_ids, model=self._title)
-        return Level(*words, rows(output.pre_norm_BTC, wanted_Bk))
-
-    def _chain(self, pairs: Pairs, cache: KVCache, lookahead: int, lengths: StepLengths | None) -> Proposal:
-        """A chain by the head's own passes."""
+    def _by_passes(self, pairs: Pairs, cache: KVCache, budget: Budget, lengths: StepLengths | None) -> Proposal:
+        """A chain or a tree by the head's own passes."""
         ids_BM, read_BMC, slots_BM, last_B, seen = pairs
         assert read_BMC is not None, "a head reads hidden states"
         last_B1 = last_B[:, None]
         base_B1 = slots_BM.gather(1, last_B1) + 1
         mask = causal_mask(slots_BM, seen)
         output = self.run(ids_BM, read_BMC, slots_BM, cache=cache, slots_BT=slots_BM, mask_BTS=mask, logits=last_B1)
-        hidden_B1C = rows(output.pre_norm_BTC, last_B1)
+        hidden_B1C = output.pre_norm_BTC.gather(1, last_B1[..., None].expand(-1, -1, output.pre_norm_BTC.shape[-1]))
+        if budget.branches:
+            extend = self._extending(hidden_B1C, cache)
+            return grow(output.logits_BTV, base_B1, budget, extend, self.head.target_ids, model=self._title)
+        return self._chain(output, hidden_B1C, base_B1, cache, budget.lookahead, lengths)
+
+    def _unread(self, sequence: Sequence) -> Tensor:
+        """Features of its tokens that the head has not read, [M, F]; zeros where none came yet."""
+        if sequence.fresh is not None:
+            return sequence.fresh
+        size = len(self.reads) * self.head.target.shape.hidden_size
+        return torch.zeros(1, size, device=self.cache.kv.device, dtype=self.head.target.dtype)
+
+    def _chain(
+        self, output: Output, hidden_B1C: Tensor, base_B1: Tensor, cache: KVCache, lookahead: int, lengths: StepLengths | None
+    ) -> Proposal:  # fmt: skip
         tokens: list[Tensor] = []
         scores: list[Tensor] = []
         width = int(base_B1.max()) + lookahead - 1
@@ -121,9 +123,13 @@ class HeadDrafter:
         require_finite(torch.cat(scores, 1), self._title)  # once, since every look waits for the device
         return in_line(torch.cat(tokens, 1))
 
-    def _unread(self, sequence: Sequence) -> Tensor:
-        """Features of its tokens that the head has not read, [M, F]; zeros where none came yet."""
-        if sequence.fresh is not None:
-            return sequence.fresh
-        size = len(self.reads) * self.head.target.shape.hidden_size
-        return torch.zeros(1, size, device=self.cache.kv.device, dtype=self.head.target.dtype)
+    def _extending(self, hidden_BkC: Tensor, cache: KVCache) -> Extend:
+        """Every node reads the hidden state that its parent left."""
+
+        def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor | None:
+            nonlocal hidden_BkC
+            output = self.run(tokens, rows(hidden_BkC, source), positions, cache=cache, slots_BT=slots, mask_BTS=mask)
+            hidden_BkC = output.pre_norm_BTC
+            return output.logits_BTV
+
+        return extend

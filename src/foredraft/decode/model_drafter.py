@@ -11,10 +11,9 @@ from torch import Tensor
 from foredraft.decode.batch import Sequence
 from foredraft.decode.drafter import (
     Pairs,
+    by_kernels,
     fitted,
     goes_on,
-    greedy_chain,
-    grown_tree,
     over_target,
     prefill,
     row_probabilities,
@@ -23,10 +22,10 @@ from foredraft.decode.drafter import (
 from foredraft.decode.lengths import StepLengths
 from foredraft.decode.proposals import Budget, Proposal, in_line
 from foredraft.decode.sampling import first_largest, require_finite
-from foredraft.decode.trees import most_probable
+from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.cache import KVCache
-from foredraft.models.chain import Chain, Level
+from foredraft.models.chain import Chain
 from foredraft.models.decoder import Decoder
 from foredraft.models.forward import Output, causal_mask
 from foredraft.models.graphs import Graphed
@@ -67,17 +66,18 @@ class ModelDrafter:
         tokens_BM, positions_BM, last_B = unread(running, self.num_read, self.model.device)
         ends = [len(sequence.tokens) for sequence in running]
         self.num_read[: len(running)] = ends
+        drawn = not budget.branches and any(sequence.request.sampling.temperature for sequence in running)
         pairs = Pairs(tokens_BM, None, positions_BM, last_B, max(ends))
-        if budget.branches:
-            return grown_tree(pairs, cache, budget, self.kernel, self._level, self._title)
-        greedy = not any(sequence.request.sampling.temperature for sequence in running)
-        if self.kernel and greedy and self.kernel.takes(tokens_BM.numel()):
-            return greedy_chain(self.kernel, pairs, cache, budget.lookahead, lengths, self._title)
+        if not drawn and (proposal := by_kernels(self.kernel, pairs, cache, budget, lengths, self._title)):
+            return proposal
         mask = causal_mask(positions_BM, max(ends))
         output = self.run(
             tokens_BM, positions_BM, cache=cache, slots_BT=positions_BM, mask_BTS=mask, logits=last_B[:, None]
         )
         base_B1 = torch.tensor(ends, device=self.model.device)[:, None]
+        if budget.branches:
+            extend = self._extending(cache)
+            return grow(self._logits(output), base_B1, budget, extend, self.model.target_ids, model=self._title)
         return self._chain(running, output, base_B1, cache, budget.lookahead, lengths)
 
     def _chain(
@@ -110,12 +110,11 @@ class ModelDrafter:
             require_finite(torch.stack(scores, 1), self._title)  # once, since every look waits for the device
         return in_line(torch.stack(tokens, 1), None if greedy else self._kept(torch.stack(probs, 1)))
 
-    def _level(
-        self, tokens: Tensor, left: None, positions: Tensor, slots: Tensor, mask: Tensor, wanted_Bk: Tensor, cache: KVCache, num: int,
-    ) -> Level:  # fmt: skip
-        """A tree's level by the model's own pass."""
-        output = self.run(tokens, positions, cache=cache, slots_BT=slots, mask_BTS=mask, logits=wanted_Bk)
-        return Level(*most_probable(self._logits(output), num, self.model.target_ids, model=self._title), None)
+    def _extending(self, cache: KVCache) -> Extend:
+        def extend(tokens: Tensor, source: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+            return self._logits(self.run(tokens, positions, cache=cache, slots_BT=slots, mask_BTS=mask))
+
+        return extend
 
     def _logits(self, output: Output) -> Tensor:
         """Over the target's vocabulary, or over the draft's where the model has one."""

@@ -12,6 +12,7 @@ the nodes extended so far.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,11 +20,10 @@ from torch import Tensor
 
 from foredraft.decode.proposals import Budget, Proposal
 from foredraft.decode.verify import depths
+from foredraft.models.kernels import TreePlan
 
-# The log-probabilities of a node's r most probable words and their ids in the target's vocabulary, [B, k, r].
-Words = tuple[Tensor, Tensor]
-# Tokens of k nodes, the place of each one's parent among those extended last, positions, slots, mask, r: words behind each.
-Extend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Words]
+# Tokens of k nodes, the place of each one's parent among those extended last, positions, slots, mask: logits [B, k, V].
+Extend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class Pool(NamedTuple):
@@ -92,51 +92,66 @@ class StaticTree:
         return torch.tensor(self.propose, device=scores_BP.device).expand(len(scores_BP), -1)
 
 
-def most_probable(
-    logits_BkV: Tensor | None, num: int, target_ids: Callable[[Tensor], Tensor] = lambda ids: ids, *, model: str
-) -> Words:
-    """Of logits over a draft's vocabulary. Raises ValueError, which names `model`, where these are fewer than `num`."""
-    assert logits_BkV is not None
-    if num > logits_BkV.shape[-1]:
-        raise too_few(num, logits_BkV.shape[-1], model)
-    scores, ids = logits_BkV.float().log_softmax(-1).topk(num)
-    return scores, target_ids(ids)
+@lru_cache
+def plan_of(budget: Budget, words: int, model: str) -> TreePlan:
+    """What our kernels draft the budget's tree by. Raises ValueError where a node has more children than the draft has `words`."""
+    policy = _policy(budget)
+    _require_words(policy.children, words, model)
+    if isinstance(policy, StaticTree):
+        extended, places = tuple(map(tuple, policy.extend[: budget.levels - 1])), tuple(policy.propose)
+        return TreePlan(budget.levels, policy.children, len(places), extended, places)
+    pool = policy.children * (1 + policy.children * (budget.levels - 1))
+    return TreePlan(budget.levels, policy.children, min(policy.nodes, pool))
 
 
-def too_few(num: int, words: int, model: str) -> ValueError:
-    return ValueError(f"tree: {num} children of a node are more than the {words} tokens that {model} knows; lower TOPK")
+def _policy(budget: Budget) -> "StaticTree | DynamicTree":
+    return StaticTree(budget.tree) if budget.tree else DynamicTree(budget)
 
 
-def grow(first: Callable[[int], Words], base_B1: Tensor, budget: Budget, extend: Extend, *, model: str) -> Proposal:
-    """The budget's tree below the place behind which `first` gives words; its nodes' slots begin at `base_B1`.
+def _require_words(children: int, words: int, model: str) -> None:
+    if children > words:
+        raise ValueError(
+            f"tree: {children} children of a node are more than the {words} tokens that {model} knows; lower TOPK"
+        )
+
+
+def broken(model: str) -> ValueError:
+    return ValueError(f"{model}: the logits of a drafted tree are NaN: its weights or its input are broken")
+
+
+def grow(
+    logits_B1V: Tensor | None, base_B1: Tensor, budget: Budget, extend: Extend,
+    target_ids: Callable[[Tensor], Tensor] = lambda ids: ids, *, model: str,
+) -> Proposal:  # fmt: skip
+    """The budget's tree below the place that `logits_B1V` are of; its nodes' slots begin at `base_B1`.
 
     Raises ValueError, which names `model`, where a score is NaN.
     """
-    policy: TreePolicy = StaticTree(budget.tree) if budget.tree else DynamicTree(budget)
-    batch, device, r = len(base_B1), base_B1.device, policy.children
+    policy: TreePolicy = _policy(budget)
+    batch, device, r, logits = len(base_B1), base_B1.device, policy.children, logits_B1V
     ids, scores = torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
     pool, used, longest = Pool(ids, ids, scores), 0, int(base_B1.max())
     above_Bk, score_Bk = torch.full((batch, 1), -1, device=device), torch.zeros(batch, 1, device=device)
     sees_BkU = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
-    words = first(r)
     for level in range(1, budget.levels + 1):
-        scores, ids = words
-        scores, tokens = (scores + score_Bk[..., None]).flatten(1), ids.flatten(1)
-        start = pool.tokens.shape[1]
+        assert logits is not None
+        _require_words(r, logits.shape[-1], model)
+        scores, ids = logits.float().log_softmax(-1).topk(r)
+        scores, tokens = (scores + score_Bk[..., None]).flatten(1), target_ids(ids).flatten(1)
+        first = pool.tokens.shape[1]
         pool = pool.grow(tokens, above_Bk[..., None].expand(ids.shape), scores)
         if level == budget.levels:
             break
         chosen = policy.extended(level, scores)
-        above_Bk, score_Bk, source = start + chosen, scores.gather(1, chosen), chosen // r
+        above_Bk, score_Bk, source = first + chosen, scores.gather(1, chosen), chosen // r
         itself = torch.eye(chosen.shape[1], dtype=torch.bool, device=device).expand(batch, -1, -1)
         sees_BkU = torch.cat((rows(sees_BkU, source), itself), -1)
         slots = base_B1 + used + torch.arange(chosen.shape[1], device=device)
         used += chosen.shape[1]
         positions = (base_B1 + level - 1).expand(slots.shape)
-        mask = _mask(sees_BkU, base_B1, longest + used)
-        words = extend(tokens.gather(1, chosen), source, positions, slots, mask, r)
+        logits = extend(tokens.gather(1, chosen), source, positions, slots, _mask(sees_BkU, base_B1, longest + used))
     if pool.scores.isnan().any():
-        raise ValueError(f"{model}: the logits of a drafted tree are NaN: its weights or its input are broken")
+        raise broken(model)
     proposed = policy.proposed(pool.scores).contiguous()
     parents = pool.parents.gather(1, proposed)
     parents = torch.where(parents < 0, -1, torch.searchsorted(proposed, parents.clamp(min=0)))

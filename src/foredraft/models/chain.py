@@ -1,8 +1,8 @@
-"""A draft's greedy chain by one call of our kernels, a tree's level by one each: torch and Python take longer than such small passes do.
+"""A draft's greedy chain or its tree by one call of our kernels: between small passes torch and Python take longer than the passes do.
 
 Promises: the tokens that the model's own passes would draft, up to rounding. Refuses to know: who asks, and how many positions are worth drafting.
 
-Shapes: B sequences, M tokens that are read, K positions drafted, k nodes of a level, r words behind each, C the draft's width.
+Shapes: B sequences, M tokens that the draft has not read yet, K positions drafted, W nodes proposed, C the draft's width.
 """
 
 from typing import Any, NamedTuple, Self
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache
-from foredraft.models.kernels import ChainWeights, StoredMatrix, able, run_chain, run_level, usable
+from foredraft.models.kernels import ChainWeights, StoredMatrix, TreePlan, able, run_chain, run_tree, usable
 from foredraft.models.linear import Linear
 
 
@@ -36,21 +36,12 @@ class Drafted(NamedTuple):
     left_BC: Tensor
 
 
-class Level(NamedTuple):
-    """The most probable words behind each node of a level, ids in the target's vocabulary, and what the pass left beside each for its children
-    (None: they read tokens alone).
-    """
-
-    log_probs_Bkr: Tensor
-    ids_Bkr: Tensor
-    left_BkC: Tensor | None
-
-
 class Chain:
     """A draft's passes. Made once its weights stand where they will."""
 
     def __init__(self, weights: ChainWeights, model: Any) -> None:
-        self.weights, self.rotary, self.dtype, self.words = weights, model.rotary, model.dtype, weights.struct.words
+        self.weights, self.rotary, self.dtype = weights, model.rotary, model.dtype
+        self.words: int = weights.struct.words
 
     @classmethod
     def of(cls, model: Any, words: int | None = None) -> Self | None:
@@ -85,19 +76,22 @@ class Chain:
         run_chain(self.weights, table, cache, (tokens_BM, left_BMC, slots_BM, last_B), (ids, largest, total, left))
         return Drafted(ids, largest, total, left)
 
-    def level(
-        self, tokens_BM: Tensor, left_BMC: Tensor | None, positions_BM: Tensor, slots_BM: Tensor, mask_BMS: Tensor,
-        wanted_Bk: Tensor, cache: KVCache, num: int,
-    ) -> Level:  # fmt: skip
-        """Read M tokens of each sequence and give the `num` most probable words behind those `wanted`, of equal ones the first."""
-        batch, nodes = wanted_Bk.shape
-        ids, log_probs = torch.empty(batch, nodes, num, dtype=torch.long), torch.empty(batch, nodes, num)
-        left = torch.empty(batch, nodes, self.weights.struct.hidden, dtype=self.dtype)
+    def tree(
+        self,
+        tokens_BM: Tensor,
+        left_BMC: Tensor | None,
+        slots_BM: Tensor,
+        last_B: Tensor,
+        cache: KVCache,
+        plan: TreePlan,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Read as a chain does and draft the tree of a plan: tokens and parents [B, W], parents before their children, −1 the root. None where
+        a logit is NaN. Of equal probabilities the first is the larger.
+        """
+        ids, parents = torch.empty(2, len(tokens_BM), plan.proposed, dtype=torch.long)
         table = self.rotary.table(cache.slots) if self.rotary else None
-        rows_Q = (wanted_Bk + tokens_BM.shape[1] * torch.arange(batch)[:, None]).flatten()
-        inputs = tokens_BM, left_BMC, slots_BM, positions_BM, mask_BMS, rows_Q
-        run_level(self.weights, table, cache, inputs, (ids, log_probs, left))
-        return Level(log_probs, ids, left)
+        inputs = tokens_BM, left_BMC, slots_BM, last_B
+        return (ids, parents) if run_tree(self.weights, table, cache, inputs, plan, (ids, parents)) else None
 
 
 def _head_of(model: Any) -> StoredMatrix:

@@ -94,10 +94,10 @@ INLINE void store(num *p, vec v) { storef(p, v); }
 INLINE const float *floats(const num *p, float *room, long size) { return p; }
 #endif
 
-// Room that a thread keeps from pass to pass: 0 for what it multiplies by itself, 1 for what all threads read, 2 for what a chain's passes leave.
+// Room that a thread keeps from pass to pass: 0 for what it multiplies by itself, 1 for what all threads read, 2 for what a draft's passes leave, 3 for its tree.
 static float *kept_room(int which, long size) {
-    static _Thread_local float *kept[3];
-    static _Thread_local long have[3];
+    static _Thread_local float *kept[4];
+    static _Thread_local long have[4];
     if (have[which] < size) free(kept[which]), kept[which] = aligned_alloc(64, ((have[which] = size) * sizeof(float) + 63) / 64 * 64);
     return kept[which];
 }
@@ -866,6 +866,18 @@ static void largest_of(const num *x, long size, long count, int64_t *at, float *
     }
 }
 
+// Where the `count` largest of so few numbers stand, the largest first, of equal ones the first.
+static void most_of(const float *x, long size, long count, int64_t *at) {
+    for (long i = 0; i < size; i++) {
+        long place = i < count ? i : count;
+        while (place > 0 && x[i] > x[at[place - 1]]) {
+            if (place < count) at[place] = at[place - 1];
+            place--;
+        }
+        if (place < count) at[place] = i;
+    }
+}
+
 // y [R, C] = what a draft's layers make of the tokens of a pass, each beside its row of `before`. x, joined and room hold what is in between.
 static void read_tokens(const Draft *draft, const Pass *pass, const int64_t *tokens, const num *before, num *keys, num *values, long stride, num *x, num *joined, num *y, num *room) {
     const long C = draft->hidden, rows = pass->batch * pass->tokens;
@@ -895,32 +907,6 @@ static int knows(const Draft *draft, const int64_t *tokens, long count) {
     for (long r = 0; r < count; r++)
         if (tokens[r] < 0 || tokens[r] >= draft->vocabulary) return 0;
     return 1;
-}
-
-// A level of a tree: reads T tokens of B sequences, each beside its row of `before` [R, C], and of the rows `wanted` [Q] gives the `count` most probable words
-// behind each, as ids of the target's vocabulary, their log-probabilities (NaN where a logit is) [Q, count], and what these rows left [Q, C].
-// Returns 0, or −1 with nothing written where the pass leaves the cache, a token the vocabulary or a row the pass.
-int level(const Draft *draft, const Pass *pass, const int64_t *tokens, const num *before, const int64_t *wanted, long Q, num *keys, num *values, long stride, long count, int64_t *ids, float *log_probs, num *left) {
-    const long C = draft->hidden, D = draft->words, R = pass->batch * pass->tokens;
-    if (!fits(pass) || !knows(draft, tokens, R) || count > D) return -1;
-    for (long i = 0; i < Q; i++)
-        if (wanted[i] < 0 || wanted[i] >= R) return -1;
-    num *x = (num *)kept_room(2, R * (4 * C + draft->room) + Q * (C + D)), *y = x + R * C, *joined = y + R * C, *room = joined + 2 * R * C;
-    num *final = room + R * draft->room, *logits = final + Q * C;
-    read_tokens(draft, pass, tokens, before, keys, values, stride, x, joined, y, room);
-    for (long i = 0; i < Q; i++) leave(draft, y + wanted[i] * C, final + i * C, left + i * C);
-    linear(final, draft->head.w, draft->head.scale, draft->head.bias, logits, Q, C, D, pass->threads);
-#pragma omp parallel for schedule(static) num_threads(pass->threads)
-    for (long i = 0; i < Q; i++) {
-        float most, total;
-        first_largest(logits + i * D, D, &most, &total);
-        largest_of(logits + i * D, D, count, ids + i * count, log_probs + i * count);
-        for (long j = i * count; j < (i + 1) * count; j++) {
-            log_probs[j] = most != most ? NAN : log_probs[j] - most - logf(total);
-            ids[j] += draft->d2t ? draft->d2t[ids[j]] : 0;
-        }
-    }
-    return 0;
 }
 
 // A greedy chain: reads T tokens of B sequences, each beside its row of `left` [R, C], and drafts `depth` behind the `last` of each: their ids in the
@@ -955,6 +941,103 @@ int chain(const Draft *draft, const Pass *given, const int64_t *tokens, const nu
         }
         tokens = ids + k * B, before = left, pass.tokens = 1, pass.slots = pass.positions = slots, pass.seen = 0;
         for (long b = 0; b < B; b++) pass.seen = slots[b] >= pass.seen ? slots[b] + 1 : pass.seen;
+    }
+    return 0;
+}
+
+// Which nodes of a tree are extended and proposed. Dynamic (EAGLE-2): the `children` most probable of each level, and of all the `proposed` most probable.
+// Static: `extended` of each level but the last, behind one another, as places among its words, `counts` of each; `places` in the pool, rising.
+typedef struct { long levels, children, proposed; const int64_t *counts, *extended, *places; } Policy;
+
+// A tree: reads T tokens of B sequences as `chain` does, then level by level the `children` most probable words behind each extended node, all into a pool
+// of P = children · Σ extended, parents first. Its nodes' slots lie behind the text's, in the order that they are extended in; each sees the text and those above it.
+// ids, parents [B, proposed]: parents as places among the proposed, −1 the root. Of equal scores the first is the more probable.
+// Returns 0; −1 with nothing written where it leaves the cache or the vocabulary; −2 where a score is NaN.
+int tree(const Draft *draft, const Pass *given, const Policy *policy, const int64_t *tokens, const num *before, const int64_t *last, num *keys, num *values, long stride, int64_t *ids, int64_t *parents) {
+    const long B = given->batch, T = given->tokens, C = draft->hidden, D = draft->words, L = policy->levels, r = policy->children;
+    long longest = 0, used = 0, most = 1, P = r;
+    for (long level = 1; level < L; level++) {
+        const long k = policy->counts ? policy->counts[level - 1] : r;
+        used += k, P += k * r, most = k > most ? k : most;
+    }
+    for (long row = 0; row < B * T; row++) longest = given->slots[row] >= longest ? given->slots[row] + 1 : longest;
+    Pass pass = *given;
+    pass.seen = longest, pass.positions = pass.slots;
+    if (!knows(draft, tokens, B * T) || !fits(&pass) || longest + used > pass.cache_slots || (pass.cos && longest + L - 1 > pass.turns) || r > D) return -1;
+    const long R = B * (T > most ? T : most), Q = B * most;
+    num *x = (num *)kept_room(2, R * (4 * C + draft->room) + Q * (3 * C + D)), *y = x + R * C, *joined = y + R * C, *room = joined + 2 * R * C;
+    num *final = room + R * draft->room, *left = final + Q * C, *beside = left + Q * C, *logits = beside + Q * C;
+    int64_t *whole = (int64_t *)kept_room(3, 2 * (2 * B * P + 3 * Q + 2 * B * used + r) + B * P + 2 * Q + (R * (longest + used) + 3) / 4 + 16);
+    int64_t *words = whole, *above = words + B * P, *slots = above + B * P, *positions = slots + Q, *read = positions + Q, *node = read + Q, *ancestor = node + B * used, *found = ancestor + B * used;
+    float *score = (float *)(found + r), *so_far = score + B * P, *next = so_far + Q;
+    uint8_t *mask = (uint8_t *)(next + Q);
+    pass.mask = mask;
+    long start = 0, slot = 0, k = 1, state = 0; // of the pool; of the slots; nodes of the level that is read
+    const int64_t *extended = policy->extended;
+    for (long level = 0; level < L; level++) {
+        const long n = B * pass.tokens, Qs = B * k;
+        pass.mask_batch_stride = pass.tokens * pass.seen;
+        if (!level)
+            for (long row = 0; row < n; row++)
+                for (long s = 0; s < pass.seen; s++) mask[row * pass.seen + s] = s <= pass.slots[row];
+        read_tokens(draft, &pass, level ? read : tokens, level ? (before ? beside : NULL) : before, keys, values, stride, x, joined, y, room);
+        for (long q = 0; q < Qs; q++) leave(draft, y + (level ? q : q * T + last[q]) * C, final + q * C, left + q * C);
+        linear(final, draft->head.w, draft->head.scale, draft->head.bias, logits, Qs, C, D, pass.threads);
+#pragma omp parallel for schedule(static) num_threads(pass.threads) if (Qs > 1)
+        for (long q = 0; q < Qs; q++) {
+            const long b = q / k, at = b * P + start + q % k * r;
+            float best, total;
+            first_largest(logits + q * D, D, &best, &total);
+            largest_of(logits + q * D, D, r, words + at, score + at);
+            for (long j = 0; j < r; j++) {
+                score[at + j] = best != best ? NAN : score[at + j] - best - logf(total) + (level ? so_far[q] : 0);
+                above[at + j] = level ? node[b * used + slot - k + q % k] : -1;
+            }
+        }
+        for (long i = 0; i < B * k * r; i++) {
+            const long at = i / (k * r) * P + start + i % (k * r);
+            if (score[at] != score[at]) state = -2;
+            words[at] += draft->d2t ? draft->d2t[words[at]] : 0;
+        }
+        if (state || level == L - 1) break;
+        const long more = policy->counts ? policy->counts[level] : r;
+        const long seen = longest + slot + more;
+        for (long b = 0; b < B; b++) {
+            const long base = given->slots[b * T + last[b]] + 1;
+            if (!policy->counts) most_of(score + b * P + start, k * r, r, found);
+            for (long i = 0; i < more; i++) {
+                const long chosen = policy->counts ? extended[i] : found[i], at = b * P + start + chosen, q = b * more + i;
+                uint8_t *sees = mask + q * seen;
+                node[b * used + slot + i] = start + chosen;
+                ancestor[b * used + slot + i] = level ? slot - k + chosen / r : -1;
+                read[q] = words[at], next[q] = score[at], slots[q] = base + slot + i, positions[q] = base + level;
+                if (before) memcpy(beside + q * C, left + (b * k + chosen / r) * C, C * sizeof(num));
+                for (long s = 0; s < seen; s++) sees[s] = s < base;
+                for (long u = slot + i; u >= 0; u = ancestor[b * used + u]) sees[base + u] = 1;
+            }
+        }
+        memcpy(so_far, next, B * more * sizeof(float));
+        if (extended) extended += more;
+        start += k * r, slot += more, k = more;
+        pass.tokens = more, pass.seen = seen, pass.slots = slots, pass.positions = positions;
+    }
+    if (state) return state;
+    const long W = policy->proposed;
+    for (long b = 0; b < B; b++) {
+        int64_t *in = ids + b * W;
+        if (policy->places) memcpy(in, policy->places, W * sizeof(int64_t));
+        else {
+            most_of(score + b * P, P, W, in);
+            for (long i = 1; i < W; i++) // in rising order
+                for (long j = i; j > 0 && in[j] < in[j - 1]; j--) { const int64_t other = in[j]; in[j] = in[j - 1], in[j - 1] = other; }
+        }
+        for (long i = 0; i < W; i++) {
+            const int64_t parent = above[b * P + in[i]];
+            long at = parent < 0 ? -1 : 0;
+            while (at >= 0 && in[at] != parent) at++;
+            parents[b * W + i] = at;
+        }
+        for (long i = 0; i < W; i++) in[i] = words[b * P + in[i]];
     }
     return 0;
 }

@@ -69,8 +69,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library.linear.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_int]
     library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
     library.chain.argtypes = [c_void_p] * 7 + [c_long] * 2 + [c_void_p] * 4
-    library.level.argtypes = [c_void_p] * 5 + [c_long, *[c_void_p] * 2] + [c_long] * 2 + [c_void_p] * 3
-    library.linear.restype, library.layers.restype, library.chain.restype, library.level.restype = (
+    library.tree.argtypes = [c_void_p] * 8 + [c_long, *[c_void_p] * 2]
+    library.linear.restype, library.layers.restype, library.chain.restype, library.tree.restype = (
         None,
         c_int,
         c_int,
@@ -227,6 +227,15 @@ class _Draft(ctypes.Structure):
     ]  # fmt: skip
 
 
+class _Policy(ctypes.Structure):
+    """kernels.c's `Policy`."""
+
+    _fields_ = [
+        *((name, c_long) for name in ("levels", "children", "proposed")),
+        *((name, c_void_p) for name in ("counts", "extended", "places")),
+    ]
+
+
 class _Pass(ctypes.Structure):
     """kernels.c's `Pass`."""
 
@@ -314,13 +323,6 @@ def _pass_of(
     )  # fmt: skip
 
 
-def _seeing(struct: _Pass, positions_BT: Tensor, mask_BTS: Tensor) -> _Pass:
-    """The pass with its positions and its mask, both contiguous."""
-    struct.positions, struct.mask, struct.seen = positions_BT.data_ptr(), mask_BTS.data_ptr(), mask_BTS.shape[2]
-    struct.mask_batch_stride = 0 if mask_BTS.shape[0] == 1 else mask_BTS.shape[1] * mask_BTS.shape[2]
-    return struct
-
-
 class ChainWeights(_Weights):
     """Where the weights of a draft lie, its layers' and those around them (`chain`)."""
 
@@ -360,31 +362,50 @@ def run_chain(
         )
 
 
-def run_level(
+class TreePlan(NamedTuple):
+    """A tree of `levels`, `children` words behind each node that is extended, of which so many are proposed. Of a static one the places of what
+    is extended among the words of each level but the last, and of what is proposed among all; a dynamic one goes by their probabilities.
+    """
+
+    levels: int
+    children: int
+    proposed: int
+    extended: tuple[tuple[int, ...], ...] | None = None
+    places: tuple[int, ...] | None = None
+
+    @property
+    def widest(self) -> int:
+        """Nodes of a level that are read."""
+        return max(map(len, self.extended), default=1) if self.extended is not None else self.children
+
+
+def run_tree(
     weights: ChainWeights,
     rotation: tuple[Tensor, Tensor] | None,
     cache: KVCache,
-    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor],
-    outputs: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    """`inputs`: tokens [B, M], what was left beside them [B, M, C], slots, positions, mask [B, M, S], rows wanted [Q]; `outputs` are as
-    kernels.c's `level` fills them.
-    """
-    tokens, left, slots, positions, mask, wanted = (None if each is None else each.contiguous() for each in inputs)
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    plan: TreePlan,
+    outputs: tuple[Tensor, Tensor],
+) -> bool:
+    """`inputs` as of `run_chain`; `outputs` are as kernels.c's `tree` fills them. False where a score is NaN."""
+    tokens, left, slots, last = (None if each is None else each.contiguous() for each in inputs)
     assert slots is not None
-    assert positions is not None
-    assert mask is not None
-    assert wanted is not None
-    struct = _seeing(_pass_of(rotation, cache, slots), positions, mask)
-    keys, (ids, log_probs, left_behind) = cache.kv.data_ptr(), outputs
-    outside = _library(cache.kv.dtype).level(
-        ctypes.addressof(weights.struct), ctypes.addressof(struct), _address(tokens), _address(left), _address(wanted), len(wanted), keys,
-        keys + cache.kv.stride(1) * cache.kv.element_size(), cache.kv.stride(0), ids.shape[-1], *map(_address, (ids, log_probs, left_behind)),
+    struct, keys = _pass_of(rotation, cache, slots), cache.kv.data_ptr()
+    policy = _Policy(levels=plan.levels, children=plan.children, proposed=plan.proposed)
+    lists: list[Tensor] = []
+    if plan.extended is not None and plan.places is not None:
+        flat = [place for level in plan.extended for place in level]
+        lists = [torch.tensor(each, dtype=torch.long) for each in ([*map(len, plan.extended)], flat, plan.places)]
+        policy.counts, policy.extended, policy.places = map(_address, lists)
+    state = _library(cache.kv.dtype).tree(
+        ctypes.addressof(weights.struct), ctypes.addressof(struct), ctypes.addressof(policy), _address(tokens), _address(left), _address(last),
+        keys, keys + cache.kv.stride(1) * cache.kv.element_size(), cache.kv.stride(0), *map(_address, outputs),
     )  # fmt: skip
-    if outside:
+    if state == -1:
         raise IndexError(
-            f"a level of {slots.shape[1]} nodes of {slots.shape[0]} sequences leaves a cache of {cache.batch} × {cache.slots}, or its vocabulary"
+            f"a tree of {plan.levels} levels behind {slots.shape[0]} sequences leaves a cache of {cache.batch} × {cache.slots}, or its vocabulary"
         )
+    return state == 0
 
 
 class KernelPass(NamedTuple):
@@ -409,7 +430,9 @@ class KernelPass(NamedTuple):
     ) -> "KernelPass":
         """`rotation`: `Rotary.table`; the cache may be a view of some rows. `prompt`: whether the pass reads one."""
         slots, positions, mask = slots_BT.contiguous(), positions_BT.contiguous(), mask_BTS.contiguous()
-        struct = _seeing(_pass_of(rotation, cache, slots, prompt=prompt), positions, mask)
+        struct = _pass_of(rotation, cache, slots, prompt=prompt)
+        struct.positions, struct.mask, struct.seen = positions.data_ptr(), mask.data_ptr(), mask.shape[2]
+        struct.mask_batch_stride = 0 if mask.shape[0] == 1 else slots.shape[1] * mask.shape[2]
         inputs = (slots, mask, positions, cache.places, *(rotation or ()))
         return cls(struct, cache, inputs, _library(dtype).layers)
 
