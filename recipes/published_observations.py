@@ -2,7 +2,7 @@
 
     python recipes/published_observations.py FOLDER
 
-Writes src/foredraft/published/observations.jsonl and position_laws.json, and prints which rows of each table were left out and why.
+Writes src/foredraft/published/observations.jsonl.gz and position_laws.json, and prints which rows of each table were left out and why.
 The folder's README says what each table is and how far to trust it; `tables/` beside this file holds curves by position that people
 gave in the issues of serving engines, with the thread as their source.
 """
@@ -228,7 +228,7 @@ def main(folder: str) -> None:
         msgspec.structs.replace(row, machine=re.sub(r"LRZ partition \S+ \((.*)\)", r"\1", row.machine or "") or None)
         for row in rows
     ]
-    records.write_lines(HERE / "observations.jsonl", rows)
+    records.write_lines(HERE / "observations.jsonl.gz", rows)
     laws = evidence.fit_position_laws(rows)
     records.write(HERE / "position_laws.json", laws)
     print(

@@ -5,6 +5,7 @@ Refuses to know: what the numbers are used for.
 """
 
 import csv
+import gzip
 import re
 from functools import cache
 from importlib.resources import files
@@ -17,8 +18,8 @@ from foredraft.records import LengthCase, Observation, decode
 @cache
 def observations() -> tuple[Observation, ...]:
     """Every published measurement that ships with the package, in the order of its file."""
-    lines = (files("foredraft.published") / "observations.jsonl").read_text().splitlines()
-    return tuple(decode(Observation, line, name=f"observations.jsonl:{i}") for i, line in enumerate(lines, 1))
+    lines = gzip.decompress((files("foredraft.published") / "observations.jsonl.gz").read_bytes()).splitlines()
+    return tuple(decode(Observation, line, name=f"observations.jsonl.gz:{i}") for i, line in enumerate(lines, 1))
 
 
 def observations_by_table() -> dict[str, list[Observation]]:
