@@ -366,6 +366,16 @@ def test_a_run_measures_what_the_rule_asks_for():
     assert [sequence.answer[:TOKENS] for sequence in answers] == plain(source)
 
 
+def test_what_leaves_nothing_to_choose_or_too_little_to_time_is_said_with_a_remedy():
+    _, engine = engine_with("near", 4, None)
+    asked = {0.0: [Request(prompt=prompt, max_tokens=2) for prompt in of_tokens.PROMPTS[:1]]}
+    for num, said in ((1, r"near@1: a draft of one token leaves no length to choose; give it more, such as @7"),
+                      (LOOKAHEAD, "too few steps to time them; give more prompts or longer answers")):  # fmt: skip
+        spec = DraftSpec(f"near@{num}", "near", Budget(num))
+        with pytest.raises(ValueError, match=said):
+            learn(EngineConfiguration(spec, engine), asked, (1,), target="t", draft="near")
+
+
 def test_a_recorder_asks_for_every_length_by_turns():
     recorder, asked = Recorder(), []
     for _ in range(8):

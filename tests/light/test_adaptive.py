@@ -395,5 +395,10 @@ def test_a_plan_for_our_engine_follows_the_confidence_that_was_measured_of_the_d
 
     blind, sharp = np.array(gains(0.0)), np.array(gains(2.0))
     assert (blind < 1.04).all()  # what is left: a length for each draw of acceptance
+    promised = np.concatenate([blind, sharp])
+    kept = abs(promised - 1) < 0.01  # below 1.03 the rule keeps to the fixed length, and so does the plan
+    assert (kept | (promised > 1.02)).all()
+    assert kept.any()
+    assert (promised > 1.03).any()
     assert (sharp - blind)[0] > 0.02
     assert (sharp - blind)[0] > (sharp - blind)[2]

@@ -22,15 +22,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foredraft.records import Confidence, DraftLengths, StepCosts
+from foredraft.records import LEAST_PROMISE, Confidence, DraftLengths, StepCosts
 
 Array = NDArray[np.float64]
 
 MOST_LOGIT = 15.0  # a confidence beyond is as good as sure, and would weigh for too much in a fit
 SURE = 700.0  # of a logit, since e to more is no number
-LEAST_PROMISE = (
-    0.03  # of a gain over the best fixed length: races fell short of smaller promises, once by a tenth (docs/log.md)
-)
 DECISIONS = 1024  # that a rule remembers, by running sequences and their temperatures
 
 

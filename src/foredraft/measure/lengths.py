@@ -103,17 +103,22 @@ def learn(
 ) -> DraftLengths:  # fmt: skip
     """What lengths of the configuration's draft rest on, from its engine's decoding of `requests` at each temperature and batch.
 
-    Raises ValueError where nothing was judged.
+    Raises ValueError where nothing was judged, too few steps were timed, or the draft is of a single token.
     """
     spec, engine = configuration.spec, configuration.engine
+    if spec.budget.lookahead < 2:
+        raise ValueError(
+            f"--adaptive: {spec.name}: a draft of one token leaves no length to choose; give it more, such as @7"
+        )
     times, judged = _Times(defaultdict(list), defaultdict(list)), dict[float, JudgedConfidence]()
     for temperature, asked in requests.items():
         rows = [row for batch in batches for row in _decode(engine, asked, batch, times, progress)]
         judged[temperature] = _judged(rows, spec.budget.lookahead, spec.name)
-    costs = StepCosts(
-        pass_s={num: float(np.median(each)) for num, each in times.passes.items() if len(each) >= FEWEST},
-        draft_s=_drafting(times.drafting),
-    )
+    pass_s = {num: float(np.median(each)) for num, each in times.passes.items() if len(each) >= FEWEST}
+    draft_s = _drafting(times.drafting)
+    if not pass_s or not draft_s:
+        raise ValueError("--adaptive: too few steps to time them; give more prompts or longer answers")
+    costs = StepCosts(pass_s=pass_s, draft_s=draft_s)
     pass_times, sizes = PassTimes(costs, kernels.most_rows(engine.target)), _sizes(max(batches))
     confidences = [_confidence(temperature, rows, pass_times, sizes) for temperature, rows in judged.items()]
     return DraftLengths(

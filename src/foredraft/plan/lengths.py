@@ -38,7 +38,7 @@ from foredraft.plan.candidate import Steps
 from foredraft.plan.problem import Problem
 from foredraft.plan.search import Scored
 from foredraft.plan.ties import SAME_SPEED
-from foredraft.records import DraftChoice, DraftLengths, Estimate, LengthGain
+from foredraft.records import LEAST_PROMISE, DraftChoice, DraftLengths, Estimate, LengthGain
 
 Array = NDArray[np.float64]
 GRID_DRAWS = 1024  # at most, of every length at every load
@@ -118,7 +118,10 @@ def lengths(problem: Problem, best: Scored) -> tuple[LengthGain, ...]:
         if spent:
             by_engine = partial(realised, law, gain_quantiles=share, cost_quantiles=cost)
             ratio = _over(some, c, here, tau[here, picked], spent[c], by_engine)
-            gain = _with_adaptive(gain, ahead[picked] * ratio, spent[c], adaptive)
+            verified = float(np.median(spent[c].verified))
+            if adaptive and adaptive.stops and np.median(ratio) < 1 + LEAST_PROMISE:
+                ratio, verified = np.ones_like(ratio), here  # which is what our engine's rule does then
+            gain = _with_adaptive(gain, ahead[picked] * ratio, verified, adaptive)
         out.append(gain)
     return tuple(out)
 
@@ -142,9 +145,9 @@ def verdict(gain: Array) -> str:
     return LOSES if np.mean(gain < 1) >= SURE and np.median(gain) <= 1 / WORTH else IDLE
 
 
-def _with_adaptive(gain: LengthGain, ratio: Array, spent: Spent, adaptive: Adaptive | None) -> LengthGain:
+def _with_adaptive(gain: LengthGain, ratio: Array, verified: float, adaptive: Adaptive | None) -> LengthGain:
     return replace(
-        gain, adaptive=_estimate(ratio), adaptive_verdict=verdict(ratio), verified=float(np.median(spent.verified)),
+        gain, adaptive=_estimate(ratio), adaptive_verdict=verdict(ratio), verified=verified,
         adapts=adaptive.by if adaptive else "sequence", setting=_setting(adaptive),
     )  # fmt: skip
 

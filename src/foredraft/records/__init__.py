@@ -34,7 +34,7 @@ from foredraft.records.judged import (
     JudgedSchedule,
     LengthCase,
 )
-from foredraft.records.lengths import Confidence, DraftLengths, StepCosts
+from foredraft.records.lengths import LEAST_PROMISE, Confidence, DraftLengths, StepCosts
 from foredraft.records.losing import last_gaining, without_draft
 from foredraft.records.measured import (
     DTYPE_SPELLINGS,
@@ -72,6 +72,7 @@ from foredraft.records.record import Record, require, visible, with_hint
 
 __all__ = [
     "DTYPE_SPELLINGS",
+    "LEAST_PROMISE",
     "MOST_CLIENTS",
     "RATES",
     "TASKS",
