@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foredraft.decode.batch import Request
+from foredraft.decode.block_drafter import BlockDrafter
 from foredraft.decode.drafters import drafter_for
 from foredraft.decode.engine import Engine
 from foredraft.decode.head_drafter import HeadDrafter
@@ -375,6 +376,66 @@ def test_a_tree_of_more_children_than_words_or_of_no_numbers_says_so(kernel: boo
     engine = Engine(target, drafter, lookahead=Budget(2, topk=3), max_batch=1, max_context=40)
     with pytest.raises(ValueError, match="the logits of a drafted tree are NaN"):
         engine.generate([Request((1, 2, 3), 4)])
+
+
+def blocks_of(name: str, dtype: torch.dtype, tmp_path: Path, **options: Any) -> tuple[Decoder, Any]:
+    """A target and a head of blocks for it, random and frozen, of two layers; one whose name ends in 8 was stored in eight bits."""
+    target, kind = random_decoder(FAMILIES["llama"], dtype), name.partition("-")[0]
+    rank = {"rank": 32} if kind == "dspark" else {}
+    options = {"block": 4, "seed": 3, "dtype": dtype} | rank | options
+    head = new_head(target, kind, 2, range(0, 101, 3), feature_layers=(0, 1), **options)
+    for parameter in head.parameters():
+        parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    save_head(head, tmp_path, dtype=torch.int8 if name.endswith("8") else dtype)
+    return target, load_head(tmp_path, target, dtype)
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["dflash", "dspark", "dspark-8"])
+def test_a_block_in_one_call_drafts_what_the_heads_own_pass_does(
+    name: str, batch: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Sequences of different lengths that gain different numbers of tokens; the cache is the same behind both."""
+    target, head = blocks_of(name, dtype, tmp_path)
+    requests, proposals = [Request(tuple(range(2 + i, 5 + 4 * i)), 14) for i in range(batch)], []
+    for by_kernel in (True, False):
+        drafter: Any = BlockDrafter(head, head.new_cache(batch, 64))
+        assert drafter.kernel is not None
+        drafter.kernel = drafter.kernel if by_kernel else None
+        drafted, propose = [], drafter.propose
+        drafter.propose = lambda *a, propose=propose, drafted=drafted: drafted.append(propose(*a)) or drafted[-1]
+        drafter._block = refused if by_kernel else drafter._block
+        Engine(target, drafter, lookahead=3, max_batch=batch, max_context=40).generate(requests)
+        proposals.append([(each.tokens.tolist(), each.parents) for each in drafted])
+    if dtype == torch.float32:
+        assert proposals[0] == proposals[1]
+    else:  # a rounding apart
+        tokens, others = (torch.tensor([row for rows, _ in steps for row in rows]) for steps in proposals)
+        assert (tokens[: len(others)] == others[: len(tokens)]).float().mean() > 0.8
+
+
+def refused(*arguments: Any) -> None:
+    raise AssertionError("drafted by passes")
+
+
+def test_a_block_that_leaves_its_cache_or_its_vocabulary_is_refused_before_it_writes(tmp_path: Path) -> None:
+    _, head = blocks_of("dspark", torch.float32, tmp_path)
+    chain, context = Chain.of(head), torch.randn(1, 2, 128)
+    assert chain is not None
+    for token, slot, known, num in ((5, 6, 0, 3), (5, -1, 0, 3), (101, 2, 0, 3), (-1, 2, 0, 3), (5, 2, 7, 3), (5, 2, -1, 3), (5, 2, 0, 5)):
+        cache, slots = head.new_cache(1, 8), torch.tensor([[slot, slot + 1, slot + 2, slot + 3]])
+        with pytest.raises(IndexError, match="leaves a cache of 1 × 8"):
+            chain.block(torch.tensor([[token, 7, 7, 7]]), slots, context, torch.tensor([[known, known + 1]]), head.first_row, cache, num)
+        assert not cache.kv.any()
+    tokens, slots = torch.tensor([[5, 7, 7, 7]]), torch.tensor([[2, 3, 4, 5]])
+    ids, _ = chain.block(tokens, slots, context, torch.tensor([[0, 1]]), head.first_row, head.new_cache(1, 8), 3)
+    assert ids.shape == (3, 1)
+
+
+def test_a_block_of_a_rank_that_fills_no_register_is_drafted_by_passes(tmp_path: Path) -> None:
+    _, head = blocks_of("dspark", torch.float32, tmp_path, rank=8)
+    assert Chain.of(head) is None
 
 
 def test_a_chain_that_leaves_its_cache_or_its_vocabulary_is_refused_before_it_writes(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from foredraft.decode.trees import Extend, grow
 from foredraft.decode.verify import draw
 from foredraft.models.block_head import BlockHead
 from foredraft.models.cache import KVCache
+from foredraft.models.chain import Chain
 from foredraft.models.graphs import Graphed
 
 
@@ -39,7 +40,7 @@ class BlockDrafter:
     trees = True
 
     def __init__(self, head: BlockHead, cache: KVCache) -> None:
-        self.head, self.run, self.cache = head, Graphed(head), cache
+        self.head, self.run, self.cache, self.kernel = head, Graphed(head), cache, Chain.of(head)
         self._title = f"draft {head.shape.name}"
         self.name, self.reads = kinds.of_shape(head.shape).name, head.feature_layers
 
@@ -59,6 +60,12 @@ class BlockDrafter:
                 f"{self._title} drafts blocks of {self.head.block} tokens; lower lookahead ({budget.levels}) to that"
             )
         cache, known = self.cache.rows(0, len(running)), [sequence.cached for sequence in running]
+        drawn = self.head.draws and any(sequence.request.sampling.temperature for sequence in running)
+        by_kernels = (
+            None if lengths or budget.branches or drawn else self._by_kernels(running, known, cache, budget.lookahead)
+        )
+        if by_kernels:
+            return by_kernels
         self._read_fresh(running, known, cache)
         logits_BkV, final_BkC = self._block(running, known, cache, budget.levels)
         anchors_B1 = torch.tensor([[sequence.tokens[-1]] for sequence in running], device=cache.kv.device)
@@ -66,30 +73,47 @@ class BlockDrafter:
             root, base_B1 = self.head.corrected(logits_BkV[:, :1], anchors_B1), anchors_B1 * 0
             return grow(root, base_B1, budget, self._extending(logits_BkV), self.head.target_ids, model=self._title)
         told = None if lengths is None else _Told(self.head, lengths, final_BkC)
-        if self.head.draws and any(sequence.request.sampling.temperature for sequence in running):
+        if drawn:
             return self._drawn(running, logits_BkV, anchors_B1[:, 0], told)
         return self._most_probable(logits_BkV, anchors_B1[:, 0], told)
 
+    def _by_kernels(self, running: Listed[Sequence], known: list[int], cache: KVCache, num: int) -> Proposal | None:
+        """A chain of the most probable tokens by one call of our kernels; None where there are none, or a pass has more rows than these take."""
+        rows, longest = self.head.rows, max(0 if each.fresh is None else len(each.fresh) for each in running)
+        if self.kernel is None or not self.kernel.takes(len(running) * max(rows, longest)):
+            return None
+        features_BMF, counts = self._fresh(running)
+        slots_BM = _slots(known, counts, features_BMF.shape[1])
+        context_BMC = self.head.combine(features_BMF)
+        tokens_BT = self.head.blocks(torch.tensor([[sequence.tokens[-1]] for sequence in running]))
+        slots_BT = torch.tensor(known)[:, None] + torch.arange(rows)
+        ids_KB, largest_KB = self.kernel.block(
+            tokens_BT, slots_BT, context_BMC, slots_BM, self.head.first_row, cache, num
+        )
+        require_finite(largest_KB.T, self._title)
+        return in_line(ids_KB.T)
+
     def _read_fresh(self, running: Listed[Sequence], known: list[int], cache: KVCache) -> None:
-        """What all sequences gained, padded on the right by each one's last; one that gained nothing writes where its block will."""
+        """What all sequences gained; one that gained nothing writes where its block will."""
+        features_BMF, counts = self._fresh(running)
+        if features_BMF.shape[1]:
+            self._read(features_BMF, known, counts, cache)
+
+    def _fresh(self, running: Listed[Sequence]) -> tuple[Tensor, list[int]]:
+        """The hidden states that came since, padded on the right by each sequence's last, and how many; then there are none left."""
         counts = [0 if sequence.fresh is None else len(sequence.fresh) for sequence in running]
-        if not any(counts):
-            return
         width = max(counts)
-        features = cache.kv.new_zeros(len(running), width, len(self.reads) * self.head.target.shape.hidden_size)
+        features = self.cache.kv.new_zeros(len(running), width, len(self.reads) * self.head.target.shape.hidden_size)
         for row, sequence in enumerate(running):
             if sequence.fresh is not None:
                 fresh = sequence.fresh.to(features)
                 features[row, : len(fresh)], features[row, len(fresh) :] = fresh, fresh[-1]
                 sequence.fresh = None
-        self._read(features, known, counts, cache)
+        return features, counts
 
     def _read(self, features_BMF: Tensor, known: list[int], counts: list[int], cache: KVCache) -> None:
         """The last `counts` of the `known` tokens' hidden states into the cache."""
-        device = features_BMF.device
-        known_B1, counts_B1 = torch.tensor([known, counts], device=device)[..., None]
-        places_BM = torch.arange(features_BMF.shape[1], device=device).minimum((counts_B1 - 1).clamp(min=0))
-        slots_BM = known_B1 - counts_B1 + places_BM
+        slots_BM = _slots(known, counts, features_BMF.shape[1], features_BMF.device)
         self.head.read(self.head.combine(features_BMF), slots_BM, cache, slots_BM)
 
     def _block(self, running: Listed[Sequence], known: list[int], cache: KVCache, num: int) -> tuple[Tensor, Tensor]:
@@ -155,6 +179,13 @@ class BlockDrafter:
             return self.head.corrected(place, tokens)
 
         return extend
+
+
+def _slots(known: list[int], counts: list[int], width: int, device: torch.device | None = None) -> Tensor:
+    """Of the last `counts` of so many known tokens, padded on the right by each last one's, [B, width]."""
+    known_B1, counts_B1 = torch.tensor([known, counts], device=device)[..., None]
+    places_BM = torch.arange(width, device=device).minimum((counts_B1 - 1).clamp(min=0))
+    return known_B1 - counts_B1 + places_BM
 
 
 class _Told(NamedTuple):

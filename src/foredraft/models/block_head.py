@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from foredraft import kinds
 from foredraft.feature_layers import block_feature_layers
+from foredraft.models.chain import Entry
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.draft_head import DraftHead, HeadLayout, NamesOnFile, llama_like, no_options
 from foredraft.models.draft_vocab import all_target_ids, cut_offsets, stored_offsets
@@ -165,6 +166,11 @@ class BlockHead(DraftHead):
         for layer in self.layers:
             x_BTC = layer(x_BTC, metadata)
         return x_BTC
+
+    @property
+    def entry(self) -> Entry:
+        """What `corrected` does, for our kernels."""
+        return Entry()
 
     def corrected(self, logits_BkV: Tensor, previous_Bk: Tensor) -> Tensor:
         """Logits of a block's places once the token before each is known, by its target id."""

@@ -1,4 +1,4 @@
-"""A draft's greedy chain or its tree by one call of our kernels: between small passes torch and Python take longer than the passes do.
+"""A draft's greedy chain, its tree or its block by one call of our kernels: between small passes torch and Python take longer than the passes do.
 
 Promises: the tokens that the model's own passes would draft, up to rounding. Refuses to know: who asks, and how many positions are worth drafting.
 
@@ -11,13 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from foredraft.models.cache import KVCache
-from foredraft.models.kernels import ChainWeights, StoredMatrix, TreePlan, able, run_chain, run_tree, usable
+from foredraft.models.kernels import (
+    STEP,
+    ChainWeights,
+    StoredMatrix,
+    TreePlan,
+    able,
+    run_block,
+    run_chain,
+    run_tree,
+    usable,
+)
 from foredraft.models.linear import Linear
 
 
 class Entry(NamedTuple):
     """How a token enters a draft's layers: its embedding as it is; or by `fc`, beside what the last pass left (EAGLE); or each of the two by
     a norm of its own (EAGLE-3), what was left, normed or not, being the residual. `leaves_normed`: what a pass leaves is what its LM head reads.
+    `before`, `after`: a token's row and the matrix whose product with it is added to the logits behind it (DSpark).
     """
 
     fc: Linear | None = None
@@ -25,6 +36,8 @@ class Entry(NamedTuple):
     left_norm: nn.Module | None = None
     normed_residual: bool = False
     leaves_normed: bool = False
+    before: nn.Embedding | None = None
+    after: Linear | None = None
 
 
 class Drafted(NamedTuple):
@@ -45,7 +58,7 @@ class Chain:
 
     @classmethod
     def of(cls, model: Any, words: int | None = None) -> Self | None:
-        """Of a decoder or a `TokenHead`; None where these kernels do not run it. `words`: the first that may be drafted, all by default."""
+        """Of a decoder or a head; None where these kernels do not run it. `words`: the first that may be drafted, all by default."""
         entry: Entry | None = model.entry
         head, table = _head_of(model), model.table.weight
         if entry is None or model.dtype not in model.kernel_dtypes or not able(model.dtype, head.weight.device):
@@ -53,6 +66,7 @@ class Chain:
         norms = [each for each in (entry.embed_norm, entry.left_norm) if each is not None]
         known = all(isinstance(each, nn.RMSNorm) for each in norms)
         known = known and isinstance(model.norm, nn.RMSNorm | nn.LayerNorm | nn.Identity)
+        known = known and (entry.after is None or entry.after.in_features % STEP[model.dtype] == 0)
         known = known and type(model.table) is nn.Embedding  # another may scale what it looks up
         learning = any(parameter.requires_grad for parameter in model.parameters())
         if learning or not known or not table.dtype == head.weight.dtype == model.dtype or not table.is_contiguous():
@@ -75,6 +89,25 @@ class Chain:
         table = self.rotary.table(cache.slots) if self.rotary else None
         run_chain(self.weights, table, cache, (tokens_BM, left_BMC, slots_BM, last_B), (ids, largest, total, left))
         return Drafted(ids, largest, total, left)
+
+    def block(
+        self,
+        tokens_BT: Tensor,
+        slots_BT: Tensor,
+        context_BMC: Tensor,
+        known_BM: Tensor,
+        first: int,
+        cache: KVCache,
+        num: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Put a head's context into the cache at its slots, read a block of T tokens and draft `num` from its row `first` on: their ids in
+        the target's vocabulary and the logit of each, [K, B].
+        """
+        ids, (largest, total) = torch.empty(num, len(tokens_BT), dtype=torch.long), torch.empty(2, num, len(tokens_BT))
+        table = self.rotary.table(cache.slots) if self.rotary else None
+        inputs = tokens_BT, slots_BT, context_BMC, known_BM
+        run_block(self.weights, table, cache, inputs, first, (ids, largest, total))
+        return ids, largest
 
     def tree(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foredraft import kinds
 from foredraft.models.block_head import BlockHead
+from foredraft.models.chain import Entry
 from foredraft.models.checkpoint import Checkpoint
 from foredraft.models.draft_head import HeadLayout, no_options
 from foredraft.models.layers import ModelConfig
@@ -74,6 +75,12 @@ class DSparkHead(BlockHead):
         if kind != "vanilla" and keys.get("markov_rank"):
             raise ValueError(f"markov_head_type {kind!r} is not supported (have 'vanilla')")
         return super().from_checkpoint(shape, config, target, config_keys, checkpoint)
+
+    @property
+    def entry(self) -> Entry:
+        if self.markov_head is None:
+            return Entry()
+        return Entry(before=self.markov_head.markov_w1, after=self.markov_head.markov_w2)
 
     def corrected(self, logits_BkV: Tensor, previous_Bk: Tensor) -> Tensor:
         """With the Markov head's share."""

@@ -812,10 +812,12 @@ int layers(const Layer *const *all, long count, const Pass *pass, const num *x, 
 typedef struct {
     const num *embed;                                                // [V, C]
     Matrix fc, head;                                                 // [C, 2C], [D, C]
+    const num *before;                                               // [V, rank]: what a token adds to the logits behind it is `after` times its row
+    Matrix after;                                                    // [D, rank]
     const num *embed_norm, *left_norm, *norm, *norm_bias;            // EAGLE-3's two, and the one before the head
     const int64_t *d2t;                                              // the target's id less the draft's own, [D]
     const Layer *const *layers;
-    long count, room, hidden, vocabulary, words;                     // room: what a row of a layer needs; V, D
+    long count, room, hidden, vocabulary, words, rank;               // room: what a row of a layer needs; V, D
     int layer_norm, normed_residual, leaves_normed;                  // whether the residual is the normed one; whether what is left is
     float eps;
 } Draft;
@@ -1038,6 +1040,61 @@ int tree(const Draft *draft, const Pass *given, const Policy *policy, const int6
             parents[b * W + i] = at;
         }
         for (long i = 0; i < W; i++) in[i] = words[b * P + in[i]];
+    }
+    return 0;
+}
+
+// Keys and values of rows of `hidden` [R, C] as they are, at the slots of a pass, which are their positions.
+static void remember(const Layer *layer, const Pass *pass, const num *hidden, num *k, num *v, num *keys, num *values) {
+    const long dim = layer->head_dim, few = layer->key_heads, rows = pass->batch * pass->tokens;
+    linear(hidden, layer->k.w, layer->k.scale, layer->k.bias, k, rows, layer->attention_in, few * dim, pass->threads);
+    linear(hidden, layer->v.w, layer->v.scale, layer->v.bias, v, rows, layer->attention_in, few * dim, pass->threads);
+    for (long row = 0; row < rows; row++) {
+        place(layer, pass, k, layer->k_norm, few, row);
+        for (long h = 0; h < few; h++) {
+            const long to = cache_row(pass, row / pass->tokens) * pass->cache_batch_stride + h * pass->cache_head_stride + pass->slots[row] * dim;
+            memcpy(keys + to, k + (row * few + h) * dim, dim * sizeof(num));
+            memcpy(values + to, v + (row * few + h) * dim, dim * sizeof(num));
+        }
+    }
+}
+
+// A block's chain, greedy: remembers `gained` rows of `context` of each sequence at their slots `known`, then reads the T tokens of its block, which see all before
+// and each other, and drafts `places` tokens from row `first` on, as `chain` gives them. Returns 0, or −1 with nothing written where a pass leaves the cache or a token the vocabulary.
+int block(const Draft *draft, const Pass *given, const int64_t *tokens, const num *context, const int64_t *known, long gained, long first, long places, num *keys, num *values, long stride, int64_t *ids, float *largest, float *total) {
+    const long B = given->batch, T = given->tokens, C = draft->hidden, D = draft->words, R = B * T, G = B * gained, Q = B * places;
+    const long few = draft->layers[0]->key_heads * draft->layers[0]->head_dim;
+    Pass pass = *given, before = *given;
+    pass.seen = 0, pass.positions = pass.slots;
+    for (long r = 0; r < R; r++) pass.seen = pass.slots[r] >= pass.seen ? pass.slots[r] + 1 : pass.seen;
+    before.tokens = gained, before.slots = before.positions = known, before.seen = pass.seen;
+    if (!knows(draft, tokens, R) || !fits(&pass) || !fits(&before) || first + places > T) return -1;
+    num *x = (num *)kept_room(2, R * (2 * C + draft->room) + 2 * G * few + Q * (C + D) + B * (D + draft->rank) + (R * pass.seen + 3) / 4), *y = x + R * C, *room = y + R * C;
+    num *k = room + R * draft->room, *v = k + G * few, *final = v + G * few, *logits = final + Q * C, *more = logits + Q * D, *row = more + B * D;
+    uint8_t *mask = (uint8_t *)(row + B * draft->rank);
+    pass.mask = mask, pass.mask_batch_stride = T * pass.seen;
+    for (long r = 0; r < R; r++) {
+        const long end = pass.slots[r / T * T + T - 1];
+        for (long s = 0; s < pass.seen; s++) mask[r * pass.seen + s] = s <= end;
+        memcpy(x + r * C, draft->embed + tokens[r] * C, C * sizeof(num));
+    }
+    for (long i = 0; i < draft->count; i++) {
+        if (G) remember(draft->layers[i], &before, context, k, v, keys + i * stride, values + i * stride);
+        layer(draft->layers[i], &pass, i ? y : x, NULL, keys + i * stride, values + i * stride, y, room);
+    }
+    for (long q = 0; q < Q; q++) norm(y + (q / places * T + first + q % places) * C, draft->norm, draft->norm_bias, final + q * C, C, draft->layer_norm, draft->eps);
+    linear(final, draft->head.w, draft->head.scale, draft->head.bias, logits, Q, C, D, pass.threads);
+    for (long p = 0; p < places; p++) {
+        if (draft->before) {
+            for (long b = 0; b < B; b++) memcpy(row + b * draft->rank, draft->before + (p ? ids[(p - 1) * B + b] : tokens[b * T]) * draft->rank, draft->rank * sizeof(num));
+            linear(row, draft->after.w, draft->after.scale, draft->after.bias, more, B, draft->rank, D, pass.threads);
+        }
+        for (long b = 0; b < B; b++) {
+            num *of = logits + (b * places + p) * D;
+            for (long i = 0; draft->before && i < D; i++) of[i] = down(up(of[i]) + up(more[b * D + i]));
+            const long id = first_largest(of, D, largest + p * B + b, total + p * B + b);
+            ids[p * B + b] = id + (draft->d2t ? draft->d2t[id] : 0);
+        }
     }
     return 0;
 }

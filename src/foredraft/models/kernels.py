@@ -69,6 +69,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library.linear.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_int]
     library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
     library.chain.argtypes = [c_void_p] * 7 + [c_long] * 2 + [c_void_p] * 4
+    library.block.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_void_p] * 2 + [c_long, *[c_void_p] * 3]
+    library.block.restype = c_int
     library.tree.argtypes = [c_void_p] * 8 + [c_long, *[c_void_p] * 2]
     library.linear.restype, library.layers.restype, library.chain.restype, library.tree.restype = (
         None,
@@ -220,9 +222,9 @@ class _Draft(ctypes.Structure):
     """kernels.c's `Draft`."""
 
     _fields_ = [
-        ("embed", c_void_p), ("fc", _Matrix), ("head", _Matrix),
+        ("embed", c_void_p), ("fc", _Matrix), ("head", _Matrix), ("before", c_void_p), ("after", _Matrix),
         *((name, c_void_p) for name in ("embed_norm", "left_norm", "norm", "norm_bias", "d2t", "layers")),
-        *((name, c_long) for name in ("count", "room", "hidden", "vocabulary", "words")),
+        *((name, c_long) for name in ("count", "room", "hidden", "vocabulary", "words", "rank")),
         *((name, c_int) for name in ("layer_norm", "normed_residual", "leaves_normed")), ("eps", c_float),
     ]  # fmt: skip
 
@@ -331,6 +333,8 @@ class ChainWeights(_Weights):
         self.stack = Stack(model.layers)
         self.struct = _Draft(
             embed=self._at(table_VC), fc=self._matrix(entry.fc), head=self._stored(*head), d2t=self._at(model.d2t),
+            before=self._at(getattr(entry.before, "weight", None)), after=self._matrix(entry.after),
+            rank=entry.after.in_features if entry.after else 0,
             embed_norm=self._at(getattr(entry.embed_norm, "weight", None)), left_norm=self._at(getattr(entry.left_norm, "weight", None)),
             norm=self._at(getattr(model.norm, "weight", None)), norm_bias=self._at(getattr(model.norm, "bias", None)),
             layers=ctypes.addressof(self.stack.addresses), count=len(self.stack.layers), room=self.stack.layers[0].room,
@@ -359,6 +363,29 @@ def run_chain(
     if outside:
         raise IndexError(
             f"a chain of {len(outputs[0])} behind {slots.shape[0]} sequences leaves a cache of {cache.batch} × {cache.slots}, or its vocabulary"
+        )
+
+
+def run_block(
+    weights: ChainWeights,
+    rotation: tuple[Tensor, Tensor] | None,
+    cache: KVCache,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    first: int,
+    outputs: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """`inputs`: tokens of blocks [B, T], their slots, what to remember of the context [B, M, C], its slots [B, M]; `outputs` are as kernels.c's
+    `block` fills them.
+    """
+    tokens, slots, context, known = (each.contiguous() for each in inputs)
+    struct, keys = _pass_of(rotation, cache, slots), cache.kv.data_ptr()
+    outside = _library(cache.kv.dtype).block(
+        ctypes.addressof(weights.struct), ctypes.addressof(struct), _address(tokens), _address(context), _address(known), known.shape[1], first,
+        len(outputs[0]), keys, keys + cache.kv.stride(1) * cache.kv.element_size(), cache.kv.stride(0), *map(_address, outputs),
+    )  # fmt: skip
+    if outside:
+        raise IndexError(
+            f"a block of {slots.shape[1]} behind {slots.shape[0]} sequences leaves a cache of {cache.batch} × {cache.slots}, or its vocabulary"
         )
 
 
