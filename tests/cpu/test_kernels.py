@@ -423,10 +423,26 @@ def test_a_block_that_leaves_its_cache_or_its_vocabulary_is_refused_before_it_wr
     _, head = blocks_of("dspark", torch.float32, tmp_path)
     chain, context = Chain.of(head), torch.randn(1, 2, 128)
     assert chain is not None
-    for token, slot, known, num in ((5, 6, 0, 3), (5, -1, 0, 3), (101, 2, 0, 3), (-1, 2, 0, 3), (5, 2, 7, 3), (5, 2, -1, 3), (5, 2, 0, 5)):
+    for token, slot, known, num in (
+        (5, 6, 0, 3),
+        (5, -1, 0, 3),
+        (101, 2, 0, 3),
+        (-1, 2, 0, 3),
+        (5, 2, 7, 3),
+        (5, 2, -1, 3),
+        (5, 2, 0, 5),
+    ):
         cache, slots = head.new_cache(1, 8), torch.tensor([[slot, slot + 1, slot + 2, slot + 3]])
         with pytest.raises(IndexError, match="leaves a cache of 1 × 8"):
-            chain.block(torch.tensor([[token, 7, 7, 7]]), slots, context, torch.tensor([[known, known + 1]]), head.first_row, cache, num)
+            chain.block(
+                torch.tensor([[token, 7, 7, 7]]),
+                slots,
+                context,
+                torch.tensor([[known, known + 1]]),
+                head.first_row,
+                cache,
+                num,
+            )
         assert not cache.kv.any()
     tokens, slots = torch.tensor([[5, 7, 7, 7]]), torch.tensor([[2, 3, 4, 5]])
     ids, _ = chain.block(tokens, slots, context, torch.tensor([[0, 1]]), head.first_row, head.new_cache(1, 8), 3)

@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
 
 from foredraft.decode.sampling import Sampling, first_largest, probabilities
 from foredraft.decode.verify import draw, first_reached, verify_chain, verify_tree
+from foredraft.models import kernels
 
 
 @pytest.mark.parametrize(
@@ -46,17 +47,23 @@ def test_a_nucleus_is_that_of_a_whole_row_sorted(top_p: float, spread: float) ->
     assert torch.allclose(nucleus, probs.where(kept, 0) / probs.where(kept, 0).sum(-1, keepdim=True), atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_first_of_the_largest_stands_where_torch_finds_it(dtype: torch.dtype) -> None:
-    logits = torch.randn(2, 3, 700, generator=torch.Generator().manual_seed(4)).to(dtype)
-    logits[0, 1] = 0.0
-    logits[1, 2, 5] = torch.inf
-    largest, ids = first_largest(logits)
-    expected = logits.max(-1)
-    assert torch.equal(largest, expected.values)
-    assert torch.equal(ids, expected.indices)
-    logits[0, 0, 3] = torch.nan
-    assert first_largest(logits)[0].isnan().nonzero().tolist() == [[0, 0]]
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_first_of_the_largest_stands_where_torch_finds_it(
+    dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among many equal ones, in rows that fill registers and that do not, by our kernels and by numpy."""
+    if not kernel:
+        monkeypatch.setattr(kernels, "able", lambda *_: False)
+    for size in (1, 7, 16, 100, 49152):
+        logits = torch.randn(3, 4, size, generator=torch.Generator().manual_seed(size)).mul(4).round().to(dtype)
+        logits[2, 1] = -torch.inf
+        logits[2, 2, size // 2] = torch.inf
+        largest, ids = first_largest(logits[:, 1:])  # rows that do not lie together
+        assert torch.equal(largest, logits[:, 1:].amax(-1).float())
+        assert torch.equal(ids, (logits[:, 1:] == largest[..., None].to(dtype)).int().argmax(-1))
+        logits[0, 1, size - 1] = torch.nan
+        assert first_largest(logits)[0].isnan().nonzero().tolist() == [[0, 1]]
 
 
 def test_temperature_zero_is_the_first_of_the_largest() -> None:

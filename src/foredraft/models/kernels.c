@@ -822,7 +822,7 @@ typedef struct {
     float eps;
 } Draft;
 
-// Where the largest of `size` numbers first stands, that number (NaN where one is), and the sum of e^(each − it).
+// Where the largest of `size` numbers first stands, that number (NaN where one is), and where `total` is asked for the sum of e^(each − it).
 static long first_largest(const num *x, long size, float *largest, float *total) {
     float most = -INFINITY;
     long at = 0, whole = size / LANES * LANES;
@@ -836,12 +836,20 @@ static long first_largest(const num *x, long size, float *largest, float *total)
     int broken = 0;
     for (int j = 0; j < LANES; j++) most = best[j] > most ? best[j] : most, broken |= odd[j];
     for (long i = whole; i < size; i++) most = up(x[i]) > most ? up(x[i]) : most, broken |= up(x[i]) != up(x[i]);
-    *largest = broken ? NAN : most, *total = 0;
+    *largest = broken ? NAN : most;
     while (at < size - 1 && up(x[at]) != most) at++;
+    if (!total) return at;
+    *total = 0;
     for (long i = 0; i < whole; i += LANES) sum += exponential(load(x + i) - most);
     for (int j = 0; j < LANES; j++) *total += sum[j];
     for (long i = whole; i < size; i++) *total += expf(up(x[i]) - most);
     return at;
+}
+
+// The same of each of `rows`.
+void largest(const num *x, long rows, long size, int64_t *at, float *most, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 1)
+    for (long r = 0; r < rows; r++) at[r] = first_largest(x + r * size, size, most + r, NULL);
 }
 
 // The `count` largest of `size` numbers, the largest first, of equal ones the first: where they stand, and they. size ≥ count.

@@ -69,6 +69,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library.linear.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_int]
     library.layers.argtypes = [c_void_p, c_long, *[c_void_p] * 5, c_long, c_void_p, c_void_p]
     library.chain.argtypes = [c_void_p] * 7 + [c_long] * 2 + [c_void_p] * 4
+    library.largest.argtypes, library.largest.restype = [c_void_p, *[c_long] * 2, *[c_void_p] * 2, c_int], None
     library.block.argtypes = [c_void_p] * 5 + [c_long] * 3 + [c_void_p] * 2 + [c_long, *[c_void_p] * 3]
     library.block.restype = c_int
     library.tree.argtypes = [c_void_p] * 8 + [c_long, *[c_void_p] * 2]
@@ -181,6 +182,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, eight: EightBits | No
         x.data_ptr(), values.data_ptr(), _address(scale), _address(bias), y.data_ptr(), x.numel() // size, size, out, torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+def first_largest(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest number of each row (NaN where one is), in float32, and where it stands first; of what is `able`."""
+    x = rows.contiguous()
+    most, at = torch.empty(x.shape[:-1]), torch.empty(x.shape[:-1], dtype=torch.long)
+    _library(x.dtype).largest(
+        x.data_ptr(), at.numel(), x.shape[-1], at.data_ptr(), most.data_ptr(), torch.get_num_threads()
+    )
+    return most, at
 
 
 def _address(tensor: Tensor | None) -> int | None:
