@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from foredraft.models import pages
-from foredraft.models.eight_bits import SCALE, EightBits
-from foredraft.models.four_bits import PACKED, PER_WORD, SHAPE, unpacked
+from foredraft.models.eight_bits import EightBits
+from foredraft.models.four_bits import unpacked
 from foredraft.models.linear import Linear
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
-from foredraft.shapes.tensors import FLOATS, StoredTensor, layer_of, sharded
+from foredraft.shapes.tensors import FLOATS, PACKED, SCALE, StoredTensor, in_words, layer_of, sharded
 
 
 class TensorError(ValueError):
@@ -45,7 +45,7 @@ class Checkpoint:
             self.where, self.stored = index, sharded(index, _header)
         else:
             raise ValueError(f"{self.folder}: holds no weights")
-        self.packed = self._unpacked_names()
+        self.packed = in_words(self.stored)
         eight = [name for name, each in self.stored.items() if each.kind == "I8" and name + SCALE in self.stored]
         self.scales = {name: self.stored.pop(name + SCALE) for name in (*eight, *self.packed)}
         for name, scale in self.scales.items():
@@ -78,17 +78,6 @@ class Checkpoint:
             return EightBits.of(unpacked(_tensor(words, on_file + PACKED), _tensor(scale, on_file + SCALE)))
         values = _tensor(self.stored[name], on_file)
         return EightBits(values.clone(), _tensor(scale, on_file + SCALE).float().flatten().clone())
-
-    def _unpacked_names(self) -> dict[str, StoredTensor]:
-        """The words of each matrix in four bits, in whose place the matrix itself stands among the stored."""
-        names = [name.removesuffix(PACKED) for name in self.stored if name.endswith(PACKED)]
-        words = {name: self.stored.pop(name + PACKED) for name in names if name + SCALE in self.stored}
-        for name, (file, kind, shape) in words.items():
-            self.stored.pop(name + SHAPE, None)
-            if kind != "I32" or len(shape) != 2:
-                raise TensorError(f"{file}: tensor {name}{PACKED} is {kind} {list(shape)}; it must be I32 of two sizes")
-            self.stored[name] = StoredTensor(file, "I4", (shape[0], PER_WORD * shape[1]))
-        return words
 
     def spelled(self, name: str) -> str:
         """A tensor's name as its file writes it."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from foredraft.models import four_bits
+from foredraft.shapes.tensors import SCALE
 
-SCALE = "_scale"
 LARGEST = 127
 METHODS: dict[torch.dtype, tuple[str, dict[str, Any]]] = {
     torch.int8: ("int-quantized", {"num_bits": 8, "strategy": "channel"}),

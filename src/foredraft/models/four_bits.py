@@ -8,10 +8,11 @@ Promises: what is written is what is read, up to the rounding of eight bits. Ref
 import torch
 from torch import Tensor
 
-PACKED, SHAPE = "_packed", "_shape"
+from foredraft.shapes.tensors import PACKED, PER_WORD, SCALE, SHAPE
+
 GROUP, BITS = 32, 4
 INT4 = getattr(torch, "int4")  # noqa: B009 (which torch has and its stubs lack): a type that stands for matrices so stored
-PER_WORD, RAISED = 32 // BITS, 2 ** (BITS - 1)
+RAISED = 2 ** (BITS - 1)
 # Of a group's largest number, the shares that may become ±7: what rounding to fewer, finer steps saves is more than what the few beyond lose.
 _SHARES = torch.linspace(0.7, 1.0, 7)
 
@@ -35,7 +36,7 @@ def packed(weight: Tensor, name: str) -> dict[str, Tensor]:
     words = ((values.flatten(1).long() + RAISED).unflatten(1, (-1, PER_WORD)) << places).sum(-1)
     signed = torch.where(words < 2**31, words, words - 2**32).int()
     shape = torch.tensor(weight.shape)
-    return {name + PACKED: signed, name + "_scale": scale[..., 0].bfloat16(), name + SHAPE: shape}
+    return {name + PACKED: signed, name + SCALE: scale[..., 0].bfloat16(), name + SHAPE: shape}
 
 
 def _rounded(groups_OGN: Tensor, largest_OG1: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from foredraft.shapes.heads import HeadParts
 from foredraft.shapes.layered import context_length, layered_shape
 from foredraft.shapes.plain import plain_block
 from foredraft.shapes.quantised import read_quantisation, with_formats
+from foredraft.shapes.tensors import PACKED
 from foredraft.shapes.vision import vision_params
 
 HEADER_BYTES = 10**8  # of a safetensors file's header at most, as its library has it
@@ -95,6 +96,7 @@ def _with_layer_parts(shape: Shape, parts: HeadParts) -> tuple[Block, ...]:
 
 def tensor_names(folder: str | Path) -> frozenset[str]:
     """The names of a folder's tensors by its file's header or the index of its shards, or those of a GGUF file; none where it holds no weights.
+    A matrix in four bits goes by its own name.
 
     Raises ValueError where these are broken.
     """
@@ -102,9 +104,14 @@ def tensor_names(folder: str | Path) -> frozenset[str]:
         return frozenset(GgufFile(folder).tensors)
     file, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
     try:
-        if file.is_file():
-            return frozenset(parse_loosely(_header(file))) - {"__metadata__"}
-        return frozenset(read_json(index)["weight_map"]) if index.is_file() else frozenset()
+        there = (
+            parse_loosely(_header(file))
+            if file.is_file()
+            else read_json(index)["weight_map"]
+            if index.is_file()
+            else ()
+        )
+        return frozenset(name.removesuffix(PACKED) for name in there if name != "__metadata__")
     except (ValueError, KeyError, TypeError):
         broken = file if file.is_file() else index
         if is_lfs(broken):

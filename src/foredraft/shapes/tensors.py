@@ -17,6 +17,8 @@ from foredraft.records import no_file, other_than_file, parse_loosely, read_json
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
 
 FLOATS = ("F32", "F16", "BF16")
+PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"  # what compressed-tensors adds to the name of a matrix in few bits
+PER_WORD = 8  # numbers of four bits
 # Bytes of a value by its type on file, and how numpy reads it; bfloat16 and types of a byte as the integers that hold their bits.
 KINDS: dict[str, tuple[float, str]] = {
     "F64": (8, "<f8"), "F32": (4, "<f4"), "F16": (2, "<f2"), "BF16": (2, "<u2"), "I64": (8, "<i8"), "I32": (4, "<i4"), "I16": (2, "<i2"),
@@ -42,6 +44,20 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
 
+def in_words(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Take the words of matrices in four bits, and their sizes, out of `stored`, put the matrices there by their own names, and give the words
+    by these. Raises ValueError on words that are no matrix.
+    """
+    names = [name.removesuffix(PACKED) for name in stored if name.endswith(PACKED)]
+    words = {name: stored.pop(name + PACKED) for name in names if name + SCALE in stored}
+    for name, (file, kind, shape) in words.items():
+        stored.pop(name + SHAPE, None)
+        if kind != "I32" or len(shape) != 2:
+            raise ValueError(f"{file}: tensor {name}{PACKED} is {kind} {list(shape)}; it must be I32 of two sizes")
+        stored[name] = StoredTensor(file, "I4", (shape[0], PER_WORD * shape[1]))
+    return words
+
+
 class TensorFolder:
     """The tensors of a folder by name: their headers, and their values. Raises ValueError, one line, where there are none or a file is not whole."""
 
@@ -57,6 +73,7 @@ class TensorFolder:
             self.stored = sharded(index, self._header)
         else:
             raise ValueError(f"{self.folder}: holds no weights")
+        in_words(self.stored)
 
     def array(self, name: str) -> NDArray[Any]:
         """Its values; of bfloat16 as float32, of types that numpy lacks their bits."""
