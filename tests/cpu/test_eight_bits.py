@@ -105,15 +105,15 @@ def test_a_broken_matrix_of_four_bits_is_named(name: str, broken: Tensor, said: 
 
 def as_read(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """What a matrix is read as that was stored so."""
-    if dtype == torch.int4 and four_bits.fits(weight):
+    if dtype == four_bits.INT4 and four_bits.fits(weight):
         parts = four_bits.packed(weight, "w")
         weight = four_bits.unpacked(parts["w_packed"], parts["w_scale"])
-    elif dtype == torch.int4:
+    elif dtype == four_bits.INT4:
         return weight.bfloat16().float()
     return EightBits.of(weight).weight
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, four_bits.INT4], ids=str)
 @pytest.mark.parametrize("kind", [*KINDS, "lm"])
 def test_what_is_stored_is_what_is_read(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     target = random_decoder(FAMILIES["llama"])
@@ -132,10 +132,10 @@ def test_what_is_stored_is_what_is_read(kind: str, dtype: torch.dtype, tmp_path:
             matrices += dtype == torch.int8 or four_bits.fits(before)
         else:
             assert torch.equal(weight, before.bfloat16().float()), name
-    few = {torch.int8: torch.int8, torch.int4: torch.int32}[dtype]
+    few = {torch.int8: torch.int8, four_bits.INT4: torch.int32}[dtype]
     assert sum(tensor.dtype == few for tensor in stored.values()) == matrices
     assert all(part.eight for part in read.modules() if isinstance(part, Linear) and four_bits.fits(part.weight))
-    assert shapes.from_config(tmp_path).weight_format == {torch.int8: "int8-g0", torch.int4: "int4-g32"}[dtype]
+    assert shapes.from_config(tmp_path).weight_format == {torch.int8: "int8-g0", four_bits.INT4: "int4-g32"}[dtype]
 
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
@@ -160,7 +160,7 @@ def test_a_model_runs_by_kernel_as_by_torch(
     assert (ours - theirs).abs().max() <= SMALL[dtype] * theirs.abs().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, four_bits.INT4], ids=str)
 @pytest.mark.parametrize("kind", ["eagle", "eagle3", "dspark", "lm"])
 def test_a_draft_in_few_bits_is_run_in_bfloat16_beside_any_target(
     kind: str, dtype: torch.dtype, tmp_path: Path
@@ -169,7 +169,7 @@ def test_a_draft_in_few_bits_is_run_in_bfloat16_beside_any_target(
     target = random_decoder(FAMILIES["llama"])
     if kind == "lm":  # of a draft vocabulary, as the zoo's, which its tensors tell from a head
         draft = cut(random_decoder(FAMILIES["llama"] | {"num_hidden_layers": 1}), offsets(range(0, 101, 2), 101))
-        save(draft.state_dict() | {"d2t": draft.d2t}, draft.shape, draft.config, tmp_path, dtype=dtype)
+        save(draft.state_dict(), draft.shape, draft.config, tmp_path, dtype=dtype)
     else:
         save_head(new_head(target, kind, draft_vocab=range(40)), tmp_path, dtype=dtype)
     requests = [Request(tuple(range(2 + i, 9 + i)), 12) for i in range(3)]
@@ -195,7 +195,7 @@ def test_a_weight_that_learns_is_no_more_in_eight_bits(tmp_path: Path) -> None:
     assert torch.allclose(head.fc(x), 2 * before, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, four_bits.INT4], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_engines_get_sixteen_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     target = random_decoder(FAMILIES["llama"])
