@@ -18,7 +18,8 @@ from foredraft.models.eight_bits import EightBits
 from foredraft.models.four_bits import unpacked
 from foredraft.models.linear import Linear
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
-from foredraft.shapes.tensors import FLOATS, PACKED, SCALE, StoredTensor, in_words, layer_of, sharded
+from foredraft.shapes.quantised import PACKED
+from foredraft.shapes.tensors import FLOATS, SCALE, StoredTensor, in_words, layer_of, sharded
 
 
 class TensorError(ValueError):

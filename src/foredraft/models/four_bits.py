@@ -8,7 +8,8 @@ Promises: what is written is what is read, up to the rounding of eight bits. Ref
 import torch
 from torch import Tensor
 
-from foredraft.shapes.tensors import PACKED, PER_WORD, SCALE, SHAPE
+from foredraft.shapes.quantised import PACKED
+from foredraft.shapes.tensors import PER_WORD, SCALE, SHAPE
 
 GROUP, BITS = 32, 4
 INT4 = getattr(torch, "int4")  # noqa: B009 (which torch has and its stubs lack): a type that stands for matrices so stored

@@ -18,8 +18,7 @@ from foredraft.shapes.gguf_config import gguf_config
 from foredraft.shapes.heads import HeadParts
 from foredraft.shapes.layered import context_length, layered_shape
 from foredraft.shapes.plain import plain_block
-from foredraft.shapes.quantised import read_quantisation, with_formats
-from foredraft.shapes.tensors import PACKED
+from foredraft.shapes.quantised import PACKED, read_quantisation, with_formats
 from foredraft.shapes.vision import vision_params
 
 HEADER_BYTES = 10**8  # of a safetensors file's header at most, as its library has it

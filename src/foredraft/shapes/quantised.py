@@ -81,6 +81,7 @@ def _with_outer(inner: Keys, outer: Keys | None) -> Keys:
     return {**inner, "rest": outer} if outer and outer.get("quant_method") == "fp8" else inner
 
 
+PACKED = "_packed"  # what compressed-tensors adds to the name of a matrix in four bits
 _READ_HERE = {  # by format, the bits and the strategies of scales that our own reader has
     "int-quantized": (8, ("channel",)),
     "pack-quantized": (4, ("channel", "group")),

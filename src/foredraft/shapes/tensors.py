@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from foredraft.records import no_file, other_than_file, parse_loosely, read_json
 from foredraft.shapes.absent import INDEX, SINGLE, missing_weights
+from foredraft.shapes.quantised import PACKED
 
 FLOATS = ("F32", "F16", "BF16")
-PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"  # what compressed-tensors adds to the name of a matrix in few bits
+SCALE, SHAPE = "_scale", "_shape"  # what compressed-tensors adds to the name of a matrix in few bits, beside `PACKED`
 PER_WORD = 8  # numbers of four bits
 # Bytes of a value by its type on file, and how numpy reads it; bfloat16 and types of a byte as the integers that hold their bits.
 KINDS: dict[str, tuple[float, str]] = {
