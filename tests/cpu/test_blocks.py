@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -94,6 +95,43 @@ def head(request: pytest.FixtureRequest) -> Any:
 
 def joined(head: BlockHead, tokens: list[int]) -> Tensor:
     return torch.cat(TARGET(torch.tensor([tokens]), hidden_states=head.feature_layers).hidden_states, -1)[0]
+
+
+# Where training begins
+
+
+@pytest.mark.parametrize(("kind", "cut"), HEADS)
+def test_a_head_begun_by_hand_takes_over_the_state_just_before_its_block(
+    kind: str, cut: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+):
+    """recipes/smollm2/begin.py: how much each token's hidden states move what a block's first and last rows give, by their gradients."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "recipes" / "smollm2")
+    import begin  # type: ignore[import-not-found]
+
+    tokens = np.random.default_rng(0).integers(0, VOCAB - 1, 3000)
+    plain = new_head(TARGET, kind, 1, cut, **OPTIONS[kind])
+    begun = begin.with_all_key_heads(plain)
+    begin.look_back(begun, SimpleNamespace(tokens=tokens))
+    assert (plain.shape.num_kv_heads, begun.shape.num_kv_heads) == (2, 4)
+    anchor, batch = 40, _batch(torch.from_numpy(tokens[:64])[None])
+    latest = {}
+    for name, head in {"plain": plain, "begun": begun}.items():
+        given = OnlineHiddenStates(TARGET, head.feature_layers)(batch)
+        aux = given.aux_BTF.clone().requires_grad_()
+        states_kC = PackedHead(head).states(batch, given._replace(aux_BTF=aux), torch.tensor([[anchor]]))[0, 0]
+        for row in (0, -1):
+            (moved,) = torch.autograd.grad(states_kC[row].square().sum(), aux, retain_graph=True)
+            norms = moved[0].norm(dim=1)
+            assert not norms[anchor:].any()
+            latest[name, row] = float(norms[anchor - 1] / norms.sum())
+    assert all(latest["begun", row] > 4 * latest["plain", row] for row in (0, -1))
+
+
+def _batch(tokens_BT: Tensor) -> Batch:
+    """One document of labels."""
+    return Batch(
+        tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool), torch.zeros_like(tokens_BT, dtype=torch.int32)
+    )
 
 
 # The files
