@@ -109,9 +109,10 @@ def test_a_head_begun_by_hand_takes_over_the_state_just_before_its_block(
     import begin  # type: ignore[import-not-found]
 
     tokens = np.random.default_rng(0).integers(0, VOCAB - 1, 3000)
-    plain = new_head(TARGET, kind, 1, cut, **OPTIONS[kind])
+    plain: Any = new_head(TARGET, kind, 1, cut, **OPTIONS[kind])
     begun = begin.with_all_key_heads(plain)
-    begin.look_back(begun, SimpleNamespace(tokens=tokens))
+    folder: Any = SimpleNamespace(tokens=tokens)
+    begin.look_back(begun, folder)
     assert (plain.shape.num_kv_heads, begun.shape.num_kv_heads) == (2, 4)
     anchor, batch = 40, _batch(torch.from_numpy(tokens[:64])[None])
     latest = {}
