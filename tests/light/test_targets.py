@@ -1,10 +1,11 @@
 """Configs of targets as published, counted against the tensors of their reference implementations and the totals of the Hub.
 
-`target_configs.json` holds the configs (and hf_quant_config.json) with the keys that only tokenizers and generation read left out. Parameters:
+`target_configs.json.gz` holds the configs (and hf_quant_config.json) with the keys that only tokenizers and generation read left out. Parameters:
 transformers 5.24's class of each config built without memory and its tensors summed; where it has none (MiMo, Step 3.7's flat config, V4 by
 another name) the class of its kind. Active ones: less the experts that a token does not use, the embedding included. Caches: by hand.
 """
 
+import gzip
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from foredraft.shapes import Shape, compute_dtype, from_config, head, known_shap
 from foredraft.shapes.formats import FORMATS, bytes_per_value, matrix_bytes
 from foredraft.shapes.quantised import format_of_name
 
-CONFIGS = json.loads((Path(__file__).parent / "target_configs.json").read_bytes())
+CONFIGS = json.loads(gzip.decompress((Path(__file__).parent / "target_configs.json.gz").read_bytes()))
 
 
 def target(name: str, folder: Path) -> Shape:
