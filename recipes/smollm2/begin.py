@@ -64,15 +64,20 @@ def main() -> None:
 
 @torch.no_grad()
 def pass_state_on(head: Any) -> None:
-    """Set a head's fusing layer, and an EAGLE-3 head's norm, so."""
-    width = head.fc.weight.shape[0]
-    head.fc.weight.mul_(0.1)[:, -width:].add_(torch.eye(width, device=head.fc.weight.device))
+    """Set an EAGLE head's fusing layer, and an EAGLE-3 head's norm, so."""
+    fuse_as_last_state(head)
     if not head.predicts_hidden_state:
         head.norm.weight.copy_(head.target.norm.weight)
 
 
+def fuse_as_last_state(head: Any) -> None:
+    """Make the fusing layer nearly the identity on the last of the states."""
+    width = head.fc.weight.shape[0]
+    head.fc.weight.mul_(0.1)[:, -width:].add_(torch.eye(width, device=head.fc.weight.device))
+
+
 def with_all_key_heads(head: BlockHead) -> BlockHead:
-    """The same head with a key head for each query head."""
+    """A head like this one with a key head for each query head, its weights drawn anew."""
     wider = head.hollow(msgspec.structs.replace(head.shape, num_kv_heads=head.shape.num_heads))
     wider.initialise(seed=0)
     return wider
@@ -85,9 +90,13 @@ def look_back(head: Any, folder: TokenFolder) -> None:
     Its last norm is the size of what the target's gives, since values are normed as the target norms what its LM head reads.
     """
     width, half = head.shape.hidden_size, head.shape.head_dim // 2
+    if len(folder.tokens) < SAMPLE * TEXT or head.shape.num_heads * head.shape.head_dim != width:
+        raise SystemExit(
+            f"a block head begins from {SAMPLE * TEXT} tokens of data, and where its query heads are together as wide as a state"
+        )
     texts = torch.from_numpy(folder.tokens[: SAMPLE * TEXT].astype("int64")).reshape(SAMPLE, TEXT)
     states = torch.cat(head.target(texts, hidden_states=head.feature_layers, logits="none").hidden_states, -1).float()
-    head.fc.weight.mul_(0.1)[:, -width:].add_(torch.eye(width))
+    fuse_as_last_state(head)
     weight = head.target.norm.weight.float()
     size = F.rms_norm(head.fc(states), (width,), weight)[:, SKIPPED:].square().mean().sqrt()
     head.hidden_norm.weight.copy_(weight / size)

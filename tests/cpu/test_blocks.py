@@ -440,7 +440,7 @@ def test_packed_blocks_are_those_of_the_definition(head: BlockHead, tmp_path: Pa
     """Many anchors of two texts at once: no block sees another, nor the context from its anchor on."""
     definition = Definition(head, tmp_path)
     tokens = torch.tensor([TEXT, TEXT[::-1]])
-    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).int())
+    batch = _batch(tokens)
     hidden_states = OnlineHiddenStates(TARGET, head.feature_layers)(batch)
     anchors = torch.tensor([[0, 3, 4, 12], [1, 2, 9, 13]])
     states = PackedHead(head).states(batch, hidden_states, anchors)
@@ -709,7 +709,7 @@ def test_what_the_cache_knows_of_logits_gives_the_same_loss(tmp_path: Path):
     """The target's argmax and the sum of its exponents from files, so that only the rows of what can be drafted are multiplied."""
     head = trainable_copy(random_head("dspark", CUT))
     tokens = torch.randint(0, VOCAB, (2, 18), generator=torch.Generator().manual_seed(3))
-    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).int())
+    batch = _batch(tokens)
     settings = BlockSettings(anchors=0.4, loss=LOSSES["dspark"], confidence=1.0, lookahead=3)
     cached = TargetCache(TARGET, tmp_path).hidden_states(head.feature_layers, argmax=True, log_sum=True)
     online, known = (BlockObjective(TARGET, head, settings, source=source).loss(batch, 0) for source in (None, cached))
