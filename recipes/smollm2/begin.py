@@ -1,7 +1,7 @@
 """An untrained head that begins by passing its target's state on, to train from as a recipe's `init`.
 
     python recipes/smollm2/begin.py TARGET DATA OUT [--kind eagle|eagle3|dflash|dspark] [--layers L] [--draft-vocab N]
-        [--feature-layers 2,15,27] [--rank R]
+        [--feature-layers 2,15,27] [--rank R] [--block K]
 
 Its fusing layer is the identity on the last of the states that it reads, beside weights a tenth of the usual deviation; an EAGLE-3 head also takes
 the target's final norm. DATA: the token folder whose labels choose the draft vocabulary. Of SmolLM2, whose states
@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("--draft-vocab", type=int, default=8192)
     parser.add_argument("--feature-layers", type=lambda text: tuple(int(layer) for layer in text.split(",")))
     parser.add_argument("--rank", type=int, help="of a DSpark head's correction")
+    parser.add_argument("--block", type=int, help="tokens that a block head drafts in a pass")
     given = parser.parse_args()
     target, folder = load(given.target), TokenFolder.open(given.data)
-    options = {} if given.rank is None else {"rank": given.rank}
+    options = {name: value for name in ("rank", "block") if (value := getattr(given, name)) is not None}
     head: Any = new_head(
         target, given.kind, given.layers, most_frequent(folder, given.draft_vocab), feature_layers=given.feature_layers,
         **options,
