@@ -49,6 +49,7 @@ PYTHON = ROOT / ".venv-peers" / "vllm" / "bin" / "python"
 
 PUBLISHED = 5  # draft passes of EAGLE-2 as its authors' code sets them (depth=5), and SGLang for Llama; their tree is a chain in vLLM
 CHAIN = 5  # lookahead at which acceptance is compared
+LONGEST = 8  # of our own chains, or a block's length
 COUNTED_AT = 8  # sequences that our engine decodes at once, since nothing is timed
 TREES = ("5,4,16", "5,10,60")  # ours: as wide as pays here, and as EAGLE-2 is published
 LOOKAHEADS = (1, 2, 3, PUBLISHED)
@@ -255,7 +256,9 @@ def _measure_ours(bench: Bench, draft: str) -> None:
     """Our engine's chain, at the longest lookahead too, and its trees."""
     if bench.of(f"own-{draft}").is_file():
         return
-    specs = [f"{CHAIN}", "8", *(TREES if bench.drafts[draft].kind.role == "head" else TREES[:1])]
+    head = bench.drafts[draft].shape.head
+    longest = min(head.block or LONGEST, LONGEST) if head else LONGEST
+    specs = [f"{CHAIN}", f"{longest}", *(TREES if bench.drafts[draft].kind.role == "head" else TREES[:1])]
     with tempfile.TemporaryDirectory() as folder:
         foredraft(
             "measure", bench.target, "--prompts", bench.prompts, "--out", folder, "--way", "live", "--batch", COUNTED_AT, "--max-tokens", bench.new,
