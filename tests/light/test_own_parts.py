@@ -139,6 +139,19 @@ def test_a_look_up_is_held_to_the_nodes_that_it_verified():
     assert (second.depth, second.nodes) == (3.75, 4.8)
 
 
+def test_a_draft_behind_a_look_up_may_deviate_from_the_cost_law_otherwise_than_the_draft_alone():
+    """In a batch the widest look-up may cost a whole tile of rows, which the law does not know."""
+    alone = [row(depth, TAU[depth]) for depth in (0, 1, 2, 3)]
+    known = {"method": "eagle+ngram", "lookup_min_match": 2, "steps": 100, "lookup_steps": 25, "shares": False}
+    behind = [row(depth, TAU[depth], drafted=120 * depth, **known) for depth in (1, 2, 3)]
+    slower = [msgspec.structs.replace(each, output_tok_s=0.75 * (each.output_tok_s or 0.0)) for each in behind]
+    rows = timed(PLACE, [*alone, *slower])
+    costs = calibrated(PLACE, rows)
+    assert costs is not None
+    off = costs.output_tok_s([each.measured for each in rows])[0] / [each.cost.output_tok_s for each in rows] - 1
+    assert np.abs(off).max() < 0.04
+
+
 def test_rows_of_a_draft_at_hand_have_its_words_and_count_for_costs():
     silent = row(2, TAU[2], words=False)
     assert completed(TARGET, [silent]).rows[0].draft_vocab is None

@@ -103,7 +103,7 @@ def timed(
     observations = list(observations)
     draft_of, servers, timed_rows = draft_shapes(place.target), {}, []
     length = cache(partial(near, step=_length_step(observations)))
-    likeness: dict[int, Hashable] = {}
+    likeness: dict[tuple[int, bool], Hashable] = {}
 
     def server(draft: Shape | None, prompt: float, answer: float, speculate: bool) -> ServerCost | ValueError:
         key = id(draft), prompt, answer, speculate
@@ -118,17 +118,18 @@ def timed(
         lengths, draft = (length(row.input_len), length(row.output_len)), draft_of(row)
         server_cost, plain = server(draft, *lengths, row.method != "none"), server(None, *lengths, False)
         if isinstance(server_cost, ServerCost) and isinstance(plain, ServerCost):
-            if id(draft) not in likeness:
-                likeness[id(draft)] = alike(draft)
-            timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, likeness[id(draft)]))
+            mixed = kinds.role_of(row.method) == "mixed"
+            if (id(draft), mixed) not in likeness:
+                likeness[id(draft), mixed] = alike(draft, mixed)
+            timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, likeness[id(draft), mixed]))
         else:
             refuse(row, f"that do not fit as described: {plain if isinstance(plain, ValueError) else server_cost}")
     return timed_rows
 
 
-def alike(draft: Shape | None) -> Hashable:
-    """What tells drafts apart whose steps may deviate otherwise from the cost law; names do not."""
-    return draft and (draft.head, draft.params)
+def alike(draft: Shape | None, mixed: bool) -> Hashable:
+    """What tells drafts apart whose steps may deviate otherwise from the cost law, one behind a look-up (`mixed`) too; names do not."""
+    return draft and (draft.head, draft.params, mixed)
 
 
 def load(row: Observation) -> int:
