@@ -20,7 +20,7 @@ Row = tuple[str, str]
 
 def rows(folder: Path) -> list[Row]:
     """Of `folder`, results/smollm2."""
-    parts = {"laws": _laws, "peers": _peers, "served": _served}
+    parts = {"laws": _laws, "peers": _peers, "peers_amx": _peers, "served": _served}
     files = {name: folder / f"{name}.json" for name in parts}
     found = [
         row
@@ -68,12 +68,13 @@ def _error(value: float, name: str) -> str:
 
 
 def _peers(report: dict[str, Any]) -> Iterator[Row]:
+    tiles = "with" if any("amx" in name for name in report["machine"]["instructions"]) else "without"
     for dtype, race in report["races"].items():
         if race["ours_over"]:
             ours = race["fastest"]["foredraft"]
             over = (f"{name} {_interval(each)}" for name, each in race["ours_over"].items())
             yield (
-                f"SmolLM2, {dtype}, batch 1: our fastest ({ours}) over the fastest of each other engine",
+                f"SmolLM2, {dtype}, batch 1, {tiles} AMX: our fastest ({ours}) over the fastest of each other engine",
                 "; ".join(over),
             )
 

@@ -37,6 +37,7 @@ REPORTS: dict[str, Any] = {
         },
     },
     "peers": {
+        "machine": {"instructions": ["avx2"]},
         "races": {
             "float32": {"fastest": {"foredraft": "s@3"}, "ours_over": OVER},
             "bfloat16": {"fastest": {"foredraft": "s@2"}, "ours_over": {}},
@@ -52,11 +53,12 @@ REPORTS: dict[str, Any] = {
 def test_rows_are_those_of_the_files(module: Any, tmp_path: Path) -> None:
     for name, report in REPORTS.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
-    figures = [figure for _, figure in module.rows(tmp_path)]
-    assert figures == [
+    names, figures = zip(*module.rows(tmp_path), strict=True)
+    assert list(figures) == [
         "2.5%, 3.1%; 9 of 10, 9 of 10", "0.013; 9 of 10", "1.2%, 0.0%", "8.0%", "vllm/e@2 1.30× (1.20 to 1.40); openvino/plain 1.60×", "0.007",
         "1.45×, 1.10×, 1.00×",
     ]  # fmt: skip
+    assert names[4].startswith("SmolLM2, float32, batch 1, without AMX: our fastest (s@3)")
 
 
 @pytest.mark.parametrize("name", sorted(REPORTS))
