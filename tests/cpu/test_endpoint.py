@@ -339,13 +339,21 @@ def test_later_turns_of_chats_stand_behind_the_servers_own_answers(fake: Fake) -
         load(fake, questions[2:], chat="never")
 
 
-def test_a_row_names_the_model_behind_a_servers_name_and_what_the_user_says(fake: Fake) -> None:
-    fake.root = "/models/SmolLM2-135M"
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [
+        ("/models/SmolLM2-135M", "SmolLM2-135M"),
+        ("build/models/SmolLM2-135M", "SmolLM2-135M"),
+        ("org/SmolLM2-135M", "org/SmolLM2-135M"),
+    ],
+)
+def test_a_row_names_the_model_behind_a_servers_name_and_what_the_user_says(fake: Fake, root: str, name: str) -> None:
+    fake.root = root
     (measured_round,) = load(fake, concurrency=(1,))
     (row,) = rows(fake, measured_round, machine="cpu", dtype="bfloat16", devices=2)
     observation = row.observation
     assert (observation.target, observation.machine, observation.dtype, observation.tensor_parallel) == (
-        "SmolLM2-135M", "cpu", "bfloat16", 2,
+        name, "cpu", "bfloat16", 2,
     )  # fmt: skip
     assert (observation.provenance.note or "").count(f"served as {MODEL}") == 1
 

@@ -61,8 +61,8 @@ def base_facts(server: Endpoint, facts: Mapping[str, Any], *, drafts: bool) -> d
 
 
 def _spelt(model: str) -> str:
-    """A model's name; of a folder's path, which some servers tell, the folder's."""
-    return name_of(model) if model.startswith(("/", ".")) else model
+    """A model's name; of a folder's path, which some servers tell, the folder's: an id of the Hub has one slash at most."""
+    return name_of(model) if model.startswith(("/", ".")) or model.count("/") > 1 else model
 
 
 def _provenance(server: Endpoint, command: str | None, note: str | None) -> Provenance:
