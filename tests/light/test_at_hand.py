@@ -1,6 +1,7 @@
 """The draft that the user names: what it is taken for, what refuses it, and an acceptance that is stated."""
 
 import json
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from foredraft.plan.candidates import Basis, public
 from foredraft.plan.heads import heads
 from foredraft.plan.plan import plan
 from foredraft.plan.problem import PlanSettings
+from foredraft.plan.trees import PUBLISHED
 from foredraft.published.heads import head_named, heads_for, model_id, public_heads
 from foredraft.records import Observation, Provenance, Workload, write_lines
 from foredraft.shapes import shape
@@ -393,3 +395,28 @@ def test_rows_of_another_target_in_its_folder_do_not_count(tmp_path):
 def test_a_poor_draft_at_hand_does_not_win(tmp_path):
     poor = folder_of(QWEN, tmp_path / "poor", [measured_head(1.03, float(QWEN.params))])
     assert given(beside(poor).draft).name != poor
+
+
+def treed(row, tau):
+    return msgspec.structs.replace(row, topk=4, tree_nodes=8, survival=None, tokens_per_step=tau)
+
+
+def test_a_draft_at_hand_has_the_tail_of_its_own_trees_or_of_others_on_the_target_and_then_a_wide_one(tmp_path):
+    chain = measured_head(1.8, float(QWEN.params))
+    rows = {"flat": (treed(chain, 1.9),), "steep": (treed(chain, 2.2),), "chains": ()}
+    folders = {name: folder_of(QWEN, tmp_path / name, [chain, *trees]) for name, trees in rows.items()}
+    others = [msgspec.structs.replace(row, draft="another", target=QWEN.name) for row in (chain, treed(chain, 2.0))]
+    tails = {
+        name: weighed(replace(basis(), observations=others), given(draft_at_hand(folder, QWEN))).tail
+        for name, folder in folders.items()
+    }
+    assert tails["flat"].middle < tails["chains"].middle < tails["steep"].middle < PUBLISHED.middle
+    assert tails["flat"].sd < tails["chains"].sd == PUBLISHED.sd
+    assert weighed(basis(), given(draft_at_hand(folders["chains"], QWEN))).tail == PUBLISHED
+
+
+def test_trees_on_other_prompts_than_the_chains_say_nothing(tmp_path):
+    chain = measured_head(1.8, float(QWEN.params))
+    elsewhere = msgspec.structs.replace(treed(chain, 1.9), dataset="others")
+    folder = folder_of(QWEN, tmp_path / "apart", [chain, elsewhere])
+    assert weighed(basis(), given(draft_at_hand(folder, QWEN))).tail == PUBLISHED

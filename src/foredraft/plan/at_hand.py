@@ -7,6 +7,7 @@ are worth weighing (`candidates`), step times.
 Shapes: S draws, K positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from foredraft.plan.candidate import AcceptanceDraws, Candidate, choice
 from foredraft.plan.candidates import Basis
 from foredraft.plan.heads import at
 from foredraft.plan.levels import level_of
-from foredraft.plan.study import shape_of
+from foredraft.plan.study import own_tail, shape_of
+from foredraft.plan.trees import PUBLISHED, Tail
 from foredraft.published import heads
 from foredraft.records import DraftChoice, DraftLengths, Observation, read, read_json, read_lines, with_hint
 from foredraft.shapes import Shape
@@ -173,7 +175,7 @@ def measured_of(draft: DraftAtHand, target: Shape) -> list[Observation]:
 
 
 def _measured(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate | None:
-    """By the rows in the draft's folder; trees as those of an own study, if there is one."""
+    """By the rows in the draft's folder; trees as own ones were measured."""
     rows = measured_of(draft, basis.target)
     if not rows:
         return None
@@ -182,8 +184,18 @@ def _measured(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate | Non
         context=shape.max_position_embeddings,
     )  # fmt: skip
     study = basis.heads if shape.head else basis.models
+    tail = _own_tail(basis, [*rows, *basis.observations], {row.draft for row in rows}) or (study and study.tail)
     candidate = at(level, _choice(basis, draft), shape)
-    return replace(candidate, tail=study.tail) if study else candidate
+    return replace(candidate, tail=tail) if tail else candidate
+
+
+def _own_tail(basis: Basis, rows: Sequence[Observation], names: set[str | None]) -> Tail | None:
+    """Read off the trees of the drafts of those names, else of any head on the target, which may differ as published ones do."""
+    of_it = [row for row in rows if row.draft in names]
+    if tail := own_tail(basis.target, of_it, basis.temperature):
+        return tail
+    tail = own_tail(basis.target, rows, basis.temperature)
+    return tail and tail._replace(sd=max(tail.sd, PUBLISHED.sd))
 
 
 def _check(basis: Basis, draft: DraftAtHand) -> None:
@@ -259,7 +271,9 @@ def _head(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate:
         context=shape.max_position_embeddings,
         alike=is_alike,
     )
-    return at(level, _choice(basis, draft), shape)
+    candidate = at(level, _choice(basis, draft), shape)
+    tail = _own_tail(basis, basis.observations, drafts)
+    return replace(candidate, tail=tail) if tail else candidate
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,28 @@ def _tail(study: Study, rows: Sequence[Observation], role: str) -> Tail | None:
     return fitted(measured, f"{number} own trees of {len(measured)} drafts")
 
 
+def own_tail(target: Shape, rows: Iterable[Observation], temperature: float) -> Tail | None:
+    """What trees of heads on `target` gained over chains of the same draft on the same prompts; None where no draft has both."""
+    groups: dict[tuple, list[Observation]] = {}
+    for row in rows:
+        comparable = row.tokens_per_step and (row.temperature or 0.0) == temperature and "/" not in (row.dataset or "")
+        if comparable and kinds.role_of(row.method) == "head" and on_target(row, target):
+            groups.setdefault((row.method, row.draft, row.dataset, row.num_requests), []).append(row)
+    law, measured = evidence.position_law(), {}
+    for key, group in groups.items():
+        curve = mean_curve(filter(_is_chain, group))
+        trees = [
+            Tree(row.lookahead, row.topk, row.tree_nodes, row.tokens_per_step)
+            for row in group
+            if row.tokens_per_step and row.lookahead and row.topk and row.topk > 1 and row.tree_nodes
+        ]
+        if curve and trees:
+            prior = kinds.of_method(group[0].method).prior
+            measured[key] = acceptance.posterior(law, curve, kind=prior).median_accept, trees
+    number, drafts = sum(len(trees) for _, trees in measured.values()), len({draft for _, draft, *_ in measured})
+    return fitted(measured, f"{number} own trees of {drafts} drafts")
+
+
 def _draft(target: Shape, group: Sequence[Observation], number: int) -> StudyDraft | None:
     row = group[0]
     shape, curve = shape_of(target, row), mean_curve(group)
