@@ -184,7 +184,8 @@ def _measured(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate | Non
         context=shape.max_position_embeddings,
     )  # fmt: skip
     study = basis.heads if shape.head else basis.models
-    tail = _own_tail(basis, [*rows, *basis.observations], {row.draft for row in rows}) or (study and study.tail)
+    own = _own_tail(basis, [*rows, *basis.observations], {row.draft for row in rows}) if shape.head else None
+    tail = own or (study and study.tail)
     candidate = at(level, _choice(basis, draft), shape)
     return replace(candidate, tail=tail) if tail else candidate
 
