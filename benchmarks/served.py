@@ -258,7 +258,7 @@ def _measure_ours(bench: Bench, draft: str) -> None:
         return
     head = bench.drafts[draft].shape.head
     longest = min(head.block or LONGEST, LONGEST) if head else LONGEST
-    specs = [f"{CHAIN}", f"{longest}", *(TREES if bench.drafts[draft].kind.role == "head" else TREES[:1])]
+    specs = [f"{CHAIN}", f"{longest}", *(TREES if head else TREES[:1])]
     with tempfile.TemporaryDirectory() as folder:
         foredraft(
             "measure", bench.target, "--prompts", bench.prompts, "--out", folder, "--way", "live", "--batch", COUNTED_AT, "--max-tokens", bench.new,

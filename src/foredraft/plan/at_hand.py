@@ -183,20 +183,20 @@ def _measured(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate | Non
         replace(basis, observations=rows), draft.kind, layers=shape.num_layers, alike=lambda row: True, draft=draft.name,
         context=shape.max_position_embeddings,
     )  # fmt: skip
-    study = basis.heads if shape.head else basis.models
-    own = _own_tail(basis, [*rows, *basis.observations], {row.draft for row in rows}) if shape.head else None
-    tail = own or (study and study.tail)
-    candidate = at(level, _choice(basis, draft), shape)
-    return replace(candidate, tail=tail) if tail else candidate
+    tail = _tail(basis, draft.kind.role, [*rows, *basis.observations], {row.draft for row in rows})
+    return replace(at(level, _choice(basis, draft), shape), tail=tail)
 
 
-def _own_tail(basis: Basis, rows: Sequence[Observation], names: set[str | None]) -> Tail | None:
-    """Read off the trees of the drafts of those names, else of any head on the target, which may differ as published ones do."""
-    of_it = [row for row in rows if row.draft in names]
-    if tail := own_tail(basis.target, of_it, basis.temperature):
-        return tail
-    tail = own_tail(basis.target, rows, basis.temperature)
-    return tail and tail._replace(sd=max(tail.sd, PUBLISHED.sd))
+def _tail(basis: Basis, role: str, rows: Sequence[Observation], names: set[str | None]) -> Tail:
+    """Of a draft that `rows` call by one of `names`: as its own trees say, else any of its role on the target, which may differ as published
+    ones do, else as a study has it, if there is one.
+    """
+    if own := own_tail(basis.target, (row for row in rows if row.draft in names), basis.temperature, role):
+        return own
+    if others := own_tail(basis.target, rows, basis.temperature, role):
+        return others._replace(sd=max(others.sd, PUBLISHED.sd))
+    study = basis.heads if role == "head" else basis.models
+    return study.tail if study else PUBLISHED
 
 
 def _check(basis: Basis, draft: DraftAtHand) -> None:
@@ -272,9 +272,8 @@ def _head(basis: Basis, draft: DraftAtHand, shape: Shape) -> Candidate:
         context=shape.max_position_embeddings,
         alike=is_alike,
     )
-    candidate = at(level, _choice(basis, draft), shape)
-    tail = _own_tail(basis, basis.observations, drafts)
-    return replace(candidate, tail=tail) if tail else candidate
+    tail = _tail(basis, draft.kind.role, basis.observations, drafts)
+    return replace(at(level, _choice(basis, draft), shape), tail=tail)
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class Problem:
         """How own rows say that steps deviate from the modelled ones: coefficients [C, S, 3]; None without own rows."""
         if not (costs := self.calibrated):
             return None
-        draft = alike(candidate.shape, candidate.lookup is not None) if candidate else None
+        draft = alike(candidate.shape, mixed=candidate.lookup is not None) if candidate else None
         if num is None:
             return costs.deviation.mean(self.concurrency, draft)[:, None]
         rng = Lattice(self.settings.seed, DEVIATION, ACCEPTANCE)

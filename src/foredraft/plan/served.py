@@ -118,16 +118,16 @@ def timed(
         lengths, draft = (length(row.input_len), length(row.output_len)), draft_of(row)
         server_cost, plain = server(draft, *lengths, row.method != "none"), server(None, *lengths, False)
         if isinstance(server_cost, ServerCost) and isinstance(plain, ServerCost):
-            mixed = kinds.role_of(row.method) == "mixed"
-            if (id(draft), mixed) not in likeness:
-                likeness[id(draft), mixed] = alike(draft, mixed)
-            timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, likeness[id(draft), mixed]))
+            key = id(draft), kinds.role_of(row.method) == "mixed"
+            if key not in likeness:
+                likeness[key] = alike(draft, mixed=key[1])
+            timed_rows.append(TimedRow(row, server_cost, _cost_row(row), plain, likeness[key]))
         else:
             refuse(row, f"that do not fit as described: {plain if isinstance(plain, ValueError) else server_cost}")
     return timed_rows
 
 
-def alike(draft: Shape | None, mixed: bool) -> Hashable:
+def alike(draft: Shape | None, *, mixed: bool) -> Hashable:
     """What tells drafts apart whose steps may deviate otherwise from the cost law, one behind a look-up (`mixed`) too; names do not."""
     return draft and (draft.head, draft.params, mixed)
 

@@ -5,7 +5,7 @@ chains. Refuses to know: what will be planned, and step times.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -170,43 +170,48 @@ def study_of(target: Shape, rows: Sequence[Observation], temperature: float, rol
 
 def _tail(study: Study, rows: Sequence[Observation], role: str) -> Tail | None:
     """Read off the trees that were measured of its drafts, on the same data at the same temperature."""
-    trees: dict[str, dict[tuple[int, int, int], list[float]]] = {}
-    for row in rows:
-        alike = (row.dataset, row.temperature or 0.0) == (study.dataset, study.temperature)
-        if not alike or kinds.role_of(row.method) != role or not on_target(row, study.target) or (row.topk or 1) == 1:
-            continue
-        if row.draft and row.lookahead and row.topk and row.tree_nodes and row.tokens_per_step:
-            dials = trees.setdefault(row.draft, {})
-            dials.setdefault((row.lookahead, row.topk, row.tree_nodes), []).append(row.tokens_per_step)
-    law, measured = evidence.position_law(), {}
-    for draft in study.drafts:
-        if draft.name in trees:
-            accept = acceptance.posterior(law, draft.curve, kind=draft.kind.prior).median_accept
-            taus = trees[draft.name].items()
-            measured[draft.name] = accept, [Tree(*dials, float(np.mean(values))) for dials, values in taus]
-    number = sum(len(of) for _, of in measured.values())
-    return fitted(measured, f"{number} own trees of {len(measured)} drafts")
+    alike = [
+        row
+        for row in rows
+        if (row.dataset, row.temperature or 0.0) == (study.dataset, study.temperature)
+        and kinds.role_of(row.method) == role
+        and on_target(row, study.target)
+    ]
+    return _read_off(
+        {
+            (draft.name,): (draft.kind, draft.curve, [row for row in alike if row.draft == draft.name])
+            for draft in study.drafts
+        }
+    )
 
 
-def own_tail(target: Shape, rows: Iterable[Observation], temperature: float) -> Tail | None:
-    """What trees of heads on `target` gained over chains of the same draft on the same prompts; None where no draft has both."""
+def own_tail(target: Shape, rows: Iterable[Observation], temperature: float, role: str) -> Tail | None:
+    """Read off trees of drafts of a role on `target`, against chains of the same draft on the same prompts; None where no draft has both."""
     groups: dict[tuple, list[Observation]] = {}
     for row in rows:
-        comparable = row.tokens_per_step and (row.temperature or 0.0) == temperature and "/" not in (row.dataset or "")
-        if comparable and kinds.role_of(row.method) == "head" and on_target(row, target):
-            groups.setdefault((row.method, row.draft, row.dataset, row.num_requests), []).append(row)
+        comparable = (row.temperature or 0.0) == temperature and "/" not in (row.dataset or "")
+        if comparable and kinds.role_of(row.method) == role and on_target(row, target):
+            groups.setdefault((row.draft, row.draft_tokens, row.dataset, row.num_requests), []).append(row)
+    return _read_off(
+        {
+            key: (kinds.of_method(group[0].method), mean_curve(filter(_is_chain, group)), group)
+            for key, group in groups.items()
+        }
+    )
+
+
+def _read_off(compared: Mapping[tuple, tuple[Kind, Curve, Sequence[Observation]]]) -> Tail | None:
+    """By draft, named first: its kind, the τ of its chains, and rows among which those of its trees are."""
     law, measured = evidence.position_law(), {}
-    for key, group in groups.items():
-        curve = mean_curve(filter(_is_chain, group))
-        trees = [
-            Tree(row.lookahead, row.topk, row.tree_nodes, row.tokens_per_step)
-            for row in group
-            if row.tokens_per_step and row.lookahead and row.topk and row.topk > 1 and row.tree_nodes
-        ]
-        if curve and trees:
-            prior = kinds.of_method(group[0].method).prior
-            measured[key] = acceptance.posterior(law, curve, kind=prior).median_accept, trees
-    number, drafts = sum(len(trees) for _, trees in measured.values()), len({draft for _, draft, *_ in measured})
+    for key, (kind, curve, rows) in compared.items():
+        taus: dict[tuple[int, int, int], list[float]] = {}
+        for row in rows:
+            if row.lookahead and row.topk and row.topk > 1 and row.tree_nodes and row.tokens_per_step:
+                taus.setdefault((row.lookahead, row.topk, row.tree_nodes), []).append(row.tokens_per_step)
+        if curve and taus:
+            accept = acceptance.posterior(law, curve, kind=kind.prior).median_accept
+            measured[key] = accept, [Tree(*dials, float(np.mean(values))) for dials, values in taus.items()]
+    number, drafts = sum(len(trees) for _, trees in measured.values()), len({draft for draft, *_ in measured})
     return fitted(measured, f"{number} own trees of {drafts} drafts")
 
 
